@@ -1,0 +1,59 @@
+# Needs Linux, Python 3.11 or later, git and make; everything else is brought by packages.
+# `make PYTHON=python3.12 up` chooses the Python.
+PYTHON ?= python3
+UV_VERSION := 0.13.9
+
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+LOCAL := $(BIN)/python -m local
+
+.DEFAULT_GOAL := help
+.PHONY: help up status logs down demo test check lock
+MAKEFLAGS += --no-print-directory
+
+help: ## what there is
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo "BRONZE_LOCAL_PORT_{NATS,S3,OTLP,PROMETHEUS,ZIPKIN,API,CONSUMER,PUBLISHER} move the ports of \`make up\`."
+
+up: $(READY) ## start everything in the background, send the sample, show what became of it
+	@$(LOCAL) up
+
+status: $(READY) ## what runs, and whether it works
+	@$(LOCAL) status
+
+logs: $(READY) ## follow the logs; P=consumer for one program's
+	@$(LOCAL) logs $(P)
+
+down: $(READY) ## stop what `up` started; its state stays
+	@$(LOCAL) down
+
+demo: $(READY) ## all of it once, from fresh state on free ports, with proof: .local/evidence.json
+	@$(LOCAL) demo
+
+test: check ## check, then all tests; T="..." for pytest's arguments
+	$(BIN)/python -m pytest $(T)
+
+check: $(READY) ## format, lint, types, configurations
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	@$(LOCAL) check
+
+lock: $(READY) ## pin the dependencies of pyproject.toml; U=--upgrade takes newer ones
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+		--no-header --all-extras $(U) pyproject.toml --output-file requirements.lock
+
+$(READY): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "error: Python 3.11 or later is needed, and $(PYTHON) is $$($(PYTHON) --version 2>&1);" \
+			"make PYTHON=... chooses another" >&2; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { \
+		echo "error: $(PYTHON) cannot make virtual environments; on Debian and Ubuntu:" \
+			"apt-get install python3-venv" >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+	@echo "installing the pinned packages into $(VENV)"
+	@VIRTUAL_ENV=$(VENV) $(BIN)/uv pip sync --quiet --require-hashes --compile-bytecode requirements.lock
+	@VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
