@@ -1,0 +1,411 @@
+"""Submissions: a body is decoded, checked record by record and packed into the queue's messages.
+
+Nothing of it acts: what comes out is either `Refused`, or messages that a consumer can decode again.
+
+A message's payload is a JSON array of whole records, each exactly as received; its headers say which submission it
+is a part of. The same facts, `Accepted`, stand in the messages, in the identity and in the object's footer.
+"""
+
+import hashlib
+import json
+import re
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from tempfile import SpooledTemporaryFile
+from typing import Protocol
+from uuid import UUID, uuid5
+
+import msgspec
+import uuid_utils
+
+from bronze.errors import Poison, Refused
+from bronze.sources import Source
+
+#: Version of the message's format; a consumer leaves a newer one to a newer consumer.
+FORMAT = 1
+#: A message in the queue with its headers (the server's max_payload), in bytes.
+MESSAGE_BYTES_MAX = 2**20
+#: What of it is left to the headers, in bytes: three texts of 256 characters, of 12 bytes each when escaped, and ids.
+HEADER_BYTES_MAX = 12 * 2**10
+#: Messages of one submission: the server's bound of an atomic batch.
+MESSAGES_MAX = 1_000
+FILE_NAME_CHARS_MAX = 256
+CLASSIFICATIONS_LISTED_MAX = 128
+
+HEADER_FORMAT = "Bronze-Format"
+HEADER_PART = "Bronze-Part"
+HEADER_FIRST_RECORD = "Bronze-First-Record"
+HEADER_RECORDS = "Bronze-Records"
+HEADER_SUBMISSION = "Bronze-Submission"
+
+_KEYED = UUID("b2f0c1de-6a51-5d0e-9b1c-0d4e5b1c7a11")
+_GZIP_WBITS = 16 + zlib.MAX_WBITS
+_FIELD_AT = re.compile(r" - at `\$\.([^`\[]+)[^`]*`$")
+_FIELD_MISSING = re.compile(r"missing required field `([^`]+)`")
+
+
+class Accepted(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What is known of a submission once it is accepted; the 202 is made from it, now and at any retry.
+
+    `digest` is the SHA-256 of the decoded body; `received_at` is RFC 3339 in UTC, in microseconds.
+    `classification_id` is the run that all its records belong to, None where there are several;
+    `classification_default` is that of a record that names none.
+    """
+
+    submission_id: str
+    source: str
+    digest: str
+    records: int
+    classification_id: str | None
+    classification_default: str | None
+    classification_count: int
+    received_at: str
+    trace_id: str
+    traceparent: str
+    keyed: bool = False
+    origin: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A message's place in its submission: part `number` of `count`, with `records` from `first_record` on."""
+
+    accepted: Accepted
+    number: int
+    count: int
+    first_record: int
+    records: int
+
+    def headers(self) -> dict[str, str]:
+        # ASCII: a header must not depend on how the client library encodes it
+        submission = json.dumps(msgspec.to_builtins(self.accepted), separators=(",", ":"))
+        return {
+            HEADER_FORMAT: str(FORMAT),
+            HEADER_PART: f"{self.number}/{self.count}",
+            HEADER_FIRST_RECORD: str(self.first_record),
+            HEADER_RECORDS: str(self.records),
+            HEADER_SUBMISSION: submission,
+        }
+
+    @classmethod
+    def parse(cls, headers: Mapping[str, str]) -> "Part":
+        """The part that a message's headers tell of; raises `Poison`."""
+        try:
+            number, _, count = headers[HEADER_PART].partition("/")
+            part = cls(
+                accepted=msgspec.json.decode(headers[HEADER_SUBMISSION], type=Accepted),
+                number=int(number),
+                count=int(count),
+                first_record=int(headers[HEADER_FIRST_RECORD]),
+                records=int(headers[HEADER_RECORDS]),
+            )
+        except KeyError as error:
+            raise Poison(f"the message has no header {error}") from error
+        except (ValueError, msgspec.DecodeError) as error:
+            raise Poison(f"the message's headers cannot be read: {error}") from error
+        if not 1 <= part.number <= part.count <= MESSAGES_MAX or part.first_record < 0:
+            raise Poison(f"the message's part {headers[HEADER_PART]!r} is impossible")
+        return part
+
+
+def format_version(headers: Mapping[str, str]) -> int | None:
+    """The version of a message's format; None where it states none."""
+    text = headers.get(HEADER_FORMAT, "")
+    return int(text) if text.isdecimal() else None
+
+
+def new_id() -> str:
+    """The id of a submission without a key: a UUIDv7 (RFC 9562)."""
+    return str(uuid_utils.uuid7())
+
+
+def keyed_id(source: str, key: str, principal: str = "") -> str:
+    """The id of a submission with an `Idempotency-Key`: a function of who sends what under which key."""
+    return str(uuid5(_KEYED, f"{principal}\0{source}\0{key}"))
+
+
+def lane_of(submission_id: str, lanes: int) -> int:
+    """The lane that a submission goes to."""
+    return UUID(submission_id).int % lanes
+
+
+# --- content encodings
+
+
+class Decoder(Protocol):
+    def feed(self, data: bytes) -> Iterator[bytes]: ...
+    def finish(self) -> None: ...
+
+
+class Identity:
+    """No content encoding."""
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        yield data
+
+    def finish(self) -> None:
+        pass
+
+
+class Gzip:
+    """gzip (RFC 1952), members one after another; gives at most `STEP_BYTES` at once, so that a bomb is met in time."""
+
+    STEP_BYTES = 2**18
+
+    def __init__(self) -> None:
+        self._inflate = zlib.decompressobj(_GZIP_WBITS)
+        self._begun = False
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        while data:
+            if self._inflate.eof:
+                self._inflate = zlib.decompressobj(_GZIP_WBITS)
+            self._begun = True
+            try:
+                out = self._inflate.decompress(data, self.STEP_BYTES)
+            except zlib.error as error:
+                raise _corrupt(str(error)) from error
+            data = self._inflate.unused_data if self._inflate.eof else self._inflate.unconsumed_tail
+            if out:
+                yield out
+
+    def finish(self) -> None:
+        if self._begun and not self._inflate.eof:
+            raise _corrupt("it ends before its end-of-stream mark")
+
+
+def _corrupt(why: str) -> Refused:
+    return Refused(
+        400,
+        "corrupt-encoding",
+        f"The body is not whole gzip: {why}. Send it again, and check that nothing on the way cuts or alters it.",
+    )
+
+
+ENCODINGS: Mapping[str, type[Decoder]] = {"identity": Identity, "gzip": Gzip}
+
+
+# --- checking and packing
+
+
+@dataclass(frozen=True, slots=True)
+class _Slice:
+    """One message's payload, as a place in the spool."""
+
+    start: int
+    end: int
+    first_record: int
+    records: int
+
+
+class Checked:
+    """A submission that was checked whole: what its messages hold, spooled within a memory bound."""
+
+    def __init__(
+        self,
+        spool: "SpooledTemporaryFile[bytes]",
+        slices: Sequence[_Slice],
+        *,
+        records: int,
+        body_bytes: int,
+        digest: str,
+        classifications: Mapping[str, None],
+        unclassified: int,
+    ) -> None:
+        self._spool = spool
+        self._slices = slices
+        self.records = records
+        self.body_bytes = body_bytes
+        self.digest = digest
+        #: the classification_ids that records name, in order of appearance
+        self.classifications = tuple(classifications)
+        #: how many records name none
+        self.unclassified = unclassified
+
+    @property
+    def messages(self) -> int:
+        return len(self._slices)
+
+    def parts(self, accepted: Accepted) -> Iterator[tuple[Part, bytes]]:
+        """The submission's messages, in order."""
+        for number, piece in enumerate(self._slices, start=1):
+            self._spool.seek(piece.start)
+            payload = self._spool.read(piece.end - piece.start)
+            yield Part(accepted, number, len(self._slices), piece.first_record, piece.records), payload
+
+    def close(self) -> None:
+        self._spool.close()
+
+
+class Intake:
+    """Takes a decoded body in pieces, checks each record against the source, and packs whole records into messages.
+
+    Raises `Refused` that names the record's index and field; nothing is kept then. It is plain CPU work: give it
+    large pieces in a thread.
+    """
+
+    def __init__(self, source: Source, *, body_bytes_max: int, spool_memory_bytes_max: int) -> None:
+        self._source = source
+        self._body_bytes_max = body_bytes_max
+        self._decoder = msgspec.json.Decoder(source.record_type)
+        self._spool: SpooledTemporaryFile[bytes] = SpooledTemporaryFile(spool_memory_bytes_max)  # noqa: SIM115
+        self._sha = hashlib.sha256()
+        self._body_bytes = 0
+        self._records = 0
+        self._slices: list[_Slice] = []
+        self._pending: list[bytes] = []
+        self._pending_bytes = 0
+        self._rest = b""
+        self._classifications: dict[str, None] = {}
+        self._unclassified = 0
+
+    @property
+    def records(self) -> int:
+        """How many records were taken so far."""
+        return self._records
+
+    def close(self) -> None:
+        self._spool.close()
+
+    def count(self, piece: bytes) -> None:
+        """Add to the digest and to the size; raises `Refused` past the bound."""
+        self._body_bytes += len(piece)
+        if self._body_bytes > self._body_bytes_max:
+            raise too_large(self._body_bytes_max)
+        self._sha.update(piece)
+
+    def lines(self, piece: bytes) -> None:
+        """Take a piece of NDJSON."""
+        self.count(piece)
+        head, newline, rest = piece.rpartition(b"\n")
+        if not newline:
+            self._rest += piece
+            if len(self._rest) > MESSAGE_BYTES_MAX:
+                raise self._record_too_large()
+            return
+        block, self._rest = self._rest + head, rest
+        self._take(block)
+
+    def document(self, body: bytes) -> None:
+        """Take a JSON document: one record, or an array of records."""
+        self.count(body)
+        if not body.strip():
+            return
+        try:
+            body.decode("utf-8")
+            array = body.lstrip(b" \t\r\n").startswith(b"[")
+            records = msgspec.json.decode(body, type=list[msgspec.Raw]) if array else [body.strip(b" \t\r\n")]
+        except UnicodeDecodeError as error:
+            raise _not_utf8(error) from error
+        except (msgspec.DecodeError, RecursionError) as error:
+            raise Refused(400, "malformed-json", f"The body is not JSON: {error}.") from error
+        for record in records:
+            self._add(bytes(record))
+
+    def finish(self) -> Checked:
+        """The submission, once its body has ended; raises `Refused` for what is missing."""
+        if self._rest:
+            self._take(self._rest)
+            self._rest = b""
+        if not self._records:
+            raise Refused(400, "empty-body", "The body holds no record. Send one JSON object a line.")
+        self._flush()
+        return Checked(
+            self._spool,
+            self._slices,
+            records=self._records,
+            body_bytes=self._body_bytes,
+            digest=self._sha.hexdigest(),
+            classifications=self._classifications,
+            unclassified=self._unclassified,
+        )
+
+    def _take(self, block: bytes) -> None:
+        try:
+            block.decode("utf-8")
+        except UnicodeDecodeError as error:
+            before = sum(1 for line in block[: error.start].split(b"\n")[:-1] if line.strip())
+            raise _not_utf8(error, record=self._records + before) from error
+        for line in block.split(b"\n"):
+            record = line.strip(b" \t\r")
+            if record:
+                self._add(record)
+
+    def _add(self, record: bytes) -> None:
+        try:
+            checked = self._decoder.decode(record)
+        except msgspec.ValidationError as error:
+            raise self._violation(str(error)) from error
+        except (msgspec.DecodeError, RecursionError) as error:
+            raise Refused(
+                400,
+                "malformed-json",
+                f"Record {self._records} is not a JSON object: {error}. One record is one line.",
+                record=self._records,
+            ) from error
+        size = len(record) + 1
+        if size + 1 > MESSAGE_BYTES_MAX - HEADER_BYTES_MAX:
+            raise self._record_too_large()
+        if self._pending_bytes + size + 1 > MESSAGE_BYTES_MAX - HEADER_BYTES_MAX:
+            self._flush()
+        self._pending.append(record)
+        self._pending_bytes += size
+        self._records += 1
+        named: str | None = checked.classification_id  # type: ignore[attr-defined]
+        if named is None:
+            self._unclassified += 1
+        else:
+            self._classifications[named] = None
+
+    def _flush(self) -> None:
+        if len(self._slices) == MESSAGES_MAX:
+            raise Refused(
+                413,
+                "body-too-large",
+                f"The body makes more than {MESSAGES_MAX} messages of 1 MiB. Send it as several submissions.",
+            )
+        payload = b"[" + b",".join(self._pending) + b"]"
+        start = self._slices[-1].end if self._slices else 0
+        self._spool.write(payload)
+        self._slices.append(_Slice(start, start + len(payload), self._records - len(self._pending), len(self._pending)))
+        self._pending = []
+        self._pending_bytes = 0
+
+    def _violation(self, message: str) -> Refused:
+        found = _FIELD_AT.search(message)
+        missing = _FIELD_MISSING.search(message)
+        name = (found or missing).group(1) if (found or missing) else None  # type: ignore[union-attr]
+        said = _FIELD_AT.sub("", message)
+        place = f"Record {self._records}" + (f", field {name}" if name else "")
+        members = {"record": self._records} | ({"field": name} if name else {})
+        return Refused(
+            422,
+            "schema-violation",
+            f"{place}: {said}. The source {self._source.name} declares its fields; mend the record and send the "
+            "submission again: nothing of it was kept.",
+            **members,
+        )
+
+    def _record_too_large(self) -> Refused:
+        limit = MESSAGE_BYTES_MAX - HEADER_BYTES_MAX - 2
+        return Refused(
+            413,
+            "record-too-large",
+            f"Record {self._records} is larger than {limit} bytes. Split it, or refer to what it carries.",
+            record=self._records,
+        )
+
+
+def too_large(limit: int, advice: str = "Send it as several submissions.") -> Refused:
+    return Refused(
+        413,
+        "body-too-large",
+        f"The body is larger than {limit} bytes, decoded. {advice}",
+        limit=limit,
+    )
+
+
+def _not_utf8(error: UnicodeDecodeError, **members: object) -> Refused:
+    place = f"Record {members['record']}" if "record" in members else "The body"
+    return Refused(400, "invalid-utf8", f"{place} is not UTF-8: {error.reason}. JSON is UTF-8 (RFC 8259).", **members)
