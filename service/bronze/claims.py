@@ -1,0 +1,97 @@
+"""Keys that one of several writers gets, by compare-and-set: a JetStream KV bucket (NATS ADR-8).
+
+Streams are made through them: a server that is asked for two streams on one subject at the same moment makes both
+(seen with nats-server 2.15.1), though it refuses the second a moment later.
+"""
+
+import asyncio
+import datetime as dt
+import time
+from collections.abc import Mapping
+
+from bronze import jetstream as js
+from bronze.errors import Misconfigured, Unavailable
+from bronze.jetstream import ApiError, JetStream, Outgoing
+
+STREAM = "KV_bronze"
+SUBJECT = "$KV.bronze."
+#: How long who has claimed a stream may take to make it; then another claims it.
+CLAIM_S = 5.0
+POLL_S = 0.1
+
+
+class Taken(Exception):
+    """Another has written the key since it was read."""
+
+
+class Claims:
+    """The keys; made where they are not."""
+
+    def __init__(self, jetstream: JetStream, replicas: int) -> None:
+        self._js = jetstream
+        self._config = {
+            "name": STREAM,  # a fixed name and configuration: making it twice is making it once
+            "subjects": [f"{SUBJECT}>"],
+            "storage": "file",
+            "retention": "limits",
+            "discard": "new",
+            "max_msgs_per_subject": 1,
+            "num_replicas": replicas,
+            "allow_direct": True,
+            "allow_rollup_hdrs": True,
+            "deny_delete": True,
+        }
+
+    async def open(self) -> None:
+        try:
+            await self._js.create_stream(self._config)
+        except ApiError as error:
+            # there already; with other replicas, for example, which is its operator's choice
+            if error.err_code != js.STREAM_NAME_IN_USE:
+                raise Misconfigured(f"the queue refuses the stream {STREAM}: {error}") from error
+
+    async def get(self, key: str) -> tuple[bytes, int]:
+        """A key's value and revision, from the leader; nothing and 0 where there is none."""
+        message = await self._js.get_last(STREAM, f"{SUBJECT}{key}")
+        return (message.payload, message.sequence) if message else (b"", 0)
+
+    async def put(self, key: str, value: bytes, revision: int) -> int:
+        """Write a key that is still at a revision, and give the new one. Raises `Taken`."""
+        headers = {js.EXPECTED_LAST_SUBJECT_SEQUENCE: str(revision), js.EXPECTED_STREAM: STREAM}
+        try:
+            return await self._js.publish(Outgoing(f"{SUBJECT}{key}", value, headers))
+        except ApiError as error:
+            if error.err_code in {js.WRONG_LAST_SEQUENCE, js.SUBJECT_WRITE_IN_FLIGHT}:
+                raise Taken from error
+            raise Unavailable("queue-away", f"the queue refuses the key {key}: {error}") from error
+
+    async def stream(self, key: str, prefix: str, subjects: list[str], config: Mapping[str, object]) -> str:
+        """The one stream on these subjects, named `{prefix}_{when it was made}`; made where there is none.
+
+        Who claims the key makes the stream; the others wait for it, and claim it where it does not come. Raises
+        `Misconfigured` where two streams hold the subjects.
+        """
+        await self.open()
+        seen, seen_s = 0, time.monotonic()
+        while True:
+            names = await self._js.streams_of(subjects[0])
+            if len(names) == 1:
+                return names[0]
+            if names:
+                raise Misconfigured(f"the streams {', '.join(names)} share {subjects[0]}: remove the empty one")
+            _, revision = await self.get(key)
+            if revision != seen:
+                seen, seen_s = revision, time.monotonic()
+            if revision and time.monotonic() - seen_s < CLAIM_S:
+                await asyncio.sleep(POLL_S)
+                continue
+            name = f"{prefix}_{dt.datetime.now(dt.UTC).strftime('%Y%m%dT%H%M%S%f')[:-3]}"
+            try:
+                await self.put(key, name.encode(), revision)
+                await self._js.create_stream({**config, "name": name, "subjects": subjects})
+            except Taken:
+                continue
+            except ApiError as error:
+                # a claim of before came through after all
+                if error.err_code != js.SUBJECTS_OVERLAP:
+                    raise Misconfigured(f"the queue refuses the stream {name}: {error}") from error
