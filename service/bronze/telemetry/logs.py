@@ -1,0 +1,117 @@
+"""Logs of a role: one line an event on one stream, as JSON or for the eye, with the trace that it happened in."""
+
+import datetime as dt
+import json
+import logging
+import sys
+from collections.abc import Mapping
+from typing import Any, TextIO
+
+from opentelemetry.trace import format_span_id, format_trace_id
+
+from bronze.errors import Misconfigured
+from bronze.settings import LogFormat
+from bronze.telemetry.context import span_context
+
+#: What a record has without `extra`; the rest is what its author added.
+_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+
+#: These say at INFO what our spans and metrics say better, or what is of use to their authors alone.
+_CHATTY = ("httpx", "botocore", "urllib3", "asyncio")
+
+#: The exporters' loggers: a collector that is away would say so with each batch.
+_EXPORTERS = "opentelemetry"
+_EXPORTERS_INTERVAL_S = 60
+
+
+def configure(log_format: LogFormat, level: str, resource: Mapping[str, str], stream: TextIO | None = None) -> None:
+    """Routes every logger of the process, uvicorn's too, to one handler on `stream` (standard output by default).
+
+    Raises `Misconfigured` if there is no such level.
+    """
+    number = logging.getLevelNamesMapping().get(level.upper())
+    if number is None:
+        raise Misconfigured(f"BRONZE_LOG_LEVEL: no level {level!r}, take DEBUG, INFO, WARNING or ERROR")
+    handler = logging.StreamHandler(stream or sys.stdout)
+    handler.setFormatter(Json(resource) if log_format is LogFormat.JSON else Console())
+    handler.addFilter(Sparing())
+    root = logging.getLogger()
+    root.setLevel(number)
+    for earlier in [handler for handler in root.handlers if isinstance(handler.formatter, (Json, Console))]:
+        root.removeHandler(earlier)
+    root.addHandler(handler)
+    for name in _CHATTY:
+        logging.getLogger(name).setLevel(max(number, logging.WARNING))
+    for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
+        uvicorn = logging.getLogger(name)
+        uvicorn.handlers.clear()
+        uvicorn.propagate = True
+    logging.getLogger("uvicorn.access").setLevel(logging.CRITICAL)  # spans and metrics tell of requests
+
+
+class Json(logging.Formatter):
+    """RFC 8259, one object a line; `resource` says which process speaks."""
+
+    def __init__(self, resource: Mapping[str, str]) -> None:
+        super().__init__()
+        self._resource = {key.replace(".", "_"): resource[key] for key in ("service.name", "service.instance.id")}
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, Any] = {
+            "time": _time(record).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+            **_trace(),
+            **self._resource,
+        }
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        line |= {key: value for key, value in _extra(record).items() if key not in line}
+        return json.dumps(line, ensure_ascii=False, default=str)
+
+
+class Console(logging.Formatter):
+    """For the eye: time of day (UTC), level, who, what, then the rest as key=value."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        rest = " ".join(f"{key}={value}" for key, value in (_extra(record) | _trace()).items())
+        time = _time(record).strftime("%H:%M:%S")
+        line = f"{time} {record.levelname:<7} {record.name}: {record.getMessage()} {rest}".rstrip()
+        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+
+
+class Sparing(logging.Filter):
+    """Lets each message of an exporter through once a minute, and then says how often it was meant."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._last: dict[tuple[str, str], tuple[float, int]] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if not record.name.startswith(_EXPORTERS):
+            return True
+        key = (record.name, str(record.msg))
+        said_at, held_back = self._last.get(key, (float("-inf"), 0))
+        if record.created - said_at < _EXPORTERS_INTERVAL_S:
+            self._last[key] = (said_at, held_back + 1)
+            return False
+        self._last[key] = (record.created, 0)
+        if held_back:
+            record.held_back = held_back
+        return True
+
+
+def _time(record: logging.LogRecord) -> dt.datetime:
+    return dt.datetime.fromtimestamp(record.created, dt.UTC)
+
+
+def _extra(record: logging.LogRecord) -> dict[str, Any]:
+    return {key: value for key, value in vars(record).items() if key not in _STANDARD}
+
+
+def _trace() -> dict[str, str]:
+    span = span_context()
+    if not span.is_valid:
+        return {}
+    return {"trace_id": format_trace_id(span.trace_id), "span_id": format_span_id(span.span_id)}

@@ -1,0 +1,180 @@
+"""The telemetry schema, as declared in `registry/*.yaml`: what every signal is called and may say.
+
+The files are data of the package in the format of OpenTelemetry Weaver; `annotations.bronze` holds what that format has
+no word for (see metrics.yaml). Nothing else in the code types the name of a signal.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from itertools import product
+from typing import Any, TypeVar
+
+import yaml
+
+from bronze.errors import Misconfigured
+
+#: What stands for each declared source in attribute values and span names.
+SOURCE = "{source}"
+
+Combination = Mapping[str, Sequence[str]]
+
+_Signal = TypeVar("_Signal")
+
+
+@dataclass(frozen=True)
+class Attribute:
+    """A name on metrics, spans or the resource. `members` is empty where the values are open."""
+
+    key: str
+    members: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Metric:
+    """An instrument. `buckets` are a histogram's explicit bounds, in its unit.
+
+    `emits` says for a counter, by role, the products of attribute values that the role can emit. `instrumentation`
+    names who makes the instrument where that is not us.
+    """
+
+    name: str
+    instrument: str
+    unit: str
+    brief: str
+    attributes: tuple[str, ...]
+    buckets: tuple[float, ...]
+    emits: Mapping[str, Sequence[Combination]]
+    instrumentation: str | None
+
+    def combinations(self, role: str, sources: Sequence[str]) -> Iterator[dict[str, str]]:
+        """Each set of attributes that a process of this role can emit, given the declared sources."""
+        for factors in self.emits.get(role, ()):
+            spread = {
+                key: [
+                    value.replace(SOURCE, source)
+                    for value in values
+                    for source in (sources if SOURCE in value else ("",))
+                ]
+                for key, values in factors.items()
+            }
+            for values in product(*spread.values()):
+                yield dict(zip(spread, values, strict=True))
+
+
+@dataclass(frozen=True)
+class Span:
+    """A span; `name` holds `{source}` where the source stands. `kind` is the word of the registry's format."""
+
+    type: str
+    name: str
+    kind: str
+    attributes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Registry:
+    """Every signal by its name: metrics by metric name, spans by type."""
+
+    schema_url: str
+    attributes: Mapping[str, Attribute]
+    metrics: Mapping[str, Metric]
+    spans: Mapping[str, Span]
+    events: tuple[str, ...]
+
+    def of_errors(self) -> tuple[str, ...]:
+        """The closed list of what `error.type` may say."""
+        return self.attributes["error.type"].members
+
+
+@cache
+def registry() -> Registry:
+    """The schema that comes with the package, read once."""
+    folder = files("bronze.telemetry") / "registry"
+    documents = [
+        yaml.safe_load(file.read_text(encoding="utf-8"))
+        for file in sorted(folder.iterdir(), key=lambda file: file.name)
+        if file.name.endswith(".yaml")
+    ]
+    return parse(documents)
+
+
+def parse(documents: Sequence[Mapping[str, Any]]) -> Registry:
+    """Joins the files of a registry. Raises `Misconfigured` that names what is declared twice or not at all."""
+    schema_url = next((d["schema_url"] for d in documents if "schema_url" in d), "")
+    groups: dict[str, list[Mapping[str, Any]]] = {
+        group["id"]: group["attributes"] for group in _all(documents, "attribute_groups")
+    }
+
+    def refs(signal: Mapping[str, Any], key: str = "attributes") -> tuple[str, ...]:
+        return tuple(
+            ref["ref"]
+            for entry in signal.get(key, ())
+            for ref in (groups[entry["ref_group"]] if "ref_group" in entry else (entry,))
+        )
+
+    attributes: dict[str, Attribute] = {}
+    for declared in _all(documents, "attributes"):
+        members = declared["type"]["members"] if isinstance(declared["type"], dict) else ()
+        _once(attributes, declared["key"], Attribute(declared["key"], tuple(m["value"] for m in members)))
+    for ref in (ref for group in groups.values() for ref in group if "members" in _ours(ref)):
+        _once(attributes, ref["ref"], Attribute(ref["ref"], tuple(_ours(ref)["members"])))
+
+    metrics: dict[str, Metric] = {}
+    for declared in (*_all(documents, "metrics"), *_all(documents, "metric_refinements")):
+        name = declared.get("name") or declared["ref"]
+        ours = _ours(declared)
+        _once(
+            metrics,
+            name,
+            Metric(
+                name=name,
+                instrument=declared.get("instrument") or ours["instrument"],
+                unit=declared.get("unit") or ours["unit"],
+                brief=declared.get("brief", ""),
+                attributes=refs(declared),
+                buckets=tuple(ours.get("buckets", ())),
+                emits=ours.get("emits", {}),
+                instrumentation=ours.get("by"),
+            ),
+        )
+
+    spans: dict[str, Span] = {}
+    for declared in _all(documents, "spans"):
+        span = Span(declared["type"], declared["name"]["note"], declared["kind"], refs(declared))
+        _once(spans, span.type, span)
+    for declared in _all(documents, "span_refinements"):
+        kind = declared["ref"].rpartition(".")[2]
+        _once(spans, declared["id"], Span(declared["id"], declared["name"]["note"], kind, refs(declared)))
+
+    used = [key for metric in metrics.values() for key in metric.attributes]
+    used += [key for span in spans.values() for key in span.attributes]
+    used += [key for event in _all(documents, "events") for key in refs(event)]
+    used += [
+        key
+        for entity in _all(documents, "entities")
+        for part in ("identity", "description")
+        for key in refs(entity, part)
+    ]
+    for key in used:
+        if key.startswith("bronze.") and key not in attributes:
+            raise Misconfigured(f"telemetry registry: {key} is used and not declared")
+        attributes.setdefault(key, Attribute(key))  # of the semantic conventions
+    return Registry(schema_url, attributes, metrics, spans, tuple(e["name"] for e in _all(documents, "events")))
+
+
+def _all(documents: Sequence[Mapping[str, Any]], section: str) -> Iterator[Mapping[str, Any]]:
+    for document in documents:
+        yield from document.get(section, ())
+
+
+def _ours(declared: Mapping[str, Any]) -> Mapping[str, Any]:
+    ours: Mapping[str, Any] = declared.get("annotations", {}).get("bronze", {})
+    return ours
+
+
+def _once(known: dict[str, _Signal], name: str, value: _Signal) -> None:
+    if name in known:
+        raise Misconfigured(f"telemetry registry: {name} is declared twice")
+    known[name] = value

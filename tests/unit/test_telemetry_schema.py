@@ -1,0 +1,281 @@
+"""The declared schema, and what is typed and made from it."""
+
+import ast
+from enum import StrEnum
+from importlib.resources import files
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import yaml
+from opentelemetry.metrics import Histogram, UpDownCounter
+from opentelemetry.metrics import _Gauge as Gauge
+from opentelemetry.sdk.metrics import Counter, MeterProvider
+from opentelemetry.sdk.metrics.export import Histogram as HistogramData
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader, MetricsData
+from opentelemetry.semconv import attributes as stable
+from opentelemetry.semconv._incubating import attributes as incubating
+from opentelemetry.semconv._incubating.metrics import http_metrics, messaging_metrics, otel_metrics
+from opentelemetry.semconv.metrics import http_metrics as stable_http_metrics
+
+import bronze
+from bronze.errors import Halted, Misconfigured, Poison, Refused, Unavailable
+from bronze.telemetry import schema
+from bronze.telemetry.instruments import Instruments
+from bronze.telemetry.schema import Metric, registry
+from bronze.telemetry.signals import (
+    OTHER_SOURCE,
+    Fault,
+    Operation,
+    Outcome,
+    Refusal,
+    Role,
+    Stage,
+    Step,
+    attribute,
+    error_type,
+    spans,
+)
+
+SOURCES = ("vehicles", "status")
+
+METRICS = pytest.mark.parametrize("metric", registry().metrics.values(), ids=lambda metric: metric.name)
+
+#: The part of UCUM that the semantic conventions use: base units, and annotations for what is counted.
+UCUM = {"s", "By", "1"}
+
+
+def declared_outside() -> set[str]:
+    """Every attribute of the semantic conventions that the SDK is built on."""
+    folders = [Path(next(iter(package.__path__))) for package in (stable, incubating)]
+    found: set[str] = set()
+    for file in (file for folder in folders for file in folder.glob("*_attributes.py")):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.AnnAssign) and isinstance(node.value, ast.Constant):
+                found.add(str(node.value.value))
+    return found
+
+
+def convention(name: str) -> tuple[str, str]:
+    """Kind and unit that the semantic conventions give to a metric."""
+    maker = "create_" + name.replace(".", "_")
+    for module in (stable_http_metrics, http_metrics, messaging_metrics, otel_metrics):
+        if hasattr(module, maker):
+            reader = InMemoryMetricReader()
+            instrument = getattr(module, maker)(MeterProvider([reader]).get_meter("conventions"))
+            kinds = {Counter: "counter", UpDownCounter: "updowncounter", Histogram: "histogram", Gauge: "gauge"}
+            kind = next(kind for type_, kind in kinds.items() if isinstance(instrument, type_))
+            return kind, instrument.unit
+    pytest.fail(f"the conventions have no metric {name}")
+
+
+def collected(reader: InMemoryMetricReader) -> MetricsData:
+    data = reader.get_metrics_data()
+    assert data is not None
+    return data
+
+
+def test_each_file_is_of_weavers_second_format() -> None:
+    folder = files("bronze.telemetry") / "registry"
+    names = {file.name for file in folder.iterdir()}
+    assert {"manifest.yaml", "attributes.yaml", "metrics.yaml", "spans.yaml"} <= names
+    for name in names - {"manifest.yaml"}:
+        document = yaml.safe_load((folder / name).read_text(encoding="utf-8"))
+        assert document["file_format"] == "definition/2", name
+
+
+@pytest.mark.parametrize("section", ["attributes", "metrics", "metric_refinements", "spans", "events"])
+def test_each_declaration_says_what_it_is_and_how_stable(section: str) -> None:
+    folder = files("bronze.telemetry") / "registry"
+    for file in folder.iterdir():
+        for entry in yaml.safe_load(file.read_text(encoding="utf-8")).get(section, ()):
+            assert entry.get("brief") or section.endswith("refinements"), entry
+            assert entry.get("stability") == "development" or "ref" in entry, entry
+            if section == "attributes":
+                assert "members" in entry["type"] or entry.get("examples"), entry
+
+
+def test_a_name_is_declared_once_and_not_forgotten() -> None:
+    """Twice the same name, or the use of a name of ours that is not declared, is refused."""
+    declared = {"key": "bronze.x", "type": "string"}
+    with pytest.raises(Misconfigured, match=r"bronze\.x is declared twice"):
+        schema.parse([{"attributes": [declared, declared]}])
+    metric = {"name": "bronze.m", "instrument": "counter", "unit": "1", "attributes": [{"ref": "bronze.y"}]}
+    with pytest.raises(Misconfigured, match=r"bronze\.y is used and not declared"):
+        schema.parse([{"metrics": [metric]}])
+
+
+def test_what_is_not_ours_is_of_the_semantic_conventions() -> None:
+    foreign = {key for key in registry().attributes if not key.startswith("bronze.")}
+    assert foreign
+    assert foreign <= declared_outside()
+
+
+@METRICS
+def test_units_are_ucum(metric: Metric) -> None:
+    annotated = metric.unit.startswith("{") and metric.unit.endswith("}") and metric.unit[1:-1].isalpha()
+    assert annotated or metric.unit in UCUM
+
+
+@pytest.mark.parametrize("name", [name for name in registry().metrics if not name.startswith("bronze.")])
+def test_what_the_conventions_define_is_as_they_define_it(name: str) -> None:
+    metric = registry().metrics[name]
+    assert (metric.instrument, metric.unit) == convention(metric.name)
+
+
+@METRICS
+def test_histograms_have_buckets_and_every_latency_the_two_second_line(metric: Metric) -> None:
+    assert bool(metric.buckets) == (metric.instrument == "histogram")
+    assert all(low < high for low, high in pairwise(metric.buckets))
+    if metric.instrument == "histogram" and metric.unit == "s":
+        assert 2 in metric.buckets
+
+
+def test_what_waits_for_a_flush_has_the_line_at_flush_age_and_two_seconds() -> None:
+    for name in ("bronze.delivery.duration", "bronze.stage.duration"):
+        assert {1 + 2, 15 + 2} <= set(registry().metrics[name].buckets)
+        assert registry().metrics[name].buckets[-1] >= 300
+
+
+@METRICS
+def test_what_is_emitted_is_declared(metric: Metric) -> None:
+    """Each combination is of the metric's attributes and of their closed words."""
+    assert bool(metric.emits) == (metric.instrument == "counter")
+    for role in metric.emits:
+        for combination in metric.combinations(Role(role), SOURCES):
+            assert set(combination) <= set(metric.attributes)
+            for key, value in combination.items():
+                members = registry().attributes[key].members
+                assert not members or value in members
+
+
+@METRICS
+def test_no_combination_is_declared_twice(metric: Metric) -> None:
+    for role in metric.emits:
+        combinations = [tuple(sorted(one.items())) for one in metric.combinations(role, SOURCES)]
+        assert len(combinations) == len(set(combinations))
+
+
+@pytest.mark.parametrize(
+    ("key", "words"),
+    [
+        (attribute.bronze_outcome, set(Outcome)),
+        (attribute.bronze_stage, set(Stage)),
+        (attribute.bronze_step, set(Step)),
+        (attribute.error_type, set[StrEnum](Refusal) | set[StrEnum](Fault)),
+    ],
+)
+def test_the_typed_words_are_the_declared_ones(key: str, words: set[StrEnum]) -> None:
+    assert {str(word) for word in words} == set(registry().attributes[key].members)
+
+
+def test_the_operations_are_the_declared_ones() -> None:
+    emitted = {
+        operation
+        for metric in registry().metrics.values()
+        for products in metric.emits.values()
+        for product in products
+        for operation in product.get(attribute.messaging_operation_name, ())
+    }
+    assert emitted <= set(Operation)
+
+
+def test_no_word_is_both_refusal_and_fault() -> None:
+    assert not {str(word) for word in Refusal} & {str(word) for word in Fault}
+
+
+def test_instruments_are_the_registrys_metrics() -> None:
+    """The metrics that come out are those declared as ours: name, unit and description."""
+    reader = InMemoryMetricReader()
+    instruments = Instruments.create(MeterProvider([reader]).get_meter("test"))
+    for instrument in vars(instruments).values():
+        for record in ("add", "record", "set"):
+            if hasattr(instrument, record):
+                getattr(instrument, record)(1)
+    metrics = [
+        metric
+        for of_resource in collected(reader).resource_metrics
+        for of_scope in of_resource.scope_metrics
+        for metric in of_scope.metrics
+    ]
+    ours = [metric for metric in registry().metrics.values() if not metric.instrumentation]
+    assert {(m.name, m.unit, m.description) for m in metrics} == {(m.name, m.unit, m.brief) for m in ours}
+    for metric in metrics:
+        if isinstance(metric.data, HistogramData):
+            bounds = metric.data.data_points[0].explicit_bounds
+            assert tuple(bounds) == registry().metrics[metric.name].buckets
+
+
+def test_a_metric_declared_and_not_typed_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = registry()
+    more = Metric("bronze.more", "counter", "1", "", (), (), {}, None)
+    forgotten = schema.Registry("", known.attributes, {**known.metrics, more.name: more}, known.spans, known.events)
+    monkeypatch.setattr("bronze.telemetry.instruments.registry", lambda: forgotten)
+    with pytest.raises(Misconfigured, match=r"differ in \['more'\]"):
+        Instruments.create(MeterProvider().get_meter("test"))
+
+
+def test_every_combination_of_a_role_is_there_at_zero() -> None:
+    for role in Role:
+        reader = InMemoryMetricReader()
+        Instruments.create(MeterProvider([reader]).get_meter("test")).zero(role, SOURCES)
+        zeros = {
+            (metric.name, tuple(sorted((point.attributes or {}).items())))
+            for of_resource in collected(reader).resource_metrics
+            for of_scope in of_resource.scope_metrics
+            for metric in of_scope.metrics
+            for point in metric.data.data_points
+        }
+        assert zeros == {
+            (metric.name, tuple(sorted(combination.items())))
+            for metric in registry().metrics.values()
+            for combination in metric.combinations(role, SOURCES)
+        }
+        assert zeros
+
+
+def test_a_source_that_is_not_declared_counts_as_other() -> None:
+    """The word of a client is unbounded and never becomes a label."""
+    rejected = {
+        attribute.bronze_source: OTHER_SOURCE,
+        attribute.bronze_outcome: Outcome.REJECTED,
+        attribute.error_type: Refusal.UNKNOWN_SOURCE,
+    }
+    assert rejected in list(registry().metrics["bronze.records"].combinations(Role.API, SOURCES))
+
+
+@pytest.mark.parametrize(
+    ("error", "word"),
+    [
+        (Refused(400, Refusal.MALFORMED_JSON, ""), Refusal.MALFORMED_JSON),
+        (Unavailable(Refusal.QUEUE_FULL, ""), Refusal.QUEUE_FULL),
+        (Unavailable("never heard of", ""), Fault.INTERNAL),
+        (Poison(), Fault.POISON),
+        (Halted(), Fault.HALTED),
+        (TimeoutError(), Fault.TIMEOUT),
+        (KeyError(), Fault.INTERNAL),
+    ],
+)
+def test_each_error_has_a_word_of_the_closed_list(error: Exception, word: str) -> None:
+    assert error_type(error) == word
+
+
+def test_the_words_that_the_code_gives_to_errors_are_declared() -> None:
+    """A kind written at a `raise` that no zero was made for would be a new series."""
+    given: dict[str, str] = {}
+    for file in Path(next(iter(bronze.__path__))).rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+                position = {"Refused": 1, "Unavailable": 0}.get(node.func.id)
+                if position is not None and isinstance(kind := node.args[position], ast.Constant):
+                    given[str(kind.value)] = f"{file.name}:{node.lineno}"
+    undeclared = {kind: where for kind, where in given.items() if kind not in registry().of_errors()}
+    assert not undeclared
+
+
+def test_span_names_hold_the_source_and_nothing_of_higher_cardinality() -> None:
+    assert spans.upload.name("vehicles") == "upload vehicles"
+    assert spans.process.name("vehicles") == "process bronze.vehicles"
+    assert spans.encode.name() == "encode parquet"
+    for span in registry().spans.values():
+        assert "{" not in span.name.replace(schema.SOURCE, "")
