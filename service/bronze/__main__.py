@@ -1,0 +1,62 @@
+"""The command `bronze`: one subcommand a role."""
+
+import argparse
+import sys
+
+from bronze import __version__, publisher, settings
+from bronze.errors import Misconfigured, Unavailable
+from bronze.settings import Settings
+from bronze.telemetry import sdk
+from bronze.telemetry.signals import Role
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    top = argparse.ArgumentParser(
+        prog="bronze",
+        description="Raw data from HTTP through a durable queue to Parquet in a bucket, every write traceable.",
+        epilog="Settings are environment variables: BRONZE_* (service/bronze/settings.py lists them), OTEL_* for "
+        "telemetry, AWS_* for the bucket.",
+    )
+    top.add_argument("--version", action="version", version=f"bronze {__version__}")
+    roles = top.add_subparsers(dest="role", required=True, metavar="ROLE")
+    roles.add_parser("serve", help="the API: takes submissions over HTTP into the queue")
+    roles.add_parser("consume", help="the consumer: writes what is queued to the bucket, as Parquet")
+    publisher.publish_arguments(roles.add_parser("publish", help="sends the records of files to the API"))
+    publisher.simulate_arguments(roles.add_parser("simulate", help="drives a slow fleet until it is stopped"))
+    return top
+
+
+def main() -> None:
+    """Run a role; the exit code is 2 where its settings cannot work, 3 where what it needs is away."""
+    args = parser().parse_args()
+    try:
+        code = run(args, settings.load())
+    except Misconfigured as error:
+        print(f"bronze {args.role}: {error}", file=sys.stderr)
+        code = 2
+    except Unavailable as error:
+        print(f"bronze {args.role}: gave up: {error}", file=sys.stderr)
+        code = 3
+    sys.exit(code)
+
+
+def run(args: argparse.Namespace, chosen: Settings) -> int:
+    if args.role in {"serve", "consume"}:
+        import uvloop
+
+        from bronze import wiring  # a publisher does without what it loads
+
+        return uvloop.run(wiring.serve(chosen) if args.role == "serve" else wiring.consume_role(chosen))
+    # a publisher's standard output is its summary
+    telemetry = sdk.start(Role.PUBLISHER, chosen, log_stream=sys.stderr if args.role == "publish" else sys.stdout)
+    try:
+        if args.role == "publish":
+            return publisher.run_publish(args, chosen, telemetry)
+        return publisher.run_simulate(args, chosen, telemetry)
+    finally:
+        telemetry.shutdown()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,738 @@
+"""The ingestion API: one POST is one submission, accepted or refused as a whole.
+
+A 202 is sent after the queue's durable ack, never before; nothing of what is refused is kept.
+"""
+
+import asyncio
+import datetime as dt
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import suppress
+from contextvars import Context
+from typing import Annotated, Any, Literal, TypeVar
+from urllib.parse import unquote
+
+import msgspec
+from fastapi import FastAPI, Header, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from opentelemetry.trace import Span, Status, StatusCode, get_current_span
+from pydantic import BaseModel, Field
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from bronze import __version__
+from bronze.bucket import Bucket, read_contents
+from bronze.catalog import Catalog
+from bronze.chain import Identity, Lane
+from bronze.errors import Halted, Refused, Unavailable
+from bronze.queue import Queue, Superseded
+from bronze.settings import Settings
+from bronze.sources import CLASSIFICATION_ID_CHARS_MAX, Source
+from bronze.submission import (
+    CLASSIFICATIONS_LISTED_MAX,
+    ENCODINGS,
+    FILE_NAME_CHARS_MAX,
+    Accepted,
+    Checked,
+    Intake,
+    keyed_id,
+    lane_of,
+    new_id,
+    too_large,
+)
+from bronze.telemetry.context import trace_id_hex, traceparent
+from bronze.telemetry.sdk import FASTAPI_TELEMETRY_OFF, Telemetry
+from bronze.telemetry.signals import (
+    NATS,
+    OTHER_SOURCE,
+    Fault,
+    Outcome,
+    Refusal,
+    Stage,
+    attribute,
+    error_type,
+    spans,
+)
+
+log = logging.getLogger(__name__)
+
+NDJSON = "application/x-ndjson"
+JSON = "application/json"
+PROBLEM = "application/problem+json"
+KEY_CHARS_MAX = 255
+#: A piece beyond this is checked in a thread, so that others are served meanwhile; so is all that may inflate.
+INLINE_BYTES_MAX = 64 * 2**10
+PIECE_BYTES = 2**20
+SEND = "send"
+READY_TIMEOUT_S = 3.0
+#: What is still read of a body that is refused already.
+DRAIN_BYTES_MAX = 64 * 2**20
+DRAIN_S_MAX = 10.0
+
+T = TypeVar("T")
+
+
+# --- what the API answers
+
+
+class SubmissionAccepted(BaseModel):
+    """A submission that is durable: each of its records will be in the bucket exactly once."""
+
+    submission_id: str = Field(examples=["01939f4e-6b7c-7cc3-a4f5-0242ac120002"])
+    classification_id: str | None = Field(
+        description="The run that all records belong to; null where there are several.", examples=["2013-01-01-UA-1545"]
+    )
+    classification_count: int = Field(description="How many runs the records belong to.", examples=[1])
+    source: str = Field(examples=["status"])
+    records: int = Field(examples=[1])
+    trace_id: str = Field(examples=["4bf92f3577b34da6a3ce929d0e0e4736"])
+    status_url: str = Field(examples=["/v1/submissions/01939f4e-6b7c-7cc3-a4f5-0242ac120002"])
+
+
+class ObjectLink(BaseModel):
+    file_path: str
+    url: str
+
+
+class SubmissionStatus(BaseModel):
+    """Where a submission is: `stored` when all its messages are in objects, `quarantined` if any was set aside."""
+
+    submission_id: str
+    status: Literal["accepted", "stored", "quarantined"]
+    source: str
+    records: int
+    classification_id: str | None
+    classification_count: int
+    received_at: str
+    trace_id: str
+    origin: str | None
+    objects: list[ObjectLink]
+
+
+class ObjectContents(BaseModel):
+    """What an object holds, by its own metadata and footer."""
+
+    file_path: str
+    source: str
+    records: int
+    messages: int
+    bytes: int
+    epoch: str
+    lane: int
+    first: int
+    last: int
+    writer: str
+    sha256: str | None
+    traceparent: str
+    trace_id: str
+    first_received_at: str | None
+    last_received_at: str | None
+    submissions: list[dict[str, Any]]
+    quarantined: list[dict[str, Any]]
+    duplicates: int
+
+
+class Problem(BaseModel):
+    """An RFC 9457 problem document; `record` and `field` are there where one is to blame."""
+
+    type: str = Field(examples=["/problems/schema-violation"])
+    title: str = Field(examples=["Schema violation"])
+    status: int = Field(examples=[422])
+    detail: str = Field(examples=["Record 3, field run_number: Expected `int`, got `str`."])
+    record: int | None = Field(default=None, examples=[3])
+    field: str | None = Field(default=None, examples=["run_number"])
+    trace_id: str | None = None
+
+
+_INGEST_BODY: Mapping[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            NDJSON: {
+                "schema": {"type": "string"},
+                "example": '{"vehicle_id": "N14228", "manufacturer": "BOEING", "seats": 149}\n'
+                '{"vehicle_id": "N24211", "manufacturer": "BOEING", "seats": 149}\n',
+            },
+            JSON: {
+                "schema": {"oneOf": [{"type": "object"}, {"type": "array", "items": {"type": "object"}}]},
+                "example": [{"vehicle_id": "N14228", "manufacturer": "BOEING", "seats": 149}],
+            },
+        },
+    }
+}
+
+
+def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    return {status: {"model": Problem, "content": {PROBLEM: {}}} for status in statuses}
+
+
+class Api:
+    """The API's work, apart from HTTP routing."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        sources: Mapping[str, Source],
+        lanes: Mapping[tuple[str, int], Lane],
+        queue: Queue,
+        bucket: Bucket,
+        catalog: Catalog,
+        telemetry: Telemetry,
+        now_s: Callable[[], float],
+        fatal: Callable[[Halted], None],
+    ) -> None:
+        self._settings = settings
+        self._sources = sources
+        self._lanes = lanes
+        self._queue = queue
+        self._bucket = bucket
+        self._catalog = catalog
+        self._telemetry = telemetry
+        self._now_s = now_s
+        self._fatal = fatal
+
+    # --- ingest
+
+    async def ingest(self, source_name: str, request: Request) -> Accepted:
+        """Take a submission: checked whole, then durable in the queue. Raises `Refused` and `Unavailable`."""
+        received_at = dt.datetime.now(dt.UTC)
+        span = get_current_span()
+        source = self._sources.get(source_name)
+        if source is None:
+            raise Refused(
+                404,
+                Refusal.UNKNOWN_SOURCE,
+                f"There is no source {source_name!r}. The sources are: {', '.join(self._sources)}.",
+                sources=list(self._sources),
+            )
+        span.set_attribute(attribute.bronze_source, source.name)
+        key = _key(request)
+        classification = _text(request, "Bronze-Classification-Id", CLASSIFICATION_ID_CHARS_MAX)
+        origin = _text(request, "Bronze-File-Name", FILE_NAME_CHARS_MAX)
+        checked = await self._check(source, request)
+        request.state.records = checked.records
+        try:
+            submission_id = keyed_id(source.name, key) if key else new_id()
+            listed = list(checked.classifications)
+            default = None
+            if checked.unclassified:
+                default = classification or new_id()
+                if default not in checked.classifications:
+                    listed.append(default)
+            accepted = Accepted(
+                submission_id=submission_id,
+                source=source.name,
+                digest=checked.digest,
+                records=checked.records,
+                classification_id=listed[0] if len(listed) == 1 else None,
+                classification_default=default,
+                classification_count=len(listed),
+                received_at=received_at.isoformat(timespec="microseconds"),
+                trace_id=trace_id_hex(span),
+                traceparent=traceparent(span),
+                keyed=key is not None,
+                origin=origin,
+            )
+            self._describe(span, accepted, checked, listed)
+            earlier = await self._submit(accepted, checked)
+        finally:
+            checked.close()
+        if earlier is None:
+            self._count_taken(accepted, Outcome.ACCEPTED, checked.body_bytes)
+            return accepted
+        if earlier.digest != checked.digest:
+            raise Refused(
+                409,
+                Refusal.IDEMPOTENCY_KEY_REUSED,
+                f"The Idempotency-Key belongs to submission {earlier.submission_id}, which had another body. "
+                "Use a new key for new data.",
+                submission_id=earlier.submission_id,
+            )
+        self._count_taken(earlier, Outcome.REPLAYED, checked.body_bytes)
+        return earlier
+
+    async def _check(self, source: Source, request: Request) -> Checked:
+        """Read, decode and check the whole body, within a memory bound and off the event loop where it is large."""
+        media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if media not in {NDJSON, JSON}:
+            raise Refused(
+                415,
+                Refusal.UNSUPPORTED_MEDIA_TYPE,
+                f"The Content-Type {media!r} is not taken. Send {NDJSON} (one JSON object a line) or {JSON}.",
+                accepted=[NDJSON, JSON],
+            )
+        encoding = request.headers.get("content-encoding", "identity").strip().lower()
+        if encoding not in ENCODINGS:
+            raise Refused(
+                415,
+                Refusal.UNSUPPORTED_ENCODING,
+                f"The Content-Encoding {encoding!r} is not taken. Send gzip, or none.",
+                accepted=list(ENCODINGS),
+            )
+        decoder = ENCODINGS[encoding]()
+        limit = self._settings.json_body_bytes_max if media == JSON else self._settings.body_bytes_max
+        intake = Intake(source, body_bytes_max=limit, spool_memory_bytes_max=self._settings.spool_memory_bytes_max)
+        document = bytearray()
+
+        def take(piece: bytes) -> None:
+            for decoded in decoder.feed(piece):
+                if media == NDJSON:
+                    intake.lines(decoded)
+                    continue
+                document.extend(decoded)
+                if len(document) > limit:
+                    raise too_large(limit, "Send NDJSON (application/x-ndjson), which is streamed.")
+
+        def finish() -> Checked:
+            decoder.finish()
+            if media == JSON:
+                intake.document(bytes(document))
+            return intake.finish()
+
+        stream = request.stream()
+        try:
+            async for piece in _pieces(stream):
+                await _run(take, piece, inline=encoding == "identity" and len(piece) <= INLINE_BYTES_MAX)
+            return await _run(finish, inline=len(document) <= INLINE_BYTES_MAX)
+        except BaseException as error:
+            request.state.records = max(1, intake.records)
+            intake.close()
+            if isinstance(error, Refused):
+                await _drain(stream)
+            raise
+
+    async def _submit(self, accepted: Accepted, checked: Checked) -> Accepted | None:
+        """Make it durable; None: done. An `Accepted`: what the same key was accepted as before."""
+        source = accepted.source
+        lane = self._lanes[source, lane_of(accepted.submission_id, self._settings.lanes)]
+        messaging = {
+            attribute.messaging_system: NATS,
+            attribute.messaging_destination_name: f"bronze.{source}",
+            attribute.messaging_operation_name: SEND,
+        }
+        instruments = self._telemetry.instruments
+        failed: dict[str, str] = {}
+        with self._telemetry.tracer.start_as_current_span(
+            spans.send.name(source),
+            kind=spans.send.kind,
+            attributes={
+                **messaging,
+                attribute.messaging_operation_type: SEND,
+                attribute.messaging_batch_message_count: checked.messages,
+                attribute.messaging_message_body_size: checked.body_bytes,
+                attribute.bronze_source: source,
+                attribute.bronze_lane: str(lane.number),
+                attribute.bronze_submission_id: accepted.submission_id,
+                attribute.bronze_records: checked.records,
+            },
+        ) as span:
+            began_s = time.perf_counter()
+            try:
+                earlier = await self._publish(
+                    lane, msgspec.structs.replace(accepted, traceparent=traceparent(span)), checked
+                )
+            except Exception as error:
+                failed = {attribute.error_type: error_type(error)}
+                span.set_attributes(failed)
+                raise
+            finally:
+                took_s = time.perf_counter() - began_s
+                instruments.messaging_client_sent_messages.add(checked.messages, messaging | failed)
+                instruments.messaging_client_operation_duration.record(
+                    took_s, {**messaging, attribute.messaging_operation_type: SEND, **failed}
+                )
+                instruments.stage_duration.record(
+                    took_s, {attribute.bronze_source: source, attribute.bronze_stage: Stage.ACCEPT}
+                )
+            span.set_attribute(attribute.bronze_outcome, Outcome.REPLAYED if earlier else Outcome.ACCEPTED)
+            return earlier
+
+    async def _publish(self, lane: Lane, accepted: Accepted, checked: Checked) -> Accepted | None:
+        """Rule 2: the identity first, then the subject. What was there and is purged is found at the identity."""
+        known = accepted.keyed
+        for _ in range(3):
+            deadline_s = self._now_s() + self._settings.deadline_s
+            identity = await self._catalog.identity(accepted.submission_id) if known else None
+            if identity is not None:
+                return identity.accepted
+            try:
+                return await self._queue.submit(lane, accepted, checked, deadline_s)
+            except Superseded:
+                known = True
+            except Halted as error:
+                self._fatal(error)
+                raise Unavailable("queue-away", "The queue was replaced; the API starts anew.") from error
+        raise Unavailable(
+            "outcome-unknown",
+            f"Submission {accepted.submission_id} could not be settled. Send it again under the same Idempotency-Key.",
+            submission_id=accepted.submission_id,
+        )
+
+    def _describe(self, span: Span, accepted: Accepted, checked: Checked, classifications: list[str]) -> None:
+        span.set_attributes(
+            {
+                attribute.bronze_submission_id: accepted.submission_id,
+                attribute.bronze_classification_id: classifications[:CLASSIFICATIONS_LISTED_MAX],
+                attribute.bronze_classification_count: accepted.classification_count,
+                attribute.bronze_records: checked.records,
+                attribute.bronze_bytes: checked.body_bytes,
+            }
+        )
+
+    # --- look-ups
+
+    async def status(self, submission_id: str) -> SubmissionStatus:
+        """Where a submission is: from its identity, then from its lane's subject. Raises `Refused` (404)."""
+        try:
+            lane_number = lane_of(submission_id, self._settings.lanes)
+        except ValueError as error:
+            raise _no_submission(submission_id) from error
+        identity = await self._catalog.identity(submission_id)
+        if identity is not None:
+            return _status(identity)
+        for source in self._sources:
+            accepted = await self._queue.submitted(self._lanes[source, lane_number], submission_id)
+            if accepted is not None:
+                return _status_of(accepted, "accepted", [])
+        raise _no_submission(submission_id)
+
+    async def object(self, file_path: str) -> ObjectContents:
+        """What an object holds. Raises `Refused` (404)."""
+        missing = Refused(404, Refusal.NOT_FOUND, f"There is no object {file_path!r} in the bucket.")
+        if not file_path.startswith(f"{self._settings.prefix}/") or not file_path.endswith(".parquet"):
+            raise missing
+        head = await self._bucket.head(file_path)
+        try:
+            contents = await read_contents(self._bucket, file_path) if head else None
+        except Halted as error:
+            raise Refused(404, Refusal.NOT_FOUND, f"{error}.") from error
+        if head is None or contents is None:
+            raise missing
+        return ObjectContents(
+            file_path=contents.file_path,
+            source=contents.source,
+            records=contents.records,
+            messages=contents.messages,
+            bytes=head.size,
+            epoch=contents.epoch,
+            lane=contents.lane,
+            first=contents.first,
+            last=contents.last,
+            writer=contents.writer,
+            sha256=head.metadata.get("sha256"),
+            traceparent=contents.traceparent,
+            trace_id=contents.traceparent.split("-")[1],
+            first_received_at=contents.first_received_at,
+            last_received_at=contents.last_received_at,
+            submissions=[
+                {
+                    "submission_id": one.accepted.submission_id,
+                    "records": one.records,
+                    "trace_id": one.accepted.trace_id,
+                    "classification_id": one.accepted.classification_id,
+                    "classification_count": one.accepted.classification_count,
+                    "origin": one.accepted.origin,
+                    "url": _status_url(one.accepted.submission_id),
+                }
+                for one in contents.submissions
+            ],
+            quarantined=[
+                {"sequence": one.sequence, "key": one.key, "reason": one.reason} for one in contents.quarantined
+            ],
+            duplicates=len(contents.duplicates),
+        )
+
+    async def ready(self) -> tuple[bool, dict[str, str]]:
+        """Whether submissions can be taken, which the queue decides; the bucket's absence is told, and waited out."""
+        lane = next(iter(self._lanes.values()))
+        queue, bucket = await asyncio.gather(_probe(self._queue.backlog(lane)), _probe(self._bucket.check()))
+        ready = queue == "ok"
+        status = "ready" if ready else "not ready: the queue is away"
+        return ready, {
+            "status": status,
+            "service_instance_id": self._telemetry.instance_id,
+            "queue": queue,
+            "bucket": bucket,
+        }
+
+    # --- outcomes, counted
+
+    def _count_taken(self, accepted: Accepted, outcome: Outcome, body_bytes: int) -> None:
+        of = {attribute.bronze_source: accepted.source, attribute.bronze_outcome: outcome}
+        self._telemetry.instruments.records.add(accepted.records, of)
+        if outcome is Outcome.ACCEPTED:
+            self._telemetry.instruments.bytes.add(body_bytes, of)
+        get_current_span().set_attribute(attribute.bronze_outcome, outcome)
+
+    def count_refused(self, request: Request, kind: str) -> None:
+        """A submission that was not taken; that its outcome is unknown is not the same as that it was rejected."""
+        named = request.path_params.get("source")
+        outcome = Outcome.UNKNOWN if kind == Refusal.OUTCOME_UNKNOWN else Outcome.REJECTED
+        self._telemetry.instruments.records.add(
+            getattr(request.state, "records", 1),
+            {
+                attribute.bronze_source: named if named in self._sources else OTHER_SOURCE,
+                attribute.bronze_outcome: outcome,
+                attribute.error_type: kind,
+            },
+        )
+        span = get_current_span()
+        span.set_attributes({attribute.bronze_outcome: outcome, attribute.error_type: kind})
+
+
+# --- HTTP
+
+
+def create_app(api: Api, telemetry: Telemetry) -> FastAPI:
+    """The HTTP face of the API."""
+    app = FastAPI(
+        title="Bronze ingestion API",
+        version=__version__,
+        description="Raw data in, Parquet in the bucket out: each accepted record exactly once, every write traceable.",
+        telemetry=FASTAPI_TELEMETRY_OFF,
+    )
+
+    @app.post(
+        "/v1/ingest/{source}",
+        status_code=202,
+        summary="Send one submission",
+        responses={202: {"model": SubmissionAccepted}, **_problems(400, 404, 409, 413, 415, 422, 503)},
+        openapi_extra=dict(_INGEST_BODY),
+    )
+    async def ingest(
+        source: str,
+        request: Request,
+        idempotency_key: Annotated[
+            str | None,
+            Header(description="A retry under the same key is the same submission: same 202, nothing twice."),
+        ] = None,
+        bronze_classification_id: Annotated[
+            str | None,
+            Header(description="The run that records without a `classification_id` of their own belong to."),
+        ] = None,
+        bronze_file_name: Annotated[
+            str | None, Header(description="The client's own file, kept as `_origin`; percent-encoded UTF-8.")
+        ] = None,
+    ) -> Response:
+        accepted = await api.ingest(source, request)
+        url = _status_url(accepted.submission_id)
+        body = SubmissionAccepted(
+            submission_id=accepted.submission_id,
+            classification_id=accepted.classification_id,
+            classification_count=accepted.classification_count,
+            source=accepted.source,
+            records=accepted.records,
+            trace_id=accepted.trace_id,
+            status_url=url,
+        )
+        return Response(
+            body.model_dump_json(),
+            status_code=202,
+            media_type=JSON,
+            headers={"Location": url, "traceresponse": traceparent()},
+        )
+
+    @app.get("/v1/submissions/{submission_id}", summary="Where a submission is", responses=_problems(404, 503))
+    async def submission(submission_id: str) -> SubmissionStatus:
+        return await api.status(submission_id)
+
+    @app.get("/v1/objects/{file_path:path}", summary="What an object holds", responses=_problems(404, 503))
+    async def stored_object(file_path: str) -> ObjectContents:
+        return await api.object(file_path)
+
+    @app.get("/livez", summary="Whether the process runs")
+    async def livez() -> dict[str, str]:
+        return telemetry.alive()
+
+    @app.get("/readyz", summary="Whether submissions can be taken")
+    async def readyz() -> JSONResponse:
+        ready, body = await api.ready()
+        return JSONResponse(body, status_code=200 if ready else 503)
+
+    @app.get("/metrics", summary="This process's metrics, in Prometheus' text format")
+    async def metrics() -> Response:
+        body, content_type = await asyncio.to_thread(telemetry.metrics)
+        return Response(body, media_type=content_type)
+
+    @app.exception_handler(Refused)
+    async def refused(request: Request, error: Refused) -> Response:
+        if request.method == "POST":
+            api.count_refused(request, error.kind)
+        return _problem(error.status, error.kind, error.detail, error.members)
+
+    @app.exception_handler(Unavailable)
+    async def unavailable(request: Request, error: Unavailable) -> Response:
+        span = get_current_span()
+        span.set_status(Status(StatusCode.ERROR, error.detail))
+        if request.method == "POST":
+            api.count_refused(request, error.kind)
+        log.warning("503 %s: %s", error.kind, error.detail)
+        return _problem(503, error.kind, error.detail, error.members, {"Retry-After": str(error.retry_after_s)})
+
+    @app.exception_handler(ClientDisconnect)
+    async def gone(request: Request, error: ClientDisconnect) -> Response:
+        api.count_refused(request, Refusal.CLIENT_GONE)
+        return _problem(400, Refusal.CLIENT_GONE, "The connection was closed before the body's end.", {})
+
+    @app.exception_handler(HTTPException)
+    async def http(request: Request, error: HTTPException) -> Response:
+        kind = {404: "not-found", 405: "method-not-allowed"}.get(error.status_code, "http")
+        return _problem(
+            error.status_code, kind, f"{request.method} {request.url.path}: {error.detail}.", {}, error.headers
+        )
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> Response:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        return _problem(422, "invalid-request", f"{where}: {first['msg']}.", {})
+
+    @app.exception_handler(Exception)
+    async def unforeseen(request: Request, error: Exception) -> Response:
+        if request.method == "POST":
+            api.count_refused(request, Fault.INTERNAL)
+        return _problem(500, Fault.INTERNAL, "Something unforeseen happened; the log tells, by the trace id.", {})
+
+    telemetry.instrument(app)
+    return app
+
+
+class OwnContext:
+    """Runs each request in a context of its own.
+
+    On asyncio's own loop, uvicorn reads on from within the task of a request with a large body; the next request of
+    that connection would begin in the context, and so in the trace, of the one before.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await asyncio.get_running_loop().create_task(self._run(scope, receive, send), context=Context())
+
+    async def _run(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._app(scope, receive, send)
+
+
+def _problem(
+    status: int,
+    kind: str,
+    detail: str,
+    members: Mapping[str, object],
+    headers: Mapping[str, str] | None = None,
+) -> Response:
+    """An RFC 9457 problem document."""
+    body = {
+        "type": f"/problems/{kind}",
+        "title": kind.replace("-", " ").capitalize(),
+        "status": status,
+        "detail": detail,
+        "trace_id": trace_id_hex(),
+        **members,
+    }
+    return JSONResponse(body, status, media_type=PROBLEM, headers={**(headers or {}), "traceresponse": traceparent()})
+
+
+def _key(request: Request) -> str | None:
+    key = request.headers.get("idempotency-key")
+    if key is None:
+        return None
+    if not key.strip() or len(key) > KEY_CHARS_MAX:
+        raise Refused(
+            400,
+            Refusal.INVALID_HEADER,
+            f"Idempotency-Key has 1 to {KEY_CHARS_MAX} characters; make a new UUID for each submission.",
+            header="Idempotency-Key",
+        )
+    return key
+
+
+def _text(request: Request, header: str, chars_max: int) -> str | None:
+    """A header of ours, in percent-encoded UTF-8, or its query equivalent; the header wins."""
+    query = header.removeprefix("Bronze-").replace("-", "_").lower()
+    raw = request.headers.get(header)
+    value = unquote(raw) if raw is not None else request.query_params.get(query)
+    if value is not None and not 1 <= len(value) <= chars_max:
+        raise Refused(
+            400, Refusal.INVALID_HEADER, f"{header} (or ?{query}=) has 1 to {chars_max} characters.", header=header
+        )
+    return value
+
+
+async def _pieces(stream: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """The body in pieces that are worth a thread."""
+    waiting = bytearray()
+    async for chunk in stream:
+        waiting += chunk
+        if len(waiting) >= PIECE_BYTES:
+            yield bytes(waiting)
+            waiting.clear()
+    if waiting:
+        yield bytes(waiting)
+
+
+async def _run(work: Callable[..., T], *args: object, inline: bool) -> T:
+    """CPU work, in a thread unless it is small."""
+    return work(*args) if inline else await asyncio.to_thread(work, *args)
+
+
+async def _drain(stream: AsyncIterator[bytes]) -> None:
+    """Read on, within bounds: a client that is still sending would not see the answer."""
+    size = 0
+    with suppress(TimeoutError, ClientDisconnect):
+        async with asyncio.timeout(DRAIN_S_MAX):
+            async for chunk in stream:
+                size += len(chunk)
+                if size > DRAIN_BYTES_MAX:
+                    return
+
+
+async def _probe(answer: Awaitable[object]) -> str:
+    try:
+        async with asyncio.timeout(READY_TIMEOUT_S):
+            await answer
+    except (Unavailable, TimeoutError) as error:
+        return f"away: {error}"
+    return "ok"
+
+
+def _status_url(submission_id: str) -> str:
+    return f"/v1/submissions/{submission_id}"
+
+
+def _status(identity: Identity) -> SubmissionStatus:
+    done = identity.parts_done == identity.parts
+    status: Literal["accepted", "stored", "quarantined"] = "accepted"
+    if done:
+        status = "quarantined" if identity.parts_quarantined else "stored"
+    return _status_of(identity.accepted, status, identity.objects)
+
+
+def _status_of(
+    accepted: Accepted, status: Literal["accepted", "stored", "quarantined"], objects: list[str]
+) -> SubmissionStatus:
+    return SubmissionStatus(
+        submission_id=accepted.submission_id,
+        status=status,
+        source=accepted.source,
+        records=accepted.records,
+        classification_id=accepted.classification_id,
+        classification_count=accepted.classification_count,
+        received_at=accepted.received_at,
+        trace_id=accepted.trace_id,
+        origin=accepted.origin,
+        objects=[ObjectLink(file_path=key, url=f"/v1/objects/{key}") for key in objects],
+    )
+
+
+def _no_submission(submission_id: str) -> Refused:
+    return Refused(
+        404,
+        Refusal.NOT_FOUND,
+        f"Nothing is known of submission {submission_id!r}. It was never accepted, or its identity has expired: "
+        "24 hours after it was stored, 30 days where it had an Idempotency-Key. Its records are in the bucket all the "
+        "same, with its id in `_submission_id`.",
+    )

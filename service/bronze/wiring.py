@@ -1,0 +1,196 @@
+"""The composition root: the one place where the roles' parts are made and joined."""
+
+import asyncio
+import logging
+import secrets
+import signal
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+import uvicorn
+
+from bronze import sources
+from bronze.api import Api, OwnContext, create_app
+from bronze.bucket import Bucket, S3Bucket
+from bronze.catalog import Catalog, NatsCatalog
+from bronze.chain import Lane, Limits
+from bronze.claims import Claims
+from bronze.consumer import LaneWriter, consume
+from bronze.errors import Halted, Misconfigured, Unavailable
+from bronze.jetstream import JetStream
+from bronze.lock import Lock, NatsLock
+from bronze.queue import NatsQueue, Queue, boot_time_s
+from bronze.settings import Settings
+from bronze.telemetry import sdk
+from bronze.telemetry.signals import Role
+
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+START_WAIT_S = 60.0
+STOP_GRACE_S = 8
+
+
+@dataclass(frozen=True)
+class Edges:
+    """What the roles act on."""
+
+    lanes: list[Lane]
+    queue: Queue
+    bucket: Bucket
+    catalog: Catalog
+    lock: Callable[[Lane], Lock]
+
+
+@asynccontextmanager
+async def edges(settings: Settings, instance_id: str) -> AsyncIterator[Edges]:
+    """The real edges, waited for at start. Raises `Unavailable` or `Misconfigured`."""
+    # an instance id may be preset and then outlives the process; the lock has to see that its owner died
+    owner = f"{instance_id}-{secrets.token_hex(4)}"
+    jetstream = await _patiently(lambda: JetStream.connect(settings.nats_url, server_name=settings.nats_server_name))
+    bucket = S3Bucket(settings)
+    try:
+        queue = NatsQueue(jetstream, settings)
+        lanes = await _patiently(lambda: queue.open(sources.built_in()))
+        catalog = await _patiently(lambda: NatsCatalog.open(jetstream, settings))
+        claims = Claims(jetstream, settings.queue_replicas)
+        yield Edges(
+            lanes,
+            queue,
+            bucket,
+            catalog,
+            lambda lane: NatsLock(claims, lane, owner, settings.lock_expiry_s),
+        )
+    finally:
+        bucket.close()
+        await jetstream.close()
+
+
+async def _patiently(step: Callable[[], Awaitable[T]]) -> T:
+    """Do a step of the start, and again for a while where what it needs is away."""
+    loop = asyncio.get_running_loop()
+    give_up_s = loop.time() + START_WAIT_S
+    while True:
+        try:
+            return await step()
+        except Unavailable as error:
+            if loop.time() >= give_up_s:
+                raise
+            log.warning("waiting to start: %s", error)
+            await asyncio.sleep(1)
+
+
+def limits(settings: Settings) -> Limits:
+    return Limits(
+        bytes_max=settings.object_bytes_max,
+        messages_max=settings.object_messages_max,
+        submissions_max=settings.object_submissions_max,
+        age_s_max=settings.flush_age_s,
+    )
+
+
+def _on_signals(act: Callable[[], None]) -> None:
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(signum, act)
+
+
+def _listening(settings: Settings) -> socket.socket:
+    try:
+        return socket.create_server((settings.api_host, settings.api_port))
+    except OSError as error:
+        raise Misconfigured(
+            f"cannot listen on {settings.api_host}:{settings.api_port}: {error.strerror}. "
+            "Choose another with BRONZE_API_HOST and BRONZE_API_PORT"
+        ) from error
+
+
+async def serve(settings: Settings, wire: Callable[[Edges], Edges] = lambda edge: edge) -> int:
+    """Run the API until it is told to stop; requests under way are answered first. Gives the exit code.
+
+    `wire` may put other parts in the place of the real ones, as the kill test does.
+    """
+    telemetry = sdk.start(Role.API, settings)
+    telemetry.instruments.zero(Role.API, sources.built_in())
+    failed: list[Halted] = []
+    try:
+        async with edges(settings, telemetry.instance_id) as real:
+            edge = wire(real)
+
+            def fatal(error: Halted) -> None:
+                log.critical("%s", error)
+                failed.append(error)
+                server.should_exit = True
+
+            api = Api(
+                settings,
+                sources.built_in(),
+                {(lane.source, lane.number): lane for lane in edge.lanes},
+                edge.queue,
+                edge.bucket,
+                edge.catalog,
+                telemetry,
+                boot_time_s,
+                fatal,
+            )
+            server = uvicorn.Server(
+                uvicorn.Config(
+                    OwnContext(create_app(api, telemetry)),
+                    log_config=None,
+                    access_log=False,
+                    lifespan="off",
+                    timeout_graceful_shutdown=STOP_GRACE_S,
+                    h11_max_incomplete_event_size=None,
+                )
+            )
+            # uvicorn ends by raising the signal that it was told to stop by: we are not done yet then
+            _on_signals(lambda: None)
+            with _listening(settings) as listener:
+                log.info("listening on http://%s:%d", settings.api_host, settings.api_port)
+                await server.serve(sockets=[listener])
+    finally:
+        await asyncio.to_thread(telemetry.shutdown)
+    return 1 if failed else 0
+
+
+async def consume_role(settings: Settings, wire: Callable[[Edges], Edges] = lambda edge: edge) -> int:
+    """Run the consumer until it is told to stop; what is under way is finished first. Gives the exit code.
+
+    `wire`: as for `serve`.
+    """
+    telemetry = sdk.start(Role.CONSUMER, settings)
+    telemetry.instruments.zero(Role.CONSUMER, sources.built_in())
+    stop = asyncio.Event()
+    _on_signals(stop.set)
+    try:
+        server = telemetry.serve_metrics()
+        try:
+            async with edges(settings, telemetry.instance_id) as real:
+                if isinstance(real.bucket, S3Bucket):
+                    await _patiently(real.bucket.check_create_only)
+                edge = wire(real)
+                writers = [
+                    LaneWriter(
+                        lane,
+                        sources.built_in()[lane.source],
+                        edge.queue,
+                        edge.bucket,
+                        edge.catalog,
+                        edge.lock(lane),
+                        telemetry,
+                        prefix=settings.prefix,
+                        limits=limits(settings),
+                        purge_grace_s=settings.purge_grace_s,
+                    )
+                    for lane in edge.lanes
+                ]
+                log.info("consuming %d lanes", len(writers))
+                await consume(writers, stop)
+        finally:
+            server.close()
+    finally:
+        await asyncio.to_thread(telemetry.shutdown)
+    return 0
