@@ -1,0 +1,785 @@
+"""The publisher against a real HTTP server on loopback that answers by a script. Nothing here waits: time is faked."""
+
+import argparse
+import datetime as dt
+import io
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from email.utils import format_datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import islice
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import httpx
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from opentelemetry.exporter.prometheus import PrometheusMetricReader
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import (
+    MetricExporter,
+    MetricExportResult,
+    MetricsData,
+    NumberDataPoint,
+    PeriodicExportingMetricReader,
+)
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import SpanKind
+from prometheus_client import CollectorRegistry
+
+from bronze import publisher, sources
+from bronze.errors import Misconfigured, Refused
+from bronze.fleet import fleet
+from bronze.publisher import Batch, Sender, Stop, Summary, batches
+from bronze.settings import Settings
+from bronze.submission import MESSAGE_BYTES_MAX
+from bronze.telemetry import Telemetry
+from bronze.telemetry.instruments import Instruments
+
+# --- the server
+
+
+@dataclass
+class Seen:
+    """A request as the server had it."""
+
+    path: str
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def key(self) -> str:
+        return self.headers["Idempotency-Key"]
+
+
+@dataclass
+class Answer:
+    """What the server does with a request; without a status it drops the connection."""
+
+    status: int | None
+    body: bytes = b""
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+def accepted(seen: Seen) -> Answer:
+    records = len(seen.body.splitlines())
+    trace_id = seen.headers["traceparent"].split("-")[1]
+    receipt = {"submission_id": f"id of {seen.key}", "records": records, "trace_id": trace_id, "source": "status"}
+    return Answer(202, json.dumps(receipt).encode())
+
+
+def problem(status: int, kind: str, detail: str, headers: dict[str, str] | None = None, **members: object) -> Answer:
+    body = {"type": f"/problems/{kind}", "title": kind, "status": status, "detail": detail} | members
+    return Answer(status, json.dumps(body).encode(), headers or {})
+
+
+DROPPED = Answer(None)
+BUSY = problem(503, "queue-full", "The queue is full.", {"Retry-After": "7"})
+
+Step = Answer | Callable[[Seen], Answer]
+
+
+class Api:
+    """Answers request after request by a script, and what comes after its end with 202."""
+
+    def __init__(self) -> None:
+        self.script: list[Step] = []
+        self.seen: list[Seen] = []
+        api = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_POST(self) -> None:
+                seen = Seen(self.path, dict(self.headers), self.rfile.read(int(self.headers["Content-Length"])))
+                api.seen.append(seen)
+                step = api.script.pop(0) if api.script else accepted
+                answer = step if isinstance(step, Answer) else step(seen)
+                if answer.status is None:
+                    self.close_connection = True
+                    return
+                self.send_response(answer.status)
+                for name, value in answer.headers.items():
+                    self.send_header(name, value)
+                self.send_header("Content-Length", str(len(answer.body)))
+                self.end_headers()
+                self.wfile.write(answer.body)
+
+            def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  the library's name
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+        threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
+
+    def close(self) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+
+
+@pytest.fixture
+def api() -> Iterator[Api]:
+    server = Api()
+    yield server
+    server.close()
+
+
+# --- telemetry and time
+
+
+class Exported(MetricExporter):
+    """Keeps what a collector would have had."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.batches: list[MetricsData] = []
+
+    def export(self, metrics_data: MetricsData, timeout_millis: float = 10_000, **_: object) -> MetricExportResult:
+        self.batches.append(metrics_data)
+        return MetricExportResult.SUCCESS
+
+    def force_flush(self, timeout_millis: float = 10_000) -> bool:
+        return True
+
+    def shutdown(self, timeout_millis: float = 30_000, **_: object) -> None:
+        pass
+
+    def submissions(self) -> dict[tuple[str, str], float]:
+        """The last exported value of the publisher's counter, by source and outcome."""
+        points = {}
+        for resource in self.batches[-1].resource_metrics:
+            for scope in resource.scope_metrics:
+                for metric in scope.metrics:
+                    if metric.name == "bronze.publisher.submissions":
+                        for point in metric.data.data_points:
+                            assert isinstance(point, NumberDataPoint)
+                            of = point.attributes or {}
+                            points[str(of["bronze.source"]), str(of["bronze.outcome"])] = point.value
+        return points
+
+
+@dataclass
+class Observed:
+    """The publisher's telemetry, and what it said."""
+
+    telemetry: Telemetry
+    exported: Exported
+    _spans: InMemorySpanExporter
+
+    def counts(self) -> dict[str, float]:
+        """Submissions by outcome, over all sources."""
+        self.telemetry.flush()
+        counts: Counter[str] = Counter()
+        for (_, outcome), value in self.exported.submissions().items():
+            counts[outcome] += int(value)
+        return dict(counts)
+
+    def spans(self) -> list[ReadableSpan]:
+        return list(self._spans.get_finished_spans())
+
+
+@pytest.fixture
+def observed(monkeypatch: pytest.MonkeyPatch) -> Iterator[Observed]:
+    monkeypatch.setenv("OTEL_EXPORTER_PROMETHEUS_PORT", "0")
+    registry, exported, finished = CollectorRegistry(), Exported(), InMemorySpanExporter()
+    reader = PeriodicExportingMetricReader(exported, export_interval_millis=float("inf"))
+    meters = MeterProvider([PrometheusMetricReader(registry=registry), reader], shutdown_on_exit=False)
+    tracers = TracerProvider(shutdown_on_exit=False)
+    tracers.add_span_processor(SimpleSpanProcessor(finished))
+    telemetry = Telemetry(
+        tracer=tracers.get_tracer("test"),
+        instruments=Instruments.create(meters.get_meter("test")),
+        resource={"service.name": "publisher", "service.instance.id": "test", "service.version": "0"},
+        _tracers=tracers,
+        _meters=meters,
+        _exporters=(),
+        _readers=[reader],
+        _scraped=registry,
+    )
+    yield Observed(telemetry, exported, finished)
+    telemetry.shutdown()
+
+
+class Time(Stop):
+    """Waits without waiting, and wants to stop after so many waits."""
+
+    def __init__(self, waits_max: int = 1_000) -> None:
+        super().__init__()
+        self.now_s = 0.0
+        self.waits: list[float] = []
+        self._waits_max = waits_max
+
+    def clock(self) -> float:
+        return self.now_s
+
+    def wait(self, timeout_s: float) -> bool:
+        self.waits.append(timeout_s)
+        self.now_s += timeout_s
+        return self.wanted or len(self.waits) >= self._waits_max
+
+
+@pytest.fixture
+def time() -> Time:
+    return Time()
+
+
+@pytest.fixture
+def publish(api: Api, observed: Observed, time: Time) -> Callable[..., Summary]:
+    def run(*files: Path, source: str = "status", **options: Any) -> Summary:
+        defaults: dict[str, Any] = {"stop": time, "clock": time.clock, "records_max": 2}
+        settings = Settings(api_url=api.url)
+        return publisher.publish(settings, observed.telemetry, source, [*map(str, files)], **(defaults | options))
+
+    return run
+
+
+def ndjson(path: Path, *lines: str) -> Path:
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    return path
+
+
+# --- reading
+
+
+def read(data: bytes, records_max: int = 10, bytes_max: int = 10_000) -> list[Batch]:
+    return list(batches("f.ndjson", io.BytesIO(data), records_max=records_max, bytes_max=bytes_max))
+
+
+@given(
+    lines=st.lists(st.sampled_from([b"", b" \t\r", b"{}", b'{"a":1}', b'{"a":"' + b"x" * 40 + b'"}'])),
+    ends_with_newline=st.booleans(),
+    records_max=st.integers(1, 5),
+    bytes_max=st.integers(1, 100),
+)
+def test_batches_hold_every_record_once(
+    lines: list[bytes], *, ends_with_newline: bool, records_max: int, bytes_max: int
+) -> None:
+    """Whatever the bounds, the batches are the file's records in order, each within the bounds and with its line."""
+    data = b"\n".join(lines) + (b"\n" if ends_with_newline else b"")
+    out = read(data, records_max, bytes_max)
+    assert b"".join(b.body for b in out).splitlines() == [line for line in lines if line.strip()]
+    for batch in out:
+        assert 1 <= batch.records <= records_max
+        assert len(batch.body) <= bytes_max or batch.records == 1
+        assert [lines[number - 1] for number in batch.lines] == batch.body.splitlines()
+
+
+def test_progress_counts_what_was_read() -> None:
+    """What the batches say was read adds up to the file, blank lines and all."""
+    data = b"\n{}\n\n{}\n{}\n"
+    assert sum(batch.bytes_read for batch in read(data, records_max=2)) == len(data)
+
+
+def test_a_batch_fits_a_message() -> None:
+    """By default, a submission is one message in the queue, also when its records are large."""
+    data = b"".join(b'{"a":"%s"}\n' % (b"x" * 2_000) for _ in range(1_000))
+    out = read(data, publisher.BATCH_RECORDS, publisher.BATCH_BYTES)
+    assert len(out) > 1
+    assert max(len(batch.body) for batch in out) <= publisher.BATCH_BYTES < MESSAGE_BYTES_MAX
+
+
+def test_a_line_without_end_is_refused_with_its_number() -> None:
+    """A line that no message can take ends the reading, after what stands before it was given out."""
+    stream = io.BytesIO(b"{}\n\n" + b"x" * (MESSAGE_BYTES_MAX + 1))
+    reading = batches("f.ndjson", stream, records_max=10, bytes_max=10)
+    assert next(reading).lines == (1,)
+    with pytest.raises(Refused, match=r"f\.ndjson, line 3 is longer"):
+        next(reading)
+
+
+# --- sending
+
+
+def test_everything_is_sent_in_order(api: Api, publish: Callable[..., Summary], tmp_path: Path) -> None:
+    """Each batch is one submission of one file, under a key of its own, and the summary adds up."""
+    one = ndjson(tmp_path / "one.ndjson", '{"n":1}', "", '{"n":2}', '{"n":3}')
+    two = ndjson(tmp_path / "two.ndjson", '{"n":4}')
+    summary = publish(one, two)
+    assert [seen.body for seen in api.seen] == [b'{"n":1}\n{"n":2}\n', b'{"n":3}\n', b'{"n":4}\n']
+    assert {seen.path for seen in api.seen} == {"/v1/ingest/status"}
+    assert {seen.headers["Content-Type"] for seen in api.seen} == {"application/x-ndjson"}
+    assert [seen.headers["Bronze-File-Name"] for seen in api.seen] == ["one.ndjson", "one.ndjson", "two.ndjson"]
+    assert len({seen.key for seen in api.seen}) == 3
+    assert (summary.submissions, summary.records, summary.bytes, summary.error) == (3, 4, 32, None)
+    assert summary.submission_id_last == f"id of {api.seen[-1].key}"
+
+
+def test_a_run_sent_again_uses_the_same_keys(api: Api, publish: Callable[..., Summary], tmp_path: Path) -> None:
+    """The keys are a function of the run, so that the API knows what it has."""
+    file = ndjson(tmp_path / "f.ndjson", "{}", "{}", "{}")
+    first = publish(file)
+    publish(file, run=first.run)
+    publish(file)
+    keys = [seen.key for seen in api.seen]
+    assert keys[:2] == keys[2:4]
+    assert len(set(keys)) == 4
+
+
+@pytest.mark.parametrize("name", ["plain.ndjson", "Flüge 100%.ndjson", "飛行.ndjson"])
+def test_a_file_name_survives_the_header(api: Api, publish: Callable[..., Summary], tmp_path: Path, name: str) -> None:
+    """The header is percent-encoded UTF-8: whatever the file is called, its name comes back."""
+    publish(ndjson(tmp_path / name, "{}"))
+    assert unquote(api.seen[0].headers["Bronze-File-Name"]) == name
+
+
+def test_standard_input_has_no_file_name(
+    api: Api, publish: Callable[..., Summary], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`-` reads standard input."""
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b'{"n":1}\n')))
+    assert publish(Path(publisher.STDIN)).records == 1
+    assert "Bronze-File-Name" not in api.seen[0].headers
+
+
+def test_the_report_names_each_submission(api: Api, publish: Callable[..., Summary], tmp_path: Path) -> None:
+    """A line for each accepted submission leads from the file's lines to submission and trace."""
+    file = ndjson(tmp_path / "f.ndjson", "{}", "", "{}", "{}")
+    report = io.StringIO()
+    publish(file, report=report)
+    lines = [json.loads(line) for line in report.getvalue().splitlines()]
+    assert [(line["line_first"], line["line_last"], line["records"]) for line in lines] == [(1, 3, 2), (4, 4, 1)]
+    assert [line["trace_id"] for line in lines] == [seen.headers["traceparent"].split("-")[1] for seen in api.seen]
+    assert lines[0] | {"submission_id": f"id of {api.seen[0].key}", "source": "status", "file": str(file)} == lines[0]
+
+
+def test_the_address_may_have_a_path(api: Api, observed: Observed, time: Time, tmp_path: Path) -> None:
+    """An API behind a gateway's path is reached there, and no password gets into a span."""
+    file = ndjson(tmp_path / "f.ndjson", "{}")
+    url = api.url.replace("//", "//me:secret@") + "/bronze"
+    publisher.publish(Settings(api_url=url), observed.telemetry, "status", [str(file)], stop=time)
+    assert api.seen[0].path == "/bronze/v1/ingest/status"
+    (span,) = observed.spans()
+    assert span.attributes is not None
+    assert span.attributes["url.full"] == f"{api.url}/bronze/v1/ingest/status"
+
+
+@pytest.mark.parametrize("url", ["localhost:8000", "ftp://localhost", "http://", "http://:x"])
+def test_an_address_that_cannot_be_one(observed: Observed, time: Time, url: str) -> None:
+    """A wrong address is said at once, not tried for five minutes."""
+    with pytest.raises(Misconfigured, match="BRONZE_API_URL"):
+        publisher.publish(Settings(api_url=url), observed.telemetry, "status", [], stop=time)
+    assert not time.waits
+
+
+# --- retries
+
+
+def test_a_submission_is_tried_again_under_its_key(
+    api: Api, observed: Observed, time: Time, publish: Callable[..., Summary], tmp_path: Path
+) -> None:
+    """503, a dropped connection and 500 pass: same key, same body, same trace, one acceptance."""
+    api.script = [BUSY, DROPPED, Answer(500)]
+    summary = publish(ndjson(tmp_path / "f.ndjson", '{"n":1}'))
+    assert len(api.seen) == 4
+    assert len({(seen.key, seen.body, seen.headers["traceparent"]) for seen in api.seen}) == 1
+    assert (summary.submissions, summary.retries, summary.error) == (1, 3, None)
+    assert time.waits[0] == 7
+    assert 0 < time.waits[1] <= time.waits[2] <= publisher.BACK_OFF_S_FIRST * 4
+    assert observed.counts() == {"accepted": 1, "rejected": 0, "unknown": 0}
+    (span,) = observed.spans()
+    assert span.attributes is not None
+    assert span.attributes["http.request.resend_count"] == 3
+    assert [event.attributes for event in span.events] == [
+        {"error.type": "queue-full", "http.response.status_code": 503},
+        {"error.type": "unavailable"},
+        {"error.type": "internal", "http.response.status_code": 500},
+    ]
+    assert span.status.is_unset
+
+
+def test_back_off_grows_to_its_bound(api: Api, time: Time, publish: Callable[..., Summary], tmp_path: Path) -> None:
+    """The waits double up to a bound, with jitter below."""
+    api.script = [Answer(502)] * 12
+    publish(ndjson(tmp_path / "f.ndjson", "{}"), retry_for_s=10_000)
+    highest = [min(publisher.BACK_OFF_S_MAX, publisher.BACK_OFF_S_FIRST * 2**n) for n in range(12)]
+    assert all(high / 2 <= wait <= high for high, wait in zip(highest, time.waits, strict=True))
+    assert len(set(time.waits)) == 12
+
+
+def test_it_gives_up_in_time(
+    api: Api, observed: Observed, time: Time, publish: Callable[..., Summary], tmp_path: Path
+) -> None:
+    """Retries are bounded; what is given up is counted as unknown, and nothing is sent after it."""
+    api.script = [accepted, *[BUSY] * 1_000]
+    summary = publish(ndjson(tmp_path / "f.ndjson", *["{}"] * 6), retry_for_s=60)
+    assert 60 - publisher.BACK_OFF_S_MAX <= time.now_s <= 60
+    assert summary.records == 2
+    assert summary.error is not None
+    assert "queue is full" in summary.error
+    assert "lines 3 to 4 were accepted is unknown" in summary.error
+    assert len({seen.key for seen in api.seen}) == 2
+    assert observed.counts() == {"accepted": 1, "rejected": 0, "unknown": 1}
+
+
+def test_a_long_wish_is_not_waited_for(api: Api, time: Time, publish: Callable[..., Summary], tmp_path: Path) -> None:
+    """`Retry-After` beyond the bound ends the run at once."""
+    api.script = [problem(429, "throttled", "Slow down.", {"Retry-After": "3600"})]
+    summary = publish(ndjson(tmp_path / "f.ndjson", "{}"), retry_for_s=300)
+    assert summary.error is not None
+    assert "Slow down" in summary.error
+    assert "3600 s" in summary.error
+    assert not time.waits
+
+
+def test_retry_after_may_be_a_date(api: Api, time: Time, publish: Callable[..., Summary], tmp_path: Path) -> None:
+    """`Retry-After` as a date is honoured too, and nonsense is not."""
+    later = format_datetime(dt.datetime.now(dt.UTC) + dt.timedelta(seconds=100), usegmt=True)
+    api.script = [Answer(503, headers={"Retry-After": later}), Answer(503, headers={"Retry-After": "soon"})]
+    publish(ndjson(tmp_path / "f.ndjson", "{}"))
+    assert 90 < time.waits[0] <= 100
+    assert time.waits[1] < 2
+
+
+def test_a_timeout_is_tried_again(observed: Observed, time: Time) -> None:
+    """No answer in time may mean that it was accepted: the same key tells."""
+    keys = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        keys.append(request.headers["Idempotency-Key"])
+        if len(keys) == 1:
+            raise httpx.ReadTimeout("", request=request)
+        return httpx.Response(202, json={"submission_id": "s", "records": 1, "trace_id": "t"})
+
+    with httpx.Client(base_url="http://api", transport=httpx.MockTransport(answer)) as http:
+        sender = Sender(http, observed.telemetry, retry_for_s=10, wait=time.wait, clock=time.clock)
+        sender.send("status", "k", Batch("f", b"{}\n", [1], 3))
+    assert keys == ["k", "k"]
+    (event,) = observed.spans()[0].events
+    assert event.attributes == {"error.type": "timeout"}
+
+
+# --- refusals
+
+
+def test_a_refusal_names_the_line(
+    api: Api, observed: Observed, time: Time, publish: Callable[..., Summary], tmp_path: Path
+) -> None:
+    """A refusal ends the run: it says what the API says, and the line of the record in the file."""
+    api.script = [accepted, problem(422, "schema-violation", "Record 1, field n: Expected `int`.", record=1)]
+    file = ndjson(tmp_path / "f.ndjson", '{"n":1}', '{"n":2}', "", '{"n":3}', "", '{"n":"x"}', '{"n":5}')
+    summary = publish(file)
+    assert summary.error == f"{file}, line 6: 422 Record 1, field n: Expected `int`."
+    assert (summary.submissions, summary.records) == (1, 2)
+    assert len(api.seen) == 2
+    assert not time.waits
+    assert observed.counts() == {"accepted": 1, "rejected": 1, "unknown": 0}
+    span = observed.spans()[-1]
+    assert span.attributes is not None
+    assert span.attributes["error.type"] == "schema-violation"
+    assert span.attributes["http.response.status_code"] == 422
+    assert span.attributes["bronze.outcome"] == "rejected"
+    assert not span.status.is_ok
+
+
+@pytest.mark.parametrize("body", [b"<html>no</html>", b"", b"[]", b'{"detail": 5}'])
+def test_a_refusal_of_a_proxy(api: Api, publish: Callable[..., Summary], tmp_path: Path, body: bytes) -> None:
+    """A refusal without a problem document is one all the same, with the place of the whole submission."""
+    api.script = [Answer(403, body)]
+    file = ndjson(tmp_path / "f.ndjson", "{}", "{}")
+    assert publish(file).error == f"{file}, lines 1 to 2: 403 Forbidden"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        Answer(200, b"hello"),
+        Answer(301, headers={"Location": "/elsewhere"}),
+        Answer(202, b"hello"),
+        Answer(202, b'{"submission_id": "s", "records": 1, "trace_id": "t"}'),
+    ],
+    ids=["success", "redirect", "no receipt", "another count"],
+)
+def test_what_is_no_ingestion_api_takes_nothing(
+    api: Api, observed: Observed, publish: Callable[..., Summary], tmp_path: Path, answer: Answer
+) -> None:
+    """Nothing counts as accepted but a 202 that says so of all records."""
+    api.script = [answer]
+    summary = publish(ndjson(tmp_path / "f.ndjson", "{}", "{}"))
+    assert summary.error is not None
+    assert summary.records == 0
+    assert observed.counts() == {"accepted": 0, "rejected": 0, "unknown": 1}
+
+
+# --- telemetry
+
+
+def test_zeros_are_exported_before_anything_is_sent(
+    api: Api, observed: Observed, publish: Callable[..., Summary], tmp_path: Path
+) -> None:
+    """The first count is an increase, and no new series: its zero has left before the first request."""
+    at_first: dict[tuple[str, str], float] = {}
+
+    def first(seen: Seen) -> Answer:
+        at_first.update(observed.exported.submissions())
+        return accepted(seen)
+
+    api.script = [first]
+    publish(ndjson(tmp_path / "f.ndjson", "{}"))
+    assert at_first == {("status", outcome): 0 for outcome in ("accepted", "rejected", "unknown")}
+
+
+def test_each_submission_begins_a_trace(
+    api: Api, observed: Observed, publish: Callable[..., Summary], tmp_path: Path
+) -> None:
+    """A submission is a trace of its own, which the API continues by `traceparent`."""
+    with observed.telemetry.tracer.start_as_current_span("not the parent"):
+        publish(ndjson(tmp_path / "f.ndjson", "{}", "{}", "{}"))
+    ours = [span for span in observed.spans() if span.kind is SpanKind.CLIENT]
+    assert [span.parent for span in ours] == [None, None]
+    assert [span.name for span in ours] == ["POST /v1/ingest/status"] * 2
+    sent = [seen.headers["traceparent"].split("-")[1:3] for seen in api.seen]
+    assert sent == [[f"{span.context.trace_id:032x}", f"{span.context.span_id:016x}"] for span in ours]
+    assert ours[0].attributes == {
+        "http.request.method": "POST",
+        "url.full": f"{api.url}/v1/ingest/status",
+        "server.address": "127.0.0.1",
+        "server.port": api.server.server_port,
+        "http.response.status_code": 202,
+        "bronze.source": "status",
+        "bronze.records": 2,
+        "bronze.bytes": 6,
+        "bronze.submission_id": f"id of {api.seen[0].key}",
+        "bronze.outcome": "accepted",
+    }
+
+
+def test_a_taken_metrics_port_stops_no_publisher(
+    api: Api,
+    publish: Callable[..., Summary],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Where another publisher has the port, `/metrics` goes to a free one, which the log names."""
+    scraped: list[str] = []
+
+    def scrape(seen: Seen) -> Answer:
+        port = caplog.messages[0].rsplit("port ", 1)[1].split()[0]
+        scraped.append(httpx.get(f"http://127.0.0.1:{port}/metrics").text)
+        return accepted(seen)
+
+    api.script = [scrape]
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        monkeypatch.setenv("OTEL_EXPORTER_PROMETHEUS_PORT", str(taken.getsockname()[1]))
+        assert publish(ndjson(tmp_path / "f.ndjson", "{}")).error is None
+    assert "bronze_publisher_submissions_total" in scraped[0]
+
+
+# --- stopping
+
+
+def test_the_request_in_flight_comes_to_its_end(
+    api: Api, time: Time, publish: Callable[..., Summary], tmp_path: Path
+) -> None:
+    """A signal during a request: its answer counts, and nothing is sent after it."""
+
+    def interrupted(seen: Seen) -> Answer:
+        time._hear(signal.SIGINT, None)
+        return accepted(seen)
+
+    api.script = [interrupted]
+    summary = publish(ndjson(tmp_path / "f.ndjson", *["{}"] * 4))
+    assert (summary.submissions, summary.records, summary.error) == (1, 2, "stopped")
+    assert len(api.seen) == 1
+
+
+def test_a_signal_ends_the_wait_for_input(
+    api: Api, time: Time, publish: Callable[..., Summary], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Standard input that says nothing does not hold up Ctrl-C."""
+
+    class Interrupted(io.BytesIO):
+        def readline(self, size: int | None = -1, /) -> bytes:
+            time._hear(signal.SIGINT, None)
+            return b"{}\n"
+
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(Interrupted()))
+    assert publish(Path(publisher.STDIN), records_max=1).error == "stopped"
+    assert not api.seen
+
+
+def test_a_signal_ends_the_wait_for_the_next_try(
+    api: Api, observed: Observed, publish: Callable[..., Summary], tmp_path: Path
+) -> None:
+    """Whoever stops does not wait for an API that is away, and is told that the outcome is unknown."""
+    api.script = [BUSY]
+    summary = publish(ndjson(tmp_path / "f.ndjson", "{}"), stop=Time(waits_max=1))
+    assert summary.error is not None
+    assert "is unknown" in summary.error
+    assert observed.counts()["unknown"] == 1
+
+
+COMMAND = textwrap.dedent("""
+    import argparse, sys
+    from bronze import publisher, settings, telemetry
+
+    publisher.GRACE_S = 0.1
+    command = sys.argv[1]
+    parser = argparse.ArgumentParser()
+    getattr(publisher, f"{command}_arguments")(parser)
+    arguments = parser.parse_args(sys.argv[2:])
+    loaded = settings.load()
+    started = telemetry.start("publisher", loaded, log_stream=sys.stderr)
+    code = getattr(publisher, f"run_{command}")(arguments, loaded, started)
+    started.shutdown()
+    sys.exit(code)
+""")
+
+
+@contextmanager
+def command(api: Api, *arguments: str) -> Iterator["subprocess.Popen[str]"]:
+    """The command in a process of its own."""
+    environment = os.environ | {
+        "BRONZE_API_URL": api.url,
+        "OTEL_EXPORTER_PROMETHEUS_PORT": "0",
+        "OTEL_TRACES_EXPORTER": "none",
+        "OTEL_METRICS_EXPORTER": "none",
+    }
+    with subprocess.Popen(
+        [sys.executable, "-c", COMMAND, *arguments],
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def signalling(process: "subprocess.Popen[str]", number: int, then: Callable[[Seen], Answer]) -> Step:
+    def step(seen: Seen) -> Answer:
+        process.send_signal(number)
+        return then(seen)
+
+    return step
+
+
+def test_ctrl_c(api: Api, tmp_path: Path) -> None:
+    """Ctrl-C during a request: exit code 130, and a summary that counts it."""
+    file = ndjson(tmp_path / "f.ndjson", "{}", "{}", "{}")
+    with command(api, "publish", "status", "-", "--records", "1", "--json") as process:
+        api.script = [signalling(process, signal.SIGINT, accepted)]
+        out, err = process.communicate(file.read_text(), timeout=60)
+    assert process.returncode == 130, err
+    assert json.loads(out)["records"] == 1
+    assert "--run" in err
+
+
+def test_sigterm_does_not_wait_for_an_answer_without_end(api: Api) -> None:
+    """SIGTERM ends a simulation in time with exit code 0, even when the API never answers."""
+    silence = threading.Event()
+
+    def silent(_: Seen) -> Answer:
+        silence.wait()
+        return DROPPED
+
+    with command(api, "simulate", "--interval-s", "0") as process:
+        api.script = [accepted, accepted, signalling(process, signal.SIGTERM, silent)]
+        try:
+            _, err = process.communicate(timeout=30)  # less than the time that a request may take
+        finally:
+            silence.set()
+    assert process.returncode == 0, err
+    assert len(api.seen) == 3
+
+
+def test_exit_codes(api: Api, tmp_path: Path) -> None:
+    """0 when all was accepted, 1 with the reason on standard error when not, 2 for usage."""
+    file = str(ndjson(tmp_path / "f.ndjson", "{}"))
+    api.script = [accepted, problem(404, "unknown-source", "There is no source 'x'. The sources are: status.")]
+    with command(api, "publish", "status", file, "--report", str(tmp_path / "r")) as process:
+        out, err = process.communicate(timeout=60)
+        assert (process.returncode, err) == (0, "")
+        assert out.startswith("status: 1 records accepted in 1 submissions")
+        assert len((tmp_path / "r").read_text().splitlines()) == 1
+    with command(api, "publish", "x", file) as process:
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == 1
+        assert "The sources are: status." in err
+    with command(api, "publish", "x", file, "--report", str(tmp_path / "none" / "r")) as process:
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == 2
+        assert "--report" in err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["status"],
+        ["status", "nowhere.ndjson"],
+        ["status", "."],
+        ["status", "-", "--records", "0"],
+        ["status", "-", "--retry-for", "inf"],
+        ["status", "-", "--run", "two words"],
+    ],
+)
+def test_usage(arguments: Sequence[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """What cannot work is said before anything is sent, with exit code 2."""
+    parser = argparse.ArgumentParser()
+    publisher.publish_arguments(parser)
+    with pytest.raises(SystemExit) as stopped:
+        parser.parse_args(arguments)
+    assert stopped.value.code == 2
+    assert "usage" in capsys.readouterr().err
+
+
+# --- simulate
+
+
+def test_the_fleet_is_plausible() -> None:
+    """Every simulated record is of its source, and each run has one status and one end."""
+    declared = sources.built_in()
+    runs: dict[str, Counter[str]] = {source: Counter() for source in declared}
+    for source, records in islice(fleet(random.Random(1)), 400):
+        assert records
+        for record in records:
+            decoded: Any = msgspec.json.decode(msgspec.json.encode(record), type=declared[source].record_type)
+            runs[source][decoded.classification_id] += 1
+    assert set(runs["vehicles"]) == {None}
+    assert max(runs["status"].values()) == 1
+    assert runs["status"] == runs["results"] + runs["failures"]
+
+
+def test_a_simulation_outlives_the_api(api: Api, observed: Observed) -> None:
+    """An outage longer than its patience, a refusal and a stranger on the port: it goes on, and counts each."""
+    outage = publisher.RETRY_FOR_S / (publisher.BACK_OFF_S_MAX / 2)
+    refusal = problem(422, "schema-violation", "No.", record=0)
+    api.script = [*[Answer(503)] * int(outage + 10), refusal, Answer(200)]
+    time = Time(waits_max=60)
+    publisher.simulate(Settings(api_url=api.url), observed.telemetry, stop=time, clock=time.clock)
+    counts = observed.counts()
+    assert counts["unknown"] >= 2
+    assert counts["rejected"] == 1
+    assert counts["accepted"] >= 4
+    assert {seen.path.rpartition("/")[2] for seen in api.seen} == set(sources.built_in())
+
+
+def test_a_simulation_is_slow(api: Api, observed: Observed) -> None:
+    """One submission in each interval, with the zeros of all sources before."""
+    time = Time(waits_max=3)
+    publisher.simulate(Settings(api_url=api.url), observed.telemetry, stop=time, interval_s=5, clock=time.clock)
+    assert time.waits == [5, 5, 5]
+    assert len(api.seen) == 3
+    assert set(observed.exported.submissions()) == {
+        (source, outcome) for source in sources.built_in() for outcome in ("accepted", "rejected", "unknown")
+    }
