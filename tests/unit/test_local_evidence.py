@@ -1,0 +1,122 @@
+import hashlib
+import json
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from local.evidence import SOURCES, Evidence, Rows, Trace, payloads, sample_file, source_of
+
+KEY = "bronze/source=status/date=2026-01-02/hour=03/e-0-000000000001.parquet"
+COUNTS = dict.fromkeys(SOURCES, 2)
+GOOD = Evidence(
+    records_sent=COUNTS,
+    records_accepted=COUNTS,
+    records_stored=COUNTS,
+    rows_read_back=COUNTS,
+    payloads_equal=True,
+    duplicates=0,
+    uploads_success=4,
+    mean_upload_duration_s=0.01,
+    p95_delivery_s=1.2,
+    prometheus_targets_up=3,
+    exemplar_trace_id="ab" * 16,
+    trace_spans=6,
+    trace_services=("api", "consumer", "publisher"),
+    file_path=KEY,
+    file_path_in_trace=KEY,
+    url_trace="http://127.0.0.1/zipkin/traces/" + "ab" * 16,
+)
+
+
+def test_good_evidence_holds() -> None:
+    assert all(GOOD.claims().values())
+
+
+@pytest.mark.parametrize(
+    "flaw",
+    [
+        {"records_accepted": COUNTS | {"status": 1}},
+        {"records_stored": COUNTS | {"status": 3}},
+        {"rows_read_back": {k: v for k, v in COUNTS.items() if k != "failures"}},
+        # equal in total, yet not for every source
+        {"records_stored": COUNTS | {"status": 1, "results": 3}},
+        {"payloads_equal": False},
+        {"duplicates": 1},
+        {"duplicates": None},
+        {"uploads_success": 0},
+        {"p95_delivery_s": None},
+        {"prometheus_targets_up": 2},
+        {"exemplar_trace_id": None},
+        {"trace_services": ("api", "publisher")},
+        {"file_path_in_trace": None},
+        {"file_path": None, "file_path_in_trace": None},
+        {"file_path_in_trace": KEY.replace("status", "results")},
+    ],
+)
+def test_each_flaw_breaks_one_claim(flaw: dict[str, object]) -> None:
+    """No claim is decoration: each figure can fail one."""
+    claims = replace(GOOD, **flaw).claims()  # type: ignore[arg-type]
+    assert list(claims.values()).count(False) == 1
+
+
+def test_evidence_of_nothing_holds_nowhere() -> None:
+    """Figures that were never taken prove nothing."""
+    assert not any(Evidence({}).claims().values())
+
+
+def test_document() -> None:
+    """Counts carry their total beside the sources, and all of it is JSON."""
+    document = json.loads(json.dumps(GOOD.document()))
+    assert document["records_sent"] == {"total": 8, **COUNTS}
+    assert document["trace_services"] == ["api", "consumer", "publisher"]
+
+
+def objects(rows: list[tuple[str, int, str]]) -> dict[str, pa.Table]:
+    table = pa.Table.from_pylist(
+        [{"_submission_id": s, "_record_index": i, "_trace_id": f"t-{s}", "_payload": p} for s, i, p in rows]
+    )
+    return {KEY: table}
+
+
+def test_rows_read_back() -> None:
+    """Rows of our submissions are counted by source, by payload and by position; those of others are not."""
+    rows = Rows.of(objects([("a", 0, "x"), ("a", 1, "x"), ("a", 1, "x"), ("other", 0, "y")]), frozenset({"a"}))
+    assert rows.by_source == {"status": 3}
+    assert rows.duplicates == 1
+    assert rows.payloads["status"] == Counter({hashlib.sha256(b"x").digest(): 3})
+    assert rows.keys_of_trace == {"t-a": [KEY]}
+
+
+def test_payloads_are_a_multiset(tmp_path: Path) -> None:
+    """Equal records count as often as they occur; blank lines are no records."""
+    file = tmp_path / "f.ndjson"
+    file.write_bytes(b'{"a":1}\n\n{"a":1}\n{"b":"\xc3\xa9"}')
+    assert sorted(payloads(file).values()) == [1, 2]
+
+
+def test_sample_is_there() -> None:
+    """The sample that the evidence is made with is whole: every source, 5,000 records at least, below 1 MB."""
+    counts = {source: payloads(sample_file(source)).total() for source in SOURCES}
+    assert min(counts.values()) > 0
+    assert sum(counts.values()) >= 5000
+    assert sum(sample_file(source).stat().st_size for source in SOURCES) < 1_000_000
+
+
+def test_trace() -> None:
+    """The object's path is the upload span's; a trace is whole when all three services and the path are there."""
+    spans = [
+        {"name": "post /v1/ingest/status", "localEndpoint": {"serviceName": "publisher"}},
+        {"name": "post /v1/ingest/status", "localEndpoint": {"serviceName": "api"}},
+        {"name": "upload status", "localEndpoint": {"serviceName": "consumer"}, "tags": {"bronze.file_path": KEY}},
+    ]
+    assert Trace.parse(spans) == Trace(3, ("api", "consumer", "publisher"), KEY)
+    assert Trace.parse(spans).whole
+    assert not Trace.parse(spans[:2]).whole
+    assert not Trace.parse([spans[0], spans[2]]).whole
+
+
+def test_source_of_a_key() -> None:
+    assert source_of(KEY) == "status"

@@ -1,0 +1,108 @@
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from local.programs import LOOPBACK, LocalError, NotReady, Program, environment, free_ports, http_get, is_free, start
+
+SERVER = """
+import http.server, sys
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(int(sys.argv[2])); self.end_headers(); self.wfile.write(b"hello")
+http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
+"""
+
+
+def server(port: int, status: int = 200) -> Program:
+    return Program(
+        name="hello",
+        command=(sys.executable, "-c", SERVER, str(port), str(status)),
+        ports={"http": port},
+        ready=lambda: http_get(port, "/"),
+        port_variable="BRONZE_LOCAL_PORT_HELLO",
+    )
+
+
+def test_starts_and_stops(tmp_path: Path) -> None:
+    """A program is ready when it is started, can be killed and restarted on its port, and is gone after the context."""
+    port = free_ports()
+    with start(server(port), tmp_path / "log") as process:
+        assert http_get(port, "/") == b"hello"
+        before = process.pid
+        process.restart()
+        assert process.pid != before
+        assert http_get(port, "/") == b"hello"
+    assert not process.alive()
+    assert is_free(port)
+
+
+def test_taken_port(tmp_path: Path) -> None:
+    """A taken port is named, with who wants it and the variable that moves it."""
+    with socket.create_server((LOOPBACK, 0)) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(LocalError, match=rf"port {port} .* hello .*BRONZE_LOCAL_PORT_HELLO"):
+            start(server(port), tmp_path / "log")
+
+
+def test_dies_while_it_starts(tmp_path: Path) -> None:
+    """A program that ends before it is ready is reported at once, with the end of its log."""
+    program = Program("sad", (sys.executable, "-c", "print('the reason')"), {}, lambda: http_get(free_ports(), "/"))
+    with pytest.raises(LocalError, match=r"sad ended while it started(.|\n)*the reason"):
+        start(program, tmp_path / "log")
+
+
+def test_never_ready(tmp_path: Path) -> None:
+    """A program that answers with errors is not ready, and does not stay behind."""
+    port = free_ports()
+    with pytest.raises(LocalError, match=r"hello was not ready after 1 s: .*503 hello"):
+        start(server(port, status=503), tmp_path / "log", timeout_s=1)
+    assert is_free(port)
+
+
+def test_stubborn_program_is_killed(tmp_path: Path) -> None:
+    """A program that ignores SIGTERM is killed when its time is over."""
+    deaf = "import signal as s, time; s.signal(s.SIGTERM, s.SIG_IGN); print('deaf', flush=True); time.sleep(60)"
+    log = tmp_path / "log"
+
+    def ready() -> None:
+        if "deaf" not in log.read_text():
+            raise NotReady("still hears")
+
+    with start(Program("deaf", (sys.executable, "-c", deaf), {}, ready, stop_s_max=0.2), log) as process:
+        pass
+    assert process.wait(0) == -9
+
+
+def test_ports_lie_together() -> None:
+    """A block of ports is free as a whole, and outside the range of outgoing connections."""
+    first = free_ports(8)
+    assert all(is_free(port) for port in range(first, first + 8))
+    lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    assert first + 8 <= lowest
+
+
+def test_accounts_stay_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shell's own cloud account and telemetry settings do not reach the programs; what a program sets does."""
+    monkeypatch.setenv("AWS_PROFILE", "production")
+    monkeypatch.setenv("OTEL_SDK_DISABLED", "true")
+    program = Program("p", ("true",), {}, lambda: None, env={"AWS_ACCESS_KEY_ID": "bronze"})
+    seen = environment(program)
+    assert seen["AWS_ACCESS_KEY_ID"] == "bronze"
+    assert not seen.keys() & {"AWS_PROFILE", "OTEL_SDK_DISABLED"}
+
+
+def test_logs_are_kept(tmp_path: Path) -> None:
+    """What a program prints, on both outputs, is in its log."""
+    code = "import sys; print('out', flush=True); print('err', file=sys.stderr, flush=True); sys.stdin.read()"
+    log = tmp_path / "deep" / "log"
+
+    def ready() -> None:
+        if not {"out", "err"} <= set(log.read_text().split()):
+            raise NotReady("silent")
+
+    with start(Program("p", (sys.executable, "-c", code + "; import time; time.sleep(60)"), {}, ready), log):
+        pass
+    assert subprocess.run(["cat", str(log)], capture_output=True, check=True).stdout == b"out\nerr\n"

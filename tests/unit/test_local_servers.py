@@ -1,0 +1,180 @@
+"""The real servers: each is ready only if it is ours and keeps to its ports; telemetry gets through the collector."""
+
+import json
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from local import servers
+from local.builds import Built, build_all
+from local.evidence import Prometheus
+from local.programs import LOOPBACK, NotReady, Process, Program, free_ports, http_get, start
+
+TRACE_ID = "00ab" + "c1" * 14  # leading zeros get lost easily
+SPAN_ID = "0d" * 8
+
+
+@pytest.fixture(scope="module")
+def built() -> Built:
+    return build_all()
+
+
+def zipkin(built: Built, port: int, name: str = "ours") -> Program:
+    return servers.zipkin(port, name, jar=built.zipkin)
+
+
+def prometheus(built: Built, state: Path, port: int) -> Program:
+    return servers.prometheus(state, port, {}, executable=built.prometheus)
+
+
+def collector(built: Built, state: Path, port: int, *, prometheus: int, zipkin: int, name: str = "ours") -> Program:
+    return servers.collector(
+        state,
+        port,
+        name,
+        executable=built.collector,
+        env={
+            "PROMETHEUS_OTLP_ENDPOINT": f"http://{LOOPBACK}:{prometheus}/api/v1/otlp",
+            "ZIPKIN_SPANS_ENDPOINT": f"http://{LOOPBACK}:{zipkin}/api/v2/spans",
+        },
+    )
+
+
+def send(port: int, signal_name: str, document: object) -> None:
+    body = json.dumps(document).encode()
+    http_get(port, f"/v1/{signal_name}", method="POST", body=body, Content_Type="application/json")
+
+
+def send_upload(port: int) -> None:
+    """One upload: its span, and its duration of 0.3 s with the span as exemplar."""
+    now = time.time_ns()
+    attributes = [
+        {"key": "service.namespace", "value": {"stringValue": "bronze"}},
+        {"key": "service.name", "value": {"stringValue": "consumer"}},
+        {"key": "service.instance.id", "value": {"stringValue": "c-1"}},
+    ]
+    span = {
+        "traceId": TRACE_ID,
+        "spanId": SPAN_ID,
+        "name": "upload status",
+        "kind": 1,
+        "startTimeUnixNano": str(now - 300_000_000),
+        "endTimeUnixNano": str(now),
+        "attributes": [{"key": "bronze.file_path", "value": {"stringValue": "bronze/x.parquet"}}],
+    }
+    point = {
+        "startTimeUnixNano": str(now - 10**9),
+        "timeUnixNano": str(now),
+        "count": "1",
+        "sum": 0.3,
+        "bucketCounts": ["0", "1", "0"],
+        "explicitBounds": [0.1, 2],
+        "exemplars": [{"timeUnixNano": str(now), "asDouble": 0.3, "traceId": TRACE_ID, "spanId": SPAN_ID}],
+    }
+    metric = {
+        "name": "bronze.upload.duration",
+        "unit": "s",
+        "histogram": {"aggregationTemporality": 2, "dataPoints": [point]},
+    }
+    resource = {"attributes": attributes}
+    send(port, "traces", {"resourceSpans": [{"resource": resource, "scopeSpans": [{"spans": [span]}]}]})
+    send(port, "metrics", {"resourceMetrics": [{"resource": resource, "scopeMetrics": [{"metrics": [metric]}]}]})
+
+
+def eventually(question: Callable[[], object], timeout_s: float = 30) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not question():
+        assert time.monotonic() < deadline, "never came true"
+        time.sleep(0.1)
+
+
+def spans_stored(port: int) -> list[str]:
+    try:
+        return [span["name"] for span in json.loads(http_get(port, f"/api/v2/trace/{TRACE_ID}"))]
+    except NotReady:
+        return []
+
+
+def test_delivers_through_an_outage(built: Built, tmp_path: Path) -> None:
+    """Both backends are away, the collector is killed: later, span, metric and exemplar are there, once."""
+    otlp, at_prometheus, at_zipkin = free_ports(servers.COLLECTOR_PORTS), free_ports(), free_ports()
+    program = collector(built, tmp_path / "collector", otlp, prometheus=at_prometheus, zipkin=at_zipkin)
+    with start(program, tmp_path / "collector.log") as process:
+        send_upload(otlp)
+        process.signal(signal.SIGKILL)
+        process.restart()
+        with (
+            start(zipkin(built, at_zipkin), tmp_path / "zipkin.log"),
+            start(prometheus(built, tmp_path / "prometheus", at_prometheus), tmp_path / "prometheus.log"),
+        ):
+            metrics = Prometheus(at_prometheus)
+            bucket = 'bronze_upload_duration_seconds_bucket{job="bronze/consumer",instance="c-1"}'
+            eventually(lambda: spans_stored(at_zipkin))
+            eventually(lambda: metrics.exemplars(bucket, time.time() - 600, time.time() + 600))
+            assert spans_stored(at_zipkin) == ["upload status"]
+            assert metrics.exemplars(bucket, time.time() - 600, time.time() + 600) == [(0.3, TRACE_ID)]
+            assert metrics.vector(f"sum by (le) ({bucket})") == {"0.1": 0, "2": 1, "+Inf": 1}
+
+
+def test_a_strangers_nats_is_not_ours(tmp_path: Path) -> None:
+    """A queue server of another name never counts as ready."""
+    port = free_ports()
+    with start(servers.nats(tmp_path / "theirs", port, "theirs"), tmp_path / "log") as process:
+        assert_only_loopback(process)
+        with pytest.raises(NotReady, match="'theirs', not 'ours'"):
+            servers.nats(tmp_path / "ours", port, "ours").ready()
+
+
+def test_a_strangers_backends_are_not_ours(built: Built, tmp_path: Path) -> None:
+    """Another checkout's Prometheus, Zipkin or collector never counts as ready."""
+    at_prometheus, at_zipkin, otlp = free_ports(), free_ports(), free_ports(servers.COLLECTOR_PORTS)
+    theirs = collector(built, tmp_path / "c", otlp, prometheus=at_prometheus, zipkin=at_zipkin, name="theirs")
+    ours = collector(built, tmp_path / "d", otlp, prometheus=at_prometheus, zipkin=at_zipkin)
+    with (
+        start(prometheus(built, tmp_path / "theirs", at_prometheus), tmp_path / "prometheus.log") as first,
+        start(zipkin(built, at_zipkin, "theirs"), tmp_path / "zipkin.log") as second,
+        start(theirs, tmp_path / "collector.log") as third,
+    ):
+        for process in (first, second, third):
+            assert_only_loopback(process)
+        for program in (prometheus(built, tmp_path / "ours", at_prometheus), zipkin(built, at_zipkin), ours):
+            with pytest.raises(NotReady, match="not "):
+                program.ready()
+
+
+def test_a_strangers_bucket_is_not_ours(tmp_path: Path) -> None:
+    """An S3 that does not know our keys never counts as ready, even for a bucket of the same name."""
+    port = free_ports(servers.SEAWEEDFS_PORTS)
+    theirs = servers.s3_account(tmp_path / "theirs", port)
+    with start(servers.seaweedfs(tmp_path / "theirs", theirs), tmp_path / "log") as process:
+        assert_only_loopback(process)
+        ours = servers.s3_account(tmp_path / "ours", port)
+        with pytest.raises(NotReady, match="403"):
+            servers.seaweedfs(tmp_path / "ours", ours).ready()
+
+
+def assert_only_loopback(process: Process) -> None:
+    """A server listens on its declared ports, on the loopback address, and nowhere else."""
+    assert listeners(process.pid) == {f"{LOOPBACK}:{port}" for port in process.program.ports.values()}
+
+
+def listeners(pid: int) -> set[str]:
+    """The TCP addresses that a process listens on, as the kernel lists them."""
+    mine = set()
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        try:
+            mine.add(str(link.readlink()))
+        except FileNotFoundError:  # closed meanwhile
+            continue
+    found = set()
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]:
+            _, local, _, state, *rest = line.split()
+            if state == "0A" and f"socket:[{rest[5]}]" in mine:
+                address, port = local.split(":")
+                octets = bytes.fromhex(address)[-4:][::-1]
+                found.add(f"{'.'.join(map(str, octets))}:{int(port, 16)}")
+    return found

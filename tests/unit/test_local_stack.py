@@ -1,0 +1,109 @@
+import configparser
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from local.builds import Built
+from local.programs import LocalError, Program
+from local.stack import Ports, Stack
+from local.supervision import SOCKET_PATH_BYTES_MAX, Supervisor, configuration
+
+BUILT = Built(Path("/x/otelcol"), Path("/x/prometheus"), Path("/x/promtool"), Path("/x/zipkin.jar"))
+
+
+def until(condition: Callable[[], bool], timeout_s: float = 20) -> bool:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+def test_port_is_moved_by_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each port has a variable; the others keep their defaults."""
+    monkeypatch.setenv("BRONZE_LOCAL_PORT_ZIPKIN", "9999")
+    ports = Ports.configured()
+    assert (ports.zipkin, ports.api) == (9999, 8000)
+
+
+@pytest.mark.parametrize("text", ["http", "0", "70000", "-1"])
+def test_wrong_port_is_named(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BRONZE_LOCAL_PORT_API", text)
+    with pytest.raises(LocalError, match="BRONZE_LOCAL_PORT_API"):
+        Ports.configured()
+
+
+def test_stack_is_found_again(tmp_path: Path) -> None:
+    """What a later command loads is what was started: the same names, ports, keys and commands."""
+    assert Stack.load(tmp_path / "up") is None
+    created = Stack.create(tmp_path / "up", Ports.free(), BUILT)
+    loaded = Stack.load(tmp_path / "up")
+    assert loaded == created
+    assert [p.command for p in loaded.programs] == [p.command for p in created.programs]
+    assert loaded.client_env == created.client_env
+
+
+def test_next_start_is_another_identity(tmp_path: Path) -> None:
+    """A new start on old state has names of its own, and the bucket's old account."""
+    first = Stack.create(tmp_path / "up", Ports(), BUILT)
+    second = Stack.create(tmp_path / "up", Ports(), BUILT)
+    assert first.name != second.name
+    assert first.account == second.account
+
+
+@pytest.mark.parametrize("ports", [Ports(), Ports.free()], ids=["default", "free"])
+def test_no_two_programs_share_a_port(ports: Ports, tmp_path: Path) -> None:
+    """The ports collide nowhere, those that SeaweedFS and the collector add of their own included."""
+    stack = Stack.create(tmp_path / "up", ports, BUILT)
+    taken = [port for program in stack.programs for port in program.ports.values()]
+    assert len(taken) == len(set(taken))
+
+
+def test_configuration_keeps_every_character() -> None:
+    """A state directory with spaces and per cent signs reaches the supervisor as it is."""
+    root = Path("/tmp/50% of it")
+    program = Program("p", ("run", f"--dir={root}"), {}, lambda: None, env={"DIR": str(root)})
+    parsed = configparser.ConfigParser()
+    parsed.read_string(configuration(root, root / "s.sock", [program], restarts=True))
+    section = parsed["program:p"]
+    assert section["command"] == "run '--dir=/tmp/50% of it'"
+    assert section["environment"] == 'DIR="/tmp/50% of it"'
+    assert section["stdout_logfile"] % {} == "/tmp/50% of it/logs/p.log"
+
+
+@pytest.mark.parametrize(("restarts", "state"), [(True, "RUNNING"), (False, "EXITED")])
+def test_what_dies_is_started_again(tmp_path: Path, restarts: bool, state: str) -> None:  # noqa: FBT001
+    """Under `make up` a program that dies runs again; a demo shows that it died. Nothing is left after a shutdown."""
+    pids = tmp_path / "pids"
+    code = f"import os, time; print(os.getpid(), file=open({str(pids)!r}, 'a', 1)); time.sleep(60)"
+    sleeper = Program("sleeper", (sys.executable, "-c", code), {}, lambda: None)
+
+    def started() -> list[int]:
+        return [int(pid) for pid in pids.read_text().split()] if pids.exists() else []
+
+    supervisor = Supervisor(tmp_path)
+    supervisor.launch([sleeper], restarts=restarts)
+    try:
+        supervisor.start(sleeper)
+        assert until(lambda: bool(started()) and supervisor.state("sleeper").state == "RUNNING")
+        supervisor.start(sleeper)  # runs already
+        os.kill(started()[0], signal.SIGKILL)
+        assert until(lambda: len(started()) == 1 + restarts and supervisor.state("sleeper").state == state)
+    finally:
+        supervisor.shutdown()
+    assert not supervisor.runs()
+    with pytest.raises(ProcessLookupError):
+        os.kill(started()[-1], 0)
+
+
+def test_deep_directory_has_a_short_socket(tmp_path: Path) -> None:
+    """A checkout deep in the tree still gets a socket that the system can bind."""
+    deep = tmp_path / ("d" * 60) / ("e" * 60)
+    assert len(os.fsencode(Supervisor(deep)._socket)) <= SOCKET_PATH_BYTES_MAX
+    assert Supervisor(deep)._socket != Supervisor(deep / "other")._socket
