@@ -1,6 +1,8 @@
 """The command `bronze`: one subcommand a role."""
 
 import argparse
+import logging
+import os
 import sys
 
 from bronze import __version__, publisher, settings
@@ -38,7 +40,10 @@ def main() -> None:
     except Unavailable as error:
         print(f"bronze {args.role}: gave up: {error}", file=sys.stderr)
         code = 3
-    sys.exit(code)
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # all is done: a thread that still waits for the bucket would keep the process for its timeout
 
 
 def run(args: argparse.Namespace, chosen: Settings) -> int:

@@ -82,7 +82,7 @@ class S3Bucket:
         self.name = settings.bucket
         self._create_only = not settings.create_only_missing
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="bucket")
-        self._s3: S3Client = boto3.client(
+        self._s3: S3Client = boto3.Session().client(
             "s3",
             config=Config(
                 retries={"total_max_attempts": 1, "mode": "standard"},

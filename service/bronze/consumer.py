@@ -33,8 +33,8 @@ BACK_OFF_S_MIN = 0.1
 BACK_OFF_S_MAX = 5.0
 #: How long a lane whose next message only a newer version knows is left alone.
 NEWER_FORMAT_WAIT_S = 30.0
-#: What a stop waits for the writes under way; a supervisor kills after 10 s.
-STOP_GRACE_S = 7.0
+#: What a stop waits for the writes under way; a supervisor kills after 10 s, and telemetry wants its own.
+STOP_GRACE_S = 6.0
 REASON_CHARS_MAX = 512
 
 

@@ -7,6 +7,7 @@ Sources: NATS ADR-8 (KV), ADR-31 (direct get), ADR-43 (message TTL), ADR-50 (ato
 Every wait is bounded. A timeout means "unknown", never "no": a request may be applied after its caller gave up.
 """
 
+import asyncio
 import base64
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -35,6 +36,19 @@ BATCH_FLUSH_MESSAGES = 16
 EXPECTED_STREAM = "Nats-Expected-Stream"
 EXPECTED_LAST_SUBJECT_SEQUENCE = "Nats-Expected-Last-Subject-Sequence"
 TTL = "Nats-TTL"
+
+#: What a direct get adds to the stored headers.
+_ANSWER_HEADERS = frozenset(
+    {
+        "Nats-Stream",
+        "Nats-Subject",
+        "Nats-Sequence",
+        "Nats-Time-Stamp",
+        "Nats-Num-Pending",
+        "Nats-Last-Sequence",
+        "Nats-UpTo-Sequence",
+    }
+)
 
 # err_code of the server's API errors
 WRONG_LAST_SEQUENCE = 10071
@@ -90,18 +104,21 @@ class JetStream:
         Raises `Unavailable` where nothing answers and `Misconfigured` where another server does.
         """
         try:
-            client = await nats.connect(
-                url,
-                name=name,
-                connect_timeout=CONNECT_TIMEOUT_S,
-                allow_reconnect=True,
-                max_reconnect_attempts=-1,
-                reconnect_time_wait=0.2,
-                pending_size=0,  # disconnected, a request fails at once instead of being sent after we gave up
-                error_cb=_log_error,
-            )
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):  # the client itself would go on trying for ever
+                client = await nats.connect(
+                    url,
+                    name=name,
+                    connect_timeout=CONNECT_TIMEOUT_S,
+                    allow_reconnect=True,
+                    max_reconnect_attempts=-1,
+                    reconnect_time_wait=0.2,
+                    pending_size=0,  # disconnected, a request fails at once instead of being sent after we gave up
+                    error_cb=_log_error,
+                )
         except (nats.errors.Error, OSError, TimeoutError) as error:
-            raise Unavailable("queue-away", f"the queue at {url} does not answer: {error}") from error
+            raise Unavailable(
+                "queue-away", f"the queue at {url} does not answer: {error or type(error).__name__}"
+            ) from error
         stream = cls(client)
         if server_name is not None:
             found = client._server_info.get("server_name")  # noqa: SLF001 - nats-py has no public way
@@ -272,10 +289,10 @@ class JetStream:
                         )
                     messages.append(
                         Message(
-                            sequence=int(headers.pop("Nats-Sequence")),
-                            subject=headers.pop("Nats-Subject"),
-                            time=headers.pop("Nats-Time-Stamp"),
-                            headers=headers,
+                            sequence=int(headers["Nats-Sequence"]),
+                            subject=headers["Nats-Subject"],
+                            time=headers["Nats-Time-Stamp"],
+                            headers={name: value for name, value in headers.items() if name not in _ANSWER_HEADERS},
                             payload=reply.data,
                         )
                     )

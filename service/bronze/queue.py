@@ -126,8 +126,7 @@ class NatsQueue:
         unknown = False
         while self._now_s() < (deadline_s if unknown or self._js.connected else connect_by_s):
             try:
-                if self._js.connected:
-                    await self._publish(lane, accepted, checked, deadline_s)
+                if self._js.connected and await self._publish(lane, accepted, checked, deadline_s):
                     return None
             except Unavailable:
                 unknown = True
@@ -156,17 +155,20 @@ class NatsQueue:
             )
         raise Unavailable("queue-away", "The queue is away. Nothing was stored.")
 
-    async def _publish(self, lane: Lane, accepted: Accepted, checked: Checked, deadline_s: float) -> None:
+    async def _publish(self, lane: Lane, accepted: Accepted, checked: Checked, deadline_s: float) -> bool:
+        """False: nothing was sent, the deadline passed while others had the batches."""
         if checked.messages == 1:
             await self._js.publish(next(_outgoing(lane, accepted, checked)))
-            return
+            return True
         async with self._batches.setdefault(lane, asyncio.Semaphore(self._settings.open_batches_max)):
-            if self._now_s() < deadline_s:
-                await self._js.publish_batch(
-                    _outgoing(lane, accepted, checked),
-                    checked.messages,
-                    in_time=lambda: self._now_s() < deadline_s,
-                )
+            if self._now_s() >= deadline_s:
+                return False
+            await self._js.publish_batch(
+                _outgoing(lane, accepted, checked),
+                checked.messages,
+                in_time=lambda: self._now_s() < deadline_s,
+            )
+        return True
 
     async def _submitted_until(self, lane: Lane, submission_id: str, deadline_s: float) -> Accepted | None:
         while True:

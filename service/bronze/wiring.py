@@ -32,7 +32,8 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 START_WAIT_S = 60.0
-STOP_GRACE_S = 8
+#: What a stop waits for the requests under way; a supervisor kills after 10 s, and telemetry wants its own.
+STOP_GRACE_S = 6
 
 
 @dataclass(frozen=True)
@@ -47,16 +48,18 @@ class Edges:
 
 
 @asynccontextmanager
-async def edges(settings: Settings, instance_id: str) -> AsyncIterator[Edges]:
-    """The real edges, waited for at start. Raises `Unavailable` or `Misconfigured`."""
+async def edges(settings: Settings, instance_id: str, stop: asyncio.Event) -> AsyncIterator[Edges]:
+    """The real edges, waited for at start unless told to stop. Raises `Told`, `Unavailable` or `Misconfigured`."""
     # an instance id may be preset and then outlives the process; the lock has to see that its owner died
     owner = f"{instance_id}-{secrets.token_hex(4)}"
-    jetstream = await _patiently(lambda: JetStream.connect(settings.nats_url, server_name=settings.nats_server_name))
+    jetstream = await _patiently(
+        lambda: JetStream.connect(settings.nats_url, server_name=settings.nats_server_name), stop
+    )
     bucket = S3Bucket(settings)
     try:
         queue = NatsQueue(jetstream, settings)
-        lanes = await _patiently(lambda: queue.open(sources.built_in()))
-        catalog = await _patiently(lambda: NatsCatalog.open(jetstream, settings))
+        lanes = await _patiently(lambda: queue.open(sources.built_in()), stop)
+        catalog = await _patiently(lambda: NatsCatalog.open(jetstream, settings), stop)
         claims = Claims(jetstream, settings.queue_replicas)
         yield Edges(
             lanes,
@@ -70,18 +73,31 @@ async def edges(settings: Settings, instance_id: str) -> AsyncIterator[Edges]:
         await jetstream.close()
 
 
-async def _patiently(step: Callable[[], Awaitable[T]]) -> T:
-    """Do a step of the start, and again for a while where what it needs is away."""
+class Told(Exception):
+    """To stop, while it waited to start."""
+
+
+async def _patiently(step: Callable[[], Awaitable[T]], stop: asyncio.Event) -> T:
+    """Do a step of the start, and again for a while where what it needs is away. Raises `Told`."""
     loop = asyncio.get_running_loop()
     give_up_s = loop.time() + START_WAIT_S
-    while True:
-        try:
-            return await step()
-        except Unavailable as error:
-            if loop.time() >= give_up_s:
-                raise
-            log.warning("waiting to start: %s", error)
-            await asyncio.sleep(1)
+    told = asyncio.ensure_future(stop.wait())
+    try:
+        while True:
+            doing = asyncio.ensure_future(step())
+            await asyncio.wait({told, doing}, return_when=asyncio.FIRST_COMPLETED)
+            if told.done():
+                doing.cancel()
+                raise Told
+            try:
+                return doing.result()
+            except Unavailable as error:
+                if loop.time() >= give_up_s:
+                    raise
+                log.warning("waiting to start: %s", error)
+            await asyncio.wait({told}, timeout=1)
+    finally:
+        told.cancel()
 
 
 def limits(settings: Settings) -> Limits:
@@ -116,8 +132,10 @@ async def serve(settings: Settings, wire: Callable[[Edges], Edges] = lambda edge
     telemetry = sdk.start(Role.API, settings)
     telemetry.instruments.zero(Role.API, sources.built_in())
     failed: list[Halted] = []
+    stop = asyncio.Event()
+    _on_signals(stop.set)
     try:
-        async with edges(settings, telemetry.instance_id) as real:
+        async with edges(settings, telemetry.instance_id, stop) as real:
             edge = wire(real)
 
             def fatal(error: Halted) -> None:
@@ -146,11 +164,20 @@ async def serve(settings: Settings, wire: Callable[[Edges], Edges] = lambda edge
                     h11_max_incomplete_event_size=None,
                 )
             )
-            # uvicorn ends by raising the signal that it was told to stop by: we are not done yet then
-            _on_signals(lambda: None)
+
+            def told() -> None:
+                server.should_exit = True
+
+            _on_signals(
+                told
+            )  # until uvicorn listens to them; at its end it raises what it heard, while we are not done
+            if stop.is_set():
+                told()
             with _listening(settings) as listener:
                 log.info("listening on http://%s:%d", settings.api_host, settings.api_port)
                 await server.serve(sockets=[listener])
+    except Told:
+        log.info("told to stop before the start was over")
     finally:
         await asyncio.to_thread(telemetry.shutdown)
     return 1 if failed else 0
@@ -168,9 +195,9 @@ async def consume_role(settings: Settings, wire: Callable[[Edges], Edges] = lamb
     try:
         server = telemetry.serve_metrics()
         try:
-            async with edges(settings, telemetry.instance_id) as real:
+            async with edges(settings, telemetry.instance_id, stop) as real:
                 if isinstance(real.bucket, S3Bucket):
-                    await _patiently(real.bucket.check_create_only)
+                    await _patiently(real.bucket.check_create_only, stop)
                 edge = wire(real)
                 writers = [
                     LaneWriter(
@@ -191,6 +218,8 @@ async def consume_role(settings: Settings, wire: Callable[[Edges], Edges] = lamb
                 await consume(writers, stop)
         finally:
             server.close()
+    except Told:
+        log.info("told to stop before the start was over")
     finally:
         await asyncio.to_thread(telemetry.shutdown)
     return 0

@@ -84,7 +84,7 @@ def send_upload(port: int) -> None:
     send(port, "metrics", {"resourceMetrics": [{"resource": resource, "scopeMetrics": [{"metrics": [metric]}]}]})
 
 
-def eventually(question: Callable[[], object], timeout_s: float = 30) -> None:
+def eventually(question: Callable[[], object], timeout_s: float = 90) -> None:
     deadline = time.monotonic() + timeout_s
     while not question():
         assert time.monotonic() < deadline, "never came true"

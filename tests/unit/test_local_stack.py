@@ -16,7 +16,7 @@ from local.supervision import SOCKET_PATH_BYTES_MAX, Supervisor, configuration
 BUILT = Built(Path("/x/otelcol"), Path("/x/prometheus"), Path("/x/promtool"), Path("/x/zipkin.jar"))
 
 
-def until(condition: Callable[[], bool], timeout_s: float = 20) -> bool:
+def until(condition: Callable[[], bool], timeout_s: float = 60) -> bool:
     deadline = time.monotonic() + timeout_s
     while not condition():
         if time.monotonic() > deadline:

@@ -12,7 +12,8 @@ from opentelemetry.metrics import Histogram, UpDownCounter
 from opentelemetry.metrics import _Gauge as Gauge
 from opentelemetry.sdk.metrics import Counter, MeterProvider
 from opentelemetry.sdk.metrics.export import Histogram as HistogramData
-from opentelemetry.sdk.metrics.export import InMemoryMetricReader, MetricsData
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader, MetricsData, NumberDataPoint
+from opentelemetry.sdk.metrics.export import Metric as MetricData
 from opentelemetry.semconv import attributes as stable
 from opentelemetry.semconv._incubating import attributes as incubating
 from opentelemetry.semconv._incubating.metrics import http_metrics, messaging_metrics, otel_metrics
@@ -67,6 +68,10 @@ def convention(name: str) -> tuple[str, str]:
             kind = next(kind for type_, kind in kinds.items() if isinstance(instrument, type_))
             return kind, instrument.unit
     pytest.fail(f"the conventions have no metric {name}")
+
+
+def numbers(metric: MetricData) -> list[NumberDataPoint]:
+    return [point for point in metric.data.data_points if isinstance(point, NumberDataPoint)]
 
 
 def collected(reader: InMemoryMetricReader) -> MetricsData:
@@ -188,22 +193,22 @@ def test_instruments_are_the_registrys_metrics() -> None:
     """The metrics that come out are those declared as ours: name, unit and description."""
     reader = InMemoryMetricReader()
     instruments = Instruments.create(MeterProvider([reader]).get_meter("test"))
-    for instrument in vars(instruments).values():
-        for record in ("add", "record", "set"):
-            if hasattr(instrument, record):
-                getattr(instrument, record)(1)
-    metrics = [
+    ours = {name: metric for name, metric in registry().metrics.items() if not metric.instrumentation}
+    measure = {"counter": "add", "histogram": "record", "gauge": "set"}
+    for metric in ours.values():
+        field = metric.name.removeprefix("bronze.").replace(".", "_")
+        getattr(getattr(instruments, field), measure[metric.instrument])(1)
+    made = [
         metric
         for of_resource in collected(reader).resource_metrics
         for of_scope in of_resource.scope_metrics
         for metric in of_scope.metrics
     ]
-    ours = [metric for metric in registry().metrics.values() if not metric.instrumentation]
-    assert {(m.name, m.unit, m.description) for m in metrics} == {(m.name, m.unit, m.brief) for m in ours}
-    for metric in metrics:
-        if isinstance(metric.data, HistogramData):
-            bounds = metric.data.data_points[0].explicit_bounds
-            assert tuple(bounds) == registry().metrics[metric.name].buckets
+    assert {(m.name, m.unit, m.description) for m in made} == {(m.name, m.unit, m.brief) for m in ours.values()}
+    for metric_data in made:
+        if isinstance(metric_data.data, HistogramData):
+            bounds = metric_data.data.data_points[0].explicit_bounds
+            assert tuple(bounds) == ours[metric_data.name].buckets
 
 
 def test_a_metric_declared_and_not_typed_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -232,6 +237,20 @@ def test_every_combination_of_a_role_is_there_at_zero() -> None:
             for combination in metric.combinations(role, SOURCES)
         }
         assert zeros
+
+
+def test_a_first_count_is_of_the_series_that_was_zero() -> None:
+    """The SDK takes a word of an enum and its plain string for two values, which look the same wherever they arrive."""
+    reader = InMemoryMetricReader()
+    instruments = Instruments.create(MeterProvider([reader]).get_meter("test"))
+    instruments.zero(Role.PUBLISHER, ["vehicles"])
+    instruments.publisher_submissions.add(
+        3, {attribute.bronze_source: "vehicles", attribute.bronze_outcome: Outcome.ACCEPTED}
+    )
+    (metric,) = collected(reader).resource_metrics[0].scope_metrics[0].metrics
+    counts = {(point.attributes or {})["bronze.outcome"]: point.value for point in numbers(metric)}
+    assert len(metric.data.data_points) == 3
+    assert counts == {"accepted": 3, "rejected": 0, "unknown": 0}
 
 
 def test_a_source_that_is_not_declared_counts_as_other() -> None:

@@ -1,0 +1,376 @@
+"""The chain protocol's decisions (docs/delivery.md), one rule at a time."""
+
+from collections.abc import Mapping, Sequence
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bronze import chain
+from bronze.chain import (
+    DEATHS_TOLERATED,
+    Attempt,
+    Contents,
+    Entry,
+    Gap,
+    Identity,
+    Lane,
+    Limits,
+    Message,
+    Position,
+    Stored,
+    Tail,
+)
+from bronze.errors import Halted
+from bronze.submission import FORMAT, HEADER_FORMAT, HEADER_SUBMISSION, Accepted, Part
+
+LANE = Lane("vehicles", 0, "20261124T120000000")
+LIMITS = Limits(bytes_max=1_000, messages_max=10, submissions_max=5, age_s_max=15)
+
+
+def accepted(submission: str = "a", digest: str = "d") -> Accepted:
+    return Accepted(
+        submission_id=submission,
+        source=LANE.source,
+        digest=digest,
+        records=1,
+        classification_id="run",
+        classification_default="run",
+        classification_count=1,
+        received_at="2026-11-24T12:34:56.000000+00:00",
+        trace_id="0" * 32,
+        traceparent=f"00-{'0' * 32}-{'0' * 16}-00",
+    )
+
+
+def message(
+    sequence: int, submission: str = "a", *, part: str = "1/1", digest: str = "d", size: int = 1, second: int = 0
+) -> Message:
+    number, _, count = part.partition("/")
+    headers = Part(accepted(submission, digest), int(number), int(count), 0, 1).headers()
+    time = f"2026-11-24T12:34:{second:02}.123456789Z"
+    return Message(sequence, chain.lane_subject("vehicles", 0, submission), time, headers, b"x" * size)
+
+
+def contents(messages: Sequence[Message], submissions: Sequence[Stored] = ()) -> Contents:
+    return Contents(
+        writer="test",
+        file_path=chain.object_key("bronze", LANE, messages[0]),
+        source=LANE.source,
+        epoch=LANE.epoch,
+        lane=LANE.number,
+        first=messages[0].sequence,
+        last=messages[-1].sequence,
+        last_time=messages[-1].time,
+        digest=chain.digest(messages),
+        messages=len(messages),
+        records=len(messages),
+        first_received_at=None,
+        last_received_at=None,
+        traceparent="",
+        submissions=list(submissions),
+        quarantined=[],
+        duplicates=[],
+    )
+
+
+def run(first: int, last: int) -> list[Message]:
+    return [message(sequence, f"s{sequence}") for sequence in range(first, last + 1)]
+
+
+# --- keys
+
+
+@given(first=st.integers(1, 10**15), number=st.integers(0, 200))
+def test_a_key_tells_its_first_sequence_to_its_own_lane_alone(first: int, number: int) -> None:
+    """Also past twelve digits; another lane and another epoch do not know it."""
+    lane = Lane("vehicles", number, LANE.epoch)
+    key = chain.object_key("bronze", lane, message(first))
+    assert chain.first_of_key(lane, key) == first
+    assert chain.first_of_key(Lane("vehicles", number + 1, LANE.epoch), key) is None
+    assert chain.first_of_key(Lane("vehicles", number, "20261124T120000001"), key) is None
+
+
+def test_a_key_lies_in_the_hour_of_its_first_message() -> None:
+    assert chain.object_key("bronze", LANE, message(7)) == (
+        "bronze/source=vehicles/date=2026-11-24/hour=12/20261124T120000000-0-000000000007.parquet"
+    )
+    assert chain.hour_prefix("bronze", "vehicles", LANE.since) == "bronze/source=vehicles/date=2026-11-24/hour=12/"
+
+
+@pytest.mark.parametrize("name", ["x.parquet", "20261124T120000000-0-.parquet", "20261124T120000000-0-7.txt", ""])
+def test_a_key_that_is_none_of_ours_tells_nothing(name: str) -> None:
+    assert chain.first_of_key(LANE, f"bronze/source=vehicles/{name}") is None
+
+
+@pytest.mark.parametrize(
+    ("time", "after"),
+    [("1970-01-01T00:00:01Z", 1.0), ("1970-01-01T00:01:00.5Z", 60.5), ("1970-01-02T00:00:00.000000001Z", 86400.0)],
+)
+def test_the_servers_time_in_seconds(time: str, after: float) -> None:
+    assert chain.seconds(time) == pytest.approx(after, abs=1e-6)
+
+
+# --- rule 3: what follows the chain
+
+
+@given(anchor=st.integers(0, 5), present=st.sets(st.integers(1, 12)))
+def test_a_read_gives_all_up_to_the_first_gap_or_says_that_there_is_one(anchor: int, present: set[int]) -> None:
+    """Whatever a replica lacks, no message is skipped: an empty answer means that nothing follows."""
+    read = [message(sequence) for sequence in sorted(present) if sequence >= max(anchor, 1)]
+    tail = Tail(anchor, message(anchor).time) if anchor else None
+    missing = None
+    followed: list[Message] = []
+    try:
+        followed = chain.follow(tail, read)
+    except Gap as gap:
+        missing = gap.sequence
+    last = anchor + len(followed)
+    assert [one.sequence for one in followed] == list(range(anchor + 1, last + 1))
+    if missing is None:
+        assert not anchor or anchor in present
+        assert last + 1 not in present
+        assert followed or not any(sequence > anchor for sequence in present)
+    else:
+        assert missing not in present
+        assert missing in {max(anchor, 1), anchor + 1}
+
+
+def test_an_anchor_of_another_time_halts() -> None:
+    """The queue was rolled back and filled again: its numbers are the same, its times are not."""
+    with pytest.raises(Halted, match="rolled back"):
+        chain.follow(Tail(3, message(3).time), [message(3, second=1), message(4)])
+
+
+def test_the_tail_is_what_was_read_last_or_the_anchor_or_nothing() -> None:
+    entry = chain.entry_of(contents(run(1, 4)))
+    assert Tail.of(Position(None, 0), []) is None
+    assert Tail.of(Position(entry, 9), []) == Tail(4, message(4).time)
+    assert Tail.of(Position(entry, 9), run(5, 6)) == Tail(6, message(6).time)
+
+
+# --- rule 9: bounds
+
+
+@given(
+    sizes=st.lists(st.integers(1, 400), min_size=1, max_size=20),
+    submissions=st.lists(st.sampled_from("abcdefgh"), min_size=20, max_size=20),
+)
+def test_a_cut_is_the_longest_beginning_within_the_bounds(sizes: list[int], submissions: list[str]) -> None:
+    pending = [
+        message(sequence, submission, size=size)
+        for sequence, (size, submission) in enumerate(zip(sizes, submissions, strict=False), start=1)
+    ]
+
+    def fits(messages: Sequence[Message]) -> bool:
+        return (
+            len(messages) <= LIMITS.messages_max
+            and sum(one.size for one in messages) <= LIMITS.bytes_max
+            and len({one.subject for one in messages}) <= LIMITS.submissions_max
+        )
+
+    taken = chain.cut(pending, LIMITS)
+    assert taken == pending[: len(taken)]
+    assert fits(taken)
+    assert len(taken) == len(pending) or not fits(pending[: len(taken) + 1])
+    if len(taken) < len(pending):
+        assert chain.full(pending, LIMITS)
+
+
+def test_a_message_beyond_every_bound_is_still_cut() -> None:
+    assert len(chain.cut([message(1, size=5_000), message(2)], LIMITS)) == 1
+
+
+@pytest.mark.parametrize(
+    ("pending", "now_s", "due"),
+    [
+        ([], 10**9, False),
+        ([message(1)], 14.8, False),
+        ([message(1)], 15.2, True),
+        ([message(n) for n in range(1, 11)], 0, True),
+        ([message(1, size=1_000)], 0, True),
+        ([message(n, f"s{n}") for n in range(1, 6)], 0, True),
+        ([message(n, f"s{n}") for n in range(1, 5)], 0, False),
+    ],
+)
+def test_messages_are_due_by_age_or_by_size(pending: list[Message], now_s: float, *, due: bool) -> None:
+    stored_s = chain.seconds(message(1).time)
+    assert chain.due(pending, stored_s + now_s, LIMITS) is due
+
+
+def test_a_newer_format_is_left_with_all_that_follows() -> None:
+    """A message without a version is poison and not newer: it is taken, and set aside."""
+    messages = run(1, 4)
+    newer = {**messages[2].headers, HEADER_FORMAT: str(FORMAT + 1)}
+    none: Mapping[str, str] = {}
+    mixed = [
+        messages[0],
+        Message(2, messages[1].subject, messages[1].time, none, b""),
+        Message(3, messages[2].subject, messages[2].time, newer, b""),
+        messages[3],
+    ]
+    assert chain.understood(mixed) == mixed[:2]
+    assert chain.understood(messages) == messages
+
+
+# --- rules 3 and 8: what becomes of each message
+
+
+def identity(submission: str, first_sequence: int, digest: str = "d", epoch: str = LANE.epoch) -> Identity:
+    return Identity(
+        accepted=accepted(submission, digest),
+        epoch=epoch,
+        lane=LANE.number,
+        first_sequence=first_sequence,
+        parts=2,
+        parts_done=1,
+        parts_quarantined=0,
+        objects=["earlier"],
+    )
+
+
+@pytest.mark.parametrize(
+    ("known", "becomes"),
+    [
+        pytest.param(None, "kept", id="unknown"),
+        pytest.param(identity("a", 10), "kept", id="continued"),
+        pytest.param(identity("a", 3), "duplicate", id="stored before"),
+        pytest.param(identity("a", 10, epoch="20250101T000000000"), "duplicate", id="stored in another epoch"),
+        pytest.param(identity("a", 3, digest="other"), "poison", id="another body"),
+        pytest.param(identity("b", 3), "kept", id="another's identity"),
+    ],
+)
+def test_an_identity_decides_what_becomes_of_a_message(known: Identity | None, becomes: str) -> None:
+    """The second part of a submission that began at 10; the same place is a continuation, another is too late."""
+    late = message(11, part="2/2")
+    identities = {known.accepted.submission_id: known} if known else {}
+    parts = chain.sort(LANE, [late], identities)
+    found = {"kept": len(parts.kept), "duplicate": len(parts.duplicates), "poison": len(parts.poison)}
+    assert found == {"kept": 0, "duplicate": 0, "poison": 0} | {becomes: 1}
+    for kept in parts.kept:
+        assert kept.first_sequence == 10
+        assert kept.earlier == identities.get("a")
+
+
+@pytest.mark.parametrize(
+    "headers", [{}, {HEADER_SUBMISSION: "{"}, message(1, "another").headers], ids=["none", "broken", "another's"]
+)
+def test_what_does_not_say_whose_it_is_is_poison(headers: Mapping[str, str]) -> None:
+    odd = Message(1, chain.lane_subject("vehicles", 0, "a"), message(1).time, headers, b"")
+    parts = chain.sort(LANE, [odd, message(2, "b")], {})
+    assert [bad for bad, _ in parts.poison] == [odd]
+    assert [kept.message.sequence for kept in parts.kept] == [2]
+
+
+# --- rules 4 and 5: the object decides, the catalog is written from it
+
+
+@pytest.mark.parametrize("read", [run(1, 5), run(2, 4), run(3, 5), [], run(5, 9)])
+def test_an_object_of_the_same_messages_or_of_unread_ones_is_no_contradiction(read: list[Message]) -> None:
+    chain.check_covered(contents(run(2, 4)), read)
+
+
+@pytest.mark.parametrize(
+    "other", [message(3, "other"), message(3, "s3", second=1)], ids=["another subject", "another time"]
+)
+def test_an_object_of_other_messages_halts(other: Message) -> None:
+    read = [*run(1, 2), other, *run(4, 5)]
+    with pytest.raises(Halted, match="other messages"):
+        chain.check_covered(contents(run(2, 4)), read)
+
+
+def test_entry_and_identities_say_what_the_object_says() -> None:
+    stored = Stored(
+        accepted=accepted("a"),
+        first_sequence=1,
+        parts=3,
+        parts_done=2,
+        parts_quarantined=1,
+        records=7,
+        objects=["earlier", "this"],
+    )
+    wrote = contents(run(2, 4), [stored])
+    entry = chain.entry_of(wrote)
+    assert (entry.first, entry.last, entry.last_time, entry.messages) == (2, 4, message(4).time, 3)
+    assert [(one.submission_id, one.records) for one in entry.submissions] == [("a", 7)]
+    assert msgspec.json.decode(msgspec.json.encode(entry), type=Entry) == entry
+    (one,) = chain.identities_of(wrote)
+    assert (one.epoch, one.lane, one.first_sequence, one.parts, one.parts_done) == (LANE.epoch, 0, 1, 3, 2)
+    assert one.objects == ["earlier", "this"]
+
+
+# --- rule 7: deaths
+
+
+def consume(killers: set[int], last: int, limits: Limits = LIMITS) -> tuple[list[int], int, int]:
+    """What is set aside, the deaths and the cuts of decoders that die of `killers`, one after another."""
+    attempt, position, deaths, cuts = Attempt(), 0, 0, 0
+    aside: list[int] = []
+    while position < last:
+        pending = run(position + 1, last)
+        taken = chain.cut(pending, attempt.bound(pending[0].sequence, limits))
+        cuts += 1
+        hopeless = attempt.hopeless(taken)
+        attempt = attempt.begin(taken)
+        if hopeless:
+            aside.append(taken[0].sequence)
+        elif any(one.sequence in killers for one in taken):
+            attempt = attempt.died()
+            deaths += 1
+            continue
+        position = taken[-1].sequence
+    return aside, deaths, cuts
+
+
+WIDE = Limits(bytes_max=10**9, messages_max=32, submissions_max=999, age_s_max=15)
+
+
+@given(killers=st.sets(st.integers(1, 40), max_size=4), last=st.just(40))
+def test_exactly_the_messages_that_kill_their_decoder_are_set_aside(killers: set[int], last: int) -> None:
+    """All others are decoded, after a number of deaths that is bounded by halving."""
+    aside, deaths, _ = consume(killers, last, WIDE)
+    assert aside == sorted(killers)
+    assert deaths <= len(killers) * (DEATHS_TOLERATED + 5 + DEATHS_TOLERATED)
+
+
+def test_the_limit_is_reduced_until_the_suspect_range_is_passed_and_no_longer() -> None:
+    attempt = Attempt()
+    for _ in range(DEATHS_TOLERATED - 1):
+        attempt = attempt.begin(run(1, 8)).died()
+        assert attempt.bound(1, WIDE) == WIDE
+    attempt = attempt.begin(run(1, 8)).died()
+    assert attempt.bound(1, WIDE).messages_max == 4
+    attempt = attempt.begin(run(1, 4))  # survived
+    assert attempt.bound(5, WIDE).messages_max == 4
+    attempt = attempt.begin(run(5, 8))
+    assert attempt.bound(9, WIDE) == WIDE
+    assert attempt.died().bound(5, WIDE).messages_max == 2
+
+
+def test_a_message_is_hopeless_only_after_deaths_at_it_alone() -> None:
+    """Deaths of a larger cut may be its neighbour's: having been decoded alone, it is not set aside for them."""
+    attempt = Attempt()
+    size = 8
+    while size > 1:
+        taken = chain.cut(run(1, 8), attempt.bound(1, WIDE))
+        size = len(taken)
+        if size > 1:
+            attempt = attempt.begin(taken).died()
+    alone = run(1, 1)
+    for deaths in range(DEATHS_TOLERATED):
+        assert not attempt.hopeless(alone), f"after {deaths} deaths alone"
+        attempt = attempt.begin(alone)
+        assert not attempt.hopeless(alone), f"decoded, after {deaths} deaths alone"
+        attempt = attempt.died()
+    assert attempt.hopeless(alone)
+    assert not attempt.hopeless(run(1, 2))
+    assert not attempt.hopeless(run(2, 2))
+
+
+def test_deaths_count_at_one_beginning_even_if_the_cut_grows() -> None:
+    attempt = Attempt()
+    for last in (3, 5, 8):
+        attempt = attempt.begin(run(1, last)).died()
+    assert attempt.bound(1, WIDE).messages_max == 4
+    assert attempt.begin(run(2, 8)).deaths == 0

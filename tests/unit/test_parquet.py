@@ -1,0 +1,360 @@
+"""Objects: what stands in a file is what was sent, and a file tells what it holds."""
+
+import datetime as dt
+import json
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import msgspec
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bronze import chain, parquet, sources
+from bronze.chain import Contents, Identity, Lane, Message, Sorted
+from bronze.errors import Refused
+from bronze.parquet import Encoded, NotOurs
+from bronze.sources import RESERVED, FieldType
+from bronze.submission import Accepted, Intake, Part
+
+SOURCES = sources.built_in()
+EPOCH = "20261124T120000000"
+TIME = "2026-11-24T12:34:56.123456789Z"
+TRACEPARENT = f"00-{'a' * 32}-{'b' * 16}-01"
+RUN = {"operator": "UA", "run_number": 1, "origin": "A", "destination": "B", "scheduled_at": "2013-01-01T05:15:00Z"}
+
+
+def accepted(source: str, submission: str = "s", **fields: Any) -> Accepted:
+    known: dict[str, Any] = {
+        "submission_id": submission,
+        "source": source,
+        "digest": "d",
+        "records": 1,
+        "classification_id": "run",
+        "classification_default": "run",
+        "classification_count": 1,
+        "received_at": "2026-11-24T12:34:56.000001+00:00",
+        "trace_id": "0" * 32,
+        "traceparent": TRACEPARENT,
+    }
+    return Accepted(**(known | fields))
+
+
+def message(
+    sequence: int,
+    records: Sequence[bytes],
+    source: str,
+    *,
+    of: Accepted | None = None,
+    part: tuple[int, int] = (1, 1),
+    first_record: int = 0,
+    said: int | None = None,
+) -> Message:
+    """A message of the given records, whose headers may say otherwise."""
+    of = of or accepted(source, f"s{sequence}")
+    headers = Part(of, *part, first_record, len(records) if said is None else said).headers()
+    payload = b"[" + b",".join(records) + b"]"
+    return Message(sequence, chain.lane_subject(source, 0, of.submission_id), TIME, headers, payload)
+
+
+def encode(source: str, messages: Sequence[Message], identities: Sequence[Identity] = ()) -> Encoded:
+    lane = Lane(source, 0, EPOCH)
+    cut = chain.sort(lane, messages, {one.accepted.submission_id: one for one in identities})
+    return encode_cut(source, lane, cut)
+
+
+def encode_cut(source: str, lane: Lane, cut: Sorted) -> Encoded:
+    return parquet.encode(SOURCES[source], lane, chain.object_key("bronze", lane, cut.messages[0]), cut, TRACEPARENT)
+
+
+def table(encoded: Encoded) -> pa.Table:
+    return pq.read_table(pa.BufferReader(encoded.body))
+
+
+def by_footer(body: bytes) -> Contents:
+    """As a reader in the bucket does: the last bytes, then the footer, and nothing else."""
+    start = parquet.footer_start(len(body), body[-parquet.TAIL_BYTES :])
+    return parquet.read_contents(body[start:])
+
+
+# --- rows
+
+
+def test_columns_are_the_declared_fields_in_their_types_and_then_ours() -> None:
+    """Values, nulls, dates, and times whose offsets become UTC are as they were sent."""
+    full = RUN | {
+        "vehicle_id": "N1",
+        "departed_at": "2013-01-01T05:17:00.123456-05:00",
+        "delay_min": 2,
+        "classification_id": "own",
+        "undeclared": [1],
+    }
+    sent = [json.dumps(one).encode() for one in (full, RUN)]
+    encoded = encode("status", [message(3, sent, "status", of=accepted("status", origin="f.csv"), first_record=7)])
+    read = table(encoded)
+    assert read.schema.remove_metadata() == parquet.schema(SOURCES["status"])
+    key = f"bronze/source=status/date=2026-11-24/hour=12/{EPOCH}-0-000000000003.parquet"
+    scheduled = dt.datetime(2013, 1, 1, 5, 15, tzinfo=dt.UTC)
+    ours = {
+        "file_path": key,
+        "_submission_id": "s",
+        "_origin": "f.csv",
+        "_received_at": dt.datetime(2026, 11, 24, 12, 34, 56, 1, tzinfo=dt.UTC),
+        "_trace_id": "0" * 32,
+        "_schema_version": 1,
+    }
+    declared = {"operator": "UA", "run_number": 1, "origin": "A", "destination": "B", "scheduled_at": scheduled}
+    assert read.to_pylist() == [
+        {
+            **declared,
+            **ours,
+            "vehicle_id": "N1",
+            "departed_at": dt.datetime(2013, 1, 1, 10, 17, 0, 123456, tzinfo=dt.UTC),
+            "delay_min": 2.0,
+            "classification_id": "own",
+            "_record_index": 7,
+            "_payload": sent[0].decode(),
+        },
+        {
+            **declared,
+            **ours,
+            "vehicle_id": None,
+            "departed_at": None,
+            "delay_min": None,
+            "classification_id": "run",
+            "_record_index": 8,
+            "_payload": sent[1].decode(),
+        },
+    ]
+    assert encoded.classifications == ("own", "run")
+
+
+def test_no_column_takes_a_name_of_another_or_of_a_partition_key() -> None:
+    for source in SOURCES.values():
+        names = parquet.schema(source).names
+        assert len(set(names)) == len(names)
+        assert not set(names) & {"source", "date", "hour"}
+    assert {name for name in parquet.schema(SOURCES["vehicles"]).names if not name.startswith("_")} - {
+        field.name for field in SOURCES["vehicles"].fields
+    } <= RESERVED
+
+
+_TIMES = st.datetimes(timezones=st.timezones()).map(lambda time: time.isoformat())
+_OFFSETS = st.tuples(st.datetimes(), st.integers(-23, 23)).map(lambda pair: f"{pair[0].isoformat()}{pair[1]:+03}:00")
+_FLOATS = st.floats(allow_nan=False, allow_infinity=False) | st.integers(-(10**30), 10**30)
+_TYPED: dict[FieldType, st.SearchStrategy[Any]] = {
+    FieldType.STRING: st.text(),
+    FieldType.BOOL: st.booleans(),
+    FieldType.INT64: st.integers(-(2**63), 2**63 - 1),
+    FieldType.FLOAT64: _FLOATS,
+    FieldType.TIMESTAMP: _TIMES
+    | _OFFSETS
+    | st.just("0001-01-01T00:00:00+14:00")
+    | st.just("9999-12-31T23:59:59-14:00"),
+    FieldType.DATE: st.dates().map(str),
+}
+
+
+@st.composite
+def bodies(draw: st.DrawFn, source: str) -> bytes:
+    fields = SOURCES[source].fields
+    records = [
+        {field.name: draw(_TYPED[field.type] if field.required else st.none() | _TYPED[field.type]) for field in fields}
+        for _ in range(draw(st.integers(1, 3)))
+    ]
+    ascii_only = draw(st.booleans())
+    return b"\n".join(json.dumps(one, ensure_ascii=ascii_only).encode() for one in records)
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data(), source=st.sampled_from(sorted(SOURCES)))
+def test_what_the_intake_accepts_becomes_rows(data: st.DataObject, source: str) -> None:
+    """No value that gets a 202 is poison later, and every record's bytes are in `_payload`."""
+    body = data.draw(bodies(source))
+    intake = Intake(SOURCES[source], body_bytes_max=2**20, spool_memory_bytes_max=2**20)
+    try:
+        intake.lines(body)
+        checked = intake.finish()
+    except Refused:
+        return
+    finally:
+        intake.close()
+    encoded = encode(source, [message(1, body.split(b"\n"), source, said=checked.records)])
+    assert encoded.contents.quarantined == []
+    read = table(encoded)
+    read.validate(full=True)
+    assert "\n".join(read.column("_payload").to_pylist()).encode() == body
+
+
+def test_the_deepest_record_that_the_intake_takes_becomes_a_row() -> None:
+    """The consumer decodes records inside an array, one level deeper, and from another stack."""
+
+    def record(depth: int) -> bytes:
+        return b'{"vehicle_id":"a","x":' + b"[" * depth + b"]" * depth + b"}"
+
+    def accepts(depth: int) -> bool:
+        intake = Intake(SOURCES["vehicles"], body_bytes_max=2**20, spool_memory_bytes_max=2**20)
+        try:
+            intake.lines(record(depth) + b"\n")
+        except Refused:
+            return False
+        finally:
+            intake.close()
+        return True
+
+    def deepest() -> int:
+        low, high = 1, 400_000
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if accepts(middle) else (low, middle)
+        return low
+
+    # in threads, as roles do: there most of the stack is free
+    with ThreadPoolExecutor(1) as threads:
+        depth = threads.submit(deepest).result()
+        encoded = threads.submit(encode, "vehicles", [message(1, [record(depth)], "vehicles")]).result()
+    assert encoded.contents.quarantined == []
+    assert encoded.contents.records == 1
+
+
+# --- rules 3, 7 and 8: what makes no rows, and what goes on
+
+
+@pytest.mark.parametrize(
+    ("records", "said", "reason"),
+    [
+        ([b'{"vehicle_id":1}'], 1, "cannot be decoded"),
+        ([b"{"], 1, "cannot be decoded"),
+        ([b'{"vehicle_id":"\xff"}'], 1, "cannot be decoded"),
+        ([b'{"vehicle_id":"a"}'], 2, "holds 1 records"),
+        ([], 0, "holds 0 records"),
+    ],
+)
+def test_poison_is_listed_beside_the_good_messages(records: list[bytes], said: int, reason: str) -> None:
+    """It takes nothing with it: the messages before and after it become rows."""
+    good = b'{"vehicle_id":"good"}'
+    bad = message(2, records, "vehicles", said=said)
+    encoded = encode("vehicles", [message(1, [good], "vehicles"), bad, message(3, [good, good], "vehicles")])
+    (aside,) = encoded.contents.quarantined
+    assert (aside.sequence, aside.key) == (2, chain.quarantine_key(Lane("vehicles", 0, EPOCH), 2))
+    assert reason in aside.reason
+    assert aside.headers == bad.headers
+    assert encoded.contents.records == table(encoded).num_rows == 3
+    spoilt = {one.accepted.submission_id: one.parts_quarantined for one in encoded.contents.submissions}
+    assert spoilt == {"s1": 0, "s2": 1, "s3": 0}
+
+
+def test_a_record_without_a_run_is_poison_where_its_submission_has_none() -> None:
+    of = accepted("vehicles", classification_default=None)
+    encoded = encode("vehicles", [message(1, [b'{"vehicle_id":"a"}'], "vehicles", of=of)])
+    assert "classification_id" in encoded.contents.quarantined[0].reason
+
+
+def test_a_range_of_nothing_but_poison_and_duplicates_is_an_object_without_rows() -> None:
+    """It moves the chain on, and can be read like any other."""
+    headless = Message(1, chain.lane_subject("vehicles", 0, "x"), TIME, {}, b"\x00")
+    copy = message(2, [b'{"vehicle_id":"a"}'] * 3, "vehicles")
+    elsewhere = Identity(
+        accepted=Part.parse(copy.headers).accepted,
+        epoch=EPOCH,
+        lane=0,
+        first_sequence=1,
+        parts=1,
+        parts_done=1,
+        parts_quarantined=0,
+        objects=["earlier"],
+    )
+    encoded = encode("vehicles", [headless, copy], [elsewhere])
+    read = by_footer(encoded.body)
+    assert (read.first, read.last, read.records, read.submissions) == (1, 2, 0, [])
+    assert [one.sequence for one in read.quarantined] == [1]
+    assert [(one.sequence, one.records) for one in read.duplicates] == [(2, 3)]
+    assert table(encoded).num_rows == 0
+    assert table(encoded).schema.remove_metadata() == parquet.schema(SOURCES["vehicles"])
+
+
+def test_a_message_that_kills_its_decoder_is_set_aside_without_being_decoded() -> None:
+    lane = Lane("vehicles", 0, EPOCH)
+    fatal = message(1, [b'{"vehicle_id":"a"}'], "vehicles")
+    encoded = encode_cut("vehicles", lane, chain.sort(lane, [fatal], {}, undecoded=True))
+    assert [(one.sequence, one.records) for one in encoded.contents.quarantined] == [(1, 1)]
+    assert encoded.contents.records == 0
+    assert encoded.contents.submissions[0].parts_quarantined == 1
+
+
+def test_a_submission_that_goes_on_in_another_object_keeps_count_of_its_parts() -> None:
+    """Each object's footer says what is done so far, of all parts and in which objects."""
+    of = accepted("vehicles")
+    good, bad = [b'{"vehicle_id":"a"}'], [b"{"]
+    first = encode(
+        "vehicles",
+        [message(1, good, "vehicles", of=of, part=(1, 3)), message(2, bad, "vehicles", of=of, part=(2, 3))],
+    )
+    identities = chain.identities_of(first.contents)
+    second = encode("vehicles", [message(3, good, "vehicles", of=of, part=(3, 3))], identities)
+    (stored,) = second.contents.submissions
+    assert (stored.first_sequence, stored.parts, stored.parts_done, stored.parts_quarantined) == (1, 3, 3, 1)
+    assert stored.objects == [first.contents.file_path, second.contents.file_path]
+    assert [one.records for one in (*first.contents.submissions, stored)] == [1, 1]
+    assert identities[0].parts_done == 2
+
+
+# --- what an object says of itself
+
+
+def test_the_footer_alone_tells_all_that_was_meant() -> None:
+    encoded = encode("vehicles", [message(n, [b'{"vehicle_id":"a"}'] * n, "vehicles") for n in (1, 2, 3)])
+    assert by_footer(encoded.body) == encoded.contents
+    assert encoded.contents.digest == chain.digest([message(n, [], "vehicles") for n in (1, 2, 3)])
+
+
+@pytest.mark.parametrize("body", [b"PAR1" + b"\xff" * 40 + b"PAR1", b"x" * 50, b"PAR1" + b"\0" * 20 + b"\4\0\0\0PAR1"])
+def test_what_is_no_parquet_file_is_not_ours(body: bytes) -> None:
+    with pytest.raises(NotOurs):
+        by_footer(body)
+
+
+def test_a_parquet_file_of_another_writer_is_not_ours() -> None:
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table({"a": [1]}), sink)
+    with pytest.raises(NotOurs, match="does not say"):
+        by_footer(sink.getvalue().to_pybytes())
+
+
+def test_user_metadata_is_ascii_and_within_what_s3_takes_at_the_extremes() -> None:
+    """2 KB in all, names and values, whatever the object holds."""
+    contents = encode("vehicles", [message(1, [b'{"vehicle_id":"a"}'], "vehicles")]).contents
+    extreme = msgspec.structs.replace(
+        contents, first=2**63, last=2**63, lane=10**6, messages=2**31, records=2**63, quarantined=[], writer="b" * 64
+    )
+    metadata = parquet.user_metadata(extreme) | {"sha256": "0" * 64}
+    assert all(f"{name}{value}".isascii() for name, value in metadata.items())
+    assert sum(len(name) + len(value) for name, value in metadata.items()) < 1_024
+
+
+def test_999_submissions_make_one_object() -> None:
+    records = [b'{"vehicle_id":"%d"}' % n for n in range(999)]
+    messages = [message(n + 1, [record], "vehicles") for n, record in enumerate(records)]
+    encoded = encode("vehicles", messages)
+    assert len(by_footer(encoded.body).submissions) == 999
+    assert table(encoded).column("_payload").to_pylist() == [record.decode() for record in records]
+    assert pc.count_distinct(table(encoded).column("_submission_id")).as_py() == 999
+
+
+def test_duckdb_reads_the_same_rows() -> None:
+    sent = [json.dumps(RUN | {"delay_min": n}, ensure_ascii=False).encode() for n in range(100)]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "object.parquet"
+        path.write_bytes(encode("status", [message(1, sent, "status")]).body)
+        with duckdb.connect() as database:
+            relation = database.read_parquet(str(path))
+            assert relation.columns == parquet.schema(SOURCES["status"]).names
+            rows = relation.order("_record_index").project("_payload, delay_min").fetchall()
+    assert rows == [(one.decode(), float(n)) for n, one in enumerate(sent)]

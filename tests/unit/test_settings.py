@@ -1,0 +1,64 @@
+"""Settings: every wrong one is named, by the variable that sets it."""
+
+import os
+
+import pytest
+
+from bronze import settings
+from bronze.errors import Misconfigured
+
+
+@pytest.fixture(autouse=True)
+def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("BRONZE_")]:
+        monkeypatch.delenv(name)
+
+
+def test_the_defaults_can_work() -> None:
+    """The grace covers a late publish, and an object's submissions and its entry fit one batch of 1,000."""
+    loaded = settings.load()
+    assert loaded.purge_grace_s >= 2 * loaded.deadline_s
+    assert loaded.object_submissions_max < 1_000
+    assert not loaded.create_only_missing
+
+
+def test_a_variable_sets_its_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BRONZE_LANES", "3")
+    monkeypatch.setenv("BRONZE_FLUSH_AGE_S", "0.5")
+    loaded = settings.load()
+    assert (loaded.lanes, loaded.flush_age_s) == (3, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("BRONZE_LANES", "0"),
+        ("BRONZE_FLUSH_AGE_S", "soon"),
+        ("BRONZE_OBJECT_SUBMISSIONS_MAX", "1000"),
+        ("BRONZE_OBJECT_MESSAGES_MAX", "4097"),
+        ("BRONZE_OPEN_BATCHES_MAX", "41"),
+        ("BRONZE_BODY_BYTES_MAX", "-1"),
+        ("BRONZE_LOG_FORMAT", "xml"),
+    ],
+)
+def test_a_value_that_cannot_work_is_refused_by_name(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(Misconfigured, match=name):
+        settings.load()
+
+
+def test_every_wrong_variable_is_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BRONZE_LANES", "none")
+    monkeypatch.setenv("BRONZE_API_PORT", "http")
+    with pytest.raises(Misconfigured, match=r"BRONZE_LANES.*BRONZE_API_PORT|BRONZE_API_PORT.*BRONZE_LANES"):
+        settings.load()
+
+
+def test_a_grace_below_twice_the_deadline_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A publish that is late by the deadline would no longer meet what it repeats: stored twice."""
+    monkeypatch.setenv("BRONZE_DEADLINE_S", "10")
+    monkeypatch.setenv("BRONZE_PURGE_GRACE_S", "20")
+    assert settings.load().purge_grace_s == 20
+    monkeypatch.setenv("BRONZE_PURGE_GRACE_S", "19.9")
+    with pytest.raises(Misconfigured, match=r"BRONZE_PURGE_GRACE_S \(19.9\).*BRONZE_DEADLINE_S \(10\)"):
+        settings.load()
