@@ -9,11 +9,11 @@ READY := $(VENV)/.ready
 LOCAL := $(BIN)/python -m local
 
 .DEFAULT_GOAL := help
-.PHONY: help up status logs down demo test check lock
+.PHONY: help up status logs down demo test kill-test check lock
 MAKEFLAGS += --no-print-directory
 
 help: ## what there is
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo "BRONZE_LOCAL_PORT_{NATS,S3,OTLP,PROMETHEUS,ZIPKIN,API,CONSUMER,PUBLISHER} move the ports of \`make up\`."
 
 up: $(READY) ## start everything in the background, send the sample, show what became of it
@@ -33,6 +33,11 @@ demo: $(READY) ## all of it once, from fresh state on free ports, with proof: .l
 
 test: check ## check, then all tests; T="..." for pytest's arguments
 	$(BIN)/python -m pytest $(T)
+
+kill-test: SEED ?= random
+kill-test: ROUNDS ?= 10
+kill-test: $(READY) ## kill every process at every step; SEED=... repeats a run, ROUNDS=... makes it longer
+	BRONZE_KILL_SEED=$(SEED) BRONZE_KILL_ROUNDS=$(ROUNDS) $(BIN)/python -m pytest -s tests/delivery/test_kill.py $(T)
 
 check: $(READY) ## format, lint, types, configurations
 	$(BIN)/ruff format --check

@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from local import evidence
@@ -33,7 +34,7 @@ _began = time.monotonic()
 
 def say(text: str) -> None:
     """A step of what happens, with the seconds since the command began."""
-    _console.print(f"[dim]{time.monotonic() - _began:5.1f} s[/]  {text}", soft_wrap=True)
+    _console.print(f"[dim]{time.monotonic() - _began:5.1f} s[/]  {escape(text)}", soft_wrap=True)
 
 
 def up() -> int:
@@ -101,7 +102,7 @@ def start(supervisor: Supervisor, programs: Sequence[Program]) -> None:
         supervisor.start(program)
     for program in programs:
         wait_ready(program, supervisor.log(program.name), partial(supervisor.alive, program.name))
-        say(f"{program.name} is ready ({_listens(program)})")
+        say(f"{program.name} is ready on port {_port(program)}")
 
 
 def follow_sample(stack: Stack, supervisor: Supervisor) -> evidence.Investigation:
@@ -128,11 +129,10 @@ def status() -> int:
         try:
             program.ready()
         except NotReady as reason:
-            works, verdict = False, f"[red]no: {reason}[/]"
+            works, verdict = False, f"[red]no: {escape(str(reason))}[/]"
         else:
             verdict = "[green]yes[/]"
-        port = str(next(iter(program.ports.values())))
-        table.add_row(program.name, port, f"{state.state.lower()}, {state.description}", verdict)
+        table.add_row(program.name, str(_port(program)), f"{state.state.lower()}, {state.description}", verdict)
     _console.print(table)
     show_urls(stack)
     return 0 if works else 1
@@ -185,23 +185,21 @@ def check() -> int:
 def show_urls(stack: Stack) -> None:
     ports = stack.ports
     rows = {
-        "API": (ports.api, "/docs", "send data here"),
+        "API": (ports.api, "/docs", "takes data"),
         "Prometheus": (ports.prometheus, "/api/v1/query?query=bronze_records_total", "metrics and exemplars"),
-        "Zipkin": (ports.zipkin, "/zipkin/", "traces, in memory until `make down`"),
-        "S3": (ports.s3, "", f"bucket {stack.account.bucket!r}"),
+        "Zipkin": (ports.zipkin, "/zipkin/", "traces, kept in memory until `make down`"),
+        "S3": (ports.s3, "", f"the bucket {stack.account.bucket!r}"),
     }
-    table = Table(box=None, show_header=False)
-    for name, (port, path, use) in rows.items():
-        table.add_row(name, f"http://{LOOPBACK}:{port}{path}", use)
     _console.print()
-    _console.print(table)
-    _console.print(
-        f"For clients and for readers of the bucket: `. {_shown(stack.root / 'env')}` sets addresses and keys."
-    )
+    for name, (port, path, use) in rows.items():
+        _console.print(f"  {name:<12}http://{LOOPBACK}:{port}{path}  [dim]{use}[/]", soft_wrap=True)
+    env = _shown(stack.root / "env")
+    _console.print(f"  For clients, and to read the bucket: `. {env}` sets addresses and keys.", soft_wrap=True)
 
 
-def _listens(program: Program) -> str:
-    return f"port {next(iter(program.ports.values()))}"
+def _port(program: Program) -> int:
+    """The port that a client of it uses."""
+    return next(iter(program.ports.values()))
 
 
 def _shown(path: Path) -> str:
@@ -236,7 +234,7 @@ def main() -> int:
     try:
         code: int = args.run(args)
     except LocalError as error:
-        Console(stderr=True, highlight=False).print(f"[bold red]error:[/] {error}", soft_wrap=True)
+        Console(stderr=True, highlight=False).print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
         return 1
     except KeyboardInterrupt:
         return 130

@@ -114,7 +114,7 @@ def _collector() -> Build:
 
 def _prometheus() -> Build:
     module = "github.com/prometheus/prometheus/cmd"
-    flags = ("-tags", PROMETHEUS_TAGS, "-ldflags", "-s -w")
+    flags = ("-trimpath", "-tags", PROMETHEUS_TAGS, "-ldflags", "-s -w")  # -trimpath as ocb: they share packages
 
     def make(result: Path, log: Path) -> None:
         packages = (f"{module}/{name}@{PROMETHEUS_VERSION}" for name in ("prometheus", "promtool"))

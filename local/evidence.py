@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from local.builds import REPOSITORY
-from local.programs import LOOPBACK, LocalError, NotReady, http_get
+from local.programs import LOOPBACK, LocalError, NotReady, get_json
 from local.servers import executable
 from local.stack import Stack
 
@@ -82,7 +82,7 @@ class Prometheus:
         )
 
     def _get(self, path: str, **parameters: str) -> Any:
-        return json.loads(http_get(self.port, f"/api/v1/{path}?{urllib.parse.urlencode(parameters)}"))["data"]
+        return get_json(self.port, f"/api/v1/{path}?{urllib.parse.urlencode(parameters)}")["data"]
 
 
 @dataclass(frozen=True)
@@ -225,8 +225,9 @@ class Investigation:
         self._trace(receipts, rows, began)
 
     def count_targets(self) -> None:
-        """How many of the components Prometheus reaches; for when all of them run."""
-        query = f'sum(up{{job=~"{"|".join(SCRAPED)}"}})'
+        """How many of the components Prometheus reaches from now on; for when all of them run."""
+        up = f'up{{job=~"{"|".join(SCRAPED)}"}}'
+        query = f"sum({up} and timestamp({up}) >= {time.time()})"
         self._settle(lambda: self._prometheus.value(query) == len(SCRAPED))
         self.evidence.prometheus_targets_up = int(self._prometheus.value(query) or 0)
 
@@ -319,7 +320,7 @@ class Investigation:
 
     def _stored_trace(self, trace_id: str) -> Trace:
         try:
-            return Trace.parse(json.loads(http_get(self._stack.ports.zipkin, f"/api/v2/trace/{trace_id}")))
+            return Trace.parse(get_json(self._stack.ports.zipkin, f"/api/v2/trace/{trace_id}"))
         except NotReady:  # 404 until its first spans are there
             return Trace()
 

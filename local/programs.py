@@ -8,6 +8,7 @@ The same declarations are run by a supervisor (`make up`, `make demo`) and by te
 """
 
 import http.client
+import json
 import os
 import random
 import signal
@@ -18,7 +19,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 LOOPBACK = "127.0.0.1"
 PORT_VARIABLE = "BRONZE_LOCAL_PORT_"
@@ -108,6 +109,14 @@ def http_get(port: int, path: str, *, method: str = "GET", body: bytes | None = 
     if not 200 <= answer.status < 300:
         raise NotReady(f"{method} {path} on port {port}: {answer.status} {content[:300].decode(errors='replace')}")
     return content
+
+
+def get_json(port: int, path: str) -> Any:
+    """As `http_get`; an answer that is no JSON is not ours."""
+    try:
+        return json.loads(http_get(port, path))
+    except ValueError as error:
+        raise NotReady(f"GET {path} on port {port}: no JSON: {error}") from error
 
 
 def log_tail(log: Path, lines: int = 15) -> str:

@@ -13,7 +13,7 @@ from typing import Self
 
 from local import servers
 from local.builds import Built
-from local.programs import LOOPBACK, PORT_VARIABLE, LocalError, NotReady, Program, environment, free_ports, http_get
+from local.programs import LOOPBACK, PORT_VARIABLE, LocalError, NotReady, Program, environment, free_ports, get_json
 
 FLUSH_AGE_S = 1
 BUCKET = "bronze"
@@ -156,7 +156,7 @@ class Stack:
         instance = self.instance(role)
 
         def ready() -> None:
-            found = json.loads(http_get(port, probe)).get("service_instance_id")
+            found = get_json(port, probe).get("service_instance_id")
             if found != instance:
                 raise NotReady(f"port {port} is the instance {found!r}, not {instance!r}")
 

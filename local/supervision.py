@@ -55,7 +55,7 @@ class Supervisor:
     def runs(self) -> bool:
         try:
             self._call("getState")
-        except OSError:
+        except LocalError:
             return False
         return True
 
@@ -106,11 +106,12 @@ class Supervisor:
             time.sleep(0.05)
 
     def _call(self, method: str, *arguments: object) -> Any:
-        # the address is not used, but asked for
-        with xmlrpc.client.ServerProxy(
-            "http://supervisor", transport=SupervisorTransport(serverurl=f"unix://{self._socket}")
-        ) as proxy:
-            return getattr(proxy.supervisor, method)(*arguments)
+        transport = SupervisorTransport(serverurl=f"unix://{self._socket}")
+        with xmlrpc.client.ServerProxy("http://supervisor", transport=transport) as proxy:  # the address is not used
+            try:
+                return getattr(proxy.supervisor, method)(*arguments)
+            except OSError as error:
+                raise LocalError(f"the supervisor does not answer: {error}") from error
 
 
 def configuration(root: Path, socket: Path, programs: Iterable[Program], *, restarts: bool) -> str:
