@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Protocol
@@ -135,15 +136,19 @@ class NatsQueue:
                     raise Halted(f"the stream {lane.stream} is gone: start anew") from error
                 if error.err_code == js.WRONG_LAST_SEQUENCE:
                     # taken: by an earlier request, or by this one whose answer was lost
-                    earlier = await self._submitted_until(lane, accepted.submission_id, deadline_s)
-                    if earlier is None:
-                        raise Superseded from error
-                    return None if earlier == accepted else earlier
-                if error.err_code == js.STREAM_FULL and not unknown:
+                    unknown = True
+                    with suppress(Unavailable):
+                        earlier = await self.submitted(lane, accepted.submission_id)
+                        if earlier is None:
+                            raise Superseded from error
+                        return None if earlier == accepted else earlier
+                elif unknown:
+                    pass  # no answer that says "not stored" is right any more
+                elif error.err_code == js.STREAM_FULL:
                     raise Unavailable(
                         "queue-full", "The queue is full: the bucket is away or slow.", retry_after_s=10
                     ) from error
-                if error.err_code not in _PASSING and error.code < HTTPStatus.INTERNAL_SERVER_ERROR:
+                elif error.err_code not in _PASSING and error.code < HTTPStatus.INTERNAL_SERVER_ERROR:
                     raise Unavailable("queue-away", f"The queue refuses the submission: {error}.") from error
             await asyncio.sleep(RETRY_WAIT_S)
         if unknown:
@@ -169,15 +174,6 @@ class NatsQueue:
                 in_time=lambda: self._now_s() < deadline_s,
             )
         return True
-
-    async def _submitted_until(self, lane: Lane, submission_id: str, deadline_s: float) -> Accepted | None:
-        while True:
-            try:
-                return await self.submitted(lane, submission_id)
-            except Unavailable:
-                if self._now_s() >= deadline_s:
-                    raise
-                await asyncio.sleep(RETRY_WAIT_S)
 
     async def submitted(self, lane: Lane, submission_id: str) -> Accepted | None:
         """What stands in the lane under a submission's subject, from the leader."""

@@ -32,6 +32,10 @@ HEADER_BYTES_MAX = 12 * 2**10
 MESSAGES_MAX = 1_000
 FILE_NAME_CHARS_MAX = 256
 CLASSIFICATIONS_LISTED_MAX = 128
+#: A record with fewer brackets than this cannot be nested too deeply for any decoder.
+NESTING_UNCHECKED = 256
+#: How much deeper than here a record must be decodable: a consumer decodes it in an array, and from another stack.
+NESTING_SPARE = 64
 
 HEADER_FORMAT = "Bronze-Format"
 HEADER_PART = "Bronze-Part"
@@ -335,6 +339,8 @@ class Intake:
     def _add(self, record: bytes) -> None:
         try:
             checked = self._decoder.decode(record)
+            if record.count(b"[") + record.count(b"{") > NESTING_UNCHECKED:
+                msgspec.json.decode(b"[" * NESTING_SPARE + record + b"]" * NESTING_SPARE, type=msgspec.Raw)
         except msgspec.ValidationError as error:
             raise self._violation(str(error)) from error
         except (msgspec.DecodeError, RecursionError) as error:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bronze import chain
@@ -153,6 +153,7 @@ def test_the_tail_is_what_was_read_last_or_the_anchor_or_nothing() -> None:
 # --- rule 9: bounds
 
 
+@settings(max_examples=50)
 @given(
     sizes=st.lists(st.integers(1, 400), min_size=1, max_size=20),
     submissions=st.lists(st.sampled_from("abcdefgh"), min_size=20, max_size=20),
@@ -326,6 +327,7 @@ def consume(killers: set[int], last: int, limits: Limits = LIMITS) -> tuple[list
 WIDE = Limits(bytes_max=10**9, messages_max=32, submissions_max=999, age_s_max=15)
 
 
+@settings(max_examples=50)
 @given(killers=st.sets(st.integers(1, 40), max_size=4), last=st.just(40))
 def test_exactly_the_messages_that_kill_their_decoder_are_set_aside(killers: set[int], last: int) -> None:
     """All others are decoded, after a number of deaths that is bounded by halving."""

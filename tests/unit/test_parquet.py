@@ -173,7 +173,7 @@ def bodies(draw: st.DrawFn, source: str) -> bytes:
     return b"\n".join(json.dumps(one, ensure_ascii=ascii_only).encode() for one in records)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data(), source=st.sampled_from(sorted(SOURCES)))
 def test_what_the_intake_accepts_becomes_rows(data: st.DataObject, source: str) -> None:
     """No value that gets a 202 is poison later, and every record's bytes are in `_payload`."""

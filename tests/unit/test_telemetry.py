@@ -19,7 +19,7 @@ from fastapi.telemetry import TelemetryConfig
 from opentelemetry import trace
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
-from opentelemetry.sdk.metrics.export import HistogramDataPoint, InMemoryMetricReader
+from opentelemetry.sdk.metrics.export import HistogramDataPoint, InMemoryMetricReader, Metric
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
@@ -72,15 +72,17 @@ class Heard:
         self.telemetry.flush()
         return self._exporter.get_finished_spans()
 
-    def points(self, name: str) -> Sequence[Any]:
+    def metrics(self) -> Sequence[Metric]:
         data = self._reader.get_metrics_data()
-        metrics = (
+        return [
             metric
             for of_resource in (data.resource_metrics if data else ())
             for of_scope in of_resource.scope_metrics
             for metric in of_scope.metrics
-        )
-        return [point for metric in metrics if metric.name == name for point in metric.data.data_points]
+        ]
+
+    def points(self, name: str) -> Sequence[Any]:
+        return [point for metric in self.metrics() if metric.name == name for point in metric.data.data_points]
 
 
 @pytest.fixture
@@ -237,13 +239,42 @@ async def test_a_request_is_one_server_span_and_one_duration(app: FastAPI, heard
     assert point.exemplars[0].trace_id == 0xABCD
 
 
-@pytest.mark.parametrize("name", ["http.server.request.duration", "http.server.active_requests"])
-async def test_the_instrumentation_says_what_is_declared(name: str, app: FastAPI, heard: Heard) -> None:
+INSTRUMENTATION = "opentelemetry.instrumentation.fastapi"
+
+
+async def test_the_instrumentation_makes_the_metrics_that_are_declared(app: FastAPI, heard: Heard) -> None:
     """No more labels either: what a client sends as Host would be one without a bound."""
     await request(app, "POST", "/v1/ingest/vehicles")
     await request(app, "GET", "/nowhere")
-    for point in heard.points(name):
-        assert set(point.attributes) <= set(registry().metrics[name].attributes)
+    declared = {m.name: m for m in registry().metrics.values() if m.instrumentation == INSTRUMENTATION}
+    made = {metric.name: metric for metric in heard.metrics() if metric.name.startswith("http.")}
+    assert set(made) == set(declared)
+    for name, metric in made.items():
+        assert metric.unit == declared[name].unit
+        for point in metric.data.data_points:
+            assert set(point.attributes or {}) <= set(declared[name].attributes)
+            if isinstance(point, HistogramDataPoint):
+                assert tuple(point.explicit_bounds) == declared[name].buckets
+
+
+async def test_no_metric_comes_out_that_is_not_declared(collector: dict[str, list[bytes]], start: Start) -> None:
+    """Ours, the instrumentation's and the SDK's own."""
+    one = start(Role.API)
+    app = FastAPI(telemetry=FASTAPI_TELEMETRY_OFF)
+    one.instrument(app)
+    await request(app, "GET", "/nowhere")
+    one.instruments.zero(Role.API, ["vehicles"])
+    one.flush()
+    one.shutdown()
+    names = {
+        metric.name
+        for sent in collector["/v1/metrics"]
+        for of_resource in ExportMetricsServiceRequest.FromString(sent).resource_metrics
+        for of_scope in of_resource.scope_metrics
+        for metric in of_scope.metrics
+    }
+    assert {"bronze.records", "http.server.request.duration", "otel.sdk.span.started"} <= names
+    assert [name for name in names if not registry().knows(name)] == []
 
 
 async def test_probes_and_scrapes_are_no_traffic(app: FastAPI, heard: Heard) -> None:

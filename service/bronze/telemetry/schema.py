@@ -6,6 +6,7 @@ no word for (see metrics.yaml). Nothing else in the code types the name of a sig
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from functools import cache
 from importlib.resources import files
 from itertools import product
@@ -82,6 +83,11 @@ class Registry:
     metrics: Mapping[str, Metric]
     spans: Mapping[str, Span]
     events: tuple[str, ...]
+    imports: tuple[str, ...] = ()  # patterns of metrics that others make as the semantic conventions have them
+
+    def knows(self, metric: str) -> bool:
+        """Whether a metric of this name may come out of a process of ours."""
+        return metric in self.metrics or any(fnmatchcase(metric, pattern) for pattern in self.imports)
 
     def of_errors(self) -> tuple[str, ...]:
         """The closed list of what `error.type` may say."""
@@ -161,7 +167,14 @@ def parse(documents: Sequence[Mapping[str, Any]]) -> Registry:
         if key.startswith("bronze.") and key not in attributes:
             raise Misconfigured(f"telemetry registry: {key} is used and not declared")
         attributes.setdefault(key, Attribute(key))  # of the semantic conventions
-    return Registry(schema_url, attributes, metrics, spans, tuple(e["name"] for e in _all(documents, "events")))
+    return Registry(
+        schema_url=schema_url,
+        attributes=attributes,
+        metrics=metrics,
+        spans=spans,
+        events=tuple(event["name"] for event in _all(documents, "events")),
+        imports=tuple(name for document in documents for name in document.get("imports", {}).get("metrics", ())),
+    )
 
 
 def _all(documents: Sequence[Mapping[str, Any]], section: str) -> Iterator[Mapping[str, Any]]:
