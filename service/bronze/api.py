@@ -334,7 +334,7 @@ class Api:
                 earlier = await self._publish(
                     lane, msgspec.structs.replace(accepted, traceparent=traceparent(span)), checked
                 )
-            except Exception as error:
+            except BaseException as error:  # a request that was cancelled, too
                 failed = {attribute.error_type: error_type(error)}
                 span.set_attributes(failed)
                 raise

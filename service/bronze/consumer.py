@@ -96,7 +96,6 @@ class LaneWriter:
                 log.warning("lane %s waits %.1f s: %s", self._lane.stream, wait_s, error)
             except Exception:
                 log.exception("lane %s: not foreseen", self._lane.stream)
-                self._count(Step.ENCODE, Fault.INTERNAL)
             await _wait(stop, wait_s)
             wait_s = min(wait_s * 2, BACK_OFF_S_MAX)
 
@@ -304,7 +303,9 @@ class LaneWriter:
         except NewerFormat:
             self._count(step, Fault.UNKNOWN_FORMAT)
             raise
-        except BronzeError as error:
+        except (Overtaken, Lost):
+            raise  # another writer's doing, and no error
+        except Exception as error:
             self._count(step, error_type(error))
             raise
 
