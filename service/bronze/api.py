@@ -17,6 +17,7 @@ import msgspec
 from fastapi import FastAPI, Header, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from fastapi_offline import FastAPIOffline
 from opentelemetry.trace import Span, Status, StatusCode, get_current_span
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
@@ -488,7 +489,7 @@ class Api:
 
 def create_app(api: Api, telemetry: Telemetry) -> FastAPI:
     """The HTTP face of the API."""
-    app = FastAPI(
+    app = FastAPIOffline(
         title="Bronze ingestion API",
         version=__version__,
         description="Raw data in, Parquet in the bucket out: each accepted record exactly once, every write traceable.",
