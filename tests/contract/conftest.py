@@ -1,0 +1,76 @@
+"""The edges on the real servers: each test has a queue of its own, and a prefix of its own in the bucket."""
+
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+import pytest_asyncio
+
+from bronze.bucket import S3Bucket
+from bronze.catalog import NatsCatalog
+from bronze.chain import Lane
+from bronze.claims import Claims
+from bronze.jetstream import JetStream
+from bronze.queue import NatsQueue
+from bronze.settings import Settings
+from bronze.telemetry.signals import Role
+from local.programs import LOOPBACK, Process
+from local.servers import S3Account
+from tests.contract.making import Heard
+
+
+@pytest.fixture
+def settings(nats: Process, nats_name: str, prefix: str) -> Settings:
+    return Settings(
+        nats_url=f"nats://{LOOPBACK}:{nats.program.ports['queue']}",
+        nats_server_name=nats_name,
+        prefix=prefix,
+        queue_bytes_max=64 * 2**20,
+        flush_age_s=0.1,
+        deadline_s=5,
+        purge_grace_s=10,
+        lock_expiry_s=1,
+    )
+
+
+@pytest_asyncio.fixture
+async def jetstream(settings: Settings) -> AsyncIterator[JetStream]:
+    stream = await JetStream.connect(settings.nats_url, server_name=settings.nats_server_name)
+    yield stream
+    await stream.close()
+
+
+@pytest.fixture
+def queue(jetstream: JetStream, settings: Settings) -> NatsQueue:
+    return NatsQueue(jetstream, settings)
+
+
+@pytest_asyncio.fixture
+async def lane(queue: NatsQueue) -> Lane:
+    (lane,) = await queue.open(["vehicles"])
+    return lane
+
+
+@pytest_asyncio.fixture
+async def catalog(jetstream: JetStream, settings: Settings) -> NatsCatalog:
+    return await NatsCatalog.open(jetstream, settings)
+
+
+@pytest_asyncio.fixture
+async def claims(jetstream: JetStream) -> Claims:
+    claims = Claims(jetstream, 1)
+    await claims.open()
+    return claims
+
+
+@pytest.fixture
+def bucket(s3_account: S3Account, s3_env: dict[str, str], prefix: str) -> Iterator[S3Bucket]:
+    bucket = S3Bucket(Settings(bucket=s3_account.bucket, prefix=prefix))
+    yield bucket
+    bucket.close()
+
+
+@pytest.fixture
+def heard() -> Iterator[Heard]:
+    heard = Heard(Role.CONSUMER)
+    yield heard
+    heard.telemetry.shutdown()

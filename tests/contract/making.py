@@ -1,0 +1,121 @@
+"""What contract tests are made of: submissions as the API makes them, and telemetry that is kept in memory."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from typing import Any, cast
+
+import msgspec
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+from bronze import sources
+from bronze.submission import Accepted, Checked, Intake, keyed_id, new_id
+from bronze.telemetry import sdk
+from bronze.telemetry.signals import Role, attribute
+
+SOURCES = sources.built_in()
+RECEIVED_AT = "2026-11-24T12:34:56.000000+00:00"
+
+
+@dataclass(frozen=True)
+class Submission:
+    accepted: Accepted
+    checked: Checked
+
+    @property
+    def id(self) -> str:
+        return self.accepted.submission_id
+
+
+def submission(
+    *records: bytes, source: str = "vehicles", key: str | None = None, trace_id: str = "0" * 32, **facts: Any
+) -> Submission:
+    """A submission that was checked, with a body of these records."""
+    intake = Intake(SOURCES[source], body_bytes_max=2**40, spool_memory_bytes_max=2**40)
+    intake.lines(b"\n".join(records))
+    checked = intake.finish()
+    with checked._spool as spool:
+        spool.seek(0)
+        checked._spool = cast(Any, BytesIO(spool.read()))  # which needs no closing
+    accepted = Accepted(
+        submission_id=keyed_id(source, key) if key else new_id(),
+        source=source,
+        digest=checked.digest,
+        records=checked.records,
+        classification_id="run",
+        classification_default="run",
+        classification_count=1,
+        received_at=RECEIVED_AT,
+        trace_id=trace_id,
+        traceparent=f"00-{trace_id}-{'0' * 15}1-01",
+        keyed=key is not None,
+    )
+    return Submission(msgspec.structs.replace(accepted, **facts), checked)
+
+
+def vehicle(name: str, size: int = 0) -> bytes:
+    """A record of at least so many bytes."""
+    record = b'{"vehicle_id":"%s","x":""}' % name.encode()
+    return record[:-2] + b"x" * (size - len(record)) + record[-2:]
+
+
+def wide(name: str, messages: int) -> list[bytes]:
+    """Records that fill so many messages."""
+    return [vehicle(f"{name}{number}", 600_000) for number in range(messages)]
+
+
+class Heard:
+    """A role's telemetry, and what it said."""
+
+    def __init__(self, role: Role) -> None:
+        self._reader = InMemoryMetricReader()
+        self._exporter = InMemorySpanExporter()
+        self.telemetry = sdk.assemble(
+            Resource(
+                {
+                    attribute.service_name: role.value,
+                    attribute.service_instance_id: "test",
+                    attribute.service_version: "0",
+                }
+            ),
+            metric_readers=[self._reader],
+            span_exporters=[lambda _: self._exporter],
+        )
+
+    def spans(self, name: str | None = None) -> Sequence[ReadableSpan]:
+        self.telemetry.flush()
+        return [span for span in self._exporter.get_finished_spans() if name is None or span.name == name]
+
+    def points(self, name: str) -> Sequence[Any]:
+        data = self._reader.get_metrics_data()
+        return [
+            point
+            for of_resource in (data.resource_metrics if data else ())
+            for of_scope in of_resource.scope_metrics
+            for metric in of_scope.metrics
+            if metric.name == name
+            for point in metric.data.data_points
+        ]
+
+    def count(self, name: str, **attributes: str) -> float:
+        """The sum of a counter's points, or the number of a histogram's measurements, with such attributes."""
+        wanted = {getattr(attribute, key): value for key, value in attributes.items()}
+        return sum(
+            float(point.value if hasattr(point, "value") else point.count)
+            for point in self.points(name)
+            if wanted.items() <= dict(point.attributes).items()
+        )
+
+
+async def until(claim: Callable[[], bool | Awaitable[bool]], within_s: float = 20) -> None:
+    """Returns when the claim holds; raises `TimeoutError` when it does not in time."""
+    async with asyncio.timeout(within_s):
+        while True:
+            holds = claim()
+            if await holds if isinstance(holds, Awaitable) else holds:
+                return
+            await asyncio.sleep(0.02)

@@ -1,0 +1,529 @@
+"""The API in process, on a real queue and a real bucket: what a client is told, and what is kept."""
+
+import asyncio
+import gzip
+import json
+import re
+import signal
+from collections.abc import AsyncIterator, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+import pytest
+import pytest_asyncio
+from fastapi import FastAPI
+from opentelemetry.trace import SpanKind
+
+from bronze import chain, parquet
+from bronze.api import JSON, NDJSON, PROBLEM, Api, create_app
+from bronze.bucket import S3Bucket
+from bronze.catalog import NatsCatalog
+from bronze.chain import Lane, Position
+from bronze.errors import Halted
+from bronze.jetstream import JetStream
+from bronze.queue import NatsQueue, boot_time_s
+from bronze.settings import Settings
+from bronze.submission import HEADER_BYTES_MAX, MESSAGE_BYTES_MAX, Part
+from bronze.telemetry.signals import Role
+from local.programs import Process
+from tests.contract.making import SOURCES, Heard, until, vehicle, wide
+
+INGEST = "/v1/ingest/vehicles"
+A = vehicle("a")
+TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
+
+
+@pytest.fixture
+def settings(settings: Settings) -> Settings:
+    return settings.model_copy(update={"body_bytes_max": 3 * 2**20, "json_body_bytes_max": 2**16, "deadline_s": 2})
+
+
+@pytest.fixture
+def heard() -> Iterator[Heard]:
+    heard = Heard(Role.API)
+    yield heard
+    heard.telemetry.shutdown()
+
+
+@dataclass
+class Served:
+    """The API, a client of it, and what stands behind it."""
+
+    client: httpx.AsyncClient
+    app: FastAPI
+    queue: NatsQueue
+    lane: Lane
+    heard: Heard
+    fatal: list[Halted] = field(default_factory=list)
+
+    async def post(self, body: Any, path: str = INGEST, **headers: str) -> httpx.Response:
+        sent = {"Content-Type": NDJSON} | {name.replace("_", "-"): value for name, value in headers.items()}
+        return await self.client.post(path, content=body, headers=sent)
+
+    async def queued(self) -> int:
+        return (await self.queue.backlog(self.lane)).messages
+
+    def counted(self, outcome: str, **attributes: str) -> float:
+        return self.heard.count("bronze.records", bronze_outcome=outcome, **attributes)
+
+
+@pytest_asyncio.fixture
+async def api(
+    settings: Settings, queue: NatsQueue, bucket: S3Bucket, catalog: NatsCatalog, heard: Heard
+) -> AsyncIterator[Served]:
+    lanes = await queue.open(SOURCES)
+    fatal: list[Halted] = []
+    made = Api(
+        settings,
+        SOURCES,
+        {(lane.source, lane.number): lane for lane in lanes},
+        queue,
+        bucket,
+        catalog,
+        heard.telemetry,
+        boot_time_s,
+        fatal.append,
+    )
+    app = create_app(made, heard.telemetry)
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url="http://api") as client:
+        yield Served(client, app, queue, lanes[0], heard, fatal)
+
+
+# --- accepted
+
+
+async def test_a_submission_is_accepted_when_it_is_durable(api: Served) -> None:
+    """The 202 says all that a client needs to follow it, in the trace that the client began."""
+    answer = await api.post(A + b"\n" + A, traceparent=f"00-{TRACE_ID}-00f067aa0ba902b7-01", Bronze_File_Name="a%20b")
+    body = answer.json()
+    assert answer.status_code == 202
+    assert body == {
+        "submission_id": body["submission_id"],
+        "classification_id": body["classification_id"],
+        "classification_count": 1,
+        "source": "vehicles",
+        "records": 2,
+        "trace_id": TRACE_ID,
+        "status_url": f"/v1/submissions/{body['submission_id']}",
+    }
+    assert answer.headers["location"] == body["status_url"]
+    assert re.fullmatch(f"00-{TRACE_ID}-[0-9a-f]{{16}}-01", answer.headers["traceresponse"])
+    (message,) = await api.queue.read(api.lane, None)
+    assert message.payload == b"[" + A + b"," + A + b"]"
+    part = Part.parse(message.headers)
+    assert (part.accepted.submission_id, part.accepted.origin) == (body["submission_id"], "a b")
+    assert api.counted("accepted") == 2
+
+
+@pytest.mark.parametrize(
+    ("body", "headers"),
+    [
+        (A, {"Content_Type": JSON}),
+        (b"[" + A + b"]", {"Content_Type": "application/json; charset=utf-8"}),
+        (gzip.compress(A), {"Content_Encoding": "gzip"}),
+        (gzip.compress(b"[" + A + b"]"), {"Content_Type": JSON, "Content_Encoding": "GZIP"}),
+        (A + b"\r\n\r\n", {}),
+    ],
+    ids=["object", "array", "gzip", "gzipped array", "NDJSON"],
+)
+async def test_each_form_of_a_body_gives_the_same_message(api: Served, body: bytes, headers: dict[str, str]) -> None:
+    answer = await api.post(body, **headers)
+    assert (answer.status_code, answer.json()["records"]) == (202, 1)
+    (message,) = await api.queue.read(api.lane, None)
+    assert message.payload == b"[" + A + b"]"
+
+
+async def test_a_streamed_body_of_several_messages_is_one_submission(api: Served) -> None:
+    body = b"\n".join(wide("a", 3))
+
+    async def pieces() -> AsyncIterator[bytes]:
+        for start in range(0, len(body), 50_000):
+            yield body[start : start + 50_000]
+
+    answer = await api.post(pieces())
+    assert (answer.status_code, answer.json()["records"]) == (202, 3)
+    assert await api.queued() == 3
+
+
+@pytest.mark.parametrize(
+    ("records", "query", "header", "expected", "count"),
+    [
+        ([None], "?classification_id=q", None, "q", 1),
+        ([None], "?classification_id=q", "h%C3%A9", "hé", 1),
+        (["r"], "", "h", "r", 1),
+        (["r", None], "", "h", None, 2),
+        (["r", "s", "r"], "", None, None, 2),
+        (["h", None], "", "h", "h", 1),
+    ],
+)
+async def test_a_records_own_run_beats_the_header_which_beats_the_query(
+    api: Served, records: list[str | None], query: str, header: str | None, expected: str | None, count: int
+) -> None:
+    lines = [{"vehicle_id": "v"} | ({"classification_id": name} if name else {}) for name in records]
+    headers = {"Bronze_Classification_Id": header} if header else {}
+    answer = await api.post("\n".join(map(json.dumps, lines)), INGEST + query, **headers)
+    assert (answer.json()["classification_id"], answer.json()["classification_count"]) == (expected, count)
+
+
+async def test_a_run_is_assigned_where_none_is_named(api: Served) -> None:
+    runs = [(await api.post(A)).json()["classification_id"] for _ in range(2)]
+    assert runs[0] != runs[1]
+
+
+# --- refused
+
+BOMB = gzip.compress(b"\n" * 2**25)
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "status", "kind", "members", "advice"),
+    [
+        pytest.param(A + b"\n{", {}, 400, "malformed-json", {"record": 1}, "one line", id="broken JSON"),
+        pytest.param(
+            b"\n".join([A, A, A, b'{"vehicle_id":"a","seats":"many"}', A]),
+            {},
+            422,
+            "schema-violation",
+            {"record": 3, "field": "seats"},
+            "Expected `int | null`, got `str`",
+            id="wrong type in record 3",
+        ),
+        pytest.param(b'{"vehicle_id":"\xff"}', {}, 400, "invalid-utf8", {"record": 0}, "UTF-8", id="not UTF-8"),
+        pytest.param(b"", {}, 400, "empty-body", {}, "Send one JSON object a line", id="empty"),
+        pytest.param(
+            A,
+            {"Content_Type": "text/csv"},
+            415,
+            "unsupported-media-type",
+            {"accepted": [NDJSON, JSON]},
+            NDJSON,
+            id="media",
+        ),
+        pytest.param(
+            A,
+            {"Content_Encoding": "br"},
+            415,
+            "unsupported-encoding",
+            {"accepted": ["identity", "gzip"]},
+            "gzip",
+            id="br",
+        ),
+        pytest.param(
+            gzip.compress(A)[:-5],
+            {"Content_Encoding": "gzip"},
+            400,
+            "corrupt-encoding",
+            {},
+            "ends before",
+            id="cut gzip",
+        ),
+        pytest.param(
+            BOMB, {"Content_Encoding": "gzip"}, 413, "body-too-large", {"limit": 3 * 2**20}, "several", id="bomb"
+        ),
+        pytest.param(
+            (A + b"\n") * (2**22 // len(A)),
+            {},
+            413,
+            "body-too-large",
+            {"limit": 3 * 2**20},
+            "several",
+            id="body too large",
+        ),
+        pytest.param(
+            b"[" + vehicle("a", 2**16) + b"]",
+            {"Content_Type": JSON},
+            413,
+            "body-too-large",
+            {"limit": 2**16},
+            "Send NDJSON",
+            id="document too large",
+        ),
+        pytest.param(
+            A + b"\n" + vehicle("a", MESSAGE_BYTES_MAX - HEADER_BYTES_MAX),
+            {},
+            413,
+            "record-too-large",
+            {"record": 1},
+            "Split it",
+            id="record too large",
+        ),
+        pytest.param(
+            A,
+            {"Idempotency_Key": "k" * 256},
+            400,
+            "invalid-header",
+            {"header": "Idempotency-Key"},
+            "255",
+            id="long key",
+        ),
+        pytest.param(
+            A,
+            {"Bronze_Classification_Id": "r" * 257},
+            400,
+            "invalid-header",
+            {"header": "Bronze-Classification-Id"},
+            "256",
+            id="long run",
+        ),
+    ],
+)
+async def test_a_refusal_says_what_to_mend_and_keeps_nothing(
+    api: Served,
+    body: bytes,
+    headers: dict[str, str],
+    status: int,
+    kind: str,
+    members: Mapping[str, object],
+    advice: str,
+) -> None:
+    """A problem document (RFC 9457) with its trace; counted by its kind; and the next submission is taken."""
+    answer = await api.post(body, **headers)
+    problem = answer.json()
+    assert answer.headers["content-type"] == PROBLEM
+    assert (answer.status_code, problem["status"], problem["type"]) == (status, status, f"/problems/{kind}")
+    assert problem["title"]
+    assert advice in problem["detail"]
+    assert members.items() <= problem.items()
+    assert problem["trace_id"] == answer.headers["traceresponse"].split("-")[1]
+    assert await api.queued() == 0
+    assert api.counted("rejected", error_type=kind, bronze_source="vehicles") >= 1
+    assert api.counted("accepted") == 0
+    assert (await api.post(A)).status_code == 202
+
+
+async def test_an_unknown_source_is_told_the_known_ones(api: Served) -> None:
+    """It is counted under a word of ours: a client's word has no place in a metric."""
+    answer = await api.post(A, "/v1/ingest/vehicle")
+    assert (answer.status_code, answer.json()["type"]) == (404, "/problems/unknown-source")
+    assert answer.json()["sources"] == list(SOURCES)
+    assert "vehicles" in answer.json()["detail"]
+    assert api.counted("rejected", error_type="unknown-source", bronze_source="_OTHER") == 1
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/v1/nothing", 404),
+        ("GET", INGEST, 405),
+        ("GET", "/v1/submissions/not-a-uuid", 404),
+        ("GET", "/v1/submissions/01939f4e-6b7c-7cc3-a4f5-0242ac120002", 404),
+        ("GET", "/v1/objects/nothing.parquet", 404),
+        ("GET", "/v1/objects/bronze/../../etc/passwd", 404),
+    ],
+)
+async def test_what_is_not_there_is_a_problem_document_too(api: Served, method: str, path: str, status: int) -> None:
+    answer = await api.client.request(method, path)
+    assert (answer.status_code, answer.headers["content-type"], answer.json()["status"]) == (status, PROBLEM, status)
+
+
+async def test_a_client_that_leaves_in_the_middle_of_its_body_leaves_nothing(api: Served) -> None:
+    """Its whole records so far would be a valid submission: they are none."""
+    events: Iterator[dict[str, object]] = iter(
+        [{"type": "http.request", "body": A + b"\n", "more_body": True}, {"type": "http.disconnect"}]
+    )
+    sent: list[dict[str, Any]] = []
+
+    async def receive() -> dict[str, object]:
+        return next(events)
+
+    async def send(event: Any) -> None:
+        sent.append(event)
+
+    scope: dict[str, Any] = {
+        "type": "http",
+        "asgi": {"version": "3.0"},
+        "http_version": "1.1",
+        "method": "POST",
+        "scheme": "http",
+        "path": INGEST,
+        "raw_path": INGEST.encode(),
+        "query_string": b"",
+        "root_path": "",
+        "headers": [(b"content-type", NDJSON.encode()), (b"host", b"api")],
+        "server": ("api", 80),
+        "client": ("client", 1),
+    }
+    await api.app(scope, receive, send)
+    assert [event.get("status") for event in sent if event["type"] == "http.response.start"] in ([400], [])
+    assert await api.queued() == 0
+    assert api.counted("rejected", error_type="client-gone") == 1
+
+
+# --- the same again
+
+
+async def test_a_retry_gets_the_same_202_and_another_body_409(api: Served) -> None:
+    """Nothing is stored twice, and the retry is not counted as accepted."""
+    first = await api.post(A, Idempotency_Key="k")
+    again = await api.post(A, Idempotency_Key="k", Bronze_Classification_Id="other")
+    assert (again.status_code, again.json()) == (202, first.json())
+    other = await api.post(vehicle("b"), Idempotency_Key="k")
+    assert (other.status_code, other.json()["type"]) == (409, "/problems/idempotency-key-reused")
+    assert other.json()["submission_id"] == first.json()["submission_id"]
+    assert await api.queued() == 1
+    assert (api.counted("accepted"), api.counted("replayed"), api.counted("rejected")) == (1, 1, 1)
+    elsewhere = await api.post(b'{"reason":"r","failed_on":"2013-01-01"}', "/v1/ingest/failures", Idempotency_Key="k")
+    assert elsewhere.status_code == 202
+
+
+async def test_retries_that_race_get_one_202(api: Served) -> None:
+    answers = await asyncio.gather(*(api.post(A, Idempotency_Key="k") for _ in range(6)))
+    assert {answer.status_code for answer in answers} == {202}
+    assert len({answer.text for answer in answers}) == 1
+    assert await api.queued() == 1
+    assert (api.counted("accepted"), api.counted("replayed")) == (1, 5)
+
+
+async def test_a_submission_is_followed_from_accepted_to_stored_and_purged(
+    api: Served, bucket: S3Bucket, catalog: NatsCatalog, prefix: str
+) -> None:
+    """By its status, its object, and a retry: the same 202, and 409 for another body, also when the queue forgot it."""
+    first = (await api.post(A, Idempotency_Key="k", Bronze_Classification_Id="run")).json()
+    status = (await api.client.get(first["status_url"])).json()
+    assert status.items() >= {"status": "accepted", "objects": [], "records": 1, "classification_id": "run"}.items()
+
+    messages = await api.queue.read(api.lane, None)
+    key = chain.object_key(prefix, api.lane, messages[0])
+    cut = chain.sort(api.lane, messages, {})
+    wrote = parquet.encode(SOURCES["vehicles"], api.lane, key, cut, f"00-{TRACE_ID}-{'1' * 16}-01")
+    await bucket.create(key, wrote.body, parquet.user_metadata(wrote.contents), parquet.CONTENT_TYPE)
+    await catalog.append(api.lane, Position(None, 0), wrote.contents)
+
+    status = (await api.client.get(first["status_url"])).json()
+    assert status["status"] == "stored"
+    (link,) = status["objects"]
+    assert link["file_path"] == key
+    held = (await api.client.get(link["url"])).json()
+    assert held.items() >= {"file_path": key, "records": 1, "first": 1, "last": 1, "trace_id": TRACE_ID}.items()
+    assert held["bytes"] == len(wrote.body)
+    assert [one["submission_id"] for one in held["submissions"]] == [first["submission_id"]]
+
+    assert (await api.post(vehicle("b"))).status_code == 202  # the next one; the anchor stays
+    await api.queue.purge_below(api.lane, 2)
+    again = await api.post(A, Idempotency_Key="k")
+    assert (again.status_code, again.json()) == (202, first)
+    assert (await api.post(vehicle("c"), Idempotency_Key="k")).status_code == 409
+    assert await api.queued() == 1
+
+
+# --- unavailable
+
+
+async def test_a_queue_that_is_away_is_503_with_retry_after_and_nothing_is_lost_or_kept(
+    api: Served, nats: Process, jetstream: JetStream
+) -> None:
+    """And readiness says which one is missing; afterwards the same submission is taken, once."""
+    assert (await api.client.get("/readyz")).status_code == 200
+    nats.signal(signal.SIGKILL)
+    await until(lambda: not jetstream.connected)
+    for headers in ({}, {"Idempotency_Key": "k"}):
+        answer = await api.post(A, **headers)
+        assert (answer.status_code, answer.json()["type"]) == (503, "/problems/queue-away")
+        assert int(answer.headers["retry-after"]) > 0
+    ready = await api.client.get("/readyz")
+    assert ready.status_code == 503
+    assert ready.json()["queue"].startswith("away")
+    assert ready.json()["bucket"] == "ok"
+    await asyncio.to_thread(nats.restart)
+    await until(lambda: jetstream.connected)
+    assert (await api.post(A, Idempotency_Key="k")).status_code == 202
+    assert await api.queued() == 1
+
+
+async def test_an_unknown_outcome_is_503_and_counted_as_neither_taken_nor_rejected(api: Served, nats: Process) -> None:
+    """The server paused, and the request may still be applied: the document names the submission to ask for."""
+    nats.signal(signal.SIGSTOP)
+    try:
+        answer = await api.post(A)
+    finally:
+        nats.signal(signal.SIGCONT)
+    problem = answer.json()
+    assert (answer.status_code, problem["type"]) == (503, "/problems/outcome-unknown")
+    assert int(answer.headers["retry-after"]) > 0
+    assert (api.counted("unknown"), api.counted("rejected"), api.counted("accepted")) == (1, 0, 0)
+
+    async def known() -> bool:
+        return (await api.client.get(f"/v1/submissions/{problem['submission_id']}")).status_code == 200
+
+    await until(known)
+
+
+async def test_a_full_queue_is_503_with_retry_after(api: Served, jetstream: JetStream) -> None:
+    info = await jetstream.api(f"STREAM.INFO.{api.lane.stream}")
+    await jetstream.api(f"STREAM.UPDATE.{api.lane.stream}", info["config"] | {"max_bytes": 10_000})
+    answer = await api.post(vehicle("a", 12_000))
+    assert (answer.status_code, answer.json()["type"]) == (503, "/problems/queue-full")
+    assert answer.headers["retry-after"] == "10"
+    assert await api.queued() == 0
+    assert (await api.post(A)).status_code == 202
+
+
+async def test_a_lane_that_was_made_anew_ends_the_process(api: Served, jetstream: JetStream) -> None:
+    """It has to start with the new lane: until then nothing is accepted."""
+    await jetstream.api(f"STREAM.DELETE.{api.lane.stream}")
+    await api.queue.open(["vehicles"])
+    answer = await api.post(A)
+    assert (answer.status_code, answer.json()["type"]) == (503, "/problems/queue-away")
+    assert len(api.fatal) == 1
+
+
+async def test_what_is_not_foreseen_is_500_and_counted(api: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def broken(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(api.queue, "submit", broken)
+    answer = await api.post(A)
+    assert (answer.status_code, answer.headers["content-type"]) == (500, PROBLEM)
+    assert api.counted("rejected", error_type="internal") == 1
+
+
+# --- telemetry and documents
+
+
+async def test_a_request_is_one_server_span_and_one_duration(api: Served) -> None:
+    """However many pieces its body has; the send is its child. Probes and scrapes are none."""
+    answer = await api.post(b"\n".join(wide("a", 3)))
+    for path in ("/livez", "/readyz", "/metrics"):
+        assert (await api.client.get(path)).status_code == 200
+    (server,) = [span for span in api.heard.spans() if span.kind is SpanKind.SERVER]
+    (send,) = [span for span in api.heard.spans() if span.kind is SpanKind.PRODUCER]
+    assert api.heard.count("http.server.request.duration") == 1
+    assert server.name == "POST /v1/ingest/{source}"
+    assert send.name == "send bronze.vehicles"
+    assert server.context is not None
+    assert send.parent is not None
+    assert send.parent.span_id == server.context.span_id
+    assert server.attributes is not None
+    assert server.attributes["bronze.submission_id"] == answer.json()["submission_id"]
+    assert server.attributes["bronze.classification_id"] == (answer.json()["classification_id"],)
+    assert server.attributes["bronze.outcome"] == "accepted"
+    assert len(api.heard.spans()) == 2
+    part = Part.parse((await api.queue.read(api.lane, None))[0].headers)
+    assert send.context is not None
+    assert part.accepted.traceparent.split("-")[2] == f"{send.context.span_id:016x}"
+
+
+async def test_a_refusals_span_says_why(api: Served) -> None:
+    await api.post(b"{")
+    (server,) = api.heard.spans()
+    assert server.attributes is not None
+    assert (server.attributes["error.type"], server.attributes["bronze.outcome"]) == ("malformed-json", "rejected")
+
+
+async def test_the_documents_examples_are_taken(api: Served) -> None:
+    """A reader copies them: each body from the OpenAPI document gets its 202, and each answer shows an example."""
+    document = (await api.client.get("/openapi.json")).json()
+    operation = document["paths"]["/v1/ingest/{source}"]["post"]
+    for media, content in operation["requestBody"]["content"].items():
+        example = content["example"]
+        body = example if isinstance(example, str) else json.dumps(example)
+        assert (await api.post(body, Content_Type=media)).status_code == 202
+    assert {"202", "400", "404", "409", "413", "415", "422", "503"} <= operation["responses"].keys()
+    assert PROBLEM in operation["responses"]["422"]["content"]
+    for schema in ("SubmissionAccepted", "Problem"):
+        properties = document["components"]["schemas"][schema]["properties"]
+        assert sum("examples" in one for one in properties.values()) >= 5
+    headers = {one["name"].lower() for one in operation["parameters"] if one["in"] == "header"}
+    assert headers >= {"idempotency-key", "bronze-classification-id", "bronze-file-name"}

@@ -1,0 +1,197 @@
+"""The bucket on a real server: it takes a key once, and says which kind of "no" it gives."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+
+import pytest
+
+from bronze import bucket as bucket_module
+from bronze.bucket import S3Bucket, read_contents
+from bronze.errors import Halted, Misconfigured, Unavailable
+from bronze.settings import Settings
+from local.programs import LOOPBACK, free_ports
+from local.servers import S3Account
+
+TEXT = "text/plain"
+
+
+async def listed(keys: AsyncIterator[str]) -> list[str]:
+    return [key async for key in keys]
+
+
+async def test_of_writers_that_race_for_a_key_one_wins_and_its_bytes_stay(bucket: S3Bucket, prefix: str) -> None:
+    for race in range(4):
+        key = f"{prefix}/{race}"
+        won = await asyncio.gather(*(bucket.create(key, str(racer).encode(), {}, TEXT) for racer in range(4)))
+        assert won.count(True) == 1
+        assert await bucket.read(key, 0, 1) == str(won.index(True)).encode()
+
+
+async def test_a_key_that_is_taken_is_not_written(bucket: S3Bucket, prefix: str) -> None:
+    key = f"{prefix}/key"
+    assert await bucket.create(key, b"first", {"bronze-first": "1"}, TEXT)
+    assert not await bucket.create(key, b"second", {"bronze-first": "2"}, TEXT)
+    head = await bucket.head(key)
+    assert head is not None
+    assert (head.size, head.metadata["bronze-first"], len(head.metadata["sha256"])) == (5, "1", 64)
+    assert await bucket.read(key, 0, 5) == b"first"
+
+
+async def test_what_is_not_there_is_none_and_no_error(bucket: S3Bucket, prefix: str) -> None:
+    assert await bucket.head(f"{prefix}/nothing") is None
+    assert await read_contents(bucket, f"{prefix}/nothing.parquet") is None
+
+
+async def test_a_range_is_read_and_no_more(bucket: S3Bucket, prefix: str) -> None:
+    await bucket.create(f"{prefix}/key", b"0123456789", {}, TEXT)
+    assert await bucket.read(f"{prefix}/key", 2, 5) == b"234"
+    assert await bucket.read(f"{prefix}/key", 9, 10) == b"9"
+
+
+@pytest.mark.parametrize("body", [b"", b"short", b"no Parquet, but long enough for a tail"])
+async def test_an_object_of_others_halts(bucket: S3Bucket, prefix: str, body: bytes) -> None:
+    """Under a key of ours: to go on would be a guess."""
+    await bucket.create(f"{prefix}/key", body, {}, TEXT)
+    with pytest.raises(Halted):
+        await read_contents(bucket, f"{prefix}/key")
+
+
+async def test_keys_come_in_order_from_after_a_key_on(bucket: S3Bucket, prefix: str) -> None:
+    """An hour's folder with its slash is before the hour's own keys, and after the hours before it."""
+    keys = [f"{prefix}/hour={hour:02}/{name}" for hour in (9, 10, 11) for name in "ab"]
+    for key in reversed(keys):
+        await bucket.create(key, b"", {}, TEXT)
+    assert await listed(bucket.keys(f"{prefix}/")) == keys
+    assert await listed(bucket.keys(f"{prefix}/", f"{prefix}/hour=10/")) == keys[2:]
+    assert await listed(bucket.keys(f"{prefix}/", keys[2])) == keys[3:]
+    assert await listed(bucket.keys(f"{prefix}/hour=10/")) == keys[2:4]
+
+
+async def test_a_listing_goes_on_past_its_pages(bucket: S3Bucket, prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page has 1,000 keys; the client is asked for pages of 2 here."""
+    keys = [f"{prefix}/{number}" for number in range(7)]
+    for key in keys:
+        await bucket.create(key, b"", {}, TEXT)
+    pages = bucket._s3.list_objects_v2
+    asked: list[str] = []
+
+    def small(**request: str) -> object:
+        asked.append(request["StartAfter"])
+        return pages(**request, MaxKeys=2)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(bucket._s3, "list_objects_v2", small)
+    assert await listed(bucket.keys(f"{prefix}/")) == keys
+    assert asked == ["", keys[1], keys[3], keys[5]]
+
+
+# --- the kinds of "no"
+
+
+async def test_wrong_keys_are_denied(
+    s3_account: S3Account, s3_env: Mapping[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    await refuses("denied", S3Bucket(Settings(bucket=s3_account.bucket)))
+
+
+async def test_a_bucket_that_nobody_made_is_denied(s3_env: Mapping[str, str]) -> None:
+    """Somebody has to make it, or to mend its name: waiting helps nothing."""
+    bucket = S3Bucket(Settings(bucket="nobody-made-this"))
+    try:
+        with pytest.raises(Unavailable) as no:
+            await bucket.check()
+        assert no.value.kind == "denied"
+    finally:
+        bucket.close()
+
+
+async def test_a_server_that_is_away_is_unavailable(s3_env: Mapping[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://{LOOPBACK}:{free_ports()}")
+    await refuses("unavailable", S3Bucket(Settings()))
+
+
+async def test_a_server_that_does_not_answer_is_a_timeout(
+    s3_env: Mapping[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        writer.close()
+
+    monkeypatch.setattr(bucket_module, "READ_TIMEOUT_S", 0.2)
+    server = await asyncio.start_server(silent, LOOPBACK, 0)
+    async with server:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://{LOOPBACK}:{server.sockets[0].getsockname()[1]}")
+        await refuses("timeout", S3Bucket(Settings()))
+
+
+async def refuses(kind: str, bucket: S3Bucket) -> None:
+    calls: list[Callable[[], Awaitable[object]]] = [
+        lambda: bucket.create("key", b"body", {}, TEXT),
+        lambda: bucket.head("key"),
+        lambda: bucket.read("key", 0, 1),
+        lambda: listed(bucket.keys("prefix/")),
+        bucket.check,
+    ]
+    try:
+        for call in calls:
+            with pytest.raises(Unavailable) as no:
+                await call()
+            assert no.value.kind == kind
+    finally:
+        bucket.close()
+
+
+async def test_a_bucket_without_keys_for_it_is_misconfigured(
+    s3_env: Mapping[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/dev/null")
+    monkeypatch.setenv("AWS_CONFIG_FILE", "/dev/null")
+    bucket = S3Bucket(Settings())
+    try:
+        with pytest.raises(Misconfigured, match="AWS_ACCESS_KEY_ID"):
+            await bucket.check()
+    finally:
+        bucket.close()
+
+
+# --- rule 10
+
+
+async def test_the_race_at_start_passes_and_leaves_nothing(bucket: S3Bucket) -> None:
+    await bucket.check_create_only()
+    assert await listed(bucket.keys(".bronze/")) == []
+
+
+class Overwriting(S3Bucket):
+    """A bucket that ignores `If-None-Match`."""
+
+    async def create(self, key: str, body: bytes, metadata: Mapping[str, str], content_type: str) -> bool:
+        self._s3.put_object(Bucket=self.name, Key=key, Body=body)
+        return True
+
+
+async def test_a_bucket_that_ignores_create_only_is_refused(s3_account: S3Account, s3_env: Mapping[str, str]) -> None:
+    bucket = Overwriting(Settings(bucket=s3_account.bucket))
+    try:
+        with pytest.raises(Misconfigured, match="BRONZE_CREATE_ONLY_MISSING"):
+            await bucket.check_create_only()
+        assert await listed(bucket.keys(".bronze/")) == []
+    finally:
+        bucket.close()
+
+
+async def test_such_a_bucket_can_be_accepted_for_one_consumer(
+    s3_account: S3Account, s3_env: Mapping[str, str], prefix: str
+) -> None:
+    """Then a look before the write takes the place of create-only."""
+    bucket = S3Bucket(Settings(bucket=s3_account.bucket, create_only_missing=True))
+    try:
+        await bucket.check_create_only()
+        assert await bucket.create(f"{prefix}/key", b"first", {}, TEXT)
+        assert not await bucket.create(f"{prefix}/key", b"second", {}, TEXT)
+        assert await bucket.read(f"{prefix}/key", 0, 5) == b"first"
+    finally:
+        bucket.close()

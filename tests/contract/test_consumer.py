@@ -1,0 +1,470 @@
+"""A lane's consumer in process, on a real queue and a real bucket: whatever happens, each record is stored once."""
+
+import asyncio
+import shutil
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import pytest_asyncio
+from opentelemetry.trace import SpanKind
+
+from bronze import chain, wiring
+from bronze.bucket import Bucket, S3Bucket, read_contents
+from bronze.catalog import Catalog, NatsCatalog
+from bronze.chain import Attempt, Contents, Lane, Limits, Position
+from bronze.claims import Claims
+from bronze.consumer import LaneWriter
+from bronze.errors import Unavailable
+from bronze.jetstream import JetStream, Outgoing
+from bronze.lock import Lock, NatsLock
+from bronze.queue import NatsQueue, boot_time_s
+from bronze.settings import Settings
+from bronze.submission import FORMAT, HEADER_FORMAT
+from local.programs import Process
+from tests.contract.making import SOURCES, Heard, Submission, submission, until, vehicle, wide
+
+PATIENT = Limits(bytes_max=2**26, messages_max=4_096, submissions_max=999, age_s_max=3_600)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a consumer acts on, and what it is seen to have done."""
+
+    settings: Settings
+    lane: Lane
+    queue: NatsQueue
+    bucket: Bucket
+    catalog: Catalog
+    lock: Callable[[], Lock]
+    heard: Heard
+    limits: Limits
+    purge_grace_s: float = 60
+
+    def writer(self) -> LaneWriter:
+        return LaneWriter(
+            self.lane,
+            SOURCES[self.lane.source],
+            self.queue,
+            self.bucket,
+            self.catalog,
+            self.lock(),
+            self.heard.telemetry,
+            prefix=self.settings.prefix,
+            limits=self.limits,
+            purge_grace_s=self.purge_grace_s,
+        )
+
+    @asynccontextmanager
+    async def running(self, writers: int = 1) -> AsyncIterator[list[asyncio.Task[None]]]:
+        """Consumers for as long as the block runs; then they are told to stop, as by SIGTERM."""
+        stop = asyncio.Event()
+        tasks = [asyncio.create_task(self.writer().run(stop)) for _ in range(writers)]
+        try:
+            yield tasks
+        finally:
+            stop.set()
+            async with asyncio.timeout(10):
+                await asyncio.gather(*tasks)
+
+    async def submit(self, *records: bytes, key: str | None = None) -> Submission:
+        one = submission(*records, key=key)
+        assert await self.queue.submit(self.lane, one.accepted, one.checked, boot_time_s() + 10) is None
+        return one
+
+    async def position(self) -> int:
+        return (await self.catalog.position(self.lane))[0].last
+
+    def at(self, sequence: int) -> Callable[[], Awaitable[bool]]:
+        """That the chain stands at a sequence."""
+
+        async def claim() -> bool:
+            return await self.position() == sequence
+
+        return claim
+
+    async def objects(self) -> list[Contents]:
+        """What each object of the lane says that it holds, in order; they have to follow one another."""
+        found: list[Contents] = []
+        async for key in self.bucket.keys(f"{self.settings.prefix}/"):
+            contents = await read_contents(self.bucket, key)
+            assert contents is not None
+            assert contents.file_path == key
+            found.append(contents)
+        assert [one.first for one in found] == [1, *(one.last + 1 for one in found)][: len(found)]
+        return found
+
+    async def payloads(self) -> list[bytes]:
+        """Every row's `_payload`, by (submission, record), each of which is there once."""
+        rows: list[tuple[str, int, bytes]] = []
+        for contents in await self.objects():
+            head = await self.bucket.head(contents.file_path)
+            assert head is not None
+            read = pq.read_table(pa.BufferReader(await self.bucket.read(contents.file_path, 0, head.size)))
+            assert read.num_rows == contents.records
+            rows += [
+                (row["_submission_id"], row["_record_index"], row["_payload"].encode()) for row in read.to_pylist()
+            ]
+        assert len({row[:2] for row in rows}) == len(rows)
+        return [payload for _, _, payload in rows]
+
+
+@pytest_asyncio.fixture
+async def parts(
+    settings: Settings,
+    lane: Lane,
+    queue: NatsQueue,
+    bucket: S3Bucket,
+    catalog: NatsCatalog,
+    claims: Claims,
+    heard: Heard,
+) -> Parts:
+    return Parts(
+        settings,
+        lane,
+        queue,
+        bucket,
+        catalog,
+        lambda: NatsLock(claims, lane, object().__repr__(), settings.lock_expiry_s),
+        heard,
+        wiring.limits(settings),
+    )
+
+
+# --- the way of the data
+
+
+async def test_a_submission_becomes_an_object_when_it_is_old_enough(parts: Parts) -> None:
+    """Rows, footer, catalog and identity agree; the upload, the delivery and the records are counted once."""
+    async with parts.running():
+        one = await parts.submit(vehicle("a"), vehicle("b"))
+        await until(parts.at(1))
+    assert await parts.payloads() == [vehicle("a"), vehicle("b")]
+    (contents,) = await parts.objects()
+    position, _ = await parts.catalog.position(parts.lane)
+    assert position.entry == chain.entry_of(contents)
+    assert await parts.catalog.identity(one.id) == chain.identities_of(contents)[0]
+    count = parts.heard.count
+    assert count("bronze.uploads", bronze_outcome="success", bronze_source="vehicles") == 1
+    assert count("bronze.uploads", bronze_outcome="failure") == 0
+    assert count("bronze.records", bronze_outcome="stored") == 2
+    assert count("bronze.delivery.duration") == count("bronze.upload.duration") == 1
+    assert count("messaging.client.consumed.messages") == count("messaging.process.duration") == 1
+    assert count("bronze.consumer.errors") == 0
+
+
+async def test_every_submissions_trace_ends_at_its_object(parts: Parts) -> None:
+    """One process span each, the upload under the oldest; all name the file, in whichever store is looked at."""
+    first = submission(vehicle("a"), trace_id="1" * 32)
+    second = submission(vehicle("b"), trace_id="2" * 32)
+    for one in (first, second):
+        await parts.queue.submit(parts.lane, one.accepted, one.checked, boot_time_s() + 10)
+    async with parts.running():
+        await until(parts.at(2))
+    (contents,) = await parts.objects()
+    process = parts.heard.spans("process bronze.vehicles")
+    (upload,) = parts.heard.spans("upload vehicles")
+    assert [span.kind for span in process] == [SpanKind.CONSUMER] * 2
+    assert {f"{span.context.trace_id:032x}" for span in process if span.context} == {"1" * 32, "2" * 32}
+    for span in [*process, upload]:
+        assert span.attributes is not None
+        assert span.attributes["bronze.file_path"] == contents.file_path
+        assert span.status.is_ok or span.status.is_unset
+    assert upload.context is not None
+    assert contents.traceparent.split("-")[1:3] == [f"{upload.context.trace_id:032x}", f"{upload.context.span_id:016x}"]
+    for name in ("encode parquet", "S3 PutObject"):
+        (child,) = parts.heard.spans(name)
+        assert child.parent is not None
+        assert child.parent.span_id == upload.context.span_id
+    (delivery,) = {point.attributes["bronze.source"] for point in parts.heard.points("bronze.delivery.duration")}
+    assert delivery == "vehicles"
+
+
+async def test_messages_become_an_object_when_there_are_enough(parts: Parts) -> None:
+    """By number, whatever their age; the rest waits."""
+    for number in range(5):
+        await parts.submit(vehicle(str(number)))
+    async with replace(parts, limits=replace(PATIENT, messages_max=2)).running():
+        await until(parts.at(4))
+    assert [(one.first, one.last) for one in await parts.objects()] == [(1, 2), (3, 4)]
+
+
+async def test_a_submission_larger_than_an_object_is_stored_in_several(parts: Parts) -> None:
+    """Its identity lists them all, and it is delivered once, with its last part."""
+    one = await parts.submit(*wide("a", 3))
+    async with replace(parts, limits=replace(parts.limits, messages_max=1)).running():
+        await until(parts.at(3))
+    objects = await parts.objects()
+    assert len(objects) == 3
+    identity = await parts.catalog.identity(one.id)
+    assert identity is not None
+    assert (identity.parts_done, identity.parts) == (3, 3)
+    assert identity.objects == [contents.file_path for contents in objects]
+    assert sorted(await parts.payloads()) == wide("a", 3)
+    assert parts.heard.count("bronze.delivery.duration") == 1
+
+
+async def test_what_is_stored_leaves_the_queue_but_for_the_anchor(parts: Parts) -> None:
+    """When its entry is older than the grace; then nothing waits."""
+    for number in range(3):
+        await parts.submit(vehicle(str(number)))
+    parts = replace(parts, purge_grace_s=0.5)
+    async with parts.running():
+        await until(parts.at(3))
+    tend = asyncio.create_task(parts.writer().tend())
+
+    async def purged() -> bool:
+        return (await parts.queue.backlog(parts.lane)).first == 3
+
+    try:
+        await until(purged)
+    finally:
+        tend.cancel()
+        await asyncio.gather(tend, return_exceptions=True)
+    assert (await parts.queue.backlog(parts.lane)).messages == 1
+    async with parts.running():
+        await parts.submit(vehicle("3"))
+        await until(parts.at(4))
+    assert len(await parts.payloads()) == 4
+
+
+# --- crashes and lost replies
+
+
+class LosesReplies(S3Bucket):
+    """Writes, and loses the answer to each first write of a key."""
+
+    async def create(self, key: str, body: bytes, metadata: Mapping[str, str], content_type: str) -> bool:
+        created = await super().create(key, body, metadata, content_type)
+        if created:
+            raise Unavailable("timeout", "the answer was lost")
+        return created
+
+
+async def test_a_reply_lost_after_the_write_stores_each_record_once(parts: Parts, heard: Heard) -> None:
+    """The second try finds the key taken and goes on from the object; a failure and a success are counted."""
+    lossy = LosesReplies(parts.settings)
+    try:
+        async with replace(parts, bucket=lossy).running():
+            await parts.submit(vehicle("a"))
+            await until(parts.at(1))
+            await parts.submit(vehicle("b"))
+            await until(parts.at(2))
+    finally:
+        lossy.close()
+    assert await parts.payloads() == [vehicle("a"), vehicle("b")]
+    assert heard.count("bronze.uploads", bronze_outcome="success") == 2
+    assert heard.count("bronze.uploads", bronze_outcome="failure", error_type="timeout") == 2
+    assert heard.count("bronze.records", bronze_outcome="stored") == 2
+
+
+class Refusing(S3Bucket):
+    """Refuses so many writes."""
+
+    refusals = 2
+
+    async def create(self, key: str, body: bytes, metadata: Mapping[str, str], content_type: str) -> bool:
+        if self.refusals:
+            self.refusals -= 1
+            raise Unavailable("denied", "no")
+        return await super().create(key, body, metadata, content_type)
+
+
+async def test_a_bucket_that_refuses_is_tried_again_and_each_failure_counted(parts: Parts, heard: Heard) -> None:
+    refusing = Refusing(parts.settings)
+    try:
+        async with replace(parts, bucket=refusing).running():
+            await parts.submit(vehicle("a"))
+            await until(parts.at(1))
+    finally:
+        refusing.close()
+    assert await parts.payloads() == [vehicle("a")]
+    assert heard.count("bronze.uploads", bronze_outcome="failure", error_type="denied") == 2
+    assert heard.count("bronze.consumer.errors", bronze_step="put", error_type="denied") == 2
+    assert heard.count("bronze.uploads", bronze_outcome="success") == 1
+
+
+class Crash(BaseException):
+    """The process is gone."""
+
+
+@dataclass
+class CrashesBeforeTheEntry:
+    """A catalog whose caller dies before it can append."""
+
+    real: Catalog
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.real, name)
+
+    async def append(self, lane: Lane, position: Position, contents: Contents) -> Position:
+        raise Crash
+
+
+async def test_who_comes_after_a_crash_goes_on_from_the_object_that_is_there(parts: Parts) -> None:
+    """It would have cut further: the object's own `last` decides, and what it lacks goes into the next one."""
+    await parts.submit(vehicle("a"))
+    crashing = replace(parts, catalog=CrashesBeforeTheEntry(parts.catalog))  # type: ignore[arg-type]
+    with pytest.raises(Crash):
+        await crashing.writer()._write(asyncio.Event())
+    assert await parts.position() == 0
+    await parts.submit(vehicle("b"))
+    async with parts.running():
+        await until(parts.at(2))
+    assert [(one.first, one.last) for one in await parts.objects()] == [(1, 1), (2, 2)]
+    assert await parts.payloads() == [vehicle("a"), vehicle("b")]
+
+
+async def test_a_restart_goes_on_where_the_last_one_stopped(parts: Parts) -> None:
+    for number in range(3):
+        async with parts.running():
+            await parts.submit(vehicle(str(number)))
+            await until(parts.at(number + 1))
+    assert await parts.payloads() == [vehicle(str(number)) for number in range(3)]
+
+
+class NoLock:
+    """No courtesy at all."""
+
+    attempt = Attempt()
+
+    async def acquire(self) -> None: ...
+    async def decoding(self, attempt: Attempt) -> None: ...
+    async def decoded(self) -> None: ...
+    async def release(self) -> None: ...
+    async def keep(self) -> None:
+        await asyncio.Event().wait()
+
+
+async def test_two_writers_without_a_lock_cost_time_and_never_data(parts: Parts) -> None:
+    """The lock is a courtesy: create-only and compare-and-set keep each record once."""
+    sent = [vehicle(f"{number:02}") for number in range(30)]
+    async with replace(parts, lock=NoLock, limits=replace(parts.limits, messages_max=3)).running(writers=3):
+        for record in sent:
+            await parts.submit(record)
+        await until(parts.at(30))
+    assert await parts.payloads() == sent
+
+
+# --- what is set aside
+
+
+async def test_a_late_copy_of_what_is_stored_is_listed_and_not_stored_again(parts: Parts, heard: Heard) -> None:
+    """Its subject was purged, so the queue took it once more; its identity tells."""
+    async with parts.running():
+        await parts.submit(vehicle("a"), key="k")
+        await parts.submit(vehicle("b"))
+        await until(parts.at(2))
+        await parts.queue.purge_below(parts.lane, 2)
+        late = await parts.submit(vehicle("a"), key="k")
+        await until(parts.at(3))
+    assert await parts.payloads() == [vehicle("a"), vehicle("b")]
+    assert [one.submission_id for one in (await parts.objects())[-1].duplicates] == [late.id]
+    identity = await parts.catalog.identity(late.id)
+    assert identity is not None
+    assert identity.first_sequence == 1
+    assert heard.count("bronze.records", bronze_outcome="duplicate") == 1
+
+
+async def test_another_body_that_comes_late_under_a_key_is_quarantined(parts: Parts, heard: Heard) -> None:
+    async with parts.running():
+        await parts.submit(vehicle("a"), key="k")
+        await parts.submit(vehicle("b"))
+        await until(parts.at(2))
+        await parts.queue.purge_below(parts.lane, 2)
+        await parts.submit(vehicle("other"), key="k")
+        await until(parts.at(3))
+    assert await parts.payloads() == [vehicle("a"), vehicle("b")]
+    (aside,) = (await parts.objects())[-1].quarantined
+    assert await parts.bucket.read(aside.key, 0, 1_000) == b"[" + vehicle("other") + b"]"
+    assert heard.count("bronze.records", bronze_outcome="quarantined") == 1
+
+
+async def test_poison_is_kept_byte_for_byte_and_holds_up_nothing(
+    parts: Parts, jetstream: JetStream, heard: Heard
+) -> None:
+    poison = b"\x00\xff no JSON, no headers"
+    await parts.submit(vehicle("a"))
+    await jetstream.publish(Outgoing(chain.lane_subject("vehicles", 0, "x"), poison, {"Custom": "kept"}))
+    await parts.submit(vehicle("b"))
+    async with parts.running():
+        await until(parts.at(3))
+    assert await parts.payloads() == [vehicle("a"), vehicle("b")]
+    (aside,) = [one for contents in await parts.objects() for one in contents.quarantined]
+    assert (aside.sequence, aside.headers) == (2, {"Custom": "kept"})
+    assert await parts.bucket.read(aside.key, 0, 1_000) == poison
+    head = await parts.bucket.head(aside.key)
+    assert head is not None
+    assert head.metadata["bronze-sequence"] == "2"
+    assert heard.count("bronze.consumer.errors", bronze_step="encode", error_type="poison") == 1
+
+
+async def test_a_message_of_a_newer_format_is_left_to_a_newer_consumer(
+    parts: Parts, jetstream: JetStream, heard: Heard
+) -> None:
+    """What stands before it is stored; it and what follows stay in the queue, untouched, and that is counted."""
+    await parts.submit(vehicle("a"))
+    newer = {HEADER_FORMAT: str(FORMAT + 1)}
+    await jetstream.publish(Outgoing(chain.lane_subject("vehicles", 0, "x"), b"[]", newer))
+    await parts.submit(vehicle("b"))
+    async with parts.running():
+        await until(lambda: heard.count("bronze.consumer.errors", error_type="unknown-format") > 0)
+    assert await parts.position() == 1
+    assert await parts.payloads() == [vehicle("a")]
+    assert (await parts.queue.backlog(parts.lane)).messages == 3
+
+
+# --- a queue that was rolled back
+
+
+async def ended(task: asyncio.Task[None], heard: Heard) -> None:
+    """The lane stopped for good, and it was counted."""
+    await until(task.done)
+    assert task.exception() is None
+    assert heard.count("bronze.consumer.errors", error_type="halted") == 1
+
+
+async def test_a_lane_whose_queue_lost_the_anchor_halts_while_it_runs(
+    parts: Parts, jetstream: JetStream, heard: Heard
+) -> None:
+    """Also when nothing new comes that would show it."""
+    async with parts.running() as (task,):
+        await parts.submit(vehicle("a"))
+        await until(parts.at(1))
+        await jetstream.api(f"STREAM.PURGE.{parts.lane.stream}")
+        await ended(task, heard)
+    assert await parts.payloads() == [vehicle("a")]
+
+
+async def test_a_lane_that_the_bucket_is_ahead_of_halts_at_its_start(
+    parts: Parts, nats: Process, jetstream: JetStream, heard: Heard, tmp_path: Path
+) -> None:
+    """Queue and catalog were restored from a backup together: only the bucket remembers what came after it.
+
+    To go on would give the numbers of stored messages to others, and so lose those.
+    """
+    async with parts.running():
+        await parts.submit(vehicle("a"))
+        await until(parts.at(1))
+    state, backup = tmp_path / "nats", tmp_path / "backup"
+    await asyncio.to_thread(nats.stop)
+    shutil.copytree(state, backup)
+    await asyncio.to_thread(nats.restart)
+    await until(lambda: jetstream.connected)
+    async with parts.running():
+        await parts.submit(vehicle("b"))
+        await until(parts.at(2))
+    await asyncio.to_thread(nats.stop)
+    shutil.rmtree(state)
+    shutil.copytree(backup, state)
+    await asyncio.to_thread(nats.restart)
+    await until(lambda: jetstream.connected)
+    assert await parts.position() == 1
+    async with parts.running() as (task,):
+        await ended(task, heard)
+    assert await parts.payloads() == [vehicle("a"), vehicle("b")]
+    assert (await parts.queue.backlog(parts.lane)).messages == 1

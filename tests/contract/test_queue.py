@@ -1,0 +1,378 @@
+"""The queue on a real server: each submission once, whole and contiguous; a read never skips a message silently."""
+
+import asyncio
+import signal
+from collections.abc import Sequence
+from itertools import chain, pairwise, repeat
+
+import pytest
+
+from bronze.chain import Gap, Lane, Message, Tail
+from bronze.errors import Halted, Misconfigured, Unavailable
+from bronze.jetstream import JetStream, Outgoing
+from bronze.queue import NatsQueue, Superseded, boot_time_s
+from bronze.settings import Settings
+from bronze.sources import CLASSIFICATION_ID_CHARS_MAX
+from bronze.submission import FILE_NAME_CHARS_MAX, HEADER_BYTES_MAX, MESSAGE_BYTES_MAX, Accepted, Part
+from local.programs import LOOPBACK, Process, free_ports
+from tests.contract.making import Submission, submission, until, vehicle, wide
+
+ONE = [vehicle("a")]
+MANY = wide("a", 3)
+
+
+async def submit(queue: NatsQueue, lane: Lane, one: Submission, within_s: float = 10) -> Accepted | None:
+    return await queue.submit(lane, one.accepted, one.checked, boot_time_s() + within_s)
+
+
+async def everything(queue: NatsQueue, lane: Lane) -> list[Message]:
+    """All that is in a lane, read as a consumer reads it."""
+    messages: list[Message] = []
+    while True:
+        tail = Tail(messages[-1].sequence, messages[-1].time) if messages else None
+        read = await queue.read(lane, tail)
+        if not read:
+            return messages
+        messages += read
+
+
+def payloads(messages: Sequence[Message]) -> list[bytes]:
+    return [message.payload for message in messages]
+
+
+# --- opening
+
+
+async def test_openers_that_race_open_the_same_lanes(settings: Settings) -> None:
+    """The server takes one stream on a subject, so the epoch is decided once."""
+    several = settings.model_copy(update={"lanes": 2})
+    connections = [await JetStream.connect(settings.nats_url) for _ in range(4)]
+    try:
+        opened = await asyncio.gather(*(NatsQueue(one, several).open(["vehicles", "status"]) for one in connections))
+    finally:
+        for connection in connections:
+            await connection.close()
+    assert all(lanes == opened[0] for lanes in opened)
+    assert [(lane.source, lane.number) for lane in opened[0]] == [
+        ("vehicles", 0),
+        ("vehicles", 1),
+        ("status", 0),
+        ("status", 1),
+    ]
+
+
+@pytest.mark.parametrize(("name", "value"), [("bucket", "another"), ("prefix", "another"), ("lanes", 7)])
+async def test_other_settings_than_the_lanes_were_made_with_are_refused(
+    jetstream: JetStream, lane: Lane, settings: Settings, name: str, value: object
+) -> None:
+    """Both values are named: what the stream was made with, and what the settings say."""
+    with pytest.raises(Misconfigured) as refused:
+        await NatsQueue(jetstream, settings.model_copy(update={name: value})).open(["vehicles"])
+    assert f"'{getattr(settings, name)}'" in str(refused.value)
+    assert f"'{value}'" in str(refused.value)
+
+
+async def test_another_server_on_the_port_is_refused(settings: Settings) -> None:
+    with pytest.raises(Misconfigured, match="BRONZE_NATS_SERVER_NAME"):
+        await JetStream.connect(settings.nats_url, server_name="ours")
+
+
+async def test_no_server_on_the_port_is_unavailable() -> None:
+    with pytest.raises(Unavailable, match="does not answer"):
+        await JetStream.connect(f"nats://{LOOPBACK}:{free_ports()}")
+
+
+# --- submitting
+
+
+@pytest.mark.parametrize("records", [ONE, MANY], ids=["one message", "several"])
+async def test_what_is_submitted_is_read_whole_and_in_order(queue: NatsQueue, lane: Lane, records: list[bytes]) -> None:
+    one = submission(*records)
+    assert await submit(queue, lane, one) is None
+    messages = await everything(queue, lane)
+    assert payloads(messages) == [b"[" + record + b"]" for record in records]
+    assert [Part.parse(message.headers) for message in messages] == [
+        part for part, _ in one.checked.parts(one.accepted)
+    ]
+    assert {message.submission_id for message in messages} == {one.id}
+    assert await queue.submitted(lane, one.id) == one.accepted
+    assert await queue.submitted(lane, "another") is None
+    backlog = await queue.backlog(lane)
+    assert (backlog.first, backlog.last, backlog.messages) == (1, len(records), len(records))
+
+
+async def test_messages_of_one_submission_stand_together_whoever_else_submits(queue: NatsQueue, lane: Lane) -> None:
+    several = [submission(*wide(name, 3)) for name in "abcde"] + [submission(vehicle(f"s{n}")) for n in range(20)]
+    assert await asyncio.gather(*(submit(queue, lane, one) for one in several)) == [None] * len(several)
+    ids = [message.submission_id for message in await everything(queue, lane)]
+    assert len(ids) == 5 * 3 + 20
+    assert sum(one != other for one, other in pairwise(ids)) == len(several) - 1
+
+
+@pytest.mark.parametrize("records", [ONE, MANY], ids=["one message", "several"])
+async def test_a_repeat_stores_nothing_and_gives_what_was_accepted(
+    queue: NatsQueue, lane: Lane, records: list[bytes]
+) -> None:
+    """The earlier 202's facts, whatever the repeat brings along."""
+    first, again = (submission(*records, key="k", trace_id=digit * 32) for digit in "12")
+    assert await submit(queue, lane, first) is None
+    assert await submit(queue, lane, again) == first.accepted
+    assert len(await everything(queue, lane)) == len(records)
+
+
+@pytest.mark.parametrize("other", [[vehicle("b")], wide("b", 2)], ids=["one message", "several"])
+async def test_another_body_under_the_same_key_surfaces(queue: NatsQueue, lane: Lane, other: list[bytes]) -> None:
+    first = submission(*ONE, key="k")
+    await submit(queue, lane, first)
+    earlier = await submit(queue, lane, submission(*other, key="k"))
+    assert earlier is not None
+    assert earlier.digest == first.checked.digest
+    assert len(await everything(queue, lane)) == 1
+
+
+@pytest.mark.parametrize("records", [ONE, MANY], ids=["one message", "several"])
+async def test_of_racing_repeats_one_is_stored(queue: NatsQueue, lane: Lane, records: list[bytes]) -> None:
+    repeats = [submission(*records, key="k", trace_id=f"{number:032}") for number in range(8)]
+    answers = await asyncio.gather(*(submit(queue, lane, one) for one in repeats))
+    assert answers.count(None) == 1
+    (stored,) = {answer.trace_id for answer in answers if answer}
+    assert stored == f"{answers.index(None):032}"
+    assert len(await everything(queue, lane)) == len(records)
+
+
+class PurgedMeanwhile(JetStream):
+    """A consumer stores and purges the subject between the refusal and the look at what stands there."""
+
+    async def get_last(self, stream: str, subject: str) -> Message | None:
+        await self.purge_below(stream, (await self.state(stream)).last + 1)
+        return await super().get_last(stream, subject)
+
+
+async def test_a_subject_that_was_taken_and_is_free_again_is_left_to_its_identity(
+    queue: NatsQueue, lane: Lane, settings: Settings
+) -> None:
+    await submit(queue, lane, submission(*ONE, key="k"))
+    connection = await PurgedMeanwhile.connect(settings.nats_url)
+    try:
+        with pytest.raises(Superseded):
+            await submit(NatsQueue(connection, settings), lane, submission(*ONE, key="k", trace_id="1" * 32))
+    finally:
+        await connection.close()
+
+
+@pytest.mark.parametrize("records", [[vehicle("a", MESSAGE_BYTES_MAX - HEADER_BYTES_MAX - 2)], wide("a", 2)])
+async def test_the_largest_message_with_the_longest_headers_fits(
+    queue: NatsQueue, lane: Lane, records: list[bytes]
+) -> None:
+    """The server's bound counts headers too: names of the greatest length, in characters with the longest escapes."""
+    longest = "\N{PILE OF POO}" * CLASSIFICATION_ID_CHARS_MAX
+    one = submission(
+        *records,
+        classification_id=longest,
+        classification_default=longest,
+        origin="\N{PILE OF POO}" * FILE_NAME_CHARS_MAX,
+    )
+    assert await submit(queue, lane, one) is None
+    assert await queue.submitted(lane, one.id) == one.accepted
+
+
+# --- refusals and outages
+
+
+@pytest.mark.parametrize("records", [ONE, MANY], ids=["one message", "several"])
+async def test_a_full_queue_refuses_and_keeps_nothing(
+    jetstream: JetStream, settings: Settings, records: list[bytes]
+) -> None:
+    queue = NatsQueue(jetstream, settings.model_copy(update={"queue_bytes_max": 1_000_000}))
+    (lane,) = await queue.open(["vehicles"])
+    await submit(queue, lane, submission(vehicle("filler", 999_000 - 1_000)))
+    with pytest.raises(Unavailable) as full:
+        await submit(queue, lane, submission(*records, vehicle("b", 2_000)))
+    assert (full.value.kind, full.value.retry_after_s) == ("queue-full", 10)
+    assert len(await everything(queue, lane)) == 1
+
+
+@pytest.mark.parametrize("records", [ONE, MANY], ids=["one message", "several"])
+async def test_nothing_is_published_past_the_deadline(queue: NatsQueue, lane: Lane, records: list[bytes]) -> None:
+    """What is published later than the grace foresees could be stored twice."""
+    with pytest.raises(Unavailable):
+        await submit(queue, lane, submission(*records), within_s=-0.001)
+    assert await everything(queue, lane) == []
+
+
+@pytest.mark.parametrize("looks", [2, 3], ids=["waiting for its turn", "before the commit"])
+async def test_a_batch_whose_deadline_passes_on_the_way_is_not_stored_and_not_accepted(
+    jetstream: JetStream, lane: Lane, settings: Settings, looks: int
+) -> None:
+    """The clock jumps past the deadline after so many looks at it, as it does when a process was paused."""
+    clock = chain(repeat(0.0, looks), repeat(100.0))
+    queue = NatsQueue(jetstream, settings, now_s=lambda: next(clock))
+    one = submission(*MANY)
+    with pytest.raises(Unavailable):
+        await queue.submit(lane, one.accepted, one.checked, 50.0)
+    assert await everything(queue, lane) == []
+
+
+@pytest.mark.parametrize("records", [ONE, MANY], ids=["one message", "several"])
+async def test_a_server_that_is_killed_leaves_nothing_to_be_sent_later(
+    queue: NatsQueue, lane: Lane, nats: Process, jetstream: JetStream, records: list[bytes]
+) -> None:
+    """A submission during the outage is refused and never appears; the next one after it is stored once."""
+    nats.signal(signal.SIGKILL)
+    await until(lambda: not jetstream.connected)
+    with pytest.raises(Unavailable) as away:
+        await submit(queue, lane, submission(*records))
+    assert away.value.kind == "queue-away"
+    await asyncio.to_thread(nats.restart)
+    after = submission(*records)
+    assert await patiently(queue, lane, after) is None
+    assert {message.submission_id for message in await everything(queue, lane)} == {after.id}
+
+
+async def patiently(queue: NatsQueue, lane: Lane, one: Submission) -> Accepted | None:
+    """As a client does: again under the same id while the queue is away."""
+    async with asyncio.timeout(20):
+        while True:
+            try:
+                return await submit(queue, lane, one)
+            except Unavailable:
+                await asyncio.sleep(0.05)
+
+
+@pytest.mark.parametrize("records", [ONE, MANY], ids=["one message", "several"])
+async def test_an_answer_that_is_late_is_settled_by_publishing_again(
+    queue: NatsQueue, lane: Lane, nats: Process, records: list[bytes]
+) -> None:
+    """The server pauses for longer than a request waits, and then applies it: stored once, and the caller told so."""
+    nats.signal(signal.SIGSTOP)
+    try:
+        asked = asyncio.create_task(submit(queue, lane, submission(*records), within_s=20))
+        done, _ = await asyncio.wait({asked}, timeout=2.5)
+        assert not done
+    finally:
+        nats.signal(signal.SIGCONT)
+    assert await asked is None
+    assert len(await everything(queue, lane)) == len(records)
+
+
+async def test_an_outcome_that_stays_unknown_names_the_submission_and_is_settled_by_a_retry(
+    queue: NatsQueue, lane: Lane, nats: Process
+) -> None:
+    """The late request is applied after its caller gave up; the retry finds it."""
+    first, again = (submission(*ONE, key="k", trace_id=digit * 32) for digit in "12")
+    nats.signal(signal.SIGSTOP)
+    try:
+        with pytest.raises(Unavailable) as unknown:
+            await submit(queue, lane, first, within_s=0.5)
+    finally:
+        nats.signal(signal.SIGCONT)
+    assert unknown.value.kind == "outcome-unknown"
+    assert unknown.value.members == {"submission_id": first.id}
+    assert await submit(queue, lane, again) == first.accepted
+    assert len(await everything(queue, lane)) == 1
+
+
+async def test_a_server_without_a_free_batch_is_waited_for_until_the_deadline(
+    queue: NatsQueue, lane: Lane, jetstream: JetStream
+) -> None:
+    """50 batches of others are open: the server takes no more. Then nothing is stored, and that is said."""
+    open_batch = {"Nats-Batch-Sequence": "1"}
+    for number in range(50):
+        message = Outgoing(f"bronze.vehicles.0.x{number}", b"", {**open_batch, "Nats-Batch-Id": f"b{number}"})
+        await jetstream._request(message.subject, message.payload, message.headers)
+    with pytest.raises(Unavailable) as busy:
+        await submit(queue, lane, submission(*MANY), within_s=1)
+    assert busy.value.kind == "queue-away"
+    assert await submit(queue, lane, submission(*ONE)) is None
+    assert len(await everything(queue, lane)) == 1
+
+
+async def test_batches_beyond_the_bound_of_this_process_wait_for_their_turn(
+    jetstream: JetStream, lane: Lane, settings: Settings
+) -> None:
+    queue = NatsQueue(jetstream, settings.model_copy(update={"open_batches_max": 1}))
+    several = [submission(*wide(name, 2)) for name in "abcd"]
+    assert await asyncio.gather(*(submit(queue, lane, one) for one in several)) == [None] * 4
+
+
+async def test_another_stream_than_at_start_halts(queue: NatsQueue, lane: Lane, jetstream: JetStream) -> None:
+    """Somebody deleted the stream and made it anew: its identities are gone, so nothing may be published."""
+    await jetstream.api(f"STREAM.DELETE.{lane.stream}")
+    (other,) = await queue.open(["vehicles"])
+    assert other.epoch != lane.epoch
+    for records in (ONE, MANY):
+        with pytest.raises(Halted, match="start anew"):
+            await submit(queue, lane, submission(*records))
+    assert await everything(queue, other) == []
+
+
+# --- reading
+
+
+async def filled(queue: NatsQueue, lane: Lane, messages: int) -> list[Message]:
+    for number in range(messages):
+        await submit(queue, lane, submission(vehicle(str(number))))
+    return await everything(queue, lane)
+
+
+async def test_a_read_goes_on_after_the_tail_and_a_purge_keeps_it(queue: NatsQueue, lane: Lane) -> None:
+    messages = await filled(queue, lane, 5)
+    anchor = Tail(messages[2].sequence, messages[2].time)
+    assert await queue.read(lane, anchor) == messages[3:]
+    await queue.purge_below(lane, anchor.sequence)
+    assert await queue.read(lane, anchor) == messages[3:]
+    assert (await queue.backlog(lane)).first == anchor.sequence
+    assert await queue.get(lane, 2) is None
+    assert await queue.get(lane, 3) == messages[2]
+
+
+async def test_a_hint_tells_whether_something_waits(queue: NatsQueue, lane: Lane) -> None:
+    await filled(queue, lane, 2)
+    assert [await queue.waiting(lane, after) for after in (0, 1, 2)] == [True, True, False]
+
+
+async def test_times_and_headers_are_the_same_from_a_replica_and_from_the_leader(queue: NatsQueue, lane: Lane) -> None:
+    """To the letter, since they are compared."""
+    one = submission(*ONE, origin="\N{SNOWMAN} : \\ ")
+    await submit(queue, lane, one)
+    (read,) = await queue.read(lane, None)
+    assert await queue.get(lane, 1) == read
+
+
+async def test_a_missing_message_is_a_gap_and_the_leader_decides(
+    queue: NatsQueue, lane: Lane, jetstream: JetStream
+) -> None:
+    """What stands before the gap is read; at the gap the lane halts only if the leader lacks the message too."""
+    messages = await filled(queue, lane, 5)
+    await jetstream.api(f"STREAM.MSG.DELETE.{lane.stream}", {"seq": 4})
+    assert await queue.read(lane, None) == messages[:3]
+    with pytest.raises(Gap) as gap:
+        await queue.read(lane, Tail(3, messages[2].time))
+    assert gap.value.sequence == 4
+    with pytest.raises(Halted, match="rolled back"):
+        await queue.confirm_gap(lane, gap.value)
+    await queue.confirm_gap(lane, Gap(3))
+
+
+async def test_a_chain_that_begins_past_1_is_no_beginning(queue: NatsQueue, lane: Lane) -> None:
+    """An empty chain over a purged stream: the catalog was lost."""
+    await filled(queue, lane, 3)
+    await queue.purge_below(lane, 2)
+    with pytest.raises(Gap) as gap:
+        await queue.read(lane, None)
+    with pytest.raises(Halted):
+        await queue.confirm_gap(lane, gap.value)
+
+
+async def test_an_anchor_with_another_time_halts(queue: NatsQueue, lane: Lane) -> None:
+    """The queue was rolled back, and filled again up to here."""
+    messages = await filled(queue, lane, 3)
+    with pytest.raises(Halted, match="rolled back"):
+        await queue.read(lane, Tail(2, messages[0].time))
+
+
+async def test_an_anchor_beyond_the_end_is_a_gap(queue: NatsQueue, lane: Lane) -> None:
+    """The queue was rolled back, and not filled again."""
+    messages = await filled(queue, lane, 2)
+    with pytest.raises(Gap):
+        await queue.read(lane, Tail(7, messages[1].time))
