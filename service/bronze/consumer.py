@@ -257,11 +257,15 @@ class LaneWriter:
             "bronze-sequence": str(message.sequence),
             "bronze-time": message.time,
         }
-        await self._bucket.create(aside.key, message.payload, metadata, "application/octet-stream")
-        self._count(Step.ENCODE, Fault.POISON)
-        log.error(
-            "message %d of %s is set aside as %s: %s", message.sequence, self._lane.stream, aside.key, aside.reason
-        )
+        if await self._bucket.create(aside.key, message.payload, metadata, "application/octet-stream"):
+            self._count(Step.ENCODE, Fault.POISON)
+            log.error(
+                "message %d of %s is set aside as %s: %s",
+                message.sequence,
+                self._lane.stream,
+                aside.key,
+                aside.reason,
+            )
 
     # --- rule 6, and what is seen of the lane: owner or not
 

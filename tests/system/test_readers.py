@@ -1,0 +1,150 @@
+"""What others read the bucket with: PyArrow and DuckDB, by the README's own snippets, and by each partition key."""
+
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import reduce
+from operator import and_
+from typing import Any
+from uuid import uuid4
+
+import duckdb
+import pyarrow.dataset as ds
+import pytest
+from pyarrow.fs import S3FileSystem
+
+from local.builds import REPOSITORY
+from tests.system.blackbox import System, ndjson, vehicles
+
+README = REPOSITORY / "README.md"
+MARKED = re.compile(r"<!-- test: (\w+) -->\s*```python\n(.*?)```", re.DOTALL)
+SNIPPETS = ("pyarrow", "duckdb")
+RECORDS = 5
+LONG_AGO = "2013-01-01"
+#: What is said of a spoilt file.
+UNREADABLE = "Deserializing page header failed"
+
+
+def spoilt(parquet: bytes) -> bytes:
+    """A Parquet file whose footer can be read and whose pages cannot: who opens it for its rows fails."""
+    footer = int.from_bytes(parquet[-8:-4], "little") + 8  # its length stands before the mark at the end
+    return parquet[:4] + b"\xff" * (len(parquet) - footer - 4) + parquet[-footer:]
+
+
+@dataclass(frozen=True)
+class Lake:
+    """A bucket of its own with a copy of one object of the system's, and spoilt ones in other partitions."""
+
+    system: System
+    bucket: str
+    keys: Mapping[str, str]
+
+    @classmethod
+    def of(cls, system: System) -> "Lake":
+        accepted = system.post("vehicles", ndjson(vehicles("lake", RECORDS)))
+        (link,) = system.stored(accepted.json()["submission_id"])["objects"]
+        lake = cls(system, f"lake-{uuid4().hex[:12]}", dict(re.findall(r"(\w+)=([^/]+)/", link["file_path"])))
+        system.s3.create_bucket(Bucket=lake.bucket)
+        lake.put(system.body(link["file_path"]))
+        return lake
+
+    def put(self, body: bytes, **elsewhere: str) -> None:
+        path = "/".join(f"{name}={value}" for name, value in {**self.keys, **elsewhere}.items())
+        self.system.s3.put_object(Bucket=self.bucket, Key=f"{self.system.prefix}/{path}/1.parquet", Body=body)
+
+    def spoil(self, **elsewhere: str) -> None:
+        path = "/".join(f"{name}={value}" for name, value in self.keys.items())
+        whole = self.system.s3.get_object(Bucket=self.bucket, Key=f"{self.system.prefix}/{path}/1.parquet")
+        self.put(spoilt(whole["Body"].read()), **elsewhere)
+
+    def run(self, snippet: str) -> "subprocess.CompletedProcess[str]":
+        """A snippet in a process of its own, with nothing but the environment's addresses and keys."""
+        return subprocess.run(
+            [sys.executable, "-W", "error", "-c", snippet],
+            env={**self.system.client_env, "BRONZE_BUCKET": self.bucket},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+
+# --- the README's snippets
+
+
+@pytest.fixture(scope="module")
+def lake(system: System) -> Lake:
+    """A lake with a spoilt file of long ago."""
+    lake = Lake.of(system)
+    lake.spoil(date=LONG_AGO)
+    return lake
+
+
+def snippet(name: str) -> str:
+    """The README's block of Python after the mark `<!-- test: name -->`."""
+    found = dict(MARKED.findall(README.read_text(encoding="utf-8")))
+    assert name in found, f"README.md has no block of python after <!-- test: {name} -->"
+    return str(found[name])
+
+
+@pytest.mark.parametrize("name", SNIPPETS)
+def test_the_readme_reads_the_bucket_and_prunes(name: str, lake: Lake) -> None:
+    """The snippet runs as it stands; it gives what the bucket holds, and opens only the days that it asks for."""
+    outcome = lake.run(snippet(name))
+    assert outcome.returncode == 0, outcome.stderr
+    assert lake.keys["date"] in outcome.stdout
+    assert f"lake-{RECORDS - 1}" in outcome.stdout
+    assert LONG_AGO not in outcome.stdout
+
+
+@pytest.mark.parametrize("name", SNIPPETS)
+def test_without_pruning_the_old_partition_is_opened(name: str, lake: Lake) -> None:
+    """The same snippet, asked for everything since long ago, fails at the spoilt file: the test above can fail."""
+    everything, changes = re.subn(r"(?m)^since = .*$", f'since = "{LONG_AGO}"', snippet(name))
+    assert changes == 1, "the snippet says `since = ...` once"
+    outcome = lake.run(everything)
+    assert outcome.returncode != 0
+    assert UNREADABLE in outcome.stderr
+
+
+# --- each partition key
+
+
+def read_by_pyarrow(dataset: Any, keys: Mapping[str, str | int]) -> int:
+    """How many rows there are with these keys; all columns are read."""
+    wanted = reduce(and_, (ds.field(name) == value for name, value in keys.items()))
+    return int(dataset.to_table(filter=wanted).num_rows)
+
+
+def read_by_duckdb(dataset: Any, keys: Mapping[str, str | int]) -> int:
+    wanted = " AND ".join(f"{name} = {value!r}" for name, value in keys.items())
+    connection = duckdb.connect()
+    connection.register("bronze", dataset)
+    return len(connection.sql(f"SELECT * FROM bronze WHERE {wanted}").fetchall())
+
+
+@pytest.mark.parametrize("read", [read_by_pyarrow, read_by_duckdb])
+def test_each_partition_key_prunes(read: Callable[[Any, Mapping[str, str | int]], int], system: System) -> None:
+    """Source, date and hour are columns by which PyArrow and DuckDB leave files unopened: in each direction there is
+    a file that cannot be read, and it is met as soon as its key is not asked for.
+    """
+    lake = Lake.of(system)
+    lake.spoil(source="results")
+    lake.spoil(date=LONG_AGO)
+    lake.spoil(hour=f"{(int(lake.keys['hour']) + 1) % 24:02}")
+    account = system.stack.account
+    s3 = S3FileSystem(
+        access_key=account.access_key,
+        secret_key=account.secret_key,
+        endpoint_override=account.env["AWS_ENDPOINT_URL_S3"],
+        region=account.env["AWS_DEFAULT_REGION"],
+    )
+    dataset = ds.dataset(f"{lake.bucket}/{system.prefix}", filesystem=s3, partitioning="hive")
+    keys: dict[str, str | int] = {**lake.keys, "hour": int(lake.keys["hour"])}
+    assert list(keys) == ["source", "date", "hour"]
+    assert read(dataset, keys) == RECORDS
+    for name in keys:
+        with pytest.raises((OSError, duckdb.Error), match=UNREADABLE):
+            read(dataset, {other: value for other, value in keys.items() if other != name})
