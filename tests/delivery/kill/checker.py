@@ -1,0 +1,209 @@
+"""What became of the records: bucket, catalog and queue are read as they are, and compared with what was accepted."""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from io import BytesIO
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import boto3
+import msgspec
+import pyarrow.parquet as pq
+
+from bronze import chain, parquet
+from bronze.catalog import KEYED_TTL, UNKEYED_TTL
+from bronze.chain import Contents, Entry, Identity
+from bronze.jetstream import TTL, JetStream
+from local.servers import S3Account
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+
+@dataclass
+class Sent:
+    """The records that clients sent, by what they were told of them; a record is its JSON text, and unlike all others.
+
+    `unknown` got no answer, or one that says that nobody knows; `refused` were told that nothing was stored.
+    `foreign` came late under the subject of another body: nobody was told of them.
+    """
+
+    accepted: set[str] = field(default_factory=set)
+    unknown: set[str] = field(default_factory=set)
+    refused: set[str] = field(default_factory=set)
+    foreign: set[str] = field(default_factory=set)
+    #: ids of accepted submissions, and whether they have a key
+    submissions: dict[str, bool] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Found:
+    """All that the servers hold, once everything is drained."""
+
+    #: each object's own footer and its rows' `_payload`, by key
+    objects: Mapping[str, tuple[Contents, list[str]]]
+    #: the records of each message that was set aside, by key
+    quarantine: Mapping[str, list[str]]
+    #: in the catalog's order
+    entries: list[Entry]
+    #: the last identity of each submission, with its time to live, by submission_id
+    identities: Mapping[str, tuple[Identity, str]]
+    #: first and last sequence of each lane's stream, by the stream's name
+    lanes: Mapping[str, tuple[int, int]]
+
+
+@dataclass
+class Verdict:
+    """Empty lists, or what is wrong."""
+
+    lost: list[str] = field(default_factory=list)
+    doubled: list[str] = field(default_factory=list)
+    #: stored although nobody accepted it
+    strange: list[str] = field(default_factory=list)
+    #: gaps and overlaps of a lane's objects
+    ranges: list[str] = field(default_factory=list)
+    #: where catalog and bucket differ
+    catalog: list[str] = field(default_factory=list)
+    #: accepted submissions that the catalog does not know as done, where they are and for as long as promised
+    identities: list[str] = field(default_factory=list)
+    #: messages that the queue still holds below the anchor
+    unpurged: list[str] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return not any(vars(self).values())
+
+    def __str__(self) -> str:
+        parts = (
+            f"{len(wrong)} {name}: {[one[:160] for one in wrong[:5]]}" for name, wrong in vars(self).items() if wrong
+        )
+        return "; ".join(parts) or "nothing wrong"
+
+
+def check(sent: Sent, found: Found) -> Verdict:
+    """Each accepted record exactly once; the catalog equals the bucket; each lane's objects are one whole chain."""
+    verdict = Verdict()
+    in_objects = Counter(record for _, records in found.objects.values() for record in records)
+    set_aside = Counter(record for records in found.quarantine.values() for record in records)
+    held = in_objects + set_aside
+    verdict.lost = sorted((sent.accepted - held.keys()) | (sent.foreign - set_aside.keys()))
+    verdict.doubled = sorted(record for record, times in held.items() if times > 1)
+    verdict.strange = sorted(
+        (held.keys() - sent.accepted - sent.unknown - sent.foreign) | (in_objects.keys() & sent.foreign)
+    )
+    _check_ranges(verdict, found)
+    _check_catalog(verdict, found)
+    _check_identities(verdict, sent, found)
+    return verdict
+
+
+def _check_ranges(verdict: Verdict, found: Found) -> None:
+    chains: dict[str, list[Contents]] = defaultdict(list)
+    for contents, _ in found.objects.values():
+        chains[chain.Lane(contents.source, contents.lane, contents.epoch).stream].append(contents)
+    for stream, (first, last) in found.lanes.items():
+        objects = sorted(chains.pop(stream, []), key=lambda one: one.first)
+        # what is before and after the chain, as objects of which only one end counts
+        ends = [0, *(one.last for one in objects)]
+        begins = [*(one.first for one in objects), last + 1]
+        verdict.ranges += [
+            f"{stream}: {begin} follows {end}" for end, begin in zip(ends, begins, strict=True) if begin != end + 1
+        ]
+        if first < ends[-1]:
+            verdict.unpurged.append(f"{stream}: {first} to {ends[-1] - 1}")
+    verdict.ranges += [f"{stream} is no lane, and has {len(objects)} objects" for stream, objects in chains.items()]
+
+
+def _check_catalog(verdict: Verdict, found: Found) -> None:
+    wrong = verdict.catalog
+    entries = Counter(entry.file_path for entry in found.entries)
+    wrong += [f"{key} has {times} entries" for key, times in entries.items() if times > 1]
+    wrong += [f"{key} is not in the bucket" for key in sorted(entries.keys() - found.objects.keys())]
+    wrong += [f"{key} is not in the catalog" for key in sorted(found.objects.keys() - entries.keys())]
+    for entry in found.entries:
+        contents, records = found.objects.get(entry.file_path, (None, []))
+        if contents is not None and (chain.entry_of(contents) != entry or contents.records != len(records)):
+            wrong.append(f"{entry.file_path} holds something else than its entry says")
+    listed = {aside.key for contents, _ in found.objects.values() for aside in contents.quarantined}
+    wrong += [f"{key} is listed or in quarantine, not both" for key in sorted(listed ^ found.quarantine.keys())]
+    for of_lane in _by_lane(found.entries).values():
+        wrong += [
+            f"{two.file_path} is before its predecessor" for one, two in pairwise(of_lane) if two.first <= one.last
+        ]
+
+
+def _by_lane(entries: Iterable[Entry]) -> Mapping[tuple[str, int, str], list[Entry]]:
+    lanes: dict[tuple[str, int, str], list[Entry]] = defaultdict(list)
+    for entry in entries:
+        lanes[entry.source, entry.lane, entry.epoch].append(entry)
+    return lanes
+
+
+def _check_identities(verdict: Verdict, sent: Sent, found: Found) -> None:
+    for submission_id, keyed in sent.submissions.items():
+        identity, ttl = found.identities.get(submission_id, (None, ""))
+        if identity is None:
+            verdict.identities.append(f"{submission_id} has none")
+        elif identity.parts_done != identity.parts or set(identity.objects) - found.objects.keys():
+            verdict.identities.append(f"{submission_id} is not done: {identity}")
+        elif ttl != (KEYED_TTL if keyed else UNKEYED_TTL):
+            verdict.identities.append(f"{submission_id} lives for {ttl!r}")
+
+
+# --- reading
+
+
+def records_of(payload: bytes) -> list[str]:
+    """A message's records, each exactly as it was sent."""
+    return [bytes(raw).decode() for raw in msgspec.json.decode(payload, type=list[msgspec.Raw])]
+
+
+def read_bucket(account: S3Account) -> tuple[dict[str, tuple[Contents, list[str]]], dict[str, list[str]]]:
+    """Every object with its rows' payloads, and the records of what is in quarantine."""
+    s3: S3Client = boto3.client(
+        "s3",
+        endpoint_url=account.env["AWS_ENDPOINT_URL_S3"],
+        aws_access_key_id=account.access_key,
+        aws_secret_access_key=account.secret_key,
+        region_name=account.env["AWS_DEFAULT_REGION"],
+    )
+    objects: dict[str, tuple[Contents, list[str]]] = {}
+    quarantine: dict[str, list[str]] = {}
+    try:
+        for page in s3.get_paginator("list_objects_v2").paginate(Bucket=account.bucket):
+            for item in page.get("Contents", []):
+                key = item["Key"]
+                body = s3.get_object(Bucket=account.bucket, Key=key)["Body"].read()
+                if key.endswith(".parquet"):
+                    file = pq.ParquetFile(BytesIO(body))
+                    contents = msgspec.json.decode(file.metadata.metadata[parquet.FOOTER_KEY], type=Contents)
+                    objects[key] = contents, file.read(["_payload"]).column(0).to_pylist()
+                elif key.startswith("quarantine/"):
+                    quarantine[key] = records_of(body)
+    finally:
+        s3.close()
+    return objects, quarantine
+
+
+async def streams(jetstream: JetStream, subject: str) -> list[str]:
+    """The names of the streams that hold a subject."""
+    names: list[str] = (await jetstream.api("STREAM.NAMES", {"subject": subject}))["streams"]
+    return names
+
+
+async def read_catalog(jetstream: JetStream) -> tuple[list[Entry], dict[str, tuple[Identity, str]]]:
+    """Every entry, in order, and the last identity of each submission with its time to live."""
+    (stream,) = await streams(jetstream, "catalog.>")
+    state = await jetstream.state(stream)
+    entries: list[Entry] = []
+    identities: dict[str, tuple[Identity, str]] = {}
+    first = state.first
+    while first <= state.last:
+        messages = await jetstream.read(stream, first, messages_max=1000, bytes_max=2**24)
+        for one in messages:
+            if one.subject.startswith("catalog."):
+                entries.append(msgspec.json.decode(one.payload, type=Entry))
+            else:
+                identities[one.submission_id] = msgspec.json.decode(one.payload, type=Identity), one.headers[TTL]
+        first = messages[-1].sequence + 1
+    return entries, identities

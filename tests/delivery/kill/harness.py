@@ -1,0 +1,397 @@
+"""The real processes of the kill test: started, killed by order or at any moment, started again; and their clients."""
+
+import asyncio
+import itertools
+import os
+import random
+import signal
+import sys
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from signal import SIGCONT, SIGKILL, SIGSTOP
+from typing import Any, Self, TypeVar
+
+import httpx
+import msgspec
+
+from bronze.chain import Lane, Message, lane_subject
+from bronze.errors import Unavailable
+from bronze.jetstream import (
+    EXPECTED_LAST_SUBJECT_SEQUENCE,
+    EXPECTED_STREAM,
+    WRONG_LAST_SEQUENCE,
+    ApiError,
+    JetStream,
+    Outgoing,
+)
+from bronze.submission import HEADER_SUBMISSION, Part
+from local import programs, servers
+from local.programs import LOOPBACK, NotReady, Process, Program, http_get
+from tests.delivery.kill import checker, wiring
+from tests.delivery.kill.checker import Found, Sent
+from tests.delivery.kill.wiring import Step
+
+T = TypeVar("T")
+
+ANYWHERE = "anywhere"
+DECODING = "decoding a deadly record"
+CONSUMERS = ("consumer-1", "consumer-2")
+POLL_S = 0.05
+REQUEST_TIMEOUT_S = 2.0
+#: Clients rest between two submissions: a machine that is busy with them starts no process in time.
+REST_S_MAX = 0.2
+
+#: Short times, so that purges, late sends and takeovers happen all the time; small objects, so that there are many.
+SETTINGS = {
+    "BRONZE_DEADLINE_S": "1",
+    "BRONZE_PURGE_GRACE_S": "2",
+    "BRONZE_LOCK_EXPIRY_S": "1",
+    "BRONZE_FLUSH_AGE_S": "0.2",
+    "BRONZE_OBJECT_MESSAGES_MAX": "16",
+    "BRONZE_OBJECT_BYTES_MAX": str(3 * 2**19),
+    "BRONZE_LOG_FORMAT": "console",
+    "OTEL_TRACES_EXPORTER": "none",
+    "OTEL_METRICS_EXPORTER": "none",
+}
+
+
+async def attempts(deadline_s: float, missing: str) -> AsyncIterator[None]:
+    """Attempts at what the caller waits for and breaks at; after the deadline the test has failed."""
+    loop = asyncio.get_running_loop()
+    give_up_s = loop.time() + deadline_s
+    while loop.time() < give_up_s:
+        yield
+        await asyncio.sleep(POLL_S)
+    raise AssertionError(f"{missing}, in {deadline_s:g} s")
+
+
+class System:
+    """NATS, SeaweedFS, the API and consumers, each a process of its own that is started again when it dies."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        #: deaths and pauses of our making, by process, step and signal
+        self.kills: Counter[tuple[str, str, str]] = Counter()
+        self._orders = root / "orders"
+        self._orders.mkdir()
+        self._servers: dict[str, Process] = {}
+        self._roles: dict[str, Process] = {}
+        self._killed: dict[int, str] = {}
+        self._account = servers.s3_account(root / "seaweedfs", programs.free_ports(servers.SEAWEEDFS_PORTS))
+        self._queue_port = programs.free_ports()
+        self._stack = ExitStack()
+        self.api_url = ""
+
+    async def __aenter__(self) -> Self:
+        self._stack.callback(self._stop_roles)
+        queue = servers.nats(self.root / "nats", self._queue_port, self.root.name)
+        bucket = servers.seaweedfs(self.root / "seaweedfs", self._account)
+        try:
+            for program in (queue, bucket):
+                log = self.root / f"{program.name}.log"
+                self._servers[program.name] = self._stack.enter_context(programs.start(program, log))
+        except BaseException:
+            self._stack.close()
+            raise
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await asyncio.to_thread(self._stack.close)
+
+    # --- the roles
+
+    def start(self, name: str, command: str, **env: str) -> None:
+        """Start a role, which from then on is started again whenever it is found dead."""
+        port = programs.free_ports()
+        if command == "serve":
+            self.api_url = f"http://{LOOPBACK}:{port}"
+        program = Program(
+            name=name,
+            command=(sys.executable, wiring.__file__, command),
+            ports={"http": port},
+            ready=lambda: http_get(port, "/livez"),
+            env={
+                **SETTINGS,
+                **self._account.env,
+                "BRONZE_NATS_URL": f"nats://{LOOPBACK}:{self._queue_port}",
+                "BRONZE_NATS_SERVER_NAME": self.root.name,
+                "BRONZE_API_PORT": str(port),
+                "OTEL_EXPORTER_PROMETHEUS_PORT": str(port),
+                "OTEL_RESOURCE_ATTRIBUTES": "service.instance.id=as-preset",  # by a supervisor, for each start of each
+                wiring.NAME: name,
+                wiring.ORDERS: str(self._orders),
+                **env,
+            },
+        )
+        self._roles[name] = Process(program, self.root / f"{name}.log")
+
+    async def keep(self) -> None:
+        """Start again what dies; who ends in another way than by SIGKILL has failed."""
+        while True:
+            for name, process in self._roles.items():
+                if not process.alive():
+                    code = process.wait(0)
+                    assert code == -SIGKILL, f"{name} ended by itself ({code})\n{programs.log_tail(process.log)}"
+                    self._killed[process.pid] = name
+                    self._roles[name] = Process(process.program, process.log)
+            await asyncio.sleep(POLL_S)
+
+    async def stop(self, name: str) -> None:
+        """SIGTERM, which is answered with exit code 0 within 10 s."""
+        process = self._roles.pop(name)
+        await asyncio.to_thread(process.wait_ready)
+        process.signal(signal.SIGTERM)
+        code = await asyncio.to_thread(process.wait, 10)
+        assert code == 0, f"{name} ended with {code}\n{programs.log_tail(process.log)}"
+
+    def _stop_roles(self) -> None:
+        for process in self._roles.values():
+            process.signal(SIGCONT)
+            process.signal(SIGKILL)
+
+    # --- kills
+
+    async def strike(self, target: Step | str, number: signal.Signals, pause_s: float = 0.0) -> None:
+        """Kill, or pause, whoever comes to a step first, or a process of this name at any moment."""
+        if target in self._servers:
+            await self._strike_server(self._servers[target])
+            self.kills[target, ANYWHERE, number.name] += 1
+            return
+        if isinstance(target, Step):
+            name, pid = await self._order(target, number)
+        else:
+            name, pid = target, await self._at_work(target)
+            os.kill(pid, number)
+        if number is SIGSTOP:
+            async for _ in attempts(10, f"{name} did not stop: {target}"):
+                if _is_stopped(pid):
+                    break
+            await asyncio.sleep(pause_s)
+            os.kill(pid, SIGCONT)
+        else:
+            async for _ in attempts(10, f"{name} did not die: {target}"):
+                if pid in self._killed:
+                    break
+        self.kills[name, target if isinstance(target, Step) else ANYWHERE, number.name] += 1
+
+    async def _at_work(self, name: str) -> int:
+        """The pid of a role, once it has started: a death while it starts shows nothing."""
+        async for _ in attempts(60, f"{name} is not ready"):
+            with suppress(NotReady):
+                await asyncio.to_thread(self._roles[name].program.ready)
+                break
+        return self._roles[name].pid
+
+    async def _order(self, step: Step, number: signal.Signals) -> tuple[str, int]:
+        """Leave an order at a step, and give who took it."""
+        (self._orders / "new").write_text(number.name)
+        (self._orders / "new").rename(self._orders / step)
+        async for _ in attempts(60, f"nobody came between {step}"):
+            for taken in self._orders.glob(f"{step}.*"):
+                _, name, pid = taken.name.split(".")
+                taken.unlink()
+                return name, int(pid)
+        raise AssertionError  # `attempts` raises
+
+    async def _strike_server(self, server: Process) -> None:
+        server.signal(SIGKILL)
+        async for _ in attempts(30, f"the ports of {server.program.name} are taken"):
+            if all(map(programs.is_free, server.program.ports.values())):
+                break
+        await asyncio.to_thread(server.restart)
+
+    def table(self) -> str:
+        """Kills and pauses by process and step; deaths that are not of our making are a deadly record's."""
+        kills = self.kills.copy()
+        for name, deaths in Counter(self._killed.values()).items():
+            ours = sum(times for (of, _, number), times in kills.items() if (of, number) == (name, SIGKILL.name))
+            if deaths > ours:
+                kills[name, DECODING, SIGKILL.name] = deaths - ours
+        rows = (f"{name:12} {step:26} {number:8} {times:5}" for (name, step, number), times in sorted(kills.items()))
+        return "\n".join(rows)
+
+    # --- what the servers hold
+
+    async def queue(self) -> JetStream:
+        return await JetStream.connect(f"nats://{LOOPBACK}:{self._queue_port}", name="kill test")
+
+    async def drained(self) -> Found:
+        """Everything that the servers hold, once each lane is stored to its end and purged below its anchor."""
+        jetstream = await self.queue()
+        try:
+            async for _ in attempts(60, "the lanes were not drained and purged"):
+                entries, identities = await checker.read_catalog(jetstream)
+                ends = {Lane(one.source, one.lane, one.epoch).stream: one.last for one in entries}
+                states = [await jetstream.state(name) for name in await checker.streams(jetstream, "bronze.>")]
+                if all(one.last == ends.get(one.name, 0) and one.first >= ends.get(one.name, 0) for one in states):
+                    break
+            objects, quarantine = await asyncio.to_thread(checker.read_bucket, self._account)
+            return Found(objects, quarantine, entries, identities, {one.name: (one.first, one.last) for one in states})
+        finally:
+            await jetstream.close()
+
+
+def _is_stopped(pid: int) -> bool:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+
+
+# --- clients
+
+
+@dataclass(frozen=True)
+class Submission:
+    source: str
+    key: str | None
+    records: tuple[str, ...]
+
+    @property
+    def body(self) -> str:
+        return "\n".join(self.records)
+
+
+class Clients:
+    """Clients that send, and send again under the same key until they get their 202."""
+
+    def __init__(self, system: System, rng: random.Random) -> None:
+        self.sent = Sent()
+        #: each submission that was accepted, with its 202
+        self.accepted: list[tuple[Submission, Mapping[str, Any]]] = []
+        #: ids of submissions of which a copy was sent late: it has to be listed as a duplicate
+        self.late: set[str] = set()
+        self._system = system
+        self._rng = rng
+        self._numbers = itertools.count()
+        self._http = httpx.AsyncClient(timeout=REQUEST_TIMEOUT_S, trust_env=False)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await self._http.aclose()
+
+    def submission(self, source: str = "", filling: str = "", *, keyed: bool | None = None) -> Submission:
+        """A new one, with records that no other has: most are small and have a key, some make several messages."""
+        number, choice = next(self._numbers), self._rng
+        large = not filling and choice.random() < 0.01
+        records = [
+            {"vehicle_id": f"sent-{number}-{index}", "model": filling or "x" * (250_000 if large else 20)}
+            for index in range(choice.randint(1, 4) + 5 * large)
+        ]
+        if (source := source or choice.choice(["vehicles", "failures"])) == "failures":
+            records = [{"reason": "late", "failed_on": "2013-01-01", **record} for record in records]
+        key = f"key {number}" if keyed or (keyed is None and choice.random() < 0.8) else None
+        return Submission(source, key, tuple(msgspec.json.encode(record).decode() for record in records))
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """One client, that sends one submission after the other."""
+        while not stop.is_set():
+            await self.deliver(self.submission())
+            await asyncio.sleep(self._rng.uniform(0, REST_S_MAX))
+
+    async def deliver(self, submission: Submission) -> Mapping[str, Any]:
+        """Send, and note what became of it; gives the answer's body. Without a key it is sent just once."""
+        answer = await (self.settle(submission) if submission.key else self.post(submission))
+        if answer is None:
+            self.sent.unknown.update(submission.records)
+            return {}
+        assert answer.status_code in {202, 503}, answer.text
+        body: Mapping[str, Any] = answer.json()
+        if answer.status_code == 202:
+            self.accepted.append((submission, body))
+            self.sent.accepted.update(submission.records)
+            self.sent.submissions[body["submission_id"]] = submission.key is not None
+        else:
+            nothing = body["type"] != "/problems/outcome-unknown"
+            (self.sent.refused if nothing else self.sent.unknown).update(submission.records)
+        return body
+
+    async def settle(self, submission: Submission) -> httpx.Response:
+        """Send until there is an answer, and another one than `503`."""
+        async for _ in attempts(120, f"{submission.key} was not settled"):
+            answer = await self.post(submission)
+            if answer is not None and answer.status_code != 503:
+                return answer
+        raise AssertionError  # `attempts` raises
+
+    async def post(self, submission: Submission) -> httpx.Response | None:
+        """One request; None: there was no answer."""
+        headers = {"Content-Type": "application/x-ndjson"}
+        if submission.key:
+            headers["Idempotency-Key"] = submission.key
+        try:
+            return await self._http.post(
+                f"{self._system.api_url}/v1/ingest/{submission.source}", content=submission.body, headers=headers
+            )
+        except httpx.TransportError:
+            return None
+
+    async def status(self, submission_id: str) -> str | None:
+        """`accepted`, `stored` or `quarantined`; None: the API did not answer."""
+        with suppress(httpx.TransportError):
+            answer = await self._http.get(f"{self._system.api_url}/v1/submissions/{submission_id}")
+            if answer.status_code == 200:
+                status: str = answer.json()["status"]
+                return status
+        return None
+
+    # --- late sends
+
+    async def send_late(self, *, foreign: bool) -> None:
+        """A new submission, and its messages once more when they are purged: as they were, or with another body."""
+        submission = self.submission(keyed=True)
+        submission_id = (await self.deliver(submission))["submission_id"]
+        subject = lane_subject(submission.source, 0, submission_id)
+        jetstream = await self._system.queue()
+        try:
+            (stream,) = await _settled(lambda: checker.streams(jetstream, subject))
+            last = await _settled(lambda: jetstream.get_last(stream, subject))
+            assert last is not None, f"{subject} was purged before its time"
+            count = Part.parse(last.headers).count
+            first = last.sequence - count + 1
+            messages = await _settled(lambda: jetstream.read(stream, first, messages_max=count, bytes_max=2**24))
+            assert [one.subject for one in messages] == [subject] * count
+            copies = [_copy(one, stream, foreign=foreign) for one in messages]
+            async for _ in attempts(300, f"{subject} was not purged"):
+                if await _settled(lambda: jetstream.get_last(stream, subject)) is None:
+                    break
+            await _settled(lambda: _publish(jetstream, copies))
+        finally:
+            await jetstream.close()
+        if foreign:
+            self.sent.foreign.update(record for one in copies for record in checker.records_of(one.payload))
+        else:
+            self.late.add(submission_id)
+
+
+def _copy(message: Message, stream: str, *, foreign: bool) -> Outgoing:
+    """A message as its sender would send it, perhaps of another body."""
+    part = Part.parse(message.headers)
+    headers, payload = part.headers(), message.payload
+    if foreign:
+        headers[HEADER_SUBMISSION] = headers[HEADER_SUBMISSION].replace(part.accepted.digest, "0" * 64)
+        payload = payload.replace(b"sent-", b"foreign-")
+    if part.number == 1:
+        headers |= {EXPECTED_LAST_SUBJECT_SEQUENCE: "0", EXPECTED_STREAM: stream}
+    return Outgoing(message.subject, payload, headers)
+
+
+async def _publish(jetstream: JetStream, messages: list[Outgoing]) -> None:
+    try:
+        if len(messages) == 1:
+            await jetstream.publish(messages[0])
+        else:
+            await jetstream.publish_batch(messages, len(messages))
+    except ApiError as error:
+        if error.err_code != WRONG_LAST_SEQUENCE:  # else it was stored at an attempt whose answer was lost
+            raise
+
+
+async def _settled(call: Callable[[], Awaitable[T]]) -> T:
+    """The answer of a queue that may be away for a while."""
+    async for _ in attempts(60, "the queue is away"):
+        with suppress(Unavailable):
+            return await call()
+    raise AssertionError  # `attempts` raises

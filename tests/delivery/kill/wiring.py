@@ -1,0 +1,171 @@
+"""The roles as the kill test runs them: the service's own parts, in wrappers that die where they are told to.
+
+    python tests/delivery/kill/wiring.py consume|serve
+
+An order is a file of the directory BRONZE_KILL_ORDERS, named after a step, that holds a signal. The process that comes
+to the step first takes the order, by renaming the file to `{step}.{its name}.{its pid}`, and sends itself the signal.
+"""
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, cast
+
+from bronze import parquet, settings, wiring
+from bronze.bucket import Bucket
+from bronze.catalog import Catalog
+from bronze.chain import Attempt, Contents, Lane, Position, Sorted
+from bronze.queue import Queue
+from bronze.submission import Accepted, Checked
+from bronze.wiring import Edges
+
+NAME = "BRONZE_KILL_NAME"
+ORDERS = "BRONZE_KILL_ORDERS"
+LOCK = "BRONZE_KILL_LOCK"
+HANDED = "handed to all"
+CATALOG_FIRST = "BRONZE_KILL_CATALOG_FIRST"
+
+#: A record that holds this kills whoever decodes it.
+DEADLY = b"kills its decoder"
+
+
+class Step(StrEnum):
+    """Between which two steps a process is killed."""
+
+    READ_PUT = "read and PUT"
+    PUT_CATALOG = "PUT and catalog entry"
+    CATALOG_PURGE = "catalog entry and purge"
+    PUBLISH_202 = "publish and 202"
+    #: of the negative control alone
+    CATALOG_PUT = "catalog entry and PUT"
+
+
+def obey(step: Step) -> None:
+    """Take the order that waits at a step, if there is one."""
+    order = Path(os.environ[ORDERS]) / step
+    try:
+        number = signal.Signals[order.read_text()]
+        order.rename(f"{order}.{os.environ[NAME]}.{os.getpid()}")
+    except FileNotFoundError:
+        return  # none, or another was faster
+    os.kill(os.getpid(), number)
+
+
+class Wrapper:
+    """An edge with some of its calls replaced; the others are its own."""
+
+    def __init__(self, edge: Any) -> None:
+        self._edge = edge
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._edge, name)
+
+
+class KilledQueue(Wrapper):
+    async def submit(self, lane: Lane, accepted: Accepted, checked: Checked, deadline_s: float) -> Accepted | None:
+        earlier: Accepted | None = await self._edge.submit(lane, accepted, checked, deadline_s)
+        obey(Step.PUBLISH_202)
+        return earlier
+
+    async def purge_below(self, lane: Lane, sequence: int) -> None:
+        obey(Step.CATALOG_PURGE)
+        await self._edge.purge_below(lane, sequence)
+
+
+class KilledBucket(Wrapper):
+    async def create(self, key: str, body: bytes, metadata: Mapping[str, str], content_type: str) -> bool:
+        if content_type != parquet.CONTENT_TYPE:
+            return cast(bool, await self._edge.create(key, body, metadata, content_type))
+        obey(Step.READ_PUT)
+        created: bool = await self._edge.create(key, body, metadata, content_type)
+        obey(Step.PUT_CATALOG)
+        return created
+
+
+class CatalogFirst(Wrapper):
+    """The negative control: a bucket that has the catalog entry appended before the object is there."""
+
+    def __init__(self, edges: Edges) -> None:
+        super().__init__(edges.bucket)
+        self._edges = edges
+
+    async def create(self, key: str, body: bytes, metadata: Mapping[str, str], content_type: str) -> bool:
+        if content_type == parquet.CONTENT_TYPE:
+            contents = parquet.read_contents(body[parquet.footer_start(len(body), body[-parquet.TAIL_BYTES :]) :])
+            lane = Lane(contents.source, contents.lane, contents.epoch)
+            position, _ = await self._edges.catalog.position(lane)
+            await self._edges.catalog.append(lane, position, contents)
+            obey(Step.CATALOG_PUT)
+        return cast(bool, await self._edge.create(key, body, metadata, content_type))
+
+
+class CatalogDone(Wrapper):
+    """The catalog beside `CatalogFirst`: what is appended stands there already."""
+
+    async def append(self, lane: Lane, position: Position, contents: Contents) -> Position:
+        return cast(Position, (await self._edge.position(lane))[0])
+
+
+class Handed:
+    """A lock that everybody gets."""
+
+    attempt = Attempt()
+
+    async def acquire(self) -> None:
+        pass
+
+    async def decoding(self, attempt: Attempt) -> None:
+        pass
+
+    async def decoded(self) -> None:
+        pass
+
+    async def keep(self) -> None:
+        await asyncio.Event().wait()
+
+    async def release(self) -> None:
+        pass
+
+
+def wire(edges: Edges) -> Edges:
+    """The service's edges under orders."""
+    if os.environ.get(CATALOG_FIRST):
+        bucket, catalog = cast(Bucket, CatalogFirst(edges)), cast(Catalog, CatalogDone(edges.catalog))
+    else:
+        bucket, catalog = cast(Bucket, KilledBucket(edges.bucket)), edges.catalog
+    return replace(
+        edges,
+        queue=cast(Queue, KilledQueue(edges.queue)),
+        bucket=bucket,
+        catalog=catalog,
+        lock=(lambda lane: Handed()) if os.environ.get(LOCK) == HANDED else edges.lock,
+    )
+
+
+def decode_deadly() -> None:
+    """Make decoding what it is where a library crashes on some input: the end of the process."""
+    encode = parquet.encode
+
+    def crash(source: Any, lane: Lane, key: str, cut: Sorted, traceparent: str) -> parquet.Encoded:
+        if any(DEADLY in one.message.payload and not one.undecoded for one in cut.kept):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return encode(source, lane, key, cut, traceparent)
+
+    parquet.encode = crash
+
+
+def main(role: str) -> int:
+    decode_deadly()
+    chosen = settings.load()
+    if role == "serve":
+        return asyncio.run(wiring.serve(chosen, wire))
+    return asyncio.run(wiring.consume_role(chosen, wire))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

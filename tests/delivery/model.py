@@ -1,0 +1,734 @@
+"""The delivery protocol in a model: the processes are the service's own code, the servers and time are modelled.
+
+Each request to a server waits until a test says what becomes of it: done, done with its reply lost, failed, applied
+late, or answered by a stale replica. So a test chooses any order of events between two writers of one lane and an API,
+any crash and any pause, in no time, and the same one again.
+"""
+
+import asyncio
+import datetime as dt
+import logging
+import selectors
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from functools import cache, partial
+from io import BytesIO
+from typing import Any, TypeVar
+
+import msgspec
+import pyarrow.parquet as pq
+from fastapi import Request
+from opentelemetry.metrics import NoOpMeter
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.trace import NoOpTracer
+
+from bronze import jetstream as js
+from bronze import parquet, sources
+from bronze.api import Api
+from bronze.bucket import Head
+from bronze.catalog import NatsCatalog
+from bronze.chain import (
+    Attempt,
+    Contents,
+    Entry,
+    Identity,
+    Lane,
+    Limits,
+    Message,
+    entry_of,
+    lane_subject,
+)
+from bronze.consumer import LaneWriter
+from bronze.errors import Refused, Unavailable
+from bronze.jetstream import ApiError, JetStream, Outgoing, StreamState
+from bronze.queue import NatsQueue
+from bronze.settings import Settings
+from bronze.submission import Accepted
+from bronze.telemetry import sdk
+from bronze.telemetry.instruments import Instruments
+from bronze.telemetry.sdk import Telemetry
+
+T = TypeVar("T")
+
+SOURCE = sources.built_in()["vehicles"]
+LANE = Lane(SOURCE.name, 0, "20260101T000000000")
+CATALOG = "BRONZE_CATALOG_20260101T000000000"
+SETTINGS = Settings(deadline_s=4, purge_grace_s=8)
+#: Two writers that cut differently, as two versions of the service may.
+MESSAGES_MAX = (3, 2)
+#: A request that is older got no answer in time: from then on its reply is lost.
+REPLY_S_MAX = 2.0
+#: Virtual time that a step takes: enough for an idle writer to look again.
+STEP_S = 0.11
+#: Without faults a client has its answer after that many tries.
+RETRIES_MAX = 2
+
+
+# --- time
+
+
+class _Clock(selectors.SelectSelector):
+    """Waiting passes the time instead of taking it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now_s = 0.0
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        self.now_s += max(0.0, timeout or 0.0)
+        return super().select(0)
+
+
+class Loop(asyncio.SelectorEventLoop):
+    """An event loop whose time passes only when nothing is left to do, and which does a thread's work at once."""
+
+    def __init__(self) -> None:
+        self._clock = _Clock()
+        super().__init__(self._clock)
+
+    def time(self) -> float:
+        return self._clock.now_s
+
+    def run_in_executor(self, executor: Any, func: Callable[..., T], *args: Any) -> asyncio.Future[T]:  # type: ignore[override]
+        done: asyncio.Future[T] = self.create_future()
+        done.set_result(func(*args))
+        return done
+
+
+# --- the servers
+
+
+class Outcome(StrEnum):
+    """What becomes of a request; `STALE` is `DONE` for all but what a replica may answer."""
+
+    DONE = "done"
+    LOST = "done, reply lost"
+    FAILED = "not done"
+    LATE = "given up, and done later"
+    STALE = "answered by a replica that lags"
+
+
+@dataclass(eq=False)
+class Ask:
+    """A request under way to a server. `act` takes how many of the newest messages its replica lacks."""
+
+    process: "Process"
+    name: str
+    act: Callable[[int], Any]
+    writes: bool
+    reply: asyncio.Future[Any]
+    asked_s: float
+
+
+class Stream:
+    """A stream: what was stored, by sequence, and when each batch was; what lies below `first` is purged."""
+
+    def __init__(self, name: str, time: Callable[[], str]) -> None:
+        self.name = name
+        self.log: list[Message] = []
+        self.commits: list[str] = []
+        self.first = 1
+        self._time = time
+
+    @property
+    def last(self) -> int:
+        return len(self.log)
+
+    def present(self) -> list[Message]:
+        return self.log[self.first - 1 :]
+
+    def view(self, lag: int) -> list[Message]:
+        """What a replica holds: one that lags lacks the newest messages and keeps what was purged."""
+        return self.log[: max(0, self.last - lag)] if lag else self.present()
+
+    def last_of(self, subject: str) -> Message | None:
+        return next((message for message in reversed(self.present()) if message.subject == subject), None)
+
+    def store(self, batch: Sequence[Outgoing]) -> int:
+        """All or none; what a message expects is checked against the stream before the batch."""
+        for message in batch:
+            if message.headers.get(js.EXPECTED_STREAM, self.name) != self.name:
+                raise ApiError(js.WRONG_STREAM, 400, "expected stream does not match")
+            expected = message.headers.get(js.EXPECTED_LAST_SUBJECT_SEQUENCE)
+            there = self.last_of(message.subject)
+            if expected is not None and int(expected) != (there.sequence if there else 0):
+                raise ApiError(js.WRONG_LAST_SEQUENCE, 400, "wrong last sequence")
+        for message in batch:
+            self.log.append(
+                Message(self.last + 1, message.subject, self._time(), dict(message.headers), message.payload)
+            )
+        self.commits.append(self.log[-1].time)
+        return self.last
+
+    def roll_back(self, time: str) -> list[Message]:
+        """Be as it was at a time, nothing purged yet; gives what is lost."""
+        self.commits = [commit for commit in self.commits if commit <= time]
+        kept = [message for message in self.log if message.time <= time]
+        lost = self.log[len(kept) :]
+        self.log, self.first = kept, 1
+        return lost
+
+
+class Link(JetStream):
+    """A process's connection to the queue. A patient one waits for the test at each request."""
+
+    def __init__(self, process: "Process", *, patient: bool = True) -> None:
+        self._process = process
+        self._world = process.world
+        self._patient = patient
+
+    @property
+    def connected(self) -> bool:
+        return True
+
+    async def _ask(self, name: str, act: Callable[[int], T], *, writes: bool = False) -> T:
+        return await self._world.ask(self._process, name, act, writes=writes) if self._patient else act(0)
+
+    async def state(self, stream: str) -> StreamState:
+        of = self._world.streams[stream]
+        return StreamState(stream, {}, of.first, of.last, len(of.present()), self._world.time())
+
+    async def publish(self, message: Outgoing) -> int:
+        return await self.publish_batch([message], 1)
+
+    async def publish_batch(
+        self, messages: Iterable[Outgoing], count: int, *, in_time: Callable[[], bool] = lambda: True
+    ) -> int:
+        batch = list(messages)
+        assert len(batch) == count
+        if not in_time():
+            raise Unavailable("queue-away", "the time for the batch ran out")
+        kind = batch[-1].subject.partition(".")[0]
+        stream = self._world.streams[LANE.stream if kind == "bronze" else CATALOG]
+        return await self._ask(f"store {kind}", lambda _: stream.store(batch), writes=True)
+
+    async def get(self, stream: str, sequence: int) -> Message | None:
+        of = self._world.streams[stream]
+        return await self._ask("get", lambda _: next((one for one in of.present() if one.sequence == sequence), None))
+
+    async def get_last(self, stream: str, subject: str) -> Message | None:
+        of = self._world.streams[stream]
+        return await self._ask("get last", lambda _: of.last_of(subject))
+
+    async def has(self, stream: str, sequence: int) -> bool:
+        return True  # a hint; this one always makes its reader look
+
+    async def read(self, stream: str, first: int, *, messages_max: int, bytes_max: int) -> list[Message]:
+        of = self._world.streams[stream]
+        return await self._ask("read", lambda lag: [one for one in of.view(lag) if one.sequence >= first])
+
+    async def last_of(self, stream: str, subjects: Sequence[str]) -> list[Message]:
+        of = self._world.streams[stream]
+
+        def last(lag: int) -> list[Message]:
+            newest = {message.subject: message for message in of.view(lag)}
+            return [newest[subject] for subject in subjects if subject in newest]
+
+        return await self._ask("identities", last)
+
+    async def purge_below(self, stream: str, sequence: int) -> None:
+        of = self._world.streams[stream]
+        of.first = max(of.first, min(sequence, of.last + 1))
+
+
+class ModelBucket:
+    """A process's connection to the bucket."""
+
+    name = "bronze"
+
+    def __init__(self, process: "Process") -> None:
+        self._process = process
+        self._objects = process.world.objects
+
+    async def _ask(self, name: str, act: Callable[[int], T], *, writes: bool = False) -> T:
+        return await self._process.world.ask(self._process, name, act, writes=writes)
+
+    def put(self, key: str, body: bytes) -> bool:
+        created = key not in self._objects
+        self._objects.setdefault(key, body)
+        return created
+
+    async def create(self, key: str, body: bytes, metadata: Mapping[str, str], content_type: str) -> bool:
+        return await self._ask("put", lambda _: self.put(key, body), writes=True)
+
+    async def head(self, key: str) -> Head | None:
+        return await self._ask("head", lambda _: Head(len(self._objects[key]), {}) if key in self._objects else None)
+
+    async def read(self, key: str, start: int, end: int) -> bytes:
+        return self._objects[key][start:end]
+
+    async def keys(self, prefix: str, start_after: str = "") -> AsyncIterator[str]:
+        for key in await self._ask("list", lambda _: sorted(self._objects)):
+            if key.startswith(prefix) and key > start_after:
+                yield key
+
+    async def check(self) -> None: ...
+
+
+# --- the processes
+
+
+@dataclass(frozen=True)
+class Wiring:
+    """What the processes are made of; a negative control puts a part in that lacks one rule."""
+
+    queue: type[NatsQueue] = NatsQueue
+    catalog: type[NatsCatalog] = NatsCatalog
+    bucket: type[ModelBucket] = ModelBucket
+    writer: type[LaneWriter] = LaneWriter
+
+
+#: As it runs.
+SERVICE = Wiring()
+
+
+class BothOwn:
+    """A lock that everybody has: correctness may not rest on it."""
+
+    attempt = Attempt()
+
+    async def acquire(self) -> None: ...
+    async def decoding(self, attempt: Attempt) -> None: ...
+    async def decoded(self) -> None: ...
+    async def release(self) -> None: ...
+
+    async def keep(self) -> None:
+        await asyncio.Event().wait()
+
+
+class Process:
+    """A running process: what it does at the same time, all of which a crash ends."""
+
+    def __init__(self, world: "World") -> None:
+        self.world = world
+        self.tasks: list[asyncio.Task[None]] = []
+
+    def start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = self.world.loop.create_task(work)
+        self.tasks.append(task)
+        return task
+
+    def kill(self) -> None:
+        for task in self.tasks:
+            task.cancel()
+        self.world.loop.run_until_complete(asyncio.wait(self.tasks)) if self.tasks else None
+
+
+class Consumer(Process):
+    """A consumer of the lane. Its writer waits for the test at each request; what it purges, it purges at once."""
+
+    def __init__(self, world: "World", messages_max: int) -> None:
+        super().__init__(world)
+        self.writing = self.start(self._writer(messages_max, patient=True).run(asyncio.Event()))
+        self.start(self._writer(messages_max, patient=False).tend())
+
+    def _writer(self, messages_max: int, *, patient: bool) -> LaneWriter:
+        link, made_of = Link(self, patient=patient), self.world.wiring
+        return made_of.writer(
+            LANE,
+            SOURCE,
+            made_of.queue(link, SETTINGS),
+            made_of.bucket(self),
+            made_of.catalog(link, CATALOG),
+            BothOwn(),
+            _telemetry(),
+            prefix="bronze",
+            limits=Limits(bytes_max=4 * 2**20, messages_max=messages_max, submissions_max=2, age_s_max=0.0),
+            purge_grace_s=SETTINGS.purge_grace_s,
+            now_s=self.world.now_s,
+        )
+
+    @property
+    def halted(self) -> bool:
+        return self.writing.done()
+
+
+class ApiProcess(Process):
+    """An API."""
+
+    def __init__(self, world: "World") -> None:
+        super().__init__(world)
+        link = Link(self)
+        self.api = Api(
+            SETTINGS,
+            {SOURCE.name: SOURCE},
+            {(LANE.source, LANE.number): LANE},
+            world.wiring.queue(link, SETTINGS, world.loop.time),
+            ModelBucket(self),
+            world.wiring.catalog(link, CATALOG),
+            _telemetry(),
+            world.loop.time,
+            partial(world.unforeseen.append),
+        )
+
+
+@cache
+def _telemetry() -> Telemetry:
+    """Telemetry that nobody hears."""
+    return replace(
+        sdk.assemble(Resource.get_empty()), tracer=NoOpTracer(), instruments=Instruments.create(NoOpMeter("model"))
+    )
+
+
+@dataclass(eq=False)
+class Client:
+    """Someone who sends one body, and what came of it: every 202, or a refusal."""
+
+    records: Sequence[bytes]
+    key: str | None = None
+    answers: list[Accepted] = field(default_factory=list)
+    refused: Refused | None = None
+    sending: asyncio.Task[None] | None = None
+
+    @property
+    def settled(self) -> bool:
+        """Whether it has its answer, or cannot ask again: without a key it would be another submission."""
+        return bool(self.answers or self.refused or self.key is None)
+
+    @property
+    def waits(self) -> bool:
+        return self.sending is not None and not self.sending.done()
+
+
+# --- all of it
+
+
+@dataclass(frozen=True)
+class Stored:
+    """An object as a reader finds it."""
+
+    contents: Contents
+    rows: Sequence[tuple[str, bytes]]  # submission_id, payload
+
+
+class _Unforeseen(logging.Handler):
+    """Keeps the errors that the service logs as not foreseen; says nothing of the others."""
+
+    def __init__(self, errors: list[BaseException]) -> None:
+        super().__init__(logging.ERROR)
+        self._errors = errors
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.exc_info and record.exc_info[1]:
+            self._errors.append(record.exc_info[1])
+
+
+class World:
+    """One lane, its servers, two consumers, an API and its clients. `began` is the servers' time at first."""
+
+    def __init__(self, wiring: Wiring, began: str) -> None:
+        self.wiring = wiring
+        self.loop = Loop()
+        self._began = dt.datetime.fromisoformat(began).replace(tzinfo=dt.UTC)
+        self._time_ns = 0
+        self._moments = 0
+        self.unforeseen: list[BaseException] = []
+        self._log = logging.getLogger("bronze")
+        self._handler = _Unforeseen(self.unforeseen)
+        self._log.addHandler(self._handler)
+        self._log.propagate = False
+
+        self.streams = {name: Stream(name, self.time) for name in (LANE.stream, CATALOG)}
+        self.queue, self.catalog = self.streams[LANE.stream], self.streams[CATALOG]
+        self.objects: dict[str, bytes] = {}
+        self.asks: list[Ask] = []
+        self.late: list[Ask] = []
+        self.clients: list[Client] = []
+        #: for each record the moment when it was last promised, and that when a rollback took it from the queue
+        self.promised: dict[bytes, int] = {}
+        self.taken: dict[bytes, int] = {}
+        self.rolled_back = self.has_to_halt = False
+        self.consumers = [Consumer(self, limit) for limit in MESSAGES_MAX]
+        self.api = ApiProcess(self)
+        self.run(STEP_S)
+
+    @property
+    def processes(self) -> list[Process]:
+        return [*self.consumers, self.api]
+
+    def close(self) -> None:
+        for process in self.processes:
+            process.kill()
+        self.loop.close()
+        self._log.removeHandler(self._handler)
+        self._log.propagate = True
+
+    # --- time
+
+    def now_s(self) -> float:
+        return self._began.timestamp() + self.loop.time()
+
+    def time(self) -> str:
+        """The servers' time: no two are equal."""
+        self._time_ns = max(self._time_ns + 1, int(self.loop.time() * 1e9))
+        seconds, ns = divmod(self._time_ns, 10**9)
+        return f"{self._began + dt.timedelta(seconds=seconds):%Y-%m-%dT%H:%M:%S}.{ns:09}Z"
+
+    def moment(self) -> int:
+        """A number for now: what happened before has a lower one."""
+        self._moments += 1
+        return self._moments
+
+    def run(self, seconds: float) -> None:
+        """Let every process work until it waits for a server, and the time pass."""
+        self.loop.run_until_complete(asyncio.sleep(seconds))
+
+    # --- requests, and what becomes of them
+
+    async def ask(self, process: Process, name: str, act: Callable[[int], T], *, writes: bool) -> T:
+        ask = Ask(process, name, act, writes, self.loop.create_future(), self.loop.time())
+        self.asks.append(ask)
+        reply: T = await ask.reply
+        return reply
+
+    def answer(self, ask: Ask, outcome: Outcome = Outcome.DONE, lag: int = 0) -> None:
+        """Let one request go on."""
+        self.asks.remove(ask)
+        if ask.writes and outcome in {Outcome.DONE, Outcome.STALE} and self.loop.time() - ask.asked_s > REPLY_S_MAX:
+            outcome = Outcome.LOST
+        away = Unavailable("timeout", f"no reply: {ask.name}")
+        match outcome:
+            case Outcome.DONE | Outcome.STALE:
+                try:
+                    ask.reply.set_result(ask.act(lag if outcome is Outcome.STALE else 0))
+                except ApiError as error:
+                    ask.reply.set_exception(error)
+            case Outcome.LOST:
+                self._apply(ask)
+                ask.reply.set_exception(away)
+            case Outcome.FAILED:
+                ask.reply.set_exception(away)
+            case Outcome.LATE:
+                if ask.writes:
+                    self.late.append(ask)
+                ask.reply.set_exception(away)
+        self.run(STEP_S)
+
+    def work(self, process: Process, until: str) -> None:
+        """Let a process go on undisturbed until it asks for something."""
+        while (ask := next(ask for ask in self.asks if ask.process is process)).name != until:
+            self.answer(ask)
+
+    def arrive(self, ask: Ask) -> None:
+        """Apply a request that its sender gave up."""
+        self.late.remove(ask)
+        self._apply(ask)
+
+    @staticmethod
+    def _apply(ask: Ask) -> None:
+        with suppress(ApiError):  # the server's "no" reaches nobody
+            ask.act(0)
+
+    # --- crashes
+
+    def crash(self, process: Process) -> None:
+        """Kill a process. What it was writing may arrive later."""
+        process.kill()
+        mine = [ask for ask in self.asks if ask.process is process]
+        self.asks = [ask for ask in self.asks if ask.process is not process]
+        self.late += [ask for ask in mine if ask.writes]
+
+    def restart_consumer(self, number: int) -> None:
+        self.crash(self.consumers[number])
+        self.consumers[number] = Consumer(self, MESSAGES_MAX[number])
+        self.run(STEP_S)
+
+    def restart_api(self) -> None:
+        self.crash(self.api)
+        self.api = ApiProcess(self)
+
+    def roll_back(self, time: str, *, catalog: bool) -> None:
+        """The server comes back with the data of an earlier time: the lane's, and the catalog's too or not."""
+        self.rolled_back = True
+        lost = self.queue.roll_back(time)
+        for message in lost:
+            self.taken |= dict.fromkeys(_records(message.payload), self.moment())
+        if catalog:
+            self.catalog.roll_back(time)
+        entries = self.entries()
+        self.has_to_halt |= bool(entries) and entries[-1].last > self.queue.last
+
+    # --- clients
+
+    def send(self, client: Client) -> None:
+        client.sending = self.api.start(self._send(self.api.api, client))
+        self.run(STEP_S)
+
+    async def _send(self, api: Api, client: Client) -> None:
+        headers = [(b"content-type", b"application/x-ndjson")]
+        if client.key is not None:
+            headers.append((b"idempotency-key", client.key.encode()))
+        scope = {"type": "http", "method": "POST", "path": "/", "query_string": b"", "headers": headers}
+
+        async def receive() -> dict[str, Any]:
+            return {"type": "http.request", "body": b"\n".join(client.records), "more_body": False}
+
+        try:
+            accepted = await api.ingest(SOURCE.name, Request(scope, receive))
+        except Refused as error:
+            client.refused = error
+        except Unavailable:
+            pass  # 503: ask again
+        else:
+            client.answers.append(accepted)
+            self.promised |= dict.fromkeys(client.records, self.moment())
+
+    def poison(self, record: bytes) -> None:
+        """A message that no version of the service has written."""
+        self.queue.store([Outgoing(lane_subject(LANE.source, LANE.number, "poison"), b"[" + record + b"]", {})])
+        self.promised[record] = self.moment()
+
+    # --- the end: everything comes to rest, then it is looked at
+
+    def drain(self) -> None:
+        """New processes, no more faults, every client asks until it is answered.
+
+        What is late comes last of all, and new consumers find it.
+        """
+        self.restart_api()
+        self._restart_consumers()
+        for _ in range(RETRIES_MAX):
+            for client in self.clients:
+                if not client.settled:
+                    self.send(client)
+            self._rest()
+            if all(client.settled for client in self.clients):
+                break
+        if self.late:
+            while self.late:
+                self.arrive(self.late[0])
+            self._restart_consumers()
+            self._rest()
+
+    def _restart_consumers(self) -> None:
+        for number in range(len(self.consumers)):
+            self.restart_consumer(number)
+
+    def _rest(self) -> None:
+        """Run until for longer than any wait of the service, the purge's grace included, writers only look for more."""
+        seen: tuple[int, ...] = ()
+        quiet_s = 0.0
+        for _ in range(1000):
+            idle = all(ask.name == "read" for ask in self.asks) and not any(client.waits for client in self.clients)
+            for ask in list(self.asks):
+                if ask in self.asks:
+                    self.answer(ask)
+            self.run(1.0)
+            now = (self.queue.first, self.queue.last, self.catalog.last, len(self.objects))
+            quiet_s = quiet_s + 1.0 if idle and now == seen else 0.0
+            seen = now
+            if quiet_s > SETTINGS.purge_grace_s:
+                return
+        raise AssertionError("it does not come to rest")
+
+    def entries(self) -> list[Entry]:
+        return [
+            msgspec.json.decode(message.payload, type=Entry)
+            for message in self.catalog.log
+            if message.subject == LANE.entry_subject
+        ]
+
+    def identities(self) -> dict[str, Identity]:
+        found = [
+            msgspec.json.decode(message.payload, type=Identity)
+            for message in self.catalog.log
+            if message.subject.startswith("identity.")
+        ]
+        return {one.accepted.submission_id: one for one in found}
+
+    def stored(self) -> dict[str, Stored]:
+        return {key: _open(body) for key, body in self.objects.items() if not key.startswith("quarantine/")}
+
+    def aside(self) -> dict[str, list[bytes]]:
+        return {key: _records(body) for key, body in self.objects.items() if key.startswith("quarantine/")}
+
+    def check(self) -> None:
+        """The invariants of `docs/delivery.md`, once all has come to rest."""
+        assert not self.unforeseen, self.unforeseen
+        self.check_promise()
+        if self.check_halted():
+            return
+        self.check_chain()
+        self.check_identities()
+        if not self.rolled_back:  # else a retry finds nothing of its first try, and is another submission
+            self.check_answers()
+
+    def check_promise(self) -> None:
+        """I1: nothing is stored twice, and what was accepted is stored or set aside, once.
+
+        In a halted lane it may still wait in the queue, and what a rollback took from the queue is gone.
+        """
+        held = Counter(payload for one in self.stored().values() for _, payload in one.rows)
+        held += Counter(record for records in self.aside().values() for record in records)
+        twice = [record for record, times in held.items() if times > 1]
+        assert not twice, f"I1: stored twice: {twice}"
+        halted = any(consumer.halted for consumer in self.consumers)
+        waiting = {record for message in self.queue.present() for record in _records(message.payload)}
+        for record, promised in self.promised.items():
+            kept = record in held or (halted and record in waiting)
+            assert kept or self.taken.get(record, 0) > promised, f"I1: accepted and lost: {record!r}"
+
+    def check_halted(self) -> bool:
+        """I6: the lane halts where the queue lost what the chain stands on; without a rollback never."""
+        halted = [consumer.halted for consumer in self.consumers]
+        assert len(set(halted)) == 1, "I6: one consumer halts where another goes on"
+        assert not halted[0] or self.rolled_back, "I6: halted without a reason"
+        assert halted[0] or not self.has_to_halt, "I6: the queue lost what the chain stands on, and the lane goes on"
+        return halted[0]
+
+    def check_chain(self) -> None:
+        """I2 and I3: the ranges follow each other up to the queue's end, and catalog and bucket say the same."""
+        stored, entries = self.stored(), self.entries()
+        last = 0
+        for entry in entries:
+            assert entry.first == last + 1, f"I2: {entry.file_path} does not follow {last}"
+            last = entry.last
+        assert last == self.queue.last, "I2: messages are left"
+        assert self.queue.first <= max(1, last), "I2: the anchor was purged"
+        assert len(entries) == len(stored), "I3: catalog and bucket differ"
+        for entry in entries:
+            contents, rows = stored[entry.file_path].contents, stored[entry.file_path].rows
+            assert entry == entry_of(contents), "I3: an entry says something else than its object"
+            assert entry.records == len(rows), "I3: an object does not hold what it says"
+        assert sorted(key for entry in entries for key in entry.quarantined) == sorted(self.aside()), "I3: quarantine"
+
+    def check_identities(self) -> None:
+        """I4: each stored submission is whole, and its identity names exactly the objects that hold it."""
+        held: dict[str, list[str]] = {}
+        stored = self.stored()
+        for entry in self.entries():
+            for submission_id in dict.fromkeys(submission_id for submission_id, _ in stored[entry.file_path].rows):
+                held.setdefault(submission_id, []).append(entry.file_path)
+        identities = self.identities()
+        for submission_id, objects in held.items():
+            identity = identities[submission_id]
+            assert identity.objects == objects, "I4: an identity does not name its objects"
+            assert identity.parts_done == identity.parts, "I4: a stored submission is not whole"
+
+    def check_answers(self) -> None:
+        """I5: everybody is answered, and whoever sends the same body under the same key gets the same 202."""
+        told: dict[tuple[str, Sequence[bytes]], set[tuple[str, str | None, str]]] = {}
+        for client in self.clients:
+            assert client.settled, f"I5: no answer in the end: {client}"
+            if client.key is not None:
+                told.setdefault((client.key, tuple(client.records)), set()).update(
+                    (one.submission_id, one.classification_id, one.received_at) for one in client.answers
+                )
+        for (key, _), answers in told.items():
+            assert len(answers) <= 1, f"I5: {key} was answered differently: {answers}"
+
+
+def _records(payload: bytes) -> list[bytes]:
+    return [bytes(record) for record in msgspec.json.decode(payload, type=list[msgspec.Raw])]
+
+
+@cache
+def _open(body: bytes) -> Stored:
+    table = pq.read_table(BytesIO(body), columns=["_submission_id", "_payload"])
+    payloads = [payload.encode() for payload in table.column("_payload").to_pylist()]
+    footer = body[parquet.footer_start(len(body), body[-parquet.TAIL_BYTES :]) :]
+    contents = parquet.read_contents(footer)
+    return Stored(contents, list(zip(table.column("_submission_id").to_pylist(), payloads, strict=True)))

@@ -1,0 +1,169 @@
+"""The delivery promise, on real processes that are killed and paused at every step.
+
+BRONZE_KILL_SEED (a number, or `random`) and BRONZE_KILL_ROUNDS choose the run; a round takes about 40 s. The seed
+decides what is sent, who is struck where, and in which order; the operating system decides the rest.
+"""
+
+import asyncio
+import os
+import random
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from signal import SIGKILL, SIGSTOP, Signals
+from typing import Any
+
+import pytest
+
+from tests.delivery.kill import wiring
+from tests.delivery.kill.checker import Found, check
+from tests.delivery.kill.harness import CONSUMERS, Clients, Submission, System, attempts
+from tests.delivery.kill.wiring import DEADLY, Step
+
+SEED = os.environ.get("BRONZE_KILL_SEED", "9")
+#: Rounds of kills with the lock as it is, and as many with the lock handed to all.
+ROUNDS = int(os.environ.get("BRONZE_KILL_ROUNDS", "3"))
+CLIENTS = 6
+LATE_SENDS = 6
+RETRIES = 200
+KILLS_MIN = 5
+STEPS = (Step.READ_PUT, Step.PUT_CATALOG, Step.CATALOG_PURGE, Step.PUBLISH_202)
+#: Some are longer than the deadline, the lock's expiry and the purge's grace: who pauses comes back to another world.
+PAUSE_S = (0.5, 4.0)
+
+
+def blows(rng: random.Random, rounds: int) -> list[tuple[Step | str, Signals]]:
+    """Who is struck: in each round every step and every kind of process, in an order of its own."""
+    plan: list[tuple[Step | str, Signals]] = []
+    for _ in range(rounds):
+        of_round: list[tuple[Step | str, Signals]] = [
+            *((step, SIGKILL) for step in STEPS),
+            *((step, SIGSTOP) for step in rng.sample(STEPS, 2)),
+            *((name, SIGKILL) for name in ("api", rng.choice(CONSUMERS), "nats")),
+            (rng.choice(["api", *CONSUMERS]), SIGSTOP),
+        ]
+        rng.shuffle(of_round)
+        plan += of_round
+    plan.insert(rng.randrange(len(plan)), ("seaweedfs", SIGKILL))
+    return plan
+
+
+async def meet_deadly_record(clients: Clients) -> Submission:
+    """Send a record that kills its decoder among others, and wait until it is set aside."""
+    burst = [clients.submission("vehicles", keyed=True) for _ in range(8)]
+    deadly = clients.submission("vehicles", DEADLY.decode(), keyed=True)
+    burst.insert(4, deadly)
+    answers = await asyncio.gather(*map(clients.deliver, burst))
+    async for _ in attempts(120, "the deadly record was not set aside"):
+        if await clients.status(answers[4]["submission_id"]) == "quarantined":
+            break
+    return deadly
+
+
+async def retry(clients: Clients, rng: random.Random) -> None:
+    """A submission sent again under its key gets its 202 again, and a 409 with another body."""
+
+    async def one(submission: Submission, accepted: Mapping[str, Any]) -> None:
+        again = await clients.settle(submission)
+        assert (again.status_code, again.json()) == (202, accepted)
+        other = await clients.settle(replace(submission, records=submission.records * 2))
+        assert other.status_code == 409
+
+    keyed = [(submission, accepted) for submission, accepted in clients.accepted if submission.key]
+    for _ in range(min(RETRIES, len(keyed)) // 4):
+        await asyncio.gather(*(one(*pair) for pair in rng.sample(keyed, 4)))
+
+
+def reasons(found: Found, word: str) -> set[str]:
+    """The records that were set aside for a reason with a word in it."""
+    return {
+        record
+        for contents, _ in found.objects.values()
+        for aside in contents.quarantined
+        if word in aside.reason
+        for record in found.quarantine[aside.key]
+    }
+
+
+@pytest.mark.timeout(240 + 120 * ROUNDS)
+async def test_killed_anywhere_each_accepted_record_is_there_exactly_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whoever is killed or paused, wherever: each accepted record is in an object, or set aside for killing its
+    decoder, exactly once; the catalog equals the bucket; no lane has a gap or an overlap; retries get what they got.
+    """
+    seed = random.SystemRandom().randrange(10**6) if SEED == "random" else int(SEED)
+    with capsys.disabled():
+        sys.stdout.write(f"\nkill test: BRONZE_KILL_SEED={seed} BRONZE_KILL_ROUNDS={ROUNDS}, logs in {tmp_path}\n")
+    rng = random.Random(seed)
+    system, stop = System(tmp_path), asyncio.Event()
+    try:
+        async with system, Clients(system, rng) as clients, asyncio.TaskGroup() as group:
+            system.start("api", "serve")
+            for name in CONSUMERS:
+                system.start(name, "consume")
+            keep = group.create_task(system.keep())
+            senders = [group.create_task(clients.run(stop)) for _ in range(CLIENTS)]
+
+            async def half() -> None:
+                late = [group.create_task(clients.send_late(foreign=one % 2 == 1)) for one in range(LATE_SENDS)]
+                for target, number in blows(rng, ROUNDS):
+                    await system.strike(target, number, rng.uniform(*PAUSE_S))
+                await asyncio.gather(*late)
+
+            await half()
+            deadly = await meet_deadly_record(clients)
+            for name in CONSUMERS:
+                await system.stop(name)
+                system.start(name, "consume", **{wiring.LOCK: wiring.HANDED})
+            await half()
+            stop.set()
+            await asyncio.gather(*senders)
+            await system.drained()
+            await retry(clients, rng)
+            found = await system.drained()
+            keep.cancel()
+    finally:
+        with capsys.disabled():
+            sys.stdout.write(f"{system.table()}\n")
+
+    sent = clients.sent
+    with capsys.disabled():
+        sys.stdout.write(
+            f"{len(sent.accepted)} records accepted, {len(found.objects)} objects, {len(found.quarantine)} set aside, "
+            f"{len(sent.foreign)} records late with another body, {len(clients.late)} late copies\n"
+        )
+    verdict = check(sent, found)
+    assert verdict, f"BRONZE_KILL_SEED={seed}, logs in {tmp_path}: {verdict}"
+    assert reasons(found, "died") == set(deadly.records)
+    assert reasons(found, "late") == sent.foreign
+    listed = {one.submission_id for contents, _ in found.objects.values() for one in contents.duplicates}
+    assert clients.late <= listed
+    for step in STEPS:
+        kills = sum(times for (_, at, by), times in system.kills.items() if (at, by) == (step, SIGKILL.name))
+        assert kills >= min(KILLS_MIN, 2 * ROUNDS)
+
+
+async def test_checker_finds_the_loss_of_an_entry_before_its_object(tmp_path: Path) -> None:
+    """The same kill with the catalog entry appended before the PUT loses records, and the checker says which."""
+    async with System(tmp_path) as system, Clients(system, random.Random(9)) as clients, asyncio.TaskGroup() as group:
+        system.start("api", "serve")
+        system.start("consumer", "consume", **{wiring.CATALOG_FIRST: "1"})
+        keep = group.create_task(system.keep())
+        stop = asyncio.Event()
+        sender = group.create_task(clients.run(stop))
+        await system.strike(Step.CATALOG_PUT, SIGKILL)
+        stop.set()
+        await sender
+        found = await system.drained()
+        keep.cancel()
+    verdict = check(clients.sent, found)
+    missing = [entry for entry in found.entries if entry.file_path not in found.objects]
+    theirs = {one.submission_id for entry in missing for one in entry.submissions}
+    assert verdict.lost
+    assert set(verdict.lost) <= {
+        record for sent, answer in clients.accepted if answer["submission_id"] in theirs for record in sent.records
+    }
+    assert verdict.catalog == [f"{key} is not in the bucket" for key in sorted(entry.file_path for entry in missing)]
+    assert not verdict.doubled

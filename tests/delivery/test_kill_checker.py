@@ -1,0 +1,89 @@
+"""The kill test's checker finds each kind of damage, and nothing in a whole chain."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import msgspec
+import pytest
+
+from bronze.chain import Contents, Lane, entry_of
+from tests.delivery.kill.checker import Found, Sent, check
+
+LANE = Lane("vehicles", 0, "20260101T000000000")
+SENT = Sent(accepted={"one", "two", "three"}, unknown={"perhaps"}, refused={"never"}, foreign={"late"})
+
+
+def contents(key: str, first: int, last: int, records: int) -> Contents:
+    return Contents(
+        writer="test",
+        file_path=key,
+        source=LANE.source,
+        epoch=LANE.epoch,
+        lane=LANE.number,
+        first=first,
+        last=last,
+        last_time="",
+        digest="",
+        messages=last - first + 1,
+        records=records,
+        first_received_at=None,
+        last_received_at=None,
+        traceparent="",
+        submissions=[],
+        quarantined=[],
+        duplicates=[],
+    )
+
+
+def found(*objects: tuple[Contents, list[str]], set_aside: str = "late") -> Found:
+    """What is there after these objects, the last of which lists a message that was set aside."""
+    aside = {"sequence": 3, "key": "quarantine/3", "reason": "", "records": 1, "headers": {}}
+    listed = msgspec.convert([aside], type=Contents.__annotations__["quarantined"])
+    *before, (last, records) = objects
+    all_objects = [*before, (msgspec.structs.replace(last, quarantined=listed), records)]
+    return Found(
+        objects={one.file_path: (one, records) for one, records in all_objects},
+        quarantine={"quarantine/3": [set_aside]},
+        entries=[entry_of(one) for one, _ in all_objects],
+        identities={},
+        lanes={LANE.stream: (3, 3)},
+    )
+
+
+A, B = contents("a", 1, 1, 2), contents("b", 2, 3, 1)
+WHOLE = found((A, ["one", "two"]), (B, ["three"]))
+
+
+def test_whole_chain_is_right() -> None:
+    """Nothing is found where nothing is wrong."""
+    verdict = check(SENT, WHOLE)
+    assert verdict, str(verdict)
+
+
+@pytest.mark.parametrize(
+    ("damaged", "finding"),
+    [
+        (lambda: found((A, ["one", "one"]), (B, ["three"])), {"lost", "doubled"}),
+        (lambda: found((A, ["one", "two"]), (B, ["three"]), set_aside="three"), {"lost", "doubled"}),
+        (lambda: found((A, ["one", "two"]), (contents("b", 2, 3, 2), ["three", "never"])), {"strange"}),
+        (lambda: found((A, ["one", "two"]), (contents("b", 2, 3, 2), ["three", "late"])), {"doubled", "strange"}),
+        (lambda: found((A, ["one", "two"]), (contents("b", 3, 3, 1), ["three"])), {"ranges"}),
+        (lambda: found((A, ["one", "two"]), (contents("b", 1, 3, 1), ["three"])), {"ranges", "catalog"}),
+        (lambda: found((A, ["one", "two"]), (contents("b", 2, 2, 1), ["three"])), {"ranges"}),
+        (lambda: found((A, ["one", "two"]), (contents("b", 2, 3, 2), ["three"])), {"catalog"}),
+        (lambda: replace(WHOLE, entries=WHOLE.entries[1:]), {"catalog"}),
+        (lambda: replace(WHOLE, entries=[*WHOLE.entries, WHOLE.entries[1]]), {"catalog"}),
+        (lambda: replace(WHOLE, objects={"a": WHOLE.objects["a"]}), {"lost", "ranges", "catalog"}),
+        (lambda: replace(WHOLE, quarantine={**WHOLE.quarantine, "quarantine/2": ["perhaps"]}), {"catalog"}),
+        (lambda: replace(WHOLE, lanes={LANE.stream: (2, 3)}), {"unpurged"}),
+    ],
+)
+def test_damage_is_found(damaged: Callable[[], Found], finding: set[str]) -> None:
+    """Loss, a double, a record that nobody accepted, a gap, an overlap, a catalog unlike the bucket, a late purge."""
+    verdict = check(SENT, damaged())
+    assert {name for name, wrong in vars(verdict).items() if wrong} == finding
+
+
+def test_missing_identity_is_found() -> None:
+    """An accepted submission that the catalog does not know."""
+    assert check(replace(SENT, submissions={"id": True}), WHOLE).identities == ["id has none"]

@@ -1,0 +1,227 @@
+"""The delivery protocol under every order of events that a random search reaches (`docs/delivery.md`)."""
+
+from collections.abc import Mapping, Sequence
+
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
+
+from bronze.catalog import NatsCatalog
+from bronze.chain import Contents, Identity, Lane, Message, Position, Tail, follow
+from bronze.consumer import LaneWriter
+from bronze.parquet import Encoded
+from bronze.queue import READ_BYTES_MAX, READ_MESSAGES_MAX, NatsQueue
+from bronze.trail import Trail
+from tests.delivery.model import SERVICE, SETTINGS, Client, ModelBucket, Outcome, Process, Wiring, World
+
+#: Two of them make a submission of two messages.
+LARGE_CHARS = 600_000
+POISONS_MAX = 3
+#: Longer than the purge's grace.
+PURGED_S = SETTINGS.purge_grace_s + 1
+
+#: What becomes of a process's next requests: all goes well for a while, then something happens.
+fates = st.builds(lambda steps, last: [Outcome.DONE] * steps + [last], st.integers(0, 8), st.sampled_from(Outcome))
+numbers = st.integers(0, 2**10)
+processes = st.integers(0, 2)  # two consumers and the API
+lags = st.integers(1, 4)
+sizes = st.sampled_from([0, 0, 0, LARGE_CHARS])
+
+
+class Delivery(RuleBasedStateMachine):
+    """Clients, an API and two writers of one lane; every request's fate, every crash and pause is a rule's choice."""
+
+    began = "2026-01-01T00:59:50"  # objects fall into two hours
+    wiring = SERVICE
+    promise_only = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.world = World(self.wiring, self.began)
+        self.sent = 0
+        self.poisons = 0
+
+    def teardown(self) -> None:
+        try:
+            self.world.drain()
+            if self.promise_only:
+                self.world.check_promise()
+            else:
+                self.world.check()
+        finally:
+            self.world.close()
+
+    @initialize(where=st.sampled_from(["new", "stored", "behind", "late", "racing"]))
+    def begin(self, where: str) -> None:
+        """Most runs begin where a hole is near, so that a short search meets it; the rest is left to chance."""
+        if where == "new":
+            return
+        slow, quick = self.world.consumers
+        for writer in (slow, quick):
+            self.world.work(writer, until="read")
+        if where == "late":  # a request for what is then stored and purged is still under way
+            self.send("a", 0, [Outcome.DONE, Outcome.LATE, Outcome.DONE], 1)
+        else:
+            self.send(None, 0, [Outcome.DONE], 1)
+        if where == "racing":  # the two are about to write the same key, and the quick one's object holds more
+            self.world.work(slow, until="put")
+        self.send(None, 0, [Outcome.DONE], 1)
+        self.world.work(quick, until="put")
+        if where != "racing":
+            self.world.work(quick, until="read")
+        if where in {"late", "behind"}:  # the slow one still waits for its first read, and that is purged
+            self.world.run(PURGED_S)
+
+    def _record(self, size: int = 0) -> bytes:
+        self.sent += 1
+        return b'{"vehicle_id":"%d","pad":"%s"}' % (self.sent, b"x" * size)
+
+    @rule(key=st.sampled_from(["a", "b", None]), size=sizes, fates=fates, lag=lags)
+    def send(self, key: str | None, size: int, fates: Sequence[Outcome], lag: int) -> None:
+        """A new body. Under a key that was used it is the client's mistake."""
+        client = Client([self._record(size), self._record(size)], key)
+        self.world.clients.append(client)
+        self._send(client, fates, lag)
+
+    @precondition(lambda self: any(client.key for client in self.world.clients))
+    @rule(number=numbers, fates=fates, lag=lags)
+    def send_again(self, number: int, fates: Sequence[Outcome], lag: int) -> None:
+        keyed = [client for client in self.world.clients if client.key]
+        self._send(keyed[number % len(keyed)], fates, lag)
+
+    def _send(self, client: Client, fates: Sequence[Outcome], lag: int) -> None:
+        if not client.waits:
+            self.world.send(client)
+            self._answer(self.world.api, -1, fates, lag)
+
+    @rule(number=processes, which=numbers, fates=fates, lag=lags)
+    def go_on(self, number: int, which: int, fates: Sequence[Outcome], lag: int) -> None:
+        """One process works on, each request meeting its fate, while the others stand still: they are paused."""
+        self._answer(self.world.processes[number], which, fates, lag)
+
+    def _answer(self, process: Process, which: int, fates: Sequence[Outcome], lag: int) -> None:
+        for outcome in fates:
+            mine = [ask for ask in self.world.asks if ask.process is process]
+            if mine:
+                self.world.answer(mine[which % len(mine)], outcome, lag)
+
+    @rule(number=processes)
+    def crash(self, number: int) -> None:
+        if number < len(self.world.consumers):
+            self.world.restart_consumer(number)
+        else:
+            self.world.restart_api()
+
+    @rule(seconds=st.sampled_from([1.0, SETTINGS.deadline_s, PURGED_S]))
+    def wait(self, seconds: float) -> None:
+        self.world.run(seconds)
+
+    @precondition(lambda self: self.world.late)
+    @rule(number=numbers)
+    def arrive(self, number: int) -> None:
+        self.world.arrive(self.world.late[number % len(self.world.late)])
+
+    @precondition(lambda self: self.poisons < POISONS_MAX)
+    @rule()
+    def poison(self) -> None:
+        self.poisons += 1
+        self.world.poison(b'"poison %d"' % self.poisons)
+
+
+class RolledBack(Delivery):
+    """The same, and the queue's server comes back with the data of an earlier time."""
+
+    began = "2026-01-01T00:00:00"
+
+    @precondition(lambda self: self.world.queue.commits)
+    @rule(lost=st.integers(1, 4), catalog=st.booleans())
+    def roll_back(self, lost: int, *, catalog: bool) -> None:
+        kept = self.world.queue.commits[:-lost]
+        self.world.roll_back(kept[-1] if kept else "", catalog=catalog)
+
+
+def search(machine: type[Delivery], examples: int) -> None:
+    """A random search that is the same at each run (its seed is a digest of the machine)."""
+    run_state_machine_as_test(
+        machine,
+        settings=settings(
+            max_examples=examples,
+            stateful_step_count=30,
+            deadline=None,
+            derandomize=True,
+            database=None,
+            phases=[Phase.generate],
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
+
+
+def test_delivery() -> None:
+    """Whatever crashes, pauses, is lost, stale or late: each accepted record is stored once, and the books agree."""
+    search(Delivery, 100)
+
+
+def test_rolled_back() -> None:
+    """A queue that was rolled back never doubles what is stored or drops what it still has: the lane halts instead."""
+    search(RolledBack, 100)
+
+
+# --- the negative half: parts that lack one rule each
+
+
+class AnyTail(NatsQueue):
+    """Takes whatever message stands where the anchor stood."""
+
+    async def read(self, lane: Lane, tail: Tail | None) -> list[Message]:
+        first = tail.sequence if tail else 1
+        read = await self._js.read(lane.stream, first, messages_max=READ_MESSAGES_MAX, bytes_max=READ_BYTES_MAX)
+        return follow(Tail(tail.sequence, read[0].time) if tail else None, read) if read else []
+
+
+class SkipsGaps(NatsQueue):
+    """Takes what comes next, whatever is missing before it."""
+
+    async def read(self, lane: Lane, tail: Tail | None) -> list[Message]:
+        first = tail.sequence + 1 if tail else 1
+        return await self._js.read(lane.stream, first, messages_max=READ_MESSAGES_MAX, bytes_max=READ_BYTES_MAX)
+
+
+class NoIdentities(NatsCatalog):
+    """Does not ask where a submission is already."""
+
+    async def identities(self, lane: Lane, position: Position, ids: Sequence[str]) -> Mapping[str, Identity]:
+        return {}
+
+
+class OwnMind(LaneWriter):
+    """Goes on from what it meant to write, not from what is in the bucket."""
+
+    async def _create(self, encoded: Encoded, trail: Trail, read: Sequence[Message]) -> Contents:
+        await super()._create(encoded, trail, read)
+        return encoded.contents
+
+
+class Overwriting(ModelBucket):
+    """A bucket whose PUT replaces what is there."""
+
+    def put(self, key: str, body: bytes) -> bool:
+        self._objects[key] = body
+        return True
+
+
+@pytest.mark.parametrize(
+    ("machine", "without"),
+    [
+        pytest.param(RolledBack, Wiring(queue=AnyTail), id="the anchor"),
+        pytest.param(Delivery, Wiring(catalog=NoIdentities), id="the identity check"),
+        pytest.param(Delivery, Wiring(writer=OwnMind), id="the object decides"),
+        pytest.param(Delivery, Wiring(bucket=Overwriting), id="create-only"),
+        pytest.param(Delivery, Wiring(queue=SkipsGaps), id="the gap rule"),
+    ],
+)
+def test_each_rule_is_needed(machine: type[Delivery], without: Wiring) -> None:
+    """Without any one of these rules, the same search finds a record that is lost or stored twice."""
+    lacking: type[Delivery] = type("Lacking", (machine,), {"wiring": without, "promise_only": True})
+    with pytest.raises(AssertionError, match="I1"):
+        search(lacking, 400)

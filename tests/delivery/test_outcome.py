@@ -1,0 +1,57 @@
+"""What a client is told of a submission whose ack was lost."""
+
+from typing import cast
+
+import pytest
+
+from bronze.chain import Lane, Message
+from bronze.errors import Unavailable
+from bronze.jetstream import WRONG_LAST_SEQUENCE, ApiError, JetStream, Outgoing
+from bronze.queue import NatsQueue, boot_time_s
+from bronze.settings import Settings
+from bronze.sources import built_in
+from bronze.submission import Accepted, Intake
+
+
+class LostAck:
+    """A queue that stores what is published and whose answer is lost; afterwards it tells nobody what it has."""
+
+    connected = True
+    stored = 0
+
+    async def publish(self, message: Outgoing) -> int:
+        if self.stored:
+            raise ApiError(WRONG_LAST_SEQUENCE, 400, "wrong last sequence")
+        self.stored += 1
+        raise Unavailable("queue-away", "the ack was lost")
+
+    async def get_last(self, stream: str, subject: str) -> Message | None:
+        raise Unavailable("queue-away", "the leader does not answer")
+
+
+async def test_stored_submission_is_not_reported_as_refused() -> None:
+    """Stored, its ack lost and the look-up in vain: the outcome is unknown, and the answer does not say otherwise."""
+    queue = LostAck()
+    intake = Intake(built_in()["vehicles"], body_bytes_max=1000, spool_memory_bytes_max=1000)
+    intake.lines(b'{"vehicle_id": "N14228"}\n')
+    checked = intake.finish()
+    accepted = Accepted(
+        submission_id="01939f4e-6b7c-7cc3-a4f5-0242ac120002",
+        source="vehicles",
+        digest=checked.digest,
+        records=1,
+        classification_id="run",
+        classification_default="run",
+        classification_count=1,
+        received_at="2026-01-01T00:00:00.000000+00:00",
+        trace_id="0" * 32,
+        traceparent="",
+    )
+    with pytest.raises(Unavailable) as told:
+        await NatsQueue(cast(JetStream, queue), Settings(deadline_s=0.5)).submit(
+            Lane("vehicles", 0, "20260101T000000000"), accepted, checked, boot_time_s() + 0.5
+        )
+    checked.close()
+    assert queue.stored == 1
+    assert told.value.kind == "outcome-unknown"
+    assert told.value.members["submission_id"] == accepted.submission_id
