@@ -353,16 +353,22 @@ class Api:
 
     async def _publish(self, lane: Lane, accepted: Accepted, checked: Checked) -> Accepted | None:
         """Rule 2: the identity first, then the subject. What was there and is purged is found at the identity."""
-        known = accepted.keyed
+        superseded = False
         for _ in range(3):
             deadline_s = self._now_s() + self._settings.deadline_s
-            identity = await self._catalog.identity(accepted.submission_id) if known else None
+            try:
+                look = accepted.keyed or superseded
+                identity = await self._catalog.identity(accepted.submission_id) if look else None
+            except Unavailable:
+                if superseded:
+                    break  # it is stored, and only its identity could tell as what
+                raise
             if identity is not None:
                 return identity.accepted
             try:
                 return await self._queue.submit(lane, accepted, checked, deadline_s)
             except Superseded:
-                known = True
+                superseded = True
             except Halted as error:
                 self._fatal(error)
                 raise Unavailable("queue-away", "The queue was replaced; the API starts anew.") from error

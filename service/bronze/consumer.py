@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from typing import Any
 
 from bronze import chain, parquet
 from bronze.bucket import Bucket, read_contents
@@ -29,6 +30,7 @@ log = logging.getLogger(__name__)
 
 POLL_S = 0.1
 TEND_S = 1.0
+CANCEL_AGAIN_S = 0.5
 BACK_OFF_S_MIN = 0.1
 BACK_OFF_S_MAX = 5.0
 #: How long a lane whose next message only a newer version knows is left alone.
@@ -111,9 +113,7 @@ class LaneWriter:
             await asyncio.wait({keep, write}, return_when=asyncio.FIRST_COMPLETED)
             (write if write.done() else keep).result()
         finally:
-            for task in (keep, write):
-                task.cancel()
-            await asyncio.gather(keep, write, return_exceptions=True)
+            await _end(keep, write)
             if keep.cancelled():
                 with suppress(Unavailable, Lost):
                     await self._lock.release()
@@ -271,32 +271,38 @@ class LaneWriter:
 
     async def tend(self) -> None:
         """Purge what is stored and old enough, and report where the lane stands, for as long as the role runs."""
-        of_lane = {attribute.bronze_source: self._lane.source, attribute.bronze_lane: str(self._lane.number)}
-        instruments = self._telemetry.instruments
         purgeable: deque[tuple[float, Tail]] = deque()
         while True:
-            with suppress(BronzeError), self._step(Step.PURGE):
-                position, stored_at = await self._catalog.position(self._lane)
-                anchor = Tail.of(position, [])
-                if anchor and (not purgeable or purgeable[-1][1].sequence < anchor.sequence):
-                    purgeable.append((chain.seconds(stored_at), anchor))
-                backlog = await self._queue.backlog(self._lane)
-                now_s = chain.seconds(backlog.now)
-                old: Tail | None = None
-                while purgeable and now_s - purgeable[0][0] >= self._purge_grace_s:
-                    old = purgeable.popleft()[1]
-                if old and backlog.first < old.sequence:
-                    there = await self._queue.get(self._lane, old.sequence)
-                    if there and there.time == old.time:  # else the queue was rolled back: what it has is not stored
-                        await self._queue.purge_below(self._lane, old.sequence)
-                instruments.lane_position.set(position.last, of_lane)
-                instruments.queue_depth.set(max(0, backlog.last - position.last), of_lane)
-                oldest = None
-                if backlog.last > position.last:
-                    oldest = await self._queue.get(self._lane, position.last + 1)
-                age_s = now_s - chain.seconds(oldest.time) if oldest else 0.0
-                instruments.queue_oldest_age.set(max(0.0, age_s), of_lane)
+            try:
+                with self._step(Step.PURGE):
+                    await self._tend(purgeable)
+            except BronzeError as error:
+                log.info("lane %s: not looked after: %s", self._lane.stream, error)
+            except Exception:
+                log.exception("lane %s: not foreseen", self._lane.stream)
             await asyncio.sleep(TEND_S)
+
+    async def _tend(self, purgeable: deque[tuple[float, Tail]]) -> None:
+        """One look; `purgeable` are the anchors that were seen, with when their entries were stored."""
+        position, stored_at = await self._catalog.position(self._lane)
+        anchor = Tail.of(position, [])
+        if anchor and (not purgeable or purgeable[-1][1].sequence < anchor.sequence):
+            purgeable.append((chain.seconds(stored_at), anchor))
+        backlog = await self._queue.backlog(self._lane)
+        now_s = chain.seconds(backlog.now)
+        old: Tail | None = None
+        while purgeable and now_s - purgeable[0][0] >= self._purge_grace_s:
+            old = purgeable.popleft()[1]
+        if old and backlog.first < old.sequence:
+            there = await self._queue.get(self._lane, old.sequence)
+            if there and there.time == old.time:  # else the queue was rolled back: what it has is not stored
+                await self._queue.purge_below(self._lane, old.sequence)
+        oldest = await self._queue.get(self._lane, position.last + 1) if backlog.last > position.last else None
+        of_lane = {attribute.bronze_source: self._lane.source, attribute.bronze_lane: str(self._lane.number)}
+        instruments = self._telemetry.instruments
+        instruments.lane_position.set(position.last, of_lane)
+        instruments.queue_depth.set(max(0, backlog.last - position.last), of_lane)
+        instruments.queue_oldest_age.set(max(0.0, now_s - chain.seconds(oldest.time)) if oldest else 0.0, of_lane)
 
     # --- errors, counted by step
 
@@ -330,9 +336,7 @@ async def consume(writers: Sequence[LaneWriter], stop: asyncio.Event) -> None:
     write = [asyncio.create_task(writer.run(stop)) for writer in writers]
     await stop.wait()
     _, late = await asyncio.wait(write, timeout=STOP_GRACE_S)
-    for task in [*late, *tend]:
-        task.cancel()
-    await asyncio.gather(*write, *tend, return_exceptions=True)
+    await _end(*late, *tend)
 
 
 async def _wait(stop: asyncio.Event, seconds: float) -> None:
@@ -343,11 +347,26 @@ async def _wait(stop: asyncio.Event, seconds: float) -> None:
 
 async def _unless(stop: asyncio.Event, work: Coroutine[None, None, None]) -> None:
     """Do the work, or give it up if stopped."""
-    tasks = {asyncio.create_task(work), asyncio.create_task(stop.wait())}
+    tasks: set[asyncio.Task[Any]] = {asyncio.create_task(work), asyncio.create_task(stop.wait())}
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     finally:
-        for task in tasks:
-            task.cancel()
+        await _end(*tasks)
     for task in done:
         task.result()
+
+
+async def _end(*tasks: asyncio.Task[Any]) -> None:
+    """Cancel tasks until they have ended.
+
+    Once is not enough: before Python 3.12, `asyncio.wait_for`, which the NATS client waits with, swallows a
+    cancellation that comes together with the answer.
+    """
+    pending = set(tasks)
+    while pending:
+        for task in pending:
+            task.cancel()
+        _, pending = await asyncio.wait(pending, timeout=CANCEL_AGAIN_S)
+    for task in tasks:
+        if not task.cancelled():
+            task.exception()  # seen, so that asyncio does not complain that nobody looked

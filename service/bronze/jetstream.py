@@ -159,14 +159,21 @@ class JetStream:
         _raise_error(answer)
         return answer
 
+    async def _ask(self, call: str, payload: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """A call that the server has no reason to refuse: a refusal passes, as an absence does."""
+        try:
+            return await self.api(call, payload)
+        except ApiError as error:
+            raise Unavailable("queue-away", f"the queue refuses {call}: {error}") from error
+
     # --- streams
 
     async def streams_of(self, subject: str) -> list[str]:
         """The names of the streams that hold a subject; there is one at most, or something is wrong."""
-        return (await self.api("STREAM.NAMES", {"subject": subject})).get("streams") or []
+        return (await self._ask("STREAM.NAMES", {"subject": subject})).get("streams") or []
 
     async def state(self, stream: str) -> StreamState:
-        info = await self.api(f"STREAM.INFO.{stream}")
+        info = await self._ask(f"STREAM.INFO.{stream}")
         state = info["state"]
         return StreamState(
             name=stream,
@@ -183,7 +190,7 @@ class JetStream:
 
     async def purge_below(self, stream: str, sequence: int) -> None:
         """Drop what lies below a sequence; that message and all after it stay."""
-        await self.api(f"STREAM.PURGE.{stream}", {"seq": sequence})
+        await self._ask(f"STREAM.PURGE.{stream}", {"seq": sequence})
 
     # --- writing
 
@@ -236,7 +243,7 @@ class JetStream:
         except ApiError as error:
             if error.err_code == NO_MESSAGE:
                 return None
-            raise
+            raise Unavailable("queue-away", f"the queue cannot look up {request}: {error}") from error
         return Message(
             sequence=stored["seq"],
             subject=stored["subject"],

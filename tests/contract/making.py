@@ -119,3 +119,15 @@ async def until(claim: Callable[[], bool | Awaitable[bool]], within_s: float = 2
             if await holds if isinstance(holds, Awaitable) else holds:
                 return
             await asyncio.sleep(0.02)
+
+
+async def ended(*tasks: asyncio.Task[None]) -> None:
+    """Cancels tasks until they have ended: before Python 3.12, asyncio.wait_for swallows a cancellation that comes
+    together with the answer.
+    """
+    pending = set(tasks)
+    while pending:
+        for task in pending:
+            task.cancel()
+        _, pending = await asyncio.wait(pending, timeout=0.5)
+    await asyncio.gather(*tasks, return_exceptions=True)

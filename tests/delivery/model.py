@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mappin
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from functools import cache, partial
+from functools import cache, lru_cache
 from io import BytesIO
 from typing import Any, TypeVar
 
@@ -184,7 +184,7 @@ class Link(JetStream):
     def connected(self) -> bool:
         return True
 
-    async def _ask(self, name: str, act: Callable[[int], T], *, writes: bool = False) -> T:
+    async def _meet(self, name: str, act: Callable[[int], T], *, writes: bool = False) -> T:
         return await self._world.ask(self._process, name, act, writes=writes) if self._patient else act(0)
 
     async def state(self, stream: str) -> StreamState:
@@ -203,22 +203,22 @@ class Link(JetStream):
             raise Unavailable("queue-away", "the time for the batch ran out")
         kind = batch[-1].subject.partition(".")[0]
         stream = self._world.streams[LANE.stream if kind == "bronze" else CATALOG]
-        return await self._ask(f"store {kind}", lambda _: stream.store(batch), writes=True)
+        return await self._meet(f"store {kind}", lambda _: stream.store(batch), writes=True)
 
     async def get(self, stream: str, sequence: int) -> Message | None:
         of = self._world.streams[stream]
-        return await self._ask("get", lambda _: next((one for one in of.present() if one.sequence == sequence), None))
+        return await self._meet("get", lambda _: next((one for one in of.present() if one.sequence == sequence), None))
 
     async def get_last(self, stream: str, subject: str) -> Message | None:
         of = self._world.streams[stream]
-        return await self._ask("get last", lambda _: of.last_of(subject))
+        return await self._meet("get last", lambda _: of.last_of(subject))
 
     async def has(self, stream: str, sequence: int) -> bool:
         return True  # a hint; this one always makes its reader look
 
     async def read(self, stream: str, first: int, *, messages_max: int, bytes_max: int) -> list[Message]:
         of = self._world.streams[stream]
-        return await self._ask("read", lambda lag: [one for one in of.view(lag) if one.sequence >= first])
+        return await self._meet("read", lambda lag: [one for one in of.view(lag) if one.sequence >= first])
 
     async def last_of(self, stream: str, subjects: Sequence[str]) -> list[Message]:
         of = self._world.streams[stream]
@@ -227,7 +227,7 @@ class Link(JetStream):
             newest = {message.subject: message for message in of.view(lag)}
             return [newest[subject] for subject in subjects if subject in newest]
 
-        return await self._ask("identities", last)
+        return await self._meet("identities", last)
 
     async def purge_below(self, stream: str, sequence: int) -> None:
         of = self._world.streams[stream]
@@ -361,7 +361,7 @@ class ApiProcess(Process):
             world.wiring.catalog(link, CATALOG),
             _telemetry(),
             world.loop.time,
-            partial(world.unforeseen.append),
+            world.unforeseen.append,
         )
 
 
@@ -594,20 +594,20 @@ class World:
             for client in self.clients:
                 if not client.settled:
                     self.send(client)
-            self._rest()
+            self.rest()
             if all(client.settled for client in self.clients):
                 break
         if self.late:
             while self.late:
                 self.arrive(self.late[0])
             self._restart_consumers()
-            self._rest()
+            self.rest()
 
     def _restart_consumers(self) -> None:
         for number in range(len(self.consumers)):
             self.restart_consumer(number)
 
-    def _rest(self) -> None:
+    def rest(self) -> None:
         """Run until for longer than any wait of the service, the purge's grace included, writers only look for more."""
         seen: tuple[int, ...] = ()
         quiet_s = 0.0
@@ -680,14 +680,14 @@ class World:
         return halted[0]
 
     def check_chain(self) -> None:
-        """I2 and I3: the ranges follow each other up to the queue's end, and catalog and bucket say the same."""
+        """I2, I3, I5: the ranges follow each other up to the queue's end, and catalog and bucket say the same."""
         stored, entries = self.stored(), self.entries()
         last = 0
         for entry in entries:
             assert entry.first == last + 1, f"I2: {entry.file_path} does not follow {last}"
             last = entry.last
         assert last == self.queue.last, "I2: messages are left"
-        assert self.queue.first <= max(1, last), "I2: the anchor was purged"
+        assert self.queue.first <= max(1, last), "I5: the anchor was purged"
         assert len(entries) == len(stored), "I3: catalog and bucket differ"
         for entry in entries:
             contents, rows = stored[entry.file_path].contents, stored[entry.file_path].rows
@@ -709,23 +709,23 @@ class World:
             assert identity.parts_done == identity.parts, "I4: a stored submission is not whole"
 
     def check_answers(self) -> None:
-        """I5: everybody is answered, and whoever sends the same body under the same key gets the same 202."""
+        """I7: everybody is answered, and whoever sends the same body under the same key gets the same 202."""
         told: dict[tuple[str, Sequence[bytes]], set[tuple[str, str | None, str]]] = {}
         for client in self.clients:
-            assert client.settled, f"I5: no answer in the end: {client}"
+            assert client.settled, f"I7: no answer in the end: {client}"
             if client.key is not None:
                 told.setdefault((client.key, tuple(client.records)), set()).update(
                     (one.submission_id, one.classification_id, one.received_at) for one in client.answers
                 )
         for (key, _), answers in told.items():
-            assert len(answers) <= 1, f"I5: {key} was answered differently: {answers}"
+            assert len(answers) <= 1, f"I7: {key} was answered differently: {answers}"
 
 
 def _records(payload: bytes) -> list[bytes]:
     return [bytes(record) for record in msgspec.json.decode(payload, type=list[msgspec.Raw])]
 
 
-@cache
+@lru_cache(64)
 def _open(body: bytes) -> Stored:
     table = pq.read_table(BytesIO(body), columns=["_submission_id", "_payload"])
     payloads = [payload.encode() for payload in table.column("_payload").to_pylist()]

@@ -167,6 +167,23 @@ def test_rolled_back() -> None:
     search(RolledBack, 100)
 
 
+def test_a_rolled_back_queue_is_not_purged() -> None:
+    """What a halted lane still has stays in the queue, also where its numbers are those of what was stored."""
+    world = World(SERVICE, RolledBack.began)
+    try:
+        for number in range(3):
+            world.poison(b'"stored %d"' % number)
+        world.rest()
+        world.roll_back(world.queue.commits[0], catalog=False)
+        world.poison(b'"accepted after it"')
+        world.drain()
+        world.check()
+        assert [consumer.halted for consumer in world.consumers] == [True, True]
+        assert len(world.queue.present()) == 2
+    finally:
+        world.close()
+
+
 # --- the negative half: parts that lack one rule each
 
 
