@@ -121,7 +121,7 @@ async def until(claim: Callable[[], bool | Awaitable[bool]], within_s: float = 2
             await asyncio.sleep(0.02)
 
 
-async def ended(*tasks: asyncio.Task[None]) -> None:
+async def cancelled(*tasks: asyncio.Task[None]) -> None:
     """Cancels tasks until they have ended: before Python 3.12, asyncio.wait_for swallows a cancellation that comes
     together with the answer.
     """

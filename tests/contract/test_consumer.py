@@ -26,7 +26,7 @@ from bronze.queue import NatsQueue, boot_time_s
 from bronze.settings import Settings
 from bronze.submission import FORMAT, HEADER_FORMAT
 from local.programs import Process
-from tests.contract.making import SOURCES, Heard, Submission, ended, submission, until, vehicle, wide
+from tests.contract.making import SOURCES, Heard, Submission, cancelled, submission, until, vehicle, wide
 
 PATIENT = Limits(bytes_max=2**26, messages_max=4_096, submissions_max=999, age_s_max=3_600)
 
@@ -223,7 +223,7 @@ async def test_what_is_stored_leaves_the_queue_but_for_the_anchor(parts: Parts) 
     try:
         await until(purged)
     finally:
-        await ended(tend)
+        await cancelled(tend)
     assert (await parts.queue.backlog(parts.lane)).messages == 1
     async with parts.running():
         await parts.submit(vehicle("3"))

@@ -10,7 +10,7 @@ from bronze.chain import Attempt, Lane
 from bronze.claims import Claims
 from bronze.jetstream import JetStream
 from bronze.lock import Lost, NatsLock, State
-from tests.contract.making import ended, until
+from tests.contract.making import cancelled, until
 
 LANE = Lane("vehicles", 0, "20261124T120000000")
 EXPIRY_S = 0.5
@@ -44,7 +44,7 @@ async def meanwhile(work: Coroutine[None, None, None]) -> AsyncIterator[asyncio.
     try:
         yield task
     finally:
-        await ended(task)
+        await cancelled(task)
 
 
 async def taken(lock: NatsLock) -> None:
@@ -111,7 +111,7 @@ async def test_of_racers_for_an_expired_lock_one_gets_it(make: Make) -> None:
         (owner,) = [racer for racer, task in zip(racers, tasks, strict=True) if task.done()]
         await owner.decoded()
     finally:
-        await ended(*tasks)
+        await cancelled(*tasks)
 
 
 async def test_a_lock_that_is_given_back_is_taken_at_once(make: Make) -> None:
