@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, NoReturn
 
 from bronze import chain, parquet
 from bronze.bucket import Bucket, read_contents
@@ -164,15 +164,19 @@ class LaneWriter:
         try:
             read = await self._queue.read(self._lane, tail)
         except Gap as gap:
-            now, _ = await self._catalog.position(self._lane)
-            if now.entry_sequence != position.entry_sequence:
-                raise Overtaken from gap
-            await self._queue.confirm_gap(self._lane, gap)
-            raise Unavailable("timeout", f"a replica of the queue is late: {gap}") from gap
+            await self._explain(position, gap)
         self._verified_s = time.monotonic()
         if read and not pending:
             self._read_ns = time.time_ns()
         return read
+
+    async def _explain(self, position: Position, gap: Gap) -> NoReturn:
+        """Why a message is missing: stored and purged by another writer, not there yet, or lost by the queue."""
+        now, _ = await self._catalog.position(self._lane)
+        if now.entry_sequence != position.entry_sequence:
+            raise Overtaken from gap
+        await self._queue.confirm_gap(self._lane, gap)
+        raise Unavailable("timeout", f"a replica of the queue is late: {gap}") from gap
 
     # --- rules 3 to 5: cut, encode, create, append
 
@@ -194,7 +198,7 @@ class LaneWriter:
             contents = await self._create(encoded, trail, read)
             with self._step(Step.QUARANTINE):
                 for aside in contents.quarantined:
-                    await self._set_aside(aside, read)
+                    await self._set_aside(aside, position, read)
             with self._step(Step.CATALOG), trail.stage(Stage.CATALOG):
                 position = await self._catalog.append(lane, position, contents)
             trail.stored(contents)
@@ -245,12 +249,12 @@ class LaneWriter:
             raise Unavailable("conflict", f"{key} was there and is gone")
         return contents
 
-    async def _set_aside(self, aside: SetAside, read: Sequence[Message]) -> None:
+    async def _set_aside(self, aside: SetAside, position: Position, read: Sequence[Message]) -> None:
         """Keep a message byte for byte. Its headers stand in the footer of the object that lists it."""
         message = next((one for one in read if one.sequence == aside.sequence), None)
         message = message or await self._queue.get(self._lane, aside.sequence)
         if message is None:
-            raise Overtaken  # purged: whoever appended the entry has kept it
+            await self._explain(position, Gap(aside.sequence))
         metadata = {
             "bronze-reason": aside.reason.encode("ascii", "replace").decode()[:REASON_CHARS_MAX],
             "bronze-subject": message.subject,

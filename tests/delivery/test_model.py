@@ -1,6 +1,6 @@
 """The delivery protocol under every order of events that a random search reaches (`docs/delivery.md`)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
@@ -167,21 +167,38 @@ def test_rolled_back() -> None:
     search(RolledBack, 100)
 
 
-def test_a_rolled_back_queue_is_not_purged() -> None:
-    """What a halted lane still has stays in the queue, also where its numbers are those of what was stored."""
+@pytest.fixture
+def world() -> Iterator[World]:
     world = World(SERVICE, RolledBack.began)
-    try:
-        for number in range(3):
-            world.poison(b'"stored %d"' % number)
-        world.rest()
-        world.roll_back(world.queue.commits[0], catalog=False)
-        world.poison(b'"accepted after it"')
-        world.drain()
-        world.check()
-        assert [consumer.halted for consumer in world.consumers] == [True, True]
-        assert len(world.queue.present()) == 2
-    finally:
-        world.close()
+    yield world
+    world.close()
+
+
+def test_a_rolled_back_queue_is_not_purged(world: World) -> None:
+    """What a halted lane still has stays in the queue, also where its numbers are those of what was stored."""
+    for number in range(3):
+        world.poison(b'"stored %d"' % number)
+    world.rest()
+    world.roll_back(world.queue.commits[0], catalog=False)
+    for number in range(3):
+        world.poison(b'"accepted %d"' % number)
+    world.drain()
+    world.check()
+    assert [consumer.halted for consumer in world.consumers] == [True, True]
+    assert len(world.queue.present()) == 4
+
+
+def test_bytes_that_nobody_has_halt_the_lane(world: World) -> None:
+    """An object that sets a message aside which a rollback took halts the lane, instead of being tried for ever."""
+    for number in range(2):
+        world.poison(b'"%d"' % number)
+    world.work(world.consumers[0], until="put")
+    world.restart_consumer(0)  # dies while its object is on the way
+    world.arrive(world.late[0])
+    world.roll_back(world.queue.commits[0], catalog=False)
+    world.drain()
+    world.check()
+    assert [consumer.halted for consumer in world.consumers] == [True, True]
 
 
 # --- the negative half: parts that lack one rule each
