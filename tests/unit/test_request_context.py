@@ -1,4 +1,4 @@
-"""What of the API needs no server."""
+"""The context in which the API runs each request."""
 
 from contextvars import ContextVar
 from typing import Any
