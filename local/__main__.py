@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from local import evidence
+from local import evidence, servers
 from local.builds import REPOSITORY, build_all
 from local.programs import LOOPBACK, LocalError, NotReady, Program, check_ports, wait_ready
 from local.stack import Ports, Stack
@@ -167,7 +167,7 @@ def check() -> int:
     """Has the real programs check the configuration that they are given."""
     built = build_all(say)
     folder = REPOSITORY / "otel-collector"
-    layers = sorted((folder / "exporters").glob("*.yaml"))
+    layers = [folder / "exporters" / f"{layer}.yaml" for layer in servers.LAYERS]
     composed = [argument for file in (folder / "config.yaml", *layers) for argument in ("--config", str(file))]
     prometheus = REPOSITORY / "prometheus" / "prometheus.yaml"
     checks = {

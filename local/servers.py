@@ -199,8 +199,10 @@ def _s3_ready(account: S3Account) -> None:
         client.close()
 
 
-#: The collector takes this many ports, from its OTLP port on: OTLP, its own metrics, its health.
-COLLECTOR_PORTS = 3
+#: The collector takes this many ports, from its OTLP port on.
+COLLECTOR_PORTS = 5
+#: Where telemetry goes: files of `otel-collector/exporters/`.
+LAYERS = ("metrics/prometheus", "traces/zipkin", "logs/file")
 
 
 def collector(
@@ -209,7 +211,7 @@ def collector(
     name: str,
     *,
     executable: Path,
-    layers: Iterable[str] = ("prometheus", "zipkin"),
+    layers: Iterable[str] = LAYERS,
     env: Mapping[str, str],
 ) -> Program:
     """The OpenTelemetry Collector with the named files of `otel-collector/exporters/`.
@@ -218,7 +220,10 @@ def collector(
     """
     configs = [REPOSITORY / "otel-collector" / "config.yaml"]
     configs += [REPOSITORY / "otel-collector" / "exporters" / f"{layer}.yaml" for layer in layers]
-    ports = {"otlp": port, "metrics": port + 1, "health": port + 2}
+    layers = tuple(layers)
+    ports = {"otlp": port, "metrics": port + 1, "health": port + 2, "otlp.grpc": port + 3}
+    if "metrics/prometheus-scrape" in layers:
+        ports["scrape"] = port + 4
 
     def ready() -> None:
         own = http_get(ports["metrics"], "/metrics").decode()
@@ -235,7 +240,10 @@ def collector(
         env={
             "COLLECTOR_INSTANCE_ID": name,
             "COLLECTOR_STATE_DIR": str(state / "queues"),
+            "COLLECTOR_FILES_DIR": str(state / "files"),
             "COLLECTOR_OTLP_ENDPOINT": f"{LOOPBACK}:{port}",
+            "COLLECTOR_OTLP_GRPC_ENDPOINT": f"{LOOPBACK}:{ports['otlp.grpc']}",
+            "COLLECTOR_SCRAPE_ENDPOINT": f"{LOOPBACK}:{port + 4}",
             "COLLECTOR_METRICS_HOST": LOOPBACK,
             "COLLECTOR_METRICS_PORT": str(ports["metrics"]),
             "COLLECTOR_HEALTH_ENDPOINT": f"{LOOPBACK}:{ports['health']}",
@@ -270,6 +278,7 @@ def prometheus(state: Path, port: int, targets: Mapping[str, int], *, executable
             f"--storage.tsdb.path={data}",
             f"--web.listen-address={LOOPBACK}:{port}",
             "--web.enable-otlp-receiver",
+            "--web.enable-remote-write-receiver",
             "--enable-feature=exemplar-storage",
         ),
         ports={"api": port},
