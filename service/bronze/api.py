@@ -455,7 +455,7 @@ class Api:
     async def ready(self) -> tuple[bool, dict[str, str]]:
         """Whether submissions can be taken, which the queue decides; the bucket's absence is told, and waited out."""
         lane = next(iter(self._lanes.values()))
-        queue, bucket = await asyncio.gather(_probe(self._queue.backlog(lane)), _probe(self._bucket.check()))
+        queue, bucket = await asyncio.gather(_probe(self._queue.state(lane)), _probe(self._bucket.check()))
         ready = queue == "ok"
         status = "ready" if ready else "not ready: the queue is away"
         return ready, {

@@ -292,7 +292,7 @@ class LaneWriter:
         anchor = Tail.of(position, [])
         if anchor and (not purgeable or purgeable[-1][1].sequence < anchor.sequence):
             purgeable.append((chain.seconds(stored_at), anchor))
-        backlog = await self._queue.backlog(self._lane)
+        backlog = await self._queue.state(self._lane)
         now_s = chain.seconds(backlog.now)
         old: Tail | None = None
         while purgeable and now_s - purgeable[0][0] >= self._purge_grace_s:

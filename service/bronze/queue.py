@@ -4,7 +4,6 @@ import asyncio
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Protocol
 
@@ -12,7 +11,7 @@ from bronze import jetstream as js
 from bronze.chain import KEY_LAYOUT, Gap, Lane, Message, Tail, follow, lane_subject, rolled_back, stream_prefix
 from bronze.claims import Claims
 from bronze.errors import Halted, Misconfigured, Poison, Unavailable
-from bronze.jetstream import ApiError, JetStream, Outgoing
+from bronze.jetstream import ApiError, JetStream, Outgoing, StreamState
 from bronze.settings import Settings
 from bronze.submission import Accepted, Checked, Part
 
@@ -37,16 +36,6 @@ def boot_time_s() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
-@dataclass(frozen=True, slots=True)
-class Backlog:
-    """A lane as its leader sees it; `now` is the server's clock."""
-
-    first: int
-    last: int
-    messages: int
-    now: str
-
-
 class Queue(Protocol):
     """What the roles need of a queue.
 
@@ -61,7 +50,7 @@ class Queue(Protocol):
     async def read(self, lane: Lane, tail: Tail | None) -> list[Message]: ...
     async def confirm_gap(self, lane: Lane, gap: Gap) -> None: ...
     async def get(self, lane: Lane, sequence: int) -> Message | None: ...
-    async def backlog(self, lane: Lane) -> Backlog: ...
+    async def state(self, lane: Lane) -> StreamState: ...
     async def purge_below(self, lane: Lane, sequence: int) -> None: ...
 
 
@@ -209,9 +198,8 @@ class NatsQueue:
     async def get(self, lane: Lane, sequence: int) -> Message | None:
         return await self._js.get(lane.stream, sequence)
 
-    async def backlog(self, lane: Lane) -> Backlog:
-        state = await self._js.state(lane.stream)
-        return Backlog(state.first, state.last, state.messages, state.now)
+    async def state(self, lane: Lane) -> StreamState:
+        return await self._js.state(lane.stream)
 
     async def purge_below(self, lane: Lane, sequence: int) -> None:
         """Drop the messages below a sequence: it and what follows stay."""

@@ -62,7 +62,7 @@ class Served:
         return await self.client.post(path, content=body, headers=sent)
 
     async def queued(self) -> int:
-        return (await self.queue.backlog(self.lane)).messages
+        return (await self.queue.state(self.lane)).messages
 
     def counted(self, outcome: str, **attributes: str) -> float:
         return self.heard.count("bronze.records", bronze_outcome=outcome, **attributes)

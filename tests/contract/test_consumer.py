@@ -218,13 +218,13 @@ async def test_what_is_stored_leaves_the_queue_but_for_the_anchor(parts: Parts) 
     tend = asyncio.create_task(parts.writer().tend())
 
     async def purged() -> bool:
-        return (await parts.queue.backlog(parts.lane)).first == 3
+        return (await parts.queue.state(parts.lane)).first == 3
 
     try:
         await until(purged)
     finally:
         await cancelled(tend)
-    assert (await parts.queue.backlog(parts.lane)).messages == 1
+    assert (await parts.queue.state(parts.lane)).messages == 1
     async with parts.running():
         await parts.submit(vehicle("3"))
         await until(parts.at(4))
@@ -414,7 +414,7 @@ async def test_a_message_of_a_newer_format_is_left_to_a_newer_consumer(
         await until(lambda: heard.count("bronze.consumer.errors", error_type="unknown-format") > 0)
     assert await parts.position() == 1
     assert await parts.payloads() == [vehicle("a")]
-    assert (await parts.queue.backlog(parts.lane)).messages == 3
+    assert (await parts.queue.state(parts.lane)).messages == 3
 
 
 # --- a queue that was rolled back
@@ -466,4 +466,4 @@ async def test_a_lane_that_the_bucket_is_ahead_of_halts_at_its_start(
     async with parts.running() as (task,):
         await ended(task, heard)
     assert await parts.payloads() == [vehicle("a"), vehicle("b")]
-    assert (await parts.queue.backlog(parts.lane)).messages == 1
+    assert (await parts.queue.state(parts.lane)).messages == 1

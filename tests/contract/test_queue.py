@@ -97,7 +97,7 @@ async def test_what_is_submitted_is_read_whole_and_in_order(queue: NatsQueue, la
     assert {message.submission_id for message in messages} == {one.id}
     assert await queue.submitted(lane, one.id) == one.accepted
     assert await queue.submitted(lane, "another") is None
-    backlog = await queue.backlog(lane)
+    backlog = await queue.state(lane)
     assert (backlog.first, backlog.last, backlog.messages) == (1, len(records), len(records))
 
 
@@ -321,7 +321,7 @@ async def test_a_read_goes_on_after_the_tail_and_a_purge_keeps_it(queue: NatsQue
     assert await queue.read(lane, anchor) == messages[3:]
     await queue.purge_below(lane, anchor.sequence)
     assert await queue.read(lane, anchor) == messages[3:]
-    assert (await queue.backlog(lane)).first == anchor.sequence
+    assert (await queue.state(lane)).first == anchor.sequence
     assert await queue.get(lane, 2) is None
     assert await queue.get(lane, 3) == messages[2]
 
