@@ -6,6 +6,7 @@ A message's payload is a JSON array of whole records, each exactly as received; 
 is a part of. The same facts, `Accepted`, stand in the messages, in the identity and in the object's footer.
 """
 
+import datetime as dt
 import hashlib
 import json
 import re
@@ -20,7 +21,7 @@ import msgspec
 import uuid_utils
 
 from bronze.errors import Poison, Refused
-from bronze.sources import Source
+from bronze.sources import FieldType, Source
 
 #: Version of the message's format; a consumer leaves a newer one to a newer consumer.
 FORMAT = 1
@@ -253,6 +254,7 @@ class Intake:
         self._source = source
         self._body_bytes_max = body_bytes_max
         self._decoder = msgspec.json.Decoder(source.record_type)
+        self._timestamps = [field.name for field in source.fields if field.type is FieldType.TIMESTAMP]
         self._spool: SpooledTemporaryFile[bytes] = SpooledTemporaryFile(spool_memory_bytes_max)  # noqa: SIM115
         self._sha = hashlib.sha256()
         self._body_bytes = 0
@@ -350,6 +352,9 @@ class Intake:
                 f"Record {self._records} is not a JSON object: {error}. One record is one line.",
                 record=self._records,
             ) from error
+        for name in self._timestamps:
+            if _beyond_calendar(getattr(checked, name)):
+                raise self._violation(f"Expected a time of the years 1 to 9999 in UTC - at `$.{name}`")
         size = len(record) + 1
         if size + 1 > MESSAGE_BYTES_MAX - HEADER_BYTES_MAX:
             raise self._record_too_large()
@@ -410,6 +415,17 @@ def too_large(limit: int, advice: str = "Send it as several submissions.") -> Re
         f"The body is larger than {limit} bytes, decoded. {advice}",
         limit=limit,
     )
+
+
+def _beyond_calendar(time: dt.datetime | None) -> bool:
+    """Whether a time has no date in UTC: Arrow could keep it, and most of its readers could not read it."""
+    if time is None or dt.MINYEAR < time.year < dt.MAXYEAR:
+        return False
+    try:
+        time.astimezone(dt.UTC)
+    except OverflowError:
+        return True
+    return False
 
 
 def _not_utf8(error: UnicodeDecodeError, **members: object) -> Refused:

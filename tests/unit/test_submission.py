@@ -292,6 +292,12 @@ def bad(**fields: object) -> bytes:
         pytest.param(bad(run_number=None), 422, "schema-violation", "run_number", id="null where required"),
         pytest.param(bad(run_number=2**63), 422, "schema-violation", "run_number", id="integer too large"),
         pytest.param(bad(scheduled_at="2013-01-01T00:00:00"), 422, "schema-violation", "scheduled_at", id="no zone"),
+        pytest.param(
+            bad(scheduled_at="0001-01-01T00:00:00+14:00"), 422, "schema-violation", "scheduled_at", id="UTC's year 0"
+        ),
+        pytest.param(
+            bad(scheduled_at="9999-12-31T23:59:59-01:00"), 422, "schema-violation", "scheduled_at", id="year 10000"
+        ),
         pytest.param(bad(classification_id=""), 422, "schema-violation", "classification_id", id="empty run"),
         pytest.param(bad(classification_id="r" * 257), 422, "schema-violation", "classification_id", id="long run"),
     ],
