@@ -1,13 +1,15 @@
-"""An OTLP receiver: what any backend that speaks OTLP over HTTP would get, kept for a test to look at."""
+"""OTLP receivers: what any backend that speaks OTLP would get, by HTTP or by gRPC, kept for a test to look at."""
 
 import gzip
 import http.server
 import threading
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Self
 
+import grpc
 from google.protobuf.message import Message
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
@@ -24,7 +26,7 @@ Attributes = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Request:
-    """One request that was taken. `headers` have lower-case names; `message` is the decoded body."""
+    """One request that was taken. `headers` have lower-case names, gRPC's metadata too; `message` is the decoded body."""
 
     path: str
     headers: Mapping[str, str]
@@ -51,6 +53,9 @@ class Receiver:
             protocol_version = "HTTP/1.1"
 
             def do_POST(self) -> None:
+                if receiver._server is None:  # stopped: connections that are open get no answer either
+                    self.close_connection = True
+                    return
                 body = self.rfile.read(int(self.headers["Content-Length"]))
                 if receiver.status == 200:
                     receiver.requests.append(_request(self.path, dict(self.headers.items()), body))
@@ -125,6 +130,36 @@ class Receiver:
         return (request.message for request in list(self.requests) if isinstance(request.message, kind))
 
 
+@dataclass
+class GrpcReceiver(Receiver):
+    """The same by gRPC. It refuses nothing: `status` is not heard."""
+
+    _grpc: grpc.Server | None = None
+
+    def start(self) -> None:
+        self._grpc = grpc.server(ThreadPoolExecutor(2))
+        handlers = [self._handler(path, kind) for path, kind in _METHODS.items()]
+        self._grpc.add_generic_rpc_handlers(handlers)
+        bound = self._grpc.add_insecure_port(f"{LOOPBACK}:{self.port}")
+        if bound != self.port:
+            raise OSError(f"port {self.port} is taken")
+        self._grpc.start()
+
+    def stop(self) -> None:
+        if self._grpc:
+            self._grpc.stop(grace=None).wait()
+            self._grpc = None
+
+    def _handler(self, service: str, kind: type[Message]) -> Any:
+        def export(message: Message, context: grpc.ServicerContext) -> bytes:
+            headers = {name: str(value) for name, value in context.invocation_metadata()}
+            self.requests.append(Request(f"/{service}/Export", headers, message))
+            return b""  # every response of OTLP says "all of it" when it says nothing
+
+        method = grpc.unary_unary_rpc_method_handler(export, request_deserializer=kind.FromString)
+        return grpc.method_handlers_generic_handler(service, {"Export": method})
+
+
 def attributes(pairs: Any) -> dict[str, Any]:
     """The attributes of a span, a data point or a resource as Python values."""
 
@@ -142,6 +177,15 @@ _KINDS: Mapping[str, type[Message]] = {
     "/v1/traces": ExportTraceServiceRequest,
     "/v1/metrics": ExportMetricsServiceRequest,
     "/v1/logs": ExportLogsServiceRequest,
+}
+
+_METHODS: Mapping[str, type[Message]] = {
+    f"opentelemetry.proto.collector.{signal}.v1.{signal.title()}Service": kind
+    for signal, kind in (
+        ("trace", ExportTraceServiceRequest),
+        ("metrics", ExportMetricsServiceRequest),
+        ("logs", ExportLogsServiceRequest),
+    )
 }
 
 

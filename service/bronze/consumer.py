@@ -304,6 +304,8 @@ class LaneWriter:
         oldest = await self._queue.get(self._lane, position.last + 1) if backlog.last > position.last else None
         of_lane = {attribute.bronze_source: self._lane.source, attribute.bronze_lane: str(self._lane.number)}
         instruments = self._telemetry.instruments
+        if position.entry:
+            instruments.upload_last_success_time.set(chain.seconds(stored_at), of_lane)
         instruments.lane_position.set(position.last, of_lane)
         instruments.queue_depth.set(max(0, backlog.last - position.last), of_lane)
         instruments.queue_oldest_age.set(max(0.0, now_s - chain.seconds(oldest.time)) if oldest else 0.0, of_lane)

@@ -76,6 +76,11 @@ class Settings(BaseSettings):
     log_format: LogFormat = Field(LogFormat.JSON, description="Logs on standard output: json or console.")
     log_level: str = Field("INFO", description="Least level that is logged.")
 
+    @property
+    def delivery_objective_s(self) -> float:
+        """By when a submission should be in the bucket, from its 202 on, in seconds."""
+        return round(self.flush_age_s + 2, 3)
+
     @model_validator(mode="after")
     def _grace_covers_late_publishes(self) -> Self:
         if self.purge_grace_s < 2 * self.deadline_s:

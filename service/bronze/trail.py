@@ -2,11 +2,12 @@
 
     send bronze.{source}           (API)
       process bronze.{source}      one a submission, from read to stored
-        upload {source}            a child of the oldest submission's; the others link to it
+        upload {source}            a child of the oldest sampled submission's; the others link to it
           encode parquet
           S3 PutObject
 
-Every histogram is recorded in the context of what it measures, so that its exemplar leads there.
+Every histogram is recorded in the context of what it measures, so that its exemplar leads there. Under sampling, an
+upload is seen if any of its submissions is: it is a child of the oldest that is sampled, of the oldest where none is.
 """
 
 import time
@@ -58,12 +59,13 @@ class Trail:
             by_submission.setdefault(kept.part.accepted.submission_id, []).append(kept)
         for submission_id, parts in by_submission.items():
             self._process[submission_id] = self._start_process(parts)
-        oldest = next(iter(self._process.values()), None)
+        sampled = [span for span in self._process.values() if span.get_span_context().trace_flags.sampled]
+        parent = next(iter(sampled or self._process.values()), None)
         self.upload = telemetry.tracer.start_span(
             spans.upload.name(lane.source),
-            context=set_span_in_context(oldest, Context()) if oldest else Context(),
+            context=set_span_in_context(parent, Context()) if parent else Context(),
             kind=spans.upload.kind,
-            links=[Link(span.get_span_context()) for span in list(self._process.values())[1 : LINKS_MAX + 1]],
+            links=[Link(span.get_span_context()) for span in sampled[1 : LINKS_MAX + 1]],
             attributes={
                 **self._source,
                 attribute.bronze_lane: str(lane.number),
@@ -148,7 +150,6 @@ class Trail:
         self._instruments.upload_duration.record(time.perf_counter() - self._began_s, succeeded, context=self.context)
         self._instruments.upload_size.record(size, self._source, context=self.context)
         self._instruments.upload_records.record(contents.records, self._source, context=self.context)
-        self._instruments.upload_last_success_time.set(time.time(), self._source)
         self.upload.set_attributes(
             {
                 attribute.bronze_file_path: contents.file_path,

@@ -25,7 +25,7 @@ from bronze.lock import Lock, NatsLock
 from bronze.queue import NatsQueue, Queue, boot_time_s
 from bronze.settings import Settings
 from bronze.telemetry import sdk
-from bronze.telemetry.signals import Role
+from bronze.telemetry.signals import Role, attribute
 
 T = TypeVar("T")
 
@@ -190,6 +190,8 @@ async def consume_role(settings: Settings, wire: Callable[[Edges], Edges] = lamb
     """
     telemetry = sdk.start(Role.CONSUMER, settings)
     telemetry.instruments.zero(Role.CONSUMER, sources.built_in())
+    for source in sources.built_in():
+        telemetry.instruments.delivery_objective.set(settings.delivery_objective_s, {attribute.bronze_source: source})
     stop = asyncio.Event()
     _on_signals(stop.set)
     try:

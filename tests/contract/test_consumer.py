@@ -2,6 +2,7 @@
 
 import asyncio
 import shutil
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -229,6 +230,26 @@ async def test_what_is_stored_leaves_the_queue_but_for_the_anchor(parts: Parts) 
         await parts.submit(vehicle("3"))
         await until(parts.at(4))
     assert len(await parts.payloads()) == 4
+
+
+async def test_a_consumer_that_wrote_nothing_yet_knows_when_the_lane_reached_the_bucket(parts: Parts) -> None:
+    """From the catalog: at its start, and where another consumer writes. Before a first object it says nothing."""
+
+    def said() -> list[float]:
+        return [point.value for point in parts.heard.points("bronze.upload.last_success.time")]
+
+    tend = asyncio.create_task(parts.writer().tend())
+    try:
+        await until(lambda: bool(parts.heard.points("bronze.lane.position")))
+        assert said() == []
+        before_s = time.time()
+        await parts.submit(vehicle("a"))
+        async with parts.running():
+            await until(parts.at(1))
+        await until(lambda: bool(said()))
+        assert before_s < said()[0] < time.time()
+    finally:
+        await cancelled(tend)
 
 
 # --- crashes and lost replies

@@ -31,7 +31,7 @@ SOON = {"BRONZE_FLUSH_AGE_S": "0.2", "OTEL_METRIC_EXPORT_INTERVAL": "500"}
 STOP_S_MAX = 10.0
 
 _SAMPLE = re.compile(r"(?P<name>\w+)(?:\{(?P<labels>.*)\})? (?P<value>\S+)")
-_LABEL = re.compile(r'(\w+)="([^"]*)"')
+_LABEL = re.compile(r'(\w+)="([^"]+)"')  # an empty label is none, as Prometheus has it
 
 
 def until(what: str, probe: Callable[[], T | None], timeout_s: float = 30) -> T:

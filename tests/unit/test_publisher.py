@@ -4,6 +4,7 @@ import argparse
 import datetime as dt
 import io
 import json
+import logging
 import os
 import random
 import signal
@@ -29,6 +30,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from opentelemetry.exporter.prometheus import PrometheusMetricReader
+from opentelemetry.sdk._logs import LoggerProvider
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import (
     MetricExporter,
@@ -209,9 +211,11 @@ def observed(monkeypatch: pytest.MonkeyPatch) -> Iterator[Observed]:
         resource={"service.name": "publisher", "service.instance.id": "test", "service.version": "0"},
         _tracers=tracers,
         _meters=meters,
+        _loggers=LoggerProvider(shutdown_on_exit=False),
         _exporters=(),
         _readers=[reader],
         _scraped=registry,
+        _logs=logging.NullHandler(),
     )
     yield Observed(telemetry, exported, finished)
     telemetry.shutdown()

@@ -6,10 +6,12 @@ import io
 import json
 import logging
 import os
+import secrets
 import socket
 import threading
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -17,8 +19,10 @@ import pytest
 from fastapi import FastAPI
 from fastapi.telemetry import TelemetryConfig
 from opentelemetry import trace
-from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry._logs import SeverityNumber
+from opentelemetry.instrumentation.utils import suppress_instrumentation
+from opentelemetry.sdk._logs import ReadableLogRecord
+from opentelemetry.sdk._logs.export import LogRecordExporter, LogRecordExportResult
 from opentelemetry.sdk.metrics.export import HistogramDataPoint, InMemoryMetricReader, Metric
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan
@@ -32,10 +36,11 @@ import bronze
 from bronze import telemetry
 from bronze.errors import Misconfigured
 from bronze.settings import LogFormat, Settings
-from bronze.telemetry import FASTAPI_TELEMETRY_OFF, Telemetry, logs, sdk
+from bronze.telemetry import FASTAPI_TELEMETRY_OFF, Telemetry, logs, losses, sdk
 from bronze.telemetry.context import extract, inject, span_context, trace_id_hex, traceparent
 from bronze.telemetry.schema import registry
 from bronze.telemetry.signals import Outcome, Role, attribute, spans
+from tests.otlp import Receiver, attributes
 
 UPLOADED = {attribute.bronze_source: "vehicles", attribute.bronze_outcome: Outcome.SUCCESS}
 
@@ -118,7 +123,8 @@ def scraped(one: Telemetry) -> dict[str, list[tuple[dict[str, str], float]]]:
 
 
 def without_exporters() -> None:
-    os.environ["OTEL_TRACES_EXPORTER"] = os.environ["OTEL_METRICS_EXPORTER"] = "none"
+    for signal in ("TRACES", "METRICS", "LOGS"):
+        os.environ[f"OTEL_{signal}_EXPORTER"] = "none"
 
 
 # --- metrics
@@ -174,6 +180,29 @@ def test_what_is_not_sampled_has_no_exemplar() -> None:
     heard.telemetry.shutdown()
 
 
+def test_a_gauge_says_its_last_value_until_it_is_set_again(heard: Heard) -> None:
+    """On both ways: an idle lane has a position, an age and an objective, and does not vanish after a while."""
+    heard.telemetry.instruments.lane_position.set(7, {attribute.bronze_lane: "0"})
+    for _ in range(3):
+        assert [point.value for point in heard.points("bronze.lane.position")] == [7]
+        assert scraped(heard.telemetry)["bronze_lane_position"] == [({"bronze_lane": "0"}, 7)]
+
+
+@pytest.mark.parametrize("flush_age_s", [0.2, 0.28, 1, 7.5, 15, 3600])
+def test_the_objective_of_deliveries_is_one_of_their_bounds(flush_age_s: float) -> None:
+    """Whatever the flush age: else no query could say how many were in time."""
+    objective_s = Settings(flush_age_s=flush_age_s).delivery_objective_s
+    one = sdk.assemble(Resource({attribute.service_name: "consumer"}), delivery_objective_s=objective_s)
+    one.instruments.delivery_objective.set(objective_s, {attribute.bronze_source: "vehicles"})
+    one.instruments.delivery_duration.record(objective_s, {attribute.bronze_source: "vehicles"})
+    samples = scraped(one)
+    ((_, said),) = samples["bronze_delivery_objective_seconds"]
+    in_time = {float(labels["le"]): value for labels, value in samples["bronze_delivery_duration_seconds_bucket"]}
+    assert in_time[said] == 1
+    assert set(registry().metrics["bronze.delivery.duration"].buckets) < {*in_time}
+    one.shutdown()
+
+
 def test_a_scrape_waits_for_the_one_before(heard: Heard, monkeypatch: pytest.MonkeyPatch) -> None:
     """What two scrapes collect goes to whichever is first: series twice for one, nothing for the other."""
     second = threading.Thread(target=heard.telemetry.metrics)
@@ -191,6 +220,39 @@ def test_a_scrape_waits_for_the_one_before(heard: Heard, monkeypatch: pytest.Mon
     heard.telemetry.metrics()
     second.join()
     assert waited == [True]
+
+
+# --- sampling
+
+
+def test_every_process_keeps_the_same_traces() -> None:
+    """The choice is a function of the trace's id: the same in each role, and after a restart."""
+    os.environ["OTEL_TRACES_SAMPLER"], os.environ["OTEL_TRACES_SAMPLER_ARG"] = "traceidratio", "0.1"
+    one, other = Heard(), Heard()
+    unsampled = [extract({"traceparent": f"00-{secrets.token_hex(16)}-00000000000000ef-00"}) for _ in range(500)]
+    kept, same = [
+        [heard.telemetry.tracer.start_span("upload", context).is_recording() for context in unsampled]
+        for heard in (one, other)
+    ]
+    assert kept == same
+    assert 0 < sum(kept) < 150
+    for heard in (one, other):
+        heard.telemetry.shutdown()
+
+
+@pytest.mark.parametrize("sampled", [True, False])
+def test_a_client_decides_for_its_own_trace(sampled: bool) -> None:  # noqa: FBT001  pytest's
+    """And what else it says of the trace stays as it is."""
+    os.environ["OTEL_TRACES_SAMPLER"] = "parentbased_traceidratio"
+    os.environ["OTEL_TRACES_SAMPLER_ARG"] = "0" if sampled else "1"
+    heard = Heard()
+    theirs = {"traceparent": f"00-{'ab' * 16}-00000000000000ef-0{int(sampled)}", "tracestate": "ot=th:c,vendor=1"}
+    span = heard.telemetry.tracer.start_span("upload", extract(theirs))
+    assert span.is_recording() is sampled
+    given = inject(set_span_in_context(span))
+    assert given["traceparent"].endswith(f"-0{int(sampled)}")
+    assert given["tracestate"] == theirs["tracestate"]
+    heard.telemetry.shutdown()
 
 
 # --- HTTP
@@ -257,7 +319,7 @@ async def test_the_instrumentation_makes_the_metrics_that_are_declared(app: Fast
                 assert tuple(point.explicit_bounds) == declared[name].buckets
 
 
-async def test_no_metric_comes_out_that_is_not_declared(collector: dict[str, list[bytes]], start: Start) -> None:
+async def test_no_metric_comes_out_that_is_not_declared(collector: Receiver, start: Start) -> None:
     """Ours, the instrumentation's and the SDK's own."""
     one = start(Role.API)
     app = FastAPI(telemetry=FASTAPI_TELEMETRY_OFF)
@@ -266,13 +328,7 @@ async def test_no_metric_comes_out_that_is_not_declared(collector: dict[str, lis
     one.instruments.zero(Role.API, ["vehicles"])
     one.flush()
     one.shutdown()
-    names = {
-        metric.name
-        for sent in collector["/v1/metrics"]
-        for of_resource in ExportMetricsServiceRequest.FromString(sent).resource_metrics
-        for of_scope in of_resource.scope_metrics
-        for metric in of_scope.metrics
-    }
+    names = {metric.name for _, metric in collector.metrics}
     assert {"bronze.records", "http.server.request.duration", "otel.sdk.span.started"} <= names
     assert [name for name in names if not registry().knows(name)] == []
 
@@ -369,6 +425,13 @@ def test_a_disabled_sdk_is_silent_and_in_nobodys_way(start: Start) -> None:
     [
         ("OTEL_TRACES_EXPORTER", "zipkin"),
         ("OTEL_METRICS_EXPORTER", "otlp,statsd"),
+        ("OTEL_LOGS_EXPORTER", "file"),
+        ("OTEL_EXPORTER_OTLP_LOGS_PROTOCOL", "grpc"),
+        ("OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE", "delta"),
+        ("OTEL_EXPORTER_OTLP_METRICS_DEFAULT_HISTOGRAM_AGGREGATION", "base2_exponential_bucket_histogram"),
+        ("OTEL_METRICS_EXEMPLAR_FILTER", "always_on"),
+        ("OTEL_TRACES_SAMPLER", "sometimes"),
+        ("OTEL_TRACES_SAMPLER", "traceidratio"),  # without a ratio
         ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc"),
         ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "grpc"),
         ("OTEL_METRIC_EXPORT_INTERVAL", "0"),
@@ -422,74 +485,94 @@ def test_a_port_that_is_none_is_an_error(start: Start) -> None:
 
 
 @pytest.fixture
-def collector() -> Iterator[dict[str, list[bytes]]]:
-    """Bodies of what was sent, by path; OTEL_EXPORTER_OTLP_ENDPOINT leads here."""
-    taken: dict[str, list[bytes]] = {}
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            taken.setdefault(self.path, []).append(self.rfile.read(int(self.headers["Content-Length"])))
-            self.send_response(200)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-
-        def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  the library's name
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        os.environ["OTEL_EXPORTER_OTLP_ENDPOINT"] = f"http://127.0.0.1:{server.server_port}"
-        yield taken
-        server.shutdown()
+def collector() -> Iterator[Receiver]:
+    """OTEL_EXPORTER_OTLP_ENDPOINT leads here."""
+    with Receiver() as receiver:
+        os.environ["OTEL_EXPORTER_OTLP_ENDPOINT"] = receiver.url
+        yield receiver
 
 
-def test_shutdown_sends_what_there_is(collector: dict[str, list[bytes]], start: Start) -> None:
-    """Spans, and metrics with exemplars and with enums as words, of a process that ends at once."""
+def test_shutdown_sends_what_there_is(collector: Receiver, start: Start) -> None:
+    """Spans, logs, and metrics with exemplars and with enums as words, of a process that ends at once."""
     one = start(Role.CONSUMER)
     with one.tracer.start_as_current_span(spans.upload.name("vehicles"), attributes=UPLOADED) as span:
         one.instruments.upload_duration.record(1.5, UPLOADED)
+        logging.getLogger("bronze.test").warning("late")
     one.shutdown()
 
-    (sent,) = collector["/v1/traces"]
-    (of_resource,) = ExportTraceServiceRequest.FromString(sent).resource_spans
-    named = {attribute.key: attribute.value.string_value for attribute in of_resource.resource.attributes}
-    assert named["service.name"] == "consumer"
-    (of_scope,) = of_resource.scope_spans
-    assert of_scope.spans[0].name == "upload vehicles"
-    assert {one.value.string_value for one in of_scope.spans[0].attributes} == {"vehicles", "success"}
+    ((resource, sent),) = collector.spans
+    assert resource["service.name"] == "consumer"
+    assert sent.name == "upload vehicles"
+    assert attributes(sent.attributes) == UPLOADED
 
-    (of_resources,) = ExportMetricsServiceRequest.FromString(collector["/v1/metrics"][-1]).resource_metrics
-    points = [
+    (point,) = [
         point
-        for scope in of_resources.scope_metrics
-        for metric in scope.metrics
+        for _, metric in collector.metrics
         if metric.name == "bronze.upload.duration"
         for point in metric.histogram.data_points
     ]
-    assert {one.key: one.value.string_value for one in points[0].attributes}["bronze.outcome"] == "success"
-    assert points[0].exemplars[0].trace_id == span.get_span_context().trace_id.to_bytes(16, "big")
+    assert attributes(point.attributes)["bronze.outcome"] == "success"
+    assert point.exemplars[0].trace_id == span.get_span_context().trace_id.to_bytes(16, "big")
+
+    ((resource, record),) = collector.logs
+    assert resource["service.name"] == "consumer"
+    assert record.body.string_value == "late"
 
 
-def test_flush_sends_zeros_before_the_first_count(collector: dict[str, list[bytes]], start: Start) -> None:
+def test_flush_sends_zeros_before_the_first_count(collector: Receiver, start: Start) -> None:
     """And leaves the scrape as it was: each series once."""
     one = start(Role.PUBLISHER)
     one.instruments.zero(Role.PUBLISHER, ["vehicles"])
     one.flush()
-    assert b"bronze.publisher.submissions" in collector["/v1/metrics"][0]
+    assert "bronze.publisher.submissions" in {metric.name for _, metric in collector.metrics}
     assert len(scraped(one)["bronze_publisher_submissions_total"]) == 3
 
 
-def test_a_dead_collector_is_counted_and_holds_nobody_up(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dead_collector_is_counted_and_holds_nobody_up(start: Start) -> None:
     with socket.create_server(("127.0.0.1", 0)) as closed:
         os.environ["OTEL_EXPORTER_OTLP_ENDPOINT"] = f"http://127.0.0.1:{closed.getsockname()[1]}"
     os.environ["OTEL_EXPORTER_OTLP_TIMEOUT"] = "0.5"  # less than the first back-off: one try, and it has failed
     one = start(Role.CONSUMER)
     with one.tracer.start_as_current_span("upload"):
-        pass
+        logging.getLogger("bronze.test").warning("away")
     one.flush()
-    failed = [value for labels, value in scraped(one)["otel_sdk_exporter_span_exported_total"] if labels["error_type"]]
-    assert failed == [1]
+    assert failed(one, "span") == {"ConnectionError": 1}
+    assert failed(one, "log") == {"ConnectionError": 1}
     one.shutdown()
+
+
+def failed(one: Telemetry, what: str) -> dict[str, float]:
+    """How many spans, logs or metric_data_points could not be sent, by `error.type`, without zeros."""
+    samples = scraped(one)[f"otel_sdk_exporter_{what}_exported_total"]
+    return {labels["error_type"]: value for labels, value in samples if labels["error_type"] and value}
+
+
+@pytest.mark.parametrize("status", [400, 413, 500, 503])
+def test_what_the_collector_refuses_is_counted_as_failed(
+    status: int, collector: Receiver, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The SDK alone counts it as exported, since it was answered."""
+    os.environ["OTEL_EXPORTER_OTLP_TIMEOUT"] = "0.5"
+    one = start(Role.CONSUMER)
+    with collector.answering(status):
+        with one.tracer.start_as_current_span("upload"):
+            logging.getLogger("bronze.test").warning("refused")
+        one.flush()
+        assert failed(one, "span") == failed(one, "log") == {"NotTaken": 1}
+        assert set(failed(one, "metric_data_point")) == {"NotTaken"}
+
+
+def test_losses_are_counted_from_zero(start: Start) -> None:
+    """A series that begins with its first loss is invisible to `increase()`."""
+    os.environ["OTEL_EXPORTER_OTLP_ENDPOINT"] = "http://127.0.0.1:9"
+    os.environ["OTEL_EXPORTER_OTLP_TIMEOUT"] = "0.5"  # it ends soon
+    samples = scraped(start(Role.PUBLISHER))
+    for name in ("processor_span_processed", "processor_log_processed"):
+        ((_, value),) = [s for s in samples[f"otel_sdk_{name}_total"] if s[0]["error_type"] == "queue_full"]
+        assert value == 0
+    for what in ("span", "log", "metric_data_point"):
+        of = {labels["error_type"]: value for labels, value in samples[f"otel_sdk_exporter_{what}_exported_total"]}
+        assert of == dict.fromkeys(["", *losses.ERRORS], 0)
 
 
 def test_shutdown_does_not_wait_for_a_collector_that_hangs(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -500,7 +583,7 @@ def test_shutdown_does_not_wait_for_a_collector_that_hangs(start: Start, monkeyp
         stream = io.StringIO()
         one = telemetry.start(Role.CONSUMER, Settings(), log_stream=stream)
         with one.tracer.start_as_current_span("upload"):
-            pass
+            logging.getLogger("bronze.test").warning("silence")
         one.shutdown()
         assert "did not take the last telemetry in time" in stream.getvalue()
         one.shutdown()
@@ -586,6 +669,74 @@ def test_uvicorn_speaks_as_we_do_and_not_of_each_request(stream: io.StringIO) ->
     logging.getLogger("uvicorn.access").info("GET /livez 200")
     (line,) = stream.getvalue().splitlines()
     assert json.loads(line)["message"] == "Uvicorn running"
+
+
+def test_a_log_record_goes_out_with_its_trace_and_extra(collector: Receiver, start: Start) -> None:
+    one = start(Role.API)
+    with one.tracer.start_as_current_span("upload") as span:
+        try:
+            raise ValueError("too late")
+        except ValueError:
+            logging.getLogger("bronze.test").exception("lane %s", "0", extra={"records": 3, "key": Path("a")})
+    logging.getLogger("bronze.test").debug("below the level")
+    one.shutdown()
+    ((resource, record),) = collector.logs
+    assert resource["service.instance.id"] == one.instance_id
+    assert (record.body.string_value, record.severity_text) == ("lane 0", "ERROR")
+    assert record.severity_number == SeverityNumber.ERROR.value
+    assert record.trace_id == span.get_span_context().trace_id.to_bytes(16, "big")
+    assert record.span_id == span.get_span_context().span_id.to_bytes(8, "big")
+    given = attributes(record.attributes)
+    assert (given["records"], given["key"]) == (3, "a")
+    assert (given["exception.type"], given["exception.message"]) == ("ValueError", "too late")
+
+
+def test_what_exporters_say_is_not_sent_to_the_collector(collector: Receiver, start: Start) -> None:
+    """Nor what their HTTP client says in an export: each failure would make another record to send."""
+    one = start(Role.API)
+    logging.getLogger("opentelemetry.exporter").error("Failed to export")
+    with suppress_instrumentation():  # as the SDK has it in an export
+        logging.getLogger("urllib3").error("connection lost")
+    logging.getLogger("bronze.test").info("ours")
+    one.shutdown()
+    assert [record.body.string_value for _, record in collector.logs] == ["ours"]
+
+
+def test_log_records_beyond_the_queue_are_dropped_and_counted() -> None:
+    os.environ["OTEL_PYTHON_SDK_INTERNAL_METRICS_ENABLED"] = "true"
+    os.environ["OTEL_BLRP_MAX_QUEUE_SIZE"] = os.environ["OTEL_BLRP_MAX_EXPORT_BATCH_SIZE"] = "2"
+    let_go = threading.Event()
+
+    class StuckLogs(LogRecordExporter):
+        def export(self, batch: Sequence[ReadableLogRecord]) -> LogRecordExportResult:
+            let_go.wait()
+            return LogRecordExportResult.SUCCESS
+
+        def force_flush(self, timeout_millis: int = 0) -> bool:
+            return True
+
+        def shutdown(self) -> None: ...
+
+    one = sdk.assemble(Resource({attribute.service_name: "consumer"}), log_exporters=[lambda _: StuckLogs()])
+    for _ in range(10):
+        one._logs.emit(logging.makeLogRecord({"name": "bronze.test", "msg": "again", "levelno": logging.INFO}))
+    dropped = {labels["error_type"]: value for labels, value in scraped(one)["otel_sdk_processor_log_processed_total"]}
+    assert dropped["queue_full"] >= 10 - 2 - 2  # what fits the queue, and a batch that is under way
+    let_go.set()
+    one.shutdown()
+
+
+def test_without_a_log_exporter_there_are_lines_alone(start: Start) -> None:
+    without_exporters()
+    start(Role.API)
+    assert not [handler for handler in logging.getLogger().handlers if isinstance(handler, logs.Exported)]
+
+
+@pytest.mark.parametrize(
+    ("level", "number"), [(0, 1), (10, 5), (15, 5), (20, 9), (30, 13), (40, 17), (50, 21), (70, 21)]
+)
+def test_severities_are_those_of_the_data_model(level: int, number: int) -> None:
+    assert logs._severity(level).value == number
 
 
 def test_a_level_that_is_none_is_an_error(stream: io.StringIO) -> None:

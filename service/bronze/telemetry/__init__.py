@@ -6,6 +6,7 @@ signals      its names and closed words, typed
 instruments  its metrics
 context      a trace across what is not HTTP
 sdk, logs, scrape  where it all goes
+losses       what did not get there, counted
 """
 
 from bronze.telemetry.sdk import FASTAPI_TELEMETRY_OFF, Telemetry, start

@@ -7,7 +7,7 @@ A histogram is recorded under the context of what it measures, or its exemplar l
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol, Self
 
 from opentelemetry.context import Context
@@ -46,6 +46,7 @@ class Instruments:
     upload_records: Histogram
     stage_duration: Histogram
     delivery_duration: Histogram
+    delivery_objective: Gauge
     consumer_errors: Counter
     queue_depth: Gauge
     queue_oldest_age: Gauge
@@ -56,12 +57,19 @@ class Instruments:
     messaging_process_duration: Histogram
 
     @classmethod
-    def create(cls, meter: Meter) -> Self:
-        """Makes what the registry declares. Raises `Misconfigured` where that is not what stands here."""
+    def create(cls, meter: Meter, delivery_objective_s: float | None = None) -> Self:
+        """Makes what the registry declares; the objective becomes a bound of the deliveries' buckets.
+
+        Raises `Misconfigured` where the registry and what stands here differ.
+        """
         declared = {_field(metric): metric for metric in registry().metrics.values() if not metric.instrumentation}
         typed = {field.name for field in fields(cls)}
         if typed != set(declared):
             raise Misconfigured(f"telemetry registry and Instruments differ in {sorted(typed ^ set(declared))}")
+        if delivery_objective_s is not None:
+            deliveries = declared["delivery_duration"]
+            buckets = tuple(sorted({*deliveries.buckets, delivery_objective_s}))
+            declared["delivery_duration"] = replace(deliveries, buckets=buckets)
         made: dict[str, Any] = {name: _Worded(_create(meter, metric)) for name, metric in declared.items()}
         return cls(**made)
 

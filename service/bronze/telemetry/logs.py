@@ -1,12 +1,18 @@
-"""Logs of a role: one line an event on one stream, as JSON or for the eye, with the trace that it happened in."""
+"""Logs of a role, with the trace that they were made in: one line an event on one stream, as JSON or for the eye, and
+the same by OTLP.
+"""
 
 import datetime as dt
 import json
 import logging
 import sys
+import time
 from collections.abc import Mapping
 from typing import Any, TextIO
 
+from opentelemetry._logs import LoggerProvider, SeverityNumber
+from opentelemetry.context import get_current
+from opentelemetry.instrumentation.utils import is_instrumentation_enabled
 from opentelemetry.trace import format_span_id, format_trace_id
 
 from bronze.errors import Misconfigured
@@ -37,8 +43,9 @@ def configure(log_format: LogFormat, level: str, resource: Mapping[str, str], st
     handler.addFilter(Sparing())
     root = logging.getLogger()
     root.setLevel(number)
-    for earlier in [handler for handler in root.handlers if isinstance(handler.formatter, (Json, Console))]:
-        root.removeHandler(earlier)
+    for earlier in root.handlers[:]:
+        if isinstance(earlier, Exported) or isinstance(earlier.formatter, (Json, Console)):
+            root.removeHandler(earlier)
     root.addHandler(handler)
     for name in _CHATTY:
         logging.getLogger(name).setLevel(max(number, logging.WARNING))
@@ -81,6 +88,34 @@ class Console(logging.Formatter):
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
 
 
+class Exported(logging.Handler):
+    """Hands each record to the SDK, which sends it on from a thread of its own; `extra` becomes attributes.
+
+    What exporters say of themselves is left out: a collector that is away would have its absence queued for it.
+    """
+
+    def __init__(self, loggers: LoggerProvider) -> None:
+        super().__init__()
+        self._loggers = loggers
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.name.startswith(_EXPORTERS) or not is_instrumentation_enabled():  # which it is not in an export
+            return
+        try:
+            self._loggers.get_logger(record.name).emit(
+                timestamp=int(record.created * 1e9),
+                observed_timestamp=time.time_ns(),
+                context=get_current(),
+                severity_number=_severity(record.levelno),
+                severity_text=record.levelname,
+                body=record.getMessage(),
+                attributes={key: _plain(value) for key, value in _extra(record).items()},
+                exception=record.exc_info[1] if record.exc_info else None,
+            )
+        except Exception:  # noqa: BLE001  logging's own convention, for a message that does not fit its arguments
+            self.handleError(record)
+
+
 class Sparing(logging.Filter):
     """Lets each message of an exporter through once a minute, and then says how often it was meant."""
 
@@ -108,6 +143,15 @@ def _time(record: logging.LogRecord) -> dt.datetime:
 
 def _extra(record: logging.LogRecord) -> dict[str, Any]:
     return {key: value for key, value in vars(record).items() if key not in _STANDARD}
+
+
+def _plain(value: object) -> str | bool | float:
+    return value if isinstance(value, (str, bool, int, float)) else str(value)
+
+
+def _severity(level: int) -> SeverityNumber:
+    """DEBUG is 5, INFO 9, WARNING 13, ERROR 17 and CRITICAL 21, by the data model of logs."""
+    return SeverityNumber(min(max(1, 1 + level // 10 * 4), SeverityNumber.FATAL.value))
 
 
 def _trace() -> dict[str, str]:

@@ -21,6 +21,9 @@ SOURCE = "{source}"
 
 Combination = Mapping[str, Sequence[str]]
 
+#: UCUM units as Prometheus spells them at the end of a name; what is counted in braces has no suffix.
+_PROMETHEUS_UNITS = {"s": "seconds", "By": "bytes"}
+
 _Signal = TypeVar("_Signal")
 
 
@@ -48,6 +51,13 @@ class Metric:
     buckets: tuple[float, ...]
     emits: Mapping[str, Sequence[Combination]]
     instrumentation: str | None
+
+    @property
+    def prometheus_name(self) -> str:
+        """The name in Prometheus, on each way in; a histogram's series add `_bucket`, `_sum` and `_count` to it."""
+        words = self.name.replace(".", "_").split("_")
+        suffixes = (_PROMETHEUS_UNITS.get(self.unit), "total" if self.instrument == "counter" else None)
+        return "_".join([*words, *(suffix for suffix in suffixes if suffix and suffix not in words)])
 
     def combinations(self, role: str, sources: Sequence[str]) -> Iterator[dict[str, str]]:
         """Each set of attributes that a process of this role can emit, given the declared sources."""

@@ -16,9 +16,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, TextIO, TypeVar
 
+from opentelemetry.exporter.otlp.proto.http._log_exporter import OTLPLogExporter
 from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.exporter.prometheus import PrometheusMetricReader
+from opentelemetry.sdk._logs import LoggerProvider
+from opentelemetry.sdk._logs.export import BatchLogRecordProcessor, ConsoleLogRecordExporter, LogRecordExporter
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import (
     ConsoleMetricExporter,
@@ -37,7 +40,7 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 import bronze
 from bronze.errors import Misconfigured
 from bronze.settings import Settings
-from bronze.telemetry import logs
+from bronze.telemetry import logs, losses
 from bronze.telemetry.instruments import Instruments
 from bronze.telemetry.schema import registry
 from bronze.telemetry.scrape import MetricsServer
@@ -62,6 +65,26 @@ _DEFAULTS: Final = {
     "OTEL_BSP_MAX_QUEUE_SIZE": "16384",  # an object ends up to 1,000 spans at once, and a backlog has one after another
 }
 
+#: Words that these variables may say, each with what would break otherwise.
+_WORDS: Final = {
+    "OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE": (
+        ("cumulative",),
+        "Prometheus refuses a request with any other; for a backend that wants deltas the collector makes them",
+    ),
+    "OTEL_EXPORTER_OTLP_METRICS_DEFAULT_HISTOGRAM_AGGREGATION": (
+        ("explicit_bucket_histogram",),
+        "rules and panels read the declared buckets",
+    ),
+    "OTEL_METRICS_EXEMPLAR_FILTER": (
+        ("trace_based", "always_off"),
+        "an exemplar of what is not sampled leads to no trace",
+    ),
+    "OTEL_TRACES_SAMPLER": (
+        tuple(f"{kind}{name}" for kind in ("parentbased_", "") for name in ("always_on", "traceidratio", "always_off")),
+        "the SDK would sample everything instead",
+    ),
+}
+
 _METRICS_PORTS: Final = {Role.CONSUMER: 9464, Role.PUBLISHER: 9465}
 
 _PROBES = r"^\w+://[^/]+/(metrics|livez|readyz)(\?|$)"
@@ -82,9 +105,11 @@ class Telemetry:
     resource: Mapping[str, str]
     _tracers: TracerProvider = field(repr=False)
     _meters: MeterProvider = field(repr=False)
-    _exporters: Sequence[SpanExporter | MetricExporter] = field(repr=False)
+    _loggers: LoggerProvider = field(repr=False)
+    _exporters: Sequence[SpanExporter | MetricExporter | LogRecordExporter] = field(repr=False)
     _readers: Sequence[MetricReader] = field(repr=False)  # but Prometheus', which is read by scrapes alone
     _scraped: CollectorRegistry = field(repr=False)
+    _logs: logging.Handler = field(repr=False)
     _scrape: threading.Lock = field(default_factory=threading.Lock, repr=False)
     _stopped: threading.Event = field(default_factory=threading.Event, repr=False)
 
@@ -146,14 +171,16 @@ class Telemetry:
 
     def flush(self) -> None:
         """Sends what there is now; returns after some seconds at the latest, whatever the collector does."""
-        _together([self._tracers.force_flush, *(reader.force_flush for reader in self._readers)])
+        readers = [reader.force_flush for reader in self._readers]
+        _together([self._tracers.force_flush, self._loggers.force_flush, *readers])
 
     def shutdown(self) -> None:
         """Sends what there is and ends. Returns after some seconds at the latest; a second call does nothing."""
         if self._stopped.is_set():
             return
         self._stopped.set()
-        if not _together([self._tracers.shutdown, self._meters.shutdown]):
+        logging.getLogger().removeHandler(self._logs)
+        if not _together([self._tracers.shutdown, self._meters.shutdown, self._loggers.shutdown]):
             _log.warning("the collector did not take the last telemetry in time, it is lost")
             for exporter in self._exporters:
                 exporter.shutdown()  # ends what is being tried again
@@ -168,8 +195,14 @@ def start(service_name: str, settings: Settings, *, log_stream: TextIO | None = 
         os.environ.setdefault(variable, value)
     resource = _resource(Role(service_name))
     logs.configure(settings.log_format, settings.log_level, _identity(resource), log_stream)
+    _check_words()
     try:
-        return assemble(
+        logs_to = _chosen(
+            "OTEL_LOGS_EXPORTER",
+            lambda: lambda meters: OTLPLogExporter(meter_provider=meters),
+            lambda: lambda _: ConsoleLogRecordExporter(),
+        )
+        telemetry = assemble(
             resource,
             metric_exporters=_chosen("OTEL_METRICS_EXPORTER", OTLPMetricExporter, ConsoleMetricExporter),
             span_exporters=_chosen(
@@ -177,9 +210,14 @@ def start(service_name: str, settings: Settings, *, log_stream: TextIO | None = 
                 lambda: lambda meters: OTLPSpanExporter(meter_provider=meters),
                 lambda: lambda _: ConsoleSpanExporter(),
             ),
+            log_exporters=logs_to,
+            delivery_objective_s=settings.delivery_objective_s,
         )
     except ValueError as error:
         raise Misconfigured(f"a variable OTEL_* cannot work: {error}") from error
+    if logs_to:
+        logging.getLogger().addHandler(telemetry._logs)  # noqa: SLF001  this makes it
+    return telemetry
 
 
 def assemble(
@@ -188,8 +226,13 @@ def assemble(
     metric_exporters: Sequence[MetricExporter] = (),
     metric_readers: Sequence[MetricReader] = (),
     span_exporters: Sequence[Callable[[MeterProvider], SpanExporter]] = (),
+    log_exporters: Sequence[Callable[[MeterProvider], LogRecordExporter]] = (),
+    delivery_objective_s: float | None = None,
 ) -> Telemetry:
-    """Telemetry from its parts, which `start` and tests choose; a span exporter counts by the provider it is given."""
+    """Telemetry from its parts, which `start` and tests choose; an exporter counts by the provider that it is given.
+
+    Without an objective, deliveries have the registry's buckets alone.
+    """
     scraped = CollectorRegistry()  # not the library's global one
     readers = [*metric_readers, *(PeriodicExportingMetricReader(exporter) for exporter in metric_exporters)]
     meters = MeterProvider(
@@ -204,18 +247,32 @@ def assemble(
 
     tracers = TracerProvider(resource=resource, shutdown_on_exit=False, meter_provider=meters)
     spans_to = [make(meters) for make in span_exporters]
-    for exporter in spans_to:
-        tracers.add_span_processor(BatchSpanProcessor(exporter, meter_provider=meters))
+    for spans in (BatchSpanProcessor(exporter, meter_provider=meters) for exporter in spans_to):
+        tracers.add_span_processor(spans)
+        losses.count_dropped(spans)
+
+    loggers = LoggerProvider(resource, shutdown_on_exit=False, meter_provider=meters)
+    logs_to = [make(meters) for make in log_exporters]
+    for records in (BatchLogRecordProcessor(exporter, meter_provider=meters) for exporter in logs_to):
+        loggers.add_log_record_processor(records)
+        losses.count_dropped(records)
+
+    exporters: list[SpanExporter | MetricExporter | LogRecordExporter] = [*metric_exporters, *spans_to, *logs_to]
+    for exporter in exporters:
+        if isinstance(exporter, (OTLPMetricExporter, OTLPSpanExporter, OTLPLogExporter)):
+            losses.count_failed(exporter)
 
     return Telemetry(
         tracer=tracers.get_tracer(bronze.__name__, bronze.__version__),
-        instruments=Instruments.create(meters.get_meter(bronze.__name__, bronze.__version__)),
+        instruments=Instruments.create(meters.get_meter(bronze.__name__, bronze.__version__), delivery_objective_s),
         resource=_identity(resource),
         _tracers=tracers,
         _meters=meters,
-        _exporters=[*metric_exporters, *spans_to],
+        _loggers=loggers,
+        _exporters=exporters,
         _readers=readers,
         _scraped=scraped,
+        _logs=logs.Exported(loggers),
     )
 
 
@@ -263,6 +320,22 @@ def _chosen(variable: str, otlp: Callable[[], _Made], console: Callable[[], _Mad
     if "otlp" in names:
         _check_protocol(variable.split("_")[1])
     return [make() for name in names for make in makers[name]]
+
+
+def _check_words() -> None:
+    """Raises `Misconfigured` for what the SDK would take in silence, or in another sense."""
+    for variable, (words, why) in _WORDS.items():
+        word = os.environ.get(variable, "").strip().lower()
+        if word and word not in words:
+            raise Misconfigured(f"{variable}: {word!r} is not taken, but {', '.join(words)}: {why}")
+    if "ratio" in os.environ.get("OTEL_TRACES_SAMPLER", "").lower():
+        text = os.environ.get("OTEL_TRACES_SAMPLER_ARG", "")
+        try:
+            sampled = 0 <= float(text) <= 1
+        except ValueError:
+            sampled = False
+        if not sampled:
+            raise Misconfigured(f"OTEL_TRACES_SAMPLER_ARG: {text!r} is no ratio from 0 to 1")
 
 
 def _check_protocol(signal: str) -> None:
