@@ -20,6 +20,9 @@ from fastapi import FastAPI
 from fastapi.telemetry import TelemetryConfig
 from opentelemetry import trace
 from opentelemetry._logs import SeverityNumber
+from opentelemetry.exporter.otlp.proto.http._log_exporter import OTLPLogExporter
+from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 from opentelemetry.sdk._logs import ReadableLogRecord
 from opentelemetry.sdk._logs.export import LogRecordExporter, LogRecordExportResult
@@ -405,6 +408,26 @@ def test_the_environment_may_say_more_but_not_another_name(start: Start) -> None
     one.instruments.zero(Role.API, ["vehicles"])
     ((labels, _),) = scraped(one)["target_info"]
     assert labels["service_instance_id"] == "mine"
+
+
+@pytest.mark.parametrize(("given", "spans_s"), [(None, 60), ("3", 3)])
+def test_spans_and_logs_are_tried_for_a_minute_unless_the_environment_says_otherwise(
+    given: str | None, spans_s: float, start: Start
+) -> None:
+    """Metrics are not: the next export says what the last one did."""
+    if given:
+        os.environ["OTEL_EXPORTER_OTLP_TIMEOUT"] = given
+    one = start(Role.API)
+    patience = {
+        type(exporter).__name__: exporter._client._timeout
+        for exporter in one._exporters
+        if isinstance(exporter, (OTLPSpanExporter, OTLPLogExporter, OTLPMetricExporter))
+    }
+    assert patience == {
+        "OTLPSpanExporter": spans_s,
+        "OTLPLogExporter": spans_s,
+        "OTLPMetricExporter": 3 if given else 10,
+    }
 
 
 def test_a_disabled_sdk_is_silent_and_in_nobodys_way(start: Start) -> None:

@@ -5,7 +5,7 @@ no word for (see metrics.yaml). Nothing else in the code types the name of a sig
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import cache
 from importlib.resources import files
@@ -29,10 +29,11 @@ _Signal = TypeVar("_Signal")
 
 @dataclass(frozen=True)
 class Attribute:
-    """A name on metrics, spans or the resource. `members` is empty where the values are open."""
+    """A name on metrics, spans or the resource. `members`, with what each says, is empty where the values are open."""
 
     key: str
-    members: tuple[str, ...] = ()
+    members: Mapping[str, str] = field(default_factory=dict)
+    brief: str = ""
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Metric:
     """An instrument. `buckets` are a histogram's explicit bounds, in its unit.
 
     `emits` says for a counter, by role, the products of attribute values that the role can emit. `instrumentation`
-    names who makes the instrument where that is not us.
+    names who makes the instrument where that is not us. `roles` are those whose processes have it.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Metric:
     buckets: tuple[float, ...]
     emits: Mapping[str, Sequence[Combination]]
     instrumentation: str | None
+    roles: tuple[str, ...] = ()
 
     @property
     def prometheus_name(self) -> str:
@@ -82,17 +84,27 @@ class Span:
     name: str
     kind: str
     attributes: tuple[str, ...]
+    brief: str = ""
+
+
+@dataclass(frozen=True)
+class Event:
+    """An event on a span."""
+
+    name: str
+    attributes: tuple[str, ...]
+    brief: str = ""
 
 
 @dataclass(frozen=True)
 class Registry:
-    """Every signal by its name: metrics by metric name, spans by type."""
+    """Every signal by its name: metrics and events by theirs, spans by type."""
 
     schema_url: str
     attributes: Mapping[str, Attribute]
     metrics: Mapping[str, Metric]
     spans: Mapping[str, Span]
-    events: tuple[str, ...]
+    events: Mapping[str, Event]
     imports: tuple[str, ...] = ()  # patterns of metrics that others make as the semantic conventions have them
 
     def knows(self, metric: str) -> bool:
@@ -101,7 +113,7 @@ class Registry:
 
     def of_errors(self) -> tuple[str, ...]:
         """The closed list of what `error.type` may say."""
-        return self.attributes["error.type"].members
+        return tuple(self.attributes["error.type"].members)
 
 
 @cache
@@ -133,9 +145,10 @@ def parse(documents: Sequence[Mapping[str, Any]]) -> Registry:
     attributes: dict[str, Attribute] = {}
     for declared in _all(documents, "attributes"):
         members = declared["type"]["members"] if isinstance(declared["type"], dict) else ()
-        _once(attributes, declared["key"], Attribute(declared["key"], tuple(m["value"] for m in members)))
+        said = {member["value"]: member["brief"] for member in members}
+        _once(attributes, declared["key"], Attribute(declared["key"], said, declared.get("brief", "")))
     for ref in (ref for group in groups.values() for ref in group if "members" in _ours(ref)):
-        _once(attributes, ref["ref"], Attribute(ref["ref"], tuple(_ours(ref)["members"])))
+        _once(attributes, ref["ref"], Attribute(ref["ref"], _ours(ref)["members"]))
 
     metrics: dict[str, Metric] = {}
     for declared in (*_all(documents, "metrics"), *_all(documents, "metric_refinements")):
@@ -153,20 +166,26 @@ def parse(documents: Sequence[Mapping[str, Any]]) -> Registry:
                 buckets=tuple(ours.get("buckets", ())),
                 emits=ours.get("emits", {}),
                 instrumentation=ours.get("by"),
+                roles=tuple(ours.get("roles", ours.get("emits", ()))),
             ),
         )
 
     spans: dict[str, Span] = {}
     for declared in _all(documents, "spans"):
-        span = Span(declared["type"], declared["name"]["note"], declared["kind"], refs(declared))
-        _once(spans, span.type, span)
+        name, brief = declared["name"]["note"], declared["brief"]
+        _once(spans, declared["type"], Span(declared["type"], name, declared["kind"], refs(declared), brief))
     for declared in _all(documents, "span_refinements"):
         kind = declared["ref"].rpartition(".")[2]
-        _once(spans, declared["id"], Span(declared["id"], declared["name"]["note"], kind, refs(declared)))
+        name, brief = declared["name"]["note"], declared["brief"]
+        _once(spans, declared["id"], Span(declared["id"], name, kind, refs(declared), brief))
+
+    events: dict[str, Event] = {}
+    for declared in _all(documents, "events"):
+        _once(events, declared["name"], Event(declared["name"], refs(declared), declared["brief"]))
 
     used = [key for metric in metrics.values() for key in metric.attributes]
     used += [key for span in spans.values() for key in span.attributes]
-    used += [key for event in _all(documents, "events") for key in refs(event)]
+    used += [key for event in events.values() for key in event.attributes]
     used += [
         key
         for entity in _all(documents, "entities")
@@ -182,7 +201,7 @@ def parse(documents: Sequence[Mapping[str, Any]]) -> Registry:
         attributes=attributes,
         metrics=metrics,
         spans=spans,
-        events=tuple(event["name"] for event in _all(documents, "events")),
+        events=events,
         imports=tuple(name for document in documents for name in document.get("imports", {}).get("metrics", ())),
     )
 

@@ -65,6 +65,11 @@ _DEFAULTS: Final = {
     "OTEL_BSP_MAX_QUEUE_SIZE": "16384",  # an object ends up to 1,000 spans at once, and a backlog has one after another
 }
 
+#: How long an exporter tries again with what cannot be made up for by the next export, in seconds: meanwhile the queue
+#: bridges, and by the SDK's 10 it would throw away one batch after another.
+_PATIENCE_S: Final = "60"
+
+
 #: Words that these variables may say, each with what would break otherwise.
 _WORDS: Final = {
     "OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE": (
@@ -193,6 +198,9 @@ def start(service_name: str, settings: Settings, *, log_stream: TextIO | None = 
     """
     for variable, value in _DEFAULTS.items():
         os.environ.setdefault(variable, value)
+    if "OTEL_EXPORTER_OTLP_TIMEOUT" not in os.environ:
+        for signal in ("TRACES", "LOGS"):
+            os.environ.setdefault(f"OTEL_EXPORTER_OTLP_{signal}_TIMEOUT", _PATIENCE_S)
     resource = _resource(Role(service_name))
     logs.configure(settings.log_format, settings.log_level, _identity(resource), log_stream)
     _check_words()
