@@ -130,7 +130,7 @@ async def serve(settings: Settings, wire: Callable[[Edges], Edges] = lambda edge
     `wire` may put other parts in the place of the real ones, as the kill test does.
     """
     telemetry = sdk.start(Role.API, settings)
-    telemetry.instruments.zero(Role.API, sources.built_in())
+    telemetry.begin(sources.built_in())
     failed: list[Halted] = []
     stop = asyncio.Event()
     _on_signals(stop.set)
@@ -189,9 +189,9 @@ async def consume_role(settings: Settings, wire: Callable[[Edges], Edges] = lamb
     `wire`: as for `serve`.
     """
     telemetry = sdk.start(Role.CONSUMER, settings)
-    telemetry.instruments.zero(Role.CONSUMER, sources.built_in())
     for source in sources.built_in():
         telemetry.instruments.delivery_objective.set(settings.delivery_objective_s, {attribute.bronze_source: source})
+    telemetry.begin(sources.built_in())
     stop = asyncio.Event()
     _on_signals(stop.set)
     try:

@@ -9,6 +9,7 @@ import os
 import secrets
 import socket
 import threading
+import time
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -428,6 +429,20 @@ def test_spans_and_logs_are_tried_for_a_minute_unless_the_environment_says_other
         "OTLPLogExporter": spans_s,
         "OTLPMetricExporter": 3 if given else 10,
     }
+
+
+def test_zeros_leave_before_the_first_interval_is_over(start: Start) -> None:
+    """Else what is counted within it is the first sample, and to `increase()` nothing has happened."""
+    os.environ["OTEL_METRIC_EXPORT_INTERVAL"] = "600000"
+    with Receiver() as receiver:
+        os.environ["OTEL_EXPORTER_OTLP_ENDPOINT"] = receiver.url
+        start(Role.CONSUMER).begin(["vehicles"])
+        deadline = time.monotonic() + 10
+        while not receiver.metrics:
+            assert time.monotonic() < deadline, "no metrics"
+            time.sleep(0.01)
+        sums = {metric.name: metric.sum.data_points for _, metric in receiver.metrics}
+    assert [point.as_int for point in sums["bronze.uploads"]] == [0] * 7
 
 
 def test_a_disabled_sdk_is_silent_and_in_nobodys_way(start: Start) -> None:

@@ -12,7 +12,7 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, TextIO, TypeVar
 
@@ -173,6 +173,13 @@ class Telemetry:
                 raise Misconfigured(f"OTEL_EXPORTER_PROMETHEUS_PORT: {text!r} is no port")
             port = int(text)
         return MetricsServer(host, port, self.metrics, self.alive)
+
+    def begin(self, sources: Iterable[str]) -> None:
+        """What this role counts stands at 0, and that is on its way: for Prometheus, what comes before a first export
+        is no increase. Does not wait for the collector.
+        """
+        self.instruments.zero(Role(self.service_name), sources)
+        threading.Thread(target=self.flush, name="telemetry", daemon=True).start()
 
     def flush(self) -> None:
         """Sends what there is now; returns after some seconds at the latest, whatever the collector does."""
