@@ -26,7 +26,7 @@ Attributes = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Request:
-    """One request that was taken. `headers` have lower-case names, gRPC's metadata too; `message` is the decoded body."""
+    """One request that was taken. `headers` (gRPC: metadata) have lower-case names; `message` is the body."""
 
     path: str
     headers: Mapping[str, str]

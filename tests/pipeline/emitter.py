@@ -1,0 +1,140 @@
+"""What a role says, by the service's own SDK: every instrument of the schema, and a span and a log record around each
+measurement. It is the same each time but for the instance, so that what comes out at two ends can be compared.
+"""
+
+import asyncio
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Any, Self
+
+import httpx
+from fastapi import FastAPI
+from opentelemetry.exporter.otlp.proto.http._log_exporter import OTLPLogExporter
+from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.resources import Resource
+
+from bronze.telemetry import FASTAPI_TELEMETRY_OFF, Telemetry, sdk
+from bronze.telemetry.context import extract
+from bronze.telemetry.schema import Metric, registry
+from bronze.telemetry.signals import OTHER_SOURCE, Role, attribute, spans
+
+SOURCE = "vehicles"
+HTTP = registry().metrics["http.server.request.duration"]
+
+#: Words that have to be found together at the other end.
+Fact = tuple[str, ...]
+
+
+@dataclass
+class Emitter:
+    """A consumer with the given instance id, whose collector has OTLP/HTTP at the given address."""
+
+    instance: str
+    collector: str
+    #: (trace id, name)
+    spans: set[Fact] = field(default_factory=set)
+    #: (body, trace id)
+    logs: set[Fact] = field(default_factory=set)
+    #: (name,)
+    metrics: set[Fact] = field(default_factory=set)
+    #: (name of the metric, trace id)
+    exemplars: set[Fact] = field(default_factory=set)
+    #: (name of the series in Prometheus, le or nothing, trace id): the same exemplars
+    prometheus_exemplars: set[Fact] = field(default_factory=set)
+    _traces: int = 0
+
+    def __enter__(self) -> Self:
+        resource = sdk._resource(Role.CONSUMER).merge(Resource({attribute.service_instance_id: self.instance}))
+        url = self.collector
+        self.telemetry: Telemetry = sdk.assemble(
+            resource,
+            metric_exporters=[OTLPMetricExporter(f"{url}/v1/metrics")],
+            span_exporters=[lambda meters: OTLPSpanExporter(f"{url}/v1/traces", meter_provider=meters)],
+            log_exporters=[lambda meters: OTLPLogExporter(f"{url}/v1/logs", meter_provider=meters)],
+        )
+        self._log = logging.getLogger(f"emitter.{self.instance}")
+        self._log.propagate = False
+        self._log.setLevel(logging.INFO)
+        self._log.addHandler(self.telemetry._logs)
+        # What the SDK says of an export is there from the next export of metrics on: from now on, all of it is.
+        for _ in range(2):
+            with self.span("first"):
+                pass
+            self.telemetry.flush()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._log.removeHandler(self.telemetry._logs)
+        self.telemetry.shutdown()
+
+    @contextmanager
+    def span(self, name: str) -> Iterator[str]:
+        """A span with a log record in it; gives its trace id."""
+        trace = self._next()
+        attributes = {attribute.bronze_source: SOURCE, attribute.bronze_classification_id: ["one", "two"]}
+        with self.telemetry.tracer.start_as_current_span(name, extract(_from(trace)), attributes=attributes):
+            body = f"{name} in {trace}"
+            self._log.info(body)
+            yield trace
+        self.spans.add((trace, name))
+        self.logs.add((body, trace))
+
+    def speak(self) -> None:
+        """Measures everything, each bucket of a histogram once, and sends it: metrics last, and once."""
+        self.telemetry.instruments.zero(Role.CONSUMER, [SOURCE])
+        for metric in registry().metrics.values():
+            if not metric.instrumentation:
+                self._measure(metric)
+        asyncio.run(self._request())
+        self.telemetry._tracers.force_flush()
+        self.telemetry._loggers.force_flush()
+        for reader in self.telemetry._readers:
+            reader.force_flush()
+
+    def _measure(self, metric: Metric) -> None:
+        instrument: Any = getattr(self.telemetry.instruments, metric.name.removeprefix("bronze.").replace(".", "_"))
+        attributes = {key: SOURCE if key == attribute.bronze_source else "any" for key in metric.attributes}
+        self.metrics.add((metric.name,))
+        match metric.instrument:
+            case "counter":
+                with self.span(metric.name) as trace:
+                    instrument.add(1, attributes)
+                self._exemplar(metric, trace)
+            case "gauge":
+                instrument.set(1.5, attributes)
+            case "histogram":
+                for bound in (*metric.buckets, None):
+                    with self.span(metric.name) as trace:
+                        instrument.record(metric.buckets[-1] + 1 if bound is None else bound, attributes)
+                    self._exemplar(metric, trace, "+Inf" if bound is None else format(Decimal(str(bound)), "f"))
+
+    def _exemplar(self, metric: Metric, trace: str, le: str = "") -> None:
+        self.exemplars.add((metric.name, trace))
+        self.prometheus_exemplars.add((metric.prometheus_name + ("_bucket" if le else ""), le, trace))
+
+    def _next(self) -> str:
+        """A trace id that begins with zeros, which have been lost on the way elsewhere. (Of an id whose whole first
+        half is 0, Zipkin takes the second for the id.)
+        """
+        self._traces += 1
+        return f"{1:016x}{self._traces:016x}"
+
+    async def _request(self) -> None:
+        """One request to an API, which takes an unknown time."""
+        app = FastAPI(telemetry=FASTAPI_TELEMETRY_OFF)
+        app.add_api_route("/v1/ingest/{source}", lambda source: source, methods=["POST"])
+        self.telemetry.instrument(app)
+        trace = self._next()
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://api") as client:
+            await client.post(f"/v1/ingest/{OTHER_SOURCE}", headers=_from(trace))
+        self.spans.add((trace, spans.ingest.template))
+        self.metrics.add((HTTP.name,))
+        self.exemplars.add((HTTP.name, trace))
+
+
+def _from(trace: str) -> dict[str, str]:
+    return {"traceparent": f"00-{trace}-00000000000000aa-01"}
