@@ -1,0 +1,197 @@
+"""The two ways of metrics are compared, and an alert says when they part."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
+from opentelemetry.sdk.resources import Resource
+
+from bronze.telemetry import Telemetry, sdk
+from bronze.telemetry.schema import registry
+from bronze.telemetry.signals import Outcome, Role, attribute
+from local import programs, servers
+from local.builds import Built
+from local.programs import LOOPBACK, Process
+from prometheus import rules
+from prometheus.rules import FOREIGN, Thresholds
+from tests.pipeline.emitter import Emitter
+from tests.pipeline.rig import as_in_a_role
+from tests.system.blackbox import until
+
+INSTANCE = "parity-test"
+UPLOADED = {attribute.bronze_source: "vehicles", attribute.bronze_outcome: Outcome.SUCCESS}
+COUNTERS = {metric.prometheus_name for metric in registry().metrics.values() if Role.CONSUMER in metric.emits}
+
+DIFFERENCE = "instance:counter:difference"
+FIRING = 'ALERTS{alertname="BronzePathsDiffer", alertstate="firing"}'
+
+#: A second for what is five as a rule, and the rest in proportion.
+QUICK = replace(Thresholds(), parity_lag_s=6, ticket_hold_s=3)
+SCRAPED_EACH_SECOND = {"_interval: 5s": "_interval: 1s", "_timeout: 4s": "_timeout: 1s"}
+
+
+@dataclass(frozen=True)
+class Backend:
+    """Prometheus with the repository's configuration and rules, but quicker; and what it scrapes."""
+
+    url: str
+    consumer_port: int
+    collector_port: int
+
+    def ask(self, query: str) -> list[dict[str, Any]]:
+        answer = httpx.get(f"{self.url}/api/v1/query", params={"query": query}, trust_env=False)
+        found: list[dict[str, Any]] = answer.raise_for_status().json()["data"]["result"]
+        return found
+
+    def values(self, query: str) -> dict[str, float]:
+        """By the label `metric`."""
+        return {one["metric"].get("metric", ""): float(one["value"][1]) for one in self.ask(query)}
+
+
+@pytest.fixture
+def backend(built: Built, tmp_path: Path) -> Iterator[Backend]:
+    state, port = tmp_path / "prometheus", programs.free_ports()
+    consumer, collector = programs.free_ports(), programs.free_ports(servers.COLLECTOR_PORTS)
+    targets = {"scrape-consumer": consumer, "scrape-collector": collector + 1, "scrape-prometheus": port}
+    program = servers.prometheus(state, port, targets, executable=built.prometheus)
+    config = (state / "prometheus.yaml").read_text()
+    for usual, quick in SCRAPED_EACH_SECOND.items():
+        assert usual in config
+        config = config.replace(usual, quick)
+    for link in (state / "prometheus.yaml", state / "rules"):
+        link.unlink()
+    (state / "prometheus.yaml").write_text(config)
+    rules.write(state / "rules", QUICK)
+    parity = state / "rules" / "parity.yaml"
+    parity.write_text(parity.read_text().replace("interval: 5s", "interval: 1s"))
+    with programs.start(program, state / "log"):
+        yield Backend(f"http://{LOOPBACK}:{port}", consumer, collector)
+
+
+@pytest.fixture
+def collector(backend: Backend, built: Built, tmp_path: Path) -> Callable[[], Any]:
+    """Starts the collector that delivers to the backend."""
+
+    @contextmanager
+    def running() -> Iterator[Process]:
+        program = servers.collector(
+            tmp_path / "collector",
+            backend.collector_port,
+            INSTANCE,
+            executable=built.collector,
+            layers=("metrics/prometheus", "traces/otlp-http", "logs/otlp-http"),
+            env={
+                "PROMETHEUS_OTLP_ENDPOINT": f"{backend.url}/api/v1/otlp",
+                "OTLP_TRACES_ENDPOINT": backend.url,
+                "OTLP_LOGS_ENDPOINT": backend.url,
+            },
+        )
+        with programs.start(program, tmp_path / "collector.log") as process:
+            yield process
+
+    return running
+
+
+@pytest.fixture
+def quick_exports(monkeypatch: pytest.MonkeyPatch) -> None:
+    as_in_a_role(monkeypatch)
+    monkeypatch.setenv("OTEL_METRIC_EXPORT_INTERVAL", "500")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "1")
+
+
+@contextmanager
+def consumer(backend: Backend) -> Iterator[Telemetry]:
+    """The telemetry of a consumer, sent and scraped."""
+    with Emitter(INSTANCE, f"http://{LOOPBACK}:{backend.collector_port}") as emitter:
+        emitter.telemetry.instruments.zero(Role.CONSUMER, ["vehicles"])
+        server = emitter.telemetry.serve_metrics(backend.consumer_port)
+        try:
+            yield emitter.telemetry
+        finally:
+            server.close()
+
+
+def double(backend: Backend) -> Telemetry:
+    """Another process that says that it is the same one, and sends straight to the backend."""
+    resource = sdk._resource(Role.CONSUMER).merge(Resource({attribute.service_instance_id: INSTANCE}))
+    return sdk.assemble(resource, metric_exporters=[OTLPMetricExporter(f"{backend.url}/api/v1/otlp/v1/metrics")])
+
+
+def counting(telemetry: Telemetry, probe: Callable[[], Any]) -> Callable[[], Any]:
+    """A probe, with an upload before each time that it is asked: the comparison is made under load."""
+
+    def probed() -> Any:
+        telemetry.instruments.uploads.add(1, UPLOADED)
+        return probe()
+
+    return probed
+
+
+@pytest.mark.usefixtures("quick_exports")
+def test_the_ways_agree_under_load_and_an_alert_says_when_they_part(
+    backend: Backend, collector: Callable[[], Any]
+) -> None:
+    """The difference of every counter is 0 while both ways work, whatever is counted meanwhile. It is not when the
+    collector is away, and again 0 when that has come back; nor is it when OTLP says more than the process itself.
+    """
+    with collector() as process, consumer(backend) as telemetry:
+        until(
+            "every counter is compared",
+            counting(telemetry, lambda: set(backend.values(DIFFERENCE)) == COUNTERS),
+            timeout_s=60,
+        )
+        compared = f"min(count_over_time({DIFFERENCE}[1m])) >= 10"
+        until("for ten seconds", counting(telemetry, lambda: backend.ask(compared)), timeout_s=60)
+        assert set(backend.values(f"max_over_time({DIFFERENCE}[1m])").values()) == {0}
+        assert backend.ask('instance:counter:scraped{metric="bronze_uploads_total"} > 0')
+        assert backend.ask(FIRING) == []
+
+        check_foreign(backend)
+
+        process.stop()
+        fired = counting(telemetry, lambda: backend.ask(FIRING))
+        (alert,) = until("the alert, without a collector", fired, timeout_s=60)
+        assert alert["metric"].items() >= {"metric": "bronze_uploads_total", "instance": INSTANCE}.items()
+        ahead = f'{DIFFERENCE}{{metric="bronze_uploads_total"}} > 0'
+        assert backend.ask(ahead)
+
+        with collector():
+            until("the ways agree again", counting(telemetry, lambda: not backend.ask(ahead)), timeout_s=60)
+            until("the alert ends", counting(telemetry, lambda: not backend.ask(FIRING)), timeout_s=60)
+
+            twin = double(backend)
+            twin.instruments.consumer_errors.add(
+                7,
+                {
+                    attribute.bronze_source: "vehicles",
+                    attribute.bronze_step: "put",
+                    attribute.error_type: "nobody counted this",
+                },
+            )
+            try:
+                until(
+                    "the alert, by what OTLP alone has",
+                    lambda: 7 in backend.values(f"{DIFFERENCE} and on (metric) {FIRING}").values(),
+                    timeout_s=60,
+                )
+            finally:
+                twin.shutdown()
+
+
+def check_foreign(backend: Backend) -> None:
+    """What rules read of the servers is there, in the versions that run.
+
+    Some of what the collector counts begins with the first: here, what was sent or refused for good does.
+    """
+    unseen = [f"otelcol_exporter_enqueue_failed_{items}" for items in ("spans", "metric_points", "log_records")]
+    unseen += ["otelcol_exporter_sent_spans", "otelcol_exporter_sent_log_records"]
+    unseen += ["otelcol_exporter_send_failed_metric_points"]
+    for name, (_, labels) in FOREIGN.items():
+        if name not in unseen:
+            found = until(name, lambda name=name: backend.ask(f'{{__name__="{name}"}}'))  # type: ignore[misc]
+            assert labels <= {label for one in found for label in one["metric"]}, name

@@ -1,0 +1,266 @@
+"""Rules of Prometheus: joined with the schema, in sync with their files, each with cases that stand close to it."""
+
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from dataclasses import Field, fields, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from bronze.telemetry.schema import Metric, registry
+from bronze.telemetry.signals import attribute
+from local.builds import build_all
+from prometheus import rules
+from prometheus.rules import FOLDER, FOREIGN, Alert, Recording, Thresholds
+
+CASES = sorted((FOLDER.parent / "tests").glob("*.yaml"))
+RULES = [rule for of_file in rules.groups(Thresholds()).values() for group in of_file for rule in group.rules]
+ALERTS = [rule for rule in RULES if isinstance(rule, Alert)]
+RECORDINGS = {rule.name for rule in RULES if isinstance(rule, Recording)}
+PARITY = {rule.expr for group in rules.groups(Thresholds())["parity"] for rule in group.rules}
+
+#: What Prometheus' configuration makes of the resource, besides job and instance.
+RESOURCE = {attribute.service_name, attribute.service_version, attribute.deployment_environment_name}
+
+_SELECTOR = re.compile(r'([a-zA-Z_:][\w:]*)?\{((?:[^"{}]|"[^"]*")*)\}')
+_MATCHER = re.compile(r'(\w+)\s*(=~|!~|!=|=)\s*"([^"]*)"')
+_LABELS = re.compile(r"\b(?:by|on|group_left)\s*\(([^)]*)\)")
+
+each_rule = pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
+
+
+def label(key: str) -> str:
+    return key.replace(".", "_")
+
+
+@cache
+def series() -> dict[str, Metric]:
+    """Our metrics by the names of their series."""
+    parts = ("_bucket", "_sum", "_count")
+    return {
+        f"{metric.prometheus_name}{part}": metric
+        for metric in registry().metrics.values()
+        for part in (parts if metric.instrument == "histogram" else ("",))
+    }
+
+
+def labels_of(name: str) -> set[str]:
+    if name in FOREIGN:
+        return set(FOREIGN[name][1])
+    bucket = {"le"} if name.endswith("_bucket") else set()
+    return {label(key) for key in {*series()[name].attributes, *RESOURCE}} | {"job", "instance"} | bucket
+
+
+def selectors(expr: str) -> Iterator[tuple[str, list[tuple[str, str, str]]]]:
+    for name, matchers in _SELECTOR.findall(expr):
+        yield name, _MATCHER.findall(matchers)
+
+
+@pytest.fixture(scope="session")
+def promtool() -> str:
+    return str(build_all().promtool)
+
+
+def test_the_rule_files_are_in_sync() -> None:
+    """The committed files are those that the module writes; `--check` says which is not, and what to run."""
+    assert rules.out_of_sync() == []
+
+
+def test_check_names_a_file_that_is_not_in_sync_and_one_that_is_too_many(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(FOLDER, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "parity.yaml").write_text("groups: []\n")
+    (tmp_path / "extra.yaml").write_text("groups: []\n")
+    monkeypatch.setattr(rules, "FOLDER", tmp_path)
+    monkeypatch.setattr("sys.argv", ["rules", "--check"])
+    with pytest.raises(SystemExit, match=r"extra\.yaml, parity\.yaml .* run python -m prometheus\.rules"):
+        rules.main()
+    assert (tmp_path / "parity.yaml").read_text() == "groups: []\n"
+
+
+# --- the join with the schema
+
+
+@each_rule
+def test_a_rule_reads_what_somebody_emits(rule: Alert | Recording) -> None:
+    """Each name is of the schema, a recording of ours, or declared as foreign; each label is one that it has."""
+    for name in rules.names(rule.expr):
+        assert name in series() or name in RECORDINGS or name in FOREIGN, name
+    for name, matchers in selectors(rule.expr):
+        if name and not name.startswith(("bronze:", "instance:")):
+            assert {key for key, _, _ in matchers} <= labels_of(name)
+
+
+@each_rule
+def test_a_rule_groups_by_labels_that_what_it_reads_has(rule: Alert | Recording) -> None:
+    of_all = {"job", "instance", "metric", "role", label(attribute.bronze_source)}
+    known = of_all.union(*(labels_of(name) for name in rules.names(rule.expr) if name not in RECORDINGS))
+    for listed in _LABELS.findall(rule.expr):
+        assert {name.strip() for name in listed.split(",") if name.strip()} <= known
+
+
+@each_rule
+def test_a_rule_asks_for_values_that_are_emitted(rule: Alert | Recording) -> None:
+    """A closed word is one of its attribute's, and a counter's role emits it."""
+    for name, matchers in selectors(rule.expr):
+        metric = series().get(name)
+        if not metric:
+            continue
+        keys = {label(key): key for key in metric.attributes}
+        wanted = {keys[key]: set(value.split("|")) for key, _, value in matchers if key in keys and value}
+        for key, words in wanted.items():
+            members = registry().attributes[key].members
+            assert not members or words <= set(members)
+        role = next(
+            (value.partition("/")[2] for key, _, value in matchers if (key, value[:7]) == ("job", "bronze/")), ""
+        )
+        if metric.emits and role.isalpha():
+            emitted = list(metric.combinations(role, ["vehicles"]))
+            assert emitted
+            for key, words in wanted.items():
+                assert words <= {combination[key] for combination in emitted if key in combination}
+
+
+@each_rule
+def test_a_rule_reads_the_otlp_path(rule: Alert | Recording) -> None:
+    """Our metrics are read by `job="bronze/..."` wherever they are not compared with what was scraped."""
+    for name, matchers in selectors(rule.expr):
+        if name in series() and rule.expr not in PARITY:
+            assert any(key == "job" and value.startswith("bronze/") for key, _, value in matchers), name
+    for name in rules.names(rule.expr) & series().keys():
+        assert any(name == selected for selected, _ in selectors(rule.expr)), f"{name} of any job"
+
+
+def test_lane_gauges_are_read_by_max() -> None:
+    """Several processes report the same lane: a sum would count it twice."""
+    for rule in RULES:
+        for name in re.findall(r"bronze_(?:lane_position|queue_\w+|upload_last\w+|delivery_objective\w+)", rule.expr):
+            assert re.search(rf"max by \([^)]*\) \((?:max_over_time\()?{name}\{{", rule.expr), rule.name
+
+
+def test_what_is_declared_as_foreign_is_read() -> None:
+    assert set(FOREIGN) == set().union(*(rules.names(rule.expr) for rule in RULES)) - RECORDINGS - set(series())
+
+
+def test_every_counter_is_compared_on_both_ways_for_each_role_that_emits_it() -> None:
+    compared = {
+        (rule.name, rule.labels["role"], rule.labels["metric"])
+        for rule in RULES
+        if isinstance(rule, Recording) and rule.name in {"instance:counter:otlp", "instance:counter:scraped"}
+    }
+    assert compared == {
+        (f"instance:counter:{way}", role, metric.prometheus_name)
+        for way in ("otlp", "scraped")
+        for metric in registry().metrics.values()
+        for role in metric.emits
+    }
+
+
+# --- alerts
+
+
+@pytest.mark.parametrize("alert", ALERTS, ids=lambda alert: f"{alert.name}-{alert.severity}")
+def test_an_alert_has_a_case_that_fires(alert: Alert) -> None:
+    def fires(asked: dict[str, Any]) -> bool:
+        severity = re.search(r'severity="(\w+)"', asked["expr"])
+        named = "ALERTS" in asked["expr"] and alert.name in asked["expr"]
+        return named and bool(asked["exp_samples"]) and (not severity or severity[1] == alert.severity)
+
+    cases = [case for path in CASES for case in yaml.safe_load(path.read_text())["tests"]]
+    told = (asked for case in cases for asked in case.get("alert_rule_test", ()))
+    assert any(asked["alertname"] == alert.name and asked["exp_alerts"] for asked in told) or any(
+        fires(asked) for case in cases for asked in case.get("promql_expr_test", ())
+    )
+
+
+@pytest.mark.parametrize("path", CASES, ids=lambda path: path.stem)
+def test_no_alert_fires_nor_is_pending_on_a_healthy_system(path: Path) -> None:
+    """A case says so, in which all that the file's rules read is there."""
+    (case,) = [case for case in yaml.safe_load(path.read_text())["tests"] if case["name"] == "a healthy system"]
+    (asked,) = case["promql_expr_test"]
+    assert (asked["expr"], asked["exp_samples"]) == ("ALERTS", [])
+    there = {given["series"].partition("{")[0] for given in case["input_series"]}
+    of_file = [rule for group in rules.groups(Thresholds())[path.stem] for rule in group.rules]
+    assert set().union(*(rules.names(rule.expr) for rule in of_file)) - RECORDINGS == there
+
+
+def test_a_single_event_holds_until_its_ticket() -> None:
+    thresholds = Thresholds()
+    assert thresholds.page_hold_s < thresholds.ticket_hold_s < thresholds.recent_s
+
+
+def test_every_alert_says_what_to_do() -> None:
+    for path in FOLDER.glob("*.yaml"):
+        for group in yaml.safe_load(path.read_text())["groups"]:
+            for rule in group["rules"]:
+                if name := rule.get("alert"):
+                    assert rule["labels"]["severity"] in {"page", "ticket"}
+                    assert rule["annotations"]["summary"]
+                    assert rule["annotations"]["runbook_url"].endswith(f"/runbook.md#{name.lower()}")
+
+
+def test_the_runbook_has_an_entry_for_each_alert_and_no_other() -> None:
+    """An entry says what the alert means, where to look, and what to do."""
+    text = (FOLDER.parent.parent / "docs" / "runbook.md").read_text(encoding="utf-8")
+    entries = dict(re.findall(r"(?ms)^### (\w+)\n(.*?)(?=^#|\Z)", text))
+    assert list(entries) == list(dict.fromkeys(alert.name for alert in ALERTS))
+    for name, entry in entries.items():
+        assert re.findall(r"(?m)^\*\*(.+?)\*\*", entry) == ["Means.", "Look.", "Do."], name
+
+
+def test_the_queries_of_the_runbook_work(promtool: str, tmp_path: Path) -> None:
+    """Prometheus takes them, and they read what is emitted."""
+    text = (FOLDER.parent.parent / "docs" / "runbook.md").read_text(encoding="utf-8")
+    queries = re.findall(r"(?ms)^```promql\n(.*?)\n```", text)
+    for query in queries:
+        for name in rules.names(query):
+            assert name in series() or name in RECORDINGS or name in FOREIGN or name == "ALERTS_FOR_STATE", name
+        for name, matchers in selectors(query):
+            if name in series() or name in FOREIGN:
+                assert {key for key, _, _ in matchers} <= labels_of(name), query
+    as_rules = [{"record": f"query:{number}", "expr": query} for number, query in enumerate(queries)]
+    (tmp_path / "queries.yaml").write_text(yaml.safe_dump({"groups": [{"name": "runbook", "rules": as_rules}]}))
+    checked = run(promtool, "check", "rules", str(tmp_path / "queries.yaml"))
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+# --- the cases, and that they stand close to each threshold
+
+
+def run(promtool: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([promtool, *arguments], capture_output=True, text=True, check=False)
+
+
+def test_prometheus_takes_the_rules(promtool: str) -> None:
+    checked = run(promtool, "check", "rules", "--lint=all", "--lint-fatal", *map(str, FOLDER.glob("*.yaml")))
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda path: path.stem)
+def test_the_cases_pass(promtool: str, case: Path) -> None:
+    tested = run(promtool, "test", "rules", str(case))
+    assert tested.returncode == 0, tested.stdout + tested.stderr
+
+
+@pytest.mark.parametrize("factor", [0.75, 1.25])
+@pytest.mark.parametrize("threshold", fields(Thresholds), ids=lambda threshold: threshold.name)
+def test_the_cases_fail_when_a_threshold_changes(
+    promtool: str, tmp_path: Path, threshold: "Field[float]", factor: float
+) -> None:
+    """Each number decides: with any one of them a quarter higher, or lower, some case fails."""
+    assert callable(threshold.type)
+    value: Any = threshold.type(getattr(Thresholds(), threshold.name) * factor)  # whole seconds stay whole
+    changed = replace(Thresholds(), **{threshold.name: value})
+    rules.write(tmp_path / "rules", changed)
+    shutil.copytree(FOLDER.parent / "tests", tmp_path / "tests")
+    was, became = rules.files(Thresholds()), rules.files(changed)
+    quickest_first = sorted(CASES, key=lambda case: case.stat().st_size)
+    concerned = [case for case in quickest_first if was[case.name] != became[case.name]]
+    assert concerned
+    assert any(run(promtool, "test", "rules", str(tmp_path / "tests" / case.name)).returncode for case in concerned)
