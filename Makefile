@@ -9,14 +9,15 @@ READY := $(VENV)/.ready
 LOCAL := $(BIN)/python -m local
 
 .DEFAULT_GOAL := help
-.PHONY: help up status logs down demo test kill-test check lock
+.PHONY: help up status logs down demo test kill-test outage-test bench check lock
 MAKEFLAGS += --no-print-directory
 
 help: ## what there is
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
-	@echo "BRONZE_LOCAL_PORT_{NATS,S3,OTLP,PROMETHEUS,ZIPKIN,API,CONSUMER,PUBLISHER} move the ports of \`make up\`."
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo "BRONZE_{METRICS,TRACES,LOGS}_EXPORTER say where telemetry goes: the files of otel-collector/exporters/, by comma."
+	@echo "BRONZE_LOCAL_PORT_{NATS,S3,OTLP,PROMETHEUS,ZIPKIN,TEMPO,API,CONSUMER,PUBLISHER} move the ports of \`make up\`."
 
-up: $(READY) ## start everything in the background, send the sample, show what became of it
+up: $(READY) ## start everything in the background, send the sample, show what became of it; again: take other exporters
 	@$(LOCAL) up
 
 status: $(READY) ## what runs, and whether it works
@@ -31,6 +32,8 @@ down: $(READY) ## stop what `up` started; its state stays
 demo: $(READY) ## all of it once, from fresh state on free ports, with proof: .local/evidence.json
 	@$(LOCAL) demo
 
+# most of a test's time is waiting for servers, so three run side by side
+test: T ?= --numprocesses 3 --dist loadgroup --no-loadscope-reorder
 test: check ## check, then all tests; T="..." for pytest's arguments
 	$(BIN)/python -m pytest $(T)
 
@@ -38,6 +41,14 @@ kill-test: SEED ?= random
 kill-test: ROUNDS ?= 10
 kill-test: $(READY) ## kill every process at every step; SEED=... repeats a run, ROUNDS=... makes it longer
 	BRONZE_KILL_SEED=$(SEED) BRONZE_KILL_ROUNDS=$(ROUNDS) $(BIN)/python -m pytest -s tests/delivery/test_kill.py $(T)
+
+outage-test: S ?= 180
+outage-test: $(READY) ## stop the telemetry pipeline's parts under load, for three minutes each; S=... seconds
+	BRONZE_OUTAGE_S=$(S) $(BIN)/python -m pytest -s tests/pipeline/test_outages.py $(T)
+
+bench: $(READY) ## what telemetry costs and what an hour of it takes to bridge: .local/bench.json
+	@$(BIN)/python -m benchmarks.telemetry
+	@$(BIN)/python -m benchmarks.outage_volume
 
 check: $(READY) ## format, lint, types, configurations
 	$(BIN)/ruff format --check

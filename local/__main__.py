@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -18,10 +19,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from local import evidence, servers
-from local.builds import REPOSITORY, build_all
+from local import checks, evidence, servers
+from local.builds import REPOSITORY, Built, build_all
+from local.exporters import Exporters
 from local.programs import LOOPBACK, LocalError, NotReady, Program, check_ports, wait_ready
-from local.stack import Ports, Stack
+from local.queues import unsent
+from local.settings import settings
+from local.stack import Ports, Stack, collector_state
 from local.supervision import Supervisor
 
 STATE = REPOSITORY / ".local"
@@ -38,15 +42,21 @@ def say(text: str) -> None:
 
 
 def up() -> int:
-    """Everything on its usual ports, in the background; then the sample, and what became of it."""
+    """Everything on its usual ports, in the background; then the sample, and what became of it.
+
+    What is up already goes on; if the exporters in use are others by now, the collector is started again with them.
+    """
     supervisor = Supervisor(UP)
     with _alone(UP):
-        if supervisor.runs() and (stack := Stack.load(UP)):
-            start(supervisor, stack.programs)
-            say("the system is up already: `make status` shows it, `make down` stops it")
+        ports, built, exporters = Ports.configured(settings()), *prepare()
+        if supervisor.runs() and (running := Stack.load(UP)):
+            stack = replace(running, built=built, exporters=exporters)
+            replumb(supervisor, running, stack)
+            warn_of_unsent(built, exporters)
             show_urls(stack)
             return 0
-        stack = Stack.create(UP, Ports.configured(), build_all(say))
+        stack = Stack.create(UP, ports, built, exporters)
+        warn_of_unsent(built, exporters)
         launch(supervisor, stack, restarts=True)
         investigation = follow_sample(stack, supervisor)
         holds = evidence.show(_console, investigation.evidence, investigation.slowest)
@@ -63,7 +73,7 @@ def demo() -> int:
             supervisor.shutdown()
         shutil.rmtree(DEMO, ignore_errors=True)
         document.unlink(missing_ok=True)
-        stack = Stack.create(DEMO, Ports.free(), build_all(say))
+        stack = Stack.create(DEMO, Ports.free(), *prepare())
         try:
             launch(supervisor, stack, restarts=False)
             investigation = follow_sample(stack, supervisor)
@@ -75,6 +85,15 @@ def demo() -> int:
     holds = evidence.show(_console, investigation.evidence, investigation.slowest)
     say(f"{'done' if holds else 'FAILED'}; the figures are in {_shown(document)}, the logs in {_shown(DEMO / 'logs')}")
     return 0 if holds else 1
+
+
+def prepare() -> tuple[Built, Exporters]:
+    """What a start needs: every program, and a choice of exporters that the programs themselves find right."""
+    built = build_all(say)
+    exporters = Exporters.configured(settings(), tempo=built.tempo is not None)
+    checks.check_choice(built, exporters)
+    say(f"exporters: {exporters}")
+    return built, exporters
 
 
 def launch(supervisor: Supervisor, stack: Stack, *, restarts: bool) -> None:
@@ -94,6 +113,36 @@ def launch(supervisor: Supervisor, stack: Stack, *, restarts: bool) -> None:
     except BaseException:
         supervisor.shutdown()
         raise
+
+
+def replumb(supervisor: Supervisor, running: Stack, stack: Stack) -> None:
+    """Makes what runs what the stack says: new programs are started before others change to them, the old ones stop
+    last, and what is the same goes on.
+    """
+    programs = {program.name: program for program in stack.programs}
+    held = {program.name: program.ports for program in running.programs}
+    differences = supervisor.reread(stack.programs, restarts=True)
+    for name in differences.added | differences.changed:
+        ports = {use: port for use, port in programs[name].ports.items() if port not in held.get(name, {}).values()}
+        check_ports(replace(programs[name], ports=ports))
+    for program in stack.programs:
+        if program.name in differences.changed:
+            say(f"{program.name} has new settings: stopping it")
+            supervisor.remove(program.name)
+        if program.name in differences.added | differences.changed:
+            supervisor.add(program.name)
+            start(supervisor, [program])
+    stack.save()
+    start(supervisor, [program for program in stack.programs if not supervisor.state(program.name).runs])
+    for name in differences.removed:
+        say(f"{name} is needed no more: stopping it")
+        supervisor.remove(name)
+    say("the system is up: `make status` shows it, `make down` stops it")
+
+
+def warn_of_unsent(built: Built, exporters: Exporters) -> None:
+    for queue in unsent(servers.queues(collector_state(UP)), exporters.layers, bbolt=built.bbolt):
+        say(f"note: {queue}")
 
 
 def start(supervisor: Supervisor, programs: Sequence[Program]) -> None:
@@ -166,19 +215,10 @@ def down() -> int:
 def check() -> int:
     """Has the real programs check the configuration that they are given."""
     built = build_all(say)
-    folder = REPOSITORY / "otel-collector"
-    layers = [folder / "exporters" / f"{layer}.yaml" for layer in servers.LAYERS]
-    composed = [argument for file in (folder / "config.yaml", *layers) for argument in ("--config", str(file))]
-    prometheus = REPOSITORY / "prometheus" / "prometheus.yaml"
-    checks = {
-        f"collector, with {', '.join(layer.stem for layer in layers)}": [str(built.collector), "validate", *composed],
-        "Prometheus": [str(built.promtool), "check", "config", str(prometheus)],
-    }
-    for title, command in checks.items():
-        outcome = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
-        if outcome.returncode != 0:
-            raise LocalError(f"the configuration of {title}:\n{outcome.stdout}")
-        say(f"the configuration of {title} is valid")
+    exporters = Exporters.configured(settings(), tempo=built.tempo is not None)
+    for subject in checks.check_all(built, exporters):
+        say(f"valid: {subject}")
+    warn_of_unsent(built, exporters)
     return 0
 
 
@@ -188,9 +228,12 @@ def show_urls(stack: Stack) -> None:
         "API": (ports.api, "/docs", "takes data"),
         "Prometheus": (ports.prometheus, "/api/v1/query?query=bronze_records_total", "metrics and exemplars"),
         "Zipkin": (ports.zipkin, "/zipkin/", "traces, kept in memory until `make down`"),
+        "Tempo": (ports.tempo, "/api/search", "traces, kept on disk; an API without pages to look at"),
         "S3": (ports.s3, "", f"the bucket {stack.account.bucket!r}"),
     }
-    _console.print()
+    for store in {"zipkin", "tempo"}.difference(stack.exporters.traces):
+        del rows[store.capitalize()]
+    _console.print(f"\n  exporters: {stack.exporters}", soft_wrap=True)
     for name, (port, path, use) in rows.items():
         _console.print(f"  {name:<12}http://{LOOPBACK}:{port}{path}  [dim]{use}[/]", soft_wrap=True)
     env = _shown(stack.root / "env")

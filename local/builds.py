@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,6 +31,7 @@ BUILDER = REPOSITORY / "otel-collector" / "builder.yaml"
 #: Prometheus 3.x is module version 0.3xx.
 PROMETHEUS_VERSION = "v0.316.0"
 PROMETHEUS_TAGS = "netgo,remove_all_sd"  # without the clouds' service discoveries
+BBOLT_VERSION = "v1.5.0"  # reads the collector's queues: as its file storage has it
 ZIPKIN_VERSION = "3.5.1"
 ZIPKIN_SHA256 = "7956e7f2c64b7073e1362b81e697fceb5fe61e121ad3cb48d545461026964b0f"
 
@@ -49,27 +50,31 @@ class Build:
 
 @dataclass(frozen=True)
 class Built:
-    """Where the built servers are."""
+    """Where the programs are that no wheel carries."""
 
     collector: Path
     prometheus: Path
     promtool: Path
     zipkin: Path
+    bbolt: Path
+    tempo: Path | None = None  # the machine's own, if it has one
 
 
 def build_all(say: Callable[[str], None] = print) -> Built:
     """Every server that needs it, side by side where several are missing. Raises `LocalError` with the log's end."""
-    builds = (_collector(), _prometheus(), _zipkin())
+    builds = (_collector(), _prometheus(), _zipkin(), _bbolt())
     with ThreadPoolExecutor(len(builds)) as pool:
         running = {pool.submit(ensure, build, say): build for build in builds}
         while unfinished := wait(running, timeout=PROGRESS_S).not_done:
             say(f"still building: {', '.join(sorted(running[future].title for future in unfinished))}")
-        collector, prometheus, zipkin = (future.result() for future in running)
+        collector, prometheus, zipkin, bbolt = (future.result() for future in running)
     return Built(
         collector=collector / "otelcol",
         prometheus=prometheus / "prometheus",
         promtool=prometheus / "promtool",
         zipkin=zipkin / "zipkin.jar",
+        bbolt=bbolt / "bbolt",
+        tempo=Path(tempo) if (tempo := shutil.which("tempo")) else None,
     )
 
 
@@ -114,14 +119,22 @@ def _collector() -> Build:
 
 def _prometheus() -> Build:
     module = "github.com/prometheus/prometheus/cmd"
-    flags = ("-trimpath", "-tags", PROMETHEUS_TAGS, "-ldflags", "-s -w")  # -trimpath as ocb: they share packages
+    packages = [f"{module}/{name}" for name in ("prometheus", "promtool")]
+    return _installed("Prometheus", "prometheus", PROMETHEUS_VERSION, packages, "-tags", PROMETHEUS_TAGS)
+
+
+def _bbolt() -> Build:
+    return _installed("bbolt", "bbolt", BBOLT_VERSION, ["go.etcd.io/bbolt/cmd/bbolt"])
+
+
+def _installed(title: str, name: str, version: str, packages: Iterable[str], *flags: str) -> Build:
+    """Programs as `go install` makes them of their packages."""
+    flags = ("-trimpath", *flags, "-ldflags", "-s -w")  # -trimpath as ocb: they share packages
 
     def make(result: Path, log: Path) -> None:
-        packages = (f"{module}/{name}@{PROMETHEUS_VERSION}" for name in ("prometheus", "promtool"))
-        _go(log, "install", *flags, *packages, GOBIN=str(result))
+        _go(log, "install", *flags, *(f"{package}@{version}" for package in packages), GOBIN=str(result))
 
-    digest = _digest(" ".join(flags).encode())
-    return Build(f"Prometheus {PROMETHEUS_VERSION}", f"prometheus-{PROMETHEUS_VERSION}-{digest}", make)
+    return Build(f"{title} {version}", f"{name}-{version}-{_digest(' '.join(flags).encode())}", make)
 
 
 def _zipkin() -> Build:

@@ -50,6 +50,8 @@ class Program:
     env: Mapping[str, str] = field(default_factory=dict)
     #: How long it may take to leave after SIGTERM before it is killed, in seconds.
     stop_s_max: float = 10.0
+    #: Programs of a later stage stop before those of an earlier one.
+    stage: int = 0
     #: The variable that moves its ports, named when one is taken.
     port_variable: str | None = None
 

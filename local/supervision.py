@@ -41,6 +41,17 @@ class State:
         return self.state in {"STARTING", "RUNNING"}
 
 
+@dataclass(frozen=True)
+class Differences:
+    """The names of the programs that the configuration has and the supervisor does not run yet, that have other
+    settings there, and that are not there any more.
+    """
+
+    added: frozenset[str]
+    changed: frozenset[str]
+    removed: frozenset[str]
+
+
 class Supervisor:
     """The supervisor of one state directory, running or not."""
 
@@ -62,9 +73,7 @@ class Supervisor:
     def launch(self, programs: Iterable[Program], *, restarts: bool) -> None:
         """Starts the supervisor, and none of the programs yet. With `restarts`, it starts again what dies."""
         (self.root / "logs").mkdir(parents=True, exist_ok=True)
-        config = self.root / "supervisord.conf"
-        config.touch(mode=0o600)  # it holds the account's keys
-        config.write_text(configuration(self.root, self._socket, programs, restarts=restarts))
+        config = self._configure(programs, restarts=restarts)
         outcome = subprocess.run(
             [sys.executable, "-m", "supervisor.supervisord", "-c", str(config)],
             env=environment(),
@@ -80,11 +89,32 @@ class Supervisor:
                 raise LocalError(f"the supervisor did not start: {outcome.stdout}\n{log_tail(self.log('supervisord'))}")
             time.sleep(0.05)
 
+    def _configure(self, programs: Iterable[Program], *, restarts: bool) -> Path:
+        config = self.root / "supervisord.conf"
+        config.touch(mode=0o600)  # it holds the account's keys
+        config.write_text(configuration(self.root, self._socket, programs, restarts=restarts))
+        return config
+
     def start(self, program: Program) -> None:
         """Starts it without waiting; a program that runs is left alone."""
         if not self.state(program.name).runs:
             with suppress(xmlrpc.client.Fault):  # its state tells, and its log
                 self._call("startProcess", program.name, False)
+
+    def reread(self, programs: Iterable[Program], *, restarts: bool) -> Differences:
+        """Tells the supervisor of another set of programs; what runs goes on until `remove` and `add` change it."""
+        self._configure(programs, restarts=restarts)
+        (differences,) = self._call("reloadConfig")
+        return Differences(*map(frozenset, differences))
+
+    def add(self, name: str) -> None:
+        """Takes a program from the configuration that was read last; `start` starts it."""
+        self._call("addProcessGroup", name)
+
+    def remove(self, name: str) -> None:
+        """Stops a program, and forgets it."""
+        self._call("stopProcessGroup", name)
+        self._call("removeProcessGroup", name)
 
     def states(self) -> list[State]:
         return [State(s["name"], s["statename"], s["description"]) for s in self._call("getAllProcessInfo")]
@@ -128,11 +158,11 @@ def configuration(root: Path, socket: Path, programs: Iterable[Program], *, rest
             "directory": root,
         },
     }
-    for position, program in enumerate(programs):
+    for program in programs:
         sections[f"program:{program.name}"] = {
             "command": shlex.join(program.command),
-            "environment": ",".join(f'{k}="{v}"' for k, v in program.env.items()),
-            "priority": position + 1,  # what starts first stops last
+            "environment": ",".join(f"{name}={_quoted(name, value)}" for name, value in program.env.items()),
+            "priority": program.stage,
             "autostart": "false",
             "autorestart": "true" if restarts else "false",
             "startretries": 3 if restarts else 0,
@@ -146,6 +176,14 @@ def configuration(root: Path, socket: Path, programs: Iterable[Program], *, rest
         f"[{name}]\n" + "".join(f"{key}={str(value).replace('%', '%%')}\n" for key, value in values.items()) + "\n"
         for name, values in sections.items()
     )
+
+
+def _quoted(name: str, value: str) -> str:
+    """A value of `environment`: between quotes, which it cannot have inside."""
+    for quote in "\"'":
+        if quote not in value:
+            return f"{quote}{value}{quote}"
+    raise LocalError(f"{name} has both kinds of quotes in it: do with one of them")
 
 
 def _socket_path(root: Path) -> Path:

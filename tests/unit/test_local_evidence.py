@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from local.evidence import SOURCES, Evidence, Rows, Trace, payloads, sample_file, source_of
+from local.evidence import SOURCES, Evidence, Rows, Tempo, Trace, Zipkin, payloads, sample_file, source_of
 
 KEY = "bronze/source=status/date=2026-01-02/hour=03/e-0-000000000001.parquet"
 COUNTS = dict.fromkeys(SOURCES, 2)
@@ -32,7 +32,8 @@ GOOD = Evidence(
 
 
 def test_good_evidence_holds() -> None:
-    assert all(GOOD.claims().values())
+    assert set(GOOD.claims().values()) == {True}
+    assert GOOD.holds()
 
 
 @pytest.mark.parametrize(
@@ -105,17 +106,68 @@ def test_sample_is_there() -> None:
     assert sum(sample_file(source).stat().st_size for source in SOURCES) < 1_000_000
 
 
-def test_trace() -> None:
-    """The object's path is the upload span's; a trace is whole when all three services and the path are there."""
-    spans = [
-        {"name": "post /v1/ingest/status", "localEndpoint": {"serviceName": "publisher"}},
-        {"name": "post /v1/ingest/status", "localEndpoint": {"serviceName": "api"}},
-        {"name": "upload status", "localEndpoint": {"serviceName": "consumer"}, "tags": {"bronze.file_path": KEY}},
-    ]
-    assert Trace.parse(spans) == Trace(3, ("api", "consumer", "publisher"), KEY)
-    assert Trace.parse(spans).whole
-    assert not Trace.parse(spans[:2]).whole
-    assert not Trace.parse([spans[0], spans[2]]).whole
+ZIPKIN = [
+    {"name": "post /v1/ingest/status", "localEndpoint": {"serviceName": "publisher"}},
+    {"name": "post /v1/ingest/status", "localEndpoint": {"serviceName": "api"}},
+    {"name": "upload status", "localEndpoint": {"serviceName": "consumer"}, "tags": {"bronze.file_path": KEY}},
+]
+
+
+def resource(service: str, **span: object) -> dict[str, object]:
+    attributes = [{"key": "service.name", "value": {"stringValue": service}}]
+    return {"resource": {"attributes": attributes}, "scopeSpans": [{"scope": {}, "spans": [span]}]}
+
+
+TEMPO = {
+    "trace": {
+        "resourceSpans": [
+            resource("publisher", name="POST"),
+            resource("api", name="POST /v1/ingest/{source}", attributes=[{"key": "n", "value": {"intValue": "1"}}]),
+            resource(
+                "consumer",
+                name="upload status",
+                attributes=[{"key": "bronze.file_path", "value": {"stringValue": KEY}}],
+            ),
+        ]
+    }
+}
+
+
+@pytest.mark.parametrize("trace", [Zipkin.parse(ZIPKIN), Tempo.parse(TEMPO)], ids=["zipkin", "tempo"])
+def test_trace(trace: Trace) -> None:
+    """The object's path is the upload span's, whichever store tells."""
+    assert trace == Trace(3, ("api", "consumer", "publisher"), KEY)
+
+
+def test_whole_trace() -> None:
+    """A trace is whole when all three services and the path are there."""
+    assert Zipkin.parse(ZIPKIN).whole
+    assert not Zipkin.parse(ZIPKIN[:2]).whole
+    assert not Zipkin.parse([ZIPKIN[0], ZIPKIN[2]]).whole
+    assert Tempo.parse({"trace": {}}) == Trace()  # not there yet
+
+
+@pytest.mark.parametrize(
+    ("elsewhere", "reason", "count"),
+    [
+        ({"traces_exporters": ("otlp-http", "file")}, "not checked: traces go to otlp-http, file", 3),
+        ({"metrics_exporters": ("otlp-grpc",)}, "not checked: metrics go to otlp-grpc", 3),
+    ],
+)
+def test_what_goes_elsewhere_is_not_checked(elsewhere: dict[str, tuple[str, ...]], reason: str, count: int) -> None:
+    """Claims about a signal that nobody here sees are neither kept nor broken, whatever the figures; the rest is."""
+    blind: dict[str, object] = {
+        "trace_spans": 0,
+        "file_path_in_trace": None,
+        "uploads_success": None,
+        "records_stored": {},
+    }
+    seen = replace(GOOD, **elsewhere)  # type: ignore[arg-type]
+    assert list(seen.claims().values()).count(reason) == count
+    assert seen.holds()
+    assert not replace(seen, **blind).holds()  # type: ignore[arg-type]
+    assert not replace(seen, duplicates=1).holds()
+    assert list(replace(seen, **blind).claims().values()).count(reason) == count  # type: ignore[arg-type]
 
 
 def test_source_of_a_key() -> None:

@@ -1,6 +1,7 @@
 """The real servers: each is ready only if it is ours and keeps to its ports; telemetry gets through the collector."""
 
 import json
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -10,7 +11,7 @@ import pytest
 
 from local import servers
 from local.builds import Built, build_all
-from local.evidence import Prometheus
+from local.evidence import Prometheus, Tempo, Trace
 from local.programs import LOOPBACK, NotReady, Process, Program, free_ports, http_get, start
 
 TRACE_ID = "00ab" + "c1" * 14  # leading zeros get lost easily
@@ -48,14 +49,18 @@ def send(port: int, signal_name: str, document: object) -> None:
     http_get(port, f"/v1/{signal_name}", method="POST", body=body, Content_Type="application/json")
 
 
-def send_upload(port: int) -> None:
-    """One upload: its span, and its duration of 0.3 s with the span as exemplar."""
-    now = time.time_ns()
-    attributes = [
+RESOURCE = {
+    "attributes": [
         {"key": "service.namespace", "value": {"stringValue": "bronze"}},
         {"key": "service.name", "value": {"stringValue": "consumer"}},
         {"key": "service.instance.id", "value": {"stringValue": "c-1"}},
     ]
+}
+
+
+def send_upload(port: int) -> None:
+    """An upload's span."""
+    now = time.time_ns()
     span = {
         "traceId": TRACE_ID,
         "spanId": SPAN_ID,
@@ -65,6 +70,12 @@ def send_upload(port: int) -> None:
         "endTimeUnixNano": str(now),
         "attributes": [{"key": "bronze.file_path", "value": {"stringValue": "bronze/x.parquet"}}],
     }
+    send(port, "traces", {"resourceSpans": [{"resource": RESOURCE, "scopeSpans": [{"spans": [span]}]}]})
+
+
+def send_duration(port: int) -> None:
+    """The upload's duration of 0.3 s, with its span as exemplar."""
+    now = time.time_ns()
     point = {
         "startTimeUnixNano": str(now - 10**9),
         "timeUnixNano": str(now),
@@ -79,9 +90,7 @@ def send_upload(port: int) -> None:
         "unit": "s",
         "histogram": {"aggregationTemporality": 2, "dataPoints": [point]},
     }
-    resource = {"attributes": attributes}
-    send(port, "traces", {"resourceSpans": [{"resource": resource, "scopeSpans": [{"spans": [span]}]}]})
-    send(port, "metrics", {"resourceMetrics": [{"resource": resource, "scopeMetrics": [{"metrics": [metric]}]}]})
+    send(port, "metrics", {"resourceMetrics": [{"resource": RESOURCE, "scopeMetrics": [{"metrics": [metric]}]}]})
 
 
 def eventually(question: Callable[[], object], timeout_s: float = 90) -> None:
@@ -104,6 +113,7 @@ def test_delivers_through_an_outage(built: Built, tmp_path: Path) -> None:
     program = collector(built, tmp_path / "collector", otlp, prometheus=at_prometheus, zipkin=at_zipkin)
     with start(program, tmp_path / "collector.log") as process:
         send_upload(otlp)
+        send_duration(otlp)
         process.signal(signal.SIGKILL)
         process.restart()
         with (
@@ -143,6 +153,20 @@ def test_a_strangers_backends_are_not_ours(built: Built, tmp_path: Path) -> None
         for program in (prometheus(built, tmp_path / "ours", at_prometheus), zipkin(built, at_zipkin), ours):
             with pytest.raises(NotReady, match="not "):
                 program.ready()
+
+
+@pytest.mark.skipif(shutil.which("tempo") is None, reason="no `tempo` on PATH")
+def test_a_strangers_tempo_is_not_ours(built: Built, tmp_path: Path) -> None:
+    """Another checkout's Tempo never counts as ready; ours gives a trace back, leading zeros and all."""
+    assert built.tempo
+    port = free_ports(servers.TEMPO_PORTS)
+    theirs = servers.tempo(tmp_path / "theirs", port, executable=built.tempo, prometheus=free_ports())
+    with start(theirs, tmp_path / "log") as process:
+        assert_only_loopback(process)
+        with pytest.raises(NotReady, match="not the Tempo of"):
+            servers.tempo(tmp_path / "ours", port, executable=built.tempo, prometheus=free_ports()).ready()
+        send_upload(port + 1)
+        eventually(lambda: Tempo(port).trace(TRACE_ID) == Trace(1, ("consumer",), "bronze/x.parquet"))
 
 
 def test_a_strangers_bucket_is_not_ours(tmp_path: Path) -> None:

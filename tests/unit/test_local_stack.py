@@ -4,16 +4,19 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from supervisor.datatypes import dict_of_key_value_pairs  # type: ignore[import-untyped]
 
 from local.builds import Built
+from local.exporters import Exporters
 from local.programs import LocalError, Program
 from local.stack import Ports, Stack
 from local.supervision import SOCKET_PATH_BYTES_MAX, Supervisor, configuration
 
-BUILT = Built(Path("/x/otelcol"), Path("/x/prometheus"), Path("/x/promtool"), Path("/x/zipkin.jar"))
+BUILT = Built(Path("/x/otelcol"), Path("/x/prometheus"), Path("/x/promtool"), Path("/x/zipkin.jar"), Path("/x/bbolt"))
 
 
 def until(condition: Callable[[], bool], timeout_s: float = 60) -> bool:
@@ -25,18 +28,16 @@ def until(condition: Callable[[], bool], timeout_s: float = 60) -> bool:
     return True
 
 
-def test_port_is_moved_by_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each port has a variable; the others keep their defaults."""
-    monkeypatch.setenv("BRONZE_LOCAL_PORT_ZIPKIN", "9999")
-    ports = Ports.configured()
+def test_port_is_moved_by_its_setting() -> None:
+    """Each port has a setting; the others keep their defaults."""
+    ports = Ports.configured({"BRONZE_LOCAL_PORT_ZIPKIN": "9999"})
     assert (ports.zipkin, ports.api) == (9999, 8000)
 
 
 @pytest.mark.parametrize("text", ["http", "0", "70000", "-1"])
-def test_wrong_port_is_named(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("BRONZE_LOCAL_PORT_API", text)
+def test_wrong_port_is_named(text: str) -> None:
     with pytest.raises(LocalError, match="BRONZE_LOCAL_PORT_API"):
-        Ports.configured()
+        Ports.configured({"BRONZE_LOCAL_PORT_API": text})
 
 
 def test_stack_is_found_again(tmp_path: Path) -> None:
@@ -60,7 +61,8 @@ def test_next_start_is_another_identity(tmp_path: Path) -> None:
 @pytest.mark.parametrize("ports", [Ports(), Ports.free()], ids=["default", "free"])
 def test_no_two_programs_share_a_port(ports: Ports, tmp_path: Path) -> None:
     """The ports collide nowhere, those that SeaweedFS and the collector add of their own included."""
-    stack = Stack.create(tmp_path / "up", ports, BUILT)
+    everything = Exporters(("prometheus-remote-write", "prometheus-scrape"), ("tempo", "zipkin"))
+    stack = Stack.create(tmp_path / "up", ports, replace(BUILT, tempo=Path("/x/tempo")), everything)
     taken = [port for program in stack.programs for port in program.ports.values()]
     assert len(taken) == len(set(taken))
 
@@ -75,6 +77,38 @@ def test_configuration_keeps_every_character() -> None:
     assert section["command"] == "run '--dir=/tmp/50% of it'"
     assert section["environment"] == 'DIR="/tmp/50% of it"'
     assert section["stdout_logfile"] % {} == "/tmp/50% of it/logs/p.log"
+
+
+def test_configuration_takes_a_map_of_headers() -> None:
+    """A value with quotes in it reaches the program as it is; one with both kinds is told."""
+    headers = '{"x-api-key": "a,b=c"}'
+    text = configuration(Path("/x"), Path("/x/s"), [Program("p", ("p",), {}, int, env={"H": headers})], restarts=True)
+    parsed = configparser.RawConfigParser()
+    parsed.read_string(text)
+    assert dict_of_key_value_pairs(parsed["program:p"]["environment"]) == {"H": headers}
+    with pytest.raises(LocalError, match="H has both kinds of quotes"):
+        configuration(Path("/x"), Path("/x/s"), [Program("p", ("p",), {}, int, env={"H": "'\""})], restarts=True)
+
+
+def test_only_what_the_exporters_need_is_started(tmp_path: Path) -> None:
+    """A trace store runs if traces go to it; Prometheus always does."""
+    tempo = replace(BUILT, tempo=Path("/x/tempo"))
+
+    def started(traces: str) -> set[str]:
+        stack = Stack.create(tmp_path, Ports(), tempo, Exporters(traces=tuple(traces.split(","))))
+        return {program.name for program in stack.servers} - {"nats", "seaweedfs", "otel-collector"}
+
+    assert started("zipkin") == {"prometheus", "zipkin"}
+    assert started("tempo,zipkin") == {"prometheus", "tempo", "zipkin"}
+    assert started("otlp-http") == {"prometheus"}
+
+
+def test_scrape_targets_follow_the_exporters(tmp_path: Path) -> None:
+    """Prometheus scrapes the collector's exporter as long as metrics go that way, and no longer."""
+    target = tmp_path / "prometheus" / "targets" / "collector-exporter.yaml"
+    for metrics, scraped in (("prometheus-scrape", True), ("prometheus", False)):
+        assert Stack.create(tmp_path, Ports(), BUILT, Exporters(metrics=(metrics,))).servers
+        assert target.exists() == scraped
 
 
 @pytest.mark.parametrize(("restarts", "state"), [(True, "RUNNING"), (False, "EXITED")])

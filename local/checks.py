@@ -1,0 +1,121 @@
+"""Has the real programs check their configuration, before anything starts."""
+
+import os
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from local import exporters
+from local.builds import REPOSITORY, Built
+from local.exporters import SIGNALS, Exporters, every_layer, named, shown, variable
+from local.programs import LocalError, environment
+from local.settings import settings
+
+CHECK_S_MAX = 600.0
+PROMETHEUS = REPOSITORY / "prometheus"
+
+
+@dataclass(frozen=True)
+class Check:
+    """A program that ends with 0 if what it checks is right; if not, `remedy` says what a person can do."""
+
+    subject: str
+    command: tuple[str, ...]
+    remedy: str
+    env: Mapping[str, str] = field(default_factory=dict)
+
+    def fault(self) -> str | None:
+        """What is wrong, in one sentence, and below it the program's own words."""
+        outcome = subprocess.run(
+            self.command,
+            env={**environment(), **self.env},
+            cwd=REPOSITORY,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=CHECK_S_MAX,
+            check=False,
+        )
+        if outcome.returncode == 0:
+            return None
+        said = [line.strip() for line in outcome.stdout.splitlines() if line.strip()] or ["it does not say why"]
+        reason = said[-1].removeprefix("Error: ")  # the innermost error stands last
+        return f"{self.subject}: {reason}: {self.remedy}\n{textwrap.indent(outcome.stdout.rstrip(), '    ')}"
+
+
+def check_all(built: Built, chosen: Exporters) -> list[str]:
+    """Every file that there is, each layer alone, and what is in use. Returns what was found right; else as `run`."""
+    layers = every_layer()
+    check_names(layers)
+    run([_base(built)])  # what is wrong here is wrong with each layer
+    run(alone(built, layer) for layer in layers)
+    each = f"otel-collector/config.yaml with each of {len(layers)} exporters alone"
+    return [each, *run([*_in_use(built, chosen), *_rules(built)])]
+
+
+def check_choice(built: Built, chosen: Exporters) -> list[str]:
+    """What is in use, and nothing else."""
+    check_names(chosen.layers)
+    return run([_base(built), *_in_use(built, chosen)])
+
+
+def run(checks: Iterable[Check]) -> list[str]:
+    """Side by side. Raises `LocalError` with every fault there is."""
+    checks = list(checks)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        faults = [fault for fault in pool.map(Check.fault, checks) if fault]
+    if faults:
+        raise LocalError("\n".join(faults))
+    return [check.subject for check in checks]
+
+
+def check_names(layers: Iterable[str]) -> None:
+    """Each exporter and pipeline is named in one file: of two, the collector would silently take a mixture."""
+    owners: dict[tuple[str, str], str] = {}
+    for layer in layers:
+        for kind, ids in named(layer).items():
+            for name in ids:
+                if (other := owners.setdefault((kind, name), layer)) != layer:
+                    both = f"{shown(other)} and {shown(layer)}"
+                    raise LocalError(f"{both} both have the {kind} {name!r}: rename it in one of them")
+
+
+def alone(built: Built, layer: str) -> Check:
+    """A layer, with nothing for the other signals."""
+    signal = layer.partition("/")[0]
+    layers = [layer if other == signal else f"{other}/none" for other in SIGNALS]
+    return _collector(built, shown(layer), layers, "mend that setting in this file")
+
+
+def _base(built: Built) -> Check:
+    layers = [f"{signal}/none" for signal in SIGNALS]
+    return _collector(built, "otel-collector/config.yaml", layers, "mend that setting")
+
+
+def _collector(built: Built, subject: str, layers: Sequence[str], remedy: str) -> Check:
+    """With the settings that the collector would run with."""
+    command = (str(built.collector), "validate", *exporters.arguments(layers))
+    return Check(subject, command, remedy, exporters.environment(layers, settings()))
+
+
+def _in_use(built: Built, chosen: Exporters) -> Iterator[Check]:
+    remedy = f"mend the file or the variable that it names, or choose others by {', '.join(map(variable, SIGNALS))}"
+    yield _collector(built, f"the exporters in use ({chosen})", chosen.layers, remedy)
+    config = PROMETHEUS / "prometheus.yaml"
+    yield Check("prometheus/prometheus.yaml", (str(built.promtool), "check", "config", str(config)), "mend it there")
+    if built.tempo:
+        config = REPOSITORY / "tempo" / "tempo.yaml"
+        flags = (f"-config.file={config}", "-config.expand-env=true", "-config.verify=true")
+        yield Check("tempo/tempo.yaml", (str(built.tempo), *flags), "mend it there")
+
+
+def _rules(built: Built) -> Iterator[Check]:
+    generate = (sys.executable, "-m", "prometheus.rules")
+    yield Check("prometheus/rules/", (*generate, "--check"), "`python -m prometheus.rules` writes them anew")
+    for cases in sorted((PROMETHEUS / "tests").glob("*.yaml")):
+        command = (str(built.promtool), "test", "rules", str(cases))
+        yield Check(str(cases.relative_to(REPOSITORY)), command, "mend the rule or its case")
