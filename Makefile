@@ -9,7 +9,7 @@ READY := $(VENV)/.ready
 LOCAL := $(BIN)/python -m local
 
 .DEFAULT_GOAL := help
-.PHONY: help up status logs down demo test kill-test outage-test bench check lock
+.PHONY: help up status logs down demo test kill-test outage-test bench check generate lock
 MAKEFLAGS += --no-print-directory
 
 help: ## what there is
@@ -55,6 +55,10 @@ check: $(READY) ## format, lint, types, configurations
 	$(BIN)/ruff check
 	$(BIN)/mypy
 	@$(LOCAL) check
+
+generate: $(READY) ## the rules of Prometheus and docs/telemetry.md, from the schema and prometheus/rules.py
+	$(BIN)/python -m prometheus.rules
+	$(BIN)/python -m docs.telemetry
 
 lock: $(READY) ## pin the dependencies of pyproject.toml; U=--upgrade takes newer ones
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
