@@ -56,8 +56,9 @@ check: $(READY) ## format, lint, types, configurations
 	$(BIN)/mypy
 	@$(LOCAL) check
 
-generate: $(READY) ## the rules of Prometheus and docs/telemetry.md, from the schema and prometheus/rules.py
+generate: $(READY) ## what is generated: the rules of Prometheus, the dashboards, docs/telemetry.md
 	$(BIN)/python -m prometheus.rules
+	$(BIN)/python -m grafana
 	$(BIN)/python -m docs.telemetry
 
 lock: $(READY) ## pin the dependencies of pyproject.toml; U=--upgrade takes newer ones

@@ -114,8 +114,12 @@ def _in_use(built: Built, chosen: Exporters) -> Iterator[Check]:
 
 
 def _rules(built: Built) -> Iterator[Check]:
-    generate = (sys.executable, "-m", "prometheus.rules")
-    yield Check("prometheus/rules/", (*generate, "--check"), "`python -m prometheus.rules` writes them anew")
+    for subject, module in {
+        "prometheus/rules/": "prometheus.rules",
+        "grafana/provisioning/dashboards/": "grafana",
+        "docs/telemetry.md": "docs.telemetry",
+    }.items():
+        yield Check(subject, (sys.executable, "-m", module, "--check"), "`make generate` writes it anew")
     for cases in sorted((PROMETHEUS / "tests").glob("*.yaml")):
         command = (str(built.promtool), "test", "rules", str(cases))
         yield Check(str(cases.relative_to(REPOSITORY)), command, "mend the rule or its case")

@@ -356,6 +356,6 @@ def tempo(state: Path, port: int, *, executable: Path, prometheus: int) -> Progr
             "TEMPO_STATE_DIR": str(state),
             "PROMETHEUS_REMOTE_WRITE_ENDPOINT": f"http://{LOOPBACK}:{prometheus}/api/v1/write",
         },
-        stop_s_max=10,  # it writes what it has in memory within 2 s, then waits for streams of its own
+        stop_s_max=10,  # what it has is on disk within 2 s; if it was just queried it does not end (grafana/tempo#7967)
         port_variable=f"{PORT_VARIABLE}TEMPO",
     )

@@ -1,0 +1,59 @@
+"""All dashboards: as files, and by what their panels read."""
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from grafana import health, latency, lineage, overview
+from prometheus.rules import names
+
+FOLDER = Path(__file__).resolve().parent / "provisioning" / "dashboards"
+
+_VARIABLE = re.compile(r"\$\{?\w+(?::\w+)?\}?")
+
+
+@cache
+def documents() -> Sequence[Mapping[str, Any]]:
+    """In the order in which one reads them. Made once."""
+    return [board().document() for board in (overview.board, latency.board, lineage.board, health.board)]
+
+
+def files() -> Mapping[str, str]:
+    """The dashboards by the names of their files, which are their UIDs."""
+    return {f"{one['uid']}.json": json.dumps(one, indent=2, ensure_ascii=False) + "\n" for one in documents()}
+
+
+def out_of_sync() -> list[str]:
+    """The files that are not as this module would write them, and those that it would not write."""
+    wanted = files()
+    there = {path.name: path.read_text(encoding="utf-8") for path in FOLDER.glob("*.json")}
+    return sorted(name for name in wanted.keys() | there.keys() if wanted.get(name) != there.get(name))
+
+
+def readers(metric: str) -> Mapping[str, list[str]]:
+    """The panels that read a metric, given its name in Prometheus: their titles, by the title of their dashboard."""
+    series = {metric, *(f"{metric}_{part}" for part in ("bucket", "sum", "count"))}
+    found: dict[str, list[str]] = {}
+    for board, panel, read in _reads():
+        if read & series:
+            found.setdefault(board, []).append(panel)
+    return found
+
+
+@cache
+def _reads() -> Sequence[tuple[str, str, frozenset[str]]]:
+    """Of each panel: the title of its dashboard, its own, and the series that its queries read."""
+    return [
+        (document["title"], panel["title"], frozenset().union(*map(names, _expressions(panel))))
+        for document in documents()
+        for placed in document["panels"]
+        for panel in (placed, *placed.get("panels", ()))
+    ]
+
+
+def _expressions(panel: Mapping[str, Any]) -> Iterator[str]:
+    """PromQL, with a duration for each variable."""
+    return (_VARIABLE.sub("1m", target["expr"]) for target in panel.get("targets", ()) if "expr" in target)

@@ -1,0 +1,124 @@
+"""Every panel and query of the dashboards, read from the files that Grafana reads."""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(__file__).resolve().parents[1] / "grafana" / "provisioning" / "dashboards"
+
+_LABEL = re.compile(r"\{\{\s*(\w+)\s*\}\}")
+
+
+@dataclass(frozen=True)
+class Query:
+    """What one target of a panel, an annotation or a variable asks.
+
+    `panel` is the title of the panel, or the annotation's or variable's name. `datasource` is `prometheus` or `tempo`;
+    `expr` is PromQL, a list of series, or TraceQL (empty for the service graph), as Grafana has it before it puts in
+    values for variables. `kind` is `range`, `instant`, `series`, `traceql`, `trace` (by its id) or `serviceMap`.
+    `nothing` is what the panel says where there is no data, "" if it has no words for that.
+    """
+
+    dashboard: str
+    panel: str
+    ref_id: str
+    datasource: str
+    expr: str
+    kind: str
+    legend: str
+    exemplars: bool
+    nothing: str
+
+    @property
+    def labels(self) -> frozenset[str]:
+        """Those that the legend names."""
+        return frozenset(_LABEL.findall(self.legend))
+
+    def asked(self, values: Mapping[str, str]) -> str:
+        """The expression with these values for the variables, whatever their format; the others stay as they are."""
+        return re.sub(r"\$\{(\w+)(?::\w+)?\}|\$(\w+)", lambda m: values.get(m[1] or m[2], m[0]), self.expr)
+
+
+def documents() -> dict[str, dict[str, Any]]:
+    """The dashboards by their UIDs."""
+    read = (json.loads(path.read_text(encoding="utf-8")) for path in sorted(FOLDER.glob("*.json")))
+    return {document["uid"]: document for document in read}
+
+
+def panels() -> list[tuple[str, dict[str, Any]]]:
+    """Every panel but the headings of rows, those in closed rows too, with the UID of its dashboard."""
+    return [
+        (uid, panel)
+        for uid, document in documents().items()
+        for placed in document["panels"]
+        for panel in (placed, *placed.get("panels", ()))
+        if panel["type"] != "row"
+    ]
+
+
+def queries() -> list[Query]:
+    """Of panels, annotations and variables."""
+    return [*_of_panels(), *_of_annotations(), *_of_variables()]
+
+
+def _of_panels() -> Iterator[Query]:
+    for uid, panel in panels():
+        for target in panel.get("targets", ()):
+            is_tempo = panel["datasource"]["type"] == "tempo"
+            yield Query(
+                dashboard=uid,
+                panel=panel["title"],
+                ref_id=target["refId"],
+                datasource=panel["datasource"]["type"],
+                expr=target.get("query", "") if is_tempo else target["expr"],
+                kind=_kind(target),
+                legend=target.get("legendFormat", ""),
+                exemplars=target.get("exemplar", False),
+                nothing=panel.get("fieldConfig", {}).get("defaults", {}).get("noValue", ""),
+            )
+
+
+def _kind(target: Mapping[str, Any]) -> str:
+    if "expr" in target:
+        return "instant" if target.get("instant") else "range"
+    return "trace" if target.get("query") == "${trace_id}" else target["queryType"]
+
+
+def _of_annotations() -> Iterator[Query]:
+    for uid, document in documents().items():
+        for annotation in document["annotations"]["list"]:
+            words = annotation["titleFormat"] + annotation["textFormat"]
+            yield Query(
+                dashboard=uid,
+                panel=f"annotation {annotation['name']}",
+                ref_id=annotation["target"]["refId"],
+                datasource="prometheus",
+                expr=annotation["target"]["expr"],
+                kind="range",
+                legend=words,
+                exemplars=False,
+                nothing="",
+            )
+
+
+def _of_variables() -> Iterator[Query]:
+    for uid, document in documents().items():
+        for variable in document["templating"]["list"]:
+            if variable["type"] != "query":
+                continue
+            asked = re.fullmatch(r"label_values\((.+), (\w+)\)", variable["query"]["query"])
+            assert asked, variable["name"]
+            yield Query(
+                dashboard=uid,
+                panel=f"variable {variable['name']}",
+                ref_id="",
+                datasource="prometheus",
+                expr=asked[1],
+                kind="series",
+                legend=f"{{{{{asked[2]}}}}}",
+                exemplars=False,
+                nothing="",
+            )

@@ -1,0 +1,325 @@
+"""Dashboards: in sync with their code, joined with the schema, and as a linter of dashboards would have them."""
+
+import re
+import shutil
+import subprocess
+from collections import Counter
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from bronze.telemetry.schema import registry
+from grafana import __main__ as command
+from grafana import boards
+from grafana.promql import FOREIGN, RANGE, STEP
+from local.builds import build_all
+from prometheus import rules
+from prometheus.rules import RUNBOOK_URL, Alert, Recording, Thresholds
+from tests import panels
+from tests.panels import Query
+from tests.promql import label, labels_of, selectors, series
+
+DOCUMENTS = panels.documents()
+PANELS = panels.panels()
+QUERIES = panels.queries()
+PROMQL = [query for query in QUERIES if query.datasource == "prometheus"]
+
+RULES = [rule for of_file in rules.groups(Thresholds()).values() for group in of_file for rule in group.rules]
+ALERTS = {rule.name for rule in RULES if isinstance(rule, Alert)}
+RECORDINGS = {rule.name for rule in RULES if isinstance(rule, Recording)}
+
+#: Values for the variables with which Prometheus takes every query.
+VALUES = {
+    "__rate_interval": "1m",
+    "__range": "30m",
+    "__range_s": "1800",
+    "period": "1h",
+    "source": "vehicles|status",
+    "instance": ".*",
+}
+#: What Grafana itself puts in.
+BUILT_IN = {"__rate_interval", "__range", "__range_s", "__url_time_range", "__value", "__data"}
+
+#: Panels that show no values have no unit.
+NO_UNIT = {"nodeGraph", "traces"}
+
+each_panel = pytest.mark.parametrize(
+    ("uid", "panel"), PANELS, ids=[f"{uid}: {panel['title']}" for uid, panel in PANELS]
+)
+each_promql = pytest.mark.parametrize("query", PROMQL, ids=lambda q: f"{q.dashboard}: {q.panel} {q.ref_id}")
+
+
+@pytest.fixture(scope="session")
+def promtool() -> str:
+    return str(build_all().promtool)
+
+
+def test_the_dashboards_are_in_sync() -> None:
+    """The committed files are those that the code writes."""
+    assert boards.out_of_sync() == []
+
+
+def test_check_names_a_file_that_is_not_in_sync_and_one_that_is_too_many(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(boards.FOLDER, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "bronze-health.json").write_text("{}\n")
+    (tmp_path / "extra.json").write_text("{}\n")
+    monkeypatch.setattr(boards, "FOLDER", tmp_path)
+    monkeypatch.setattr("sys.argv", ["grafana", "--check"])
+    with pytest.raises(SystemExit, match=r"bronze-health\.json, extra\.json out of sync .* run python -m grafana$"):
+        command.main()
+
+
+# --- a dashboard
+
+
+@pytest.mark.parametrize("uid", DOCUMENTS)
+def test_a_dashboard_is_found_by_its_uid_and_cannot_be_changed(uid: str) -> None:
+    document = DOCUMENTS[uid]
+    assert (boards.FOLDER / f"{uid}.json").exists()
+    assert document["editable"] is False
+    assert (document["timezone"], document["refresh"]) == ("browser", "10s")
+    assert document["description"]
+    ids = Counter(p["id"] for panel in document["panels"] for p in (panel, *panel.get("panels", ())))
+    assert ids.most_common(1)[0][1] == 1
+
+
+def test_the_uids_are_those_that_links_and_bookmarks_hold() -> None:
+    assert set(DOCUMENTS) == {"bronze-overview", "bronze-latency", "bronze-lineage", "bronze-health"}
+
+
+@pytest.mark.parametrize("uid", DOCUMENTS)
+def test_a_dashboard_leads_to_the_others_for_the_same_time_and_the_same_choice(uid: str) -> None:
+    (link,) = DOCUMENTS[uid]["links"]
+    assert (link["type"], link["keepTime"], link["includeVars"]) == ("dashboards", True, True)
+    assert all(set(link["tags"]) <= set(document["tags"]) for document in DOCUMENTS.values())
+
+
+@pytest.mark.parametrize("uid", DOCUMENTS)
+def test_datasources_are_variables_that_stand_on_the_provisioned_ones(uid: str) -> None:
+    provisioned = yaml.safe_load((boards.FOLDER.parent / "datasources" / "bronze.yaml").read_text())["datasources"]
+    kinds = {datasource["uid"]: datasource["type"] for datasource in provisioned}
+    variables = {one["name"]: one for one in DOCUMENTS[uid]["templating"]["list"] if one["type"] == "datasource"}
+    for name, variable in variables.items():
+        assert variable["query"] == kinds[variable["current"]["value"]] == name
+    for asking in (*DOCUMENTS[uid]["panels"], *DOCUMENTS[uid]["annotations"]["list"]):
+        if datasource := asking.get("datasource"):
+            assert datasource["uid"] in {f"${{{name}}}" for name in variables}
+
+
+@pytest.mark.parametrize("uid", DOCUMENTS)
+def test_every_variable_that_is_read_is_declared_and_every_declared_one_is_read(uid: str) -> None:
+    document = DOCUMENTS[uid]
+    declared = {variable["name"] for variable in document["templating"]["list"]}
+    read = _variables(
+        [document["panels"], document["annotations"], *(v["query"] for v in document["templating"]["list"])]
+    )
+    assert read - BUILT_IN <= declared
+    assert declared - {"source", "instance", "prometheus", "tempo"} <= read
+
+
+@pytest.mark.parametrize("uid", DOCUMENTS)
+def test_panels_fill_the_grid_and_do_not_overlap(uid: str) -> None:
+    """24 columns; each line is as wide as its row."""
+    placed = [panel["gridPos"] for panel in DOCUMENTS[uid]["panels"]]
+    for one, other in combinations(placed, 2):
+        apart_x = one["x"] + one["w"] <= other["x"] or other["x"] + other["w"] <= one["x"]
+        apart_y = one["y"] + one["h"] <= other["y"] or other["y"] + other["h"] <= one["y"]
+        assert apart_x or apart_y, (one, other)
+    widths: Counter[int] = Counter()
+    for at in placed:
+        widths[at["y"]] += at["w"]
+    assert set(widths.values()) == {24}
+
+
+# --- a panel
+
+
+@each_panel
+def test_a_panel_says_what_it_means_and_what_it_is_without_data(uid: str, panel: dict[str, Any]) -> None:
+    if panel["type"] == "text":
+        return
+    assert len(panel["description"]) > 20
+    defaults = panel.get("fieldConfig", {}).get("defaults", {})
+    if panel["type"] not in NO_UNIT:
+        assert defaults["unit"]
+    assert defaults["noValue"] not in {"", "No data"}
+    if panel["type"] == "timeseries":
+        assert defaults["min"] == 0
+    assert all(step["value"] != 80 for step in defaults.get("thresholds", {}).get("steps", ()))
+
+
+def test_what_has_no_words_for_no_data_is_closed_until_it_is_wanted() -> None:
+    for document in DOCUMENTS.values():
+        assert not {panel["type"] for panel in document["panels"]} & {"nodeGraph", "traces"}
+
+
+@each_panel
+def test_the_links_of_a_panel_lead_somewhere(uid: str, panel: dict[str, Any]) -> None:
+    """To an entry of the runbook, a dashboard of ours, or a route of the API."""
+    for target in re.findall(r"\]\(([^)]+)\)", panel.get("description", "")):
+        url, _, anchor = target.partition("#")
+        assert url == RUNBOOK_URL
+        assert anchor in {alert.lower() for alert in ALERTS}
+    for link in _found(panel, "url"):
+        dashboard = re.match(r"/d/([\w-]+)\?.*&viewPanel=panel-(\d+)$", link)
+        route = re.match(r"\$\{api_url\}(/v1/\w+/)\$\{__value\.raw:percentencode\}$", link)
+        shown = {(uid, str(panel["id"])) for uid, panel in PANELS if panel["type"] == "traces"}
+        assert (dashboard and dashboard.groups() in shown) or (
+            route and route[1] in {"/v1/objects/", "/v1/submissions/"}
+        )
+
+
+def test_every_alert_is_linked_from_a_panel() -> None:
+    linked = {name for _, panel in PANELS for name in re.findall(r"\[(Bronze\w+)\]", panel.get("description", ""))}
+    assert linked == ALERTS
+
+
+# --- a query
+
+
+@each_promql
+def test_a_query_reads_what_somebody_emits(query: Query) -> None:
+    """Each name is of the schema, a recording of ours, or declared as foreign; each label is one that it has."""
+    expr = query.asked(VALUES)
+    for name in rules.names(expr):
+        assert name in series() or name in RECORDINGS or name in FOREIGN, name
+    for name, matchers in selectors(expr):
+        if name in series() or name in FOREIGN:
+            assert {key for key, _, _ in matchers} <= _labels(name)
+
+
+def test_what_is_declared_as_foreign_is_read() -> None:
+    assert FOREIGN.keys() - rules.FOREIGN.keys() <= set().union(*(rules.names(q.asked(VALUES)) for q in PROMQL))
+
+
+@each_promql
+def test_a_legend_and_a_grouping_name_labels_that_are_there(query: Query) -> None:
+    expr = query.asked(VALUES)
+    grouped = [name.strip() for by in re.findall(r"\b(?:by|on) \(([^)]*)\)", expr) for name in by.split(",")]
+    read = rules.names(expr) - RECORDINGS
+    known = {"metric"}.union(*map(_labels, read)) if read else {"metric", "job", "instance", "bronze_source"}
+    assert {*grouped, *query.labels} <= known
+    if "sum by (" in expr:
+        assert query.labels <= {*grouped}
+
+
+@each_promql
+def test_a_query_asks_for_values_that_are_emitted(query: Query) -> None:
+    """A closed word is one of its attribute's."""
+    for name, matchers in selectors(query.asked({k: v for k, v in VALUES.items() if k != "source"})):
+        if metric := series().get(name):
+            keys = {label(key): key for key in metric.attributes}
+            for key, _, value in matchers:
+                members = registry().attributes[keys[key]].members if key in keys else ()
+                assert not members or "$" in value or not value or set(value.split("|")) <= set(members)
+
+
+@each_promql
+def test_a_query_reads_the_otlp_path(query: Query) -> None:
+    for name, matchers in selectors(query.asked(VALUES)):
+        if name in series():
+            assert any(key == "job" and value.startswith("bronze/") for key, _, value in matchers), name
+
+
+@each_promql
+def test_windows_follow_the_time_range(query: Query) -> None:
+    """No window is written out: a graph's is what the datasource's interval asks for, a number's the whole range."""
+    for window in re.findall(r"\[([^]]*)\]", query.expr):
+        assert window in {STEP, RANGE, f"{RANGE}:{STEP}"}
+    for offset in re.findall(r"\boffset\s+(\S+?)[\s)]", f"{query.expr} "):
+        assert offset in {STEP, RANGE, "$period"}
+
+
+@each_promql
+def test_counters_are_never_read_over_their_whole_life(query: Query) -> None:
+    """What a counter has reached says when its process began; only whether it is there may be asked."""
+    expr = query.asked(VALUES)
+    for match in re.finditer(r'([a-zA-Z_:][\w:]*)\{(?:[^"{}]|"[^"]*")*\}', expr):
+        metric = series().get(match[1])
+        if metric and metric.instrument in {"counter", "histogram"}:
+            follows, before = expr[match.end() :], expr[: match.start()]
+            present = re.search(r"group by \([^)]*\) \($", before)
+            assert present or follows.startswith(("[", " offset 30m)")), query.expr
+
+
+@each_promql
+def test_lane_gauges_are_read_by_max(query: Query) -> None:
+    """Several processes report the same lane: a sum would count it twice."""
+    for name in re.findall(r"bronze_(?:lane_position|queue_\w+|upload_last\w+|delivery_objective\w+)", query.expr):
+        assert re.search(rf"max(?: by \([^)]*\) )?\({name}\{{", query.expr), name
+
+
+def test_exemplars_are_asked_of_histograms_alone() -> None:
+    asked = [query for query in PROMQL if query.exemplars]
+    assert asked
+    for query in asked:
+        assert {name[-7:] for name in rules.names(query.asked(VALUES))} == {"_bucket"}
+
+
+def test_prometheus_takes_every_query(promtool: str, tmp_path: Path) -> None:
+    asked = [{"record": f"query:{n}", "expr": query.asked(VALUES)} for n, query in enumerate(PROMQL)]
+    file = tmp_path / "queries.yaml"
+    file.write_text(yaml.safe_dump({"groups": [{"name": "panels", "rules": asked}]}))
+    checked = subprocess.run([promtool, "check", "rules", str(file)], capture_output=True, text=True, check=False)
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+def test_traceql_selects_attributes_of_the_schema() -> None:
+    for query in QUERIES:
+        if query.kind == "traceql":
+            for scope, attribute in re.findall(r"\b(span|resource)\.([\w.]+)", query.expr):
+                assert attribute in registry().attributes, f"{scope}.{attribute}"
+
+
+def test_each_metric_of_ours_is_on_a_panel() -> None:
+    """But the sizes of bodies, which panels of records and bytes tell better."""
+    unread = {metric for metric in registry().metrics if not boards.readers(registry().metrics[metric].prometheus_name)}
+    assert {name for name in unread if not name.startswith("otel.sdk.")} == {
+        "http.server.active_requests",
+        "http.server.request.body.size",
+        "http.server.response.body.size",
+        "messaging.client.operation.duration",
+    }
+
+
+# --- the page
+
+
+def test_the_page_tells_of_each_row() -> None:
+    text = (boards.FOLDER.parents[2] / "docs" / "dashboards.md").read_text(encoding="utf-8")
+    headings = re.findall(r"(?m)^##+ (.+)$", text)
+    for document in DOCUMENTS.values():
+        assert document["title"] in headings
+        for panel in document["panels"]:
+            if panel["type"] == "row":
+                assert re.sub(r"\$\{(\w+):text\}", r"\1", panel["title"]) in headings
+    assert set(re.findall(r"runbook\.md#(\w+)", text)) <= {alert.lower() for alert in ALERTS}
+
+
+def _labels(name: str) -> set[str]:
+    return set(FOREIGN[name][1]) if name in FOREIGN else labels_of(name)
+
+
+def _found(tree: object, key: str) -> list[str]:
+    """Every text under this key."""
+    if isinstance(tree, list):
+        return [text for one in tree for text in _found(one, key)]
+    if isinstance(tree, dict):
+        own = [tree[key]] if isinstance(tree.get(key), str) else []
+        return own + [text for one in tree.values() for text in _found(one, key)]
+    return []
+
+
+def _variables(tree: object) -> set[str]:
+    if isinstance(tree, str):
+        return {first or second for first, second in re.findall(r"\$\{(\w+)[^}]*\}|\$(\w+)", tree)} - {"1"}
+    if isinstance(tree, list):
+        return set().union(*map(_variables, tree))
+    if isinstance(tree, dict):
+        return set().union(*map(_variables, tree.values()))
+    return set()
