@@ -33,7 +33,7 @@ demo: $(READY) ## all of it once, from fresh state on free ports, with proof: .l
 	@$(LOCAL) demo
 
 # most of a test's time is waiting for servers, so three run side by side
-test: T ?= --numprocesses 3 --dist loadgroup --no-loadscope-reorder
+test: T ?= --numprocesses 3 --dist loadfile --no-loadscope-reorder
 test: check ## check, then all tests; T="..." for pytest's arguments
 	$(BIN)/python -m pytest $(T)
 

@@ -14,6 +14,7 @@ from grafana.house import (
     EXACT,
     FAIR,
     GOOD,
+    NEUTRAL,
     SECONDS,
     SHARE,
     Board,
@@ -75,7 +76,7 @@ def board() -> Board:
 def alerts() -> Stat:
     says = Says("Alerts firing", "Alerts of ours that fire now; they are listed below.", "the rules are not evaluated")
     firing_now = number(or_zero('count(ALERTS{alertname=~"Bronze.+", alertstate="firing"})'))
-    return tile(says, COUNT, firing_now).thresholds(house.none_is_good(bad=1))
+    return tile(says, COUNT, firing_now, width=8).thresholds(house.none_is_good(bad=1))
 
 
 def targets_down() -> Stat:
@@ -85,7 +86,9 @@ def targets_down() -> Stat:
         "nothing is scraped",
         ["BronzeTargetDown", "BronzeRoleDown"],
     )
-    return tile(says, COUNT, number(or_zero(f"count(up{{{_STAYING}}} == 0)"))).thresholds(house.none_is_good(bad=1))
+    return tile(says, COUNT, number(or_zero(f"count(up{{{_STAYING}}} == 0)")), width=8).thresholds(
+        house.none_is_good(bad=1)
+    )
 
 
 def parity_now() -> Stat:
@@ -96,7 +99,7 @@ def parity_now() -> Stat:
         "nothing to compare for a minute yet",
         ["BronzePathsDiffer"],
     )
-    return tile(says, EXACT, number("max(instance:counter:difference)")).thresholds(house.none_is_good(bad=1))
+    return tile(says, EXACT, number("max(instance:counter:difference)"), width=8).thresholds(house.none_is_good(bad=1))
 
 
 def sdk_drops() -> Stat:
@@ -106,7 +109,9 @@ def sdk_drops() -> Stat:
         "no process has reported yet",
         ["BronzeSdkDrops"],
     )
-    return tile(says, EXACT, number(_in_range(_DROPPED_BY_SDK))).decimals(0).thresholds(house.none_is_good(bad=1))
+    return (
+        tile(says, EXACT, number(_in_range(_DROPPED_BY_SDK)), width=8).decimals(0).thresholds(house.none_is_good(bad=1))
+    )
 
 
 def collector_drops() -> Stat:
@@ -116,7 +121,11 @@ def collector_drops() -> Stat:
         "the collector has not reported yet",
         ["BronzeCollectorDrops"],
     )
-    return tile(says, EXACT, number(_in_range(_DROPPED_BY_COLLECTOR))).decimals(0).thresholds(house.none_is_good(bad=1))
+    return (
+        tile(says, EXACT, number(_in_range(_DROPPED_BY_COLLECTOR)), width=8)
+        .decimals(0)
+        .thresholds(house.none_is_good(bad=1))
+    )
 
 
 def exemplars_stored() -> Stat:
@@ -127,7 +136,9 @@ def exemplars_stored() -> Stat:
         "Prometheus has not reported yet",
         ["BronzePrometheusRejectsExemplars"],
     )
-    return tile(says, EXACT, number(f"sum(prometheus_tsdb_exemplar_exemplars_in_storage{{{PROMETHEUS}}})")).decimals(0)
+    return tile(
+        says, EXACT, number(f"sum(prometheus_tsdb_exemplar_exemplars_in_storage{{{PROMETHEUS}}})"), width=8
+    ).decimals(0)
 
 
 def firing() -> Table:
@@ -136,7 +147,7 @@ def firing() -> Table:
         "What fires or is about to. The runbook (docs/runbook.md) has an entry for each.",
         "no alert fires",
     )
-    panel = house.listing(says, house.rows('ALERTS{alertname=~"Bronze.+"}'), width=12, height=9)
+    panel = house.listing(says, house.rows('ALERTS{alertname=~"Bronze.+"}'), width=12)
     return house.columns(
         panel,
         {
@@ -159,19 +170,23 @@ def firing() -> Table:
 def targets() -> Table:
     says = Says(
         "Prometheus' targets",
-        "Each target that Prometheus scrapes, by job and instance. A publisher is up only while it runs, "
-        "collector-exporter only with the layer metrics/prometheus-scrape.",
+        "Each target that Prometheus scrapes, by job and instance. Away is what need not be there: a "
+        "publisher runs for a while, collector-exporter comes with the layer metrics/prometheus-scrape.",
         "nothing is scraped",
         ["BronzeTargetDown"],
     )
     return house.columns(
-        house.listing(says, house.rows("up"), width=12, height=9),
+        house.listing(says, house.rows(f"up{{{_STAYING}}} or up > 0 or up - 1"), width=12),
         {
             "job": ("Job", []),
             "instance": ("Instance", []),
             "Value": (
                 "Up",
-                [house.wide(80), house.named({"1": ("up", GOOD), "0": ("down", BAD)}), house.as_background()],
+                [
+                    house.wide(80),
+                    house.named({"1": ("up", GOOD), "0": ("down", BAD), "-1": ("away", NEUTRAL)}),
+                    house.as_background(),
+                ],
             ),
         },
     )
@@ -197,7 +212,7 @@ def refused() -> Timeseries:
         "the collector has not reported yet",
         ["BronzeCollectorRefuses"],
     )
-    return graph(says, COUNTS_PER_S, *_by_signal("otelcol_receiver_refused"))
+    return house.rare(graph(says, COUNTS_PER_S, *_by_signal("otelcol_receiver_refused")))
 
 
 def queues() -> Timeseries:
@@ -244,7 +259,7 @@ def failed() -> Timeseries:
     )
     by_exporter = "\nor ".join(f"{rate(one, 'exporter')} > 0" for one in _DROPPED_BY_COLLECTOR)
     dropped = " + ".join(f"({or_zero(rate(one))})" for one in _DROPPED_BY_COLLECTOR)
-    return graph(says, COUNTS_PER_S, query(dropped, "all"), query(by_exporter, "{{exporter}}"), width=12)
+    return house.rare(graph(says, COUNTS_PER_S, query(dropped, "all"), query(by_exporter, "{{exporter}}"), width=12))
 
 
 # --- components
@@ -258,7 +273,7 @@ def parity() -> Timeseries:
         ["BronzePathsDiffer"],
     )
     by_metric = query("max by (metric) (instance:counter:difference) > 0", "{{metric}}")
-    return graph(says, COUNT, query("max(instance:counter:difference)", "all"), by_metric)
+    return house.rare(graph(says, COUNT, query("max(instance:counter:difference)", "all"), by_metric))
 
 
 def sdk_queue() -> Timeseries:
@@ -284,7 +299,7 @@ def sdk_drops_over_time() -> Timeseries:
     )
     dropped = " + ".join(f"({or_zero(rate(one))})" for one in _DROPPED_BY_SDK)
     by_reason = "\nor ".join(f"{rate(one, 'job, error_type')} > 0" for one in _DROPPED_BY_SDK)
-    return graph(says, COUNTS_PER_S, query(dropped, "all"), query(by_reason, "{{job}}: {{error_type}}"))
+    return house.rare(graph(says, COUNTS_PER_S, query(dropped, "all"), query(by_reason, "{{job}}: {{error_type}}")))
 
 
 # --- Prometheus
@@ -303,10 +318,12 @@ def rejected() -> Timeseries:
         "out of order": "prometheus_tsdb_out_of_order_samples_total",
         "rules": "prometheus_rule_evaluation_failures_total",
     }
-    return graph(
-        says,
-        COUNTS_PER_S,
-        *(query(rate(f"{counter}{{{PROMETHEUS}}}"), why) for why, counter in refusals.items()),
+    return house.rare(
+        graph(
+            says,
+            COUNTS_PER_S,
+            *(query(rate(f"{counter}{{{PROMETHEUS}}}"), why) for why, counter in refusals.items()),
+        )
     )
 
 
@@ -331,9 +348,9 @@ def exemplar_age() -> Timeseries:
         "How far back exemplars go",
         "The age of the oldest exemplar, once Prometheus holds as many as it may. Traces are kept longer than that, so "
         "that each mark leads somewhere.",
-        "Prometheus has not reported yet",
+        "no exemplar yet",
     )
-    oldest = f"time() - prometheus_tsdb_exemplar_last_exemplars_timestamp_seconds{{{PROMETHEUS}}}"
+    oldest = f"time() - (prometheus_tsdb_exemplar_last_exemplars_timestamp_seconds{{{PROMETHEUS}}} > 0)"
     return graph(says, SECONDS, query(oldest, "oldest"))
 
 

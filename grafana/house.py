@@ -35,7 +35,7 @@ from grafana_foundation_sdk.models.heatmap import HeatmapColorMode
 from grafana_foundation_sdk.models.prometheus import PromQueryFormat
 from grafana_foundation_sdk.models.tempo import SearchTableType
 
-from grafana.promql import LINE_S, OBJECTIVE_S, STEP, quantile
+from grafana.promql import LINE_S, OBJECTIVE_S, RANGE, STEP, part, quantile, rate
 from prometheus.rules import RUNBOOK_URL
 
 TAG = "bronze"
@@ -54,6 +54,7 @@ GOOD, FAIR, BAD, NEUTRAL = "green", "yellow", "red", "blue"
 
 Target: TypeAlias = prometheus.Dataquery | tempo.TempoQuery
 Panel: TypeAlias = timeseries.Panel | stat.Panel | table.Panel | heatmap.Panel | text.Panel | build.Panel
+_Said = TypeVar("_Said", stat.Panel, table.Panel)
 _Kind = TypeVar("_Kind", timeseries.Panel, stat.Panel, table.Panel, heatmap.Panel, build.Panel)
 
 #: What each of our processes that stay counts, from its first export on.
@@ -120,17 +121,11 @@ def percentiles(
 # --- kinds of panels
 
 
-def graph(says: Says, unit: str, *targets: Target, width: int = 8, height: int = 8) -> timeseries.Panel:
+def graph(says: Says, unit: str, *targets: Target, width: int = 8, height: int = 9) -> timeseries.Panel:
     panel = timeseries.Panel().unit(unit).min(0).line_width(1).fill_opacity(8).gradient_mode(GraphGradientMode.OPACITY)
     panel = panel.line_interpolation(LineInterpolation.LINEAR).show_points(VisibilityMode.NEVER)
     panel = panel.tooltip(common.VizTooltipOptions().mode(TooltipDisplayMode.MULTI).sort(SortOrder.DESCENDING))
-    panel = panel.legend(
-        common.VizLegendOptions()
-        .show_legend(True)
-        .display_mode(LegendDisplayMode.TABLE)
-        .placement(LegendPlacement.BOTTOM)
-        .calcs(["lastNotNull", "max"])
-    )
+    panel = panel.legend(_legend(LegendDisplayMode.LIST))
     panel = panel.override_by_regexp(
         "/^line:/",
         [
@@ -143,12 +138,23 @@ def graph(says: Says, unit: str, *targets: Target, width: int = 8, height: int =
     return _placed(panel, says, targets, width, height)
 
 
+def percentile_graph(panel: timeseries.Panel) -> timeseries.Panel:
+    """Percentiles, with the last and the largest value of each."""
+    panel = panel.legend(_legend(LegendDisplayMode.TABLE).calcs(["lastNotNull", "max"]))
+    return colours(panel, {"^p50": "light-blue", "^p95": "blue", "^p99": "purple"})
+
+
+def rare(panel: timeseries.Panel) -> timeseries.Panel:
+    """Of what should be 0: the axis does not invent hundreds where there is nothing."""
+    return panel.axis_soft_max(1)
+
+
 def stacked(panel: timeseries.Panel) -> timeseries.Panel:
     """What adds up: as areas on each other."""
     return panel.stacking(common.StackingConfig().mode(StackingMode.NORMAL)).fill_opacity(40)
 
 
-def tile(says: Says, unit: str, *targets: Target, width: int = 4, height: int = 4) -> stat.Panel:
+def tile(says: Says, unit: str, *targets: Target, width: int = 6, height: int = 3) -> stat.Panel:
     """A number to be read from afar."""
     panel = stat.Panel().unit(unit).graph_mode(BigValueGraphMode.NONE).color_mode(BigValueColorMode.VALUE)
     panel = panel.reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]).values(False))
@@ -156,23 +162,37 @@ def tile(says: Says, unit: str, *targets: Target, width: int = 4, height: int = 
     return _placed(panel, says, targets, width, height)
 
 
-def listing(says: Says, *targets: Target, width: int = 24, height: int = 8) -> table.Panel:
-    panel = table.Panel().cell_height(TableCellHeight.SM).filterable(True).unit(COUNT)
+def listing(says: Says, *targets: Target, width: int = 24, height: int = 9) -> table.Panel:
+    panel = table.Panel().cell_height(TableCellHeight.SM).min_width(60).unit(COUNT)
     return _placed(panel, says, targets, width, height)
 
 
-def distribution(says: Says, unit: str, buckets: str, width: int = 16, height: int = 9) -> heatmap.Panel:
-    """How many of which duration, over time, with a mark for each exemplar; the bound at the line is named."""
+def distribution(says: Says, uploads: str, width: int) -> heatmap.Panel:
+    """How many uploads of which duration, over time, with a mark for each exemplar; the bound at the line is named."""
     panel = heatmap.Panel().calculate(False).cell_gap(1).show_value(VisibilityMode.NEVER)
     panel = panel.color(heatmap.HeatmapColorOptions().mode(HeatmapColorMode.SCHEME).scheme("Blues").steps(64))
-    panel = panel.y_axis(heatmap.YAxisConfig().unit(unit))
+    panel = panel.y_axis(heatmap.YAxisConfig().unit(SECONDS)).cell_values(heatmap.CellValues().unit(WRITES_PER_S))
     panel = panel.filter_values(heatmap.FilterValueRange().le(1e-9)).rows_frame(
         heatmap.RowsHeatmapOptions().layout(HeatmapCellLayout.AUTO)
     )
-    panel = panel.mode(TooltipDisplayMode.SINGLE).show_y_histogram().show_color_scale(True).exemplars_color("orange")
-    panel = panel.override_by_name(f"{LINE_S:g}", [_set("displayName", f"{LINE_S:g} s line")])
+    panel = (
+        panel.mode(TooltipDisplayMode.SINGLE)
+        .show_y_histogram()
+        .show_color_scale(True)
+        .exemplars_color("orange")
+        .hide_legend()
+    )
+    panel = panel.with_transformation(
+        model.DataTransformerConfig(
+            "renameByRegex", options={"regex": f"^{LINE_S:g}$", "renamePattern": f"{LINE_S:g} s line"}
+        )
+    )
+    # it has no words for no data: where there is none in the whole range, it shows the line alone
+    there = f"count_over_time({part(uploads, 'bucket')}[{RANGE}] @ end())"
+    bound = f'label_replace(vector(0), "le", "{LINE_S:g}", "", "") unless on () sum({there})'
+    buckets = f"{rate(part(uploads, 'bucket'), 'le')} or on () ({bound})"
     target = query(buckets, "{{le}}", exemplars=True).format(PromQueryFormat.HEATMAP)
-    return _placed(panel.unit(unit), says, [target], width, height)
+    return _placed(panel.unit(SECONDS), says, [target], width, height=10)
 
 
 def note(title: str, markdown: str, width: int = 24, height: int = 4) -> text.Panel:
@@ -182,6 +202,10 @@ def note(title: str, markdown: str, width: int = 24, height: int = 4) -> text.Pa
 def plugin(kind: str, says: Says, target: Target, width: int = 24, height: int = 12) -> build.Panel:
     """A panel that the SDK has no words for, nor itself for what there is without data: it stands in a closed row."""
     return _placed(build.Panel().type(kind).options({}), says, [target], width, height)
+
+
+def _legend(mode: LegendDisplayMode) -> common.VizLegendOptions:
+    return common.VizLegendOptions().show_legend(True).display_mode(mode).placement(LegendPlacement.BOTTOM)
 
 
 def _placed(panel: _Kind, says: Says, targets: Sequence[Target], width: int, height: int) -> _Kind:
@@ -196,7 +220,7 @@ def _placed(panel: _Kind, says: Says, targets: Sequence[Target], width: int, hei
 
 
 def steps(base: str, *above: tuple[float, str]) -> build.ThresholdsConfig:
-    """A colour, and from which value on it is another."""
+    """A colour, and from which value on it is another. The first one is also that of no value."""
     return (
         build.ThresholdsConfig()
         .mode(model.ThresholdsMode.ABSOLUTE)
@@ -206,12 +230,12 @@ def steps(base: str, *above: tuple[float, str]) -> build.ThresholdsConfig:
 
 def below_line(at: float = LINE_S) -> build.ThresholdsConfig:
     """Green to half the line, red beyond it."""
-    return steps(GOOD, (at / 2, FAIR), (at, BAD))
+    return steps(NEUTRAL, (0, GOOD), (at / 2, FAIR), (at, BAD))
 
 
-def none_is_good(fair: float | None = None, bad: float | None = None) -> build.ThresholdsConfig:
+def none_is_good(bad: float, fair: float | None = None) -> build.ThresholdsConfig:
     """Green at 0; yellow and red from these on."""
-    return steps(GOOD, *((at, colour) for at, colour in ((fair, FAIR), (bad, BAD)) if at is not None))
+    return steps(NEUTRAL, (0, GOOD), *([(fair, FAIR)] if fair else []), (bad, BAD))
 
 
 def colours(panel: timeseries.Panel, by_name: Mapping[str, str]) -> timeseries.Panel:
@@ -242,7 +266,7 @@ def merged(panel: table.Panel) -> table.Panel:
     return panel.with_transformation(model.DataTransformerConfig("merge", options={}))
 
 
-def saying(panel: stat.Panel, names: Mapping[str, str]) -> stat.Panel:
+def saying(panel: _Said, names: Mapping[str, str]) -> _Said:
     """Values that are words."""
     return panel.mappings(
         [model.ValueMap({value: model.ValueMappingResult(text=name)}) for value, name in names.items()]
@@ -291,7 +315,7 @@ def right_axis(panel: timeseries.Panel, name: str, unit: str) -> timeseries.Pane
             _set("custom.drawStyle", GraphDrawStyle.BARS),
             _set("custom.fillOpacity", 20),
             _set("custom.lineWidth", 0),
-            _fixed("semi-dark-blue"),
+            _fixed("gray"),
         ],
     )
 
@@ -305,7 +329,7 @@ def faded(panel: timeseries.Panel, name: str) -> timeseries.Panel:
 
 def judged_by(panel: stat.Panel, ref_id: str) -> stat.Panel:
     """Red from the value of this query on, which is not shown itself."""
-    return panel.thresholds(steps(GOOD)).with_transformation(
+    return panel.thresholds(steps(NEUTRAL, (0, GOOD))).with_transformation(
         model.DataTransformerConfig(
             "configFromData",
             options={
@@ -351,7 +375,7 @@ class Board:
     def document(self) -> dict[str, Any]:
         """As Grafana reads it."""
         board = build.Dashboard(self.title).uid(self.uid).description(self.description).tags([TAG]).readonly()
-        board = board.time("now-30m", "now").refresh("10s").timezone(TimeZoneBrowser)
+        board = board.time("now-30m", "now").refresh("30s").timezone(TimeZoneBrowser)
         board = board.tooltip(model.DashboardCursorSync.CROSSHAIR).variables([*_variables(), *self.variables])
         board = board.link(
             build.DashboardLink(TAG.capitalize())

@@ -42,7 +42,6 @@ from grafana.promql import (
     delivered_late,
     mean,
     or_zero,
-    part,
     quantile,
     rate,
     seconds_above,
@@ -54,6 +53,15 @@ _SUCCEEDED = f'bronze_uploads_total{{{CONSUMER}, {SOURCE}, bronze_outcome="succe
 _PERIOD = "$period"
 _EARLIER = "one ${period:text} earlier"
 _NO_EARLIER = "no earlier data to compare with"
+
+#: Apart from the colours that judge.
+_STAGE_COLOURS = {
+    "accept": "light-blue",
+    "wait": "gray",
+    "encode": "purple",
+    "put": "blue",
+    "catalog": "#4CB5AE",
+}
 
 _BUDGETS = {
     "requests": THRESHOLDS.requests_budget,
@@ -115,7 +123,7 @@ def upload_distribution() -> Heatmap:
         "no upload yet",
         ["BronzeUploadsSlow"],
     )
-    return house.distribution(says, SECONDS, rate(part(UPLOADS, "bucket"), "le"), width=14)
+    return house.distribution(says, UPLOADS, width=14)
 
 
 def upload_percentiles() -> Timeseries:
@@ -125,14 +133,15 @@ def upload_percentiles() -> Timeseries:
         "no upload yet",
         ["BronzeUploadsSlow"],
     )
-    return graph(says, SECONDS, *house.percentiles(UPLOADS, exemplars=True), line(), width=10, height=9)
+    panel = graph(says, SECONDS, *house.percentiles(UPLOADS, exemplars=True), line(), width=10, height=10)
+    return house.percentile_graph(panel)
 
 
 def slowest_writes() -> Table:
     says = Says(
         "Slowest Bronze writes",
         "Upload spans of the range, the slowest first, of the latest 200 that Tempo finds: choose *Writes of at least* "
-        "to leave the fast ones out. *Trace* opens the trace, *Object* what the API knows of it.",
+        "to leave the fast ones out. *Span* opens the trace, *Object* what the API knows of it.",
         "no such write in this range",
         ["BronzeUploadsSlow"],
     )
@@ -149,7 +158,8 @@ def stages() -> Timeseries:
         "PutObject. catalog: identities and entry. A stage that grows is the one to look at.",
         "nothing stored yet",
     )
-    return house.stacked(graph(says, SECONDS, query(mean(_STAGES, "bronze_stage"), "{{bronze_stage}}")))
+    panel = graph(says, SECONDS, query(mean(_STAGES, "bronze_stage"), "{{bronze_stage}}"))
+    return house.stacked(house.colours(panel, _STAGE_COLOURS))
 
 
 def stages_p95() -> Timeseries:
@@ -159,7 +169,8 @@ def stages_p95() -> Timeseries:
         "nothing stored yet",
         ["BronzeDeliveriesLate"],
     )
-    return graph(says, SECONDS, query(quantile(0.95, _STAGES, "bronze_stage"), "{{bronze_stage}}", exemplars=True))
+    by_stage = query(quantile(0.95, _STAGES, "bronze_stage"), "{{bronze_stage}}", exemplars=True)
+    return house.colours(graph(says, SECONDS, by_stage), _STAGE_COLOURS)
 
 
 def load_and_latency() -> Timeseries:
@@ -176,6 +187,7 @@ def load_and_latency() -> Timeseries:
         query(quantile(0.95, UPLOADS), "p95 upload"),
         query(rate(_ACCEPTED), "records accepted"),
     )
+    panel = house.colours(panel, {"request$": "light-blue", "upload$": "purple"})
     return house.right_axis(panel, "records accepted", RECORDS_PER_S)
 
 
@@ -254,7 +266,7 @@ def change_of_p95(what: str, histogram: str) -> Stat:
     )
     now, before = (quantile(0.95, histogram, window=RANGE, offset=offset) for offset in ("", _PERIOD))
     panel = tile(says, SHARE, number(f"({now}) / (({before}) > 0) - 1"), width=6).decimals(0)
-    return panel.thresholds(house.steps(GOOD, (0.25, FAIR), (1, BAD)))
+    return panel.thresholds(house.steps(NEUTRAL, (-1, GOOD), (0.25, FAIR), (1, BAD)))
 
 
 def compared_p95() -> Timeseries:

@@ -8,6 +8,8 @@ from grafana_foundation_sdk.builders.text import Panel as Text
 from grafana import house, traces
 from grafana.house import Board, Row, Says
 
+_IDS = ("classification_id", "submission_id", "file_path")
+
 
 def board() -> Board:
     return Board(
@@ -16,22 +18,12 @@ def board() -> Board:
         "Type a classification_id, a submission_id or a file_path: its traces, timings and objects.",
         [
             Row("Where to look", [guide()]),
-            Row(
-                "What was found",
-                [
-                    of_classification(),
-                    of_submission(),
-                    of_object(),
-                ],
-            ),
+            Row("What was found", [found()]),
             Row("The latest Bronze writes", [latest_writes()]),
             Row("The trace", [trace()], closed=True),
         ],
         [
-            house.typed("classification_id", "classification_id"),
-            house.typed("submission_id", "submission_id"),
-            house.typed("file_path", "file_path"),
-            house.typed("trace_id", "trace_id"),
+            *(house.typed(name, name) for name in (*_IDS, "trace_id")),
             traces.api_url(),
         ],
     )
@@ -41,7 +33,7 @@ def guide() -> Text:
     return house.note(
         "From an id to its object",
         """\
-Type one of the ids above. Each table shows the spans that carry it; a row leads to its trace and to what the \
+Type one of the ids above: the next table shows the spans that carry it. A row leads to its trace, and to what the \
 API says of its object and submission.
 
 The API itself: [the submission](${api_url}/v1/submissions/${submission_id:percentencode}) · \
@@ -50,32 +42,15 @@ Traces are kept for 15 days; what an object holds is in the object itself, for g
     )
 
 
-def of_classification() -> Table:
+def found() -> Table:
     says = Says(
-        "classification_id ${classification_id}",
-        "Requests, submissions and uploads of this run, over all its sources. A span names 128 runs at most; the "
-        "column `classification_id` of the objects has them all.",
-        "type a classification_id above; or it is not in this time range",
+        "Spans of the ids above",
+        "Every span that carries one of the ids, newest first. Of a submission: its request, its message, its "
+        "processing. Of an object: the upload that wrote it and the submissions that it holds. Of a run: all of that, "
+        "over all its sources; a span names 128 runs at most, the column `classification_id` of the objects has all.",
+        "type an id above; or nothing of it is in this time range",
     )
-    return traces.where(says, "span.bronze.classification_id", "classification_id")
-
-
-def of_submission() -> Table:
-    says = Says(
-        "submission_id ${submission_id}",
-        "The way of one submission: its request, its message to the queue, its processing, and the object it went to.",
-        "type a submission_id above; or it is not in this time range",
-    )
-    return traces.where(says, "span.bronze.submission_id", "submission_id")
-
-
-def of_object() -> Table:
-    says = Says(
-        "file_path ${file_path}",
-        "The upload that wrote this object, and the submissions that it holds (their *process* spans).",
-        "type a file_path above; or it is not in this time range",
-    )
-    return traces.where(says, "span.bronze.file_path", "file_path")
+    return traces.of_ids(says, {f"span.bronze.{name}": name for name in _IDS})
 
 
 def trace() -> Panel:

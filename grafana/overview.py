@@ -172,7 +172,7 @@ def success_rate() -> Stat:
         ["BronzeUploadAttemptsFail", "BronzeUploadsFail"],
     )
     share = number(ratio(counted(_SUCCEEDED), counted(_ATTEMPTS)))
-    return tile(says, SHARE, share).thresholds(house.steps(BAD, (0.99, FAIR), (at, GOOD))).decimals(2)
+    return tile(says, SHARE, share).thresholds(house.steps(NEUTRAL, (0, BAD), (0.99, FAIR), (at, GOOD))).decimals(2)
 
 
 def p95_upload() -> Stat:
@@ -241,7 +241,7 @@ def last_success() -> Stat:
     )
     at = f"max by (bronze_source) (bronze_upload_last_success_time_seconds{{{CONSUMER}, {SOURCE}}})"
     never = f'group by (bronze_source) ({_RECORDS}"stored"}}) - 2'
-    panel = tile(says, SECONDS, number(f"time() - {at}\nor {never}", "{{bronze_source}}"), width=12)
+    panel = tile(says, SECONDS, number(f"time() - {at}\nor {never}", "{{bronze_source}}"), width=18)
     return house.saying(panel, {"-1": "never"}).orientation(VizOrientation.AUTO).decimals(0)
 
 
@@ -269,7 +269,7 @@ def request_latency() -> Timeseries:
         "no submission yet",
         ["BronzeRequestsSlow"],
     )
-    return graph(says, SECONDS, *house.percentiles(REQUESTS, exemplars=True), line())
+    return house.percentile_graph(graph(says, SECONDS, *house.percentiles(REQUESTS, exemplars=True), line()))
 
 
 def refused() -> Timeseries:
@@ -278,11 +278,13 @@ def refused() -> Timeseries:
         "Records refused a second, by the `type` of the problem document that the sender got. Nothing of them is kept.",
         "no submission yet",
     )
-    return graph(
-        says,
-        RECORDS_PER_S,
-        query(rate(_REJECTED), "all"),
-        query(f"{rate(_REJECTED, 'error_type')} > 0", "{{error_type}}"),
+    return house.rare(
+        graph(
+            says,
+            RECORDS_PER_S,
+            query(rate(_REJECTED), "all"),
+            query(f"{rate(_REJECTED, 'error_type')} > 0", "{{error_type}}"),
+        )
     )
 
 
@@ -319,7 +321,7 @@ def publishers() -> Stat:
         "no publisher has run",
     )
     sent = counted(f"bronze_publisher_submissions_total{{{PUBLISHER}, {SOURCE}}}", "bronze_outcome")
-    panel = tile(says, EXACT, number(sent, "{{bronze_outcome}}"), width=8, height=8).decimals(0)
+    panel = tile(says, EXACT, number(sent, "{{bronze_outcome}}"), width=8, height=9).decimals(0)
     return panel.orientation(VizOrientation.HORIZONTAL)
 
 
@@ -341,7 +343,7 @@ def messages() -> Timeseries:
 
 def records_out() -> Timeseries:
     says = Says(
-        "Records by what became of them",
+        "Records by outcome",
         "Stored: in an object. Quarantined: set aside byte for byte, because they could not be decoded. Duplicate: "
         "late copies of what is stored, which the object lists and does not hold.",
         "no consumer has reported yet",
@@ -354,11 +356,14 @@ def records_out() -> Timeseries:
 def processing_time() -> Timeseries:
     says = Says(
         "Processing time",
-        "The messages of one submission in the consumer, from read to stored. A mark leads to the trace.",
+        "The messages of one submission in the consumer, from read to stored, the wait for the flush included. A mark "
+        "leads to the trace.",
         "nothing processed yet",
-        ["BronzeUploadsSlow"],
+        ["BronzeDeliveriesLate"],
     )
-    return graph(says, SECONDS, *house.percentiles(_PROCESSED, exemplars=True), line(), width=6)
+    return house.percentile_graph(
+        graph(says, SECONDS, *house.percentiles(_PROCESSED, exemplars=True), house.objective(), width=6)
+    )
 
 
 def consumer_errors() -> Timeseries:
@@ -370,12 +375,14 @@ def consumer_errors() -> Timeseries:
         ["BronzeConsumerErrors", "BronzeLaneHalted", "BronzePoison"],
     )
     errors = f"bronze_consumer_errors_total{{{CONSUMER}, {SOURCE}}}"
-    return graph(
-        says,
-        COUNTS_PER_S,
-        query(rate(errors), "all"),
-        query(f"{rate(errors, 'bronze_step, error_type')} > 0", "{{bronze_step}}: {{error_type}}"),
-        width=6,
+    return house.rare(
+        graph(
+            says,
+            COUNTS_PER_S,
+            query(rate(errors), "all"),
+            query(f"{rate(errors, 'bronze_step, error_type')} > 0", "{{bronze_step}}: {{error_type}}"),
+            width=6,
+        )
     )
 
 
@@ -387,7 +394,7 @@ def queue_depth() -> Timeseries:
         "no lane has reported yet",
         ["BronzeBacklogLarge", "BronzeBacklogOverdue"],
     )
-    return graph(says, COUNT, query(_DEPTH, "{{bronze_source}}/{{bronze_lane}}"), width=6)
+    return house.rare(graph(says, COUNT, query(_DEPTH, "{{bronze_source}}/{{bronze_lane}}"), width=6))
 
 
 def oldest_age() -> Timeseries:
@@ -460,7 +467,9 @@ def delivery_latency() -> Timeseries:
         "no delivery yet",
         ["BronzeDeliveriesLate"],
     )
-    return graph(says, SECONDS, *house.percentiles(DELIVERIES, exemplars=True), house.objective())
+    return house.percentile_graph(
+        graph(says, SECONDS, *house.percentiles(DELIVERIES, exemplars=True), house.objective())
+    )
 
 
 def upload_distribution() -> Heatmap:
@@ -471,7 +480,7 @@ def upload_distribution() -> Heatmap:
         "no upload yet",
         ["BronzeUploadsSlow"],
     )
-    return house.distribution(says, SECONDS, rate(part(UPLOADS, "bucket"), "le"), width=12)
+    return house.distribution(says, UPLOADS, width=12)
 
 
 def object_size() -> Timeseries:
@@ -494,4 +503,5 @@ def object_records() -> Timeseries:
 
 def _middle_and_most(says: Says, unit: str, name: str) -> Timeseries:
     histogram = f"{name}{{{CONSUMER}, {SOURCE}}}"
-    return graph(says, unit, *house.percentiles(histogram, (0.5, 0.95)), width=6, height=9)
+    panel = graph(says, unit, *house.percentiles(histogram, (0.5, 0.95)), width=6, height=10)
+    return house.percentile_graph(panel)

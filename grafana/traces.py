@@ -11,13 +11,12 @@ from grafana import house
 from grafana.house import EXACT, Says
 
 LINEAGE = "bronze-lineage"
+#: The id of the panel that shows one trace.
+TRACE_PANEL = 100
 
 #: What rows say of an upload, and of a span that one came to by an id.
 _OF_UPLOAD = "name, span.bronze.outcome, span.bronze.records, span.bronze.bytes, span.bronze.submissions"
 _OF_SPAN = "name, resource.service.name, span.bronze.outcome, span.bronze.records, span.bronze.submission_id"
-
-#: The id of the panel that shows one trace.
-TRACE_PANEL = 100
 
 #: That panel, as large as the window, for the trace of the row and the same time.
 _TRACE = (
@@ -35,45 +34,47 @@ def api_url() -> TextBoxVariable:
 
 def uploads(says: Says, at_least: str, first: str) -> Table:
     """Bronze writes of at least this duration."""
-    found = f'{{ name =~ "upload ($source)" && duration >= {at_least} }} | select({_OF_UPLOAD}, span.bronze.file_path)'
     columns: Columns = {
         "bronze.bytes": ("Bytes", [house.wide(90), house.of_unit(house.BYTES)]),
         "bronze.submissions": ("Submissions", [house.wide(110), house.of_unit(EXACT)]),
     }
-    return _listed(says, found, columns, first)
+    return _listed(says, f'name =~ "upload ($source)" && duration >= {at_least}', _OF_UPLOAD, columns, first)
 
 
-def where(says: Says, attribute: str, variable: str) -> Table:
-    """Spans that carry what is typed above."""
-    found = f"{{ {attribute} = ${{{variable}:doublequote}} }} | select({_OF_SPAN}, span.bronze.file_path)"
+def of_ids(says: Says, variables: Mapping[str, str]) -> Table:
+    """Spans with any of these attributes as it is typed above; what is not typed is on no span."""
     columns: Columns = {
         "service.name": ("Service", [house.wide(90)]),
         "bronze.submission_id": (
             "Submission",
             [
-                house.wide(300),
+                house.wide(200),
                 house.leads(("What became of it", "${api_url}/v1/submissions/${__value.raw:percentencode}")),
             ],
         ),
     }
-    return _listed(says, found, columns, "Start")
+    typed = " || ".join(f"{attribute} = ${{{variable}:doublequote}}" for attribute, variable in variables.items())
+    return _listed(says, typed, _OF_SPAN, columns, "Start")
 
 
-def _listed(says: Says, found: str, columns: Columns, first: str) -> Table:
-    """A row leads to its trace, and to what the API knows of its object. What a span does not say is `nil`."""
-    panel = house.listing(says, house.spans(found), height=9)
+def _listed(says: Says, condition: str, selected: str, columns: Columns, first: str) -> Table:
+    """The latest that there are. A row leads to its trace, and to what the API knows of its object.
+
+    Columns are named as Grafana shows them; what a span does not say is Tempo's `nil`.
+    """
+    found = f"{{ {condition} }} | select({selected}, span.bronze.file_path) with (most_recent=true)"
     every: Columns = {
-        "traceIdHidden": ("traceIdHidden", [house.hidden()]),  # the link of the next one needs it
-        "spanID": ("Trace", [house.wide(160), house.leads(("Show the trace", _TRACE))]),
-        "time": ("Start", [house.wide(170)]),
-        "name": ("Span", [house.wide(180)]),
-        "duration": ("Duration", [house.wide(100), house.of_unit(units.Nanoseconds)]),
-        "bronze.outcome": ("Outcome", [house.wide(90)]),
-        "bronze.records": ("Records", [house.wide(90), house.of_unit(EXACT)]),
+        "traceIdHidden": ("traceIdHidden", [house.hidden()]),  # the link to the trace needs it
+        "Start time": ("Start", [house.wide(190)]),
+        "Name": ("Span", [house.wide(180), house.leads(("Show the trace", _TRACE))]),
+        "Duration": ("Duration", [house.wide(100), house.of_unit(units.Nanoseconds)]),
+        "bronze.outcome": ("Outcome", [house.wide(100)]),
+        "bronze.records": ("Records", [house.wide(100), house.of_unit(EXACT)]),
         **columns,
         "bronze.file_path": (
             "Object",
             [house.leads(("What it holds", "${api_url}/v1/objects/${__value.raw:percentencode}"))],
         ),
     }
+    panel = house.saying(house.listing(says, house.spans(found), height=10), {"nil": "-"})
     return house.sorted_by(house.columns(panel, every), first)

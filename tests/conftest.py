@@ -11,14 +11,6 @@ from local.programs import Process
 from local.servers import S3Account
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Side by side, the tests of a file stay together, for what they share; unit tests share nothing."""
-    for item in items:
-        if "unit" not in item.path.parts:
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
-
-
 @pytest.fixture(scope="session")
 def s3_account(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Account]:
     """A running SeaweedFS; a test that kills it starts one of its own."""

@@ -29,10 +29,10 @@ def series() -> dict[str, Metric]:
     }
 
 
-def labels_of(name: str) -> set[str]:
+def labels_of(name: str) -> frozenset[str]:
     """Every label that a series of ours can have."""
     bucket = {"le"} if name.endswith("_bucket") else set()
-    return {label(key) for key in {*series()[name].attributes, *RESOURCE}} | {"job", "instance"} | bucket
+    return frozenset(map(label, {*series()[name].attributes, *RESOURCE})) | {"job", "instance"} | bucket
 
 
 def selectors(expr: str) -> Iterator[tuple[str, list[tuple[str, str, str]]]]:

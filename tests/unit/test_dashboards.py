@@ -82,7 +82,7 @@ def test_a_dashboard_is_found_by_its_uid_and_cannot_be_changed(uid: str) -> None
     document = DOCUMENTS[uid]
     assert (boards.FOLDER / f"{uid}.json").exists()
     assert document["editable"] is False
-    assert (document["timezone"], document["refresh"]) == ("browser", "10s")
+    assert (document["timezone"], document["refresh"]) == ("browser", "30s")
     assert document["description"]
     ids = Counter(p["id"] for panel in document["panels"] for p in (panel, *panel.get("panels", ())))
     assert ids.most_common(1)[0][1] == 1
@@ -200,7 +200,7 @@ def test_what_is_declared_as_foreign_is_read() -> None:
 @each_promql
 def test_a_legend_and_a_grouping_name_labels_that_are_there(query: Query) -> None:
     expr = query.asked(VALUES)
-    grouped = [name.strip() for by in re.findall(r"\b(?:by|on) \(([^)]*)\)", expr) for name in by.split(",")]
+    grouped = [name.strip() for by in re.findall(r"\b(?:by|on) \(([^)]*)\)", expr) for name in by.split(",") if by]
     read = rules.names(expr) - RECORDINGS
     known = {"metric"}.union(*map(_labels, read)) if read else {"metric", "job", "instance", "bronze_source"}
     assert {*grouped, *query.labels} <= known
@@ -301,8 +301,8 @@ def test_the_page_tells_of_each_row() -> None:
     assert set(re.findall(r"runbook\.md#(\w+)", text)) <= {alert.lower() for alert in ALERTS}
 
 
-def _labels(name: str) -> set[str]:
-    return set(FOREIGN[name][1]) if name in FOREIGN else labels_of(name)
+def _labels(name: str) -> frozenset[str]:
+    return FOREIGN[name][1] if name in FOREIGN else labels_of(name)
 
 
 def _found(tree: object, key: str) -> list[str]:

@@ -1,22 +1,21 @@
-"""Rules of Prometheus: joined with the schema, in sync with their files, each with cases that stand close to it."""
+"""Rules of Prometheus: joined with the schema, in sync with their files, each alert with cases and a way to act."""
 
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
-from dataclasses import Field, fields, replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from bronze.telemetry.schema import Metric, registry
+from bronze.telemetry.schema import registry
 from bronze.telemetry.signals import attribute
 from local.builds import build_all
 from prometheus import rules
 from prometheus.rules import FOLDER, FOREIGN, Alert, Recording, Thresholds
+from tests import promql
+from tests.promql import label, selectors, series
 
 CASES = sorted((FOLDER.parent / "tests").glob("*.yaml"))
 RULES = [rule for of_file in rules.groups(Thresholds()).values() for group in of_file for rule in group.rules]
@@ -24,41 +23,13 @@ ALERTS = [rule for rule in RULES if isinstance(rule, Alert)]
 RECORDINGS = {rule.name for rule in RULES if isinstance(rule, Recording)}
 PARITY = {rule.expr for group in rules.groups(Thresholds())["parity"] for rule in group.rules}
 
-#: What Prometheus' configuration makes of the resource, besides job and instance.
-RESOURCE = {attribute.service_name, attribute.service_version, attribute.deployment_environment_name}
-
-_SELECTOR = re.compile(r'([a-zA-Z_:][\w:]*)?\{((?:[^"{}]|"[^"]*")*)\}')
-_MATCHER = re.compile(r'(\w+)\s*(=~|!~|!=|=)\s*"([^"]*)"')
 _LABELS = re.compile(r"\b(?:by|on|group_left)\s*\(([^)]*)\)")
 
 each_rule = pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
 
 
-def label(key: str) -> str:
-    return key.replace(".", "_")
-
-
-@cache
-def series() -> dict[str, Metric]:
-    """Our metrics by the names of their series."""
-    parts = ("_bucket", "_sum", "_count")
-    return {
-        f"{metric.prometheus_name}{part}": metric
-        for metric in registry().metrics.values()
-        for part in (parts if metric.instrument == "histogram" else ("",))
-    }
-
-
-def labels_of(name: str) -> set[str]:
-    if name in FOREIGN:
-        return set(FOREIGN[name][1])
-    bucket = {"le"} if name.endswith("_bucket") else set()
-    return {label(key) for key in {*series()[name].attributes, *RESOURCE}} | {"job", "instance"} | bucket
-
-
-def selectors(expr: str) -> Iterator[tuple[str, list[tuple[str, str, str]]]]:
-    for name, matchers in _SELECTOR.findall(expr):
-        yield name, _MATCHER.findall(matchers)
+def labels_of(name: str) -> frozenset[str]:
+    return FOREIGN[name][1] if name in FOREIGN else promql.labels_of(name)
 
 
 @pytest.fixture(scope="session")
@@ -230,9 +201,6 @@ def test_the_queries_of_the_runbook_work(promtool: str, tmp_path: Path) -> None:
     assert checked.returncode == 0, checked.stdout + checked.stderr
 
 
-# --- the cases, and that they stand close to each threshold
-
-
 def run(promtool: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([promtool, *arguments], capture_output=True, text=True, check=False)
 
@@ -240,27 +208,3 @@ def run(promtool: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 def test_prometheus_takes_the_rules(promtool: str) -> None:
     checked = run(promtool, "check", "rules", "--lint=all", "--lint-fatal", *map(str, FOLDER.glob("*.yaml")))
     assert checked.returncode == 0, checked.stdout + checked.stderr
-
-
-@pytest.mark.parametrize("case", CASES, ids=lambda path: path.stem)
-def test_the_cases_pass(promtool: str, case: Path) -> None:
-    tested = run(promtool, "test", "rules", str(case))
-    assert tested.returncode == 0, tested.stdout + tested.stderr
-
-
-@pytest.mark.parametrize("factor", [0.75, 1.25])
-@pytest.mark.parametrize("threshold", fields(Thresholds), ids=lambda threshold: threshold.name)
-def test_the_cases_fail_when_a_threshold_changes(
-    promtool: str, tmp_path: Path, threshold: "Field[float]", factor: float
-) -> None:
-    """Each number decides: with any one of them a quarter higher, or lower, some case fails."""
-    assert callable(threshold.type)
-    value: Any = threshold.type(getattr(Thresholds(), threshold.name) * factor)  # whole seconds stay whole
-    changed = replace(Thresholds(), **{threshold.name: value})
-    rules.write(tmp_path / "rules", changed)
-    shutil.copytree(FOLDER.parent / "tests", tmp_path / "tests")
-    was, became = rules.files(Thresholds()), rules.files(changed)
-    quickest_first = sorted(CASES, key=lambda case: case.stat().st_size)
-    concerned = [case for case in quickest_first if was[case.name] != became[case.name]]
-    assert concerned
-    assert any(run(promtool, "test", "rules", str(tmp_path / "tests" / case.name)).returncode for case in concerned)

@@ -1,0 +1,68 @@
+"""From a point on a panel to the record that it stands for, whichever way the metrics come."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from io import BytesIO
+
+import pyarrow.parquet as pq
+import pytest
+
+from local.builds import Built
+from local.exporters import PROMETHEUS
+from tests import panels
+from tests.pipeline.asking import Grafana
+from tests.pipeline.whole import stack, trace_store
+from tests.system.blackbox import System, ndjson, until, vehicles
+
+POINTS = [query for query in panels.queries() if query.exemplars]
+RECORDS = 3
+#: Metrics leave as often as they do by default: an exemplar lasts until the next export.
+SOON = {"BRONZE_FLUSH_AGE_S": "0.2"}
+
+
+@pytest.fixture(scope="module")
+def with_metrics(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], System]]:
+    """The running system, once it sends its metrics by the layer of that name; only its collector starts anew."""
+    whole = stack(tmp_path_factory.mktemp("chain"), built)
+    system = System(whole, SOON)
+    others = [program for program in whole.servers if program.name != whole.collector.name]
+    with ExitStack() as running:
+        running.enter_context(system.running(*others))
+        collector = running.enter_context(ExitStack())
+        running.enter_context(system.running(system.role("api"), system.role("consumer")))
+
+        def swap(layer: str) -> System:
+            swapped = replace(whole, exporters=replace(whole.exporters, metrics=(layer,)))
+            collector.close()
+            assert swapped.servers  # Prometheus gets the targets
+            collector.enter_context(system.running(swapped.collector))
+            return replace(system, stack=swapped)
+
+        yield swap
+
+
+@pytest.mark.parametrize("layer", PROMETHEUS)
+def test_a_point_on_a_panel_leads_to_its_record(layer: str, with_metrics: Callable[[str], System]) -> None:
+    """Every panel that shows exemplars has one of a submission that was just sent; its trace names the object, and the
+    object holds the record.
+    """
+    system = with_metrics(layer)
+    lines = vehicles(layer, RECORDS)
+    accepted = system.post("vehicles", ndjson(lines)).raise_for_status().json()
+    trace_id = accepted["trace_id"]
+
+    grafana = Grafana(system)
+    for point in POINTS:
+        until(f"{point.dashboard}: {point.panel}", lambda point=point: trace_id in grafana.exemplars(point))  # type: ignore[misc]
+
+    store = trace_store(system.stack)
+    file_path = until("the trace's upload", lambda: store.trace(trace_id).file_path)
+    rows = pq.read_table(BytesIO(system.body(file_path))).to_pylist()
+    ours = [row for row in rows if row["_trace_id"] == trace_id]
+    assert [row["_payload"].encode() for row in ours] == lines
+    assert {row["_submission_id"] for row in ours} == {accepted["submission_id"]}
+    print(  # noqa: T201
+        f"{layer}: {accepted['submission_id']}, on {len(POINTS)} queries of panels; trace {trace_id}; {file_path}; "
+        f"record {ours[0]['_record_index']}: {ours[0]['_payload']}"
+    )

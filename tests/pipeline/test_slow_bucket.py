@@ -1,0 +1,161 @@
+"""The bucket becomes slow: what somebody who looks at the overview sees, and where it leads."""
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+
+from local.builds import REPOSITORY, Built
+from prometheus.rules import Thresholds
+from tests import panels
+from tests.pipeline.asking import Grafana
+from tests.pipeline.whole import quicken, stack, trace_store
+from tests.proxy import SlowBucket
+from tests.system.blackbox import SOON, System, until, vehicles
+
+OVERVIEW = "bronze-overview"
+QUERIES = [query for query in panels.queries() if query.dashboard == OVERVIEW]
+TILES = [panel for uid, panel in panels.panels() if uid == OVERVIEW and panel["type"] == "stat"]
+(POINTS,) = (query for query in QUERIES if query.panel == "Upload duration" and query.exemplars)
+FROM_DATA = "configFromData"
+
+#: A few slow ones are enough, and they have not to last.
+QUICK = replace(Thresholds(), bad_min=2, page_hold_s=1)
+
+DELAY_S = 3
+#: What judges uploads, or what waits for them: tiles by their colour, graphs by their line.
+RED = {"Mean upload duration", "p95 upload", "p95 delivery", "Alerts firing"}
+ABOVE = {"Upload duration by source, p95", "Delivery", "Processing time"}
+ALERTS = {"BronzeUploadsSlow", "BronzeDeliveriesLate"}
+
+
+@dataclass(frozen=True)
+class Slow:
+    """The dashboards over a running system, and the bucket that its consumer writes to."""
+
+    grafana: Grafana
+    bucket: SlowBucket
+
+    @contextmanager
+    def uploads(self) -> Iterator[None]:
+        """Meanwhile a fleet sends faster than the bucket takes."""
+        system = self.grafana.system
+        fleet = system.role("publisher")
+        self.bucket.delay_s = DELAY_S
+        with system.running(replace(fleet, command=(*fleet.command, "--interval-s", "0.2"))):
+            yield
+
+
+@pytest.fixture(scope="module")
+def slow(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slow]:
+    """A system whose consumer writes through the proxy."""
+    whole = stack(tmp_path_factory.mktemp("slow"), built)
+    quicken(whole, QUICK)
+    system = System(whole, SOON)
+    with (
+        SlowBucket(whole.account.port) as bucket,
+        system.running(*whole.servers),
+        system.running(system.role("api"), system.role("consumer", AWS_ENDPOINT_URL_S3=bucket.url)),
+    ):
+        yield Slow(Grafana(system), bucket)
+
+
+def test_a_slow_bucket_is_seen_and_found(slow: Slow) -> None:
+    """The overview turns red where uploads are judged, and nowhere else; the slowest point on it leads to an upload
+    that was slow; alerts fire, and their entries in the runbook name the bucket.
+    """
+    grafana, system = slow.grafana, slow.grafana.system
+    until("no alert fires since the roles run", lambda: not red(grafana))
+    until("uploads are well", lambda: system.post("vehicles", vehicles("quick")[0]) and is_well(grafana))
+
+    with slow.uploads():
+        until("the overview is red", lambda: red(grafana) == RED, timeout_s=60)
+        until("graphs are above their lines", lambda: above_line(grafana) >= ABOVE)
+        fired = until("alerts", lambda: found if (found := firing(system)).keys() >= ALERTS else None)
+    for name in ALERTS:
+        assert "bucket" in runbook_entry(fired[name])
+
+    points = grafana.exemplars(POINTS)
+    trace_id = max(points, key=lambda one: points[one])
+    assert points[trace_id] >= DELAY_S
+    store = trace_store(system.stack)
+    file_path = until("its trace", lambda: store.trace(trace_id).file_path)
+    assert file_path in slow.bucket.slowed
+    print(f"slowest upload: {points[trace_id]:.2f} s, trace {trace_id}, {file_path}")  # noqa: T201
+
+
+def test_the_slowest_writes_are_those_that_were_slow(slow: Slow) -> None:
+    """The table of the latency dashboard, for writes above the line, lists uploads that were slow and no other."""
+    if "tempo" not in slow.grafana.system.stack.exporters.traces:
+        pytest.skip("NOT RUN: TraceQL; there is no program `tempo` on PATH")
+    (table,) = (query for query in panels.queries() if query.panel == "Slowest Bronze writes")
+    grafana = replace(slow.grafana, typed={"at_least": "2s"})
+    with slow.uploads():
+        spans = until("slow writes", lambda: [s for trace in grafana.search(table) for s in trace["spanSet"]["spans"]])
+    for span in spans:
+        attributes = {one["key"]: one["value"] for one in span["attributes"]}
+        assert attributes["bronze.file_path"]["stringValue"] in slow.bucket.slowed
+        assert int(span["durationNanos"]) >= DELAY_S * 1e9
+
+
+# --- as Grafana colours it
+
+
+def red(grafana: Grafana) -> set[str]:
+    """The titles of the tiles that are."""
+    return {tile["title"] for tile in TILES if "red" in colours(grafana, tile)}
+
+
+def is_well(grafana: Grafana) -> bool:
+    """Whether something was delivered, and no tile is red."""
+    (delivery,) = (tile for tile in TILES if tile["title"] == "p95 delivery")
+    return colours(grafana, delivery) == {"green"} and not red(grafana)
+
+
+def colours(grafana: Grafana, tile: Mapping[str, Any]) -> set[str]:
+    """Of each of its values: the colour of the highest step that it reaches. A query may bring the last step."""
+    line = next((t["options"]["configRefId"] for t in tile.get("transformations", ()) if t["id"] == FROM_DATA), None)
+    values = {query.ref_id: grafana.ask(query) for query in QUERIES if query.panel == tile["title"]}
+    steps = [
+        (step["value"] or -math.inf, step["color"]) for step in tile["fieldConfig"]["defaults"]["thresholds"]["steps"]
+    ]
+    if line:
+        steps += [(value, "red") for one in values.pop(line) for value in one.values]
+    judged = [value for answer in values.values() for one in answer for value in one.values]
+    return {max((at, colour) for at, colour in steps if at <= value)[1] for value in judged}
+
+
+def above_line(grafana: Grafana) -> set[str]:
+    """The titles of the graphs whose last 95th percentile is above their line."""
+    found = set()
+    for graph in {query.panel for query in QUERIES if query.legend.startswith("line: ")}:
+        last = {
+            query.legend: max((one.values[-1] for one in grafana.ask(query)), default=0)
+            for query in QUERIES
+            if query.panel == graph
+        }
+        (line,) = (value for legend, value in last.items() if legend.startswith("line: "))
+        if max(value for legend, value in last.items() if "line" not in legend) > line:
+            found.add(graph)
+    return found
+
+
+# --- what fires
+
+
+def firing(system: System) -> dict[str, str]:
+    """Where the runbook tells of each alert."""
+    alerts = system.prometheus("alerts")["alerts"]
+    return {one["labels"]["alertname"]: one["annotations"]["runbook_url"] for one in alerts if one["state"] == "firing"}
+
+
+def runbook_entry(url: str) -> str:
+    """The text below the heading that an alert links to."""
+    text = (REPOSITORY / "docs" / "runbook.md").read_text(encoding="utf-8")
+    entries = re.finditer(r"(?ms)^### (\w+)$(.+?)(?=^##|\Z)", text)
+    (entry,) = (entry[2] for entry in entries if entry[1].lower() == url.rpartition("#")[2])
+    return entry

@@ -1,0 +1,70 @@
+"""A bucket that is slow: a proxy before the real one."""
+
+import re
+import socket
+import socketserver
+import threading
+from contextlib import closing, suppress
+from dataclasses import dataclass, field
+from typing import Self
+from urllib.parse import unquote
+
+from local.programs import LOOPBACK, free_ports
+
+_PUT_OBJECT = re.compile(rb"PUT /[^/ ]+/(\S+\.parquet)[? ]")
+
+
+@dataclass
+class SlowBucket:
+    """Listens before the S3 server on the port `to`, and passes everything on byte by byte: S3 signs the header Host.
+
+    Each PutObject of an object waits `delay_s` first; `slowed` are the keys that did.
+    """
+
+    to: int
+    delay_s: float = 0
+    port: int = field(default_factory=free_ports)
+    slowed: set[str] = field(default_factory=set)
+
+    @property
+    def url(self) -> str:
+        return f"http://{LOOPBACK}:{self.port}"
+
+    def __enter__(self) -> Self:
+        bucket = self
+
+        class Connection(socketserver.BaseRequestHandler):
+            def handle(self) -> None:
+                with closing(socket.create_connection((LOOPBACK, bucket.to))) as server:
+                    answers = threading.Thread(target=_pass_on, args=(server, self.request), daemon=True)
+                    answers.start()
+                    bucket._requests(self.request, server)
+                    answers.join()
+
+        self._over = threading.Event()
+        self._server = socketserver.ThreadingTCPServer((LOOPBACK, self.port), Connection)
+        self._server.daemon_threads = True
+        threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._server.shutdown()
+        self._server.server_close()
+
+    def _requests(self, client: socket.socket, server: socket.socket) -> None:
+        """A client sends its next request when it has the answer to the last, so each begins what is received."""
+        with suppress(OSError):
+            while part := client.recv(65536):
+                if self.delay_s and (put := _PUT_OBJECT.match(part)):
+                    self.slowed.add(unquote(put[1].decode()))
+                    self._over.wait(self.delay_s)
+                server.sendall(part)
+            server.shutdown(socket.SHUT_WR)
+
+
+def _pass_on(one: socket.socket, other: socket.socket) -> None:
+    with suppress(OSError):
+        while part := one.recv(65536):
+            other.sendall(part)
+        other.shutdown(socket.SHUT_WR)
