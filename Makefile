@@ -15,7 +15,7 @@ MAKEFLAGS += --no-print-directory
 help: ## what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo "BRONZE_{METRICS,TRACES,LOGS}_EXPORTER say where telemetry goes: the files of otel-collector/exporters/, by comma."
-	@echo "BRONZE_LOCAL_PORT_{NATS,S3,OTLP,PROMETHEUS,ZIPKIN,TEMPO,API,CONSUMER,PUBLISHER} move the ports of \`make up\`."
+	@echo "BRONZE_LOCAL_PORT_{NATS,S3,OTLP,PROMETHEUS,ZIPKIN,TEMPO,GRAFANA,API,CONSUMER,PUBLISHER} move the ports of \`make up\`."
 
 up: $(READY) ## start everything in the background, send the sample, show what became of it; again: take other exporters
 	@$(LOCAL) up

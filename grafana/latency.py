@@ -52,7 +52,7 @@ _ACCEPTED = f'bronze_records_total{{{API}, {SOURCE}, bronze_outcome="accepted"}}
 _SUCCEEDED = f'bronze_uploads_total{{{CONSUMER}, {SOURCE}, bronze_outcome="success"}}'
 _PERIOD = "$period"
 _EARLIER = "one ${period:text} earlier"
-_NO_EARLIER = "no earlier data to compare with"
+_NO_EARLIER = "no earlier data"
 
 #: Apart from the colours that judge.
 _STAGE_COLOURS = {

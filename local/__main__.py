@@ -229,8 +229,11 @@ def show_urls(stack: Stack) -> None:
         "Prometheus": (ports.prometheus, "/api/v1/query?query=bronze_records_total", "metrics and exemplars"),
         "Zipkin": (ports.zipkin, "/zipkin/", "traces, kept in memory until `make down`"),
         "Tempo": (ports.tempo, "/api/search", "traces, kept on disk; an API without pages to look at"),
+        "Grafana": (ports.grafana, "/d/bronze-overview", "the dashboards"),
         "S3": (ports.s3, "", f"the bucket {stack.account.bucket!r}"),
     }
+    if stack.built.grafana is None:
+        del rows["Grafana"]
     for store in {"zipkin", "tempo"}.difference(stack.exporters.traces):
         del rows[store.capitalize()]
     _console.print(f"\n  exporters: {stack.exporters}", soft_wrap=True)

@@ -57,7 +57,8 @@ class Built:
     promtool: Path
     zipkin: Path
     bbolt: Path
-    tempo: Path | None = None  # the machine's own, if it has one
+    tempo: Path | None = None  # these two are the machine's own, if it has them
+    grafana: Path | None = None
 
 
 def build_all(say: Callable[[str], None] = print) -> Built:
@@ -75,6 +76,7 @@ def build_all(say: Callable[[str], None] = print) -> Built:
         zipkin=zipkin / "zipkin.jar",
         bbolt=bbolt / "bbolt",
         tempo=Path(tempo) if (tempo := shutil.which("tempo")) else None,
+        grafana=Path(grafana) if (grafana := shutil.which("grafana")) else None,
     )
 
 

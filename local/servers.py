@@ -359,3 +359,73 @@ def tempo(state: Path, port: int, *, executable: Path, prometheus: int) -> Progr
         stop_s_max=10,  # what it has is on disk within 2 s; if it was just queried it does not end (grafana/tempo#7967)
         port_variable=f"{PORT_VARIABLE}TEMPO",
     )
+
+
+def grafana(state: Path, port: int, name: str, *, executable: Path, prometheus: int, tempo: int, api: int) -> Program:
+    """The dashboards, provisioned over what runs on those ports. `name` is in its own metrics.
+
+    Who only looks needs no account; `admin`, with that password, may change. Raises `LocalError` if the program's own
+    files are not where its packages have them.
+    """
+    state.mkdir(parents=True, exist_ok=True)
+    config = state / "grafana.ini"
+    config.write_text(
+        f"""\
+[paths]
+data = {state / "data"}
+logs = {state / "logs"}
+plugins = {state / "plugins"}
+provisioning = {REPOSITORY / "grafana" / "provisioning"}
+[server]
+http_addr = {LOOPBACK}
+http_port = {port}
+[metrics.environment_info]
+stack = {name}
+[auth.anonymous]
+enabled = true
+[log]
+mode = console
+# no calls home
+[analytics]
+reporting_enabled = false
+check_for_updates = false
+check_for_plugin_updates = false
+[news]
+news_feed_enabled = false
+[security]
+disable_gravatar = true
+[plugins]
+preinstall_disabled = true
+"""
+    )
+
+    def ready() -> None:
+        if f'stack="{name}"' not in http_get(port, "/metrics").decode():
+            raise NotReady(f"port {port} is not the Grafana of {name!r}")
+        http_get(port, "/api/health")
+
+    return Program(
+        name="grafana",
+        command=(str(executable), "server", "--homepath", str(_grafana_home(executable)), "--config", str(config)),
+        ports={"http": port},
+        ready=ready,
+        env={
+            "PROMETHEUS_URL": f"http://{LOOPBACK}:{prometheus}",
+            "TEMPO_URL": f"http://{LOOPBACK}:{tempo}",
+            "API_URL": f"http://{LOOPBACK}:{api}",
+            "GF_PATHS_PROVISIONING": str(REPOSITORY / "grafana" / "provisioning"),
+        },
+        port_variable=f"{PORT_VARIABLE}GRAFANA",
+    )
+
+
+def _grafana_home(executable: Path) -> Path:
+    """Where Grafana's pages and defaults are: beside the program, or where Debian's and RPM's packages put them."""
+    homes = (executable.resolve().parent.parent, Path("/usr/share/grafana"))
+    for home in homes:
+        if (home / "conf" / "defaults.ini").exists():
+            return home
+    looked = " nor ".join(str(home) for home in homes)
+    raise LocalError(
+        f"{executable} is on PATH, and neither {looked} has its conf/defaults.ini: install it whole, or take it away"
+    )

@@ -30,6 +30,7 @@ class Ports:
     prometheus: int = 9090
     zipkin: int = 9411
     tempo: int = 3200
+    grafana: int = 3000
     api: int = 8000
     consumer: int = 9464
     publisher: int = 9465
@@ -129,6 +130,7 @@ class Stack:
             servers.prometheus(root / "prometheus", ports.prometheus, self._targets, executable=built.prometheus),
             *self._trace_stores,
             self.collector,
+            *self._dashboards,
         )
 
     @cached_property
@@ -160,6 +162,24 @@ class Stack:
             state, ports = self.root / "tempo", self.ports
             stores.append(servers.tempo(state, ports.tempo, executable=self.built.tempo, prometheus=ports.prometheus))
         return tuple(stores)
+
+    @cached_property
+    def _dashboards(self) -> tuple[Program, ...]:
+        """Where this machine has a Grafana."""
+        if self.built.grafana is None:
+            return ()
+        ports = self.ports
+        return (
+            servers.grafana(
+                self.root / "grafana",
+                ports.grafana,
+                self.name,
+                executable=self.built.grafana,
+                prometheus=ports.prometheus,
+                tempo=ports.tempo,
+                api=ports.api,
+            ),
+        )
 
     @property
     def _targets(self) -> Mapping[str, int]:

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from local import servers
-from local.builds import Built, build_all
+from local.builds import REPOSITORY, Built, build_all
 from local.evidence import Prometheus, Tempo, Trace
-from local.programs import LOOPBACK, NotReady, Process, Program, free_ports, http_get, start
+from local.programs import LOOPBACK, NotReady, Process, Program, free_ports, get_json, http_get, start
 
 TRACE_ID = "00ab" + "c1" * 14  # leading zeros get lost easily
 SPAN_ID = "0d" * 8
@@ -167,6 +167,25 @@ def test_a_strangers_tempo_is_not_ours(built: Built, tmp_path: Path) -> None:
             servers.tempo(tmp_path / "ours", port, executable=built.tempo, prometheus=free_ports()).ready()
         send_upload(port + 1)
         eventually(lambda: Tempo(port).trace(TRACE_ID) == Trace(1, ("consumer",), "bronze/x.parquet"))
+
+
+@pytest.mark.skipif(shutil.which("grafana") is None, reason="no `grafana` on PATH")
+def test_grafana_comes_with_its_dashboards(built: Built, tmp_path: Path) -> None:
+    """To whoever looks, without an account; another checkout's Grafana never counts as ready."""
+    assert built.grafana
+    port = free_ports()
+
+    def grafana(name: str) -> Program:
+        ports = {"prometheus": free_ports(), "tempo": free_ports(), "api": free_ports()}
+        return servers.grafana(tmp_path / name, port, name, executable=built.grafana or Path(), **ports)
+
+    with start(grafana("theirs"), tmp_path / "log") as process:
+        assert_only_loopback(process)
+        with pytest.raises(NotReady, match="not the Grafana of"):
+            grafana("ours").ready()
+        files = (REPOSITORY / "grafana" / "provisioning" / "dashboards").glob("*.json")
+        ours = {json.loads(file.read_text())["uid"] for file in files}
+        eventually(lambda: {found["uid"] for found in get_json(port, "/api/search?type=dash-db")} == ours)
 
 
 def test_a_strangers_bucket_is_not_ours(tmp_path: Path) -> None:
