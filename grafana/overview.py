@@ -202,7 +202,7 @@ def balance() -> Stat:
         "Balance",
         "Records accepted - stored - set aside - recognized as copies, in the range. What is left is in flight: it "
         "returns to 0 when nothing more comes in. Below 0: what was accepted before the range, or without a known "
-        "outcome, was stored in it.",
+        "outcome, was stored in it; or the consumer has reported a few seconds later than the API.",
         "nothing accepted yet",
         ["BronzeRecordsMissing"],
     )

@@ -15,13 +15,13 @@ from prometheus.rules import FOLDER, Thresholds
 CASES = sorted((FOLDER.parent / "tests").glob("*.yaml"))
 
 
-def tested(built: Built, case: Path) -> "subprocess.CompletedProcess[str]":
+def promtool(built: Built, case: Path) -> "subprocess.CompletedProcess[str]":
     return subprocess.run([built.promtool, "test", "rules", case], capture_output=True, text=True, check=False)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda path: path.stem)
 def test_the_cases_pass(built: Built, case: Path) -> None:
-    outcome = tested(built, case)
+    outcome = promtool(built, case)
     assert outcome.returncode == 0, outcome.stdout + outcome.stderr
 
 
@@ -40,4 +40,4 @@ def test_the_cases_fail_when_a_threshold_changes(
     quickest_first = sorted(CASES, key=lambda case: case.stat().st_size)
     concerned = [case for case in quickest_first if was[case.name] != became[case.name]]
     assert concerned
-    assert any(tested(built, tmp_path / "tests" / case.name).returncode for case in concerned)
+    assert any(promtool(built, tmp_path / "tests" / case.name).returncode for case in concerned)
