@@ -328,7 +328,7 @@ def faded(panel: timeseries.Panel, name: str) -> timeseries.Panel:
 
 
 def judged_by(panel: stat.Panel, ref_id: str) -> stat.Panel:
-    """Red from the value of this query on, which is not shown itself. Of the panel's own steps Grafana keeps the first."""
+    """Red from the value of this query on, which is not shown. Of the panel's own steps Grafana keeps the first."""
     return panel.thresholds(steps(GOOD)).with_transformation(
         model.DataTransformerConfig(
             "configFromData",
