@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from grafana import health, latency, lineage, overview
-from prometheus.rules import names
+from prometheus.rules import differing, names
 
 FOLDER = Path(__file__).resolve().parent / "provisioning" / "dashboards"
 
@@ -28,9 +28,7 @@ def files() -> Mapping[str, str]:
 
 def out_of_sync() -> list[str]:
     """The files that are not as this module would write them, and those that it would not write."""
-    wanted = files()
-    there = {path.name: path.read_text(encoding="utf-8") for path in FOLDER.glob("*.json")}
-    return sorted(name for name in wanted.keys() | there.keys() if wanted.get(name) != there.get(name))
+    return differing(files(), FOLDER.glob("*.json"))
 
 
 def readers(metric: str) -> Mapping[str, list[str]]:

@@ -163,6 +163,12 @@ def _attributes(owner: Mapping[str, Any]) -> Mapping[str, str]:
     return {a["key"]: a["value"].get("stringValue", "") for a in owner.get("attributes", ())}
 
 
+def trace_store(stack: Stack) -> Tempo | Zipkin | None:
+    """Where the traces of a stack can be looked at, if they go to such a place."""
+    stores: Mapping[str, Tempo | Zipkin] = {"tempo": Tempo(stack.ports.tempo), "zipkin": Zipkin(stack.ports.zipkin)}
+    return next((stores[name] for name in TRACE_STORES if name in stack.exporters.traces), None)
+
+
 @dataclass(frozen=True)
 class Rows:
     """What the bucket holds of some submissions, and under which keys."""
@@ -283,8 +289,7 @@ class Investigation:
         self._say = say
         self._prometheus = Prometheus(stack.ports.prometheus)
         exporters = stack.exporters
-        stores: Mapping[str, Tempo | Zipkin] = {"tempo": Tempo(stack.ports.tempo), "zipkin": Zipkin(stack.ports.zipkin)}
-        self._traces = next((stores[name] for name in TRACE_STORES if name in exporters.traces), None)
+        self._traces = trace_store(stack)
         self._series = {role: f'job="bronze/{role}",instance="{stack.instance(role)}"' for role in ("api", "consumer")}
         sent = {source: payloads(sample_file(source)).total() for source in SOURCES}
         self.evidence = Evidence(sent, exporters.metrics, exporters.traces)

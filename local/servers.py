@@ -375,7 +375,6 @@ def grafana(state: Path, port: int, name: str, *, executable: Path, prometheus: 
 data = {state / "data"}
 logs = {state / "logs"}
 plugins = {state / "plugins"}
-provisioning = {REPOSITORY / "grafana" / "provisioning"}
 [server]
 http_addr = {LOOPBACK}
 http_port = {port}

@@ -8,7 +8,7 @@ tell of themselves, and whether both ways agree.
 import argparse
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -641,8 +641,12 @@ def write(folder: Path, thresholds: Thresholds) -> None:
 
 def out_of_sync() -> list[str]:
     """The rule files that are not as this module would write them, and those that it would not write."""
-    wanted = files(Thresholds())
-    there = {path.name: path.read_text(encoding="utf-8") for path in FOLDER.glob("*.yaml")}
+    return differing(files(Thresholds()), FOLDER.glob("*.yaml"))
+
+
+def differing(wanted: Mapping[str, str], written: Iterable[Path]) -> list[str]:
+    """The names of generated files, given their texts by name, that were not written so, and of others beside them."""
+    there = {path.name: path.read_text(encoding="utf-8") for path in written}
     return sorted(name for name in wanted.keys() | there.keys() if wanted.get(name) != there.get(name))
 
 

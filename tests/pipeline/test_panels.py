@@ -15,12 +15,13 @@ from urllib.parse import quote
 import pytest
 
 from local.builds import REPOSITORY, Built
+from local.evidence import trace_store
 from prometheus import rules
 from prometheus.rules import RUNBOOK_URL, Alert, Recording, Thresholds
 from tests import panels
 from tests.panels import Query
 from tests.pipeline.asking import DATASOURCES, Grafana
-from tests.pipeline.whole import quicken, stack, trace_store
+from tests.pipeline.whole import quicken, stack
 from tests.system.blackbox import SOON, System, ndjson, until, vehicles
 
 T = TypeVar("T")
@@ -150,7 +151,9 @@ def test_traceql_finds_under_load(busy: Grafana) -> None:
         pytest.skip(f"NOT RUN: {len(TRACEQL)} queries for Tempo; there is no program `tempo` on PATH")
     settled(SEARCHES, lambda query: bool(busy.search(query)))
     (trace,) = (query for query in TRACEQL if query.kind == "trace")
-    settled([trace], lambda query: trace_store(busy.system.stack).trace(busy.expression(query)).spans > 0)
+    store = trace_store(busy.system.stack)
+    assert store
+    settled([trace], lambda query: store.trace(busy.expression(query)).spans > 0)
     # Grafana has the graph from Prometheus, to which Tempo writes it
     settled(["traces_service_graph_request_total"], lambda name: busy.has(f'{name}{{client="api", server="consumer"}}'))
 

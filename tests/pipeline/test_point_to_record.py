@@ -9,10 +9,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from local.builds import Built
+from local.evidence import trace_store
 from local.exporters import PROMETHEUS
 from tests import panels
 from tests.pipeline.asking import Grafana
-from tests.pipeline.whole import stack, trace_store
+from tests.pipeline.whole import stack
 from tests.system.blackbox import System, ndjson, until, vehicles
 
 POINTS = [query for query in panels.queries() if query.exemplars]
@@ -57,6 +58,7 @@ def test_a_point_on_a_panel_leads_to_its_record(layer: str, with_metrics: Callab
         until(f"{point.dashboard}: {point.panel}", lambda point=point: trace_id in grafana.exemplars(point))  # type: ignore[misc]
 
     store = trace_store(system.stack)
+    assert store
     file_path = until("the trace's upload", lambda: store.trace(trace_id).file_path)
     rows = pq.read_table(BytesIO(system.body(file_path))).to_pylist()
     ours = [row for row in rows if row["_trace_id"] == trace_id]

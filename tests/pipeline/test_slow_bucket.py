@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 
 from local.builds import REPOSITORY, Built
+from local.evidence import trace_store
 from prometheus.rules import Thresholds
 from tests import panels
 from tests.pipeline.asking import Grafana
-from tests.pipeline.whole import quicken, stack, trace_store
+from tests.pipeline.whole import quicken, stack
 from tests.proxy import SlowBucket
 from tests.system.blackbox import SOON, System, until, vehicles
 
@@ -69,6 +70,8 @@ def test_a_slow_bucket_is_seen_and_found(slow: Slow) -> None:
     that was slow; alerts fire, and their entries in the runbook name the bucket.
     """
     grafana, system = slow.grafana, slow.grafana.system
+    # what is sent before that waits for it, and is a late delivery
+    until("the consumer tends its lanes", lambda: system.metrics("consumer").all("bronze_lane_position"))
     until("no alert fires since the roles run", lambda: not red(grafana))
     until("uploads are well", lambda: system.post("vehicles", vehicles("quick")[0]) and is_well(grafana))
 
@@ -83,6 +86,7 @@ def test_a_slow_bucket_is_seen_and_found(slow: Slow) -> None:
     trace_id = max(points, key=lambda one: points[one])
     assert points[trace_id] >= DELAY_S
     store = trace_store(system.stack)
+    assert store
     file_path = until("its trace", lambda: store.trace(trace_id).file_path)
     assert file_path in slow.bucket.slowed
     print(f"slowest upload: {points[trace_id]:.2f} s, trace {trace_id}, {file_path}")  # noqa: T201

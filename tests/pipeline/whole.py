@@ -6,7 +6,6 @@ from pathlib import Path
 
 from local import exporters
 from local.builds import Built
-from local.evidence import Tempo, Zipkin
 from local.exporters import Exporters
 from local.stack import Ports, Stack
 from prometheus import rules
@@ -29,7 +28,3 @@ def quicken(stack: Stack, thresholds: Thresholds) -> None:
     rules.write(folder, thresholds)
     for file in folder.iterdir():
         file.write_text(re.sub(r"\binterval: \w+", f"interval: {EVERY}", file.read_text()))
-
-
-def trace_store(stack: Stack) -> Tempo | Zipkin:
-    return Tempo(stack.ports.tempo) if "tempo" in stack.exporters.traces else Zipkin(stack.ports.zipkin)
