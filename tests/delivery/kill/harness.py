@@ -341,18 +341,23 @@ class Clients:
 
     async def send_late(self, *, foreign: bool) -> None:
         """A new submission, and its messages once more when they are purged: as they were, or with another body."""
-        submission = self.submission(keyed=True)
-        submission_id = (await self.deliver(submission))["submission_id"]
-        subject = lane_subject(submission.source, 0, submission_id)
         jetstream = await self._system.queue()
         try:
-            (stream,) = await _settled(lambda: checker.streams(jetstream, subject))
-            last = await _settled(lambda: jetstream.get_last(stream, subject))
-            assert last is not None, f"{subject} was purged before its time"
-            count = Part.parse(last.headers).count
-            first = last.sequence - count + 1
-            messages = await _settled(lambda: jetstream.read(stream, first, messages_max=count, bytes_max=2**24))
-            assert [one.subject for one in messages] == [subject] * count
+            async for _ in attempts(120, "each submission was purged before it was seen"):
+                submission = self.submission(keyed=True)
+                submission_id = (await self.deliver(submission))["submission_id"]
+                subject = lane_subject(submission.source, 0, submission_id)
+                (stream,) = await _settled(lambda: checker.streams(jetstream, subject))  # noqa: B023
+                last = await _settled(lambda: jetstream.get_last(stream, subject))  # noqa: B023
+                if last is None:
+                    continue  # an API that was killed after publishing can be back later than the purge
+                count = Part.parse(last.headers).count
+                first = last.sequence - count + 1
+                messages = await _settled(
+                    lambda: jetstream.read(stream, first, messages_max=count, bytes_max=2**24)  # noqa: B023
+                )
+                if [one.subject for one in messages] == [subject] * count:
+                    break
             copies = [_copy(one, stream, foreign=foreign) for one in messages]
             async for _ in attempts(300, f"{subject} was not purged"):
                 if await _settled(lambda: jetstream.get_last(stream, subject)) is None:
