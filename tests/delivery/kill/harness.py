@@ -6,6 +6,7 @@ import os
 import random
 import signal
 import sys
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import ExitStack, suppress
@@ -43,11 +44,12 @@ POLL_S = 0.05
 REQUEST_TIMEOUT_S = 2.0
 #: Clients rest between two submissions: a machine that is busy with them starts no process in time.
 REST_S_MAX = 0.2
+PURGE_GRACE_S = 2
 
 #: Short times, so that purges, late sends and takeovers happen all the time; small objects, so that there are many.
 SETTINGS = {
     "BRONZE_DEADLINE_S": "1",
-    "BRONZE_PURGE_GRACE_S": "2",
+    "BRONZE_PURGE_GRACE_S": str(PURGE_GRACE_S),
     "BRONZE_LOCK_EXPIRY_S": "1",
     "BRONZE_FLUSH_AGE_S": "0.2",
     "BRONZE_OBJECT_MESSAGES_MAX": "16",
@@ -344,20 +346,22 @@ class Clients:
         jetstream = await self._system.queue()
         try:
             async for _ in attempts(120, "each submission was purged before it was seen"):
+                sent_s = time.monotonic()
                 submission = self.submission(keyed=True)
                 submission_id = (await self.deliver(submission))["submission_id"]
                 subject = lane_subject(submission.source, 0, submission_id)
                 (stream,) = await _settled(lambda: checker.streams(jetstream, subject))  # noqa: B023
                 last = await _settled(lambda: jetstream.get_last(stream, subject))  # noqa: B023
-                if last is None:
-                    continue  # an API that was killed after publishing can be back later than the purge
-                count = Part.parse(last.headers).count
-                first = last.sequence - count + 1
-                messages = await _settled(
-                    lambda: jetstream.read(stream, first, messages_max=count, bytes_max=2**24)  # noqa: B023
-                )
-                if [one.subject for one in messages] == [subject] * count:
-                    break
+                if last is not None:
+                    count = Part.parse(last.headers).count
+                    first = last.sequence - count + 1
+                    messages = await _settled(
+                        lambda: jetstream.read(stream, first, messages_max=count, bytes_max=2**24)  # noqa: B023
+                    )
+                    if [one.subject for one in messages] == [subject] * count:
+                        break
+                # the API was killed after publishing, and back later than the purge
+                assert time.monotonic() - sent_s > PURGE_GRACE_S, f"{subject} was purged before its time"
             copies = [_copy(one, stream, foreign=foreign) for one in messages]
             async for _ in attempts(300, f"{subject} was not purged"):
                 if await _settled(lambda: jetstream.get_last(stream, subject)) is None:
