@@ -13,6 +13,7 @@ import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from tempfile import SpooledTemporaryFile
 from typing import Protocol
 from uuid import UUID, uuid5
@@ -23,8 +24,8 @@ import uuid_utils
 from bronze.errors import Poison, Refused
 from bronze.sources import FieldType, Source
 
-#: Version of the message's format; a consumer leaves a newer one to a newer consumer.
-FORMAT = 1
+#: The newest version of the message's format; a consumer leaves a newer one to a newer consumer.
+FORMAT = 2
 #: A message in the queue with its headers (the server's max_payload), in bytes.
 MESSAGE_BYTES_MAX = 2**20
 #: What of it is left to the headers, in bytes: three texts of 256 characters, of 12 bytes each when escaped, and ids.
@@ -39,6 +40,7 @@ NESTING_UNCHECKED = 256
 NESTING_SPARE = 64
 
 HEADER_FORMAT = "Bronze-Format"
+HEADER_KIND = "Bronze-Kind"
 HEADER_PART = "Bronze-Part"
 HEADER_FIRST_RECORD = "Bronze-First-Record"
 HEADER_RECORDS = "Bronze-Records"
@@ -72,6 +74,14 @@ class Accepted(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     origin: str | None = None
 
 
+class Kind(StrEnum):
+    """What a message's payload is; the first is all that format 1 knows."""
+
+    RECORDS = "records"  # a JSON array of records, each as received
+    COLUMNAR = "columnar"  # an Arrow IPC stream
+    REJECTED = "rejected"  # records that do not fit their source, with the reasons
+
+
 @dataclass(frozen=True, slots=True)
 class Part:
     """A message's place in its submission: part `number` of `count`, with `records` from `first_record` on."""
@@ -81,12 +91,15 @@ class Part:
     count: int
     first_record: int
     records: int
+    kind: Kind = Kind.RECORDS
 
     def headers(self) -> dict[str, str]:
         # ASCII: a header must not depend on how the client library encodes it
         submission = json.dumps(msgspec.to_builtins(self.accepted), separators=(",", ":"))
+        plain = self.kind is Kind.RECORDS
         return {
-            HEADER_FORMAT: str(FORMAT),
+            HEADER_FORMAT: "1" if plain else "2",  # the least that can read it: an older consumer takes what it can
+            **({} if plain else {HEADER_KIND: self.kind}),
             HEADER_PART: f"{self.number}/{self.count}",
             HEADER_FIRST_RECORD: str(self.first_record),
             HEADER_RECORDS: str(self.records),
@@ -104,6 +117,7 @@ class Part:
                 count=int(count),
                 first_record=int(headers[HEADER_FIRST_RECORD]),
                 records=int(headers[HEADER_RECORDS]),
+                kind=Kind(headers.get(HEADER_KIND, Kind.RECORDS)),
             )
         except KeyError as error:
             raise Poison(f"the message has no header {error}") from error

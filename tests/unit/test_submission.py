@@ -27,6 +27,7 @@ from bronze.submission import (
     Accepted,
     Gzip,
     Intake,
+    Kind,
     Part,
     format_version,
     keyed_id,
@@ -384,20 +385,27 @@ _IDS = st.text(min_size=1, max_size=CLASSIFICATION_ID_CHARS_MAX)
     origin=st.none() | st.text(min_size=1, max_size=FILE_NAME_CHARS_MAX),
     keyed=st.booleans(),
     place=st.tuples(st.integers(1, MESSAGES_MAX), st.integers(0, 2**31), st.integers(1, 2**31)),
+    kind=st.sampled_from(Kind),
 )
 def test_a_part_survives_its_headers(
-    classification: str | None, default: str | None, origin: str | None, *, keyed: bool, place: tuple[int, int, int]
+    classification: str | None,
+    default: str | None,
+    origin: str | None,
+    *,
+    keyed: bool,
+    place: tuple[int, int, int],
+    kind: Kind,
 ) -> None:
     """Headers are ASCII in one line each, and what was written is what is read, in any script."""
     accepted = msgspec.structs.replace(
         ACCEPTED, classification_id=classification, classification_default=default, origin=origin, keyed=keyed
     )
     number, first_record, records = place
-    part = Part(accepted, number, MESSAGES_MAX, first_record, records)
+    part = Part(accepted, number, MESSAGES_MAX, first_record, records, kind)
     headers = part.headers()
     assert all(value.isascii() and value.isprintable() for value in headers.values())
     assert Part.parse(headers) == part
-    assert format_version(headers) == FORMAT
+    assert format_version(headers) == (1 if kind is Kind.RECORDS else FORMAT)
 
 
 @pytest.mark.parametrize("character", ["\N{PILE OF POO}", "\0", '"', "\\"])
