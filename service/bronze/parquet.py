@@ -8,6 +8,7 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from io import BytesIO
+from operator import attrgetter
 
 import msgspec
 import pyarrow as pa
@@ -85,7 +86,7 @@ def encode(source: Source, lane: Lane, key: str, cut: Sorted, traceparent: str) 
         else:
             batches.append(batch)
             kept.append((one, batch.num_rows))
-            classifications.update(dict.fromkeys(batch.column("classification_id").to_pylist()))
+            classifications.update(dict.fromkeys(batch.column("classification_id").unique().to_pylist()))
     spoilt = {message.sequence for message, _ in poison}
     stored = _stored(key, cut, {one.message.sequence: rows for one, rows in kept}, spoilt)
     received = sorted(one.accepted.received_at for one in stored)
@@ -120,15 +121,15 @@ def _rows(source: Source, columns: pa.Schema, key: str, one: Kept) -> pa.RecordB
     accepted = one.part.accepted
     try:
         records = msgspec.json.decode(payload, type=list[source.record_type])  # type: ignore[name-defined]
-        raw = [bytes(record).decode() for record in msgspec.json.decode(payload, type=list[msgspec.Raw])]
+        raw = pa.array(list(map(bytes, msgspec.json.decode(payload, type=list[msgspec.Raw]))), pa.binary())
         received_at = dt.datetime.fromisoformat(accepted.received_at)
-    except (msgspec.DecodeError, RecursionError, ValueError) as error:
+        texts = raw.cast(pa.string())  # which has to be UTF-8
+    except (msgspec.DecodeError, RecursionError, ValueError) as error:  # Arrow's error is a ValueError
         raise Poison(f"its records cannot be decoded as {source.name}: {error}") from error
     count = len(records)
     if count != one.part.records or not count:
         raise Poison(f"it holds {count} records, and its headers say {one.part.records}")
-    rows = list(zip(*(msgspec.structs.astuple(record) for record in records), strict=True))
-    *declared, named = rows
+    named = [record.classification_id for record in records]
     default = accepted.classification_default
     if default is None and None in named:
         raise Poison("a record names no classification_id, and its submission has none")
@@ -141,10 +142,10 @@ def _rows(source: Source, columns: pa.Schema, key: str, one: Kept) -> pa.RecordB
         pa.repeat(pa.scalar(received_at, pa.timestamp("us", tz="UTC")), count),
         pa.repeat(accepted.trace_id, count),
         pa.repeat(pa.scalar(source.version, pa.int32()), count),
-        pa.array(raw, pa.string()),
+        texts,
     ]
     try:
-        arrays = [pa.array(values, _ARROW[field.type]) for field, values in zip(source.fields, declared, strict=True)]
+        arrays = [pa.array(list(map(attrgetter(f.name), records)), _ARROW[f.type]) for f in source.fields]
     except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
         raise Poison(f"its records do not fit {source.name}'s columns: {error}") from error
     return pa.RecordBatch.from_arrays(arrays + ours, schema=columns)
