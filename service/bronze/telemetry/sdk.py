@@ -140,10 +140,12 @@ class Telemetry:
         }
 
     def instrument(self, app: "FastAPI") -> None:
-        """One SERVER span and one duration for each request but those of probes and scrapes.
+        """One SERVER span and one duration for each request but those of probes and scrapes; none where the SDK is off.
 
         The app is made with `telemetry=FASTAPI_TELEMETRY_OFF`.
         """
+        if _disabled():
+            return  # it would still take each request apart
         from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor
 
         _opt_in_to_stable_http()
@@ -323,9 +325,13 @@ def _views() -> list[View]:
     ]
 
 
+def _disabled() -> bool:
+    return os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true"
+
+
 def _chosen(variable: str, otlp: Callable[[], _Made], console: Callable[[], _Made]) -> list[_Made]:
     """The exporters that a standard variable lists: otlp (the default), console, none."""
-    if os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
+    if _disabled():
         return []
     makers = {"otlp": [otlp], "console": [console], "none": [], "prometheus": []}  # /metrics is always there
     names = [name.strip() for name in (os.environ.get(variable) or "otlp").split(",")]
