@@ -5,13 +5,16 @@ Columns: the source's declared fields under their own names, then ours. The foot
 
 import datetime as dt
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
+from itertools import accumulate
 from operator import attrgetter
+from typing import Any
 
 import msgspec
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from bronze import __version__
@@ -23,6 +26,8 @@ CONTENT_TYPE = "application/vnd.apache.parquet"
 FOOTER_KEY = b"bronze"
 #: Readers skip by row group: small enough to skip, large enough to compress.
 ROW_GROUP_ROWS = 64 * 1024
+#: How many rows are made at once, at least, where there are so many.
+BATCH_ROWS = 4 * 1024
 #: A Parquet file ends with the footer's length (4 bytes, little-endian) and this mark.
 MAGIC = b"PAR1"
 TAIL_BYTES = 8
@@ -76,19 +81,38 @@ def encode(source: Source, lane: Lane, key: str, cut: Sorted, traceparent: str) 
     columns = schema(source)
     batches: list[pa.RecordBatch] = []
     poison = list(cut.poison)
-    kept: list[tuple[Kept, int]] = []
+    kept: dict[int, int] = {}  # rows by sequence
     classifications: dict[str, None] = {}
+
+    def take(group: Sequence[_Decoded]) -> None:
+        try:
+            batches.append(_batch(source, columns, key, group))
+        except Poison as error:
+            if len(group) == 1:
+                poison.append((group[0].one.message, str(error)))
+            for decoded in group if len(group) > 1 else ():
+                take([decoded])
+            return
+        for decoded in group:
+            kept[decoded.one.message.sequence] = len(decoded.records)
+            classifications.update(dict.fromkeys(decoded.classifications))
+
+    group: list[_Decoded] = []
+    rows = 0
     for one in cut.kept:
         try:
-            batch = _rows(source, columns, key, one)
+            group.append(_decode(source, one))
         except Poison as error:
             poison.append((one.message, str(error)))
-        else:
-            batches.append(batch)
-            kept.append((one, batch.num_rows))
-            classifications.update(dict.fromkeys(batch.column("classification_id").unique().to_pylist()))
+            continue
+        rows += len(group[-1].records)
+        if rows >= BATCH_ROWS:
+            take(group)
+            group, rows = [], 0
+    if group:
+        take(group)
     spoilt = {message.sequence for message, _ in poison}
-    stored = _stored(key, cut, {one.message.sequence: rows for one, rows in kept}, spoilt)
+    stored = _stored(key, cut, kept, spoilt)
     received = sorted(one.accepted.received_at for one in stored)
     contents = Contents(
         writer=f"bronze {__version__}",
@@ -101,7 +125,7 @@ def encode(source: Source, lane: Lane, key: str, cut: Sorted, traceparent: str) 
         last_time=cut.messages[-1].time,
         digest=digest(cut.messages),
         messages=len(cut.messages),
-        records=sum(rows for _, rows in kept),
+        records=sum(kept.values()),
         first_received_at=received[0] if received else None,
         last_received_at=received[-1] if received else None,
         traceparent=traceparent,
@@ -114,40 +138,66 @@ def encode(source: Source, lane: Lane, key: str, cut: Sorted, traceparent: str) 
     return Encoded(_write(columns, batches, contents), contents, tuple(classifications))
 
 
-def _rows(source: Source, columns: pa.Schema, key: str, one: Kept) -> pa.RecordBatch:
+@dataclass(frozen=True, slots=True)
+class _Decoded:
+    """A message's records, as structs of their source and as received, and the run that each belongs to."""
+
+    one: Kept
+    records: list[Any]
+    raw: list[bytes]
+    classifications: list[str]
+    received_at: dt.datetime
+
+
+def _decode(source: Source, one: Kept) -> _Decoded:
     if one.undecoded:
         raise Poison(one.undecoded)
     payload = one.message.payload
-    accepted = one.part.accepted
     try:
         records = msgspec.json.decode(payload, type=list[source.record_type])  # type: ignore[name-defined]
-        raw = pa.array(list(map(bytes, msgspec.json.decode(payload, type=list[msgspec.Raw]))), pa.binary())
-        received_at = dt.datetime.fromisoformat(accepted.received_at)
-        texts = raw.cast(pa.string())  # which has to be UTF-8
-    except (msgspec.DecodeError, RecursionError, ValueError) as error:  # Arrow's error is a ValueError
+        raw = list(map(bytes, msgspec.json.decode(payload, type=list[msgspec.Raw])))
+        received_at = dt.datetime.fromisoformat(one.part.accepted.received_at)
+    except (msgspec.DecodeError, RecursionError, ValueError) as error:
         raise Poison(f"its records cannot be decoded as {source.name}: {error}") from error
-    count = len(records)
-    if count != one.part.records or not count:
-        raise Poison(f"it holds {count} records, and its headers say {one.part.records}")
-    named = [record.classification_id for record in records]
-    default = accepted.classification_default
-    if default is None and None in named:
+    if len(records) != one.part.records or not records:
+        raise Poison(f"it holds {len(records)} records, and its headers say {one.part.records}")
+    default = one.part.accepted.classification_default
+    named: list[str | None] = [record.classification_id or default for record in records]
+    classifications = [name for name in named if name is not None]
+    if len(classifications) < len(named):
         raise Poison("a record names no classification_id, and its submission has none")
-    ours = [
-        pa.repeat(key, count),
-        pa.array([name if name is not None else default for name in named], pa.string()),
-        pa.repeat(accepted.submission_id, count),
-        pa.array(range(one.part.first_record, one.part.first_record + count), pa.int64()),
-        pa.repeat(pa.scalar(accepted.origin, pa.string()), count),
-        pa.repeat(pa.scalar(received_at, pa.timestamp("us", tz="UTC")), count),
-        pa.repeat(accepted.trace_id, count),
-        pa.repeat(pa.scalar(source.version, pa.int32()), count),
-        texts,
-    ]
+    return _Decoded(one, records, raw, classifications, received_at)
+
+
+def _batch(source: Source, columns: pa.Schema, key: str, messages: Sequence[_Decoded]) -> pa.RecordBatch:
+    """The rows of some messages: together, since a message may be one record, and an array costs as much as its rows.
+
+    Raises `Poison` where the records of any of them fit no column.
+    """
+    records = [record for message in messages for record in message.records]
+    ends = pa.array(accumulate(len(message.records) for message in messages), pa.int32())
+    parts = [message.one.part for message in messages]
+
+    def each(values: Iterable[object], kind: pa.DataType) -> pa.Array:
+        """A value a message, for each of its rows."""
+        return pc.run_end_decode(pa.RunEndEncodedArray.from_arrays(ends, pa.array(values, kind)))
+
     try:
         arrays = [pa.array(list(map(attrgetter(f.name), records)), _ARROW[f.type]) for f in source.fields]
+        payloads = pa.array([raw for message in messages for raw in message.raw], pa.binary()).cast(pa.string())
     except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
         raise Poison(f"its records do not fit {source.name}'s columns: {error}") from error
+    ours = [
+        pa.repeat(key, len(records)),
+        pa.array([name for message in messages for name in message.classifications], pa.string()),
+        each([part.accepted.submission_id for part in parts], pa.string()),
+        pa.array([index for part in parts for index in range(part.first_record, part.first_record + part.records)]),
+        each([part.accepted.origin for part in parts], pa.string()),
+        each([message.received_at for message in messages], pa.timestamp("us", tz="UTC")),
+        each([part.accepted.trace_id for part in parts], pa.string()),
+        pa.repeat(pa.scalar(source.version, pa.int32()), len(records)),
+        payloads,
+    ]
     return pa.RecordBatch.from_arrays(arrays + ours, schema=columns)
 
 
