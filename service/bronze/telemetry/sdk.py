@@ -20,6 +20,7 @@ from opentelemetry.exporter.otlp.proto.http._log_exporter import OTLPLogExporter
 from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.exporter.prometheus import PrometheusMetricReader
+from opentelemetry.metrics import NoOpMeterProvider
 from opentelemetry.sdk._logs import LoggerProvider
 from opentelemetry.sdk._logs.export import BatchLogRecordProcessor, ConsoleLogRecordExporter, LogRecordExporter
 from opentelemetry.sdk.metrics import MeterProvider
@@ -262,7 +263,8 @@ def assemble(
         if isinstance(metrics_to, OTLPMetricExporter):
             metrics_to.set_meter_provider(meters)
 
-    tracers = TracerProvider(resource=resource, shutdown_on_exit=False, meter_provider=meters)
+    # its own counts, of spans begun and open, would be three measurements a span; the processors count what is dropped
+    tracers = TracerProvider(resource=resource, shutdown_on_exit=False, meter_provider=NoOpMeterProvider())
     spans_to = [make(meters) for make in span_exporters]
     for spans in (BatchSpanProcessor(exporter, meter_provider=meters) for exporter in spans_to):
         tracers.add_span_processor(spans)
