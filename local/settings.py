@@ -21,6 +21,12 @@ def settings(file: Path = FILE) -> Mapping[str, str]:
     return {**{name: value for name, value in dotenv_values(file).items() if value is not None}, **os.environ}
 
 
+def sources_file(file: Path = FILE) -> dict[str, str]:
+    """The file that declares the sources, where one is named: found from the top of the repository, as Compose does."""
+    named = settings(file).get("BRONZE_SOURCES")
+    return {"BRONZE_SOURCES": str(REPOSITORY / named)} if named else {}
+
+
 def service_settings(file: Path = FILE) -> dict[str, str]:
     """Those of the file that the service's roles read; the environment itself they have anyway."""
     values = settings(file)

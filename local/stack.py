@@ -14,7 +14,7 @@ from local import exporters, servers
 from local.builds import Built
 from local.exporters import Exporters
 from local.programs import LOOPBACK, PORT_VARIABLE, LocalError, NotReady, Program, environment, free_ports, get_json
-from local.settings import service_settings, settings
+from local.settings import service_settings, settings, sources_file
 
 FLUSH_AGE_S = 1
 BUCKET = "bronze"
@@ -236,6 +236,7 @@ class Stack:
             env={
                 "BRONZE_FLUSH_AGE_S": str(FLUSH_AGE_S),
                 **service_settings(),
+                **sources_file(),
                 **self.client_env,
                 "BRONZE_NATS_URL": f"nats://{LOOPBACK}:{self.ports.nats}",
                 "BRONZE_NATS_SERVER_NAME": self.name,

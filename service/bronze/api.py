@@ -24,10 +24,11 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from bronze import __version__
+from bronze import __version__, declared
 from bronze.bucket import Bucket, read_contents
 from bronze.catalog import Catalog
 from bronze.chain import Identity, Lane
+from bronze.declared import DeclaredSources, SourceSchema
 from bronze.errors import Halted, Refused, Unavailable
 from bronze.queue import Queue, Superseded
 from bronze.settings import Settings
@@ -216,14 +217,7 @@ class Api:
         """Take a submission: checked whole, then durable in the queue. Raises `Refused` and `Unavailable`."""
         received_at = dt.datetime.now(dt.UTC)
         span = get_current_span()
-        source = self._sources.get(source_name)
-        if source is None:
-            raise Refused(
-                404,
-                Refusal.UNKNOWN_SOURCE,
-                f"There is no source {source_name!r}. The sources are: {', '.join(self._sources)}.",
-                sources=list(self._sources),
-            )
+        source = self.source(source_name)
         span.set_attribute(attribute.bronze_source, source.name)
         key = _key(request)
         classification = _text(request, "Bronze-Classification-Id", CLASSIFICATION_ID_CHARS_MAX)
@@ -251,6 +245,7 @@ class Api:
                 traceparent=traceparent(span),
                 keyed=key is not None,
                 origin=origin,
+                schema_version=source.version,
             )
             self._describe(span, accepted, checked, listed)
             earlier = await self._submit(accepted, checked)
@@ -406,6 +401,22 @@ class Api:
 
     # --- look-ups
 
+    def source(self, name: str) -> Source:
+        """A declared source. Raises `Refused` (404) that lists the known ones."""
+        source = self._sources.get(name)
+        if source is None:
+            raise Refused(
+                404,
+                Refusal.UNKNOWN_SOURCE,
+                f"There is no source {name!r}. The sources are: {', '.join(self._sources)}.",
+                sources=list(self._sources),
+            )
+        return source
+
+    def sources(self) -> DeclaredSources:
+        """All declared sources."""
+        return declared.listed(self._sources.values())
+
     async def status(self, submission_id: str) -> SubmissionStatus:
         """Where a submission is: from its identity, then from its lane's subject. Raises `Refused` (404)."""
         try:
@@ -542,6 +553,14 @@ def create_app(api: Api, telemetry: Telemetry) -> FastAPI:
             media_type=JSON,
             headers={"Location": url, "traceresponse": traceparent()},
         )
+
+    @app.get("/v1/sources", summary="The declared sources")
+    async def sources() -> DeclaredSources:
+        return api.sources()
+
+    @app.get("/v1/sources/{source}/schema", summary="What a source's records look like", responses=_problems(404))
+    async def schema(source: str) -> SourceSchema:
+        return declared.described(api.source(source))
 
     @app.get("/v1/submissions/{submission_id}", summary="Where a submission is", responses=_problems(404, 503))
     async def submission(submission_id: str) -> SubmissionStatus:

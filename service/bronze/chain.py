@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from bronze.errors import Halted, Poison
-from bronze.submission import FORMAT, Accepted, Part, format_version
+from bronze.submission import FORMAT, Accepted, Part, format_version, schema_version
 
 #: Version of the keys' layout; stands in each lane's stream, so that roles of different layouts never share one.
 KEY_LAYOUT = "1"
@@ -349,12 +349,14 @@ def cut(pending: Sequence[Message], limits: Limits) -> list[Message]:
     return taken
 
 
-def understood(messages: Sequence[Message]) -> list[Message]:
-    """The messages before the first of a newer format, which is left to a newer consumer."""
+def understood(messages: Sequence[Message], version: int) -> list[Message]:
+    """The messages before the first of a newer format, or of a newer version of the source than `version`.
+
+    That one is left to a newer consumer.
+    """
     run: list[Message] = []
     for message in messages:
-        version = format_version(message.headers)
-        if version is not None and version > FORMAT:
+        if (format_version(message.headers) or 0) > FORMAT or (schema_version(message.headers) or 0) > version:
             break
         run.append(message)
     return run

@@ -55,6 +55,11 @@ class Claims:
         message = await self._js.get_last(STREAM, f"{SUBJECT}{key}")
         return (message.payload, message.sequence) if message else (b"", 0)
 
+    async def names(self, prefix: str) -> list[str]:
+        """What follows the prefix in each key that has it, as one replica sees them."""
+        subject = f"{SUBJECT}{prefix}"
+        return [found.subject.removeprefix(subject) for found in await self._js.last_of(STREAM, [f"{subject}*"])]
+
     async def put(self, key: str, value: bytes, revision: int) -> int:
         """Write a key that is still at a revision, and give the new one. Raises `Taken`."""
         headers = {js.EXPECTED_LAST_SUBJECT_SEQUENCE: str(revision), js.EXPECTED_STREAM: STREAM}

@@ -33,7 +33,7 @@ TEND_S = 1.0
 CANCEL_AGAIN_S = 0.5
 BACK_OFF_S_MIN = 0.1
 BACK_OFF_S_MAX = 5.0
-#: How long a lane whose next message only a newer version knows is left alone.
+#: How long a lane whose next message only a newer consumer knows is left alone.
 NEWER_FORMAT_WAIT_S = 30.0
 #: What a stop waits for the writes under way; a supervisor kills after 10 s, and telemetry wants its own.
 STOP_GRACE_S = 6.0
@@ -41,7 +41,7 @@ REASON_CHARS_MAX = 512
 
 
 class NewerFormat(BronzeError):
-    """The lane's next message is of a format that this version does not know: a newer consumer takes it."""
+    """The lane's next message is of a format, or of a version of the source, that this consumer does not know."""
 
 
 class LaneWriter:
@@ -126,9 +126,12 @@ class LaneWriter:
         while not stop.is_set():
             with self._step(Step.READ):
                 pending += await self._read(position, pending)
-                ready = chain.understood(pending)
+                ready = chain.understood(pending, self._source.version)
                 if pending and not ready:
-                    raise NewerFormat(f"message {pending[0].sequence} is of a newer format than {FORMAT}")
+                    raise NewerFormat(
+                        f"message {pending[0].sequence} is of a newer format than {FORMAT}, or of a newer version of "
+                        f"{self._source.name} than {self._source.version}"
+                    )
             if not chain.due(ready, self._now_s(), self._limits):
                 await _wait(stop, POLL_S)
                 continue

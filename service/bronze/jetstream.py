@@ -30,6 +30,8 @@ REQUEST_TIMEOUT_S = 2.0
 CONNECT_TIMEOUT_S = 2.0
 #: The commit of a large batch is written and synced before it is answered.
 COMMIT_TIMEOUT_S = 10
+#: Subjects whose last messages are read at once.
+LAST_MAX = 1_000
 #: Messages of a batch between two flushes, which bound what waits in the client's buffer.
 BATCH_FLUSH_MESSAGES = 16
 
@@ -272,8 +274,11 @@ class JetStream:
         return await self._direct(stream, request)
 
     async def last_of(self, stream: str, subjects: Sequence[str]) -> list[Message]:
-        """The last message of each subject that has one, as one replica sees them at one moment (1,000 at most)."""
-        return await self._direct(stream, {"multi_last": list(subjects), "batch": len(subjects)})
+        """The last message of each subject that has one, as one replica sees them at one moment (1,000 at most).
+
+        Wildcards are taken.
+        """
+        return await self._direct(stream, {"multi_last": list(subjects), "batch": LAST_MAX})
 
     async def _direct(self, stream: str, request: Mapping[str, Any]) -> list[Message]:
         """A batched direct get (ADR-31): messages until the server's end of batch."""

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from bronze import __version__
 from bronze.chain import Contents, Kept, Lane, Sorted, Stored, digest, set_aside
 from bronze.errors import Poison
-from bronze.sources import FieldType, Source
+from bronze.sources import Field, FieldType, Source
 
 CONTENT_TYPE = "application/vnd.apache.parquet"
 FOOTER_KEY = b"bronze"
@@ -70,9 +70,14 @@ class Encoded:
     classifications: tuple[str, ...]
 
 
+def arrow_type(field: Field) -> pa.DataType:
+    """The Arrow type of a declared field's column."""
+    return pa.decimal128(field.precision, field.scale) if field.type is FieldType.DECIMAL else _ARROW[field.type]
+
+
 def schema(source: Source) -> pa.Schema:
     """The columns of a source's objects."""
-    declared = [pa.field(field.name, _ARROW[field.type], nullable=not field.required) for field in source.fields]
+    declared = [pa.field(field.name, arrow_type(field), nullable=not field.required) for field in source.fields]
     return pa.schema(declared + _OURS)
 
 
@@ -153,8 +158,9 @@ def _decode(source: Source, one: Kept) -> _Decoded:
     if one.undecoded:
         raise Poison(one.undecoded)
     payload = one.message.payload
+    checked_as = source.at(one.part.accepted.schema_version)
     try:
-        records = msgspec.json.decode(payload, type=list[source.record_type])  # type: ignore[name-defined]
+        records = msgspec.json.decode(payload, type=list[checked_as.record_type])  # type: ignore[name-defined]
         raw = list(map(bytes, msgspec.json.decode(payload, type=list[msgspec.Raw])))
         received_at = dt.datetime.fromisoformat(one.part.accepted.received_at)
     except (msgspec.DecodeError, RecursionError, ValueError) as error:
@@ -177,15 +183,16 @@ def _batch(source: Source, columns: pa.Schema, key: str, messages: Sequence[_Dec
     records = [record for message in messages for record in message.records]
     ends = pa.array(accumulate(len(message.records) for message in messages), pa.int32())
     parts = [message.one.part for message in messages]
+    versions = [part.accepted.schema_version for part in parts]
 
     def each(values: Iterable[object], kind: pa.DataType) -> pa.Array:
         """A value a message, for each of its rows."""
         return pc.run_end_decode(pa.RunEndEncodedArray.from_arrays(ends, pa.array(values, kind)))
 
     try:
-        arrays = [pa.array(list(map(attrgetter(f.name), records)), _ARROW[f.type]) for f in source.fields]
+        arrays = [_column(field, records, versions) for field in source.fields]
         payloads = pa.array([raw for message in messages for raw in message.raw], pa.binary()).cast(pa.string())
-    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
+    except (pa.ArrowTypeError, OverflowError, ValueError) as error:  # an ArrowInvalid is a ValueError
         raise Poison(f"its records do not fit {source.name}'s columns: {error}") from error
     ours = [
         pa.repeat(key, len(records)),
@@ -195,10 +202,21 @@ def _batch(source: Source, columns: pa.Schema, key: str, messages: Sequence[_Dec
         each([part.accepted.origin for part in parts], pa.string()),
         each([message.received_at for message in messages], pa.timestamp("us", tz="UTC")),
         each([part.accepted.trace_id for part in parts], pa.string()),
-        pa.repeat(pa.scalar(source.version, pa.int32()), len(records)),
+        each(versions, pa.int32()),
         payloads,
     ]
     return pa.RecordBatch.from_arrays(arrays + ours, schema=columns)
+
+
+def _column(field: Field, records: Sequence[Any], versions: Sequence[int]) -> pa.Array:
+    """A field of each record, which are of these versions; null where the record is older than the field."""
+    if field.since <= min(versions):
+        values = list(map(attrgetter(field.name), records))
+    else:
+        values = [getattr(record, field.name, None) for record in records]
+    if field.type is FieldType.DECIMAL:
+        values = [None if value is None else field.exact(value) for value in values]
+    return pa.array(values, arrow_type(field))
 
 
 def _stored(key: str, cut: Sorted, rows: Mapping[int, int], spoilt: set[int]) -> list[Stored]:

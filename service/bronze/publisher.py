@@ -597,7 +597,7 @@ def simulate(
     Whoever calls shuts the telemetry down. Raises `Misconfigured`.
     """
     run = uuid.uuid4().hex
-    telemetry.instruments.zero(Role.PUBLISHER, sources.built_in())
+    telemetry.instruments.zero(Role.PUBLISHER, sources.load(settings.sources))
     with _client(settings) as http, _scraped(telemetry):
         telemetry.flush()
         sender = Sender(http, telemetry, retry_for_s=RETRY_FOR_S, wait=stop.wait, clock=clock)

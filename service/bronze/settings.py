@@ -6,6 +6,7 @@ endpoint, region and keys (as boto3 reads them).
 """
 
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated, Self
 
 from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, model_validator
@@ -23,6 +24,10 @@ class LogFormat(StrEnum):
 
 class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="BRONZE_", frozen=True)
+
+    sources: Path | None = Field(
+        None, description="The TOML file that declares all sources (docs/sources.md); the built-in four without one."
+    )
 
     nats_url: str = Field("nats://127.0.0.1:4222", description="The queue's address.")
     nats_server_name: str | None = Field(

@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from operator import attrgetter
 from tempfile import SpooledTemporaryFile
 from typing import Any, Protocol
 from uuid import UUID, uuid5
@@ -22,7 +23,7 @@ import msgspec
 import uuid_utils
 
 from bronze.errors import Poison, Refused
-from bronze.sources import FieldType, Source
+from bronze.sources import Field, FieldType, Source
 
 #: The newest version of the message's format; a consumer leaves a newer one to a newer consumer.
 FORMAT = 2
@@ -41,6 +42,7 @@ NESTING_SPARE = 64
 
 HEADER_FORMAT = "Bronze-Format"
 HEADER_KIND = "Bronze-Kind"
+HEADER_SCHEMA_VERSION = "Bronze-Schema-Version"
 HEADER_PART = "Bronze-Part"
 HEADER_FIRST_RECORD = "Bronze-First-Record"
 HEADER_RECORDS = "Bronze-Records"
@@ -57,7 +59,8 @@ class Accepted(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     `digest` is the SHA-256 of the decoded body; `received_at` is RFC 3339 in UTC, in microseconds.
     `classification_id` is the run that all its records belong to, None where there are several;
-    `classification_default` is that of a record that names none.
+    `classification_default` is that of a record that names none. `schema_version` is the version of the source that its
+    records were checked against.
     """
 
     submission_id: str
@@ -72,6 +75,7 @@ class Accepted(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     traceparent: str
     keyed: bool = False
     origin: str | None = None
+    schema_version: int = 1
 
 
 class Kind(StrEnum):
@@ -100,6 +104,8 @@ class Part:
         return {
             HEADER_FORMAT: "1" if plain else "2",  # the least that can read it: an older consumer takes what it can
             **({} if plain else {HEADER_KIND: self.kind}),
+            # beside the rest, which an older consumer may not be able to read
+            HEADER_SCHEMA_VERSION: str(self.accepted.schema_version),
             HEADER_PART: f"{self.number}/{self.count}",
             HEADER_FIRST_RECORD: str(self.first_record),
             HEADER_RECORDS: str(self.records),
@@ -130,7 +136,16 @@ class Part:
 
 def format_version(headers: Mapping[str, str]) -> int | None:
     """The version of a message's format; None where it states none."""
-    text = headers.get(HEADER_FORMAT, "")
+    return _number(headers, HEADER_FORMAT)
+
+
+def schema_version(headers: Mapping[str, str]) -> int | None:
+    """The version of the source that a message's records were checked against; None where it states none."""
+    return _number(headers, HEADER_SCHEMA_VERSION)
+
+
+def _number(headers: Mapping[str, str], name: str) -> int | None:
+    text = headers.get(name, "")
     return int(text) if text.isdecimal() else None
 
 
@@ -269,6 +284,7 @@ class Intake:
         self._body_bytes_max = body_bytes_max
         self._decoder = msgspec.json.Decoder(source.record_type)
         self._timestamps = [field.name for field in source.fields if field.type is FieldType.TIMESTAMP]
+        self._decimals = [field for field in source.fields if field.type is FieldType.DECIMAL]
         self._spool: SpooledTemporaryFile[bytes] = SpooledTemporaryFile(spool_memory_bytes_max)  # noqa: SIM115
         self._sha = hashlib.sha256()
         self._body_bytes = 0
@@ -354,7 +370,7 @@ class Intake:
             checked: list[Any] = [self._decoder.decode(record) for record in records]
         except (msgspec.DecodeError, RecursionError):
             checked = []
-        if not checked or any(map(_deep, records)) or self._near_calendar_end(checked):
+        if not checked or any(map(_deep, records)) or self._near_calendar_end(checked) or self._inexact(checked):
             for record in records:
                 self._classify([self._check(record)])
                 self._pack([record])
@@ -379,6 +395,11 @@ class Intake:
         for name in self._timestamps:
             if _beyond_calendar(getattr(checked, name)):
                 raise self._violation(f"Expected a time of the years 1 to 9999 in UTC - at `$.{name}`")
+        for field in self._inexact([checked]):
+            raise self._violation(
+                f"Expected a number of {field.precision} digits at most, {field.scale} of them after the point "
+                f"({field.declared_type}) - at `$.{field.name}`"
+            )
         return checked
 
     def _near_calendar_end(self, checked: Sequence[Any]) -> bool:
@@ -388,6 +409,10 @@ class Intake:
             if dt.MINYEAR in years or dt.MAXYEAR in years:
                 return True
         return False
+
+    def _inexact(self, checked: Sequence[Any]) -> Sequence[Field]:
+        """The decimals that hold a value which would change if it were stored."""
+        return [field for field in self._decimals if not all(map(field.holds, map(attrgetter(field.name), checked)))]
 
     def _classify(self, checked: Sequence[Any]) -> None:
         named = [record.classification_id for record in checked]

@@ -5,14 +5,14 @@ import logging
 import secrets
 import signal
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
 import uvicorn
 
-from bronze import sources
+from bronze import schemas, sources
 from bronze.api import Api, OwnContext, create_app
 from bronze.bucket import Bucket, S3Bucket
 from bronze.catalog import Catalog, NatsCatalog
@@ -24,6 +24,7 @@ from bronze.jetstream import JetStream
 from bronze.lock import Lock, NatsLock
 from bronze.queue import NatsQueue, Queue, boot_time_s
 from bronze.settings import Settings
+from bronze.sources import Source
 from bronze.telemetry import sdk
 from bronze.telemetry.signals import Role, attribute
 
@@ -48,7 +49,9 @@ class Edges:
 
 
 @asynccontextmanager
-async def edges(settings: Settings, instance_id: str, stop: asyncio.Event) -> AsyncIterator[Edges]:
+async def edges(
+    settings: Settings, declared: Mapping[str, Source], instance_id: str, stop: asyncio.Event
+) -> AsyncIterator[Edges]:
     """The real edges, waited for at start unless told to stop. Raises `Told`, `Unavailable` or `Misconfigured`."""
     # an instance id may be preset and then outlives the process; the lock has to see that its owner died
     owner = f"{instance_id}-{secrets.token_hex(4)}"
@@ -58,9 +61,11 @@ async def edges(settings: Settings, instance_id: str, stop: asyncio.Event) -> As
     bucket = S3Bucket(settings)
     try:
         queue = NatsQueue(jetstream, settings)
-        lanes = await _patiently(lambda: queue.open(sources.built_in()), stop)
-        catalog = await _patiently(lambda: NatsCatalog.open(jetstream, settings), stop)
         claims = Claims(jetstream, settings.queue_replicas)
+        origin = str(settings.sources or "the built-in sources.toml")
+        await _patiently(lambda: schemas.register(claims, declared, origin), stop)
+        lanes = await _patiently(lambda: queue.open(declared), stop)
+        catalog = await _patiently(lambda: NatsCatalog.open(jetstream, settings), stop)
         yield Edges(
             lanes,
             queue,
@@ -129,13 +134,14 @@ async def serve(settings: Settings, wire: Callable[[Edges], Edges] = lambda edge
 
     `wire` may put other parts in the place of the real ones, as the kill test does.
     """
+    declared = sources.load(settings.sources)
     telemetry = sdk.start(Role.API, settings)
-    telemetry.begin(sources.built_in())
+    telemetry.begin(declared)
     failed: list[Halted] = []
     stop = asyncio.Event()
     _on_signals(stop.set)
     try:
-        async with edges(settings, telemetry.instance_id, stop) as real:
+        async with edges(settings, declared, telemetry.instance_id, stop) as real:
             edge = wire(real)
 
             def fatal(error: Halted) -> None:
@@ -145,7 +151,7 @@ async def serve(settings: Settings, wire: Callable[[Edges], Edges] = lambda edge
 
             api = Api(
                 settings,
-                sources.built_in(),
+                declared,
                 {(lane.source, lane.number): lane for lane in edge.lanes},
                 edge.queue,
                 edge.bucket,
@@ -188,23 +194,24 @@ async def consume_role(settings: Settings, wire: Callable[[Edges], Edges] = lamb
 
     `wire`: as for `serve`.
     """
+    declared = sources.load(settings.sources)
     telemetry = sdk.start(Role.CONSUMER, settings)
-    for source in sources.built_in():
+    for source in declared:
         telemetry.instruments.delivery_objective.set(settings.delivery_objective_s, {attribute.bronze_source: source})
-    telemetry.begin(sources.built_in())
+    telemetry.begin(declared)
     stop = asyncio.Event()
     _on_signals(stop.set)
     try:
         server = telemetry.serve_metrics()
         try:
-            async with edges(settings, telemetry.instance_id, stop) as real:
+            async with edges(settings, declared, telemetry.instance_id, stop) as real:
                 if isinstance(real.bucket, S3Bucket):
                     await _patiently(real.bucket.check_create_only, stop)
                 edge = wire(real)
                 writers = [
                     LaneWriter(
                         lane,
-                        sources.built_in()[lane.source],
+                        declared[lane.source],
                         edge.queue,
                         edge.bucket,
                         edge.catalog,

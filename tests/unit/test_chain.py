@@ -23,7 +23,7 @@ from bronze.chain import (
     Tail,
 )
 from bronze.errors import Halted
-from bronze.submission import FORMAT, HEADER_FORMAT, HEADER_SUBMISSION, Accepted, Part
+from bronze.submission import FORMAT, HEADER_FORMAT, HEADER_SCHEMA_VERSION, HEADER_SUBMISSION, Accepted, Part
 
 LANE = Lane("vehicles", 0, "20261124T120000000")
 LIMITS = Limits(bytes_max=1_000, messages_max=10, submissions_max=5, age_s_max=15)
@@ -211,8 +211,18 @@ def test_a_newer_format_is_left_with_all_that_follows() -> None:
         Message(3, messages[2].subject, messages[2].time, newer, b""),
         messages[3],
     ]
-    assert chain.understood(mixed) == mixed[:2]
-    assert chain.understood(messages) == messages
+    assert chain.understood(mixed, 1) == mixed[:2]
+    assert chain.understood(messages, 1) == messages
+
+
+def test_a_newer_version_of_the_source_is_left_with_all_that_follows() -> None:
+    """One as old as the consumer's, or older, is taken; so is one of before versions were told."""
+    versions = [None, "1", "2", "3", "1"]
+    messages = [
+        Message(one.sequence, one.subject, one.time, {HEADER_SCHEMA_VERSION: version} if version else {}, b"")
+        for one, version in zip(run(1, 5), versions, strict=True)
+    ]
+    assert [len(chain.understood(messages, version)) for version in (1, 2, 3)] == [2, 3, 5]
 
 
 # --- rules 3 and 8: what becomes of each message

@@ -118,6 +118,9 @@ def test_what_is_mounted_is_there(name: str) -> None:
             assert rest.endswith(":ro")
         else:
             assert source in COMPOSE["volumes"]
+    for mount in SERVICES[name].get("configs", []):
+        config = COMPOSE["configs"][mount["source"]]
+        assert "content" in config or (TOP / default(config["file"])).is_file()
 
 
 def test_no_record_waits_for_telemetry() -> None:

@@ -2,7 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from local.settings import service_settings, settings
+from local.builds import REPOSITORY
+from local.settings import service_settings, settings, sources_file
 
 ENV = """\
 BRONZE_TRACES_EXPORTER=zipkin
@@ -42,3 +43,13 @@ def test_the_service_is_told_what_is_its_own(file: Path, monkeypatch: pytest.Mon
         "BRONZE_LOG_LEVEL": "ERROR",
         "OTEL_TRACES_SAMPLER_ARG": "0.1",
     }
+
+
+def test_the_sources_file_is_found_from_the_top(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Roles run in the state directory, and Compose looks from the top too; an absolute path stays as it is."""
+    monkeypatch.delenv("BRONZE_SOURCES", raising=False)
+    assert sources_file(file) == {}
+    monkeypatch.setenv("BRONZE_SOURCES", "./own.toml")
+    assert sources_file(file) == {"BRONZE_SOURCES": str(REPOSITORY / "own.toml")}
+    monkeypatch.setenv("BRONZE_SOURCES", str(file))
+    assert sources_file(file) == {"BRONZE_SOURCES": str(file)}

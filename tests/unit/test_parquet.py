@@ -5,6 +5,8 @@ import json
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from bronze import chain, parquet, sources
 from bronze.chain import Contents, Identity, Lane, Message, Sorted
 from bronze.errors import Refused
 from bronze.parquet import Encoded, NotOurs
-from bronze.sources import RESERVED, FieldType
+from bronze.sources import RESERVED, Field, FieldType
 from bronze.submission import Accepted, Intake, Part
 
 SOURCES = sources.built_in()
@@ -134,6 +136,56 @@ def test_columns_are_the_declared_fields_in_their_types_and_then_ours() -> None:
         },
     ]
     assert encoded.classifications == ("own", "run")
+
+
+def grown() -> sources.Source:
+    """`vehicles` at version 2, with fields that came later."""
+    source = SOURCES["vehicles"]
+    later = (
+        Field("colour", FieldType.STRING, "d", since=2),
+        Field("price", FieldType.DECIMAL, "d", since=2, precision=10, scale=2),
+    )
+    return replace(source, version=2, fields=(*source.fields, *later))
+
+
+def test_records_are_read_as_the_version_that_they_were_checked_against() -> None:
+    """A record of before a field was declared may hold anything under its name: it is no poison, the column is null."""
+    record = b'{"vehicle_id":"a","colour":"red","price":"1.5"}'
+    before = b'{"vehicle_id":"b","colour":[5],"price":"much"}'
+    messages = [
+        message(1, [before], "vehicles"),
+        message(2, [record], "vehicles", of=accepted("vehicles", "s2", schema_version=2)),
+    ]
+    lane = Lane("vehicles", 0, EPOCH)
+    encoded = parquet.encode(grown(), lane, "key", chain.sort(lane, messages, {}), TRACEPARENT)
+    assert encoded.contents.quarantined == []
+    read = table(encoded).select(["vehicle_id", "colour", "price", "_schema_version", "_payload"]).to_pylist()
+    assert [tuple(row.values()) for row in read] == [
+        ("b", None, None, 1, before.decode()),
+        ("a", "red", Decimal("1.50"), 2, record.decode()),
+    ]
+
+
+@pytest.mark.parametrize("sent", ["1.5", '"1.5"', "1.500", "15e-1", '"1.50000000000000000000000000000000000000"'])
+def test_a_decimal_is_a_number_or_a_string_of_digits(sent: str) -> None:
+    of = accepted("vehicles", schema_version=2)
+    lane = Lane("vehicles", 0, EPOCH)
+    record = b'{"vehicle_id":"a","price":%s}' % sent.encode()
+    intake = Intake(grown(), body_bytes_max=2**20, spool_memory_bytes_max=2**20)
+    intake.lines(record + b"\n")
+    intake.close()
+    cut = chain.sort(lane, [message(1, [record], "vehicles", of=of)], {})
+    encoded = parquet.encode(grown(), lane, "key", cut, TRACEPARENT)
+    assert str(table(encoded).column("price").to_pylist()) == "[Decimal('1.50')]"
+
+
+@pytest.mark.parametrize("sent", ["1.505", '"NaN"', "100000000", "1e400", '"1e99999"', '"0x1"', "true", "[1]"])
+def test_a_decimal_that_would_change_is_refused_by_record_and_field(sent: str) -> None:
+    intake = Intake(grown(), body_bytes_max=2**20, spool_memory_bytes_max=2**20)
+    with pytest.raises(Refused, match="Record 0, field price: ") as refused:
+        intake.lines(b'{"vehicle_id":"a","price":%s}\n' % sent.encode())
+    intake.close()
+    assert (refused.value.status, refused.value.members) == (422, {"record": 0, "field": "price"})
 
 
 def test_no_column_takes_a_name_of_another_or_of_a_partition_key() -> None:
