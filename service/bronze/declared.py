@@ -15,7 +15,7 @@ from bronze.sources import CLASSIFICATION_ID, CLASSIFICATION_ID_CHARS_MAX, Field
 
 FLOAT64_MAX = 1.7976931348623157e308
 
-# Digits are spelled out: `\\d` is more than ASCII to some.
+# Digits are spelled out: `\d` is more than ASCII to some.
 _YEAR = "(?:000[1-9]|00[1-9][0-9]|0[1-9][0-9]{2}|[1-9][0-9]{3})"
 #: A time of the first or the last year may be in another year in UTC.
 _YEAR_INNER = "(?:000[2-9]|00[1-9][0-9]|0[1-9][0-9]{2}|[1-8][0-9]{3}|9[0-8][0-9]{2}|99[0-8][0-9]|999[0-8])"
