@@ -28,14 +28,16 @@ from bronze import __version__, declared
 from bronze.bucket import Bucket, read_contents
 from bronze.catalog import Catalog
 from bronze.chain import Identity, Lane
+from bronze.columnar import Format
 from bronze.declared import DeclaredSources, SourceSchema
+from bronze.encodings import ENCODINGS
 from bronze.errors import Halted, Refused, Unavailable
+from bronze.foreign import Body, Readers
 from bronze.queue import Queue, Superseded
 from bronze.settings import Settings
 from bronze.sources import CLASSIFICATION_ID_CHARS_MAX, Source
 from bronze.submission import (
     CLASSIFICATIONS_LISTED_MAX,
-    ENCODINGS,
     FILE_NAME_CHARS_MAX,
     Accepted,
     Checked,
@@ -65,6 +67,13 @@ INGEST = "/v1/ingest/{source}"
 NDJSON = "application/x-ndjson"
 JSON = "application/json"
 PROBLEM = "application/problem+json"
+#: What a body may be, by its media type.
+MEDIA: Mapping[str, str] = {
+    NDJSON: "one JSON object a line",
+    JSON: "an object or an array of objects",
+    Format.ARROW_STREAM: "an Arrow IPC stream",
+    Format.PARQUET: "a Parquet file",
+}
 KEY_CHARS_MAX = 255
 #: A piece beyond this is checked in a thread, so that others are served meanwhile; so is all that may inflate.
 INLINE_BYTES_MAX = 64 * 2**10
@@ -177,6 +186,7 @@ _INGEST: Mapping[str, Any] = {
                 "schema": {"oneOf": [{"type": "object"}, {"type": "array", "items": {"type": "object"}}]},
                 "example": [{"vehicle_id": "N14228", "manufacturer": "BOEING", "seats": 149}],
             },
+            **{str(form): {"schema": {"type": "string", "contentMediaType": str(form)}} for form in Format},
         },
     },
 }
@@ -210,6 +220,7 @@ class Api:
         self._telemetry = telemetry
         self._now_s = now_s
         self._fatal = fatal
+        self._readers = Readers(settings)
 
     # --- ingest
 
@@ -268,21 +279,24 @@ class Api:
     async def _check(self, source: Source, request: Request) -> Checked:
         """Read, decode and check the whole body, within a memory bound and off the event loop where it is large."""
         media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if media not in {NDJSON, JSON}:
+        if media not in MEDIA:
+            forms = ", ".join(f"{name} ({what})" for name, what in MEDIA.items())
             raise Refused(
                 415,
                 Refusal.UNSUPPORTED_MEDIA_TYPE,
-                f"The Content-Type {media!r} is not taken. Send {NDJSON} (one JSON object a line) or {JSON}.",
-                accepted=[NDJSON, JSON],
+                f"The Content-Type {media!r} is not taken. Send one of: {forms}.",
+                accepted=[*MEDIA],
             )
         encoding = request.headers.get("content-encoding", "identity").strip().lower()
         if encoding not in ENCODINGS:
             raise Refused(
                 415,
                 Refusal.UNSUPPORTED_ENCODING,
-                f"The Content-Encoding {encoding!r} is not taken. Send gzip, or none.",
+                f"The Content-Encoding {encoding!r} is not taken. Send gzip, zstd, or none.",
                 accepted=list(ENCODINGS),
             )
+        if media in [*Format]:
+            return await self._check_columnar(source, Format(media), encoding, request)
         decoder = ENCODINGS[encoding]()
         limit = self._settings.json_body_bytes_max if media == JSON else self._settings.body_bytes_max
         intake = Intake(source, body_bytes_max=limit, spool_memory_bytes_max=self._settings.spool_memory_bytes_max)
@@ -314,6 +328,27 @@ class Api:
             if isinstance(error, Refused):
                 await _drain(stream)
             raise
+
+    async def _check_columnar(self, source: Source, form: Format, encoding: str, request: Request) -> Checked:
+        """Spool the whole body, decoded, and have it read where it can do no harm."""
+        decoder = ENCODINGS[encoding]()
+        body = Body(form, self._settings.body_bytes_max)
+
+        def take(piece: bytes) -> None:
+            for decoded in decoder.feed(piece):
+                body.take(decoded)
+
+        stream = request.stream()
+        try:
+            async for piece in _pieces(stream):
+                await _run(take, piece, inline=encoding == "identity" and len(piece) <= INLINE_BYTES_MAX)
+            decoder.finish()
+            return await self._readers.read(source, body)
+        except Refused:
+            await _drain(stream)
+            raise
+        finally:
+            body.close()
 
     async def _submit(self, accepted: Accepted, checked: Checked) -> Accepted | None:
         """Make it durable; None: done. An `Accepted`: what the same key was accepted as before."""

@@ -20,7 +20,8 @@ import pyarrow.parquet as pq
 from bronze import __version__
 from bronze.chain import Contents, Kept, Lane, Sorted, Stored, digest, set_aside
 from bronze.errors import Poison
-from bronze.sources import Field, FieldType, Source
+from bronze.sources import CLASSIFICATION_ID, Field, FieldType, Source
+from bronze.submission import Kind, Part
 
 CONTENT_TYPE = "application/vnd.apache.parquet"
 FOOTER_KEY = b"bronze"
@@ -77,8 +78,20 @@ def arrow_type(field: Field) -> pa.DataType:
 
 def schema(source: Source) -> pa.Schema:
     """The columns of a source's objects."""
-    declared = [pa.field(field.name, arrow_type(field), nullable=not field.required) for field in source.fields]
-    return pa.schema(declared + _OURS)
+    return pa.schema(_declared(source) + _OURS)
+
+
+def columnar_schema(source: Source) -> pa.Schema:
+    """The columns of a source's columnar messages: the declared fields, then what a row may have of its own.
+
+    `classification_id` is null where the submission's default holds; `_payload` is null, or the undeclared columns as
+    a JSON object.
+    """
+    return pa.schema([*_declared(source), pa.field(CLASSIFICATION_ID, pa.string()), pa.field("_payload", pa.string())])
+
+
+def _declared(source: Source) -> list[pa.Field]:
+    return [pa.field(field.name, arrow_type(field), nullable=not field.required) for field in source.fields]
 
 
 def encode(source: Source, lane: Lane, key: str, cut: Sorted, traceparent: str) -> Encoded:
@@ -105,15 +118,23 @@ def encode(source: Source, lane: Lane, key: str, cut: Sorted, traceparent: str) 
     group: list[_Decoded] = []
     rows = 0
     for one in cut.kept:
-        try:
-            group.append(_decode(source, one))
-        except Poison as error:
-            poison.append((one.message, str(error)))
-            continue
-        rows += len(group[-1].records)
-        if rows >= BATCH_ROWS:
+        columnar = one.part.kind is Kind.COLUMNAR
+        if group and (rows >= BATCH_ROWS or columnar):
             take(group)
             group, rows = [], 0
+        try:
+            if one.undecoded:
+                raise Poison(one.undecoded)
+            if columnar:
+                batch = _columnar_batch(source, columns, key, one)
+                batches.append(batch)
+                kept[one.message.sequence] = batch.num_rows
+                classifications.update(dict.fromkeys(batch.column(CLASSIFICATION_ID).unique().to_pylist()))
+            else:
+                group.append(_decode(source, one))
+                rows += len(group[-1].records)
+        except Poison as error:
+            poison.append((one.message, str(error)))
     if group:
         take(group)
     spoilt = {message.sequence for message, _ in poison}
@@ -155,8 +176,6 @@ class _Decoded:
 
 
 def _decode(source: Source, one: Kept) -> _Decoded:
-    if one.undecoded:
-        raise Poison(one.undecoded)
     payload = one.message.payload
     checked_as = source.at(one.part.accepted.schema_version)
     try:
@@ -181,31 +200,80 @@ def _batch(source: Source, columns: pa.Schema, key: str, messages: Sequence[_Dec
     Raises `Poison` where the records of any of them fit no column.
     """
     records = [record for message in messages for record in message.records]
-    ends = pa.array(accumulate(len(message.records) for message in messages), pa.int32())
     parts = [message.one.part for message in messages]
     versions = [part.accepted.schema_version for part in parts]
-
-    def each(values: Iterable[object], kind: pa.DataType) -> pa.Array:
-        """A value a message, for each of its rows."""
-        return pc.run_end_decode(pa.RunEndEncodedArray.from_arrays(ends, pa.array(values, kind)))
-
     try:
         arrays = [_column(field, records, versions) for field in source.fields]
         payloads = pa.array([raw for message in messages for raw in message.raw], pa.binary()).cast(pa.string())
     except (pa.ArrowTypeError, OverflowError, ValueError) as error:  # an ArrowInvalid is a ValueError
         raise Poison(f"its records do not fit {source.name}'s columns: {error}") from error
+    named = pa.array([name for message in messages for name in message.classifications], pa.string())
+    received = [message.received_at for message in messages]
+    return _rows(columns, key, parts, received, arrays, named, payloads)
+
+
+def _columnar_batch(source: Source, columns: pa.Schema, key: str, one: Kept) -> pa.RecordBatch:
+    """The rows of an Arrow stream that `bronze.columnar` wrote; a field that was added since is null.
+
+    Raises `Poison` where it is anything else.
+    """
+    accepted = one.part.accepted
+    wanted = columnar_schema(source.at(accepted.schema_version))
+    try:
+        received_at = dt.datetime.fromisoformat(accepted.received_at)
+        with pa.ipc.open_stream(one.message.payload) as stream:
+            if not stream.schema.equals(wanted):
+                raise Poison(f"its columns are not those of {source.name}, version {accepted.schema_version}")
+            table = stream.read_all().combine_chunks()
+        table.validate(full=True)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise Poison(f"its columns cannot be decoded as {source.name}: {error}") from error
+    count = table.num_rows
+    if count != one.part.records or not count:
+        raise Poison(f"it holds {count} records, and its headers say {one.part.records}")
+    found = {field.name: table.column(field.name).combine_chunks() for field in wanted}
+    null = [field.name for field in wanted if not field.nullable and found[field.name].null_count]
+    if null:
+        raise Poison(f"its column {null[0]} has nulls, and the field is required")
+    named = found[CLASSIFICATION_ID]
+    if named.null_count:
+        if accepted.classification_default is None:
+            raise Poison("a record names no classification_id, and its submission has none")
+        named = named.fill_null(accepted.classification_default)
+    arrays = [
+        found[field.name] if field.name in found else pa.nulls(count, arrow_type(field)) for field in source.fields
+    ]
+    return _rows(columns, key, [one.part], [received_at], arrays, named, found["_payload"])
+
+
+def _rows(
+    columns: pa.Schema,
+    key: str,
+    parts: Sequence[Part],
+    received: Sequence[dt.datetime],
+    arrays: Sequence[pa.Array],
+    named: pa.Array,
+    payloads: pa.Array,
+) -> pa.RecordBatch:
+    """The rows of some messages' declared columns, with ours."""
+    ends = pa.array(accumulate(part.records for part in parts), pa.int32())
+
+    def each(values: Iterable[object], kind: pa.DataType) -> pa.Array:
+        """A value a message, for each of its rows."""
+        return pc.run_end_decode(pa.RunEndEncodedArray.from_arrays(ends, pa.array(values, kind)))
+
     ours = [
-        pa.repeat(key, len(records)),
-        pa.array([name for message in messages for name in message.classifications], pa.string()),
+        pa.repeat(key, len(payloads)),
+        named,
         each([part.accepted.submission_id for part in parts], pa.string()),
         pa.array([index for part in parts for index in range(part.first_record, part.first_record + part.records)]),
         each([part.accepted.origin for part in parts], pa.string()),
-        each([message.received_at for message in messages], pa.timestamp("us", tz="UTC")),
+        each(received, pa.timestamp("us", tz="UTC")),
         each([part.accepted.trace_id for part in parts], pa.string()),
-        each(versions, pa.int32()),
+        each([part.accepted.schema_version for part in parts], pa.int32()),
         payloads,
     ]
-    return pa.RecordBatch.from_arrays(arrays + ours, schema=columns)
+    return pa.RecordBatch.from_arrays([*arrays, *ours], schema=columns)
 
 
 def _column(field: Field, records: Sequence[Any], versions: Sequence[int]) -> pa.Array:

@@ -58,6 +58,15 @@ class Settings(BaseSettings):
     spool_memory_bytes_max: PositiveInt = Field(
         2 * MIB, description="A submission beyond this is spooled to disk while it is checked, in bytes."
     )
+    columnar_readers_max: PositiveInt = Field(
+        2, description="Child processes that read Arrow and Parquet bodies at once; further bodies wait."
+    )
+    columnar_memory_bytes_max: Annotated[int, Field(ge=64 * MIB)] = Field(
+        384 * MIB, description="Memory of each of them, in bytes; a body that takes more is refused."
+    )
+    columnar_cpu_s_max: PositiveInt = Field(
+        60, description="CPU time of each of them, in seconds; a body that takes more is refused."
+    )
     deadline_s: PositiveFloat = Field(
         30, description="From the identity's read to the last publish of a submission, in seconds."
     )

@@ -10,13 +10,12 @@ import datetime as dt
 import hashlib
 import json
 import re
-import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from operator import attrgetter
 from tempfile import SpooledTemporaryFile
-from typing import Any, Protocol
+from typing import IO, Any
 from uuid import UUID, uuid5
 
 import msgspec
@@ -49,7 +48,6 @@ HEADER_RECORDS = "Bronze-Records"
 HEADER_SUBMISSION = "Bronze-Submission"
 
 _KEYED = UUID("b2f0c1de-6a51-5d0e-9b1c-0d4e5b1c7a11")
-_GZIP_WBITS = 16 + zlib.MAX_WBITS
 _FIELD_AT = re.compile(r" - at `\$\.([^`\[]+)[^`]*`$")
 _FIELD_MISSING = re.compile(r"missing required field `([^`]+)`")
 
@@ -164,67 +162,11 @@ def lane_of(submission_id: str, lanes: int) -> int:
     return UUID(submission_id).int % lanes
 
 
-# --- content encodings
-
-
-class Decoder(Protocol):
-    def feed(self, data: bytes) -> Iterator[bytes]: ...
-    def finish(self) -> None: ...
-
-
-class Identity:
-    """No content encoding."""
-
-    def feed(self, data: bytes) -> Iterator[bytes]:
-        yield data
-
-    def finish(self) -> None:
-        pass
-
-
-class Gzip:
-    """gzip (RFC 1952), members one after another; gives at most `STEP_BYTES` at once, so that a bomb is met in time."""
-
-    STEP_BYTES = 2**18
-
-    def __init__(self) -> None:
-        self._inflate = zlib.decompressobj(_GZIP_WBITS)
-        self._begun = False
-
-    def feed(self, data: bytes) -> Iterator[bytes]:
-        while data:
-            if self._inflate.eof:
-                self._inflate = zlib.decompressobj(_GZIP_WBITS)
-            self._begun = True
-            try:
-                out = self._inflate.decompress(data, self.STEP_BYTES)
-            except zlib.error as error:
-                raise _corrupt(str(error)) from error
-            data = self._inflate.unused_data if self._inflate.eof else self._inflate.unconsumed_tail
-            if out:
-                yield out
-
-    def finish(self) -> None:
-        if self._begun and not self._inflate.eof:
-            raise _corrupt("it ends before its end-of-stream mark")
-
-
-def _corrupt(why: str) -> Refused:
-    return Refused(
-        400,
-        "corrupt-encoding",
-        f"The body is not whole gzip: {why}. Send it again, and check that nothing on the way cuts or alters it.",
-    )
-
-
-ENCODINGS: Mapping[str, type[Decoder]] = {"identity": Identity, "gzip": Gzip}
-
-
 # --- checking and packing
 
 
 @dataclass(frozen=True, slots=True)
-class _Slice:
+class Slice:
     """One message's payload, as a place in the spool."""
 
     start: int
@@ -238,20 +180,21 @@ class Checked:
 
     def __init__(
         self,
-        spool: "SpooledTemporaryFile[bytes]",
-        slices: Sequence[_Slice],
+        spool: IO[bytes],
+        slices: Sequence[Slice],
         *,
+        tally: "Tally",
         records: int,
-        body_bytes: int,
-        digest: str,
-        classifications: Mapping[str, None],
+        classifications: Iterable[str],
         unclassified: int,
+        kind: Kind = Kind.RECORDS,
     ) -> None:
         self._spool = spool
         self._slices = slices
+        self._kind = kind
         self.records = records
-        self.body_bytes = body_bytes
-        self.digest = digest
+        self.body_bytes = tally.bytes
+        self.digest = tally.digest()
         #: the classification_ids that records name, in order of appearance
         self.classifications = tuple(classifications)
         #: how many records name none
@@ -266,10 +209,30 @@ class Checked:
         for number, piece in enumerate(self._slices, start=1):
             self._spool.seek(piece.start)
             payload = self._spool.read(piece.end - piece.start)
-            yield Part(accepted, number, len(self._slices), piece.first_record, piece.records), payload
+            yield Part(accepted, number, len(self._slices), piece.first_record, piece.records, self._kind), payload
 
     def close(self) -> None:
         self._spool.close()
+
+
+class Tally:
+    """The digest and the size of a decoded body, within a bound."""
+
+    def __init__(self, bytes_max: int) -> None:
+        self._bytes_max = bytes_max
+        self._sha = hashlib.sha256()
+        self.bytes = 0
+
+    def add(self, piece: bytes) -> None:
+        """Raises `Refused` past the bound."""
+        self.bytes += len(piece)
+        if self.bytes > self._bytes_max:
+            raise too_large(self._bytes_max)
+        self._sha.update(piece)
+
+    def digest(self) -> str:
+        """SHA-256, in hexadecimal."""
+        return self._sha.hexdigest()
 
 
 class Intake:
@@ -281,15 +244,13 @@ class Intake:
 
     def __init__(self, source: Source, *, body_bytes_max: int, spool_memory_bytes_max: int) -> None:
         self._source = source
-        self._body_bytes_max = body_bytes_max
         self._decoder = msgspec.json.Decoder(source.record_type)
         self._timestamps = [field.name for field in source.fields if field.type is FieldType.TIMESTAMP]
         self._decimals = [field for field in source.fields if field.type is FieldType.DECIMAL]
         self._spool: SpooledTemporaryFile[bytes] = SpooledTemporaryFile(spool_memory_bytes_max)  # noqa: SIM115
-        self._sha = hashlib.sha256()
-        self._body_bytes = 0
+        self._tally = Tally(body_bytes_max)
         self._records = 0
-        self._slices: list[_Slice] = []
+        self._slices: list[Slice] = []
         self._pending: list[bytes] = []
         self._pending_bytes = 0
         self._rest = b""
@@ -304,16 +265,9 @@ class Intake:
     def close(self) -> None:
         self._spool.close()
 
-    def count(self, piece: bytes) -> None:
-        """Add to the digest and to the size; raises `Refused` past the bound."""
-        self._body_bytes += len(piece)
-        if self._body_bytes > self._body_bytes_max:
-            raise too_large(self._body_bytes_max)
-        self._sha.update(piece)
-
     def lines(self, piece: bytes) -> None:
         """Take a piece of NDJSON."""
-        self.count(piece)
+        self._tally.add(piece)
         head, newline, rest = piece.rpartition(b"\n")
         if not newline:
             self._rest += piece
@@ -325,7 +279,7 @@ class Intake:
 
     def document(self, body: bytes) -> None:
         """Take a JSON document: one record, or an array of records."""
-        self.count(body)
+        self._tally.add(body)
         if not body.strip():
             return
         try:
@@ -344,14 +298,13 @@ class Intake:
             self._take(self._rest)
             self._rest = b""
         if not self._records:
-            raise Refused(400, "empty-body", "The body holds no record. Send one JSON object a line.")
+            raise empty("Send one JSON object a line.")
         self._flush()
         return Checked(
             self._spool,
             self._slices,
+            tally=self._tally,
             records=self._records,
-            body_bytes=self._body_bytes,
-            digest=self._sha.hexdigest(),
             classifications=self._classifications,
             unclassified=self._unclassified,
         )
@@ -433,15 +386,11 @@ class Intake:
 
     def _flush(self) -> None:
         if len(self._slices) == MESSAGES_MAX:
-            raise Refused(
-                413,
-                "body-too-large",
-                f"The body makes more than {MESSAGES_MAX} messages of 1 MiB. Send it as several submissions.",
-            )
+            raise too_many_messages()
         payload = b"[" + b",".join(self._pending) + b"]"
         start = self._slices[-1].end if self._slices else 0
         self._spool.write(payload)
-        self._slices.append(_Slice(start, start + len(payload), self._records - len(self._pending), len(self._pending)))
+        self._slices.append(Slice(start, start + len(payload), self._records - len(self._pending), len(self._pending)))
         self._pending = []
         self._pending_bytes = 0
 
@@ -449,25 +398,48 @@ class Intake:
         found = _FIELD_AT.search(message)
         missing = _FIELD_MISSING.search(message)
         name = (found or missing).group(1) if (found or missing) else None  # type: ignore[union-attr]
-        said = _FIELD_AT.sub("", message)
-        place = f"Record {self._records}" + (f", field {name}" if name else "")
-        members = {"record": self._records} | ({"field": name} if name else {})
-        return Refused(
-            422,
-            "schema-violation",
-            f"{place}: {said}. The source {self._source.name} declares its fields; mend the record and send the "
-            "submission again: nothing of it was kept.",
-            **members,
-        )
+        return violation(self._source, _FIELD_AT.sub("", message), record=self._records, field=name)
 
     def _record_too_large(self) -> Refused:
-        limit = MESSAGE_BYTES_MAX - HEADER_BYTES_MAX - 2
-        return Refused(
-            413,
-            "record-too-large",
-            f"Record {self._records} is larger than {limit} bytes. Split it, or refer to what it carries.",
-            record=self._records,
-        )
+        return record_too_large(self._records, MESSAGE_BYTES_MAX - HEADER_BYTES_MAX - 2)
+
+
+# --- refusals that bodies of each form have
+
+
+def violation(source: Source, said: str, *, record: int | None = None, field: str | None = None) -> Refused:
+    """What does not fit the source: a field of a record, a record, or a whole column."""
+    names = {"record": record, "field": field}
+    members = {name: value for name, value in names.items() if value is not None}
+    place = ", ".join(f"{name} {value}" for name, value in members.items())
+    return Refused(
+        422,
+        "schema-violation",
+        f"{place[:1].upper()}{place[1:]}: {said}. The source {source.name} declares its fields; mend the record and "
+        "send the submission again: nothing of it was kept.",
+        **members,
+    )
+
+
+def record_too_large(record: int, limit: int) -> Refused:
+    return Refused(
+        413,
+        "record-too-large",
+        f"Record {record} is larger than {limit} bytes. Split it, or refer to what it carries.",
+        record=record,
+    )
+
+
+def too_many_messages() -> Refused:
+    return Refused(
+        413,
+        "body-too-large",
+        f"The body makes more than {MESSAGES_MAX} messages of 1 MiB. Send it as several submissions.",
+    )
+
+
+def empty(advice: str) -> Refused:
+    return Refused(400, "empty-body", f"The body holds no record. {advice}")
 
 
 def too_large(limit: int, advice: str = "Send it as several submissions.") -> Refused:

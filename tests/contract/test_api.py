@@ -16,10 +16,11 @@ from fastapi import FastAPI
 from opentelemetry.trace import SpanKind
 
 from bronze import chain, parquet
-from bronze.api import JSON, NDJSON, PROBLEM, Api, create_app
+from bronze.api import JSON, MEDIA, NDJSON, PROBLEM, Api, create_app
 from bronze.bucket import S3Bucket
 from bronze.catalog import NatsCatalog
 from bronze.chain import Lane, Position
+from bronze.columnar import Format
 from bronze.errors import Halted
 from bronze.jetstream import JetStream
 from bronze.queue import NatsQueue, boot_time_s
@@ -197,7 +198,7 @@ BOMB = gzip.compress(b"\n" * 2**25)
             {"Content_Type": "text/csv"},
             415,
             "unsupported-media-type",
-            {"accepted": [NDJSON, JSON]},
+            {"accepted": [*MEDIA]},
             NDJSON,
             id="media",
         ),
@@ -206,8 +207,8 @@ BOMB = gzip.compress(b"\n" * 2**25)
             {"Content_Encoding": "br"},
             415,
             "unsupported-encoding",
-            {"accepted": ["identity", "gzip"]},
-            "gzip",
+            {"accepted": ["identity", "gzip", "zstd"]},
+            "zstd",
             id="br",
         ),
         pytest.param(
@@ -513,11 +514,17 @@ async def test_a_refusals_span_says_why(api: Served) -> None:
 
 
 async def test_the_documents_examples_are_taken(api: Served) -> None:
-    """A reader copies them: each body from the OpenAPI document gets its 202, and each answer shows an example."""
+    """A reader copies them: each body from the OpenAPI document gets its 202, and each answer shows an example. A
+    binary body has none, since a document of text could not hold it.
+    """
     document = (await api.client.get("/openapi.json")).json()
     operation = document["paths"]["/v1/ingest/{source}"]["post"]
-    for media, content in operation["requestBody"]["content"].items():
-        example = content["example"]
+    contents = operation["requestBody"]["content"]
+    assert list(contents) == [*MEDIA]
+    binary = {media for media, content in contents.items() if "contentMediaType" in content["schema"]}
+    assert binary == {*Format}
+    for media in contents.keys() - binary:
+        example = contents[media]["example"]
         body = example if isinstance(example, str) else json.dumps(example)
         assert (await api.post(body, Content_Type=media)).status_code == 202
     assert {"202", "400", "404", "409", "413", "415", "422", "503"} <= operation["responses"].keys()

@@ -12,7 +12,7 @@ import bronze
 PACKAGE = Path(bronze.__file__).parent
 TESTS = Path(__file__).parents[1]
 
-PURE = ["sources", "submission", "chain", "parquet", "declared"]
+PURE = ["sources", "encodings", "submission", "chain", "parquet", "columnar", "declared"]
 ROLES = {"bronze.api", "bronze.consumer", "bronze.publisher"}
 CLIENTS = {"nats", "boto3", "botocore", "fastapi", "starlette", "httpx", "uvicorn", "opentelemetry"}
 #: What only the composition root makes.

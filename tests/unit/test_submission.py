@@ -1,8 +1,6 @@
 """The intake: what a body becomes, and what it is refused for."""
 
-import gzip
 import json
-import string
 import tracemalloc
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -25,7 +23,6 @@ from bronze.submission import (
     MESSAGE_BYTES_MAX,
     MESSAGES_MAX,
     Accepted,
-    Gzip,
     Intake,
     Kind,
     Part,
@@ -215,54 +212,6 @@ def test_memory_is_bounded_however_large_the_body() -> None:
         tracemalloc.stop()
     assert checked.messages > 30
     assert peak < 8 * 2**20
-
-
-# --- gzip
-
-
-@given(members=st.lists(st.binary(max_size=200), min_size=1, max_size=4), cuts=CUTS)
-def test_gzip_in_any_pieces_and_members_is_the_body(members: list[bytes], cuts: list[int]) -> None:
-    decoder = Gzip()
-    encoded = b"".join(gzip.compress(member) for member in members)
-    decoded = b"".join(out for piece in split(encoded, cuts) for out in decoder.feed(piece))
-    decoder.finish()
-    assert decoded == b"".join(members)
-
-
-@given(end=st.integers(1, 10_000), cuts=CUTS)
-def test_gzip_that_ends_early_is_refused(end: int, cuts: list[int]) -> None:
-    encoded = gzip.compress(string.printable.encode() * 20)
-    decoder = Gzip()
-    for piece in split(encoded[: min(end, len(encoded) - 1)], cuts):
-        list(decoder.feed(piece))
-    with pytest.raises(Refused, match="not whole gzip") as refused:
-        decoder.finish()
-    assert (refused.value.status, refused.value.kind) == (400, "corrupt-encoding")
-
-
-def test_what_is_no_gzip_is_refused() -> None:
-    with pytest.raises(Refused, match="not whole gzip"):
-        list(Gzip().feed(b'{"vehicle_id":"a"}'))
-
-
-def test_a_zip_bomb_is_met_after_one_step() -> None:
-    """A bomb costs its bound and no more, whatever it would inflate to."""
-    bomb = gzip.compress(b"\n" * 2**24)
-    limit = 2**20
-    intake = Intake(SOURCES["vehicles"], body_bytes_max=limit, spool_memory_bytes_max=2**18)
-    inflated: list[int] = []
-
-    def feed() -> None:
-        for piece in Gzip().feed(bomb):
-            inflated.append(len(piece))
-            intake.lines(piece)
-
-    with pytest.raises(Refused) as refused:
-        feed()
-    intake.close()
-    assert (refused.value.status, refused.value.kind) == (413, "body-too-large")
-    assert refused.value.members == {"limit": limit}
-    assert sum(inflated) <= limit + Gzip.STEP_BYTES
 
 
 # --- refusals
