@@ -119,13 +119,13 @@ def main() -> NoReturn:
 
 def confine(job: Job) -> None:
     """Limits that cannot be raised again: memory, CPU, the spool's size; no core dump, and others first."""
-    for limit, value in (
-        (resource.RLIMIT_CORE, 0),
-        (resource.RLIMIT_DATA, job.memory_bytes_max),
-        (resource.RLIMIT_CPU, job.cpu_s_max),
-        (resource.RLIMIT_FSIZE, MESSAGES_MAX * MESSAGE_BYTES_MAX),
+    for limit, soft, hard in (
+        (resource.RLIMIT_CORE, 0, 0),
+        (resource.RLIMIT_DATA, job.memory_bytes_max, job.memory_bytes_max),
+        (resource.RLIMIT_CPU, job.cpu_s_max, job.cpu_s_max + 1),  # SIGXCPU at the first, which tells; then SIGKILL
+        (resource.RLIMIT_FSIZE, MESSAGES_MAX * MESSAGE_BYTES_MAX, MESSAGES_MAX * MESSAGE_BYTES_MAX),
     ):
-        resource.setrlimit(limit, (value, value))
+        resource.setrlimit(limit, (soft, hard))
     os.nice(5)
     pa.set_cpu_count(1)
     pa.set_io_thread_count(1)
@@ -235,7 +235,7 @@ class Taken:
         names = foreign.names
         twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) != len(names) else []
         if twice:
-            raise self._violation(f"there are several columns of that name: {', '.join(twice)[:SAID_CHARS_MAX]}")
+            raise self._violation("there are several columns of that name", field=twice[0][:SAID_CHARS_MAX])
         for field in self._schema.names[:-2]:
             self._check_column(field)
         if CLASSIFICATION_ID in names and not _castable(self._given(CLASSIFICATION_ID), pa.string()):
@@ -268,8 +268,8 @@ class Taken:
             return
         given = self._given(name)
         if not _castable(given, wanted.type):
-            why = "a timestamp without a zone" if types.is_timestamp(given) else str(given)[:SAID_CHARS_MAX]
-            raise self._violation(f"Expected {wanted.type}, got {why}", field=name)
+            zone = " (without a zone)" if types.is_timestamp(given) and given.tz is None else ""
+            raise self._violation(f"Expected {wanted.type}, got {str(given)[:SAID_CHARS_MAX]}{zone}", field=name)
 
     def _declared(self, batch: pa.RecordBatch, name: str) -> pa.Array:
         wanted = self._schema.field(name)

@@ -23,8 +23,10 @@ log = logging.getLogger(__name__)
 
 #: How long a body waits for a reader while others are read.
 TURN_WAIT_S = 30.0
-#: How much longer than its CPU time a reader may take: others use the machine too.
-WALL_PER_CPU = 3
+#: How much longer than its CPU time a reader may take: it lets others go first, and the machine may be busy.
+WALL_PER_CPU = 10
+#: The child, by this interpreter.
+COMMAND = ("-I", "-m", "bronze.columnar")
 #: All that the child is told by its environment: the allocator that gives memory back, and one arena of it.
 ENVIRONMENT = {"ARROW_DEFAULT_MEMORY_POOL": "system", "MALLOC_ARENA_MAX": "1", "OMP_NUM_THREADS": "1"}
 
@@ -102,7 +104,7 @@ class Readers:
         # terminal ends the API and not the body
         child = await asyncio.create_subprocess_exec(
             sys.executable,
-            *("-I", "-m", "bronze.columnar"),
+            *COMMAND,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             env=ENVIRONMENT,
@@ -120,7 +122,7 @@ class Readers:
                 await child.wait()
         match child.returncode:
             case 0:
-                verdict = msgspec.json.decode(said, type=Read | Rejected)
+                return _told(said, job)
             case code if code in {EXIT_MEMORY, -signal.SIGKILL}:  # the latter by the machine, out of memory
                 raise _too_costly(f"{job.memory_bytes_max} bytes of memory")
             case code if code == -signal.SIGXCPU:
@@ -128,11 +130,22 @@ class Readers:
             case code if code == EXIT_DISK:
                 raise OSError("a columnar body could not be spooled: is the disk of the temporary files full?")
             case code:
-                log.error("a %s body ended its reader: exit code %s", job.format, code)
-                raise unreadable(job.format, "its reader crashed")
-        if isinstance(verdict, Rejected):
-            raise Refused(verdict.status, verdict.kind, verdict.detail, **verdict.members)
-        return verdict
+                raise _crashed(job, f"exit code {code}")
+
+
+def _told(said: bytes, job: Job) -> Read:
+    try:
+        verdict = msgspec.json.decode(said, type=Read | Rejected)
+    except msgspec.DecodeError as error:
+        raise _crashed(job, f"no verdict: {error}") from error
+    if isinstance(verdict, Rejected):
+        raise Refused(verdict.status, verdict.kind, verdict.detail, **verdict.members)
+    return verdict
+
+
+def _crashed(job: Job, how: str) -> Refused:
+    log.error("a body of %s ended its reader: %s", job.format, how)
+    return unreadable(job.format, "its reader crashed")
 
 
 def _too_costly(bound: str) -> Refused:

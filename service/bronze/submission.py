@@ -411,7 +411,7 @@ def violation(source: Source, said: str, *, record: int | None = None, field: st
     """What does not fit the source: a field of a record, a record, or a whole column."""
     names = {"record": record, "field": field}
     members = {name: value for name, value in names.items() if value is not None}
-    place = ", ".join(f"{name} {value}" for name, value in members.items())
+    place = ", ".join(f"{name} {value}" for name, value in members.items()) or "record"
     return Refused(
         422,
         "schema-violation",
