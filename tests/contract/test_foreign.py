@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from bronze import foreign
-from bronze.columnar import STREAM_END, Format
+from bronze.columnar import EXIT_DISK, STREAM_END, Format
 from bronze.errors import Refused, Unavailable
 from bronze.foreign import Body, Readers
 from bronze.settings import Settings
@@ -151,7 +151,7 @@ async def test_a_reader_that_dies_is_a_refusal(
 
 
 async def test_a_full_disk_is_not_the_senders(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(foreign, "COMMAND", ("-c", f"import os; os._exit({foreign.EXIT_DISK})"))
+    monkeypatch.setattr(foreign, "COMMAND", ("-c", f"import os; os._exit({EXIT_DISK})"))
     with pytest.raises(OSError, match="disk"):
         await read(PARQUET, parquet(GOOD))
 

@@ -3,10 +3,11 @@
 import datetime as dt
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from decimal import Decimal
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from bronze.chain import Contents, Identity, Lane, Message, Sorted
 from bronze.errors import Refused
 from bronze.parquet import Encoded, NotOurs
 from bronze.sources import RESERVED, Field, FieldType
-from bronze.submission import Accepted, Intake, Part
+from bronze.submission import Accepted, Intake, Kind, Part
 
 SOURCES = sources.built_in()
 EPOCH = "20261124T120000000"
@@ -274,6 +275,83 @@ def test_the_deepest_record_that_the_intake_takes_becomes_a_row() -> None:
         encoded = threads.submit(encode, "vehicles", [message(1, [record(depth)], "vehicles")]).result()
     assert encoded.contents.quarantined == []
     assert encoded.contents.records == 1
+
+
+# --- columnar messages
+
+COLUMNS = parquet.columnar_schema(SOURCES["vehicles"])
+
+
+def columnar(columns: Mapping[str, Any], schema: pa.Schema = COLUMNS, said: int = 1, **facts: Any) -> Message:
+    """A message of these columns, as the API's reader of columnar bodies writes them; what is left out is null."""
+    count = max(map(len, columns.values()), default=1)
+    batch = pa.RecordBatch.from_arrays(
+        [pa.array(columns.get(field.name, [None] * count), field.type) for field in schema], schema=schema
+    )
+    sink = BytesIO()
+    with pa.ipc.new_stream(sink, schema) as writer:
+        writer.write_batch(batch)
+    return of_stream(sink.getvalue(), said, **facts)
+
+
+def of_stream(payload: bytes, said: int = 1, **facts: Any) -> Message:
+    of = accepted("vehicles", "columnar", **facts)
+    headers = Part(of, 1, 1, 0, said, Kind.COLUMNAR).headers()
+    return Message(1, chain.lane_subject("vehicles", 0, of.submission_id), TIME, headers, payload)
+
+
+def test_a_columnar_message_becomes_rows_beside_others() -> None:
+    """In their order, with its own runs, and the undeclared columns' JSON as the payload, byte for byte."""
+    payload = '{"x":[1,{"é":null}]}'
+    columns = {
+        "vehicle_id": ["a", "b"],
+        "seats": [2**63 - 1, None],
+        "classification_id": [None, "own"],
+        "_payload": [payload, None],
+    }
+    encoded = encode("vehicles", [columnar(columns, said=2), message(2, [b'{"vehicle_id":"c"}'], "vehicles")])
+    read = table(encoded)
+    assert read.schema.remove_metadata() == parquet.schema(SOURCES["vehicles"])
+    wanted = ["vehicle_id", "seats", "classification_id", "_submission_id", "_record_index", "_payload"]
+    assert [tuple(row.values()) for row in read.select(wanted).to_pylist()] == [
+        ("a", 2**63 - 1, "run", "columnar", 0, payload),
+        ("b", None, "own", "columnar", 1, None),
+        ("c", None, "run", "s2", 0, '{"vehicle_id":"c"}'),
+    ]
+    assert encoded.contents.quarantined == []
+    assert encoded.classifications == ("run", "own")
+
+
+def test_a_columnar_message_of_an_earlier_version_has_nulls_where_fields_were_added() -> None:
+    vehicles = SOURCES["vehicles"]
+    added = Field("colour", FieldType.STRING, "-", since=2)
+    newer = replace(vehicles, version=2, fields=(*vehicles.fields, added))
+    lane = Lane("vehicles", 0, EPOCH)
+    cut = chain.sort(lane, [columnar({"vehicle_id": ["a"]})], {})
+    (row,) = table(parquet.encode(newer, lane, "key", cut, TRACEPARENT)).to_pylist()
+    assert (row["vehicle_id"], row["colour"], row["_schema_version"]) == ("a", None, 1)
+
+
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [
+        pytest.param(of_stream(b"{}"), "cannot be decoded", id="no stream"),
+        pytest.param(of_stream(b""), "cannot be decoded", id="nothing"),
+        pytest.param(columnar({"vehicle_id": ["a"]}, said=2), "holds 1 records", id="other count"),
+        pytest.param(columnar({"vehicle_id": []}, said=0), "holds 0 records", id="no rows"),
+        pytest.param(columnar({}), "vehicle_id has nulls", id="null where required"),
+        pytest.param(columnar({}, COLUMNS.remove(0)), "are not those of vehicles", id="column missing"),
+        pytest.param(columnar({}, COLUMNS.append(pa.field("x", pa.int8()))), "are not those", id="unknown column"),
+        pytest.param(columnar({"vehicle_id": ["a"]}, classification_default=None), "classification_id", id="no run"),
+        pytest.param(columnar({"vehicle_id": ["a"]}, received_at="yesterday"), "yesterday", id="no time"),
+    ],
+)
+def test_a_columnar_message_that_makes_no_rows_is_poison(bad: Message, reason: str) -> None:
+    """It is set aside by itself, as any other."""
+    encoded = encode("vehicles", [bad, message(2, [b'{"vehicle_id":"good"}'], "vehicles")])
+    (aside,) = encoded.contents.quarantined
+    assert reason in aside.reason
+    assert table(encoded).num_rows == 1
 
 
 # --- rules 3, 7 and 8: what makes no rows, and what goes on
