@@ -43,10 +43,10 @@ PAYLOAD_BYTES_MAX = MESSAGE_BYTES_MAX - HEADER_BYTES_MAX
 #: Rows of one message: so many empty ones would be small here, and large in the consumer.
 PAYLOAD_ROWS_MAX = 16 * 2**10
 #: What is taken of a body at once.
-BATCH_BYTES = 8 * 2**20
+BATCH_BYTES = 4 * 2**20
 BATCH_ROWS_MAX = 8 * 2**10
 #: What of a file is read at once, and the bounds of its footer's texts and lists.
-READ_BYTES = 256 * 2**10
+READ_BYTES = 64 * 2**10
 FOOTER_TEXT_BYTES_MAX = 16 * 2**20
 FOOTER_ITEMS_MAX = 1_000_000
 #: All the runs that one body may name, in bytes of UTF-8.
@@ -440,7 +440,9 @@ def plain(column: pa.Array) -> list[Any]:
     column = _stored(column)
     kind = column.type
     if types.is_floating(kind):
-        return [_number(value) for value in column.cast(pa.float64()).to_pylist()]
+        column = column.cast(pa.float64())
+        finite = pc.all(pc.is_finite(column), min_count=0).as_py()
+        return list(column.to_pylist()) if finite else [_number(value) for value in column.to_pylist()]
     if types.is_decimal(kind):
         return [None if value is None else format(value, "f") for value in column.to_pylist()]
     if _is(kind, *_BYTES, types.is_fixed_size_binary):

@@ -62,7 +62,7 @@ class Settings(BaseSettings):
         2, description="Child processes that read Arrow and Parquet bodies at once; further bodies wait."
     )
     columnar_memory_bytes_max: Annotated[int, Field(ge=64 * MIB)] = Field(
-        384 * MIB, description="Memory of each of them, in bytes; a body that takes more is refused."
+        512 * MIB, description="Memory of each of them, in bytes; a body that takes more is refused."
     )
     columnar_cpu_s_max: PositiveInt = Field(
         60, description="CPU time of each of them, in seconds; a body that takes more is refused."

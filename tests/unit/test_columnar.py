@@ -30,6 +30,7 @@ RUNS = sources.parse(
         { name = "ratio", type = "float64", description = "-" },
         { name = "at", type = "timestamp", description = "-" },
         { name = "day", type = "date32", description = "-" },
+        { name = "price", type = "decimal128(9, 2)", description = "-" },
     ]
     """,
     "runs.toml",
@@ -96,6 +97,9 @@ def refusal(*batches: pa.RecordBatch) -> Refused:
         ("at", pa.array([NOON], pa.timestamp("s", "Asia/Tokyo")), NOON),
         ("at", pa.array([NOON], pa.timestamp("ns", "+05:30")), NOON),
         ("day", pa.array([dt.date(2013, 1, 1)], pa.date64()), dt.date(2013, 1, 1)),
+        ("price", pa.array([Decimal("1.5000")], pa.decimal256(40, 4)), Decimal("1.50")),
+        ("price", pa.array([Decimal("1.5")], pa.decimal32(2, 1)), Decimal("1.50")),
+        ("price", pa.array([9_999_999], pa.int64()), Decimal("9999999.00")),
     ],
     ids=lambda value: str(value.type) if isinstance(value, pa.Array) else "",
 )
@@ -117,6 +121,7 @@ def test_a_value_that_fits_is_stored_unaltered(field: str, given: pa.Array, stor
         ("at", pa.array([NOON], pa.timestamp("us")), "got timestamp[us] (without a zone)"),
         ("at", pa.array(["2013-01-01T00:00:00Z"]), "Expected timestamp[us, tz=UTC], got string"),
         ("day", pa.array([NOON], pa.timestamp("us", "UTC")), "Expected date32[day], got timestamp"),
+        ("price", pa.array([1.5]), "Expected decimal128(9, 2), got double"),
         ("classification_id", pa.array([1]), "Expected string, got int64"),
     ],
 )
@@ -143,6 +148,8 @@ def test_a_column_of_a_type_that_cannot_fit_is_refused(field: str, given: pa.Arr
         ("at", pa.timestamp("us", "UTC"), 0, -62_135_596_800_000_001),
         ("at", pa.timestamp("s", "UTC"), 0, 253_402_300_800),
         ("day", pa.date32(), 0, 2_932_897),
+        ("price", pa.decimal128(9, 3), Decimal("1.500"), Decimal("1.501")),
+        ("price", pa.uint64(), 1, 2**64 - 1),
         ("classification_id", pa.string(), "run", ""),
         ("classification_id", pa.string(), "run", "r" * 257),
     ],
