@@ -2,8 +2,9 @@
 
 Nothing of it acts: what comes out is either `Refused`, or messages that a consumer can decode again.
 
-A message's payload is a JSON array of whole records, each exactly as received; its headers say which submission it
-is a part of. The same facts, `Accepted`, stand in the messages, in the identity and in the object's footer.
+A message's payload is a JSON array of whole records, each exactly as received, or what its `Kind` says; its headers
+say which submission it is a part of. The same facts, `Accepted`, stand in the messages, in the identity and in the
+object's footer.
 """
 
 import datetime as dt
