@@ -183,8 +183,10 @@ class Process:
         wait_ready(self.program, self.log, self.alive, timeout_s)
 
     def signal(self, number: signal.Signals) -> None:
-        """Sends it; after SIGKILL, returns when the process is gone."""
+        """Sends it; after SIGKILL, returns when the process is gone, after SIGSTOP when it stands still."""
         self._child.send_signal(number)
+        if number is signal.SIGSTOP:
+            os.waitid(os.P_PID, self._child.pid, os.WSTOPPED | os.WNOWAIT)
         if number is signal.SIGKILL:
             self._child.wait()
 
