@@ -63,7 +63,7 @@ def board() -> Board:
                 ],
             ),
             Row("Collector", [accepted(), refused(), queues(), sent(), failed()]),
-            Row("Components", [parity(), sdk_queue(), sdk_drops_over_time()]),
+            Row("Components", [parity(), sdk_queue(), sdk_drops_over_time(), catalog_lag()]),
             Row("Prometheus", [rejected(), exemplars(), exemplar_age(), series(), series_by_metric()]),
             Row("Who calls whom", [service_graph()], closed=True),
         ],
@@ -300,6 +300,17 @@ def sdk_drops_over_time() -> Timeseries:
     dropped = " + ".join(f"({or_zero(rate(one))})" for one in _DROPPED_BY_SDK)
     by_reason = "\nor ".join(f"{rate(one, 'job, error_type')} > 0" for one in _DROPPED_BY_SDK)
     return house.rare(graph(says, COUNTS_PER_S, query(dropped, "all"), query(by_reason, "{{job}}: {{error_type}}")))
+
+
+def catalog_lag() -> Timeseries:
+    says = Says(
+        "Look-ups behind the catalog",
+        "How far each API's view of the catalog is behind: look-ups (`/v1/lineage`) do not know what is newer. It "
+        "grows while the queue is away, or after a start until the view is made; the data does not depend on it.",
+        "no API has reported yet",
+    )
+    lag = 'max by (instance) (bronze_catalog_lag_seconds{job="bronze/api"})'
+    return graph(says, SECONDS, query(lag, "{{instance}}"), width=24)
 
 
 # --- Prometheus

@@ -1,11 +1,14 @@
 """The command `bronze`: one subcommand a role."""
 
 import argparse
+import asyncio
 import logging
 import os
+import signal
 import sys
+from functools import partial
 
-from bronze import __version__, publisher, settings
+from bronze import __version__, lineage, publisher, settings
 from bronze.errors import Misconfigured, Unavailable
 from bronze.settings import Settings
 from bronze.telemetry import sdk
@@ -26,6 +29,7 @@ def parser() -> argparse.ArgumentParser:
     roles.add_parser("consume", help="the consumer: writes what is queued to the bucket, as Parquet")
     publisher.publish_arguments(roles.add_parser("publish", help="sends the records of files to the API"))
     publisher.simulate_arguments(roles.add_parser("simulate", help="drives a slow fleet until it is stopped"))
+    lineage.arguments(roles.add_parser("lineage", help="finds the whole chain of an id or a path; follows new objects"))
     return top
 
 
@@ -53,6 +57,8 @@ def run(args: argparse.Namespace, chosen: Settings) -> int:
         from bronze import wiring  # a publisher does without what it loads
 
         return uvloop.run(wiring.serve(chosen) if args.role == "serve" else wiring.consume_role(chosen))
+    if args.role == "lineage":
+        return run_lineage(args, chosen)
     # a publisher's standard output is its summary
     telemetry = sdk.start(Role.PUBLISHER, chosen, log_stream=sys.stderr if args.role == "publish" else sys.stdout)
     try:
@@ -61,6 +67,22 @@ def run(args: argparse.Namespace, chosen: Settings) -> int:
         return publisher.run_simulate(args, chosen, telemetry)
     finally:
         telemetry.shutdown()
+
+
+def run_lineage(args: argparse.Namespace, chosen: Settings) -> int:
+    logging.basicConfig(level=logging.WARNING, format="bronze lineage: %(message)s")
+    logging.getLogger("bronze.jetstream").setLevel(logging.ERROR)  # follow says itself that the queue is away, once
+    try:
+        if not lineage.wants_follow(args):
+            return lineage.run_ask(args, chosen)
+        from bronze import wiring
+
+        return asyncio.run(wiring.with_feed(chosen, partial(lineage.follow, args)))
+    except BrokenPipeError:  # such as `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
 
 
 if __name__ == "__main__":

@@ -10,11 +10,11 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import suppress
 from contextvars import Context
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import unquote
 
 import msgspec
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi_offline import FastAPIOffline
@@ -33,6 +33,7 @@ from bronze.declared import DeclaredSources, SourceSchema
 from bronze.encodings import ENCODINGS
 from bronze.errors import Halted, Refused, Unavailable
 from bronze.foreign import Body, Readers
+from bronze.lookups import LIMIT, LIMIT_MAX, By, Chain, Lookups
 from bronze.queue import Queue, Superseded
 from bronze.settings import Settings
 from bronze.sources import CLASSIFICATION_ID_CHARS_MAX, Source
@@ -452,20 +453,25 @@ class Api:
         """All declared sources."""
         return declared.listed(self._sources.values())
 
-    async def status(self, submission_id: str) -> SubmissionStatus:
-        """Where a submission is: from its identity, then from its lane's subject. Raises `Refused` (404)."""
+    async def whereabouts(self, submission_id: str) -> tuple[Accepted, Identity | None]:
+        """A submission, by its identity, else (None) by its lane's subject. Raises `Refused` (404)."""
         try:
             lane_number = lane_of(submission_id, self._settings.lanes)
         except ValueError as error:
             raise _no_submission(submission_id) from error
         identity = await self._catalog.identity(submission_id)
         if identity is not None:
-            return _status(identity)
+            return identity.accepted, identity
         for source in self._sources:
             accepted = await self._queue.submitted(self._lanes[source, lane_number], submission_id)
             if accepted is not None:
-                return _status_of(accepted, "accepted", [])
+                return accepted, None
         raise _no_submission(submission_id)
+
+    async def status(self, submission_id: str) -> SubmissionStatus:
+        """Where a submission is. Raises `Refused` (404)."""
+        accepted, identity = await self.whereabouts(submission_id)
+        return _status_of(accepted, "accepted", []) if identity is None else _status(identity)
 
     async def object(self, file_path: str) -> ObjectContents:
         """What an object holds. Raises `Refused` (404)."""
@@ -554,7 +560,7 @@ class Api:
 # --- HTTP
 
 
-def create_app(api: Api, telemetry: Telemetry) -> FastAPI:
+def create_app(api: Api, lookups: Lookups, telemetry: Telemetry) -> FastAPI:
     """The HTTP face of the API."""
     app = FastAPIOffline(
         title="Bronze ingestion API",
@@ -604,6 +610,36 @@ def create_app(api: Api, telemetry: Telemetry) -> FastAPI:
     @app.get("/v1/objects/{file_path:path}", summary="What an object holds", responses=_problems(404, 503))
     async def stored_object(file_path: str) -> ObjectContents:
         return await api.object(file_path)
+
+    @app.get(
+        "/v1/lineage",
+        summary="The whole chain of an id or a path: submissions and objects, in both directions",
+        responses=_problems(400, 404, 422, 503),
+    )
+    async def lineage(
+        id: Annotated[str | None, Query(description="Whichever of the four it is.")] = None,  # noqa: A002 - its name
+        classification_id: Annotated[str | None, Query(description="The run of some records.")] = None,
+        file_path: Annotated[str | None, Query(description="The key of an object.")] = None,
+        submission_id: Annotated[str | None, Query(description="Of a 202.")] = None,
+        trace_id: Annotated[str | None, Query(description="Of a request or of an upload.")] = None,
+        limit: Annotated[
+            int, Query(ge=1, le=LIMIT_MAX, description="Bound of the submissions and of the objects.")
+        ] = LIMIT,
+    ) -> Chain:
+        by: dict[By, str | None] = {
+            "classification_id": classification_id,
+            "file_path": file_path,
+            "submission_id": submission_id,
+            "trace_id": trace_id,
+        }
+        asked = [(kind, value) for kind, value in by.items() if value]
+        if len(asked) + bool(id) != 1:
+            raise Refused(
+                400,
+                Refusal.INVALID_QUERY,
+                f"Give exactly one of {', '.join(by)}; or id, where it may be any of these.",
+            )
+        return await (lookups.any(id, limit) if id else lookups.chain(*asked[0], limit))
 
     @app.get("/livez", summary="Whether the process runs")
     async def livez() -> dict[str, str]:

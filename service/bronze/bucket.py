@@ -6,11 +6,12 @@ attempt.
 
 import asyncio
 import hashlib
+import io
 from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, TypeVar, cast
 from uuid import uuid4
 
 import boto3
@@ -73,6 +74,48 @@ async def read_contents(bucket: Bucket, key: str) -> Contents | None:
         return parquet.read_contents(footer)
     except parquet.NotOurs as error:
         raise Halted(f"{key} is not an object of ours: {error}") from error
+
+
+async def examine(bucket: Bucket, key: str, look: Callable[[BinaryIO], T]) -> T | None:
+    """What a look at an object finds, taken in a thread that fetches only what it reads; None: no such object."""
+    head = await bucket.head(key)
+    if head is None:
+        return None
+    loop = asyncio.get_running_loop()
+
+    def fetch(start: int, end: int) -> bytes:
+        return asyncio.run_coroutine_threadsafe(bucket.read(key, start, end), loop).result()
+
+    return await asyncio.to_thread(look, cast(BinaryIO, _Fetched(head.size, fetch)))
+
+
+class _Fetched(io.RawIOBase):
+    """An object as a file, for a thread that is not the event loop's."""
+
+    def __init__(self, size: int, fetch: Callable[[int, int], bytes]) -> None:
+        self._size = size
+        self._fetch = fetch
+        self._at = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence] + offset
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        end = min(self._size, self._at + len(buffer))
+        piece = self._fetch(self._at, end) if end > self._at else b""
+        buffer[: len(piece)] = piece
+        self._at += len(piece)
+        return len(piece)
 
 
 class S3Bucket:

@@ -4,7 +4,9 @@ One stream: `catalog.{source}.{lane}.{epoch}` has an entry for each object, gapl
 of new objects; `identity.{submission_id}` says where a submission is.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol, Self, TypeVar
 
 import msgspec
@@ -16,13 +18,19 @@ from bronze.errors import Halted, Misconfigured, Unavailable
 from bronze.jetstream import ApiError, JetStream, Outgoing
 from bronze.settings import Settings
 
-SUBJECTS = ["catalog.>", "identity.*"]
+ENTRIES = "catalog.>"
+SUBJECTS = [ENTRIES, "identity.*"]
 #: How long an identity is kept: a key's, and that of a submission without one.
 KEYED_TTL = "720h"
 UNKEYED_TTL = "24h"
+#: One read of the feed.
+FEED_MESSAGES_MAX = 256
+FEED_BYTES_MAX = 2**20
 
 
 T = TypeVar("T")
+
+log = logging.getLogger(__name__)
 
 
 class Overtaken(Exception):
@@ -39,6 +47,83 @@ class Catalog(Protocol):
     async def identity(self, submission_id: str) -> Identity | None: ...
     async def identities(self, lane: Lane, position: Position, ids: Sequence[str]) -> Mapping[str, Identity]: ...
     async def append(self, lane: Lane, position: Position, contents: Contents) -> Position: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A place in the feed: after that sequence of that stream. A catalog that was made anew is another stream."""
+
+    stream: str = ""
+    sequence: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Noted:
+    """An entry as the feed has it; `time` is when the server stored it."""
+
+    sequence: int
+    time: str
+    entry: Entry
+
+    @property
+    def stored_at(self) -> str:
+        """When the object was written; entries of before say only when they were."""
+        return self.entry.written_at or self.time
+
+
+@dataclass(frozen=True, slots=True)
+class News:
+    """What the feed has after a place: entries in order, the place after them, and how many more there are."""
+
+    place: Place
+    entries: Sequence[Noted]
+    left: int
+
+
+class Feed:
+    """The catalog's entries, read in order by whoever needs them: the view, and followers of new objects."""
+
+    def __init__(self, jetstream: JetStream) -> None:
+        self._js = jetstream
+        self._stream: str | None = None
+
+    async def read(self, after: Place, *, since: str | None = None) -> News:
+        """What follows a place, as much as one read takes; from the beginning where the catalog is another one.
+
+        `since`, a server's time, says where to begin instead. Raises `Unavailable`.
+        """
+        stream = await self._found()
+        place = after if after.stream == stream else Place(stream)
+        try:
+            messages, left = await self._js.read_of(
+                stream,
+                ENTRIES,
+                since or place.sequence + 1,
+                messages_max=FEED_MESSAGES_MAX,
+                bytes_max=FEED_BYTES_MAX,
+            )
+        except Unavailable:
+            self._stream = None  # it may have been replaced
+            raise
+        entries: list[Noted] = []
+        for message in messages:
+            try:
+                entries.append(Noted(message.sequence, message.time, _decode(message, Entry)))
+            except Halted as error:
+                log.error("left out: %s", error)
+        return News(Place(stream, messages[-1].sequence) if messages else place, entries, left)
+
+    async def end(self) -> Place:
+        """The place after all that there is now."""
+        stream = await self._found()
+        return Place(stream, (await self._js.state(stream)).last)
+
+    async def _found(self) -> str:
+        if self._stream is None:
+            self._stream = next(iter(await self._js.streams_of(ENTRIES)), None)
+        if self._stream is None:
+            raise Unavailable("queue-away", "the queue has no catalog")
+        return self._stream
 
 
 class NatsCatalog:

@@ -17,6 +17,8 @@ from bronze.submission import FORMAT, Accepted, Part, format_version, schema_ver
 KEY_LAYOUT = "1"
 #: Deaths while decoding at one beginning from which the cut is halved, or its only message set aside.
 DEATHS_TOLERATED = 3
+#: A client's own word stands in an entry up to so many bytes: 999 submissions have to fit one message of the queue.
+ENTRY_TEXT_BYTES_MAX = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,12 @@ class Lane:
         return f"catalog.{self.source}.{self.number}.{self.epoch}"
 
 
+def trace_id_of(traceparent: str) -> str:
+    """The trace id in a `traceparent`; all 0 where there is none."""
+    parts = traceparent.split("-")
+    return parts[1] if len(parts) == 4 else "0" * 32
+
+
 def stream_prefix(source: str, number: int) -> str:
     return f"BRONZE_{source.upper()}_{number}"
 
@@ -82,7 +90,8 @@ def seconds(time: str) -> float:
 class Stored(msgspec.Struct, frozen=True, kw_only=True):
     """A submission in an object, with what its identity needs: `parts_done` of `parts` up to and with this object.
 
-    `records` are those in this object; `objects` are all that hold a part of it so far.
+    `records` are those in this object; `objects` are all that hold a part of it so far. `queued_at` is when the queue
+    had stored the first of its messages here, the server's own string.
     """
 
     accepted: Accepted
@@ -92,6 +101,7 @@ class Stored(msgspec.Struct, frozen=True, kw_only=True):
     parts_quarantined: int
     records: int
     objects: list[str]
+    queued_at: str = ""
 
 
 class SetAside(msgspec.Struct, frozen=True, kw_only=True):
@@ -113,7 +123,12 @@ class Duplicate(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Contents(msgspec.Struct, frozen=True, kw_only=True):
-    """What an object holds, as its own footer says. Everything derived from a write comes from here."""
+    """What an object holds, as its own footer says. Everything derived from a write comes from here.
+
+    `written_at` is its consumer's clock right before the PUT (RFC 3339 in UTC). Of the runs that its rows belong to
+    the first are listed, all are counted, and none is less than `classification_least` or greater than the greatest
+    (by code points, as Parquet's statistics have it). What objects of before do not say has its default.
+    """
 
     writer: str
     file_path: str
@@ -132,16 +147,39 @@ class Contents(msgspec.Struct, frozen=True, kw_only=True):
     submissions: list[Stored]
     quarantined: list[SetAside]
     duplicates: list[Duplicate]
+    written_at: str = ""
+    classifications: list[str] = []
+    classification_count: int | None = None
+    classification_least: str | None = None
+    classification_greatest: str | None = None
 
 
-class EntrySubmission(msgspec.Struct, frozen=True, kw_only=True):
+class EntrySubmission(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A submission in an object: `records` are those in it, of `records_accepted` where these are others.
+
+    `classification_id` is the run of all its records; None where there are several, where the object's column tells,
+    and for one, as for an `origin`, that is too long for an entry.
+    """
+
     submission_id: str
     trace_id: str
     records: int
+    records_accepted: int | None = None
+    parts: int = 1
+    parts_done: int = 1
+    parts_quarantined: int = 0
+    received_at: str = ""
+    queued_at: str = ""
+    classification_id: str | None = None
+    classification_count: int | None = None
+    origin: str | None = None
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True):
-    """The catalog's note that an object exists; `last` is the chain's position, `last_time` proves its anchor."""
+    """The catalog's note that an object exists; `last` is the chain's position, `last_time` proves its anchor.
+
+    The rest is for whoever follows the feed or looks an object up, as in `Contents`.
+    """
 
     file_path: str
     source: str
@@ -156,6 +194,11 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     submissions: list[EntrySubmission]
     quarantined: list[str]
     duplicates: int
+    written_at: str = ""
+    classifications: list[str] = []
+    classification_count: int | None = None
+    classification_least: str | None = None
+    classification_greatest: str | None = None
 
 
 class Identity(msgspec.Struct, frozen=True, kw_only=True):
@@ -183,17 +226,38 @@ def entry_of(contents: Contents) -> Entry:
         records=contents.records,
         messages=contents.messages,
         traceparent=contents.traceparent,
-        submissions=[
-            EntrySubmission(
-                submission_id=stored.accepted.submission_id,
-                trace_id=stored.accepted.trace_id,
-                records=stored.records,
-            )
-            for stored in contents.submissions
-        ],
+        submissions=[_entry_submission(stored) for stored in contents.submissions],
         quarantined=[aside.key for aside in contents.quarantined],
         duplicates=len(contents.duplicates),
+        written_at=contents.written_at,
+        classifications=[one for one in contents.classifications if _brief(one)],
+        classification_count=contents.classification_count,
+        classification_least=contents.classification_least,
+        classification_greatest=contents.classification_greatest,
     )
+
+
+def _entry_submission(stored: Stored) -> EntrySubmission:
+    accepted = stored.accepted
+    return EntrySubmission(
+        submission_id=accepted.submission_id,
+        trace_id=accepted.trace_id,
+        records=stored.records,
+        records_accepted=None if stored.records == accepted.records else accepted.records,
+        parts=stored.parts,
+        parts_done=stored.parts_done,
+        parts_quarantined=stored.parts_quarantined,
+        received_at=accepted.received_at,
+        queued_at=stored.queued_at,
+        classification_id=_brief(accepted.classification_id),
+        classification_count=accepted.classification_count,
+        origin=_brief(accepted.origin),
+    )
+
+
+def _brief(text: str | None) -> str | None:
+    """A text, unless it is too long for an entry; escapes count."""
+    return text if text is not None and len(msgspec.json.encode(text)) <= ENTRY_TEXT_BYTES_MAX else None
 
 
 def identities_of(contents: Contents) -> list[Identity]:

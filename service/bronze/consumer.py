@@ -5,6 +5,7 @@ object, append to the catalog. A crash may cut it short at any line; whoever goe
 """
 
 import asyncio
+import datetime as dt
 import logging
 import time
 from collections import deque
@@ -196,7 +197,9 @@ class LaneWriter:
                 await self._lock.decoding(attempt.begin(cut))
                 with trail.stage(Stage.ENCODE, spans.encode):
                     key = chain.object_key(self._prefix, lane, cut[0])
-                    encoded = await asyncio.to_thread(parquet.encode, self._source, lane, key, parts, trail.traceparent)
+                    encoded = await asyncio.to_thread(
+                        parquet.encode, self._source, lane, key, parts, trail.traceparent, self._now()
+                    )
                 await self._lock.decoded()
             contents = await self._create(encoded, trail, read)
             with self._step(Step.QUARANTINE):
@@ -234,6 +237,9 @@ class LaneWriter:
         if contents.traceparent == trail.traceparent:
             trail.put_done(contents, len(encoded.body), encoded.classifications)
         return contents
+
+    def _now(self) -> str:
+        return dt.datetime.fromtimestamp(self._now_s(), dt.UTC).isoformat(timespec="microseconds")
 
     def _put_attributes(self, encoded: Encoded) -> dict[str, str | int]:
         return {

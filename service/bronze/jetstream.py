@@ -271,6 +271,18 @@ class JetStream:
             "max_bytes": bytes_max,
             "next_by_subj": ">",
         }
+        return (await self._direct(stream, request))[0]
+
+    async def read_of(
+        self, stream: str, subject: str, begin: int | str, *, messages_max: int, bytes_max: int
+    ) -> tuple[list[Message], int]:
+        """As `read`, of some subjects (wildcards are taken), from a sequence or a time on; and how many follow yet."""
+        request = {
+            ("start_time" if isinstance(begin, str) else "seq"): begin,
+            "batch": messages_max,
+            "max_bytes": bytes_max,
+            "next_by_subj": subject,
+        }
         return await self._direct(stream, request)
 
     async def last_of(self, stream: str, subjects: Sequence[str]) -> list[Message]:
@@ -278,10 +290,10 @@ class JetStream:
 
         Wildcards are taken.
         """
-        return await self._direct(stream, {"multi_last": list(subjects), "batch": LAST_MAX})
+        return (await self._direct(stream, {"multi_last": list(subjects), "batch": LAST_MAX}))[0]
 
-    async def _direct(self, stream: str, request: Mapping[str, Any]) -> list[Message]:
-        """A batched direct get (ADR-31): messages until the server's end of batch."""
+    async def _direct(self, stream: str, request: Mapping[str, Any]) -> tuple[list[Message], int]:
+        """A batched direct get (ADR-31): messages until the server's end of batch, and how many it left."""
         client = self._client
         inbox = client.new_inbox()
         messages: list[Message] = []
@@ -294,7 +306,7 @@ class JetStream:
                     headers = dict(reply.headers or {})
                     status = headers.get("Status")
                     if status in {"204", "404"}:
-                        return messages
+                        return messages, int(headers.get("Nats-Num-Pending", 0))
                     if status is not None:
                         raise Unavailable(
                             "queue-away", f"the queue cannot read: {status} {headers.get('Description', '')}"

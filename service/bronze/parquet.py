@@ -5,12 +5,13 @@ Columns: the source's declared fields under their own names, then ours. The foot
 
 import datetime as dt
 import struct
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from itertools import accumulate
 from operator import attrgetter
-from typing import Any
+from typing import Any, BinaryIO
 
 import msgspec
 import pyarrow as pa
@@ -21,7 +22,7 @@ from bronze import __version__
 from bronze.chain import Contents, Kept, Lane, Sorted, Stored, digest, set_aside
 from bronze.errors import Poison
 from bronze.sources import CLASSIFICATION_ID, Field, FieldType, Source
-from bronze.submission import Kind, Part
+from bronze.submission import CLASSIFICATIONS_LISTED_MAX, Kind, Part
 
 CONTENT_TYPE = "application/vnd.apache.parquet"
 FOOTER_KEY = b"bronze"
@@ -94,7 +95,7 @@ def _declared(source: Source) -> list[pa.Field]:
     return [pa.field(field.name, arrow_type(field), nullable=not field.required) for field in source.fields]
 
 
-def encode(source: Source, lane: Lane, key: str, cut: Sorted, traceparent: str) -> Encoded:
+def encode(source: Source, lane: Lane, key: str, cut: Sorted, traceparent: str, written_at: str = "") -> Encoded:
     """Encode a cut as the object that lies under `key`. A message that cannot become rows is listed as set aside."""
     columns = schema(source)
     batches: list[pa.RecordBatch] = []
@@ -160,6 +161,11 @@ def encode(source: Source, lane: Lane, key: str, cut: Sorted, traceparent: str) 
             set_aside(lane, message, reason) for message, reason in sorted(poison, key=lambda pair: pair[0].sequence)
         ],
         duplicates=list(cut.duplicates),
+        written_at=written_at,
+        classifications=list(classifications)[:CLASSIFICATIONS_LISTED_MAX],
+        classification_count=len(classifications),
+        classification_least=min(classifications, default=None),
+        classification_greatest=max(classifications, default=None),
     )
     return Encoded(_write(columns, batches, contents), contents, tuple(classifications))
 
@@ -304,6 +310,7 @@ def _stored(key: str, cut: Sorted, rows: Mapping[int, int], spoilt: set[int]) ->
             parts_quarantined=quarantined + (one.message.sequence in spoilt),
             records=(before.records if before else 0) + rows.get(one.message.sequence, 0),
             objects=list(dict.fromkeys(objects)),
+            queued_at=before.queued_at if before else one.message.time,
         )
     return list(stored.values())
 
@@ -351,6 +358,27 @@ def footer_start(size: int, tail: bytes) -> int:
     if start < len(MAGIC):
         raise NotOurs("it is no Parquet file")
     return start
+
+
+def holders(file: BinaryIO, classification_id: str) -> Mapping[str, int]:
+    """The submissions that have rows of a run in an object, with how many; raises `NotOurs`.
+
+    Of the file only the row groups are read that may have some, and two columns of these.
+    """
+    found: Counter[str] = Counter()
+    try:
+        with pq.ParquetFile(file) as parquet:
+            metadata = parquet.metadata
+            number = parquet.schema_arrow.get_field_index("classification_id")
+            for group in range(metadata.num_row_groups):
+                statistics = metadata.row_group(group).column(number).statistics
+                if statistics.has_min_max and not statistics.min <= classification_id <= statistics.max:
+                    continue
+                rows = parquet.read_row_group(group, ["classification_id", "_submission_id"])
+                found.update(rows.filter(pc.equal(rows[0], classification_id))[1].to_pylist())
+    except (pa.ArrowException, KeyError, IndexError) as error:
+        raise NotOurs(f"its rows cannot be read: {error}") from error
+    return found
 
 
 def read_contents(footer: bytes) -> Contents:

@@ -85,6 +85,11 @@ class Settings(BaseSettings):
         5, description="A lane's lock without a beat for this long is taken over, in seconds."
     )
 
+    view_dir: Path | None = Field(
+        None,
+        description="Folder of an API's view of the catalog, which then outlives a restart; else a temporary file.",
+    )
+
     api_url: str = Field("http://127.0.0.1:8000", description="Where publishers find the API.")
 
     log_format: LogFormat = Field(LogFormat.JSON, description="Logs on standard output: json or console.")

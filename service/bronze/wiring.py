@@ -6,7 +6,7 @@ import secrets
 import signal
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -15,18 +15,20 @@ import uvicorn
 from bronze import schemas, sources
 from bronze.api import Api, OwnContext, create_app
 from bronze.bucket import Bucket, S3Bucket
-from bronze.catalog import Catalog, NatsCatalog
+from bronze.catalog import Catalog, Feed, NatsCatalog
 from bronze.chain import Lane, Limits
 from bronze.claims import Claims
 from bronze.consumer import LaneWriter, consume
 from bronze.errors import Halted, Misconfigured, Unavailable
 from bronze.jetstream import JetStream
 from bronze.lock import Lock, NatsLock
+from bronze.lookups import Lookups
 from bronze.queue import NatsQueue, Queue, boot_time_s
 from bronze.settings import Settings
 from bronze.sources import Source
 from bronze.telemetry import sdk
 from bronze.telemetry.signals import Role, attribute
+from bronze.view import View
 
 T = TypeVar("T")
 
@@ -45,6 +47,7 @@ class Edges:
     queue: Queue
     bucket: Bucket
     catalog: Catalog
+    feed: Feed
     lock: Callable[[Lane], Lock]
 
 
@@ -71,6 +74,7 @@ async def edges(
             queue,
             bucket,
             catalog,
+            Feed(jetstream),
             lambda lane: NatsLock(claims, lane, owner, settings.lock_expiry_s),
         )
     finally:
@@ -160,9 +164,12 @@ async def serve(settings: Settings, wire: Callable[[Edges], Edges] = lambda edge
                 boot_time_s,
                 fatal,
             )
+            view = View(settings.view_dir, f"view-{settings.api_port}")
             server = uvicorn.Server(
                 uvicorn.Config(
-                    OwnContext(create_app(api, telemetry)),
+                    OwnContext(
+                        create_app(api, Lookups(view, edge.bucket, api.whereabouts, settings.prefix), telemetry)
+                    ),
                     log_config=None,
                     access_log=False,
                     lifespan="off",
@@ -181,12 +188,42 @@ async def serve(settings: Settings, wire: Callable[[Edges], Edges] = lambda edge
                 told()
             with _listening(settings) as listener:
                 log.info("listening on http://%s:%d", settings.api_host, settings.api_port)
-                await server.serve(sockets=[listener])
+                async with _following(view, edge.feed, telemetry.instruments.catalog_lag.set):
+                    await server.serve(sockets=[listener])
     except Told:
         log.info("told to stop before the start was over")
     finally:
         await asyncio.to_thread(telemetry.shutdown)
     return 1 if failed else 0
+
+
+@asynccontextmanager
+async def _following(view: View, feed: Feed, report: Callable[[float], None]) -> AsyncIterator[None]:
+    """The view, brought up to date meanwhile; told to stop, and not cancelled, which the NATS client may swallow."""
+    stop = asyncio.Event()
+    await view.open()
+    following = asyncio.create_task(view.follow(feed, stop, report))
+    try:
+        yield
+    finally:
+        stop.set()
+        await following
+        await view.close()
+
+
+async def with_feed(settings: Settings, follow: Callable[[Feed, asyncio.Event], Awaitable[None]]) -> int:
+    """Give the catalog's feed to a follower until it is told to stop. Gives the exit code."""
+    stop = asyncio.Event()
+    _on_signals(stop.set)
+    with suppress(Told):
+        jetstream = await _patiently(
+            lambda: JetStream.connect(settings.nats_url, server_name=settings.nats_server_name), stop
+        )
+        try:
+            await follow(Feed(jetstream), stop)
+        finally:
+            await jetstream.close()
+    return 0
 
 
 async def consume_role(settings: Settings, wire: Callable[[Edges], Edges] = lambda edge: edge) -> int:

@@ -23,10 +23,12 @@ from bronze.chain import Lane, Position
 from bronze.columnar import Format
 from bronze.errors import Halted
 from bronze.jetstream import JetStream
+from bronze.lookups import Lookups
 from bronze.queue import NatsQueue, boot_time_s
 from bronze.settings import Settings
 from bronze.submission import HEADER_BYTES_MAX, MESSAGE_BYTES_MAX, Part
 from bronze.telemetry.signals import Role
+from bronze.view import View
 from local.programs import Process
 from tests.contract.making import SOURCES, Heard, until, vehicle, wide
 
@@ -86,7 +88,7 @@ async def api(
         boot_time_s,
         fatal.append,
     )
-    app = create_app(made, heard.telemetry)
+    app = create_app(made, Lookups(View(), bucket, made.whereabouts, settings.prefix), heard.telemetry)
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url="http://api") as client:
         yield Served(client, app, queue, lanes[0], heard, fatal)

@@ -1,6 +1,7 @@
 """The chain protocol's decisions (docs/delivery.md), one rule at a time."""
 
 from collections.abc import Mapping, Sequence
+from uuid import UUID
 
 import msgspec
 import pytest
@@ -23,7 +24,15 @@ from bronze.chain import (
     Tail,
 )
 from bronze.errors import Halted
-from bronze.submission import FORMAT, HEADER_FORMAT, HEADER_SCHEMA_VERSION, HEADER_SUBMISSION, Accepted, Part
+from bronze.submission import (
+    FORMAT,
+    HEADER_FORMAT,
+    HEADER_SCHEMA_VERSION,
+    HEADER_SUBMISSION,
+    MESSAGE_BYTES_MAX,
+    Accepted,
+    Part,
+)
 
 LANE = Lane("vehicles", 0, "20261124T120000000")
 LIMITS = Limits(bytes_max=1_000, messages_max=10, submissions_max=5, age_s_max=15)
@@ -289,6 +298,39 @@ def test_an_object_of_other_messages_halts(other: Message) -> None:
     read = [*run(1, 2), other, *run(4, 5)]
     with pytest.raises(Halted, match="other messages"):
         chain.check_covered(contents(run(2, 4)), read)
+
+
+def test_the_largest_entry_fits_one_message() -> None:
+    """As many submissions and set-aside messages as an object takes, each text as long as it may be; what is too long
+    for an entry is left out, and is no other text.
+    """
+    brief, long = "é" * 63, '"' * 256
+    submissions = [
+        Stored(
+            accepted=msgspec.structs.replace(
+                accepted(str(UUID(int=number))),
+                records=10**8,
+                classification_id=brief if number else long,
+                classification_count=10**8,
+                origin=brief if number else long,
+            ),
+            first_sequence=10**12,
+            parts=1_000,
+            parts_done=999,
+            parts_quarantined=998,
+            records=10**7,
+            objects=[],
+            queued_at="2026-11-24T12:34:56.123456789Z",
+        )
+        for number in range(999)
+    ]
+    aside = [chain.set_aside(LANE, message(10**12 + number), "bad") for number in range(4096)]
+    full = msgspec.structs.replace(
+        contents([message(1)], submissions), quarantined=aside, classifications=[brief] * 128, classification_count=999
+    )
+    entry = chain.entry_of(full)
+    assert len(msgspec.json.encode(entry)) < MESSAGE_BYTES_MAX - 1024
+    assert [(one.classification_id, one.origin) for one in entry.submissions[:2]] == [(None, None), (brief, brief)]
 
 
 def test_entry_and_identities_say_what_the_object_says() -> None:

@@ -13,7 +13,7 @@ PACKAGE = Path(bronze.__file__).parent
 TESTS = Path(__file__).parents[1]
 
 PURE = ["sources", "encodings", "submission", "chain", "parquet", "columnar", "declared"]
-ROLES = {"bronze.api", "bronze.consumer", "bronze.publisher"}
+ROLES = {"bronze.api", "bronze.consumer", "bronze.publisher", "bronze.lineage"}
 CLIENTS = {"nats", "boto3", "botocore", "fastapi", "starlette", "httpx", "uvicorn", "opentelemetry"}
 #: What only the composition root makes.
 BUILT = {"NatsQueue", "NatsCatalog", "NatsLock", "S3Bucket", "LaneWriter", "Api"}

@@ -445,6 +445,25 @@ def test_the_footer_alone_tells_all_that_was_meant() -> None:
     assert encoded.contents.digest == chain.digest([message(n, [], "vehicles") for n in (1, 2, 3)])
 
 
+def test_the_rows_of_a_run_are_found_by_submission(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In whichever row group they are; and the object says which runs it has, in what bounds."""
+    monkeypatch.setattr(parquet, "ROW_GROUP_ROWS", 7)
+
+    def of(submission: str, *runs: str) -> Message:
+        lines = [b'{"vehicle_id":"a","classification_id":"%s"}' % run.encode() for run in runs]
+        facts = accepted("vehicles", submission, classification_id=None, classification_count=len(set(runs)))
+        return message(len(submission), lines, "vehicles", of=facts)
+
+    encoded = encode("vehicles", [of("a", *(f"run-{n:03}" for n in range(200))), of("bb", "run-150", "run-150", "x")])
+    for run, expected in {"run-003": {"a": 1}, "run-150": {"a": 1, "bb": 2}, "x": {"bb": 1}, "run-1500": {}}.items():
+        assert parquet.holders(BytesIO(encoded.body), run) == expected
+    said = encoded.contents
+    assert (len(said.classifications), said.classification_count) == (128, 201)
+    assert (said.classification_least, said.classification_greatest) == ("run-000", "x")
+    with pytest.raises(NotOurs):
+        parquet.holders(BytesIO(encoded.body[:-1]), "x")
+
+
 @pytest.mark.parametrize("body", [b"PAR1" + b"\xff" * 40 + b"PAR1", b"x" * 50, b"PAR1" + b"\0" * 20 + b"\4\0\0\0PAR1"])
 def test_what_is_no_parquet_file_is_not_ours(body: bytes) -> None:
     with pytest.raises(NotOurs):

@@ -51,6 +51,7 @@ class Instruments:
     queue_depth: Gauge
     queue_oldest_age: Gauge
     lane_position: Gauge
+    catalog_lag: Gauge
     messaging_client_sent_messages: Counter
     messaging_client_consumed_messages: Counter
     messaging_client_operation_duration: Histogram

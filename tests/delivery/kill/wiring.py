@@ -151,10 +151,12 @@ def decode_deadly() -> None:
     """Make decoding what it is where a library crashes on some input: the end of the process."""
     encode = parquet.encode
 
-    def crash(source: Any, lane: Lane, key: str, cut: Sorted, traceparent: str) -> parquet.Encoded:
+    def crash(
+        source: Any, lane: Lane, key: str, cut: Sorted, traceparent: str, written_at: str = ""
+    ) -> parquet.Encoded:
         if any(DEADLY in one.message.payload and not one.undecoded for one in cut.kept):
             os.kill(os.getpid(), signal.SIGKILL)
-        return encode(source, lane, key, cut, traceparent)
+        return encode(source, lane, key, cut, traceparent, written_at)
 
     parquet.encode = crash
 

@@ -1,0 +1,64 @@
+"""The command line of `bronze lineage`, and what a text may be an id of."""
+
+import argparse
+import datetime as dt
+
+import pytest
+
+from bronze import lineage
+from bronze.__main__ import parser
+from bronze.errors import Misconfigured
+from bronze.lookups import By, guesses
+
+
+def parsed(*words: str) -> argparse.Namespace:
+    return parser().parse_args(["lineage", *words])
+
+
+def test_exactly_one_id_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    assert parsed("abc").id == "abc"
+    assert parsed("--trace-id", "abc").trace_id == "abc"
+    for wrong in ([], ["abc", "--trace-id", "abc"], ["--trace-id", "a", "--file-path", "b"]):
+        with pytest.raises(SystemExit):
+            parsed(*wrong)
+    assert "not allowed with" in capsys.readouterr().err
+
+
+def test_follow_is_a_word_and_its_options_are_of_it_alone() -> None:
+    """Whoever has a run of that name asks for it by its option."""
+    assert lineage.wants_follow(parsed("follow", "--source", "vehicles"))
+    assert not lineage.wants_follow(parsed("--classification-id", "follow"))
+    for wrong in (["abc", "--from-start"], ["--file-path", "a", "--source", "vehicles"]):
+        with pytest.raises(Misconfigured, match="bronze lineage follow"):
+            lineage.wants_follow(parsed(*wrong))
+
+
+def test_since_is_a_time_or_how_long_ago(capsys: pytest.CaptureFixture[str]) -> None:
+    """UTC where it names no zone, and as the queue takes it."""
+    for text, time in (
+        ("2026-11-27", "2026-11-27T00:00:00Z"),
+        ("2026-11-27T10:00", "2026-11-27T10:00:00Z"),
+        ("2026-11-27T10:00:00.5+02:00", "2026-11-27T08:00:00.500000Z"),
+    ):
+        assert parsed("follow", "--since", text).since == time
+    ago = dt.datetime.now(dt.UTC) - dt.datetime.fromisoformat(parsed("follow", "--since", "90m").since)
+    assert abs(ago - dt.timedelta(minutes=90)) < dt.timedelta(minutes=1)
+    with pytest.raises(SystemExit):
+        parsed("follow", "--since", "yesterday")
+    assert "how long ago" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "kinds"),
+    [
+        ("bronze/source=status/date=2026-11-27/hour=10/e-0-1.parquet", ["file_path", "classification_id"]),
+        ("s3://bucket/a/b.parquet", ["file_path"]),
+        ("4bf92f3577b34da6a3ce929d0e0e4736", ["trace_id", "classification_id"]),
+        ("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01", ["trace_id"]),
+        ("01939f4e-6b7c-7cc3-a4f5-0242ac120002", ["submission_id", "classification_id"]),
+        ("2013-01-01-UA-1545", ["classification_id"]),
+        ("", ["classification_id"]),
+    ],
+)
+def test_a_text_is_taken_for_what_it_looks_like(text: str, kinds: list[By]) -> None:
+    assert [by for by, _ in guesses(f" {text}\n")] == kinds
