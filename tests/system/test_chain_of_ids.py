@@ -1,0 +1,162 @@
+"""One run over two sources, found again by each of its ids, over HTTP and on the command line."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+import pytest
+
+from local import servers
+from local.builds import REPOSITORY
+from local.programs import environment
+from tests.system.blackbox import STOP_S_MAX, System, until
+
+SNIPPET = re.compile(r"<!-- test: follow -->\s*```python\n(.*?)```", re.DOTALL)
+DOCUMENTS = [REPOSITORY / "docs" / "lineage.md", REPOSITORY / "README.md"]
+STATUS = {
+    "operator": "UA",
+    "run_number": 1545,
+    "origin": "EWR",
+    "destination": "IAH",
+    "scheduled_at": "2013-01-01T05:15:00Z",
+}
+
+
+def command(system: System, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [servers.executable("bronze"), "lineage", *arguments],
+        env={**environment(), "BRONZE_API_URL": system.url},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+@contextmanager
+def followed(system: System, output: Path, *words: str) -> Iterator["subprocess.Popen[bytes]"]:
+    """A program that follows new objects into a file."""
+    with output.open("wb") as file:
+        process = subprocess.Popen(words, env={**environment(), **system.role("api").env}, stdout=file)
+        try:
+            yield process
+        finally:
+            process.kill()
+            process.wait()
+
+
+def asked(system: System, by: str, value: str, objects: int = 1) -> dict[str, Any]:
+    """What HTTP says, once it knows of so many objects, without what differs from moment to moment."""
+
+    def answer() -> dict[str, Any] | None:
+        found = system.get(f"/v1/lineage?{urlencode({by: value})}")
+        assert found.status_code in {200, 404}, found.text
+        body: dict[str, Any] = found.json()
+        return still(body) if found.status_code == 200 and len(body["objects"]) == objects else None
+
+    return until(f"the chain of {by} {value}", answer)
+
+
+def still(chain: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in chain.items() if name != "lag_s"}
+
+
+def chains(system: System, ids: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    return {by: asked(system, by, value, 2 if by == "classification_id" else 1) for by, value in ids.items()}
+
+
+def test_a_run_is_found_by_each_of_its_ids_and_again_without_the_view(
+    branch: System, mark: str, tmp_path: Path
+) -> None:
+    """Its vehicle and its status, their traces, objects and times; after the view was deleted, the same answers."""
+    views = tmp_path / "views"
+    api = branch.role("api", BRONZE_VIEW_DIR=str(views))
+    with branch.queue(), branch.running(branch.role("consumer")):
+        with branch.running(api):
+            vehicle = branch.post(
+                "vehicles", b'{"vehicle_id": "N1"}', Bronze_Classification_Id=mark, Bronze_File_Name="fleet.ndjson"
+            ).json()
+            status = branch.post("status", json.dumps({**STATUS, "classification_id": mark}).encode()).json()
+            (of_vehicle,), (of_status,) = (branch.stored(one["submission_id"])["objects"] for one in (vehicle, status))
+            upload = branch.get(of_vehicle["url"]).json()
+            ids = {
+                "submission_id": vehicle["submission_id"],
+                "trace_id": vehicle["trace_id"],
+                "file_path": of_vehicle["file_path"],
+                "classification_id": mark,
+            }
+            before = chains(branch, ids)
+            for by, value in ids.items():
+                printed = command(branch, f"--{by.replace('_', '-')}", value, "--json")
+                assert printed.returncode == 0, printed.stderr
+                assert still(json.loads(printed.stdout)) == before[by]
+            read = command(branch, mark)
+            assert read.returncode == 0, read.stderr
+            for one in (vehicle["submission_id"], status["trace_id"], of_vehicle["file_path"], of_status["file_path"]):
+                assert one in read.stdout
+            nothing = command(branch, "nobody")
+            assert (nothing.returncode, nothing.stdout) == (1, "")
+            assert "Nothing is known of 'nobody'" in nothing.stderr
+        for file in views.iterdir():
+            file.unlink()
+        with branch.running(api):
+            assert chains(branch, ids) == before
+    assert command(branch, mark).returncode == 3  # nobody answers
+
+    run = before["classification_id"]
+    assert {one["submission_id"] for one in run["submissions"]} == {vehicle["submission_id"], status["submission_id"]}
+    assert {one["file_path"] for one in run["objects"]} == {of_vehicle["file_path"], of_status["file_path"]}
+    (line,), (of,) = before["submission_id"]["submissions"], before["submission_id"]["objects"]
+    assert line in run["submissions"]
+    assert of in run["objects"]
+    for by in ("trace_id", "file_path"):
+        assert (before[by]["submissions"], before[by]["objects"]) == ([line], [of])
+    assert line["trace_id"] == vehicle["trace_id"]
+    assert (line["source"], line["status"], line["records"]) == ("vehicles", "stored", 1)
+    assert (line["classification_id"], line["origin"]) == (mark, "fleet.ndjson")
+    assert line["objects"] == [{"file_path": of_vehicle["file_path"], "records": 1}]
+    assert line["received_at"] < line["queued_at"] < line["stored_at"] == of["stored_at"]
+    assert (of["trace_id"], of["bytes"], of["records"]) == (upload["trace_id"], upload["bytes"], 1)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)
+def test_new_objects_are_followed_by_a_plain_client(system: System, document: Path, tmp_path: Path) -> None:
+    """The script of the documentation runs as it stands."""
+    (snippet,) = SNIPPET.findall(document.read_text(encoding="utf-8"))
+    output = tmp_path / "output"
+    with followed(system, output, sys.executable, "-c", snippet):
+        fence = system.fence()
+        until(
+            "the new object's line", lambda: f"vehicles {fence['records']} {fence['file_path']}" in output.read_text()
+        )
+
+
+def test_follow_prints_each_object_once_and_survives_the_queue(branch: System, tmp_path: Path) -> None:
+    """Also those that land after the queue was killed; Ctrl-C ends it well."""
+    output = tmp_path / "output"
+    bronze = servers.executable("bronze")
+    with branch.queue() as queue, branch.running(branch.role("api"), branch.role("consumer")):
+        early = branch.fence()
+        until("the early object", lambda: branch.keys(early["file_path"]))
+        words = ("lineage", "follow", "--json", "--from-start", "--source", "vehicles")
+        with followed(branch, output, bronze, *words) as process:
+
+            def printed() -> list[str]:
+                return [json.loads(line)["file_path"] for line in output.read_text().splitlines()]
+
+            until("the early object's line", lambda: printed() == [early["file_path"]])
+            queue.signal(signal.SIGKILL)
+            queue.wait(STOP_S_MAX)
+            queue.restart()
+            until("the API is ready again", lambda: branch.get("/readyz").status_code == 200)
+            late = branch.fence()
+            until("the late object's line", lambda: printed() == [early["file_path"], late["file_path"]])
+            process.send_signal(signal.SIGINT)
+            assert process.wait(STOP_S_MAX) == 0
