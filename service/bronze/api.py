@@ -16,7 +16,7 @@ from urllib.parse import unquote
 import msgspec
 from fastapi import FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import HTMLResponse, JSONResponse
 from fastapi_offline import FastAPIOffline
 from opentelemetry.trace import Span, Status, StatusCode, get_current_span
 from pydantic import BaseModel, Field
@@ -27,13 +27,14 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from bronze import __version__, declared
 from bronze.bucket import Bucket, read_contents
 from bronze.catalog import Catalog
-from bronze.chain import Identity, Lane
+from bronze.chain import Identity, Lane, may_be_object
 from bronze.columnar import Format
 from bronze.declared import DeclaredSources, SourceSchema
 from bronze.encodings import ENCODINGS
 from bronze.errors import Halted, Refused, Unavailable
 from bronze.foreign import Body, Readers
 from bronze.lookups import LIMIT, LIMIT_MAX, By, Chain, Lookups
+from bronze.page import Page
 from bronze.queue import Queue, Superseded
 from bronze.settings import Settings
 from bronze.sources import CLASSIFICATION_ID_CHARS_MAX, Source
@@ -476,7 +477,7 @@ class Api:
     async def object(self, file_path: str) -> ObjectContents:
         """What an object holds. Raises `Refused` (404)."""
         missing = Refused(404, Refusal.NOT_FOUND, f"There is no object {file_path!r} in the bucket.")
-        if not file_path.startswith(f"{self._settings.prefix}/") or not file_path.endswith(".parquet"):
+        if not may_be_object(self._settings.prefix, file_path):
             raise missing
         head = await self._bucket.head(file_path)
         try:
@@ -560,7 +561,7 @@ class Api:
 # --- HTTP
 
 
-def create_app(api: Api, lookups: Lookups, telemetry: Telemetry) -> FastAPI:
+def create_app(api: Api, lookups: Lookups, page: Page, telemetry: Telemetry) -> FastAPI:
     """The HTTP face of the API."""
     app = FastAPIOffline(
         title="Bronze ingestion API",
@@ -640,6 +641,11 @@ def create_app(api: Api, lookups: Lookups, telemetry: Telemetry) -> FastAPI:
                 f"Give exactly one of {', '.join(by)}; or id, where it may be any of these.",
             )
         return await (lookups.any(id, limit) if id else lookups.chain(*asked[0], limit))
+
+    @app.get("/", include_in_schema=False)
+    async def root(q: str = "") -> HTMLResponse:
+        shown = await page.show(q)
+        return HTMLResponse(shown.html, shown.status, page.headers)
 
     @app.get("/livez", summary="Whether the process runs")
     async def livez() -> dict[str, str]:

@@ -15,6 +15,8 @@ from bronze.submission import FORMAT, Accepted, Part, format_version, schema_ver
 
 #: Version of the keys' layout; stands in each lane's stream, so that roles of different layouts never share one.
 KEY_LAYOUT = "1"
+#: S3 takes no longer ones.
+KEY_BYTES_MAX = 1024
 #: Deaths while decoding at one beginning from which the cut is halved, or its only message set aside.
 DEATHS_TOLERATED = 3
 #: A client's own word stands in an entry up to so many bytes: 999 submissions have to fit one message of the queue.
@@ -288,6 +290,17 @@ def object_key(prefix: str, lane: Lane, first: Message) -> str:
     """The key of the object that begins with a message: a function of that message and its lane alone."""
     folder = hour_prefix(prefix, lane.source, first.time)
     return f"{folder}{lane.epoch}-{lane.number}-{first.sequence:012}.parquet"
+
+
+def may_be_object(prefix: str, key: str) -> bool:
+    """Whether there may be an object of ours under a key. A bucket answers what can be no key as if it were away."""
+    return (
+        key.startswith(f"{prefix}/")
+        and key.endswith(".parquet")
+        and key.isprintable()
+        and len(key.encode()) <= KEY_BYTES_MAX
+        and all(part.strip(".") for part in key.split("/"))
+    )
 
 
 def first_of_key(lane: Lane, key: str) -> int | None:

@@ -15,7 +15,7 @@ from uuid import UUID
 from bronze import parquet
 from bronze.bucket import Bucket, examine, read_contents
 from bronze.catalog import Noted
-from bronze.chain import Entry, EntrySubmission, Identity, entry_of, trace_id_of
+from bronze.chain import Entry, EntrySubmission, Identity, entry_of, may_be_object, trace_id_of
 from bronze.errors import Halted, Refused, Unavailable
 from bronze.submission import Accepted
 from bronze.telemetry.signals import Refusal
@@ -227,7 +227,7 @@ class Lookups:
 
     async def _entry(self, file_path: str) -> Entry | None:
         """What the object itself says; None where it is none of ours."""
-        if not file_path.startswith(f"{self._prefix}/") or not file_path.endswith(".parquet"):
+        if not may_be_object(self._prefix, file_path):
             return None
         try:
             contents = await read_contents(self._bucket, file_path)

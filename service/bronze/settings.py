@@ -9,12 +9,15 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Self
 
-from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from bronze.errors import Misconfigured
 
 MIB = 2**20
+#: Where the trace's id stands in `trace_url`.
+TRACE_ID = "{trace_id}"
+_HTTP = r"^https?://[^\s/]"
 
 
 class LogFormat(StrEnum):
@@ -92,6 +95,13 @@ class Settings(BaseSettings):
 
     api_url: str = Field("http://127.0.0.1:8000", description="Where publishers find the API.")
 
+    prometheus_url: Annotated[str, Field(pattern=_HTTP)] | None = Field(
+        None, description="Prometheus, from which the API's page shows the state at a glance; without it, it does not."
+    )
+    trace_url: Annotated[str, Field(pattern=_HTTP)] | None = Field(
+        None, description="Where a person sees a trace, with {trace_id} in it: the page links to it."
+    )
+
     log_format: LogFormat = Field(LogFormat.JSON, description="Logs on standard output: json or console.")
     log_level: str = Field("INFO", description="Least level that is logged.")
 
@@ -108,6 +118,13 @@ class Settings(BaseSettings):
                 f"({self.deadline_s:g}) at least: a publish that is late by the deadline must still meet its identity"
             )
         return self
+
+    @field_validator("trace_url")
+    @classmethod
+    def _trace_url_has_a_place(cls, url: str | None) -> str | None:
+        if url is not None and TRACE_ID not in url:
+            raise ValueError(f"{url!r} does not say where the trace's id stands: put {TRACE_ID} there")
+        return url
 
 
 def load() -> Settings:

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
+import httpx
 import uvicorn
 
 from bronze import schemas, sources
@@ -20,9 +21,11 @@ from bronze.chain import Lane, Limits
 from bronze.claims import Claims
 from bronze.consumer import LaneWriter, consume
 from bronze.errors import Halted, Misconfigured, Unavailable
+from bronze.glance import ASK_S_MAX, Prometheus
 from bronze.jetstream import JetStream
 from bronze.lock import Lock, NatsLock
 from bronze.lookups import Lookups
+from bronze.page import Page
 from bronze.queue import NatsQueue, Queue, boot_time_s
 from bronze.settings import Settings
 from bronze.sources import Source
@@ -80,6 +83,20 @@ async def edges(
     finally:
         bucket.close()
         await jetstream.close()
+
+
+@asynccontextmanager
+async def prometheus(settings: Settings) -> AsyncIterator[Prometheus | None]:
+    """The Prometheus of the settings, if they name one. Raises `Misconfigured` for an address that cannot be one."""
+    if settings.prometheus_url is None:
+        yield None
+        return
+    try:
+        client = httpx.AsyncClient(base_url=settings.prometheus_url, timeout=ASK_S_MAX)
+    except httpx.InvalidURL as error:
+        raise Misconfigured(f"BRONZE_PROMETHEUS_URL: {settings.prometheus_url!r}: {error}") from error
+    async with client:
+        yield Prometheus(client)
 
 
 class Told(Exception):
@@ -145,7 +162,10 @@ async def serve(settings: Settings, wire: Callable[[Edges], Edges] = lambda edge
     stop = asyncio.Event()
     _on_signals(stop.set)
     try:
-        async with edges(settings, declared, telemetry.instance_id, stop) as real:
+        async with (
+            edges(settings, declared, telemetry.instance_id, stop) as real,
+            prometheus(settings) as glances,
+        ):
             edge = wire(real)
 
             def fatal(error: Halted) -> None:
@@ -165,11 +185,11 @@ async def serve(settings: Settings, wire: Callable[[Edges], Edges] = lambda edge
                 fatal,
             )
             view = View(settings.view_dir, f"view-{settings.api_port}")
+            lookups = Lookups(view, edge.bucket, api.whereabouts, settings.prefix)
+            page = Page(lookups, edge.bucket, glances, settings.trace_url)
             server = uvicorn.Server(
                 uvicorn.Config(
-                    OwnContext(
-                        create_app(api, Lookups(view, edge.bucket, api.whereabouts, settings.prefix), telemetry)
-                    ),
+                    OwnContext(create_app(api, lookups, page, telemetry)),
                     log_config=None,
                     access_log=False,
                     lifespan="off",

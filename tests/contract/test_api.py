@@ -24,6 +24,7 @@ from bronze.columnar import Format
 from bronze.errors import Halted
 from bronze.jetstream import JetStream
 from bronze.lookups import Lookups
+from bronze.page import Page
 from bronze.queue import NatsQueue, boot_time_s
 from bronze.settings import Settings
 from bronze.submission import HEADER_BYTES_MAX, MESSAGE_BYTES_MAX, Part
@@ -88,7 +89,8 @@ async def api(
         boot_time_s,
         fatal.append,
     )
-    app = create_app(made, Lookups(View(), bucket, made.whereabouts, settings.prefix), heard.telemetry)
+    lookups = Lookups(View(), bucket, made.whereabouts, settings.prefix)
+    app = create_app(made, lookups, Page(lookups, bucket, None, None), heard.telemetry)
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url="http://api") as client:
         yield Served(client, app, queue, lanes[0], heard, fatal)

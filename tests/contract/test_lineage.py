@@ -19,6 +19,7 @@ from bronze.chain import Contents, Lane, Position, Tail
 from bronze.errors import Refused, Unavailable
 from bronze.jetstream import JetStream, Outgoing
 from bronze.lookups import Chain, Held, Lookups
+from bronze.page import Page
 from bronze.queue import NatsQueue, boot_time_s
 from bronze.settings import Settings
 from bronze.submission import new_id
@@ -344,7 +345,7 @@ async def test_one_of_the_ids_is_asked_for_and_refusals_are_problems(
     one = of_runs("run")
     await data.store(one)
     await caught_up(seen, feed)
-    transport = httpx.ASGITransport(create_app(api, looking, heard.telemetry))
+    transport = httpx.ASGITransport(create_app(api, looking, Page(looking, data.bucket, None, None), heard.telemetry))
     async with httpx.AsyncClient(transport=transport, base_url="http://api") as client:
 
         async def ask(**query: str | int) -> httpx.Response:

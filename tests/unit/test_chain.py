@@ -101,6 +101,15 @@ def test_a_key_tells_its_first_sequence_to_its_own_lane_alone(first: int, number
     assert chain.first_of_key(Lane("vehicles", number, "20261124T120000001"), key) is None
 
 
+def test_what_can_be_no_key_is_none_of_an_object() -> None:
+    """A bucket would answer it as if it were away."""
+    key = chain.object_key("bronze", LANE, message(7))
+    assert chain.may_be_object("bronze", key)
+    assert not chain.may_be_object("other", key)
+    for odd in ("bronze/\0.parquet", "bronze/../a.parquet", "bronze//a.parquet", f"bronze/{'a' * 1024}.parquet"):
+        assert not chain.may_be_object("bronze", odd)
+
+
 def test_a_key_lies_in_the_hour_of_its_first_message() -> None:
     assert chain.object_key("bronze", LANE, message(7)) == (
         "bronze/source=vehicles/date=2026-11-24/hour=12/20261124T120000000-0-000000000007.parquet"

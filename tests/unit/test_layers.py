@@ -12,7 +12,7 @@ import bronze
 PACKAGE = Path(bronze.__file__).parent
 TESTS = Path(__file__).parents[1]
 
-PURE = ["sources", "encodings", "submission", "chain", "parquet", "columnar", "declared"]
+PURE = ["sources", "encodings", "submission", "chain", "parquet", "columnar", "declared", "preview"]
 ROLES = {"bronze.api", "bronze.consumer", "bronze.publisher", "bronze.lineage"}
 CLIENTS = {"nats", "boto3", "botocore", "fastapi", "starlette", "httpx", "uvicorn", "opentelemetry"}
 #: What only the composition root makes.

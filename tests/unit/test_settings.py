@@ -39,6 +39,9 @@ def test_a_variable_sets_its_setting(monkeypatch: pytest.MonkeyPatch) -> None:
         ("BRONZE_OPEN_BATCHES_MAX", "41"),
         ("BRONZE_BODY_BYTES_MAX", "-1"),
         ("BRONZE_LOG_FORMAT", "xml"),
+        ("BRONZE_PROMETHEUS_URL", "prometheus:9090"),
+        ("BRONZE_TRACE_URL", "javascript:alert('{trace_id}')"),
+        ("BRONZE_TRACE_URL", "http://127.0.0.1:9411/zipkin/traces/"),
     ],
 )
 def test_a_value_that_cannot_work_is_refused_by_name(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:

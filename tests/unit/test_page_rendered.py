@@ -1,0 +1,249 @@
+"""The page, as it is rendered: whatever is asked, found or away, it says so, and nothing in it runs."""
+
+import asyncio
+import datetime as dt
+import re
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field, replace
+from html.parser import HTMLParser
+
+import httpx
+import pytest
+
+from bronze import page
+from bronze.bucket import Head
+from bronze.errors import Refused, Unavailable
+from bronze.glance import Glance, Prometheus, Write
+from bronze.lookups import By, Chain, Held, ObjectLine, SubmissionLine
+from bronze.page import Page, Reached, Tile
+from local.programs import LOOPBACK, free_ports
+
+PATH = "bronze/source=vehicles/date=2026-11-27/hour=22/e-0-000000000001.parquet"
+TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
+RECEIVED, QUEUED, STORED = (f"2026-11-27T22:28:0{second}Z" for second in ("0.100", "0.104123456", "1.3"))
+
+SUBMISSION = SubmissionLine(
+    submission_id="01939f4e-6b7c-7cc3-a4f5-0242ac120002",
+    source="vehicles",
+    status="stored",
+    records=3,
+    classification_id="a run & more",
+    classification_count=1,
+    trace_id=TRACE_ID,
+    origin="<script>alert(1)</script>.csv",
+    received_at=RECEIVED,
+    queued_at=QUEUED,
+    stored_at=STORED,
+    objects=[Held(PATH, 3)],
+)
+OBJECT = ObjectLine(PATH, "vehicles", "e", 0, 1, 4, 4, 2, 5, 2048, TRACE_ID, STORED)
+CHAIN = Chain(
+    "submission_id", SUBMISSION.submission_id, [SUBMISSION], [OBJECT], truncated=False, complete=True, lag_s=0
+)
+GLANCE = Glance(
+    uploads=12,
+    failures=0,
+    upload_p95_s=0.03,
+    delivery_p95_s=3.5,
+    delivery_objective_s=3,
+    accepted=100,
+    stored=90,
+    quarantined=1,
+    duplicates=2,
+    missing=None,
+    queue_depth=7,
+    queue_oldest_age_s=0.25,
+    slowest=(),
+)
+
+
+@dataclass
+class Answers:
+    """Look-ups that answer what they are told to, and a bucket that has nothing, and says so when it answers."""
+
+    chain_found: Chain | Exception = CHAIN
+    by_trace: Mapping[str, Chain] = field(default_factory=dict)
+    name: str = "bronze"
+    answers: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def any(self, text: str, limit: int = 100) -> Chain:
+        if isinstance(self.chain_found, Exception):
+            raise self.chain_found
+        return self.chain_found
+
+    async def chain(self, by: By, value: str, limit: int = 100) -> Chain:
+        if value not in self.by_trace:
+            raise Refused(404, "not-found", "Nothing of it.")
+        return self.by_trace[value]
+
+    async def create(self, key: str, body: bytes, metadata: Mapping[str, str], content_type: str) -> bool:
+        raise NotImplementedError
+
+    async def head(self, key: str) -> Head | None:
+        await self.answers.wait()
+        return None
+
+    async def read(self, key: str, start: int, end: int) -> bytes:
+        raise NotImplementedError
+
+    async def keys(self, prefix: str, start_after: str = "") -> AsyncIterator[str]:
+        raise NotImplementedError
+        yield
+
+    async def check(self) -> None:
+        raise NotImplementedError
+
+
+def made(answers: Answers | None = None, trace_url: str | None = None, prometheus: Prometheus | None = None) -> Page:
+    answers = answers or Answers()
+    answers.answers.set()
+    return Page(answers, answers, prometheus, trace_url)
+
+
+class Outline(HTMLParser):
+    """The elements of a page, and what their attributes load or run."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.links: set[str] = set()
+        self.loaded: set[str] = set()
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        for name, value in attrs:
+            assert not name.startswith("on"), f"{tag} {name}"
+            if name == "href" and tag == "a":
+                self.links.add(value or "")
+            elif name in {"src", "href", "action", "srcset", "style"}:
+                self.loaded.add(f"{name}={(value or '').partition(',')[0]}")
+
+
+async def test_what_clients_sent_is_text() -> None:
+    """A file's name, a run or a search with markup in it is shown as it is, and no element of the page."""
+    for html in [(await made().show(q)).html for q in ("x", "<img src=x onerror=alert(1)>")]:
+        outline = Outline(html)
+        assert not {"script", "img", "iframe"} & set(outline.tags)
+        assert outline.loaded == {"action=/", "href=data:image/svg+xml"}
+        assert "&lt;script&gt;alert(1)&lt;/script&gt;.csv" in html
+        assert "/?q=a%20run%20%26%20more" in outline.links
+
+
+def test_nothing_runs_and_only_its_own_style_is_taken() -> None:
+    policy = made().headers["Content-Security-Policy"]
+    assert policy.startswith("default-src 'none'; style-src 'sha256-")
+    assert "script-src" not in policy
+    assert "unsafe" not in policy
+
+
+@pytest.mark.parametrize(
+    ("template", "link"),
+    [(None, f"/?q={TRACE_ID}"), ("http://zipkin/traces/{trace_id}?x", f"http://zipkin/traces/{TRACE_ID}?x")],
+)
+async def test_a_trace_leads_to_where_traces_are_seen(template: str | None, link: str) -> None:
+    """By its setting; without one, to its chain."""
+    assert link in Outline((await made(trace_url=template).show("x")).html).links
+
+
+async def test_a_chain_shows_each_thing_with_its_links() -> None:
+    html = (await made().show("x")).html
+    links = Outline(html).links
+    quoted = PATH.replace("=", "%3D")
+    assert {f"/v1/submissions/{SUBMISSION.submission_id}", f"/v1/objects/{quoted}", f"/?q={quoted}"} <= links
+    assert f"/v1/lineage?submission_id={SUBMISSION.submission_id}" in links
+    assert "The object is not in the bucket any more." in html
+    assert "<title>x - Bronze</title>" in html
+
+
+@pytest.mark.parametrize(
+    ("answer", "status", "words"),
+    [
+        (Refused(404, "not-found", "Nothing is known of it."), 200, "Nothing is known of it."),
+        (Unavailable("queue-away", "the queue is away"), 503, "the queue is away. Try again."),
+        (TimeoutError(), 503, "It took too long. Try again."),
+        (replace(CHAIN, truncated=True), 200, "and more: these are the first"),
+        (replace(CHAIN, complete=False), 200, "further objects may hold rows of it"),
+        (replace(CHAIN, objects=[]), 200, "None yet: it is accepted and waits in the queue."),
+    ],
+)
+async def test_every_answer_has_its_words(answer: Chain | Exception, status: int, words: str) -> None:
+    shown = await made(Answers(answer)).show(" x ")
+    assert shown.status == status
+    assert words in re.sub(r"\s+", " ", shown.html)
+
+
+async def test_rows_are_read_for_few_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They wait in threads that check submissions too: however many look at a bucket that hangs, two are taken."""
+    monkeypatch.setattr(page, "LOOK_UP_S_MAX", 0.1)
+    answers = Answers()
+    shown = Page(answers, answers, None, None)
+    many = await asyncio.gather(*(shown.show("x") for _ in range(page.READING_MAX + 3)))
+    assert sum("The bucket does not answer." in one.html for one in many) == page.READING_MAX
+    assert sum("Others look at rows just now." in one.html for one in many) == 3
+    reading = [*shown._reading]
+    answers.answers.set()
+    await asyncio.gather(*reading)
+    assert "The object is not in the bucket any more." in (await shown.show("x")).html
+
+
+async def test_what_is_too_long_is_not_looked_for() -> None:
+    shown = await made(Answers(AssertionError())).show("x" * (page.Q_CHARS_MAX + 1))
+    assert (shown.status, "That is no id" in shown.html) == (400, True)
+
+
+async def test_without_prometheus_it_says_what_it_would_take() -> None:
+    assert "BRONZE_PROMETHEUS_URL" in (await made().show("  ")).html
+
+
+async def test_a_prometheus_that_is_away_costs_the_figures_only() -> None:
+    port = free_ports()
+    async with httpx.AsyncClient(base_url=f"http://{LOOPBACK}:{port}", trust_env=False) as client:
+        shown = made(prometheus=Prometheus(client))
+        assert "Prometheus does not answer" in (await shown.show("")).html
+        assert "Found by submission_id" in (await shown.show("x")).html
+
+
+def test_the_way_of_a_submission_ends_where_it_is() -> None:
+    """Times count from when it was received; what is to come is there, and what is not known is not."""
+    assert page.way(SUBMISSION, [OBJECT]) == [
+        Reached("Received", RECEIVED),
+        Reached("Durable in the queue", QUEUED, 0.004123),
+        Reached("Written to the bucket", STORED, 1.2),
+    ]
+    assert page.way(SUBMISSION, [OBJECT, replace(OBJECT, file_path="another")]) == []
+    waiting = replace(SUBMISSION, queued_at=None, stored_at=None, objects=[])
+    assert page.way(waiting, []) == [Reached("Received", RECEIVED), Reached("Written to the bucket", None)]
+
+
+def test_a_figure_is_judged_where_there_is_a_line_and_says_so_in_words() -> None:
+    assert page.tiles(GLANCE) == [
+        Tile("Successful uploads", "12", "objects written"),
+        Tile("Failed uploads", "0", "attempts; each is made again", "good"),
+        Tile("p95 upload", "30 ms", "within the line of 2 s", "good"),
+        Tile("p95 delivery", "3.50 s", "over the objective of 3 s", "bad"),
+        Tile("Records in flight", "7", "accepted 100, stored 90, quarantined 1"),
+        Tile("Records missing", "-", "nothing is reported"),
+        Tile("Messages in the queue", "7", "the oldest for 250 ms"),
+    ]
+
+
+async def test_the_slowest_writes_lead_to_their_objects() -> None:
+    """One object is linked, several of a trace are counted, and what the catalog does not know yet is said."""
+    other = replace(OBJECT, file_path=PATH.replace("01.p", "02.p"))
+    of_another = replace(OBJECT, trace_id="f" * 32)
+    known = {
+        "1" * 32: replace(CHAIN, objects=[replace(OBJECT, trace_id="1" * 32), of_another]),
+        "2" * 32: replace(CHAIN, objects=[replace(one, trace_id="2" * 32) for one in (OBJECT, other)]),
+        "3" * 32: replace(CHAIN, objects=[of_another]),
+    }
+    writes = [Write(0.1, "vehicles", dt.datetime.now(dt.UTC), digit * 32) for digit in "1234"]
+    found = await made(Answers(by_trace=known))._objects_of(writes)
+    assert [objects and len(objects) for _, objects in found] == [1, 2, None, None]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.0004, "0 ms"), (0.25, "250 ms"), (2.345, "2.35 s"), (75.2, "75 s"), (4000, "1:06:40")]
+)
+def test_a_duration_is_as_exact_as_one_reads_it(seconds: float, text: str) -> None:
+    assert page.duration(seconds) == text
