@@ -33,8 +33,13 @@ def guide() -> Text:
     return house.note(
         "From an id to its object",
         """\
-Type one of the ids above: the next table shows the spans that carry it. A row leads to its trace, and to what the \
-API says of its object and submission.
+Type one of the ids above: the next table shows the spans that carry it. A row leads to its trace, and to its chain: \
+submissions, objects, rows and timings.
+
+The same without traces, for as long as the data is there: [any id or path](${api_url}/), \
+[this run](${api_url}/?q=${classification_id:percentencode}), \
+[this submission](${api_url}/?q=${submission_id:percentencode}), \
+[this object](${api_url}/?q=${file_path:percentencode}), [this trace](${api_url}/?q=${trace_id:percentencode}).
 
 The API itself: [the submission](${api_url}/v1/submissions/${submission_id:percentencode}) · \
 [the object](${api_url}/v1/objects/${file_path:percentencode}) (404: not known). \

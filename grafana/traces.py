@@ -24,6 +24,10 @@ _TRACE = (
     f"&var-trace_id=${{__data.fields.traceIdHidden}}&viewPanel=panel-{TRACE_PANEL}"
 )
 
+#: The page of the API: what became of an id or a path, wherever it was found.
+_CHAIN = "${api_url}/?q="
+_CHAIN_OF_CELL = f"{_CHAIN}${{__value.raw:percentencode}}"
+
 Columns = Mapping[str, tuple[str, Sequence[DynamicConfigValue]]]
 
 
@@ -47,10 +51,7 @@ def of_ids(says: Says, variables: Mapping[str, str]) -> Table:
         "service.name": ("Service", [house.wide(90)]),
         "bronze.submission_id": (
             "Submission",
-            [
-                house.wide(200),
-                house.leads(("What became of it", "${api_url}/v1/submissions/${__value.raw:percentencode}")),
-            ],
+            [house.wide(200), house.leads(("What became of it", _CHAIN_OF_CELL))],
         ),
     }
     typed = " || ".join(f"{attribute} = ${{{variable}:doublequote}}" for attribute, variable in variables.items())
@@ -58,7 +59,7 @@ def of_ids(says: Says, variables: Mapping[str, str]) -> Table:
 
 
 def _listed(says: Says, condition: str, selected: str, columns: Columns, first: str) -> Table:
-    """The latest that there are. A row leads to its trace, and to what the API knows of its object.
+    """The latest that there are. A row leads to its trace, and to what the page knows of its object.
 
     Columns are named as Grafana shows them; what a span does not say is Tempo's `nil`.
     """
@@ -66,14 +67,20 @@ def _listed(says: Says, condition: str, selected: str, columns: Columns, first: 
     every: Columns = {
         "traceIdHidden": ("traceIdHidden", [house.hidden()]),  # the link to the trace needs it
         "Start time": ("Start", [house.wide(190)]),
-        "Name": ("Span", [house.wide(180), house.leads(("Show the trace", _TRACE))]),
+        "Name": (
+            "Span",
+            [
+                house.wide(180),
+                house.leads(("Show the trace", _TRACE), ("Its chain", f"{_CHAIN}${{__data.fields.traceIdHidden}}")),
+            ],
+        ),
         "Duration": ("Duration", [house.wide(100), house.of_unit(units.Nanoseconds)]),
         "bronze.outcome": ("Outcome", [house.wide(100)]),
         "bronze.records": ("Records", [house.wide(100), house.of_unit(EXACT)]),
         **columns,
         "bronze.file_path": (
             "Object",
-            [house.leads(("What it holds", "${api_url}/v1/objects/${__value.raw:percentencode}"))],
+            [house.leads(("What it holds, and of whom", _CHAIN_OF_CELL))],
         ),
     }
     panel = house.saying(house.listing(says, house.spans(found), height=10), {"nil": "-"})

@@ -226,6 +226,7 @@ def show_urls(stack: Stack) -> None:
     ports = stack.ports
     rows = {
         "API": (ports.api, "/docs", "takes data"),
+        "Page": (ports.api, "/", "from any id or path to its data; the state at a glance"),
         "Prometheus": (ports.prometheus, "/api/v1/query?query=bronze_records_total", "metrics and exemplars"),
         "Zipkin": (ports.zipkin, "/zipkin/", "traces, kept in memory until `make down`"),
         "Tempo": (ports.tempo, "/api/search", "traces, kept on disk; an API without pages to look at"),

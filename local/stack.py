@@ -202,9 +202,24 @@ class Stack:
     @cached_property
     def roles(self) -> tuple[Program, ...]:
         return (
-            self._role("api", "serve", self.ports.api, "/readyz", {"BRONZE_API_PORT": str(self.ports.api)}),
+            self._role("api", "serve", self.ports.api, "/readyz", self._api_env),
             self._role("consumer", "consume", self.ports.consumer, "/livez", {}),
         )
+
+    @property
+    def _api_env(self) -> Mapping[str, str]:
+        """Of the exporters nothing, or another choice would start the API anew: its page leads to the place where this
+        machine looks at traces by default, or where a setting says.
+        """
+        ports = self.ports
+        traces = f"{ports.zipkin}/zipkin/traces/{{trace_id}}"
+        if self.built.grafana and self.built.tempo:
+            traces = f"{ports.grafana}/d/bronze-lineage?var-trace_id={{trace_id}}&viewPanel=panel-100"
+        return {
+            "BRONZE_API_PORT": str(ports.api),
+            "BRONZE_PROMETHEUS_URL": f"http://{LOOPBACK}:{ports.prometheus}",
+            "BRONZE_TRACE_URL": settings().get("BRONZE_TRACE_URL") or f"http://{LOOPBACK}:{traces}",
+        }
 
     @cached_property
     def simulate(self) -> Program:

@@ -14,6 +14,7 @@ import yaml
 
 import bronze
 from bronze.telemetry.schema import registry
+from grafana.traces import LINEAGE, TRACE_PANEL
 from local import builds, servers
 from local.programs import PORT_VARIABLE
 from local.stack import Ports
@@ -216,6 +217,14 @@ def test_the_image_is_pinned_and_takes_what_is_locked() -> None:
     assert "--require-hashes --constraints requirements.lock" in DOCKERFILE
     (uv,) = re.findall(r"^UV_VERSION := (\S+)$", (TOP / "Makefile").read_text(), re.MULTILINE)
     assert f"uv=={uv}\n" in DOCKERFILE
+
+
+def test_the_page_knows_where_figures_and_traces_are() -> None:
+    """It asks Prometheus, and leads to the dashboard's trace by the address that a browser has."""
+    env = default(SERVICES["api"]["environment"]["BRONZE_TRACE_URL"])
+    panel = f"http://127.0.0.1:3000/d/{LINEAGE}?var-trace_id={{trace_id}}&viewPanel=panel-{TRACE_PANEL}"
+    assert env == panel
+    assert SERVICES["api"]["environment"]["BRONZE_PROMETHEUS_URL"] == "http://prometheus:9090"
 
 
 def test_grafana_knows_where_everything_is() -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from supervisor.datatypes import dict_of_key_value_pairs  # type: ignore[import-untyped]
 
+from grafana.traces import LINEAGE, TRACE_PANEL
 from local.builds import Built
 from local.exporters import Exporters
 from local.programs import LocalError, Program
@@ -65,6 +66,29 @@ def test_no_two_programs_share_a_port(ports: Ports, tmp_path: Path) -> None:
     stack = Stack.create(tmp_path / "up", ports, replace(BUILT, tempo=Path("/x/tempo")), everything)
     taken = [port for program in stack.programs for port in program.ports.values()]
     assert len(taken) == len(set(taken))
+
+
+def test_the_api_does_not_start_anew_for_other_exporters(tmp_path: Path) -> None:
+    """Its environment says where its page leads to, which is of the machine and not of the choice."""
+    stack = Stack.create(tmp_path, Ports(), BUILT)
+    swapped = replace(stack, exporters=Exporters(("prometheus-scrape",), ("file",)))
+    assert [(one.name, one.env) for one in swapped.roles] == [(one.name, one.env) for one in stack.roles]
+
+
+@pytest.mark.parametrize("grafana", [None, Path("/x/grafana")], ids=["Zipkin", "Grafana"])
+def test_the_page_leads_to_where_traces_are_seen(tmp_path: Path, grafana: Path | None) -> None:
+    """To Zipkin, or to the panel of a dashboard where this machine has Tempo and Grafana; unless a setting says."""
+    stack = Stack.create(tmp_path, Ports(), replace(BUILT, tempo=grafana, grafana=grafana))
+    env = next(one.env for one in stack.roles if one.name == "api")
+    panel = f"http://127.0.0.1:3000/d/{LINEAGE}?var-trace_id={{trace_id}}&viewPanel=panel-{TRACE_PANEL}"
+    assert env["BRONZE_TRACE_URL"] == (panel if grafana else "http://127.0.0.1:9411/zipkin/traces/{trace_id}")
+    assert env["BRONZE_PROMETHEUS_URL"] == "http://127.0.0.1:9090"
+
+
+def test_a_place_of_traces_that_is_set_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BRONZE_TRACE_URL", "https://traces.example/{trace_id}")
+    env = next(one.env for one in Stack.create(tmp_path, Ports(), BUILT).roles if one.name == "api")
+    assert env["BRONZE_TRACE_URL"] == "https://traces.example/{trace_id}"
 
 
 def test_configuration_keeps_every_character() -> None:

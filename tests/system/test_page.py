@@ -1,0 +1,220 @@
+"""The page at `/`, in a real browser: by keyboard, on a phone, with what Prometheus and the catalog really say."""
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+from urllib.parse import parse_qs, quote, urlsplit
+from uuid import uuid4
+
+import pytest
+from playwright.sync_api import Browser, Page, sync_playwright
+
+from local.browser import chromium
+from local.programs import LOOPBACK
+from tests.system.blackbox import System, ndjson, until, vehicles
+
+PHONE, DESKTOP = {"width": 360, "height": 740}, {"width": 1280, "height": 800}
+Scheme: TypeAlias = Literal["light", "dark"]
+IDS = ("submission_id", "classification_id", "trace_id", "file_path")
+
+#: Texts with less contrast to what is behind them than WCAG's AA asks of small letters.
+FAINT = """() => {
+  const channels = (color) => color.match(/[\\d.]+/g).map(Number);
+  const light = (color) => channels(color).slice(0, 3)
+    .map((c) => (c /= 255) <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4)
+    .reduce((sum, c, i) => sum + c * [0.2126, 0.7152, 0.0722][i], 0);
+  const behind = (element) => {
+    for (; element; element = element.parentElement) {
+      const color = getComputedStyle(element).backgroundColor;
+      if ((channels(color)[3] ?? 1) === 1) return color;
+    }
+    return 'rgb(255, 255, 255)';
+  };
+  return [...document.body.querySelectorAll('*')].filter((element) =>
+    [...element.childNodes].some((node) => node.nodeType === Node.TEXT_NODE && node.textContent.trim()))
+    .filter((element) => {
+      const [a, b] = [light(getComputedStyle(element).color), light(behind(element))];
+      return (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05) < 4.5;
+    }).map((element) => element.outerHTML);
+}"""
+
+
+@dataclass
+class Looking:
+    """A page that somebody looks at, and what the browser complained of and asked for meanwhile."""
+
+    page: Page
+    url: str
+    complaints: list[str] = field(default_factory=list)
+    elsewhere: list[str] = field(default_factory=list)
+
+    def opened(self, path: str = "/") -> Page:
+        self.page.goto(f"{self.url}{path}")
+        return self.page
+
+    def find(self, text: str) -> Page:
+        """Type it where the keyboard leads to, and press Enter."""
+        self.opened()
+        until("the search has the focus", self._tab, timeout_s=5)
+        self.page.keyboard.type(text)
+        self.page.keyboard.press("Enter")
+        self.page.wait_for_url("**/?q=*")
+        return self.page
+
+    def _tab(self) -> bool:
+        self.page.keyboard.press("Tab")
+        return bool(self.page.evaluate("document.activeElement.id") == "q")
+
+    def links(self) -> set[str]:
+        found: list[str] = self.page.eval_on_selector_all("main a", "links => links.map(link => link.href)")
+        return set(found)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    ours = chromium()
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=ours.executable, env={**os.environ, **ours.env})
+        yield browser
+        browser.close()
+
+
+@contextmanager
+def looking(browser: Browser, system: System, size: Mapping[str, int], scheme: Scheme = "light") -> Iterator[Looking]:
+    """Fails at the end where the browser had to complain, or asked anybody but the API."""
+    viewport: Any = size
+    context = browser.new_context(viewport=viewport, color_scheme=scheme)
+    shown = Looking(context.new_page(), system.url)
+    shown.page.on("console", lambda message: shown.complaints.append(message.text))
+    shown.page.on("pageerror", lambda error: shown.complaints.append(error.message))
+    shown.page.on(
+        "request",
+        lambda asked: None if asked.url.startswith(("data:", system.url)) else shown.elsewhere.append(asked.url),
+    )
+    try:
+        yield shown
+        assert (shown.complaints, shown.elsewhere) == ([], [])
+    finally:
+        context.close()
+
+
+@pytest.fixture(scope="module")
+def ids(system: System) -> Mapping[str, str]:
+    """Those of a submission that is stored and that the catalog's view knows."""
+    run = f"run-{uuid4().hex[:12]}"
+    accepted = system.post(
+        "vehicles", ndjson(vehicles("<b>page", 3)), Bronze_Classification_Id=run, Bronze_File_Name="a%20file.ndjson"
+    ).json()
+    (stored,) = system.stored(accepted["submission_id"])["objects"]
+    ids = {name: str(accepted[name]) for name in IDS if name != "file_path"} | {"file_path": stored["file_path"]}
+    for by, value in ids.items():
+        until(f"the view knows {by}", lambda by=by, value=value: system.get(f"/v1/lineage?{by}={value}").is_success)  # type: ignore[misc]
+    return ids
+
+
+def test_every_id_is_found_on_a_phone_by_the_keyboard_alone(
+    browser: Browser, system: System, ids: Mapping[str, str]
+) -> None:
+    """Whichever is typed: the same submission, object and rows, without a scroll to the side."""
+    with looking(browser, system, PHONE) as phone:
+        for by, value in ids.items():
+            page = phone.find(value)
+            assert page.get_by_role("heading", name=f"Found by {by}").is_visible()
+            for shown in ("submission_id", "file_path"):
+                assert page.get_by_role("link", name=ids[shown], exact=True).first.is_visible()
+            assert page.get_by_role("region", name="First rows").get_by_text("<b>page-2").first.is_visible()
+            assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+        assert phone.find("nothing-of-it").get_by_role("heading", name="Nothing found").is_visible()
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        "\0",
+        "bronze/\0.parquet",
+        "bronze/" + "x" * 1500 + ".parquet",
+        "bronze/../..//.parquet",
+        "%",
+        "' OR 1=1 --",
+        "ffffffff-ffff-ffff-ffff-ffffffffffff",
+        "f" * 32,
+        "s3://bucket/\N{SNOWMAN}.parquet",
+    ],
+    ids=ascii,
+)
+def test_nothing_that_is_typed_is_an_error_of_ours(system: System, odd: str) -> None:
+    typed = quote(odd, safe="")
+    answer = system.get(f"/?q={typed}")
+    assert (answer.status_code, "Nothing found" in answer.text) == (200, True)
+    assert system.get(f"/v1/objects/{typed}").status_code == 404
+
+
+def test_what_is_found_leads_to_all_that_is_known_of_it(
+    browser: Browser, system: System, ids: Mapping[str, str]
+) -> None:
+    """Each link has an answer, and the trace is the one that the trace store has."""
+    until("the trace is there", lambda: system.trace(ids["trace_id"]))
+    with looking(browser, system, DESKTOP) as desk:
+        desk.find(ids["submission_id"])
+        links = desk.links()
+    store = f"http://{LOOPBACK}:{system.stack.ports.zipkin}/zipkin/traces/"
+    assert f"{store}{ids['trace_id']}" in links
+    routes = {
+        urlsplit(link).path.partition("/v1/")[2].partition("/")[0] for link in links if link.startswith(system.url)
+    }
+    assert routes == {"", "lineage", "objects", "submissions"}
+    for link in links:
+        if link.startswith(system.url):
+            assert system.get(link.removeprefix(system.url)).status_code == 200, link
+        else:
+            assert system.trace(link.removeprefix(store)), link
+
+
+def test_the_slowest_writes_of_the_hour_lead_to_their_traces_and_objects(
+    browser: Browser, system: System, ids: Mapping[str, str]
+) -> None:
+    """What Prometheus' exemplars point at is there: the trace in the trace store, the object in the bucket."""
+    with looking(browser, system, DESKTOP) as desk:
+
+        def rows() -> list[tuple[str, str]] | None:
+            """Of each write, where its trace and its object lead to, once all are known."""
+            found = desk.opened().locator("section[aria-labelledby=slowest] tbody tr")
+            links = [row.get_by_role("link").all() for row in found.all()]
+            if not links or any(len(of) != 2 for of in links):
+                return None
+            return [(str(of[0].get_attribute("href")), str(of[1].get_attribute("href"))) for of in links]
+
+        slowest = until("the slowest writes have traces and objects", rows, timeout_s=60)
+        tiles = dict(
+            zip(*(desk.page.locator(f".tiles {of}").all_text_contents() for of in ("dt", ".value")), strict=True)
+        )
+    assert int(tiles["Successful uploads"].replace(",", "")) > 0
+    judged = ("p95 upload", "p95 delivery", "Records in flight", "Messages in the queue")
+    assert [tiles[name] for name in judged if tiles[name] == "-"] == []
+    for trace, found in slowest:
+        trace_id = trace.rpartition("/")[2]
+        until(f"trace {trace_id}", lambda trace_id=trace_id: system.trace(trace_id))  # type: ignore[misc]
+        (asked,) = parse_qs(urlsplit(found).query)["q"]
+        if asked.endswith(".parquet"):
+            assert system.get(f"/v1/objects/{asked}").json()["trace_id"] == trace_id
+        else:
+            assert asked == trace_id
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_it_is_read_with_any_eyes_and_by_a_screen_reader(
+    browser: Browser, system: System, ids: Mapping[str, str], scheme: Scheme
+) -> None:
+    """Contrast AA in light and dark; landmarks, one h1, labels, captions, and headers that say what they head."""
+    with looking(browser, system, PHONE, scheme) as phone:
+        for path in ("/", f"/?q={ids['submission_id']}", "/?q=nothing-of-it"):
+            page = phone.opened(path)
+            assert page.evaluate(FAINT) == []
+            for landmark in ("banner", "navigation", "main", "search", "contentinfo"):
+                assert page.get_by_role(landmark).count() == 1, landmark
+            assert page.get_by_role("heading", level=1).count() == 1
+            assert page.get_by_label("Any id or path").count() == 1
+            assert page.locator("table:not(:has(caption))").count() == 0
+            assert page.locator("th:not([scope])").count() == 0
