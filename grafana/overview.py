@@ -59,6 +59,7 @@ _SUCCEEDED = f'bronze_uploads_total{{{CONSUMER}, {SOURCE}, bronze_outcome="succe
 _RECORDS = f"bronze_records_total{{{CONSUMER}, {SOURCE}, bronze_outcome="
 _ACCEPTED = f'bronze_records_total{{{API}, {SOURCE}, bronze_outcome="accepted"}}'
 _REJECTED = f'bronze_records_total{{{API}, bronze_outcome="rejected"}}'
+_INVALID = f"bronze_records_invalid_total{{{API}}}"
 _ENDED = f'{_RECORDS}~"stored|quarantined|duplicate"}}'
 _PROCESSED = f'messaging_process_duration_seconds{{{CONSUMER}, messaging_destination_name=~"bronze.($source)"}}'
 _DESTINATION = 'messaging_destination_name=~"bronze.($source)"'
@@ -275,7 +276,8 @@ def request_latency() -> Timeseries:
 def refused() -> Timeseries:
     says = Says(
         "Refused by reason",
-        "Records refused a second, by the `type` of the problem document that the sender got. Nothing of them is kept.",
+        "Records refused a second, by the `type` of the problem document that the sender got. Nothing of them is kept. "
+        "*kept* are those that their senders had kept apart in quarantine instead.",
         "no submission yet",
     )
     return house.rare(
@@ -284,6 +286,7 @@ def refused() -> Timeseries:
             RECORDS_PER_S,
             query(rate(_REJECTED), "all"),
             query(f"{rate(_REJECTED, 'error_type')} > 0", "{{error_type}}"),
+            query(f"{rate(_INVALID, 'error_type')} > 0", "kept: {{error_type}}"),
         )
     )
 
@@ -344,8 +347,8 @@ def messages() -> Timeseries:
 def records_out() -> Timeseries:
     says = Says(
         "Records by outcome",
-        "Stored: in an object. Quarantined: set aside byte for byte, because they could not be decoded. Duplicate: "
-        "late copies of what is stored, which the object lists and does not hold.",
+        "Stored: in an object. Quarantined: set aside byte for byte, because their sender asked for that or they could "
+        "not be decoded. Duplicate: late copies of what is stored, which the object lists and does not hold.",
         "no consumer has reported yet",
         ["BronzeRecordsQuarantined", "BronzePoison"],
     )

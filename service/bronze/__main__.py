@@ -8,7 +8,7 @@ import signal
 import sys
 from functools import partial
 
-from bronze import __version__, lineage, publisher, settings
+from bronze import __version__, lineage, publisher, quarantine, settings
 from bronze.errors import Misconfigured, Unavailable
 from bronze.settings import Settings
 from bronze.telemetry import sdk
@@ -30,6 +30,11 @@ def parser() -> argparse.ArgumentParser:
     publisher.publish_arguments(roles.add_parser("publish", help="sends the records of files to the API"))
     publisher.simulate_arguments(roles.add_parser("simulate", help="drives a slow fleet until it is stopped"))
     lineage.arguments(roles.add_parser("lineage", help="finds the whole chain of an id or a path; follows new objects"))
+    quarantine.arguments(
+        roles.add_parser(
+            "quarantine", help="lists what was set aside, exports it for mending, and sends it again, once"
+        )
+    )
     return top
 
 
@@ -59,6 +64,10 @@ def run(args: argparse.Namespace, chosen: Settings) -> int:
         return uvloop.run(wiring.serve(chosen) if args.role == "serve" else wiring.consume_role(chosen))
     if args.role == "lineage":
         return run_lineage(args, chosen)
+    if args.role == "quarantine":
+        from bronze import wiring
+
+        return asyncio.run(wiring.look_after_quarantine(args, chosen))
     # a publisher's standard output is its summary
     telemetry = sdk.start(Role.PUBLISHER, chosen, log_stream=sys.stderr if args.role == "publish" else sys.stdout)
     try:

@@ -7,7 +7,7 @@ import asyncio
 import datetime as dt
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from contextvars import Context
 from typing import Annotated, Any, Literal, TypeVar
@@ -16,7 +16,7 @@ from urllib.parse import unquote
 import msgspec
 from fastapi import FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
 from fastapi_offline import FastAPIOffline
 from opentelemetry.trace import Span, Status, StatusCode, get_current_span
 from pydantic import BaseModel, Field
@@ -80,6 +80,9 @@ KEY_CHARS_MAX = 255
 #: A piece beyond this is checked in a thread, so that others are served meanwhile; so is all that may inflate.
 INLINE_BYTES_MAX = 64 * 2**10
 PIECE_BYTES = 2**20
+#: What `?on_invalid=` may say.
+REFUSE = "refuse"
+QUARANTINE = "quarantine"
 SEND = "send"
 READY_TIMEOUT_S = 3.0
 #: What is still read of a body that is refused already.
@@ -101,7 +104,11 @@ class SubmissionAccepted(BaseModel):
     )
     classification_count: int = Field(description="How many runs the records belong to.", examples=[1])
     source: str = Field(examples=["status"])
-    records: int = Field(examples=[1])
+    records: int = Field(description="How many become rows.", examples=[1])
+    rejected: int = Field(
+        description="How many do not fit the source and are kept in quarantine, where the request asked for that.",
+        examples=[0],
+    )
     trace_id: str = Field(examples=["4bf92f3577b34da6a3ce929d0e0e4736"])
     status_url: str = Field(examples=["/v1/submissions/01939f4e-6b7c-7cc3-a4f5-0242ac120002"])
 
@@ -112,18 +119,23 @@ class ObjectLink(BaseModel):
 
 
 class SubmissionStatus(BaseModel):
-    """Where a submission is: `stored` when all its messages are in objects, `quarantined` if any was set aside."""
+    """Where a submission is: `stored` when all its messages are in objects, `quarantined` if any was set aside.
+
+    `rejected` records are set aside at the sender's request; `quarantine` has the keys of all that is set aside so far.
+    """
 
     submission_id: str
     status: Literal["accepted", "stored", "quarantined"]
     source: str
     records: int
+    rejected: int
     classification_id: str | None
     classification_count: int
     received_at: str
     trace_id: str
     origin: str | None
     objects: list[ObjectLink]
+    quarantine: list[str]
 
 
 class ObjectContents(BaseModel):
@@ -162,19 +174,25 @@ class Problem(BaseModel):
 
 
 def _header(name: str, description: str) -> Mapping[str, Any]:
-    return {"name": name, "in": "header", "description": description, "schema": {"type": "string"}}
+    return {"name": name, "in": "header", "description": description, "schema": {"type": "string", "minLength": 1}}
 
 
 #: What a submission is made of, told here: declared as the handler's parameters, FastAPI would take them apart at each
 #: request, for a tenth of its time.
 _INGEST: Mapping[str, Any] = {
     "parameters": [
-        {"name": "source", "in": "path", "required": True, "schema": {"type": "string"}},
         _header("Idempotency-Key", "A retry under the same key is the same submission: same 202, nothing twice."),
         _header(
             "Bronze-Classification-Id", "The run that records without a `classification_id` of their own belong to."
         ),
         _header("Bronze-File-Name", "The client's own file, kept as `_origin`; percent-encoded UTF-8."),
+        {
+            "name": "on_invalid",
+            "in": "query",
+            "description": "What becomes of a JSON record that does not fit the source: `refuse` refuses the "
+            "submission, `quarantine` keeps the record byte for byte and takes the others.",
+            "schema": {"type": "string", "enum": [REFUSE, QUARANTINE], "default": REFUSE},
+        },
     ],
     "requestBody": {
         "required": True,
@@ -192,6 +210,11 @@ _INGEST: Mapping[str, Any] = {
         },
     },
 }
+
+
+def _ingest(sources: Sequence[str]) -> dict[str, Any]:
+    source = {"name": "source", "in": "path", "required": True, "schema": {"type": "string", "enum": sources}}
+    return {**_INGEST, "parameters": [source, *_INGEST["parameters"]]}
 
 
 def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
@@ -235,16 +258,16 @@ class Api:
         key = _key(request)
         classification = _text(request, "Bronze-Classification-Id", CLASSIFICATION_ID_CHARS_MAX)
         origin = _text(request, "Bronze-File-Name", FILE_NAME_CHARS_MAX)
-        checked = await self._check(source, request)
-        request.state.records = checked.records
+        checked = await self._check(source, request, keep_invalid=_keep_invalid(request))
+        request.state.records = checked.records + checked.rejected
         try:
             submission_id = keyed_id(source.name, key) if key else new_id()
             listed = list(checked.classifications)
             default = None
-            if checked.unclassified:
+            if checked.unclassified or checked.rejected:  # what was rejected may be mended, and is of this run then
                 default = classification or new_id()
-                if default not in checked.classifications:
-                    listed.append(default)
+            if default is not None and (checked.unclassified or not listed) and default not in listed:
+                listed.append(default)
             accepted = Accepted(
                 submission_id=submission_id,
                 source=source.name,
@@ -259,6 +282,7 @@ class Api:
                 keyed=key is not None,
                 origin=origin,
                 schema_version=source.version,
+                rejected=checked.rejected,
             )
             self._describe(span, accepted, checked, listed)
             earlier = await self._submit(accepted, checked)
@@ -266,6 +290,10 @@ class Api:
             checked.close()
         if earlier is None:
             self._count_taken(accepted, Outcome.ACCEPTED, checked.body_bytes)
+            for kind, records in checked.invalid.items():
+                self._telemetry.instruments.records_invalid.add(
+                    records, {attribute.bronze_source: source.name, attribute.error_type: kind}
+                )
             return accepted
         if earlier.digest != checked.digest:
             raise Refused(
@@ -278,7 +306,7 @@ class Api:
         self._count_taken(earlier, Outcome.REPLAYED, checked.body_bytes)
         return earlier
 
-    async def _check(self, source: Source, request: Request) -> Checked:
+    async def _check(self, source: Source, request: Request, *, keep_invalid: bool) -> Checked:
         """Read, decode and check the whole body, within a memory bound and off the event loop where it is large."""
         media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if media not in MEDIA:
@@ -298,10 +326,23 @@ class Api:
                 accepted=list(ENCODINGS),
             )
         if media in [*Format]:
+            if keep_invalid:
+                raise Refused(
+                    400,
+                    Refusal.INVALID_HEADER,
+                    f"?on_invalid={QUARANTINE} is for JSON records ({NDJSON} or {JSON}): a body of columns is "
+                    "taken or refused as a whole.",
+                    header="on_invalid",
+                )
             return await self._check_columnar(source, Format(media), encoding, request)
         decoder = ENCODINGS[encoding]()
         limit = self._settings.json_body_bytes_max if media == JSON else self._settings.body_bytes_max
-        intake = Intake(source, body_bytes_max=limit, spool_memory_bytes_max=self._settings.spool_memory_bytes_max)
+        intake = Intake(
+            source,
+            body_bytes_max=limit,
+            spool_memory_bytes_max=self._settings.spool_memory_bytes_max,
+            keep_invalid=keep_invalid,
+        )
         document = bytearray()
 
         def take(piece: bytes) -> None:
@@ -319,11 +360,12 @@ class Api:
                 intake.document(bytes(document))
             return intake.finish()
 
+        small = INLINE_BYTES_MAX if not keep_invalid else 0  # a bad record takes many times what a good one does
         stream = request.stream()
         try:
             async for piece in _pieces(stream):
-                await _run(take, piece, inline=encoding == "identity" and len(piece) <= INLINE_BYTES_MAX)
-            return await _run(finish, inline=len(document) <= INLINE_BYTES_MAX)
+                await _run(take, piece, inline=encoding == "identity" and len(piece) <= small)
+            return await _run(finish, inline=len(document) <= small)
         except BaseException as error:
             request.state.records = max(1, intake.records)
             intake.close()
@@ -472,7 +514,7 @@ class Api:
     async def status(self, submission_id: str) -> SubmissionStatus:
         """Where a submission is. Raises `Refused` (404)."""
         accepted, identity = await self.whereabouts(submission_id)
-        return _status_of(accepted, "accepted", []) if identity is None else _status(identity)
+        return _status_of(accepted, "accepted", [], []) if identity is None else _status(identity)
 
     async def object(self, file_path: str) -> ObjectContents:
         """What an object holds. Raises `Refused` (404)."""
@@ -515,7 +557,14 @@ class Api:
                 for one in contents.submissions
             ],
             quarantined=[
-                {"sequence": one.sequence, "key": one.key, "reason": one.reason} for one in contents.quarantined
+                {
+                    "sequence": one.sequence,
+                    "key": one.key,
+                    "kind": one.kind,
+                    "records": one.records,
+                    "reason": one.reason,
+                }
+                for one in contents.quarantined
             ],
             duplicates=len(contents.duplicates),
         )
@@ -537,7 +586,7 @@ class Api:
 
     def _count_taken(self, accepted: Accepted, outcome: Outcome, body_bytes: int) -> None:
         of = {attribute.bronze_source: accepted.source, attribute.bronze_outcome: outcome}
-        self._telemetry.instruments.records.add(accepted.records, of)
+        self._telemetry.instruments.records.add(accepted.records + accepted.rejected, of)
         if outcome is Outcome.ACCEPTED:
             self._telemetry.instruments.bytes.add(body_bytes, of)
         get_current_span().set_attribute(attribute.bronze_outcome, outcome)
@@ -575,7 +624,7 @@ def create_app(api: Api, lookups: Lookups, page: Page, telemetry: Telemetry) -> 
         status_code=202,
         summary="Send one submission",
         responses={202: {"model": SubmissionAccepted}, **_problems(400, 404, 409, 413, 415, 422, 503)},
-        openapi_extra=dict(_INGEST),
+        openapi_extra=_ingest([source.name for source in api.sources().sources]),
     )
     async def ingest(request: Request) -> Response:
         accepted = await api.ingest(request.path_params["source"], request)
@@ -586,6 +635,7 @@ def create_app(api: Api, lookups: Lookups, page: Page, telemetry: Telemetry) -> 
             classification_count=accepted.classification_count,
             source=accepted.source,
             records=accepted.records,
+            rejected=accepted.rejected,
             trace_id=accepted.trace_id,
             status_url=url,
         )
@@ -651,12 +701,16 @@ def create_app(api: Api, lookups: Lookups, page: Page, telemetry: Telemetry) -> 
     async def livez() -> dict[str, str]:
         return telemetry.alive()
 
-    @app.get("/readyz", summary="Whether submissions can be taken")
+    @app.get("/readyz", summary="Whether submissions can be taken", responses={503: {"description": "They cannot"}})
     async def readyz() -> JSONResponse:
         ready, body = await api.ready()
         return JSONResponse(body, status_code=200 if ready else 503)
 
-    @app.get("/metrics", summary="This process's metrics, in Prometheus' text format")
+    @app.get(
+        "/metrics",
+        summary="This process's metrics, in Prometheus' text format",
+        response_class=PlainTextResponse,
+    )
     async def metrics() -> Response:
         body, content_type = await asyncio.to_thread(telemetry.metrics)
         return Response(body, media_type=content_type)
@@ -768,6 +822,19 @@ def _text(request: Request, header: str, chars_max: int) -> str | None:
     return value
 
 
+def _keep_invalid(request: Request) -> bool:
+    """Whether records that do not fit their source are kept apart, and do not refuse the submission."""
+    value = request.query_params.get("on_invalid", REFUSE)
+    if value not in {REFUSE, QUARANTINE}:
+        raise Refused(
+            400,
+            Refusal.INVALID_HEADER,
+            f"?on_invalid={value} is not known: say {REFUSE} (as without it) or {QUARANTINE}.",
+            header="on_invalid",
+        )
+    return value == QUARANTINE
+
+
 async def _pieces(stream: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     """The body in pieces that are worth a thread."""
     waiting = bytearray()
@@ -814,23 +881,28 @@ def _status(identity: Identity) -> SubmissionStatus:
     status: Literal["accepted", "stored", "quarantined"] = "accepted"
     if done:
         status = "quarantined" if identity.parts_quarantined else "stored"
-    return _status_of(identity.accepted, status, identity.objects)
+    return _status_of(identity.accepted, status, identity.objects, identity.quarantined)
 
 
 def _status_of(
-    accepted: Accepted, status: Literal["accepted", "stored", "quarantined"], objects: list[str]
+    accepted: Accepted,
+    status: Literal["accepted", "stored", "quarantined"],
+    objects: list[str],
+    quarantine: list[str],
 ) -> SubmissionStatus:
     return SubmissionStatus(
         submission_id=accepted.submission_id,
         status=status,
         source=accepted.source,
         records=accepted.records,
+        rejected=accepted.rejected,
         classification_id=accepted.classification_id,
         classification_count=accepted.classification_count,
         received_at=accepted.received_at,
         trace_id=accepted.trace_id,
         origin=accepted.origin,
         objects=[ObjectLink(file_path=key, url=f"/v1/objects/{key}") for key in objects],
+        quarantine=quarantine,
     )
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from bronze.errors import Halted, Poison
-from bronze.submission import FORMAT, Accepted, Part, format_version, schema_version
+from bronze.submission import FORMAT, Accepted, Kind, Part, format_version, schema_version
 
 #: Version of the keys' layout; stands in each lane's stream, so that roles of different layouts never share one.
 KEY_LAYOUT = "1"
@@ -92,8 +92,9 @@ def seconds(time: str) -> float:
 class Stored(msgspec.Struct, frozen=True, kw_only=True):
     """A submission in an object, with what its identity needs: `parts_done` of `parts` up to and with this object.
 
-    `records` are those in this object; `objects` are all that hold a part of it so far. `queued_at` is when the queue
-    had stored the first of its messages here, the server's own string.
+    `records` are those in this object; `objects` are all that hold a part of it so far, and `quarantined` the keys of
+    its parts that were set aside. `queued_at` is when the queue had stored the first of its messages here, the server's
+    own string.
     """
 
     accepted: Accepted
@@ -104,16 +105,21 @@ class Stored(msgspec.Struct, frozen=True, kw_only=True):
     records: int
     objects: list[str]
     queued_at: str = ""
+    quarantined: list[str] = []
 
 
 class SetAside(msgspec.Struct, frozen=True, kw_only=True):
-    """A message that is kept in quarantine under `key`, byte for byte; its headers stand here."""
+    """A message that is kept in quarantine under `key`, byte for byte; its headers stand here.
+
+    `kind` is `rejected` where it holds what its sender had kept apart, and nothing is wrong with the message.
+    """
 
     sequence: int
     key: str
     reason: str
     records: int
     headers: dict[str, str]
+    kind: Kind = Kind.RECORDS
 
 
 class Duplicate(msgspec.Struct, frozen=True, kw_only=True):
@@ -214,6 +220,7 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
     parts_done: int
     parts_quarantined: int
     objects: list[str]
+    quarantined: list[str] = []
 
 
 def entry_of(contents: Contents) -> Entry:
@@ -273,6 +280,7 @@ def identities_of(contents: Contents) -> list[Identity]:
             parts_done=stored.parts_done,
             parts_quarantined=stored.parts_quarantined,
             objects=stored.objects,
+            quarantined=stored.quarantined,
         )
         for stored in contents.submissions
     ]
@@ -311,8 +319,10 @@ def first_of_key(lane: Lane, key: str) -> int | None:
     return int(number) if name == f"{start}{number}{end}" and number.isdecimal() else None
 
 
-def quarantine_key(lane: Lane, sequence: int) -> str:
-    return f"quarantine/source={lane.source}/{lane.epoch}-{lane.number}-{sequence:012}.message"
+def quarantine_key(lane: Lane, sequence: int, kind: Kind = Kind.RECORDS) -> str:
+    """The key of a message that is set aside; its end says whether it holds rejected records."""
+    end = "rejected" if kind is Kind.REJECTED else "message"
+    return f"quarantine/source={lane.source}/{lane.epoch}-{lane.number}-{sequence:012}.{end}"
 
 
 # --- rule 3: cut freely, name by the beginning
@@ -521,15 +531,17 @@ def _same_place(identity: Identity, lane: Lane, first_sequence: int) -> bool:
 
 def set_aside(lane: Lane, message: Message, reason: str) -> SetAside:
     try:
-        records = Part.parse(message.headers).records
+        part = Part.parse(message.headers)
+        records, kind = part.records, part.kind
     except Poison:
-        records = 0  # nobody can tell
+        records, kind = 0, Kind.RECORDS  # nobody can tell
     return SetAside(
         sequence=message.sequence,
-        key=quarantine_key(lane, message.sequence),
+        key=quarantine_key(lane, message.sequence, kind),
         reason=reason,
         records=records,
         headers=dict(message.headers),
+        kind=kind,
     )
 
 

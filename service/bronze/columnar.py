@@ -32,6 +32,7 @@ from bronze.submission import (
     HEADER_BYTES_MAX,
     MESSAGE_BYTES_MAX,
     MESSAGES_MAX,
+    Kind,
     Slice,
     empty,
     record_too_large,
@@ -554,7 +555,7 @@ class Packer:
         payload = _encoded(self._schema, rows)
         start = self.slices[-1].end if self.slices else 0
         self._spool.write(payload)
-        self.slices.append(Slice(start, start + len(payload), self._records, rows.num_rows))
+        self.slices.append(Slice(start, start + len(payload), self._records, rows.num_rows, Kind.COLUMNAR))
         self._records += rows.num_rows
 
 

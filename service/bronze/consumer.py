@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
+from urllib.parse import quote
 
 from bronze import chain, parquet
 from bronze.bucket import Bucket, read_contents
@@ -22,7 +23,7 @@ from bronze.lock import Lock, Lost
 from bronze.parquet import Encoded
 from bronze.queue import Queue
 from bronze.sources import Source
-from bronze.submission import FORMAT
+from bronze.submission import FORMAT, Kind
 from bronze.telemetry.sdk import Telemetry
 from bronze.telemetry.signals import Fault, Stage, Step, attribute, error_type, spans
 from bronze.trail import Trail
@@ -38,7 +39,9 @@ BACK_OFF_S_MAX = 5.0
 NEWER_FORMAT_WAIT_S = 30.0
 #: What a stop waits for the writes under way; a supervisor kills after 10 s, and telemetry wants its own.
 STOP_GRACE_S = 6.0
+#: An object's user metadata is 2 KB in all.
 REASON_CHARS_MAX = 512
+FILE_PATH_CHARS_MAX = 1_024
 
 
 class NewerFormat(BronzeError):
@@ -204,7 +207,7 @@ class LaneWriter:
             contents = await self._create(encoded, trail, read)
             with self._step(Step.QUARANTINE):
                 for aside in contents.quarantined:
-                    await self._set_aside(aside, position, read)
+                    await self._set_aside(aside, contents.file_path, position, read)
             with self._step(Step.CATALOG), trail.stage(Stage.CATALOG):
                 position = await self._catalog.append(lane, position, contents)
             trail.stored(contents)
@@ -258,7 +261,7 @@ class LaneWriter:
             raise Unavailable("conflict", f"{key} was there and is gone")
         return contents
 
-    async def _set_aside(self, aside: SetAside, position: Position, read: Sequence[Message]) -> None:
+    async def _set_aside(self, aside: SetAside, file_path: str, position: Position, read: Sequence[Message]) -> None:
         """Keep a message byte for byte. Its headers stand in the footer of the object that lists it."""
         message = next((one for one in read if one.sequence == aside.sequence), None)
         message = message or await self._queue.get(self._lane, aside.sequence)
@@ -269,8 +272,12 @@ class LaneWriter:
             "bronze-subject": message.subject,
             "bronze-sequence": str(message.sequence),
             "bronze-time": message.time,
+            "bronze-file-path": quote(file_path, safe="/=")[:FILE_PATH_CHARS_MAX],
         }
-        if await self._bucket.create(aside.key, message.payload, metadata, "application/octet-stream"):
+        created = await self._bucket.create(aside.key, message.payload, metadata, "application/octet-stream")
+        if created and aside.kind is Kind.REJECTED:
+            log.info("%d rejected records of %s are kept as %s", aside.records, message.submission_id, aside.key)
+        elif created:
             self._count(Step.ENCODE, Fault.POISON)
             log.error(
                 "message %d of %s is set aside as %s: %s",

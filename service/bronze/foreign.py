@@ -17,7 +17,7 @@ from bronze.columnar import EXIT_DISK, EXIT_MEMORY, Format, Job, Read, Rejected,
 from bronze.errors import Refused, Unavailable
 from bronze.settings import Settings
 from bronze.sources import Source
-from bronze.submission import Checked, Kind, Tally, empty
+from bronze.submission import Checked, Tally, empty
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +79,7 @@ class Readers:
                 records=sum(piece.records for piece in read.slices),
                 classifications=read.classifications,
                 unclassified=read.unclassified,
-                kind=Kind.COLUMNAR,
+                invalid={},
             )
         except BaseException:
             spool.close()

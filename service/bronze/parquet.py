@@ -119,6 +119,9 @@ def encode(source: Source, lane: Lane, key: str, cut: Sorted, traceparent: str, 
     group: list[_Decoded] = []
     rows = 0
     for one in cut.kept:
+        if one.part.kind is Kind.REJECTED:
+            poison.append((one.message, f"its records do not fit {source.name}; its sender had them kept apart"))
+            continue
         columnar = one.part.kind is Kind.COLUMNAR
         if group and (rows >= BATCH_ROWS or columnar):
             take(group)
@@ -138,8 +141,8 @@ def encode(source: Source, lane: Lane, key: str, cut: Sorted, traceparent: str, 
             poison.append((one.message, str(error)))
     if group:
         take(group)
-    spoilt = {message.sequence for message, _ in poison}
-    stored = _stored(key, cut, kept, spoilt)
+    aside = [set_aside(lane, message, reason) for message, reason in sorted(poison, key=lambda one: one[0].sequence)]
+    stored = _stored(key, cut, kept, {one.sequence: one.key for one in aside})
     received = sorted(one.accepted.received_at for one in stored)
     contents = Contents(
         writer=f"bronze {__version__}",
@@ -157,9 +160,7 @@ def encode(source: Source, lane: Lane, key: str, cut: Sorted, traceparent: str, 
         last_received_at=received[-1] if received else None,
         traceparent=traceparent,
         submissions=stored,
-        quarantined=[
-            set_aside(lane, message, reason) for message, reason in sorted(poison, key=lambda pair: pair[0].sequence)
-        ],
+        quarantined=aside,
         duplicates=list(cut.duplicates),
         written_at=written_at,
         classifications=list(classifications)[:CLASSIFICATIONS_LISTED_MAX],
@@ -172,11 +173,12 @@ def encode(source: Source, lane: Lane, key: str, cut: Sorted, traceparent: str, 
 
 @dataclass(frozen=True, slots=True)
 class _Decoded:
-    """A message's records, as structs of their source and as received, and the run that each belongs to."""
+    """A message's records, as structs of their source and as received; the index in the body and the run of each."""
 
     one: Kept
     records: list[Any]
     raw: list[bytes]
+    indices: Sequence[int]
     classifications: list[str]
     received_at: dt.datetime
 
@@ -184,12 +186,19 @@ class _Decoded:
 def _decode(source: Source, one: Kept) -> _Decoded:
     payload = one.message.payload
     checked_as = source.at(one.part.accepted.schema_version)
+    sparse = one.part.kind is Kind.SPARSE
+    record_type: Any = checked_as.record_type | None if sparse else checked_as.record_type
     try:
-        records = msgspec.json.decode(payload, type=list[checked_as.record_type])  # type: ignore[name-defined]
+        records: list[Any] = msgspec.json.decode(payload, type=list[record_type])
         raw = list(map(bytes, msgspec.json.decode(payload, type=list[msgspec.Raw])))
         received_at = dt.datetime.fromisoformat(one.part.accepted.received_at)
     except (msgspec.DecodeError, RecursionError, ValueError) as error:
         raise Poison(f"its records cannot be decoded as {source.name}: {error}") from error
+    indices: Sequence[int] = range(one.part.first_record, one.part.first_record + len(records))
+    if sparse:
+        there = [place for place, record in enumerate(records) if record is not None]
+        records, raw = [records[place] for place in there], [raw[place] for place in there]
+        indices = [indices[place] for place in there]
     if len(records) != one.part.records or not records:
         raise Poison(f"it holds {len(records)} records, and its headers say {one.part.records}")
     default = one.part.accepted.classification_default
@@ -197,7 +206,7 @@ def _decode(source: Source, one: Kept) -> _Decoded:
     classifications = [name for name in named if name is not None]
     if len(classifications) < len(named):
         raise Poison("a record names no classification_id, and its submission has none")
-    return _Decoded(one, records, raw, classifications, received_at)
+    return _Decoded(one, records, raw, indices, classifications, received_at)
 
 
 def _batch(source: Source, columns: pa.Schema, key: str, messages: Sequence[_Decoded]) -> pa.RecordBatch:
@@ -215,7 +224,8 @@ def _batch(source: Source, columns: pa.Schema, key: str, messages: Sequence[_Dec
         raise Poison(f"its records do not fit {source.name}'s columns: {error}") from error
     named = pa.array([name for message in messages for name in message.classifications], pa.string())
     received = [message.received_at for message in messages]
-    return _rows(columns, key, parts, received, arrays, named, payloads)
+    indices = [index for message in messages for index in message.indices]
+    return _rows(columns, key, parts, indices, received, arrays, named, payloads)
 
 
 def _columnar_batch(source: Source, columns: pa.Schema, key: str, one: Kept) -> pa.RecordBatch:
@@ -249,13 +259,15 @@ def _columnar_batch(source: Source, columns: pa.Schema, key: str, one: Kept) -> 
     arrays = [
         found[field.name] if field.name in found else pa.nulls(count, arrow_type(field)) for field in source.fields
     ]
-    return _rows(columns, key, [one.part], [received_at], arrays, named, found["_payload"])
+    indices = range(one.part.first_record, one.part.first_record + count)
+    return _rows(columns, key, [one.part], indices, [received_at], arrays, named, found["_payload"])
 
 
 def _rows(
     columns: pa.Schema,
     key: str,
     parts: Sequence[Part],
+    indices: Sequence[int],
     received: Sequence[dt.datetime],
     arrays: Sequence[pa.Array],
     named: pa.Array,
@@ -272,7 +284,7 @@ def _rows(
         pa.repeat(key, len(payloads)),
         named,
         each([part.accepted.submission_id for part in parts], pa.string()),
-        pa.array([index for part in parts for index in range(part.first_record, part.first_record + part.records)]),
+        pa.array(indices, pa.int64()),
         each([part.accepted.origin for part in parts], pa.string()),
         each(received, pa.timestamp("us", tz="UTC")),
         each([part.accepted.trace_id for part in parts], pa.string()),
@@ -293,24 +305,29 @@ def _column(field: Field, records: Sequence[Any], versions: Sequence[int]) -> pa
     return pa.array(values, arrow_type(field))
 
 
-def _stored(key: str, cut: Sorted, rows: Mapping[int, int], spoilt: set[int]) -> list[Stored]:
-    """Each submission of a cut with what its identity needs, in the order of their first messages."""
+def _stored(key: str, cut: Sorted, rows: Mapping[int, int], aside: Mapping[int, str]) -> list[Stored]:
+    """Each submission of a cut with what its identity needs, in the order of their first messages.
+
+    `rows` and `aside` are the number of rows and the key in quarantine, by the message's sequence.
+    """
     stored: dict[str, Stored] = {}
     for one in cut.kept:
         accepted = one.part.accepted
         before = stored.get(accepted.submission_id)
         earlier = one.earlier if before is None else None
-        quarantined = before.parts_quarantined if before else earlier.parts_quarantined if earlier else 0
+        so_far = before or earlier
+        set_aside_here = aside.get(one.message.sequence)
         objects = before.objects if before else [*(earlier.objects if earlier else []), key]
         stored[accepted.submission_id] = Stored(
             accepted=accepted,
             first_sequence=one.first_sequence,
             parts=one.part.count,
             parts_done=one.part.number,
-            parts_quarantined=quarantined + (one.message.sequence in spoilt),
+            parts_quarantined=(so_far.parts_quarantined if so_far else 0) + (set_aside_here is not None),
             records=(before.records if before else 0) + rows.get(one.message.sequence, 0),
             objects=list(dict.fromkeys(objects)),
             queued_at=before.queued_at if before else one.message.time,
+            quarantined=(so_far.quarantined if so_far else []) + ([set_aside_here] if set_aside_here else []),
         )
     return list(stored.values())
 

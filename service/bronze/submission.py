@@ -11,6 +11,7 @@ import datetime as dt
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -22,6 +23,7 @@ from uuid import UUID, uuid5
 import msgspec
 import uuid_utils
 
+from bronze import rejected
 from bronze.errors import Poison, Refused
 from bronze.sources import Field, FieldType, Source
 
@@ -48,6 +50,9 @@ HEADER_FIRST_RECORD = "Bronze-First-Record"
 HEADER_RECORDS = "Bronze-Records"
 HEADER_SUBMISSION = "Bronze-Submission"
 
+#: What stands in a message for a record that is kept elsewhere, so that a record's place tells its index.
+GAP = b"null"
+
 _KEYED = UUID("b2f0c1de-6a51-5d0e-9b1c-0d4e5b1c7a11")
 _FIELD_AT = re.compile(r" - at `\$\.([^`\[]+)[^`]*`$")
 _FIELD_MISSING = re.compile(r"missing required field `([^`]+)`")
@@ -58,8 +63,9 @@ class Accepted(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     `digest` is the SHA-256 of the decoded body; `received_at` is RFC 3339 in UTC, in microseconds.
     `classification_id` is the run that all its records belong to, None where there are several;
-    `classification_default` is that of a record that names none. `schema_version` is the version of the source that its
-    records were checked against.
+    `classification_default` is that of a record that names none. `records` are those that become rows, `rejected` those
+    that were kept in quarantine at the sender's request. `schema_version` is the version of the source that they were
+    checked against.
     """
 
     submission_id: str
@@ -75,6 +81,7 @@ class Accepted(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     keyed: bool = False
     origin: str | None = None
     schema_version: int = 1
+    rejected: int = 0
 
 
 class Kind(StrEnum):
@@ -82,7 +89,8 @@ class Kind(StrEnum):
 
     RECORDS = "records"  # a JSON array of records, each as received
     COLUMNAR = "columnar"  # an Arrow IPC stream
-    REJECTED = "rejected"  # records that do not fit their source, with the reasons
+    SPARSE = "sparse"  # as the first, with null in the place of each rejected record: `records` are the others
+    REJECTED = "rejected"  # records that do not fit their source, with the reasons (`rejected.py`)
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +182,7 @@ class Slice:
     end: int
     first_record: int
     records: int
+    kind: Kind
 
 
 class Checked:
@@ -188,11 +197,10 @@ class Checked:
         records: int,
         classifications: Iterable[str],
         unclassified: int,
-        kind: Kind = Kind.RECORDS,
+        invalid: Mapping[str, int],
     ) -> None:
         self._spool = spool
         self._slices = slices
-        self._kind = kind
         self.records = records
         self.body_bytes = tally.bytes
         self.digest = tally.digest()
@@ -200,6 +208,12 @@ class Checked:
         self.classifications = tuple(classifications)
         #: how many records name none
         self.unclassified = unclassified
+        #: how many records were rejected, by what is wrong with them
+        self.invalid = invalid
+
+    @property
+    def rejected(self) -> int:
+        return sum(self.invalid.values())
 
     @property
     def messages(self) -> int:
@@ -210,10 +224,22 @@ class Checked:
         for number, piece in enumerate(self._slices, start=1):
             self._spool.seek(piece.start)
             payload = self._spool.read(piece.end - piece.start)
-            yield Part(accepted, number, len(self._slices), piece.first_record, piece.records, self._kind), payload
+            if piece.kind is Kind.REJECTED:
+                payload = msgspec.json.encode(accepted) + b"\n" + payload
+            yield Part(accepted, number, len(self._slices), piece.first_record, piece.records, piece.kind), payload
 
     def close(self) -> None:
         self._spool.close()
+
+
+class _Invalid(Exception):
+    """A record that does not fit its source; `kind` is the word of its refusal."""
+
+    def __init__(self, kind: str, reason: str, field: str | None = None) -> None:
+        super().__init__(reason)
+        self.kind = kind
+        self.reason = reason
+        self.field = field
 
 
 class Tally:
@@ -239,21 +265,35 @@ class Tally:
 class Intake:
     """Takes a decoded body in pieces, checks each record against the source, and packs whole records into messages.
 
-    Raises `Refused` that names the record's index and field; nothing is kept then. It is plain CPU work: give it
-    large pieces in a thread.
+    Raises `Refused` that names the record's index and field; nothing is kept then. With `keep_invalid`, a record that
+    does not fit its source is packed apart, byte for byte, and refuses nothing. It is plain CPU work: give it large
+    pieces in a thread.
     """
 
-    def __init__(self, source: Source, *, body_bytes_max: int, spool_memory_bytes_max: int) -> None:
+    def __init__(
+        self, source: Source, *, body_bytes_max: int, spool_memory_bytes_max: int, keep_invalid: bool = False
+    ) -> None:
         self._source = source
+        self._keep_invalid = keep_invalid
         self._decoder = msgspec.json.Decoder(source.record_type)
         self._timestamps = [field.name for field in source.fields if field.type is FieldType.TIMESTAMP]
         self._decimals = [field for field in source.fields if field.type is FieldType.DECIMAL]
         self._spool: SpooledTemporaryFile[bytes] = SpooledTemporaryFile(spool_memory_bytes_max)  # noqa: SIM115
         self._tally = Tally(body_bytes_max)
         self._records = 0
+        self._spooled_bytes = 0
         self._slices: list[Slice] = []
         self._pending: list[bytes] = []
         self._pending_bytes = 0
+        #: gaps in what is pending, and after it
+        self._gaps = 0
+        self._gap = 0
+        self._invalid: Counter[str] = Counter()
+        self._rejected_slices: list[Slice] = []
+        self._notes: list[bytes] = []
+        self._rejected: list[bytes] = []
+        self._rejected_bytes = 0
+        self._rejected_first = 0
         self._rest = b""
         self._classifications: dict[str, None] = {}
         self._unclassified = 0
@@ -288,7 +328,7 @@ class Intake:
             array = body.lstrip(b" \t\r\n").startswith(b"[")
             records = msgspec.json.decode(body, type=list[msgspec.Raw]) if array else [body.strip(b" \t\r\n")]
         except UnicodeDecodeError as error:
-            raise _not_utf8(error) from error
+            raise _not_utf8(error.reason) from error
         except (msgspec.DecodeError, RecursionError) as error:
             raise Refused(400, "malformed-json", f"The body is not JSON: {error}.") from error
         self._add([bytes(record) for record in records])
@@ -301,56 +341,63 @@ class Intake:
         if not self._records:
             raise empty("Send one JSON object a line.")
         self._flush()
+        self._flush_rejected()
         return Checked(
             self._spool,
-            self._slices,
+            [*self._slices, *self._rejected_slices],
             tally=self._tally,
-            records=self._records,
+            records=self._records - self._invalid.total(),
             classifications=self._classifications,
             unclassified=self._unclassified,
+            invalid=self._invalid,
         )
 
     def _take(self, block: bytes) -> None:
         try:
             block.decode("utf-8")
-        except UnicodeDecodeError as error:
-            before = sum(1 for line in block[: error.start].split(b"\n")[:-1] if line.strip())
-            raise _not_utf8(error, record=self._records + before) from error
-        self._add([record for line in block.split(b"\n") if (record := line.strip(b" \t\r"))])
+            utf8 = True
+        except UnicodeDecodeError:
+            utf8 = False
+        self._add([record for line in block.split(b"\n") if (record := line.strip(b" \t\r"))], utf8=utf8)
 
-    def _add(self, records: Sequence[bytes]) -> None:
+    def _add(self, records: Sequence[bytes], *, utf8: bool = True) -> None:
         """Take records: all in one go, which is faster, unless one of them needs a closer look."""
-        try:
-            checked: list[Any] = [self._decoder.decode(record) for record in records]
-        except (msgspec.DecodeError, RecursionError):
-            checked = []
+        checked: list[Any] = []
+        if utf8:
+            try:
+                checked = [self._decoder.decode(record) for record in records]
+            except (msgspec.DecodeError, RecursionError):
+                checked = []
         if not checked or any(map(_deep, records)) or self._near_calendar_end(checked) or self._inexact(checked):
             for record in records:
-                self._classify([self._check(record)])
-                self._pack([record])
+                try:
+                    one = self._check(record)
+                except _Invalid as invalid:
+                    self._reject(record, invalid)
+                else:
+                    self._classify([one])
+                    self._pack([record])
         else:
             self._classify(checked)
             self._pack(records)
 
     def _check(self, record: bytes) -> Any:
         try:
+            record.decode("utf-8")
             checked = self._decoder.decode(record)
             if _deep(record):
                 msgspec.json.decode(b"[" * NESTING_SPARE + record + b"]" * NESTING_SPARE, type=msgspec.Raw)
+        except UnicodeDecodeError as error:
+            raise _Invalid("invalid-utf8", error.reason) from error
         except msgspec.ValidationError as error:
-            raise self._violation(str(error)) from error
+            raise _violation(str(error)) from error
         except (msgspec.DecodeError, RecursionError) as error:
-            raise Refused(
-                400,
-                "malformed-json",
-                f"Record {self._records} is not a JSON object: {error}. One record is one line.",
-                record=self._records,
-            ) from error
+            raise _Invalid("malformed-json", str(error)) from error
         for name in self._timestamps:
             if _beyond_calendar(getattr(checked, name)):
-                raise self._violation(f"Expected a time of the years 1 to 9999 in UTC - at `$.{name}`")
+                raise _violation(f"Expected a time of the years 1 to 9999 in UTC - at `$.{name}`")
         for field in self._inexact([checked]):
-            raise self._violation(
+            raise _violation(
                 f"Expected a number of {field.precision} digits at most, {field.scale} of them after the point "
                 f"({field.declared_type}) - at `$.{field.name}`"
             )
@@ -375,6 +422,8 @@ class Intake:
 
     def _pack(self, records: Sequence[bytes]) -> None:
         room = MESSAGE_BYTES_MAX - HEADER_BYTES_MAX - 1
+        if self._gap:
+            self._close_gap(room)
         for record in records:
             size = len(record) + 1
             if self._pending_bytes + size > room:
@@ -385,24 +434,87 @@ class Intake:
             self._pending_bytes += size
             self._records += 1
 
+    def _close_gap(self, room: int) -> None:
+        """What is pending goes on after records that were rejected: behind gaps, or in a new message."""
+        size = self._gap * (len(GAP) + 1)
+        if self._pending_bytes + size > room:
+            self._flush()
+        if self._pending:
+            self._pending += [GAP] * self._gap
+            self._pending_bytes += size
+            self._gaps += self._gap
+        self._gap = 0
+
     def _flush(self) -> None:
-        if len(self._slices) == MESSAGES_MAX:
-            raise too_many_messages()
+        """Make a message of the records that are pending."""
+        if not self._pending:
+            return
+        first = self._records - self._gap - len(self._pending)
         payload = b"[" + b",".join(self._pending) + b"]"
-        start = self._slices[-1].end if self._slices else 0
-        self._spool.write(payload)
-        self._slices.append(Slice(start, start + len(payload), self._records - len(self._pending), len(self._pending)))
+        kind = Kind.SPARSE if self._gaps else Kind.RECORDS
+        self._slices.append(self._spool_message(payload, first, len(self._pending) - self._gaps, kind))
         self._pending = []
         self._pending_bytes = 0
+        self._gaps = 0
 
-    def _violation(self, message: str) -> Refused:
-        found = _FIELD_AT.search(message)
-        missing = _FIELD_MISSING.search(message)
-        name = (found or missing).group(1) if (found or missing) else None  # type: ignore[union-attr]
-        return violation(self._source, _FIELD_AT.sub("", message), record=self._records, field=name)
+    def _reject(self, record: bytes, invalid: _Invalid) -> None:
+        """Refuse the submission for a record, or keep the record apart where the sender asked for that."""
+        if not self._keep_invalid:
+            raise self._refusal(invalid) from invalid
+        note = rejected.note(self._records, invalid.kind, invalid.reason, invalid.field, record)
+        size = rejected.size(note, record)
+        room = MESSAGE_BYTES_MAX - HEADER_BYTES_MAX - rejected.HEAD_BYTES_MAX - len(b"[]\n")
+        if self._rejected_bytes + size > room:
+            if size > room:
+                raise self._record_too_large(room - len(note) - 2)
+            self._flush_rejected()
+        if not self._notes:
+            self._rejected_first = self._records
+        self._notes.append(note)
+        self._rejected.append(record)
+        self._rejected_bytes += size
+        self._invalid[invalid.kind] += 1
+        self._records += 1
+        self._gap += 1
 
-    def _record_too_large(self) -> Refused:
-        return record_too_large(self._records, MESSAGE_BYTES_MAX - HEADER_BYTES_MAX - 2)
+    def _flush_rejected(self) -> None:
+        """Make a message of the records that were rejected."""
+        if not self._notes:
+            return
+        payload = rejected.pack(self._notes, self._rejected)
+        self._rejected_slices.append(
+            self._spool_message(payload, self._rejected_first, len(self._notes), Kind.REJECTED)
+        )
+        self._notes = []
+        self._rejected = []
+        self._rejected_bytes = 0
+
+    def _spool_message(self, payload: bytes, first_record: int, records: int, kind: Kind) -> Slice:
+        if len(self._slices) + len(self._rejected_slices) == MESSAGES_MAX:
+            raise too_many_messages()
+        self._spool.write(payload)
+        start, self._spooled_bytes = self._spooled_bytes, self._spooled_bytes + len(payload)
+        return Slice(start, self._spooled_bytes, first_record, records, kind)
+
+    def _refusal(self, invalid: _Invalid) -> Refused:
+        record = self._records
+        match invalid.kind:
+            case "invalid-utf8":
+                return _not_utf8(invalid.reason, record=record)
+            case "malformed-json":
+                detail = f"Record {record} is not a JSON object: {invalid.reason}. One record is one line."
+                return Refused(400, invalid.kind, detail, record=record)
+            case _:
+                return violation(self._source, invalid.reason, record=record, field=invalid.field)
+
+    def _record_too_large(self, limit: int = MESSAGE_BYTES_MAX - HEADER_BYTES_MAX - 2) -> Refused:
+        return record_too_large(self._records, limit)
+
+
+def _violation(message: str) -> _Invalid:
+    """What a record violates, by the decoder's words."""
+    found = _FIELD_AT.search(message) or _FIELD_MISSING.search(message)
+    return _Invalid("schema-violation", _FIELD_AT.sub("", message), found.group(1) if found else None)
 
 
 # --- refusals that bodies of each form have
@@ -468,6 +580,6 @@ def _beyond_calendar(time: dt.datetime | None) -> bool:
     return False
 
 
-def _not_utf8(error: UnicodeDecodeError, **members: object) -> Refused:
+def _not_utf8(reason: str, **members: object) -> Refused:
     place = f"Record {members['record']}" if "record" in members else "The body"
-    return Refused(400, "invalid-utf8", f"{place} is not UTF-8: {error.reason}. JSON is UTF-8 (RFC 8259).", **members)
+    return Refused(400, "invalid-utf8", f"{place} is not UTF-8: {reason}. JSON is UTF-8 (RFC 8259).", **members)

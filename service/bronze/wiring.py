@@ -1,5 +1,6 @@
 """The composition root: the one place where the roles' parts are made and joined."""
 
+import argparse
 import asyncio
 import logging
 import secrets
@@ -13,7 +14,7 @@ from typing import TypeVar
 import httpx
 import uvicorn
 
-from bronze import schemas, sources
+from bronze import quarantine, schemas, sources
 from bronze.api import Api, OwnContext, create_app
 from bronze.bucket import Bucket, S3Bucket
 from bronze.catalog import Catalog, Feed, NatsCatalog
@@ -244,6 +245,15 @@ async def with_feed(settings: Settings, follow: Callable[[Feed, asyncio.Event], 
         finally:
             await jetstream.close()
     return 0
+
+
+async def look_after_quarantine(args: argparse.Namespace, settings: Settings) -> int:
+    """Run a command of `bronze quarantine`, on the bucket alone. Gives the exit code."""
+    bucket = S3Bucket(settings)
+    try:
+        return await quarantine.run(args, settings, bucket)
+    finally:
+        bucket.close()
 
 
 async def consume_role(settings: Settings, wire: Callable[[Edges], Edges] = lambda edge: edge) -> int:

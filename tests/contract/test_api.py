@@ -110,6 +110,7 @@ async def test_a_submission_is_accepted_when_it_is_durable(api: Served) -> None:
         "classification_count": 1,
         "source": "vehicles",
         "records": 2,
+        "rejected": 0,
         "trace_id": TRACE_ID,
         "status_url": f"/v1/submissions/{body['submission_id']}",
     }

@@ -12,8 +12,8 @@ import bronze
 PACKAGE = Path(bronze.__file__).parent
 TESTS = Path(__file__).parents[1]
 
-PURE = ["sources", "encodings", "submission", "chain", "parquet", "columnar", "declared", "preview"]
-ROLES = {"bronze.api", "bronze.consumer", "bronze.publisher", "bronze.lineage"}
+PURE = ["sources", "encodings", "rejected", "submission", "chain", "parquet", "columnar", "declared", "preview"]
+ROLES = {"bronze.api", "bronze.consumer", "bronze.publisher", "bronze.lineage", "bronze.quarantine"}
 CLIENTS = {"nats", "boto3", "botocore", "fastapi", "starlette", "httpx", "uvicorn", "opentelemetry"}
 #: What only the composition root makes.
 BUILT = {"NatsQueue", "NatsCatalog", "NatsLock", "S3Bucket", "LaneWriter", "Api"}

@@ -37,6 +37,7 @@ class Instruments:
     """Every instrument that we make: the metric's name without `bronze.`, with underscores for dots."""
 
     records: Counter
+    records_invalid: Counter
     bytes: Counter
     publisher_submissions: Counter
     uploads: Counter

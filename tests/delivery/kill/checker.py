@@ -11,10 +11,11 @@ import boto3
 import msgspec
 import pyarrow.parquet as pq
 
-from bronze import chain, parquet
+from bronze import chain, parquet, rejected
 from bronze.catalog import KEYED_TTL, UNKEYED_TTL
 from bronze.chain import Contents, Entry, Identity
 from bronze.jetstream import TTL, JetStream
+from bronze.submission import GAP
 from local.servers import S3Account
 
 if TYPE_CHECKING:
@@ -154,8 +155,11 @@ def _check_identities(verdict: Verdict, sent: Sent, found: Found) -> None:
 
 
 def records_of(payload: bytes) -> list[str]:
-    """A message's records, each exactly as it was sent."""
-    return [bytes(raw).decode() for raw in msgspec.json.decode(payload, type=list[msgspec.Raw])]
+    """A message's records, each exactly as it was sent; of rejected ones, too."""
+    if payload.startswith(b"{"):
+        return [raw.decode() for _, raw in rejected.unpack(payload)[1]]
+    raws = map(bytes, msgspec.json.decode(payload, type=list[msgspec.Raw]))
+    return [raw.decode() for raw in raws if raw != GAP]
 
 
 def read_bucket(account: S3Account) -> tuple[dict[str, tuple[Contents, list[str]]], dict[str, list[str]]]:

@@ -275,7 +275,9 @@ class Clients:
         await self._http.aclose()
 
     def submission(self, source: str = "", filling: str = "", *, keyed: bool | None = None) -> Submission:
-        """A new one, with records that no other has: most are small and have a key, some make several messages."""
+        """A new one, with records that no other has: most are small and have a key, some make several messages, and
+        some have records that do not fit their source.
+        """
         number, choice = next(self._numbers), self._rng
         large = not filling and choice.random() < 0.01
         records = [
@@ -284,6 +286,8 @@ class Clients:
         ]
         if (source := source or choice.choice(["vehicles", "failures"])) == "failures":
             records = [{"reason": "late", "failed_on": "2013-01-01", **record} for record in records]
+        if not filling and choice.random() < 0.3:
+            records.insert(choice.randrange(len(records)), {"bad": f"sent-{number}"})
         key = f"key {number}" if keyed or (keyed is None and choice.random() < 0.8) else None
         return Submission(source, key, tuple(msgspec.json.encode(record).decode() for record in records))
 
@@ -325,7 +329,9 @@ class Clients:
             headers["Idempotency-Key"] = submission.key
         try:
             return await self._http.post(
-                f"{self._system.api_url}/v1/ingest/{submission.source}", content=submission.body, headers=headers
+                f"{self._system.api_url}/v1/ingest/{submission.source}?on_invalid=quarantine",
+                content=submission.body,
+                headers=headers,
             )
         except httpx.TransportError:
             return None
@@ -381,7 +387,7 @@ def _copy(message: Message, stream: str, *, foreign: bool) -> Outgoing:
     headers, payload = part.headers(), message.payload
     if foreign:
         headers[HEADER_SUBMISSION] = headers[HEADER_SUBMISSION].replace(part.accepted.digest, "0" * 64)
-        payload = payload.replace(b"sent-", b"foreign-")
+        payload = payload.replace(b"sent-", b"late-")  # as long: notes tell sizes
     if part.number == 1:
         headers |= {EXPECTED_LAST_SUBJECT_SEQUENCE: "0", EXPECTED_STREAM: stream}
     return Outgoing(message.subject, payload, headers)
