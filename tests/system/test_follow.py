@@ -1,5 +1,6 @@
 """One submission, followed from the publisher to where everybody sees it."""
 
+import time
 from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
@@ -19,6 +20,8 @@ publisher CLIENT post /v1/ingest/vehicles
           consumer CLIENT s3 putobject"""
 
 RECORDS = 7
+#: Longer than a count takes to Prometheus.
+STILL_S = 2.0
 
 
 def counted(system: System, publisher: str) -> Mapping[str, float | None]:
@@ -39,9 +42,19 @@ def counted(system: System, publisher: str) -> Mapping[str, float | None]:
     return {name: system.value(query) for name, query in series.items()}
 
 
-def standing(now: Mapping[str, float | None]) -> Mapping[str, float | None] | None:
-    """The counts, once each service that runs already has every series."""
-    return now if all(value is not None for name, value in now.items() if not name.startswith("submissions")) else None
+def standing(system: System, publisher: str) -> Mapping[str, float | None]:
+    """The counts, once each service that runs already has every series, and what tests before this one sent is in."""
+    system.fence()
+    seen: list[tuple[float, Mapping[str, float | None]]] = []
+
+    def still() -> Mapping[str, float | None] | None:
+        now = counted(system, publisher)
+        if not seen or seen[0][1] != now:
+            seen[:] = [(time.monotonic(), now)]
+        there = all(value is not None for name, value in now.items() if not name.startswith("submissions"))
+        return now if there and time.monotonic() - seen[0][0] > STILL_S else None
+
+    return until("all series are there and stand still before the first record", still)
 
 
 def test_one_submission_is_followed_through_the_whole_chain(system: System, mark: str, tmp_path: Path) -> None:
@@ -49,7 +62,7 @@ def test_one_submission_is_followed_through_the_whole_chain(system: System, mark
     exemplar there leads to its trace, and that leads to its object.
     """
     publisher = f"publisher-{mark}"
-    before = until("all series are there before the first record", lambda: standing(counted(system, publisher)))
+    before = standing(system, publisher)
     lines = vehicles(mark, RECORDS)
     file, report = tmp_path / "fleet of today.ndjson", tmp_path / "report"
     file.write_bytes(ndjson(lines))
