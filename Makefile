@@ -9,7 +9,7 @@ READY := $(VENV)/.ready
 LOCAL := $(BIN)/python -m local
 
 .DEFAULT_GOAL := help
-.PHONY: help up status logs down demo test kill-test outage-test bench check generate lock
+.PHONY: help up status logs down demo test kill-test fuzz outage-test bench check generate lock
 MAKEFLAGS += --no-print-directory
 
 help: ## what there is
@@ -41,6 +41,11 @@ kill-test: SEED ?= random
 kill-test: ROUNDS ?= 10
 kill-test: $(READY) ## kill every process at every step; SEED=... repeats a run, ROUNDS=... makes it longer
 	BRONZE_KILL_SEED=$(SEED) BRONZE_KILL_ROUNDS=$(ROUNDS) $(BIN)/python -m pytest -s tests/delivery/test_kill.py $(T)
+
+fuzz: N ?= 500
+fuzz: SEED ?= 1
+fuzz: $(READY) ## ask all that the OpenAPI document offers, rightly and wrongly; N=... requests each, SEED=... others
+	BRONZE_FUZZ_EXAMPLES=$(N) BRONZE_FUZZ_SEED=$(SEED) $(BIN)/python -m pytest tests/system/test_fuzz.py $(T)
 
 outage-test: S ?= 180
 outage-test: $(READY) ## stop the telemetry pipeline's parts under load, for three minutes each; S=... seconds
