@@ -1,7 +1,10 @@
-"""What Schemathesis sends as NDJSON, which it does not know: records that fit, nearly fit or do not, and junk."""
+"""The bodies that Schemathesis does not know: records that fit, nearly fit or do not, their damaged files, and junk."""
 
 import json
+from io import BytesIO
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import schemathesis
 from hypothesis import strategies as st
 
@@ -10,8 +13,44 @@ _VALUES = (
 )
 _FIELDS = ["vehicle_id", "seats", "operator", "run_number", "scheduled_at", "arrived_at", "reason", "classification_id"]
 _RECORDS = st.dictionaries(st.sampled_from(_FIELDS) | st.text(), _VALUES, max_size=6).map(json.dumps).map(str.encode)
+_COLUMNS = st.sampled_from(
+    [
+        pa.array(["a", None, "c"]),
+        pa.array([1, None, 2**62]),
+        pa.array([0.5, float("nan"), 1e300]),
+        pa.array([None, None, None]),
+        pa.array([[1], [], None]),
+        pa.array(["a", "b", "a"]).dictionary_encode(),
+        pa.array([0, 1, 2], pa.timestamp("us", "UTC")),
+    ]
+)
+_TABLES = st.dictionaries(st.sampled_from(_FIELDS), _COLUMNS, min_size=1, max_size=4).map(pa.table)
+
+
+def _stream(table: pa.Table) -> bytes:
+    sink = BytesIO()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return sink.getvalue()
+
+
+def _parquet(table: pa.Table) -> bytes:
+    sink = BytesIO()
+    pq.write_table(table, sink)
+    return sink.getvalue()
+
+
+def _damaged(body: bytes, at: int, byte: int) -> bytes:
+    place = at % len(body)
+    return body[:place] + bytes([byte]) + body[place + 1 :]
+
+
+def _files(whole: st.SearchStrategy[bytes]) -> st.SearchStrategy[bytes]:
+    return whole | st.builds(_damaged, whole, st.integers(0, 2**16), st.integers(0, 255)) | st.binary(max_size=40)
 
 
 schemathesis.openapi.media_type(
     "application/x-ndjson", st.lists(_RECORDS | st.binary(max_size=40), max_size=8).map(b"\n".join)
 )
+schemathesis.openapi.media_type("application/vnd.apache.arrow.stream", _files(_TABLES.map(_stream)))
+schemathesis.openapi.media_type("application/vnd.apache.parquet", _files(_TABLES.map(_parquet)))

@@ -19,6 +19,8 @@ EXAMPLES = {name: (language, code) for name, language, code in MARKED.findall(GU
 PRINTED = {
     "ndjson": r'"source":"vehicles","records":2,"rejected":0,',
     "json": r"^2 records accepted$",
+    "parquet": r"^2 records accepted$",
+    "arrow": r"^2 records accepted$",
     "gzip": r'"records":1,',
     "idempotency": r"^True 409 /problems/idempotency-key-reused$",
     "run": r'"classification_id":"2013-01-01-UA-1545"',
