@@ -8,7 +8,7 @@ from local import servers
 from local.builds import REPOSITORY
 from tests.system.blackbox import System
 
-EXAMPLES = os.environ.get("BRONZE_FUZZ_EXAMPLES", "25")
+EXAMPLES = os.environ.get("BRONZE_FUZZ_EXAMPLES", "15")
 SEED = os.environ.get("BRONZE_FUZZ_SEED", "1")
 
 
