@@ -187,7 +187,7 @@ class System:
         return [row for key in keys for row in pq.read_table(BytesIO(self.body(key))).to_pylist()]
 
     def payloads(self, mark: str, source: str = "vehicles") -> list[bytes]:
-        """The payloads with a mark in them, in the bucket, each as often as it is there; rows of columns may have none."""
+        """The payloads with a mark in them, in the bucket, each as often as it is there. Columns may have none."""
         return sorted(row["_payload"].encode() for row in self.rows(source) if mark in (row["_payload"] or ""))
 
     @contextmanager
