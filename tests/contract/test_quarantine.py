@@ -23,9 +23,11 @@ from bronze.claims import Claims
 from bronze.consumer import LaneWriter
 from bronze.jetstream import JetStream, Outgoing
 from bronze.lock import NatsLock
+from bronze.lookups import Lookups
 from bronze.queue import NatsQueue, boot_time_s
 from bronze.settings import Settings
 from bronze.telemetry.signals import Role
+from bronze.view import View
 from bronze.wiring import limits
 from tests.contract.making import SOURCES, Heard, until
 
@@ -105,7 +107,8 @@ async def served(
     lanes = {(lane.source, lane.number): lane for lane in await queue.open(SOURCES)}
     api = Heard(Role.API)
     made = Api(settings, SOURCES, lanes, queue, bucket, catalog, api.telemetry, boot_time_s, lambda _: None)
-    transport = httpx.ASGITransport(create_app(made, api.telemetry), raise_app_exceptions=False)
+    lookups = Lookups(View(), bucket, made.whereabouts, settings.prefix)
+    transport = httpx.ASGITransport(create_app(made, lookups, api.telemetry), raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url="http://api") as client:
         yield Served(client, settings, lanes["vehicles", 0], queue, bucket, catalog, claims, api, heard)
     api.telemetry.shutdown()

@@ -31,6 +31,7 @@ PRINTED = {
     "sources": r"^vehicles \['vehicle_id'\]\nstatus \['operator'",
     "status": r"^stored bronze/source=vehicles/date=",
     "object": r"^\d+ rows in \d+ bytes, trace [0-9a-f]{32}$",
+    "lineage": r"^1 submission in \['bronze/source=vehicles/date=.*\.parquet'\]$",
     "health": r'"status":"ready"',
 }
 

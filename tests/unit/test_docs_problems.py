@@ -7,7 +7,7 @@ from local.builds import REPOSITORY
 
 ROW = re.compile(r"^\| `/problems/([a-z0-9-]+)` \| \d{3} \|", re.MULTILINE)
 #: What routing and look-ups add to the refusals of a submission.
-OTHERS = {"method-not-allowed", Fault.UNAVAILABLE.value, Fault.INTERNAL.value}
+OTHERS = {"method-not-allowed", "invalid-request", Fault.UNAVAILABLE.value, Fault.INTERNAL.value}
 
 
 def test_each_problem_is_in_the_guide() -> None:
