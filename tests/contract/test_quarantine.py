@@ -24,6 +24,7 @@ from bronze.consumer import LaneWriter
 from bronze.jetstream import JetStream, Outgoing
 from bronze.lock import NatsLock
 from bronze.lookups import Lookups
+from bronze.page import Page
 from bronze.queue import NatsQueue, boot_time_s
 from bronze.settings import Settings
 from bronze.telemetry.signals import Role
@@ -108,7 +109,9 @@ async def served(
     api = Heard(Role.API)
     made = Api(settings, SOURCES, lanes, queue, bucket, catalog, api.telemetry, boot_time_s, lambda _: None)
     lookups = Lookups(View(), bucket, made.whereabouts, settings.prefix)
-    transport = httpx.ASGITransport(create_app(made, lookups, api.telemetry), raise_app_exceptions=False)
+    transport = httpx.ASGITransport(
+        create_app(made, lookups, Page(lookups, bucket, None, None), api.telemetry), raise_app_exceptions=False
+    )
     async with httpx.AsyncClient(transport=transport, base_url="http://api") as client:
         yield Served(client, settings, lanes["vehicles", 0], queue, bucket, catalog, claims, api, heard)
     api.telemetry.shutdown()
