@@ -9,7 +9,7 @@ import sys
 from functools import partial
 
 from bronze import __version__, lineage, publisher, quarantine, settings
-from bronze.errors import Misconfigured, Unavailable
+from bronze.errors import Halted, Misconfigured, Unavailable
 from bronze.settings import Settings
 from bronze.telemetry import sdk
 from bronze.telemetry.signals import Role
@@ -35,11 +35,22 @@ def parser() -> argparse.ArgumentParser:
             "quarantine", help="lists what was set aside, exports it for mending, and sends it again, once"
         )
     )
+    lanes = roles.add_parser(
+        "lanes", help="changes the number of lanes a source: the old ones are stored to their end first"
+    )
+    lanes.add_argument("number", metavar="N", type=int, help="lanes a source from then on; BRONZE_LANES has to follow")
+    catalog = roles.add_parser("catalog", help="looks after the catalog")
+    of_catalog = catalog.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    rebuild = of_catalog.add_parser("rebuild", help="makes the catalog anew, from the bucket alone")
+    rebuild.add_argument("--dry-run", action="store_true", help="read the bucket and say what there is; change nothing")
     return top
 
 
 def main() -> None:
-    """Run a role; the exit code is 2 where its settings cannot work, 3 where what it needs is away."""
+    """Run a role or a command.
+
+    The exit code is 2 where its settings cannot work, 3 where what it needs is away, and 1 where it has to stop.
+    """
     args = parser().parse_args()
     try:
         code = run(args, settings.load())
@@ -49,6 +60,9 @@ def main() -> None:
     except Unavailable as error:
         print(f"bronze {args.role}: gave up: {error}", file=sys.stderr)
         code = 3
+    except Halted as error:
+        print(f"bronze {args.role}: {error}", file=sys.stderr)
+        code = 1
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -68,6 +82,16 @@ def run(args: argparse.Namespace, chosen: Settings) -> int:
         from bronze import wiring
 
         return asyncio.run(wiring.look_after_quarantine(args, chosen))
+    if args.role in {"lanes", "catalog"}:
+        from bronze import wiring
+
+        try:
+            if args.role == "lanes":
+                return asyncio.run(wiring.change_lanes(chosen, args.number))
+            return asyncio.run(wiring.rebuild_catalog(chosen, dry_run=args.dry_run))
+        except KeyboardInterrupt:
+            print(f"bronze {args.role}: interrupted; run it again to finish", file=sys.stderr)
+            return 130
     # a publisher's standard output is its summary
     telemetry = sdk.start(Role.PUBLISHER, chosen, log_stream=sys.stderr if args.role == "publish" else sys.stdout)
     try:

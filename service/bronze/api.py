@@ -31,7 +31,7 @@ from bronze.chain import Identity, Lane, may_be_object
 from bronze.columnar import Format
 from bronze.declared import DeclaredSources, SourceSchema
 from bronze.encodings import ENCODINGS
-from bronze.errors import Halted, Refused, Unavailable
+from bronze.errors import Gone, Halted, Refused, Unavailable
 from bronze.foreign import Body, Readers
 from bronze.lookups import LIMIT, LIMIT_MAX, By, Chain, Lookups
 from bronze.page import Page
@@ -234,7 +234,7 @@ class Api:
         catalog: Catalog,
         telemetry: Telemetry,
         now_s: Callable[[], float],
-        fatal: Callable[[Halted], None],
+        fatal: Callable[[Gone], None],
     ) -> None:
         self._settings = settings
         self._sources = sources
@@ -448,7 +448,7 @@ class Api:
             try:
                 look = accepted.keyed or superseded
                 identity = await self._catalog.identity(accepted.submission_id) if look else None
-            except Unavailable:
+            except (Unavailable, Gone):
                 if superseded:
                     break  # it is stored, and only its identity could tell as what
                 raise
@@ -458,9 +458,6 @@ class Api:
                 return await self._queue.submit(lane, accepted, checked, deadline_s)
             except Superseded:
                 superseded = True
-            except Halted as error:
-                self._fatal(error)
-                raise Unavailable("queue-away", "The queue was replaced; the API starts anew.") from error
         raise Unavailable(
             "outcome-unknown",
             f"Submission {accepted.submission_id} could not be settled. Send it again under the same Idempotency-Key.",
@@ -581,6 +578,13 @@ class Api:
             "queue": queue,
             "bucket": bucket,
         }
+
+    def gone(self, error: Gone) -> Unavailable:
+        """The queue or the catalog was replaced: the API ends, and one that is started anew finds the others."""
+        self._fatal(error)
+        return Unavailable(
+            "queue-away", "The queue or the catalog was replaced, and the API starts anew. Nothing was stored."
+        )
 
     # --- outcomes, counted
 
@@ -729,6 +733,10 @@ def create_app(api: Api, lookups: Lookups, page: Page, telemetry: Telemetry) -> 
             api.count_refused(request, error.kind)
         log.warning("503 %s: %s", error.kind, error.detail)
         return _problem(503, error.kind, error.detail, error.members, {"Retry-After": str(error.retry_after_s)})
+
+    @app.exception_handler(Gone)
+    async def replaced(request: Request, error: Gone) -> Response:
+        return await unavailable(request, api.gone(error))
 
     @app.exception_handler(ClientDisconnect)
     async def gone(request: Request, error: ClientDisconnect) -> Response:

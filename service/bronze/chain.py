@@ -5,6 +5,7 @@ The stream has an order; the bucket takes each key once; an object says where th
 
 import datetime as dt
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -71,11 +72,11 @@ def trace_id_of(traceparent: str) -> str:
     return parts[1] if len(parts) == 4 else "0" * 32
 
 
-def stream_prefix(source: str, number: int) -> str:
+def stream_prefix(source: str, number: int | str) -> str:
     return f"BRONZE_{source.upper()}_{number}"
 
 
-def lane_subject(source: str, number: int, submission_id: str = "*") -> str:
+def lane_subject(source: str, number: int | str, submission_id: str = "*") -> str:
     return f"bronze.{source}.{number}.{submission_id}"
 
 
@@ -294,6 +295,12 @@ def hour_prefix(prefix: str, source: str, time: str) -> str:
     return f"{prefix}/source={source}/date={time[:10]}/hour={time[11:13]}/"
 
 
+_OBJECT_KEY = re.compile(
+    r".*/source=(?P<source>[^/]+)/date=[^/]+/hour=[^/]+/"
+    r"(?P<epoch>[^/-]+)-(?P<lane>[0-9]+)-(?P<first>[0-9]{12,})\.parquet"
+)
+
+
 def object_key(prefix: str, lane: Lane, first: Message) -> str:
     """The key of the object that begins with a message: a function of that message and its lane alone."""
     folder = hour_prefix(prefix, lane.source, first.time)
@@ -313,10 +320,14 @@ def may_be_object(prefix: str, key: str) -> bool:
 
 def first_of_key(lane: Lane, key: str) -> int | None:
     """The first sequence that a key tells of; None where the key is not of this lane."""
-    name = key.rpartition("/")[2]
-    start, end = f"{lane.epoch}-{lane.number}-", ".parquet"
-    number = name.removeprefix(start).removesuffix(end)
-    return int(number) if name == f"{start}{number}{end}" and number.isdecimal() else None
+    of = lane_of_key(key)
+    return of[1] if of and of[0] == lane else None
+
+
+def lane_of_key(key: str) -> tuple[Lane, int] | None:
+    """The lane and the first sequence that an object's key tells of; None where it is no such key."""
+    found = _OBJECT_KEY.fullmatch(key)
+    return (Lane(found["source"], int(found["lane"]), found["epoch"]), int(found["first"])) if found else None
 
 
 def quarantine_key(lane: Lane, sequence: int, kind: Kind = Kind.RECORDS) -> str:

@@ -8,6 +8,7 @@ import asyncio
 import datetime as dt
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 
 from bronze import jetstream as js
 from bronze.errors import Misconfigured, Unavailable
@@ -18,6 +19,8 @@ SUBJECT = "$KV.bronze."
 #: How long who has claimed a stream may take to make it; then another claims it.
 CLAIM_S = 5.0
 POLL_S = 0.1
+#: The beginning of a claim that does not lapse; the rest is the command that ends it.
+HELD = b"held: "
 
 
 class Taken(Exception):
@@ -74,7 +77,8 @@ class Claims:
         """The one stream on these subjects, named `{prefix}_{when it was made}`; made where there is none.
 
         Who claims the key makes the stream; the others wait for it, and claim it where it does not come. Raises
-        `Misconfigured` where two streams hold the subjects.
+        `Misconfigured` where two streams hold the subjects, and `Unavailable` where there is none and a command that
+        replaces it holds the key.
         """
         await self.open()
         seen, seen_s = 0, time.monotonic()
@@ -84,13 +88,19 @@ class Claims:
                 return names[0]
             if names:
                 raise Misconfigured(f"the streams {', '.join(names)} share {subjects[0]}: remove the empty one")
-            _, revision = await self.get(key)
+            value, revision = await self.get(key)
+            if value.startswith(HELD):
+                raise Unavailable(
+                    "queue-away",
+                    f"the stream on {subjects[0]} is being replaced by `{value.removeprefix(HELD).decode()}`: "
+                    "if that does not run any more, run it again",
+                )
             if revision != seen:
                 seen, seen_s = revision, time.monotonic()
             if revision and time.monotonic() - seen_s < CLAIM_S:
                 await asyncio.sleep(POLL_S)
                 continue
-            name = f"{prefix}_{dt.datetime.now(dt.UTC).strftime('%Y%m%dT%H%M%S%f')[:-3]}"
+            name = named_now(prefix)
             try:
                 await self.put(key, name.encode(), revision)
                 await self._js.create_stream({**config, "name": name, "subjects": subjects})
@@ -100,3 +110,24 @@ class Claims:
                 # a claim of before came through after all
                 if error.err_code != js.SUBJECTS_OVERLAP:
                     raise Misconfigured(f"the queue refuses the stream {name}: {error}") from error
+
+    async def hold(self, key: str, command: str) -> None:
+        """From now on nobody makes the key's stream but the command that holds it; `give` ends that."""
+        await self._set(key, HELD + command.encode())
+
+    async def give(self, key: str) -> None:
+        """The command is done with the key."""
+        await self._set(key, b"")
+
+    async def _set(self, key: str, value: bytes) -> None:
+        while True:
+            there, revision = await self.get(key)
+            if there == value:
+                return
+            with suppress(Taken):
+                await self.put(key, value, revision)
+
+
+def named_now(prefix: str) -> str:
+    """The name of a stream that is made now."""
+    return f"{prefix}_{dt.datetime.now(dt.UTC).strftime('%Y%m%dT%H%M%S%f')[:-3]}"

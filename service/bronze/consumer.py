@@ -18,7 +18,7 @@ from bronze import chain, parquet
 from bronze.bucket import Bucket, read_contents
 from bronze.catalog import Catalog, Overtaken
 from bronze.chain import Contents, Gap, Lane, Limits, Message, Position, SetAside, Tail
-from bronze.errors import BronzeError, Halted, Unavailable
+from bronze.errors import BronzeError, Gone, Halted, Unavailable
 from bronze.lock import Lock, Lost
 from bronze.parquet import Encoded
 from bronze.queue import Queue
@@ -83,7 +83,7 @@ class LaneWriter:
     # --- for as long as the role runs
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Write objects until stopped or halted; what passes is waited out."""
+        """Write objects until stopped or halted; what passes is waited out. Raises `Gone`."""
         wait_s = BACK_OFF_S_MIN
         while not stop.is_set():
             try:
@@ -92,6 +92,8 @@ class LaneWriter:
             except (Overtaken, Lost) as error:
                 log.info("lane %s: %s", self._lane.stream, type(error).__name__)
                 wait_s = BACK_OFF_S_MIN
+            except Gone:
+                raise
             except Halted as error:
                 log.critical("lane %s stopped: %s", self._lane.stream, error)
                 return
@@ -290,12 +292,17 @@ class LaneWriter:
     # --- rule 6, and what is seen of the lane: owner or not
 
     async def tend(self) -> None:
-        """Purge what is stored and old enough, and report where the lane stands, for as long as the role runs."""
+        """Purge what is stored and old enough, and report where the lane stands, for as long as the role runs.
+
+        Raises `Gone`: who waits for the lock has no other way to see it.
+        """
         purgeable: deque[tuple[float, Tail]] = deque()
         while True:
             try:
                 with self._step(Step.PURGE):
                     await self._tend(purgeable)
+            except Gone:
+                raise
             except BronzeError as error:
                 log.info("lane %s: not looked after: %s", self._lane.stream, error)
             except Exception:
@@ -310,10 +317,10 @@ class LaneWriter:
             purgeable.append((chain.seconds(stored_at), anchor))
         backlog = await self._queue.state(self._lane)
         now_s = chain.seconds(backlog.now)
-        old: Tail | None = None
+        old: Tail | None = None  # what a sealed queue holds goes with it
         while purgeable and now_s - purgeable[0][0] >= self._purge_grace_s:
             old = purgeable.popleft()[1]
-        if old and backlog.first < old.sequence:
+        if old and backlog.first < old.sequence and not backlog.sealed:
             there = await self._queue.get(self._lane, old.sequence)
             if there and there.time == old.time:  # else the queue was rolled back: what it has is not stored
                 await self._queue.purge_below(self._lane, old.sequence)
@@ -353,12 +360,27 @@ class LaneWriter:
 
 
 async def consume(writers: Sequence[LaneWriter], stop: asyncio.Event) -> None:
-    """Write all lanes until stopped; then finish what is under way, within the grace."""
-    tend = [asyncio.create_task(writer.tend()) for writer in writers]
-    write = [asyncio.create_task(writer.run(stop)) for writer in writers]
+    """Write all lanes until stopped; then finish what is under way, within the grace.
+
+    Raises `Gone` where a stream was replaced: then this process has none to work on, and stops likewise.
+    """
+    tend = [asyncio.create_task(_or_stop(writer.tend(), stop)) for writer in writers]
+    write = [asyncio.create_task(_or_stop(writer.run(stop), stop)) for writer in writers]
     await stop.wait()
     _, late = await asyncio.wait(write, timeout=STOP_GRACE_S)
     await _end(*late, *tend)
+    for error in [task.exception() for task in [*write, *tend] if not task.cancelled()]:
+        if error:
+            raise error
+
+
+async def _or_stop(work: Coroutine[None, None, None], stop: asyncio.Event) -> None:
+    """Do the work; if it fails, all the others stop."""
+    try:
+        await work
+    except BaseException:
+        stop.set()
+        raise
 
 
 async def _wait(stop: asyncio.Event, seconds: float) -> None:

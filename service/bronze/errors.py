@@ -5,6 +5,7 @@ BronzeError
  ├── Unavailable     nobody: it passes, try again later
  ├── Poison          an operator looks at the message that was set aside
  ├── Halted          an operator looks at the lane: going on could lose or double data
+ │    └── Gone       a supervisor starts the role anew: another stream has taken the place of the one it worked on
  └── Misconfigured   an operator mends the settings; the role does not start
 """
 
@@ -47,6 +48,10 @@ class Poison(BronzeError):
 
 class Halted(BronzeError):
     """The queue, the bucket and the catalog contradict each other: the lane stops and touches nothing."""
+
+
+class Gone(Halted):
+    """A lane's or the catalog's stream was replaced: the process ends, and one that is started anew finds the other."""
 
 
 class Misconfigured(BronzeError):

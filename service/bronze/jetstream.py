@@ -10,7 +10,8 @@ Every wait is bounded. A timeout means "unknown", never "no": a request may be a
 import asyncio
 import base64
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Self
 from uuid import uuid4
@@ -22,7 +23,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from bronze.chain import Message
-from bronze.errors import Misconfigured, Unavailable
+from bronze.errors import Gone, Misconfigured, Unavailable
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +39,9 @@ BATCH_FLUSH_MESSAGES = 16
 EXPECTED_STREAM = "Nats-Expected-Stream"
 EXPECTED_LAST_SUBJECT_SEQUENCE = "Nats-Expected-Last-Subject-Sequence"
 TTL = "Nats-TTL"
+
+#: The status of an answer that no one gives.
+NO_RESPONDERS = "503"
 
 #: What a direct get adds to the stored headers.
 _ANSWER_HEADERS = frozenset(
@@ -61,6 +65,8 @@ WRONG_STREAM = 10060
 NO_MESSAGE = 10037
 STREAM_NAME_IN_USE = 10058
 SUBJECTS_OVERLAP = 10065
+STREAM_NOT_FOUND = 10059
+SEALED = 10109
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,14 +80,22 @@ class Outgoing:
 
 @dataclass(frozen=True, slots=True)
 class StreamState:
-    """A stream as its leader sees it now; `now` is the server's clock."""
+    """A stream as its leader sees it now; `now` is the server's clock. A sealed one takes and drops nothing."""
 
     name: str
     metadata: Mapping[str, str]
+    sealed: bool
     first: int
     last: int
     messages: int
     now: str
+
+
+class Missing(Unavailable):
+    """No stream answers to this name or subject now: nothing was done. It may come back, or be replaced."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__("queue-away", f"the queue has no stream that answers to {what}")
 
 
 class ApiError(Exception):
@@ -151,6 +165,8 @@ class JetStream:
             )
         except nats.errors.MaxPayloadError:
             raise
+        except nats.errors.NoRespondersError as error:
+            raise Missing(subject) from error
         except (nats.errors.Error, OSError, TimeoutError) as error:
             raise Unavailable("queue-away", f"the queue does not answer: {error or type(error).__name__}") from error
 
@@ -166,6 +182,8 @@ class JetStream:
         try:
             return await self.api(call, payload)
         except ApiError as error:
+            if error.err_code == STREAM_NOT_FOUND:
+                raise Missing(call.rpartition(".")[2]) from error
             raise Unavailable("queue-away", f"the queue refuses {call}: {error}") from error
 
     # --- streams
@@ -180,6 +198,7 @@ class JetStream:
         return StreamState(
             name=stream,
             metadata=info["config"].get("metadata") or {},
+            sealed=info["config"].get("sealed", False),
             first=state["first_seq"],
             last=state["last_seq"],
             messages=state["messages"],
@@ -189,6 +208,33 @@ class JetStream:
     async def create_stream(self, config: Mapping[str, Any]) -> None:
         """Create a stream; raises `ApiError` where the name or a subject is taken."""
         await self.api(f"STREAM.CREATE.{config['name']}", config)
+
+    async def update_stream(self, stream: str, **changes: object) -> None:
+        """Change some of a stream's configuration, and leave the rest."""
+        config = (await self._ask(f"STREAM.INFO.{stream}"))["config"]
+        await self._ask(f"STREAM.UPDATE.{stream}", {**config, **changes})
+
+    async def seal(self, stream: str) -> None:
+        """Have a stream take nothing more, for good.
+
+        A batch that is open at that moment is refused at its commit; what was acknowledged stays.
+        """
+        await self.update_stream(stream, sealed=True)
+
+    async def delete_stream(self, stream: str) -> None:
+        """Remove a stream with all that it holds; one that is not there is removed."""
+        with suppress(Missing):
+            await self._ask(f"STREAM.DELETE.{stream}")
+
+    @asynccontextmanager
+    async def named(self, stream: str, subject: str) -> AsyncIterator[None]:
+        """Around what is asked of a stream by its name: raises `Gone` where another one has its subject by now."""
+        try:
+            yield
+        except Missing as error:
+            if (await self.streams_of(subject)) not in ([], [stream]):
+                raise gone(stream) from error
+            raise
 
     async def purge_below(self, stream: str, sequence: int) -> None:
         """Drop what lies below a sequence; that message and all after it stay."""
@@ -245,6 +291,8 @@ class JetStream:
         except ApiError as error:
             if error.err_code == NO_MESSAGE:
                 return None
+            if error.err_code == STREAM_NOT_FOUND:
+                raise Missing(stream) from error
             raise Unavailable("queue-away", f"the queue cannot look up {request}: {error}") from error
         return Message(
             sequence=stored["seq"],
@@ -307,6 +355,8 @@ class JetStream:
                     status = headers.get("Status")
                     if status in {"204", "404"}:
                         return messages, int(headers.get("Nats-Num-Pending", 0))
+                    if status == NO_RESPONDERS:
+                        raise Missing(stream)
                     if status is not None:
                         raise Unavailable(
                             "queue-away", f"the queue cannot read: {status} {headers.get('Description', '')}"
@@ -324,6 +374,10 @@ class JetStream:
                 await subscription.unsubscribe()
         except (nats.errors.Error, OSError, TimeoutError) as error:
             raise Unavailable("queue-away", f"the queue does not answer: {error or type(error).__name__}") from error
+
+
+def gone(stream: str) -> Gone:
+    return Gone(f"the stream {stream} was replaced by another: start anew")
 
 
 def _raise_error(answer: Mapping[str, Any]) -> None:

@@ -6,6 +6,8 @@ import logging
 import secrets
 import signal
 import socket
+import tempfile
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -14,20 +16,22 @@ from typing import TypeVar
 import httpx
 import uvicorn
 
-from bronze import quarantine, schemas, sources
+from bronze import commands, quarantine, schemas, sources
 from bronze.api import Api, OwnContext, create_app
 from bronze.bucket import Bucket, S3Bucket
-from bronze.catalog import Catalog, Feed, NatsCatalog
+from bronze.catalog import Catalog, Feed, NatsCatalog, Rebuilt
 from bronze.chain import Lane, Limits
 from bronze.claims import Claims
 from bronze.consumer import LaneWriter, consume
-from bronze.errors import Halted, Misconfigured, Unavailable
+from bronze.errors import Gone, Misconfigured, Unavailable
 from bronze.glance import ASK_S_MAX, Prometheus
 from bronze.jetstream import JetStream
+from bronze.lanes import Change
 from bronze.lock import Lock, NatsLock
 from bronze.lookups import Lookups
 from bronze.page import Page
 from bronze.queue import NatsQueue, Queue, boot_time_s
+from bronze.rebuild import Found, Rebuild
 from bronze.settings import Settings
 from bronze.sources import Source
 from bronze.telemetry import sdk
@@ -159,7 +163,7 @@ async def serve(settings: Settings, wire: Callable[[Edges], Edges] = lambda edge
     declared = sources.load(settings.sources)
     telemetry = sdk.start(Role.API, settings)
     telemetry.begin(declared)
-    failed: list[Halted] = []
+    failed: list[Gone] = []
     stop = asyncio.Event()
     _on_signals(stop.set)
     try:
@@ -169,7 +173,7 @@ async def serve(settings: Settings, wire: Callable[[Edges], Edges] = lambda edge
         ):
             edge = wire(real)
 
-            def fatal(error: Halted) -> None:
+            def fatal(error: Gone) -> None:
                 log.critical("%s", error)
                 failed.append(error)
                 server.should_exit = True
@@ -296,6 +300,50 @@ async def consume_role(settings: Settings, wire: Callable[[Edges], Edges] = lamb
             server.close()
     except Told:
         log.info("told to stop before the start was over")
+    except Gone as error:
+        log.critical("%s", error)
+        return 1
     finally:
         await asyncio.to_thread(telemetry.shutdown)
+    return 0
+
+
+async def change_lanes(settings: Settings, number: int) -> int:
+    """Run `bronze lanes`: change each source's number of lanes. Gives the exit code."""
+    if number < 1:
+        raise Misconfigured(f"{number} lanes: a source has one at least")
+    chosen = settings.model_copy(update={"lanes": number})
+    jetstream = await JetStream.connect(settings.nats_url, server_name=settings.nats_server_name)
+    try:
+        catalog = await NatsCatalog.open(jetstream, settings)
+        with commands.Progress("messages to be stored") as progress:
+            change = Change(
+                NatsQueue(jetstream, chosen), catalog, list(sources.load(settings.sources)), number, progress.left
+            )
+            changed = await change.run()
+    finally:
+        await jetstream.close()
+    commands.report_lanes(number, changed=changed)
+    return 0
+
+
+async def rebuild_catalog(settings: Settings, *, dry_run: bool) -> int:
+    """Run `bronze catalog rebuild`: make the catalog anew, from the bucket. Gives the exit code."""
+    jetstream = await JetStream.connect(settings.nats_url, server_name=settings.nats_server_name)
+    bucket = S3Bucket(settings)
+    found = Found()
+    try:
+        await bucket.check()
+        with commands.Progress("objects read") as progress, tempfile.TemporaryFile() as spool:
+            rebuild = Rebuild(bucket, settings.prefix, progress.step)
+            await rebuild.look(spool, found)
+            if not dry_run:
+                await rebuild.run(Rebuilt(jetstream, settings), spool, found, time.time())
+                queue = NatsQueue(jetstream, settings)
+                lanes = [one.lane for source in sources.load(settings.sources) for one in await queue.lanes_of(source)]
+                await rebuild.compare(queue, lanes, found)
+    finally:
+        bucket.close()
+        await jetstream.close()
+    commands.report_rebuilt(found, dry_run=dry_run)
     return 0

@@ -189,7 +189,7 @@ class Link(JetStream):
 
     async def state(self, stream: str) -> StreamState:
         of = self._world.streams[stream]
-        return StreamState(stream, {}, of.first, of.last, len(of.present()), self._world.time())
+        return StreamState(stream, {}, False, of.first, of.last, len(of.present()), self._world.time())
 
     async def publish(self, message: Outgoing) -> int:
         return await self.publish_batch([message], 1)

@@ -1,5 +1,7 @@
 """What a client is told of a submission whose ack was lost."""
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import cast
 
 import pytest
@@ -24,6 +26,10 @@ class LostAck:
             raise ApiError(WRONG_LAST_SEQUENCE, 400, "wrong last sequence")
         self.stored += 1
         raise Unavailable("queue-away", "the ack was lost")
+
+    @asynccontextmanager
+    async def named(self, stream: str, subject: str) -> AsyncIterator[None]:
+        yield
 
     async def get_last(self, stream: str, subject: str) -> Message | None:
         raise Unavailable("queue-away", "the leader does not answer")

@@ -16,7 +16,7 @@ PURE = ["sources", "encodings", "rejected", "submission", "chain", "parquet", "c
 ROLES = {"bronze.api", "bronze.consumer", "bronze.publisher", "bronze.lineage", "bronze.quarantine"}
 CLIENTS = {"nats", "boto3", "botocore", "fastapi", "starlette", "httpx", "uvicorn", "opentelemetry"}
 #: What only the composition root makes.
-BUILT = {"NatsQueue", "NatsCatalog", "NatsLock", "S3Bucket", "LaneWriter", "Api"}
+BUILT = {"NatsQueue", "NatsCatalog", "Change", "Rebuild", "NatsLock", "S3Bucket", "LaneWriter", "Api"}
 
 
 def name_of(file: Path) -> str:
