@@ -567,9 +567,17 @@ class Api:
         )
 
     async def ready(self) -> tuple[bool, dict[str, str]]:
-        """Whether submissions can be taken, which the queue decides; the bucket's absence is told, and waited out."""
-        lane = next(iter(self._lanes.values()))
-        queue, bucket = await asyncio.gather(_probe(self._queue.state(lane)), _probe(self._bucket.check()))
+        """Whether submissions can be taken, which the queue decides; the bucket's absence is told, and waited out.
+
+        Raises `Gone`: this is how an idle API learns of it.
+        """
+
+        async def answers() -> None:
+            lane = next(iter(self._lanes.values()))
+            await self._queue.state(lane)
+            await self._catalog.position(lane)
+
+        queue, bucket = await asyncio.gather(_probe(answers()), _probe(self._bucket.check()))
         ready = queue == "ok"
         status = "ready" if ready else "not ready: the queue is away"
         return ready, {
