@@ -1,6 +1,6 @@
 """The roles as the kill test runs them: the service's own parts, in wrappers that die where they are told to.
 
-    python tests/delivery/kill/wiring.py consume|serve
+    python tests/delivery/kill/wiring.py consume|serve|lanes N
 
 An order is a file of the directory BRONZE_KILL_ORDERS, named after a step, that holds a signal. The process that comes
 to the step first takes the order, by renaming the file to `{step}.{its name}.{its pid}`, and sends itself the signal.
@@ -20,7 +20,7 @@ from bronze import parquet, settings, wiring
 from bronze.bucket import Bucket
 from bronze.catalog import Catalog
 from bronze.chain import Attempt, Contents, Lane, Position, Sorted
-from bronze.queue import Queue
+from bronze.queue import NatsQueue, Queue
 from bronze.submission import Accepted, Checked
 from bronze.wiring import Edges
 
@@ -29,6 +29,8 @@ ORDERS = "BRONZE_KILL_ORDERS"
 LOCK = "BRONZE_KILL_LOCK"
 HANDED = "handed to all"
 CATALOG_FIRST = "BRONZE_KILL_CATALOG_FIRST"
+#: `lanes` kills itself after so many acts.
+ACTS = "BRONZE_KILL_ACTS"
 
 #: A record that holds this kills whoever decodes it.
 DEADLY = b"kills its decoder"
@@ -161,13 +163,43 @@ def decode_deadly() -> None:
     parquet.encode = crash
 
 
-def main(role: str) -> int:
+class Doomed(NatsQueue):
+    """A queue whose user dies before the act after so many."""
+
+    left = int(os.environ.get(ACTS, "1000000"))
+
+    def _act(self) -> None:
+        if not self.left:
+            os.kill(os.getpid(), signal.SIGKILL)
+        self.left -= 1
+
+    async def hold(self, source: str, number: int, command: str) -> None:
+        self._act()
+        await super().hold(source, number, command)
+
+    async def seal(self, lane: Lane) -> None:
+        self._act()
+        await super().seal(lane)
+
+    async def remove(self, lane: Lane) -> None:
+        self._act()
+        await super().remove(lane)
+
+    async def make(self, source: str, number: int) -> None:
+        self._act()
+        await super().make(source, number)
+
+
+def main(role: str, *arguments: str) -> int:
     decode_deadly()
     chosen = settings.load()
+    if role == "lanes":
+        vars(wiring)["NatsQueue"] = Doomed
+        return asyncio.run(wiring.change_lanes(chosen, *map(int, arguments)))
     if role == "serve":
         return asyncio.run(wiring.serve(chosen, wire))
     return asyncio.run(wiring.consume_role(chosen, wire))
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    sys.exit(main(*sys.argv[1:]))

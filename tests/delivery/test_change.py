@@ -1,0 +1,107 @@
+"""Another number of lanes under load, on real processes, while the command that changes it is killed.
+
+BRONZE_KILL_SEED as for the kill test: it decides where the command dies.
+"""
+
+import asyncio
+import os
+import random
+import sys
+from dataclasses import replace
+from pathlib import Path
+from signal import SIGKILL
+
+from bronze.chain import Lane
+from local import programs
+from local.programs import Process
+from tests.delivery.kill import wiring
+from tests.delivery.kill.checker import Found, check
+from tests.delivery.kill.harness import CONSUMERS, POLL_S, Clients, System, attempts
+
+SEED = os.environ.get("BRONZE_KILL_SEED", "9")
+CLIENTS = 3
+LANES = "BRONZE_LANES"
+#: From so many lanes to so many, and how often the command dies on the way.
+CHANGES = ((2, 3, 2), (3, 1, 1))
+#: Acts of a change of four sources: claims, seals, removals, new streams.
+ACTS_MAX = 40
+
+
+class Changing(System):
+    """A system whose operator sets the number of lanes when the roles have ended, and starts them anew."""
+
+    lanes = CHANGES[0][0]
+
+    async def keep(self) -> None:
+        """Start again what ends: since its lanes were replaced (1), since another number was set (2), or since they were
+        not whole for long (3).
+        """
+        while True:
+            for name, process in self._roles.items():
+                if not process.alive():
+                    code = process.wait(0)
+                    assert code in {1, 2, 3}, f"{name} ended with {code}\n{programs.log_tail(process.log)}"
+                    env = {**process.program.env, LANES: str(self.lanes)}
+                    self._roles[name] = Process(replace(process.program, env=env), process.log)
+            await asyncio.sleep(POLL_S)
+
+    async def change(self, lanes: int, acts: int | None = None) -> int:
+        """Run the command, and kill it before its so-manieth act; gives its exit code."""
+        program = self._roles["api"].program
+        env = {**programs.environment(program), **({wiring.ACTS: str(acts)} if acts is not None else {})}
+        with (self.root / "lanes.log").open("ab") as log:
+            command = await asyncio.create_subprocess_exec(
+                sys.executable, wiring.__file__, "lanes", str(lanes), env=env, stdout=log, stderr=log
+            )
+            return await command.wait()
+
+
+def with_retired(found: Found) -> Found:
+    """The lanes whose streams are gone end where the catalog says; the others as they are."""
+    ends = {Lane(one.source, one.lane, one.epoch).stream: (one.last, one.last) for one in found.entries}
+    return replace(found, lanes={**ends, **found.lanes})
+
+
+async def some_accepted(clients: Clients) -> None:
+    """Wait until more is accepted."""
+    before = len(clients.accepted)
+    async for _ in attempts(60, "nothing is accepted"):
+        if len(clients.accepted) >= before + 10:
+            break
+
+
+async def test_another_number_of_lanes_under_load_loses_and_doubles_nothing(tmp_path: Path) -> None:
+    """However often the command is killed: it is finished by running it again; each accepted record is stored once, in
+    chains without a gap, and a retry across the change gets the 202 that it got.
+    """
+    seed = random.SystemRandom().randrange(10**6) if SEED == "random" else int(SEED)
+    rng = random.Random(seed)
+    system, stop, deaths = Changing(tmp_path), asyncio.Event(), 0
+    async with system, Clients(system, rng) as clients, asyncio.TaskGroup() as group:
+        for name, command in (("api", "serve"), *((one, "consume") for one in CONSUMERS)):
+            system.start(name, command, **{LANES: str(system.lanes)})
+        keep = group.create_task(system.keep())
+        senders = [group.create_task(clients.run(stop)) for _ in range(CLIENTS)]
+        for _, lanes, kills in CHANGES:
+            await some_accepted(clients)
+            for part in range(kills):
+                acts = rng.randrange(ACTS_MAX * part // kills, ACTS_MAX * (part + 1) // kills)
+                deaths += await system.change(lanes, acts) == -SIGKILL
+            assert await system.change(lanes) == 0, (tmp_path / "lanes.log").read_text()
+            system.lanes = lanes
+        await some_accepted(clients)
+        stop.set()
+        await asyncio.gather(*senders)
+        keyed = [pair for pair in clients.accepted if pair[0].key]
+        for submission, answer in rng.sample(keyed, 20):
+            again = await clients.settle(submission)
+            assert (again.status_code, again.json()) == (202, answer)
+        found = await system.drained()
+        keep.cancel()
+    assert deaths >= 2, "the command was not killed"
+    verdict = check(clients.sent, with_retired(found))
+    assert verdict, f"BRONZE_KILL_SEED={seed}, logs in {tmp_path}: {verdict}"
+    assert len({(one.epoch, one.lane) for one in found.entries if one.source == "vehicles"}) >= 4
+    assert {(stream.split("_")[1], stream.split("_")[2]) for stream in found.lanes} == {
+        (source, "0") for source in ("VEHICLES", "STATUS", "RESULTS", "FAILURES")
+    }
