@@ -40,7 +40,10 @@ class Settings(BaseSettings):
     queue_bytes_max: PositiveInt = Field(
         1024 * MIB, description="Bound of a lane's stream in bytes; a full stream answers 503."
     )
-    lanes: PositiveInt = Field(1, description="Lanes a source: parallel writers. Fixed when the stream is created.")
+    lanes: PositiveInt = Field(
+        1,
+        description="Lanes a source: parallel writers. `bronze lanes N` changes their number, and this has to follow.",
+    )
     open_batches_max: Annotated[int, Field(ge=1, le=40)] = Field(
         40, description="Open atomic batches a stream and API process: 40 divided by the number of processes."
     )

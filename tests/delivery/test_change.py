@@ -33,8 +33,8 @@ class Changing(System):
     lanes = CHANGES[0][0]
 
     async def keep(self) -> None:
-        """Start again what ends: since its lanes were replaced (1), since another number was set (2), or since they were
-        not whole for long (3).
+        """Start again what ends: since its lanes were replaced (1), since there is another number of them (2), or
+        since they were not whole for long (3).
         """
         while True:
             for name, process in self._roles.items():
