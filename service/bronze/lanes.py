@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from bronze.catalog import Catalog
-from bronze.errors import Unavailable
+from bronze.errors import Gone, Unavailable
 from bronze.jetstream import Missing
 from bronze.queue import Lanes, OpenLane
 
@@ -107,7 +107,7 @@ class Change:
     async def _left(self, one: OpenLane) -> int:
         try:
             last = (await self._queue.state(one.lane)).last
-        except Missing:
+        except (Missing, Gone):
             return 0  # somebody else runs this command too, and has removed it
         position, _ = await self._catalog.position(one.lane)
         return max(0, last - position.last)

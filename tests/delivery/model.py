@@ -11,6 +11,7 @@ import logging
 import selectors
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -31,6 +32,7 @@ from bronze.api import Api
 from bronze.bucket import Head
 from bronze.catalog import NatsCatalog
 from bronze.chain import (
+    KEY_LAYOUT,
     Attempt,
     Contents,
     Entry,
@@ -42,9 +44,10 @@ from bronze.chain import (
     lane_subject,
 )
 from bronze.consumer import LaneWriter
-from bronze.errors import Refused, Unavailable
+from bronze.errors import Gone, Refused, Unavailable
 from bronze.jetstream import ApiError, JetStream, Outgoing, StreamState
-from bronze.queue import NatsQueue
+from bronze.lanes import Change
+from bronze.queue import NatsQueue, OpenLane
 from bronze.settings import Settings
 from bronze.submission import Accepted
 from bronze.telemetry import sdk
@@ -54,9 +57,10 @@ from bronze.telemetry.sdk import Telemetry
 T = TypeVar("T")
 
 SOURCE = sources.built_in()["vehicles"]
-LANE = Lane(SOURCE.name, 0, "20260101T000000000")
 CATALOG = "BRONZE_CATALOG_20260101T000000000"
 SETTINGS = Settings(deadline_s=4, purge_grace_s=8)
+#: What the lane's stream says that it was made with.
+MADE_WITH = {"bronze.bucket": SETTINGS.bucket, "bronze.prefix": SETTINGS.prefix, "bronze.key_layout": KEY_LAYOUT}
 #: Two writers that cut differently, as two versions of the service may.
 MESSAGES_MAX = (3, 2)
 #: A request that is older got no answer in time: from then on its reply is lost.
@@ -131,6 +135,7 @@ class Stream:
         self.log: list[Message] = []
         self.commits: list[str] = []
         self.first = 1
+        self.sealed = False
         self._time = time
 
     @property
@@ -149,6 +154,8 @@ class Stream:
 
     def store(self, batch: Sequence[Outgoing]) -> int:
         """All or none; what a message expects is checked against the stream before the batch."""
+        if self.sealed:
+            raise ApiError(js.SEALED, 400, "invalid operation on sealed stream")
         for message in batch:
             if message.headers.get(js.EXPECTED_STREAM, self.name) != self.name:
                 raise ApiError(js.WRONG_STREAM, 400, "expected stream does not match")
@@ -187,9 +194,24 @@ class Link(JetStream):
     async def _meet(self, name: str, act: Callable[[int], T], *, writes: bool = False) -> T:
         return await self._world.ask(self._process, name, act, writes=writes) if self._patient else act(0)
 
+    async def streams_of(self, subject: str) -> list[str]:
+        return [name for name in self._world.streams if (name != CATALOG) is subject.startswith("bronze.")]
+
     async def state(self, stream: str) -> StreamState:
-        of = self._world.streams[stream]
-        return StreamState(stream, {}, False, of.first, of.last, len(of.present()), self._world.time())
+        of = self._world.stream(stream)
+        return StreamState(stream, MADE_WITH, of.sealed, of.first, of.last, len(of.present()), self._world.time())
+
+    async def seal(self, stream: str) -> None:
+        def seal(_: int) -> None:
+            self._world.stream(stream).sealed = True
+
+        await self._meet("seal", seal, writes=True)
+
+    async def delete_stream(self, stream: str) -> None:
+        await self._meet("remove", lambda _: self._world.streams.pop(stream, None), writes=True)
+
+    async def create_stream(self, config: Mapping[str, Any]) -> None:
+        await self._meet("make", lambda _: self._world.new_epoch(), writes=True)
 
     async def publish(self, message: Outgoing) -> int:
         return await self.publish_batch([message], 1)
@@ -202,35 +224,38 @@ class Link(JetStream):
         if not in_time():
             raise Unavailable("queue-away", "the time for the batch ran out")
         kind = batch[-1].subject.partition(".")[0]
-        stream = self._world.streams[LANE.stream if kind == "bronze" else CATALOG]
-        return await self._meet(f"store {kind}", lambda _: stream.store(batch), writes=True)
+
+        def store(_: int) -> int:
+            return self._world.stream(CATALOG if kind != "bronze" else self._world.lane.stream).store(batch)
+
+        return await self._meet(f"store {kind}", store, writes=True)
 
     async def get(self, stream: str, sequence: int) -> Message | None:
-        of = self._world.streams[stream]
-        return await self._meet("get", lambda _: next((one for one in of.present() if one.sequence == sequence), None))
+        def get(_: int) -> Message | None:
+            return next((one for one in self._world.stream(stream).present() if one.sequence == sequence), None)
+
+        return await self._meet("get", get)
 
     async def get_last(self, stream: str, subject: str) -> Message | None:
-        of = self._world.streams[stream]
-        return await self._meet("get last", lambda _: of.last_of(subject))
+        return await self._meet("get last", lambda _: self._world.stream(stream).last_of(subject))
 
     async def has(self, stream: str, sequence: int) -> bool:
         return True  # a hint; this one always makes its reader look
 
     async def read(self, stream: str, first: int, *, messages_max: int, bytes_max: int) -> list[Message]:
-        of = self._world.streams[stream]
-        return await self._meet("read", lambda lag: [one for one in of.view(lag) if one.sequence >= first])
+        return await self._meet(
+            "read", lambda lag: [one for one in self._world.stream(stream).view(lag) if one.sequence >= first]
+        )
 
     async def last_of(self, stream: str, subjects: Sequence[str]) -> list[Message]:
-        of = self._world.streams[stream]
-
         def last(lag: int) -> list[Message]:
-            newest = {message.subject: message for message in of.view(lag)}
+            newest = {message.subject: message for message in self._world.stream(stream).view(lag)}
             return [newest[subject] for subject in subjects if subject in newest]
 
         return await self._meet("identities", last)
 
     async def purge_below(self, stream: str, sequence: int) -> None:
-        of = self._world.streams[stream]
+        of = self._world.stream(stream)
         of.first = max(of.first, min(sequence, of.last + 1))
 
 
@@ -271,6 +296,23 @@ class ModelBucket:
 # --- the processes
 
 
+class Unclaimed(NatsQueue):
+    """The queue of the command that changes the lanes; no role of the model makes a stream, so none has to be held."""
+
+    async def hold(self, source: str, number: int, command: str) -> None: ...
+    async def give(self, source: str, number: int) -> None: ...
+
+
+class NewEpoch(Change):
+    """The command that changes the lanes: here to one of a new epoch, which is all that makes it another."""
+
+    #: the epochs to leave
+    outdated: AbstractSet[str] = frozenset()
+
+    def _as_wanted(self, there: Sequence[OpenLane]) -> bool:
+        return bool(there) and not any(one.sealed or one.lane.epoch in self.outdated for one in there)
+
+
 @dataclass(frozen=True)
 class Wiring:
     """What the processes are made of; a negative control puts a part in that lacks one rule."""
@@ -279,6 +321,8 @@ class Wiring:
     catalog: type[NatsCatalog] = NatsCatalog
     bucket: type[ModelBucket] = ModelBucket
     writer: type[LaneWriter] = LaneWriter
+    change: type[NewEpoch] = NewEpoch
+    changed: type[Unclaimed] = Unclaimed
 
 
 #: As it runs.
@@ -322,13 +366,21 @@ class Consumer(Process):
 
     def __init__(self, world: "World", messages_max: int) -> None:
         super().__init__(world)
-        self.writing = self.start(self._writer(messages_max, patient=True).run(asyncio.Event()))
-        self.start(self._writer(messages_max, patient=False).tend())
+        self._lane = world.lane
+        self.gone = False
+        self.writing = self.start(self._until_gone(self._writer(messages_max, patient=True).run(asyncio.Event())))
+        self.start(self._until_gone(self._writer(messages_max, patient=False).tend()))
+
+    async def _until_gone(self, work: Coroutine[Any, Any, None]) -> None:
+        try:
+            await work
+        except Gone:
+            self.gone = True
 
     def _writer(self, messages_max: int, *, patient: bool) -> LaneWriter:
         link, made_of = Link(self, patient=patient), self.world.wiring
         return made_of.writer(
-            LANE,
+            self._lane,
             SOURCE,
             made_of.queue(link, SETTINGS),
             made_of.bucket(self),
@@ -355,7 +407,7 @@ class ApiProcess(Process):
         self.api = Api(
             SETTINGS,
             {SOURCE.name: SOURCE},
-            {(LANE.source, LANE.number): LANE},
+            {(SOURCE.name, 0): world.lane},
             world.wiring.queue(link, SETTINGS, world.loop.time),
             ModelBucket(self),
             world.wiring.catalog(link, CATALOG),
@@ -363,6 +415,34 @@ class ApiProcess(Process):
             world.loop.time,
             world.unforeseen.append,
         )
+        self.gone = False
+
+
+class Changing(Process):
+    """That command, running."""
+
+    def __init__(self, world: "World") -> None:
+        super().__init__(world)
+        link, made_of = Link(self), world.wiring
+        self._change = made_of.change(
+            made_of.changed(link, SETTINGS),
+            NatsCatalog(link, CATALOG),
+            [SOURCE.name],
+            1,
+            lambda _: None,
+            settled_s=0,
+        )
+        self._change.outdated = world.outdated
+        self.working = self.start(self._run())
+        self.working.add_done_callback(self._ended)
+
+    async def _run(self) -> None:
+        with suppress(Unavailable):  # whoever runs it runs it again
+            await self._change.run()
+
+    def _ended(self, work: asyncio.Task[None]) -> None:
+        if not work.cancelled() and (error := work.exception()):
+            self.world.unforeseen.append(error)
 
 
 @cache
@@ -431,8 +511,14 @@ class World:
         self._log.addHandler(self._handler)
         self._log.propagate = False
 
-        self.streams = {name: Stream(name, self.time) for name in (LANE.stream, CATALOG)}
-        self.queue, self.catalog = self.streams[LANE.stream], self.streams[CATALOG]
+        self.catalog = Stream(CATALOG, self.time)
+        #: the streams that there are, and the lane's of every epoch
+        self.streams = {CATALOG: self.catalog}
+        self.epochs: list[tuple[Lane, Stream]] = []
+        #: epochs that the change of the lanes leaves behind
+        self.outdated: set[str] = set()
+        self.changing: Changing | None = None
+        self.new_epoch()
         self.objects: dict[str, bytes] = {}
         self.asks: list[Ask] = []
         self.late: list[Ask] = []
@@ -447,7 +533,38 @@ class World:
 
     @property
     def processes(self) -> list[Process]:
-        return [*self.consumers, self.api]
+        return [*self.consumers, self.api, *([self.changing] if self.changing else [])]
+
+    # --- the lane's streams
+
+    @property
+    def lane(self) -> Lane:
+        return self.epochs[-1][0]
+
+    @property
+    def queue(self) -> Stream:
+        return self.epochs[-1][1]
+
+    def stream(self, name: str) -> Stream:
+        if name not in self.streams:
+            raise js.Missing(name)
+        return self.streams[name]
+
+    def new_epoch(self) -> None:
+        """Make the lane's stream; the server refuses a second one."""
+        if len(self.streams) > 1:
+            raise ApiError(js.SUBJECTS_OVERLAP, 400, "subjects overlap with an existing stream")
+        now = self._began + dt.timedelta(seconds=self.loop.time())
+        lane = Lane(SOURCE.name, 0, f"{now:%Y%m%dT%H%M%S}{len(self.epochs):03}")
+        self.streams[lane.stream] = Stream(lane.stream, self.time)
+        self.epochs.append((lane, self.streams[lane.stream]))
+
+    def change(self) -> None:
+        """Run the command that changes the lanes, for the first time or again."""
+        if self.changing:
+            self.crash(self.changing)
+        self.changing = Changing(self)
+        self.run(STEP_S)
 
     def close(self) -> None:
         for process in self.processes:
@@ -494,7 +611,7 @@ class World:
             case Outcome.DONE | Outcome.STALE:
                 try:
                     ask.reply.set_result(ask.act(lag if outcome is Outcome.STALE else 0))
-                except ApiError as error:
+                except (ApiError, js.Missing) as error:
                     ask.reply.set_exception(error)
             case Outcome.LOST:
                 self._apply(ask)
@@ -506,6 +623,15 @@ class World:
                     self.late.append(ask)
                 ask.reply.set_exception(away)
         self.run(STEP_S)
+        self._supervise()
+
+    def _supervise(self) -> None:
+        """Start a process anew that ended since its stream was replaced."""
+        for number, consumer in enumerate(self.consumers):
+            if consumer.gone:
+                self.restart_consumer(number)
+        if self.api.gone:
+            self.restart_api()
 
     def work(self, process: Process, until: str) -> None:
         """Let a process go on undisturbed until it asks for something."""
@@ -519,7 +645,7 @@ class World:
 
     @staticmethod
     def _apply(ask: Ask) -> None:
-        with suppress(ApiError):  # the server's "no" reaches nobody
+        with suppress(ApiError, js.Missing):  # the server's "no" reaches nobody
             ask.act(0)
 
     # --- crashes
@@ -572,13 +698,15 @@ class World:
             client.refused = error
         except Unavailable:
             pass  # 503: ask again
+        except Gone:
+            self.api.gone = True  # the same
         else:
             client.answers.append(accepted)
             self.promised |= dict.fromkeys(client.records, self.moment())
 
     def poison(self, record: bytes) -> None:
         """A message that no version of the service has written."""
-        self.queue.store([Outgoing(lane_subject(LANE.source, LANE.number, "poison"), b"[" + record + b"]", {})])
+        self.queue.store([Outgoing(lane_subject(SOURCE.name, 0, "poison"), b"[" + record + b"]", {})])
         self.promised[record] = self.moment()
 
     # --- the end: everything comes to rest, then it is looked at
@@ -590,6 +718,10 @@ class World:
         """
         self.restart_api()
         self._restart_consumers()
+        if self.outdated:
+            self.change()
+            self.rest()
+            self.restart_api()
         for _ in range(RETRIES_MAX):
             for client in self.clients:
                 if not client.settled:
@@ -613,6 +745,7 @@ class World:
         quiet_s = 0.0
         for _ in range(1000):
             idle = all(ask.name == "read" for ask in self.asks) and not any(client.waits for client in self.clients)
+            idle = idle and (self.changing is None or self.changing.working.done())
             for ask in list(self.asks):
                 if ask in self.asks:
                     self.answer(ask)
@@ -628,7 +761,7 @@ class World:
         return [
             msgspec.json.decode(message.payload, type=Entry)
             for message in self.catalog.log
-            if message.subject == LANE.entry_subject
+            if message.subject.startswith("catalog.")
         ]
 
     def identities(self) -> dict[str, Identity]:
@@ -666,7 +799,8 @@ class World:
         twice = [record for record, times in held.items() if times > 1]
         assert not twice, f"I1: stored twice: {twice}"
         halted = any(consumer.halted for consumer in self.consumers)
-        waiting = {record for message in self.queue.present() for record in _records(message.payload)}
+        queues = [stream for name, stream in self.streams.items() if name != CATALOG]
+        waiting = {record for queue in queues for message in queue.present() for record in _records(message.payload)}
         for record, promised in self.promised.items():
             kept = record in held or (halted and record in waiting)
             assert kept or self.taken.get(record, 0) > promised, f"I1: accepted and lost: {record!r}"
@@ -682,12 +816,14 @@ class World:
     def check_chain(self) -> None:
         """I2, I3, I5: the ranges follow each other up to the queue's end, and catalog and bucket say the same."""
         stored, entries = self.stored(), self.entries()
-        last = 0
-        for entry in entries:
-            assert entry.first == last + 1, f"I2: {entry.file_path} does not follow {last}"
-            last = entry.last
-        assert last == self.queue.last, "I2: messages are left"
-        assert self.queue.first <= max(1, last), "I5: the anchor was purged"
+        for lane, queue in self.epochs:
+            last = 0
+            for entry in entries:
+                if entry.epoch == lane.epoch:
+                    assert entry.first == last + 1, f"I2: {entry.file_path} does not follow {last}"
+                    last = entry.last
+            assert last == queue.last, "I2: messages are left"
+            assert queue.first <= max(1, last), "I5: the anchor was purged"
         assert len(entries) == len(stored), "I3: catalog and bucket differ"
         for entry in entries:
             contents, rows = stored[entry.file_path].contents, stored[entry.file_path].rows

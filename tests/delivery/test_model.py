@@ -1,6 +1,7 @@
 """The delivery protocol under every order of events that a random search reaches (`docs/delivery.md`)."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
@@ -11,13 +12,25 @@ from bronze.catalog import NatsCatalog
 from bronze.chain import Contents, Identity, Lane, Message, Position, Tail, follow
 from bronze.consumer import LaneWriter
 from bronze.parquet import Encoded
-from bronze.queue import READ_BYTES_MAX, READ_MESSAGES_MAX, NatsQueue
+from bronze.queue import READ_BYTES_MAX, READ_MESSAGES_MAX, NatsQueue, OpenLane
 from bronze.trail import Trail
-from tests.delivery.model import SERVICE, SETTINGS, Client, ModelBucket, Outcome, Process, Wiring, World
+from tests.delivery.model import (
+    SERVICE,
+    SETTINGS,
+    Client,
+    ModelBucket,
+    NewEpoch,
+    Outcome,
+    Process,
+    Unclaimed,
+    Wiring,
+    World,
+)
 
 #: Two of them make a submission of two messages.
 LARGE_CHARS = 600_000
 POISONS_MAX = 3
+EPOCHS_MAX = 3
 #: Longer than the purge's grace.
 PURGED_S = SETTINGS.purge_grace_s + 1
 
@@ -141,6 +154,24 @@ class RolledBack(Delivery):
         self.world.roll_back(kept[-1] if kept else "", catalog=catalog)
 
 
+class Changed(Delivery):
+    """The same, and the lane is sealed, drained and replaced by one of a new epoch."""
+
+    @precondition(lambda self: len(self.world.epochs) < EPOCHS_MAX)
+    @rule(again=st.booleans())
+    def change(self, *, again: bool) -> None:
+        """Run the command; one that runs is killed. Again: it only finishes what was begun."""
+        if not again or not self.world.outdated:
+            self.world.outdated |= {lane.epoch for lane, _ in self.world.epochs}
+        self.world.change()
+
+    @precondition(lambda self: self.world.changing and not self.world.changing.working.done())
+    @rule(fates=fates, lag=lags)
+    def change_on(self, fates: Sequence[Outcome], lag: int) -> None:
+        assert self.world.changing
+        self._answer(self.world.changing, 0, fates, lag)
+
+
 def search(machine: type[Delivery], examples: int) -> None:
     """A random search that is the same at each run (its seed is a digest of the machine)."""
     run_state_machine_as_test(
@@ -165,6 +196,11 @@ def test_delivery() -> None:
 def test_rolled_back() -> None:
     """A queue that was rolled back never doubles what is stored or drops what it still has: the lane halts instead."""
     search(RolledBack, 100)
+
+
+def test_changed() -> None:
+    """Another lane in the place of one that works, whoever dies on the way: nothing is lost or stored twice."""
+    search(Changed, 120)
 
 
 @pytest.fixture
@@ -244,6 +280,21 @@ class Overwriting(ModelBucket):
         return True
 
 
+class NotSealed(Unclaimed):
+    """Replaces a lane that still takes messages."""
+
+    async def lanes_of(self, source: str) -> list[OpenLane]:
+        return [replace(one, sealed=False) for one in await super().lanes_of(source)]
+
+    async def seal(self, lane: Lane) -> None: ...
+
+
+class NotDrained(NewEpoch):
+    """Replaces a lane whatever it still holds."""
+
+    async def _drain(self, lanes: Sequence[OpenLane]) -> None: ...
+
+
 @pytest.mark.parametrize(
     ("machine", "without"),
     [
@@ -252,6 +303,8 @@ class Overwriting(ModelBucket):
         pytest.param(Delivery, Wiring(writer=OwnMind), id="the object decides"),
         pytest.param(Delivery, Wiring(bucket=Overwriting), id="create-only"),
         pytest.param(Delivery, Wiring(queue=SkipsGaps), id="the gap rule"),
+        pytest.param(Changed, Wiring(changed=NotSealed), id="the seal"),
+        pytest.param(Changed, Wiring(change=NotDrained), id="the drain"),
     ],
 )
 def test_each_rule_is_needed(machine: type[Delivery], without: Wiring) -> None:
