@@ -705,7 +705,9 @@ class World:
             self.promised |= dict.fromkeys(client.records, self.moment())
 
     def poison(self, record: bytes) -> None:
-        """A message that no version of the service has written."""
+        """A message that no version of the service has written, if there is a lane that takes it."""
+        if self.lane.stream not in self.streams or self.queue.sealed:
+            return
         self.queue.store([Outgoing(lane_subject(SOURCE.name, 0, "poison"), b"[" + record + b"]", {})])
         self.promised[record] = self.moment()
 
