@@ -22,7 +22,7 @@ SEED = os.environ.get("BRONZE_KILL_SEED", "9")
 CLIENTS = 3
 LANES = "BRONZE_LANES"
 #: From so many lanes to so many, and how often the command dies on the way.
-CHANGES = ((2, 3, 2), (3, 1, 1))
+CHANGES = ((2, 3, 1), (3, 1, 1))
 #: Acts of a change of four sources: claims, seals, removals, new streams.
 ACTS_MAX = 40
 
@@ -98,7 +98,7 @@ async def test_another_number_of_lanes_under_load_loses_and_doubles_nothing(tmp_
             assert (again.status_code, again.json()) == (202, answer)
         found = await system.drained()
         keep.cancel()
-    assert deaths >= 2, "the command was not killed"
+    assert deaths, "the command was not killed"
     verdict = check(clients.sent, with_retired(found))
     assert verdict, f"BRONZE_KILL_SEED={seed}, logs in {tmp_path}: {verdict}"
     assert len({(one.epoch, one.lane) for one in found.entries if one.source == "vehicles"}) >= 4
