@@ -14,7 +14,7 @@ import pytest_asyncio
 from bronze import chain, lookups, parquet, view
 from bronze.api import Api, create_app
 from bronze.bucket import S3Bucket
-from bronze.catalog import Feed, NatsCatalog, Place
+from bronze.catalog import REBUILDING, Feed, NatsCatalog, Place
 from bronze.chain import Contents, Lane, Position, Tail
 from bronze.errors import Refused, Unavailable
 from bronze.jetstream import JetStream, Outgoing
@@ -286,14 +286,21 @@ async def test_a_view_is_kept_lost_and_made_again(
 async def test_another_catalog_begins_the_view_anew(
     data: Data, seen: View, feed: Feed, jetstream: JetStream, catalog: NatsCatalog
 ) -> None:
-    """A catalog that was made again is another stream; what the old one said is gone from the view."""
+    """A catalog that was made again is another stream, which is taken when it is whole; what the old one said is gone
+    from the view.
+    """
     await data.store(of_runs("run"))
     await caught_up(seen, feed)
     before = seen.place
     await jetstream.api(f"STREAM.DELETE.{catalog._stream}")
     with pytest.raises(Unavailable):
         await seen.catch_up(feed)
-    await jetstream.create_stream({"name": "ANOTHER", "subjects": ["catalog.>", "identity.*"], "allow_direct": True})
+    config: dict[str, Any] = {"name": "ANOTHER", "subjects": ["catalog.>", "identity.*"], "allow_direct": True}
+    await jetstream.create_stream({**config, "metadata": {REBUILDING: "yes"}})
+    with pytest.raises(Unavailable, match="being rebuilt"):
+        await seen.catch_up(feed)
+    assert seen.place == before
+    await jetstream.update_stream("ANOTHER", metadata={})
     await caught_up(seen, feed)
     assert (seen.place.stream, seen.place.sequence) == ("ANOTHER", 0)
     assert before.stream != "ANOTHER"

@@ -72,10 +72,12 @@ def chains(system: System, ids: Mapping[str, str]) -> dict[str, dict[str, Any]]:
     return {by: asked(system, by, value, 2 if by == "classification_id" else 1) for by, value in ids.items()}
 
 
-def test_a_run_is_found_by_each_of_its_ids_and_again_without_the_view(
+def test_a_run_is_found_by_each_of_its_ids_and_again_without_view_and_catalog(
     branch: System, mark: str, tmp_path: Path
 ) -> None:
-    """Its vehicle and its status, their traces, objects and times; after the view was deleted, the same answers."""
+    """Its vehicle and its status, their traces, objects and times; after the view was deleted, and after the catalog
+    was made anew from the bucket, the same answers.
+    """
     views = tmp_path / "views"
     api = branch.role("api", BRONZE_VIEW_DIR=str(views))
     with branch.queue(), branch.running(branch.role("consumer")):
@@ -106,6 +108,17 @@ def test_a_run_is_found_by_each_of_its_ids_and_again_without_the_view(
             assert "Nothing is known of 'nobody'" in nothing.stderr
         for file in views.iterdir():
             file.unlink()
+        with branch.running(api):
+            assert chains(branch, ids) == before
+        rebuilt = subprocess.run(
+            [servers.executable("bronze"), "catalog", "rebuild"],
+            env={**environment(), **branch.role("consumer").env},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert rebuilt.returncode == 0, rebuilt.stderr
         with branch.running(api):
             assert chains(branch, ids) == before
     assert command(branch, mark).returncode == 3  # nobody answers
