@@ -11,7 +11,6 @@ import signal
 import socket
 import subprocess
 import sys
-import textwrap
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -48,7 +47,7 @@ from prometheus_client import CollectorRegistry
 from bronze import publisher, sources
 from bronze.errors import Misconfigured, Refused
 from bronze.fleet import fleet
-from bronze.publisher import Batch, Sender, Stop, Summary, batches
+from bronze.publisher import Batch, Format, Plan, Sender, Stop, Summary, batches, formats
 from bronze.settings import Settings
 from bronze.submission import MESSAGE_BYTES_MAX
 from bronze.telemetry import Telemetry
@@ -247,9 +246,10 @@ def time() -> Time:
 @pytest.fixture
 def publish(api: Api, observed: Observed, time: Time) -> Callable[..., Summary]:
     def run(*files: Path, source: str = "status", **options: Any) -> Summary:
-        defaults: dict[str, Any] = {"stop": time, "clock": time.clock, "records_max": 2}
-        settings = Settings(api_url=api.url)
-        return publisher.publish(settings, observed.telemetry, source, [*map(str, files)], **(defaults | options))
+        ways: dict[str, Any] = {"stop": time, "clock": time.clock}
+        ways |= {name: options.pop(name) for name in ("stop", "report") if name in options}
+        plan = Plan(source, **({"records_max": 2} | options))
+        return publisher.publish(Settings(api_url=api.url), observed.telemetry, plan, [*map(str, files)], **ways)
 
     return run
 
@@ -263,7 +263,9 @@ def ndjson(path: Path, *lines: str) -> Path:
 
 
 def read(data: bytes, records_max: int = 10, bytes_max: int = 10_000) -> list[Batch]:
-    return list(batches("f.ndjson", io.BytesIO(data), records_max=records_max, bytes_max=bytes_max))
+    stream = io.BytesIO(data)
+    records = formats.records("f.ndjson", stream, Format.NDJSON, lambda: None)
+    return list(batches("f.ndjson", records, records_max=records_max, bytes_max=bytes_max, position=stream.tell))
 
 
 @given(
@@ -282,7 +284,7 @@ def test_batches_hold_every_record_once(
     for batch in out:
         assert 1 <= batch.records <= records_max
         assert len(batch.body) <= bytes_max or batch.records == 1
-        assert [lines[number - 1] for number in batch.lines] == batch.body.splitlines()
+        assert [lines[number - 1] for number in batch.numbers] == batch.body.splitlines()
 
 
 def test_progress_counts_what_was_read() -> None:
@@ -302,8 +304,9 @@ def test_a_batch_fits_a_message() -> None:
 def test_a_line_without_end_is_refused_with_its_number() -> None:
     """A line that no message can take ends the reading, after what stands before it was given out."""
     stream = io.BytesIO(b"{}\n\n" + b"x" * (MESSAGE_BYTES_MAX + 1))
-    reading = batches("f.ndjson", stream, records_max=10, bytes_max=10)
-    assert next(reading).lines == (1,)
+    records = formats.records("f.ndjson", stream, Format.NDJSON, lambda: None)
+    reading = batches("f.ndjson", records, records_max=10, bytes_max=10)
+    assert next(reading).numbers == (1,)
     with pytest.raises(Refused, match=r"f\.ndjson, line 3 is longer"):
         next(reading)
 
@@ -325,15 +328,17 @@ def test_everything_is_sent_in_order(api: Api, publish: Callable[..., Summary], 
     assert summary.submission_id_last == f"id of {api.seen[-1].key}"
 
 
-def test_a_run_sent_again_uses_the_same_keys(api: Api, publish: Callable[..., Summary], tmp_path: Path) -> None:
-    """The keys are a function of the run, so that the API knows what it has."""
+def test_a_file_sent_again_uses_the_same_keys(api: Api, publish: Callable[..., Summary], tmp_path: Path) -> None:
+    """The keys are a function of path, content, run and classification, so that the API knows what it has."""
     file = ndjson(tmp_path / "f.ndjson", "{}", "{}", "{}")
-    first = publish(file)
-    publish(file, run=first.run)
-    publish(file)
+    for options in ({}, {}, {"run": "r"}, {"run": "r"}, {"classification_id": "c"}):
+        publish(file, **options)
+    publish(ndjson(file, "{}", "{}"))
+    publish(ndjson(tmp_path / "g.ndjson", "{}", "{}"))
     keys = [seen.key for seen in api.seen]
-    assert keys[:2] == keys[2:4]
-    assert len(set(keys)) == 4
+    assert keys[0:2] == keys[2:4]
+    assert keys[4:6] == keys[6:8]
+    assert len(set(keys)) == 8
 
 
 @pytest.mark.parametrize("name", ["plain.ndjson", "Flüge 100%.ndjson", "飛行.ndjson"])
@@ -367,7 +372,7 @@ def test_the_address_may_have_a_path(api: Api, observed: Observed, time: Time, t
     """An API behind a gateway's path is reached there, and no password gets into a span."""
     file = ndjson(tmp_path / "f.ndjson", "{}")
     url = api.url.replace("//", "//me:secret@") + "/bronze"
-    publisher.publish(Settings(api_url=url), observed.telemetry, "status", [str(file)], stop=time)
+    publisher.publish(Settings(api_url=url), observed.telemetry, Plan("status"), [str(file)], stop=time)
     assert api.seen[0].path == "/bronze/v1/ingest/status"
     (span,) = observed.spans()
     assert span.attributes is not None
@@ -378,7 +383,7 @@ def test_the_address_may_have_a_path(api: Api, observed: Observed, time: Time, t
 def test_an_address_that_cannot_be_one(observed: Observed, time: Time, url: str) -> None:
     """A wrong address is said at once, not tried for five minutes."""
     with pytest.raises(Misconfigured, match="BRONZE_API_URL"):
-        publisher.publish(Settings(api_url=url), observed.telemetry, "status", [], stop=time)
+        publisher.publish(Settings(api_url=url), observed.telemetry, Plan("status"), [], stop=time)
     assert not time.waits
 
 
@@ -630,21 +635,12 @@ def test_a_signal_ends_the_wait_for_the_next_try(
     assert observed.counts()["unknown"] == 1
 
 
-COMMAND = textwrap.dedent("""
-    import argparse, sys
-    from bronze import publisher, settings, telemetry
+COMMAND = """
+import bronze.__main__, bronze.publisher.stopping
 
-    publisher.GRACE_S = 0.1
-    command = sys.argv[1]
-    parser = argparse.ArgumentParser()
-    getattr(publisher, f"{command}_arguments")(parser)
-    arguments = parser.parse_args(sys.argv[2:])
-    loaded = settings.load()
-    started = telemetry.start("publisher", loaded, log_stream=sys.stderr)
-    code = getattr(publisher, f"run_{command}")(arguments, loaded, started)
-    started.shutdown()
-    sys.exit(code)
-""")
+bronze.publisher.stopping.GRACE_S = 0.1
+bronze.__main__.main()
+"""
 
 
 @contextmanager
@@ -729,7 +725,6 @@ def test_exit_codes(api: Api, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["status"],
         ["status", "nowhere.ndjson"],
         ["status", "."],
         ["status", "-", "--records", "0"],

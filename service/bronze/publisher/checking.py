@@ -1,0 +1,94 @@
+"""Checking: what the API would say of files, without sending any of it."""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from bronze.errors import Refused
+from bronze.publisher.batches import Batch, batches
+from bronze.publisher.files import opened
+from bronze.publisher.formats import Format, classified, format_of, records
+from bronze.publisher.plan import Plan
+from bronze.sources import Source
+from bronze.submission import Intake
+
+PROBLEMS_MAX = 100
+
+
+@dataclass
+class Findings:
+    """What was found: how many records, how many of them are wrong, and the first of what is."""
+
+    source: str
+    files: int = 0
+    records: int = 0
+    invalid: int = 0
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def good(self) -> bool:
+        return not self.problems
+
+    def add(self, problem: str, records: int = 1) -> None:
+        self.invalid += records
+        if len(self.problems) < PROBLEMS_MAX:
+            self.problems.append(problem)
+
+    def text(self) -> str:
+        verdict = "all of them fit" if self.good else f"{self.invalid:,} do not fit"
+        more = [f"and {self.invalid - len(self.problems):,} more"] if self.invalid > len(self.problems) else []
+        end = f"{self.source}: {self.records:,} records in {self.files:,} files, {verdict}; nothing was sent"
+        return "\n".join([*self.problems, *more, end])
+
+    def json(self) -> str:
+        return json.dumps(vars(self))
+
+
+def check(plan: Plan, source: Source, files: Sequence[str]) -> Findings:
+    """Checks every record of files as the API does. Raises `OSError`."""
+    findings = Findings(plan.source)
+    for path in files:
+        findings.files += 1
+        try:
+            for batch in _batches(plan, path, source):
+                findings.records += batch.records
+                for problem in _problems(source, batch):
+                    findings.add(problem)
+        except Refused as error:  # the rest of this file cannot be read
+            findings.add(str(error), 0)
+    return findings
+
+
+def _batches(plan: Plan, path: str, source: Source) -> Iterator[Batch]:
+    form = format_of(path, plan.format) or Format.NDJSON
+    with opened(path) as file:
+        read = records(path, file.stream, form, lambda: source)
+        if column := plan.classification_column:
+            read = ((number, classified(record, column)) for number, record in read)
+        yield from batches(path, read, records_max=plan.records_max, bytes_max=plan.bytes_max, unit=form.unit)
+
+
+def _problems(source: Source, batch: Batch) -> Iterator[str]:
+    lines = batch.body.splitlines(keepends=True)
+    begin = 0
+    while begin < len(lines):
+        intake = Intake(source, body_bytes_max=2**62, spool_memory_bytes_max=2**62)
+        try:
+            intake.lines(b"".join(lines[begin:]))
+            intake.finish().close()
+        except Refused as error:
+            found = error.members.get("record")
+            at = begin + found if isinstance(found, int) else len(lines) - 1
+            yield f"{batch.place(at)}{_told(error)}"
+            begin = at + 1
+        else:
+            return
+        finally:
+            intake.close()
+
+
+def _told(error: Refused) -> str:
+    """What is wrong with a record, without the API's advice to whoever sent it."""
+    name = error.members.get("field")
+    what = error.detail.partition(". The source")[0].partition(": ")[2] or error.detail
+    return f", field {name}: {what}" if name else f": {what}"

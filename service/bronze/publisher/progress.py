@@ -1,0 +1,131 @@
+"""Progress: what a run came to so far, as a summary, a bar and a report."""
+
+import json
+import threading
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Self, TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+from bronze.publisher.batches import Batch
+from bronze.publisher.sending import Receipt
+
+_LISTED_MAX = 10
+
+
+@dataclass
+class Summary:
+    """What a run came to: what was accepted, and `error` where it ended early.
+
+    `records_again` are those of `records` that an earlier sending of the same files had accepted. `refused` are the
+    files that a watcher set aside, each with the reason.
+    """
+
+    source: str
+    run: str | None = None
+    files: int = 0
+    submissions: int = 0
+    records: int = 0
+    records_again: int = 0
+    records_rejected: int = 0
+    bytes: int = 0
+    seconds: float = 0.0
+    retries: int = 0
+    submission_id_first: str | None = None
+    submission_id_last: str | None = None
+    refused: dict[str, str] = field(default_factory=dict)
+    error: str | None = None
+
+    @property
+    def records_per_s(self) -> float:
+        return self.records / self.seconds if self.seconds else 0.0
+
+    def add(self, batch: Batch, receipt: Receipt) -> None:
+        self.submissions += 1
+        self.records += receipt.records
+        self.records_again += receipt.records if receipt.again else 0
+        self.records_rejected += receipt.rejected
+        self.bytes += len(batch.body)
+        self.submission_id_first = self.submission_id_first or receipt.submission_id
+        self.submission_id_last = receipt.submission_id
+
+    def text(self) -> str:
+        notes = [f"{self.retries:,} retries"]
+        if self.records_again:
+            notes.append(f"{self.records_again:,} records were accepted by an earlier sending")
+        if self.records_rejected:
+            notes.append(f"{self.records_rejected:,} records were set aside")
+        lines = [
+            f"{self.source}: {self.records:,} records accepted in {self.submissions:,} submissions, "
+            f"{self.bytes:,} bytes in {self.seconds:.1f} s ({self.records_per_s:,.0f} records/s, {'; '.join(notes)})"
+            + (f", run {self.run}" if self.run else "")
+        ]
+        if self.refused:
+            lines.append(f"{len(self.refused):,} files were refused and set aside; mend one in its place to send it:")
+            lines += [f"  {reason}" for reason in list(self.refused.values())[:_LISTED_MAX]]
+        return "\n".join(lines)
+
+    def json(self) -> str:
+        rounded = {"seconds": round(self.seconds, 3), "records_per_s": round(self.records_per_s, 1)}
+        return json.dumps(asdict(self) | rounded)
+
+
+class Report:
+    """A line of JSON for each submission that was accepted."""
+
+    def __init__(self, out: TextIO) -> None:
+        self._out = out
+        self._writing = threading.Lock()
+
+    def accepted(self, source: str, batch: Batch, receipt: Receipt) -> None:
+        told: Mapping[str, object] = {
+            "submission_id": receipt.submission_id,
+            "trace_id": receipt.trace_id,
+            "source": source,
+            "records": receipt.records,
+            "file": batch.file,
+            f"{batch.unit}_first": batch.numbers[0],
+            f"{batch.unit}_last": batch.numbers[-1],
+        }
+        with self._writing:
+            print(json.dumps(told), file=self._out, flush=True)
+
+
+class Bar:
+    """The progress of a run on standard error: share and time left where the size of all files is known."""
+
+    def __init__(self, source: str, size: int | None, *, shown: bool) -> None:
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TextColumn("{task.fields[records]:,} records"),
+            TextColumn("{task.fields[rate]:,.0f}/s"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=Console(stderr=True),
+            disable=not shown,
+            transient=True,
+        )
+        self._task = self._progress.add_task(source, total=size, records=0, rate=0.0, note="")
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def accepted(self, batch: Batch, summary: Summary) -> None:
+        self._progress.update(
+            self._task,
+            advance=batch.bytes_read,
+            records=summary.records,
+            rate=summary.records_per_s,
+            note="",
+        )
+
+    def retrying(self, delay_s: float) -> None:
+        self._progress.update(self._task, note=f"again in {delay_s:.0f} s")

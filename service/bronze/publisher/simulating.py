@@ -1,0 +1,55 @@
+"""Simulating: a slow fleet, so that there is something to look at."""
+
+import logging
+import random
+import time
+import uuid
+from collections.abc import Callable
+
+import msgspec
+
+from bronze import sources
+from bronze.errors import BronzeError
+from bronze.fleet import fleet
+from bronze.publisher.batches import Batch
+from bronze.publisher.plan import RETRY_FOR_S
+from bronze.publisher.publishing import scraped
+from bronze.publisher.sending import Sender, client
+from bronze.publisher.stopping import Stop
+from bronze.settings import Settings
+from bronze.telemetry import Telemetry
+from bronze.telemetry.signals import Role
+
+INTERVAL_S = 5.0
+
+_log = logging.getLogger(__name__)
+
+
+def simulate(
+    settings: Settings,
+    telemetry: Telemetry,
+    *,
+    stop: Stop,
+    interval_s: float = INTERVAL_S,
+    dice: random.Random | None = None,
+    clock: Callable[[], float] = time.monotonic,
+) -> None:
+    """Drives a slow fleet until it is to stop: one submission in each interval, whatever becomes of the last one.
+
+    Whoever calls shuts the telemetry down. Raises `Misconfigured`.
+    """
+    run = uuid.uuid4().hex
+    telemetry.instruments.zero(Role.PUBLISHER, sources.load(settings.sources))
+    with client(settings) as http, scraped(telemetry):
+        telemetry.flush()
+        sender = Sender(http, telemetry, retry_for_s=RETRY_FOR_S, wait=stop.wait, clock=clock)
+        for number, (source, records) in enumerate(fleet(dice or random.Random())):  # noqa: S311  a game
+            body = b"".join(msgspec.json.encode(record) + b"\n" for record in records)
+            batch = Batch(f"{source}.ndjson", body, range(1, len(records) + 1), len(body))
+            try:
+                sender.send(source, f"{run}-{number}", batch)
+            except BronzeError as error:
+                if not stop.wanted:
+                    _log.error("a simulated submission was not accepted: %s", error)
+            if stop.wait(interval_s):
+                return
