@@ -6,11 +6,9 @@ their digits, decimals are strings, times are RFC 3339, bytes are base64.
 
 import codecs
 import csv
-import gzip
 import io
 import json
 import re
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from enum import StrEnum
 from itertools import count
@@ -25,7 +23,7 @@ import zstandard
 
 from bronze.errors import Refused
 from bronze.sources import CLASSIFICATION_ID, FieldType, Source
-from bronze.submission import MESSAGE_BYTES_MAX
+from bronze.submission import MESSAGE_BYTES_MAX, Decoder, Gzip
 from bronze.telemetry.signals import Refusal
 
 STDIN = "-"
@@ -99,11 +97,11 @@ def records(file: str, stream: BinaryIO, form: Format, source: Callable[[], Sour
     """
     try:
         yield from _READERS[form](file, _plain(file, stream, form), source)
-    except (zlib.error, gzip.BadGzipFile, EOFError, zstandard.ZstdError) as error:
-        raise unreadable(file, Refusal.CORRUPT_ENCODING, f"is not whole: {error}") from error
     except UnicodeDecodeError as error:
         raise unreadable(file, Refusal.INVALID_UTF8, f"is not UTF-8: {error}") from error
-    except (pa.ArrowException, pa.ArrowKeyError) as error:
+    except (pa.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # the file's, not its content's
+            raise
         raise unreadable(file, Refusal.MALFORMED_JSON, f"is no {form} file that can be read: {error}") from error
 
 
@@ -129,10 +127,63 @@ def _plain(file: str, stream: BinaryIO, form: Format) -> BinaryIO:
         raise unreadable(
             file, Refusal.UNSUPPORTED_ENCODING, f"is compressed as a whole, and {form} is compressed within: unpack it"
         )
-    if suffix == ".gz":
-        return cast(BinaryIO, gzip.GzipFile(fileobj=stream))
-    reader = zstandard.ZstdDecompressor().stream_reader(stream, read_across_frames=True, closefd=False)
-    return cast(BinaryIO, io.BufferedReader(cast(io.RawIOBase, reader), _CHUNK_BYTES))
+    decoded = io.BufferedReader(_Decoded(file, stream, _DECODERS[suffix]()), _CHUNK_BYTES)
+    return cast(BinaryIO, decoded)
+
+
+class _Zstd:
+    """zstd (RFC 8878), frames one after another."""
+
+    INPUT_BYTES = 256  # what bounds the output: a block of 4 bytes can hold 128 KiB
+
+    def __init__(self) -> None:
+        self._frame = zstandard.ZstdDecompressor().decompressobj()
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        for start in range(0, len(data), self.INPUT_BYTES):
+            rest = data[start : start + self.INPUT_BYTES]
+            while rest:
+                if self._frame.eof:
+                    self._frame = zstandard.ZstdDecompressor().decompressobj()
+                yield self._frame.decompress(rest)
+                rest = self._frame.unused_data if self._frame.eof else b""
+
+    def finish(self) -> None:
+        if not self._frame.eof:
+            raise EOFError("it ends before its last frame does")
+
+
+_DECODERS: Mapping[str, type[Decoder]] = {".gz": Gzip, ".zst": _Zstd}
+
+
+class _Decoded(io.RawIOBase):
+    """A stream's content by one of the API's own decoders, which meet what is not whole."""
+
+    def __init__(self, file: str, stream: BinaryIO, decoder: Decoder) -> None:
+        self._file = file
+        self._pieces = self._decode(stream, decoder)
+        self._rest = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any, /) -> int:
+        while not self._rest:
+            piece = next(self._pieces, None)
+            if piece is None:
+                return 0
+            self._rest = memoryview(piece)
+        size = min(len(self._rest), len(buffer))
+        buffer[:size], self._rest = self._rest[:size], self._rest[size:]
+        return size
+
+    def _decode(self, stream: BinaryIO, decoder: Decoder) -> Iterator[bytes]:
+        try:
+            while data := stream.read(_CHUNK_BYTES):
+                yield from decoder.feed(data)
+            decoder.finish()
+        except (Refused, EOFError, zstandard.ZstdError) as error:
+            raise unreadable(self._file, Refusal.CORRUPT_ENCODING, f"is not whole: {error}") from error
 
 
 # --- text
