@@ -16,9 +16,6 @@ from pathlib import PurePath
 from typing import Any, BinaryIO, cast
 
 import msgspec
-import pyarrow as pa
-import pyarrow.ipc
-import pyarrow.parquet
 import zstandard
 
 from bronze.errors import Refused
@@ -30,6 +27,8 @@ STDIN = "-"
 
 #: A record's number, from 1, and its JSON; the number is that of the line it begins on, where there are lines.
 Record = tuple[int, bytes]
+#: What tells a source's fields; asked only by a format that needs them.
+Declared = Callable[[], Source | None]
 
 
 class Format(StrEnum):
@@ -65,12 +64,9 @@ EXTENSIONS: Mapping[str, Format] = {
 }
 COMPRESSIONS = (".gz", ".zst")
 
-_ARROW_FILE = b"ARROW1"
 _CHUNK_BYTES = 2**18
 #: What may be missing of a word of JSON where a text is cut off.
 _TOKEN_CHARS = 8
-#: Rows that are Python objects at once.
-_ROWS = 1_000
 _SPACE = re.compile(r"[ \t\n\r]*")
 _INT = re.compile(r"[+-]?\d{1,40}")
 
@@ -89,7 +85,7 @@ def format_of(file: str, chosen: Format | None = None) -> Format | None:
     return Format.NDJSON if found is None and file == STDIN else found
 
 
-def records(file: str, stream: BinaryIO, form: Format, source: Callable[[], Source | None]) -> Iterator[Record]:
+def records(file: str, stream: BinaryIO, form: Format, source: Declared) -> Iterator[Record]:
     """The records of an open file, in order.
 
     `source` is asked only by a format that does not type its values. Raises `Refused` for what cannot be read, once
@@ -99,10 +95,6 @@ def records(file: str, stream: BinaryIO, form: Format, source: Callable[[], Sour
         yield from _READERS[form](file, _plain(file, stream, form), source)
     except UnicodeDecodeError as error:
         raise unreadable(file, Refusal.INVALID_UTF8, f"is not UTF-8: {error}") from error
-    except (pa.ArrowException, OSError) as error:
-        if isinstance(error, OSError) and error.errno is not None:  # the file's, not its content's
-            raise
-        raise unreadable(file, Refusal.MALFORMED_JSON, f"is no {form} file that can be read: {error}") from error
 
 
 def unreadable(file: str, kind: Refusal, what: str) -> Refused:
@@ -261,7 +253,7 @@ def _no_json(constant: str) -> object:
     raise ValueError(f"{constant} is no JSON")
 
 
-def _csv(file: str, stream: BinaryIO, source: Callable[[], Source | None]) -> Iterator[Record]:
+def _csv(file: str, stream: BinaryIO, source: Declared) -> Iterator[Record]:
     """A header row, then a record a row; an empty value is null, others are typed as their source declares them."""
     csv.field_size_limit(MESSAGE_BYTES_MAX)
     rows = csv.reader(_lines(file, stream), strict=True)
@@ -283,7 +275,7 @@ def _csv(file: str, stream: BinaryIO, source: Callable[[], Source | None]) -> It
                 if len(row) != len(columns):
                     raise malformed(f"it has {len(row)} values for {len(columns)} columns")
                 values = zip(columns, row, strict=True)
-                yield begun, _line({name: typed(text) if text else None for (name, typed), text in values})
+                yield begun, encoded({name: typed(text) if text else None for (name, typed), text in values})
             begun = rows.line_num + 1
     except csv.Error as error:
         raise malformed(str(error)) from error
@@ -331,106 +323,10 @@ def _bool(text: str) -> object:
     return {"true": True, "1": True, "false": False, "0": False}.get(text.strip().lower(), text)
 
 
-# --- columns
-
-
-def _parquet(file: str, stream: BinaryIO, source: Callable[[], Source | None]) -> Iterator[Record]:
-    if not stream.seekable():
-        raise unreadable(file, Refusal.UNSUPPORTED_MEDIA_TYPE, "cannot be read from its end, as Parquet is: save it")
-    with pyarrow.parquet.ParquetFile(stream, pre_buffer=False) as parquet:
-        yield from _rows(file, parquet.schema_arrow, parquet.iter_batches(_ROWS, use_threads=False), source)
-
-
-def _arrow(file: str, stream: BinaryIO, source: Callable[[], Source | None]) -> Iterator[Record]:
-    """An IPC stream, or an IPC file, which begins with its name."""
-    begin = stream.read(len(_ARROW_FILE)) if stream.seekable() else b""
-    if begin:
-        stream.seek(0)
-    if begin == _ARROW_FILE:
-        with pa.ipc.open_file(stream) as ipc:
-            batches = (ipc.get_batch(index) for index in range(ipc.num_record_batches))
-            yield from _rows(file, ipc.schema, batches, source)
-    else:
-        with pa.ipc.open_stream(stream) as ipc:
-            yield from _rows(file, ipc.schema, ipc, source)
-
-
-def _rows(file: str, schema: Any, batches: Iterator[Any], source: Callable[[], Source | None]) -> Iterator[Record]:
-    """The rows of record batches as JSON."""
-    if len({*schema.names}) < len(schema.names):
-        raise unreadable(file, Refusal.MALFORMED_JSON, "has two columns of one name")
-    declared = source()
-    types = {field.name: field.type for field in declared.fields} if declared else {}
-    pieces = (batch.slice(begin, _ROWS) for batch in batches for begin in range(0, batch.num_rows, _ROWS))
-    number = 1
-    for piece in pieces:
-        columns = {
-            name: _values(column, types.get(name)) for name, column in zip(schema.names, piece.columns, strict=True)
-        }
-        for row in zip(*columns.values(), strict=True):
-            line = _line(dict(zip(columns, row, strict=True)))
-            if len(line) > MESSAGE_BYTES_MAX:
-                raise too_long(file, Format.PARQUET.unit, number)
-            yield number, line
-            number += 1
-
-
-def _values(column: Any, declared: FieldType | None) -> list[Any]:
-    """A column's values, as JSON can say them."""
-    if pa.types.is_decimal(column.type) and declared in {FieldType.FLOAT64, FieldType.INT64}:
-        column = _cast_or_leave(column, pa.float64() if declared is FieldType.FLOAT64 else pa.int64())
-    told: list[Any] = column.cast(_in_utc(column.type)).cast(_said(column.type)).to_pylist()
-    if pa.types.is_timestamp(column.type):
-        return [None if value is None else value.replace(" ", "T") for value in told]
-    if pa.types.is_floating(column.type):
-        return [str(value) if value in {float("inf"), float("-inf")} else value for value in told]
-    return told
-
-
-def _cast_or_leave(column: Any, to: Any) -> Any:
-    try:
-        return column.cast(to)
-    except pa.ArrowInvalid:  # what it cannot hold is sent as it is, and the API says what is wrong
-        return column
-
-
-def _in_utc(kind: Any) -> Any:
-    """The type with every zone changed to UTC."""
-    return _changed(kind, lambda t: pa.timestamp(t.unit, "UTC") if pa.types.is_timestamp(t) and t.tz else t)
-
-
-def _said(kind: Any) -> Any:
-    """The type with strings for times, integers for durations."""
-
-    def said(leaf: Any) -> Any:
-        if pa.types.is_timestamp(leaf) or pa.types.is_date(leaf) or pa.types.is_time(leaf):
-            return pa.string()
-        return pa.int64() if pa.types.is_duration(leaf) else leaf
-
-    return _changed(kind, said)
-
-
-def _changed(kind: Any, leaf: Callable[[Any], Any]) -> Any:
-    """A type with its leaves changed."""
-    if isinstance(kind, pa.BaseExtensionType):
-        return _changed(kind.storage_type, leaf)
-    if pa.types.is_dictionary(kind):
-        return _changed(kind.value_type, leaf)
-    if pa.types.is_struct(kind):
-        return pa.struct([field.with_type(_changed(field.type, leaf)) for field in kind])
-    if pa.types.is_map(kind):
-        return pa.map_(_changed(kind.key_type, leaf), _changed(kind.item_type, leaf))
-    if pa.types.is_large_list(kind):
-        return pa.large_list(_changed(kind.value_type, leaf))
-    if pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind):
-        return pa.list_(_changed(kind.value_type, leaf))
-    return leaf(kind)
-
-
 _encode = msgspec.json.Encoder().encode
 
 
-def _line(record: Mapping[str, object]) -> bytes:
+def encoded(record: Mapping[str, object]) -> bytes:
     return _encode(record) + b"\n"
 
 
@@ -454,7 +350,19 @@ def classified(record: bytes, column: str) -> bytes:
     return _encode(fields) + b"\n"
 
 
-_READERS: Mapping[Format, Callable[[str, BinaryIO, Callable[[], Source | None]], Iterator[Record]]] = {
+def _parquet(file: str, stream: BinaryIO, source: Declared) -> Iterator[Record]:
+    from bronze.publisher import columns  # heavy, and most files are text
+
+    return columns.parquet(file, stream, source)
+
+
+def _arrow(file: str, stream: BinaryIO, source: Declared) -> Iterator[Record]:
+    from bronze.publisher import columns
+
+    return columns.arrow(file, stream, source)
+
+
+_READERS: Mapping[Format, Callable[[str, BinaryIO, Declared], Iterator[Record]]] = {
     Format.NDJSON: _ndjson,
     Format.JSON: _json,
     Format.CSV: _csv,

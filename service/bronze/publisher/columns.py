@@ -1,0 +1,119 @@
+"""Columns: the rows of Parquet and Arrow files as JSON records."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+import pyarrow.ipc
+import pyarrow.parquet
+
+from bronze.publisher.formats import Declared, Format, Record, encoded, too_long, unreadable
+from bronze.sources import FieldType
+from bronze.submission import MESSAGE_BYTES_MAX
+from bronze.telemetry.signals import Refusal
+
+_ARROW_FILE = b"ARROW1"
+#: Rows that are Python objects at once.
+_ROWS = 1_000
+
+
+@contextmanager
+def _readable(file: str, form: Format) -> Iterator[None]:
+    """What the library cannot read is refused."""
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # the file's, not its content's
+            raise
+        raise unreadable(file, Refusal.MALFORMED_JSON, f"is no {form} file that can be read: {error}") from error
+
+
+def parquet(file: str, stream: BinaryIO, source: Declared) -> Iterator[Record]:
+    if not stream.seekable():
+        raise unreadable(file, Refusal.UNSUPPORTED_MEDIA_TYPE, "cannot be read from its end, as Parquet is: save it")
+    with _readable(file, Format.PARQUET), pyarrow.parquet.ParquetFile(stream, pre_buffer=False) as parquet:
+        yield from _rows(file, parquet.schema_arrow, parquet.iter_batches(_ROWS, use_threads=False), source)
+
+
+def arrow(file: str, stream: BinaryIO, source: Declared) -> Iterator[Record]:
+    """An IPC stream, or an IPC file, which begins with its name."""
+    begin = stream.read(len(_ARROW_FILE)) if stream.seekable() else b""
+    if begin:
+        stream.seek(0)
+    opening = pa.ipc.open_file if begin == _ARROW_FILE else pa.ipc.open_stream
+    with _readable(file, Format.ARROW), opening(stream) as ipc:
+        batches = map(ipc.get_batch, range(ipc.num_record_batches)) if begin == _ARROW_FILE else ipc
+        yield from _rows(file, ipc.schema, batches, source)
+
+
+def _rows(file: str, schema: Any, batches: Iterator[Any], source: Declared) -> Iterator[Record]:
+    """The rows of record batches as JSON."""
+    if len({*schema.names}) < len(schema.names):
+        raise unreadable(file, Refusal.MALFORMED_JSON, "has two columns of one name")
+    declared = source()
+    types = {field.name: field.type for field in declared.fields} if declared else {}
+    pieces = (batch.slice(begin, _ROWS) for batch in batches for begin in range(0, batch.num_rows, _ROWS))
+    number = 1
+    for piece in pieces:
+        columns = {
+            name: _values(column, types.get(name)) for name, column in zip(schema.names, piece.columns, strict=True)
+        }
+        for row in zip(*columns.values(), strict=True):
+            line = encoded(dict(zip(columns, row, strict=True)))
+            if len(line) > MESSAGE_BYTES_MAX:
+                raise too_long(file, Format.PARQUET.unit, number)
+            yield number, line
+            number += 1
+
+
+def _values(column: Any, declared: FieldType | None) -> list[Any]:
+    """A column's values, as JSON can say them."""
+    if pa.types.is_decimal(column.type) and declared in {FieldType.FLOAT64, FieldType.INT64}:
+        column = _cast_or_leave(column, pa.float64() if declared is FieldType.FLOAT64 else pa.int64())
+    told: list[Any] = column.cast(_in_utc(column.type)).cast(_said(column.type)).to_pylist()
+    if pa.types.is_timestamp(column.type):
+        return [None if value is None else value.replace(" ", "T") for value in told]
+    if pa.types.is_floating(column.type):
+        return [str(value) if value in {float("inf"), float("-inf")} else value for value in told]
+    return told
+
+
+def _cast_or_leave(column: Any, to: Any) -> Any:
+    try:
+        return column.cast(to)
+    except pa.ArrowInvalid:  # what it cannot hold is sent as it is, and the API says what is wrong
+        return column
+
+
+def _in_utc(kind: Any) -> Any:
+    """The type with every zone changed to UTC."""
+    return _changed(kind, lambda t: pa.timestamp(t.unit, "UTC") if pa.types.is_timestamp(t) and t.tz else t)
+
+
+def _said(kind: Any) -> Any:
+    """The type with strings for times, integers for durations."""
+
+    def said(leaf: Any) -> Any:
+        if pa.types.is_timestamp(leaf) or pa.types.is_date(leaf) or pa.types.is_time(leaf):
+            return pa.string()
+        return pa.int64() if pa.types.is_duration(leaf) else leaf
+
+    return _changed(kind, said)
+
+
+def _changed(kind: Any, leaf: Callable[[Any], Any]) -> Any:
+    """A type with its leaves changed."""
+    if isinstance(kind, pa.BaseExtensionType):
+        return _changed(kind.storage_type, leaf)
+    if pa.types.is_dictionary(kind):
+        return _changed(kind.value_type, leaf)
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(_changed(field.type, leaf)) for field in kind])
+    if pa.types.is_map(kind):
+        return pa.map_(_changed(kind.key_type, leaf), _changed(kind.item_type, leaf))
+    if pa.types.is_large_list(kind):
+        return pa.large_list(_changed(kind.value_type, leaf))
+    if pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind):
+        return pa.list_(_changed(kind.value_type, leaf))
+    return leaf(kind)

@@ -1,0 +1,155 @@
+"""`bronze publish` as its users know it: files of every format, sent once, checked, paced, resumed."""
+
+import gzip
+import json
+import signal
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.ipc
+import pyarrow.parquet as pq
+import zstandard
+
+from tests.system.blackbox import System, ndjson, reported, until, vehicles
+
+
+def publish(system: System, *arguments: str, code: int = 0) -> dict[str, Any]:
+    """A `bronze publish` that ends with this code, and its summary."""
+    process = system.publisher(*arguments, "--json")
+    out, errors = process.communicate(timeout=60)
+    assert process.returncode == code, errors
+    summary: dict[str, Any] = json.loads(out)
+    return summary
+
+
+def of_file(system: System, name: str, source: str = "vehicles") -> list[dict[str, Any]]:
+    """A file's rows in the bucket, in the order of the file."""
+    rows = [row for row in system.rows(source) if row["_origin"] == name]
+    return sorted(rows, key=lambda row: row["vehicle_id"])
+
+
+def fleet(mark: str, count: int = 3) -> list[dict[str, Any]]:
+    return [{"vehicle_id": f"{mark}-{i}", "seats": i, "engine": None, "note": f"é, {i}\n"} for i in range(count)]
+
+
+def written(folder: Path, mark: str) -> list[Path]:
+    """The same records in a file of every format, each with a mark of its own."""
+    names = ["csv", "csv.gz", "json", "json.zst", "ndjson.gz", "parquet", "arrow", "arrows"]
+    files = [folder / f"{mark}.{name}" for name in names]
+    for file in files:
+        records = fleet(file.name)
+        table = pa.Table.from_pylist(records)
+        lines = "".join(f'{r["vehicle_id"]},{r["seats"]},,"{r["note"]}"\n' for r in records)
+        comma_separated = f"vehicle_id,seats,engine,note\n{lines}".encode()
+        array = json.dumps(records, indent=2).encode()
+        match file.name.removeprefix(f"{mark}."):
+            case "csv":
+                file.write_bytes(comma_separated)
+            case "csv.gz":
+                file.write_bytes(gzip.compress(comma_separated))
+            case "json":
+                file.write_bytes(array)
+            case "json.zst":
+                file.write_bytes(zstandard.compress(array))
+            case "ndjson.gz":
+                file.write_bytes(gzip.compress(ndjson([json.dumps(r).encode() for r in records])))
+            case "parquet":
+                pq.write_table(table, file)
+            case name:
+                new = pa.ipc.new_file if name == "arrow" else pa.ipc.new_stream
+                with new(str(file), table.schema) as writer:
+                    writer.write_table(table)
+    return files
+
+
+def test_files_of_every_format(system: System, mark: str, tmp_path: Path) -> None:
+    """Several at once, each with the same rows in the bucket: typed, null where there is nothing, with what is not
+    declared, and under the run that was given. All of them once more adds nothing, and says so.
+    """
+    files = written(tmp_path, mark)
+    command = ("vehicles", *map(str, files), "--parallel", "3", "--records", "2", "--classification-id", f"run {mark}")
+    summary = publish(system, *command)
+    assert (summary["files"], summary["records"], summary["records_again"]) == (8, 24, 0)
+    assert summary["submissions"] == 16
+    again = publish(system, *command)
+    assert (again["records"], again["records_again"]) == (24, 24)
+    system.fence()
+    for file in files:
+        rows = of_file(system, file.name)
+        kept: list[Mapping[str, Any]] = [json.loads(row["_payload"]) for row in rows]
+        assert [dict(one) for one in kept] == fleet(file.name), file.name
+        assert [(row["seats"], row["engine"], row["classification_id"]) for row in rows] == [
+            (i, None, f"run {mark}") for i in range(3)
+        ]
+
+
+def test_a_column_names_the_run(system: System, mark: str, tmp_path: Path) -> None:
+    """Each record belongs to the run that its column names, and to the given one where it names none."""
+    file = tmp_path / f"{mark}.csv"
+    file.write_text(f"vehicle_id,leg\n{mark}-0,{mark}-a\n{mark}-1,\n{mark}-2,{mark}-b\n")
+    publish(system, "vehicles", str(file), "--classification-column", "leg", "--classification-id", mark)
+    system.fence()
+    rows = of_file(system, file.name)
+    assert [row["classification_id"] for row in rows] == [f"{mark}-a", mark, f"{mark}-b"]
+
+
+def test_a_killed_publisher_goes_on_where_it_was(system: System, mark: str, tmp_path: Path) -> None:
+    """After kill -9 the same command adds what was missing: each record exactly once, without a word about runs. Cut
+    otherwise, the file would be other submissions: that is refused, with what to do.
+    """
+    file, report = tmp_path / "fleet.ndjson", tmp_path / "report"
+    records = vehicles(mark, 400)
+    file.write_bytes(ndjson(records))
+    command = ("vehicles", str(file), "--records", "5")
+    publisher = system.publisher(*command, "--report", str(report))
+    try:
+        until("the publisher is at work", lambda: report.exists() and len(reported(report)) >= 5)
+    finally:
+        publisher.kill()
+        publisher.communicate()
+    summary = publish(system, *command)
+    assert summary["records"] == 400
+    assert 25 <= summary["records_again"] < 400
+    system.fence()
+    assert system.payloads(mark) == sorted(records)
+    summary = publish(system, "vehicles", str(file), "--records", "7", code=1)
+    assert "--again" in summary["error"]
+    system.fence()
+    assert system.payloads(mark) == sorted(records)
+
+
+def test_a_dry_run_sends_nothing(system: System, mark: str, tmp_path: Path) -> None:
+    """Every wrong record of all files is named by file, line and field."""
+    one, two, good = tmp_path / "one.csv", tmp_path / "two.json", tmp_path / "good.csv"
+    one.write_text(f"vehicle_id,seats\n{mark}-0,1\n,2\n{mark}-2,many\n{mark}-3,3\n")
+    two.write_text(json.dumps([{"vehicle_id": mark}, {"vehicle_id": mark, "year_built": "old"}]))
+    good.write_text(f"vehicle_id,seats\n{mark}-0,1\n")
+    found = publish(system, "vehicles", *map(str, (one, good, two)), "--dry-run", code=1)
+    assert (found["files"], found["records"], found["invalid"]) == (3, 7, 3)
+    places = [problem.partition(": ")[0] for problem in found["problems"]]
+    assert places == [
+        f"{one}, line 3, field vehicle_id",
+        f"{one}, line 4, field seats",
+        f"{two}, record 2, field year_built",
+    ]
+    system.fence()
+    assert system.payloads(mark) == []
+
+
+def test_a_rate_is_kept(system: System, mark: str, tmp_path: Path) -> None:
+    """There are never more submissions than the rate allows since the start."""
+    file, report = tmp_path / "fleet.ndjson", tmp_path / "report"
+    file.write_bytes(ndjson(vehicles(mark, 1_000)))
+    begun = time.monotonic()
+    publisher = system.publisher("vehicles", str(file), "--records", "2", "--rate", "40", "--report", str(report))
+    try:
+        until("some submissions", lambda: report.exists() and len(reported(report)) >= 12)
+        assert len(reported(report)) <= 1 + (time.monotonic() - begun) * 20
+        publisher.send_signal(signal.SIGINT)
+        publisher.communicate(timeout=10)
+    finally:
+        publisher.kill()
+    assert publisher.returncode == 130

@@ -1,0 +1,100 @@
+"""`bronze publish --watch`: each file that arrives is sent once, whatever becomes of the watcher."""
+
+import json
+import random
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import count
+from pathlib import Path
+
+from tests.system.blackbox import System, ndjson, until, vehicles
+
+KILLS = 10
+FILE_RECORDS = 10
+FILE_SUBMISSIONS = 4
+#: Several submissions a file, so that a kill often falls between two of them.
+OPTIONS = ("--records", "3", "--settle", "0.2", "--parallel", "2")
+
+
+@contextmanager
+def watcher(system: System, directory: Path, *options: str) -> Iterator["subprocess.Popen[str]"]:
+    process = system.publisher("vehicles", "--watch", str(directory), *OPTIONS, *options)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def stopped(process: "subprocess.Popen[str]", number: signal.Signals = signal.SIGTERM) -> tuple[int, str, str]:
+    process.send_signal(number)
+    out, errors = process.communicate(timeout=15)
+    return process.returncode, out, errors
+
+
+def sent(report: Path) -> int:
+    return report.read_bytes().count(b"\n") if report.exists() else 0
+
+
+def arrive(directory: Path, mark: str, number: int) -> list[bytes]:
+    """A file arrives: every other one is renamed in when it is whole, the rest are written where they are."""
+    records = vehicles(f"{mark}-{number}", FILE_RECORDS)
+    file = directory / f"{number}.ndjson"
+    written = file.with_suffix(".part") if number % 2 else file
+    written.write_bytes(ndjson(records))
+    written.rename(file)
+    return records
+
+
+def test_a_watcher_killed_ten_times_sends_each_record_once(system: System, mark: str, tmp_path: Path) -> None:
+    """Killed with SIGKILL in the middle of files while others arrive, and started again: each record of each file is in
+    the bucket exactly once. Then it ends with exit code 0 when it is told to.
+    """
+    inbox = tmp_path / "inbox"
+    inbox.mkdir()
+    dice = random.Random(mark)
+    numbers, given = count(), list[bytes]()
+    for kill in range(KILLS):
+        report, enough = tmp_path / f"report-{kill}", dice.randint(1, 2 * FILE_SUBMISSIONS)
+        given += arrive(inbox, mark, next(numbers))
+        with watcher(system, inbox, "--report", str(report)) as process:
+            given += [record for _ in range(2) for record in arrive(inbox, mark, next(numbers))]
+            until(f"{enough} submissions", lambda at=report, n=enough: sent(at) >= n)  # type: ignore[misc]
+            process.kill()
+            given += arrive(inbox, mark, next(numbers))
+    with watcher(system, inbox) as process:
+        until("every record has arrived", lambda: len(system.payloads(mark)) >= len(given))
+        code, _, errors = stopped(process)
+    assert code == 0, errors
+    system.fence()
+    assert system.payloads(mark) == sorted(given)
+
+
+def test_a_refused_file_holds_up_no_other(system: System, mark: str, tmp_path: Path) -> None:
+    """It is set aside and told, also by the exit code; mended in its place, it is sent. A second watcher of the
+    directory is refused, and a restarted one does not send again what was sent.
+    """
+    good, bad = vehicles(mark, 4), vehicles(f"{mark}-bad", 4)
+    (tmp_path / "bad.ndjson").write_bytes(ndjson(bad[:3]) + b'{"vehicle_id": 5}\n')
+    (tmp_path / "torn.parquet").write_bytes(b"PAR1 and then nothing")
+    (tmp_path / "good.ndjson").write_bytes(ndjson(good))
+    with watcher(system, tmp_path, "--json") as process:
+        until("the good file is there", lambda: len(system.payloads(mark)) >= 7)
+        second = system.publisher("vehicles", "--watch", str(tmp_path))
+        _, errors = second.communicate(timeout=60)
+        assert second.returncode == 2
+        assert f"process {process.pid} watches already" in errors
+        code, out, errors = stopped(process)
+    assert code == 1
+    refused = {Path(file).name: reason for file, reason in json.loads(out)["refused"].items()}
+    assert set(refused) == {"bad.ndjson", "torn.parquet"}
+    assert "bad.ndjson, line 4: 422" in refused["bad.ndjson"]
+    (tmp_path / "bad.ndjson").write_bytes(ndjson(bad[3:]))
+    with watcher(system, tmp_path, "--json") as process:
+        until("the mended file is there", lambda: len(system.payloads(mark)) >= 8)
+        code, out, _ = stopped(process, signal.SIGINT)
+    assert (code, json.loads(out)["files"]) == (0, 1)
+    system.fence()
+    assert system.payloads(mark) == sorted([*good, *bad])
