@@ -14,11 +14,12 @@ MAKEFLAGS += --no-print-directory
 
 help: ## what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo "make up SAMPLE=year sends all flights of 2013 (676,874 records) in place of some days."
 	@echo "BRONZE_{METRICS,TRACES,LOGS}_EXPORTER say where telemetry goes: the files of otel-collector/exporters/, by comma."
 	@echo "BRONZE_LOCAL_PORT_{NATS,S3,OTLP,PROMETHEUS,ZIPKIN,TEMPO,GRAFANA,API,CONSUMER,PUBLISHER} move the ports of \`make up\`."
 
 up: $(READY) ## start everything in the background, send the sample, show what became of it; again: take other exporters
-	@$(LOCAL) up
+	@$(LOCAL) up $(if $(SAMPLE),--sample $(SAMPLE))
 
 status: $(READY) ## what runs, and whether it works
 	@$(LOCAL) status
@@ -30,7 +31,7 @@ down: $(READY) ## stop what `up` started; its state stays
 	@$(LOCAL) down
 
 demo: $(READY) ## all of it once, from fresh state on free ports, with proof: .local/evidence.json
-	@$(LOCAL) demo
+	@$(LOCAL) demo $(if $(SAMPLE),--sample $(SAMPLE))
 
 # most of a test's time is waiting for servers, so three run side by side
 test: T ?= --numprocesses 3 --dist loadfile --no-loadscope-reorder

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from local import checks, evidence, servers
+from local import checks, evidence, samples, servers
 from local.builds import REPOSITORY, Built, build_all
 from local.exporters import Exporters
 from local.programs import LOOPBACK, LocalError, NotReady, Program, check_ports, wait_ready
@@ -41,7 +41,7 @@ def say(text: str) -> None:
     _console.print(f"[dim]{time.monotonic() - _began:5.1f} s[/]  {escape(text)}", soft_wrap=True)
 
 
-def up() -> int:
+def up(sample: str | None = None) -> int:
     """Everything on its usual ports, in the background; then the sample, and what became of it.
 
     What is up already goes on; if the exporters in use are others by now, the collector is started again with them.
@@ -50,21 +50,24 @@ def up() -> int:
     with _alone(UP):
         ports, built, exporters = Ports.configured(settings()), *prepare()
         if supervisor.runs() and (running := Stack.load(UP)):
+            if sample:
+                raise LocalError("the system is up, and a sample is sent when it starts: `make down`, then this again")
             stack = replace(running, built=built, exporters=exporters)
             replumb(supervisor, running, stack)
             warn_of_unsent(built, exporters)
             show_urls(stack)
             return 0
+        files = directory_of(sample)
         stack = Stack.create(UP, ports, built, exporters)
         warn_of_unsent(built, exporters)
         launch(supervisor, stack, restarts=True)
-        investigation = follow_sample(stack, supervisor)
+        investigation = follow_sample(stack, supervisor, files)
         holds = evidence.show(_console, investigation.evidence, investigation.slowest)
     show_urls(stack)
     return 0 if holds else 1
 
 
-def demo() -> int:
+def demo(sample: str | None = None) -> int:
     """The same from fresh state on free ports; stops what it started, and says by its exit code what it showed."""
     supervisor = Supervisor(DEMO)
     document = STATE / "evidence.json"
@@ -73,10 +76,11 @@ def demo() -> int:
             supervisor.shutdown()
         shutil.rmtree(DEMO, ignore_errors=True)
         document.unlink(missing_ok=True)
+        files = directory_of(sample)
         stack = Stack.create(DEMO, Ports.free(), *prepare())
         try:
             launch(supervisor, stack, restarts=False)
-            investigation = follow_sample(stack, supervisor)
+            investigation = follow_sample(stack, supervisor, files)
         finally:
             if supervisor.runs():
                 say("stopping everything")
@@ -154,9 +158,14 @@ def start(supervisor: Supervisor, programs: Sequence[Program]) -> None:
         say(f"{program.name} is ready on port {_port(program)}")
 
 
-def follow_sample(stack: Stack, supervisor: Supervisor) -> evidence.Investigation:
+def directory_of(sample: str | None) -> Path:
+    """The files of a sample, made if there are none yet: the committed days, or `year`."""
+    return samples.year(say) if sample == "year" else samples.DAYS
+
+
+def follow_sample(stack: Stack, supervisor: Supervisor, files: Path) -> evidence.Investigation:
     """The sample's way through the system; the fleet is simulated only once its figures are taken."""
-    investigation = evidence.Investigation(stack, say)
+    investigation = evidence.Investigation(stack, say, files)
     investigation.run()
     start(supervisor, [stack.simulate])
     investigation.count_targets()
@@ -269,10 +278,14 @@ def _alone(root: Path) -> Iterator[None]:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m local", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    for command in (up, demo, status, down, check):
+    for command in (status, down, check):
         commands.add_parser(command.__name__, help=command.__doc__).set_defaults(
             run=lambda _, command=command: command()
         )
+    for command in (up, demo):
+        sampling = commands.add_parser(command.__name__, help=command.__doc__)
+        sampling.add_argument("--sample", choices=["year"], help="send all of 2013 (676,874 records), not some days")
+        sampling.set_defaults(run=lambda args, command=command: command(args.sample))
     following = commands.add_parser("logs", help=logs.__doc__)
     following.add_argument("program", nargs="?")
     following.set_defaults(run=lambda args: logs(args.program))

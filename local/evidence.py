@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 
-from local.builds import REPOSITORY
+from local import samples
 from local.exporters import PROMETHEUS
 from local.programs import LOOPBACK, LocalError, NotReady, get_json
 from local.servers import executable
@@ -39,12 +39,14 @@ SCRAPED = ("scrape-api", "scrape-consumer", "scrape-publisher")
 PUBLISH_S_MAX = 120.0
 #: What is sent is stored within seconds, and known to Prometheus one export and one batch later.
 SETTLE_S_MAX = 60.0
+#: A larger sample has so much more time: the rate, in records a second, that even a busy machine has.
+RATE_MIN = 2_000
 
 BySource = Mapping[str, int]
 
 
-def sample_file(source: str) -> Path:
-    return REPOSITORY / "samples" / f"{source}.ndjson"
+def sample_file(source: str, sample: Path = samples.DAYS) -> Path:
+    return sample / f"{source}.ndjson"
 
 
 def payloads(file: Path) -> Counter[bytes]:
@@ -282,16 +284,19 @@ class Evidence:
 
 
 class Investigation:
-    """Follows the sample through one running stack."""
+    """Follows a sample, a directory of files, through one running stack."""
 
-    def __init__(self, stack: Stack, say: Callable[[str], None]) -> None:
+    def __init__(self, stack: Stack, say: Callable[[str], None], sample: Path = samples.DAYS) -> None:
         self._stack = stack
         self._say = say
         self._prometheus = Prometheus(stack.ports.prometheus)
         exporters = stack.exporters
         self._traces = trace_store(stack)
         self._series = {role: f'job="bronze/{role}",instance="{stack.instance(role)}"' for role in ("api", "consumer")}
-        sent = {source: payloads(sample_file(source)).total() for source in SOURCES}
+        self._payloads = {source: payloads(sample_file(source, sample)) for source in SOURCES}
+        self._sample = sample
+        sent = {source: lines.total() for source, lines in self._payloads.items()}
+        self._more_s = sum(sent.values()) / RATE_MIN
         self.evidence = Evidence(sent, exporters.metrics, exporters.traces)
         self.slowest: pa.Table | None = None
 
@@ -317,7 +322,7 @@ class Investigation:
 
     def _settle(self, condition: Callable[[], bool]) -> None:
         """Waits for it, within bounds: if it never comes true, what is read afterwards says so."""
-        deadline = time.monotonic() + SETTLE_S_MAX
+        deadline = time.monotonic() + SETTLE_S_MAX + self._more_s
         while not condition() and time.monotonic() < deadline:
             time.sleep(0.2)
 
@@ -343,9 +348,10 @@ class Investigation:
         report = self._stack.root / "published.ndjson"
         receipts = []
         for source in SOURCES:
-            command = [executable("bronze"), "publish", source, str(sample_file(source)), "--report", str(report)]
+            file = str(sample_file(source, self._sample))
+            command = [executable("bronze"), "publish", source, file, "--again", "--report", str(report)]
             try:
-                subprocess.run(command, env=self._stack.publish_env, timeout=PUBLISH_S_MAX, check=True)
+                subprocess.run(command, env=self._stack.publish_env, timeout=PUBLISH_S_MAX + self._more_s, check=True)
             except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
                 raise LocalError(f"the sample could not be published: {error}") from error
             reported = (json.loads(line) for line in report.read_text().splitlines())
@@ -368,14 +374,17 @@ class Investigation:
     def _read(self, receipts: Iterable[Receipt], began: float) -> Rows:
         evidence, submissions = self.evidence, frozenset(r.submission_id for r in receipts)
 
-        def held() -> Rows:
-            return Rows.of(read_objects(self._stack, since=began), submissions)
+        rows = Rows.of({}, submissions)
 
-        self._settle(lambda: held().by_source == evidence.records_sent)
-        rows = held()
+        def complete() -> bool:
+            nonlocal rows
+            rows = Rows.of(read_objects(self._stack, since=began), submissions)
+            return rows.by_source == evidence.records_sent
+
+        self._settle(complete)
         evidence.rows_read_back = {source: rows.by_source.get(source, 0) for source in SOURCES}
         evidence.duplicates = rows.duplicates
-        evidence.payloads_equal = all(rows.payloads[s] == payloads(sample_file(s)) for s in SOURCES)
+        evidence.payloads_equal = rows.payloads == self._payloads
         return rows
 
     def _measure(self) -> None:

