@@ -225,10 +225,11 @@ def parse(text: str, origin: str) -> Mapping[str, Source]:
         raise Misconfigured(f"{origin}: {error}") from error
     if not tables:
         raise Misconfigured(f"{origin}: declares no source; a table [name] with description and fields declares one")
-    return {name: _source(origin, name, table) for name, table in tables.items()}
+    return {name: of_table(name, table, origin) for name, table in tables.items()}
 
 
-def _source(origin: str, name: str, table: object) -> Source:
+def of_table(name: str, table: object, origin: str) -> Source:
+    """The source that a table of a file declares, or the API's answer to what is declared. Raises as `parse` does."""
     if not _NAME.fullmatch(name):
         raise Misconfigured(f"{origin}: source {name!r}: a name is a-z, 0-9 and _, and starts with a letter")
     place = f"{origin}: source {name}"

@@ -27,11 +27,11 @@ from bronze.submission import MESSAGE_BYTES_MAX
 STATUS, VEHICLES = (sources.built_in()[name] for name in ("status", "vehicles"))
 
 
-def read(data: bytes, form: Format, source: sources.Source | None = None, file: str = "f") -> list[formats.Record]:
+def read(data: bytes, form: Format, source: sources.Source = VEHICLES, file: str = "f") -> list[formats.Record]:
     return list(formats.records(file, io.BytesIO(data), form, lambda: source))
 
 
-def values(data: bytes, form: Format, source: sources.Source | None = None) -> list[Any]:
+def values(data: bytes, form: Format, source: sources.Source = VEHICLES) -> list[Any]:
     return [json.loads(record, parse_float=Decimal) for _, record in read(data, form, source)]
 
 

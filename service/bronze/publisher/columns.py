@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.ipc
 import pyarrow.parquet
 
-from bronze.publisher.formats import Declared, Format, Record, encoded, too_long, unreadable
+from bronze.publisher.formats import Asked, Format, Record, encoded, too_long, unreadable
 from bronze.sources import FieldType
 from bronze.submission import MESSAGE_BYTES_MAX
 from bronze.telemetry.signals import Refusal
@@ -29,14 +29,14 @@ def _readable(file: str, form: Format) -> Iterator[None]:
         raise unreadable(file, Refusal.MALFORMED_JSON, f"is no {form} file that can be read: {error}") from error
 
 
-def parquet(file: str, stream: BinaryIO, source: Declared) -> Iterator[Record]:
+def parquet(file: str, stream: BinaryIO, source: Asked) -> Iterator[Record]:
     if not stream.seekable():
         raise unreadable(file, Refusal.UNSUPPORTED_MEDIA_TYPE, "cannot be read from its end, as Parquet is: save it")
     with _readable(file, Format.PARQUET), pyarrow.parquet.ParquetFile(stream, pre_buffer=False) as parquet:
         yield from _rows(file, parquet.schema_arrow, parquet.iter_batches(_ROWS, use_threads=False), source)
 
 
-def arrow(file: str, stream: BinaryIO, source: Declared) -> Iterator[Record]:
+def arrow(file: str, stream: BinaryIO, source: Asked) -> Iterator[Record]:
     """An IPC stream, or an IPC file, which begins with its name."""
     begin = stream.read(len(_ARROW_FILE)) if stream.seekable() else b""
     if begin:
@@ -47,12 +47,11 @@ def arrow(file: str, stream: BinaryIO, source: Declared) -> Iterator[Record]:
         yield from _rows(file, ipc.schema, batches, source)
 
 
-def _rows(file: str, schema: Any, batches: Iterator[Any], source: Declared) -> Iterator[Record]:
+def _rows(file: str, schema: Any, batches: Iterator[Any], source: Asked) -> Iterator[Record]:
     """The rows of record batches as JSON."""
     if len({*schema.names}) < len(schema.names):
         raise unreadable(file, Refusal.MALFORMED_JSON, "has two columns of one name")
-    declared = source()
-    types = {field.name: field.type for field in declared.fields} if declared else {}
+    types = {field.name: field.type for field in source().fields}
     pieces = (batch.slice(begin, _ROWS) for batch in batches for begin in range(0, batch.num_rows, _ROWS))
     number = 1
     for piece in pieces:

@@ -189,8 +189,6 @@ def _dry_run(args: argparse.Namespace, settings: Settings, plan: Plan) -> int:
     try:
         with client(settings) as http:
             declared = Declared(http, plan.source)()
-        if declared is None:
-            raise Misconfigured(f"there is no source {plan.source!r}")
         findings = checking.check(plan, declared, args.files)
     except (BronzeError, OSError) as error:
         print(f"bronze publish: {error}", file=sys.stderr)

@@ -28,7 +28,7 @@ STDIN = "-"
 #: A record's number, from 1, and its JSON; the number is that of the line it begins on, where there are lines.
 Record = tuple[int, bytes]
 #: What tells a source's fields; asked only by a format that needs them.
-Declared = Callable[[], Source | None]
+Asked = Callable[[], Source]
 
 
 class Format(StrEnum):
@@ -85,7 +85,7 @@ def format_of(file: str, chosen: Format | None = None) -> Format | None:
     return Format.NDJSON if found is None and file == STDIN else found
 
 
-def records(file: str, stream: BinaryIO, form: Format, source: Declared) -> Iterator[Record]:
+def records(file: str, stream: BinaryIO, form: Format, source: Asked) -> Iterator[Record]:
     """The records of an open file, in order.
 
     `source` is asked only by a format that does not type its values. Raises `Refused` for what cannot be read, once
@@ -253,12 +253,11 @@ def _no_json(constant: str) -> object:
     raise ValueError(f"{constant} is no JSON")
 
 
-def _csv(file: str, stream: BinaryIO, source: Declared) -> Iterator[Record]:
+def _csv(file: str, stream: BinaryIO, source: Asked) -> Iterator[Record]:
     """A header row, then a record a row; an empty value is null, others are typed as their source declares them."""
     csv.field_size_limit(MESSAGE_BYTES_MAX)
     rows = csv.reader(_lines(file, stream), strict=True)
-    declared = source()
-    types = {field.name: field.type for field in declared.fields} if declared else {}
+    types = {field.name: field.type for field in source().fields}
     begun = 1
 
     def malformed(why: str) -> Refused:
@@ -350,19 +349,19 @@ def classified(record: bytes, column: str) -> bytes:
     return _encode(fields) + b"\n"
 
 
-def _parquet(file: str, stream: BinaryIO, source: Declared) -> Iterator[Record]:
+def _parquet(file: str, stream: BinaryIO, source: Asked) -> Iterator[Record]:
     from bronze.publisher import columns  # heavy, and most files are text
 
     return columns.parquet(file, stream, source)
 
 
-def _arrow(file: str, stream: BinaryIO, source: Declared) -> Iterator[Record]:
+def _arrow(file: str, stream: BinaryIO, source: Asked) -> Iterator[Record]:
     from bronze.publisher import columns
 
     return columns.arrow(file, stream, source)
 
 
-_READERS: Mapping[Format, Callable[[str, BinaryIO, Declared], Iterator[Record]]] = {
+_READERS: Mapping[Format, Callable[[str, BinaryIO, Asked], Iterator[Record]]] = {
     Format.NDJSON: _ndjson,
     Format.JSON: _json,
     Format.CSV: _csv,

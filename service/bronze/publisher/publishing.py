@@ -182,7 +182,7 @@ def running(
         yield Run(
             plan,
             sender,
-            Declared(http, plan.source),
+            Declared(http, plan.source, retry_for_s=plan.retry_for_s, wait=stop.wait),
             stop=stop,
             bar=bar,
             report=Report(report) if report else None,

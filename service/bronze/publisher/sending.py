@@ -142,7 +142,7 @@ class Sender:
                 raise Unavailable(Fault.TIMEOUT, f"stopped before there was an answer; {unknown}") from None
             except Unavailable as error:
                 failed = error
-            delay_s = max(self._back_off_s(attempt), failed.retry_after_s)
+            delay_s = max(back_off_s(attempt, self._jitter), failed.retry_after_s)
             spent_s = self._clock() - begun_s
             if spent_s + delay_s > self._retry_for_s:
                 raise Unavailable(
@@ -167,32 +167,21 @@ class Sender:
         """One request. Raises `Unavailable` for what may go well later."""
         try:
             response = self._http.post(url, content=batch.body, headers=headers)
-        except httpx.TimeoutException as error:
-            what = f"{url.host} does not answer: {type(error).__name__}"
-            raise Unavailable(Fault.TIMEOUT, what, retry_after_s=0) from error
         except httpx.RequestError as error:
-            raise Unavailable(Fault.UNAVAILABLE, f"{url.host}: {error}", retry_after_s=0) from error
+            raise away(error, url) from error
         status = response.status_code
         span.set_attribute(attribute.http_response_status_code, status)
         if status == httpx.codes.ACCEPTED:
             return _receipt(response, batch, trace_id_hex(span) if span.get_span_context().is_valid else None)
         if not response.is_error:
             raise Misconfigured(f"{url} answers {status}, as no ingestion API does: look at BRONZE_API_URL")
-        problem = _problem(response)
-        kind = _kind(status, problem)
-        said = f"{status} {problem.detail or problem.title or response.reason_phrase}"
-        if status == httpx.codes.TOO_MANY_REQUESTS or response.is_server_error:
-            raise Unavailable(
-                kind,
-                f"{url.host} answers {said}",
-                retry_after_s=_retry_after_s(response),
-                status=status,
-            )
-        raise Refused(status, kind, f"{batch.place(problem.record)}: {said}", record=problem.record)
+        raise failure(response, batch.place)
 
-    def _back_off_s(self, attempt: int) -> float:
-        highest_s = min(BACK_OFF_S_MAX, BACK_OFF_S_FIRST * 2 ** min(attempt - 1, 16))
-        return self._jitter.uniform(highest_s / 2, highest_s)
+
+def back_off_s(attempt: int, jitter: random.Random) -> float:
+    """How long to wait after so many attempts."""
+    highest_s = min(BACK_OFF_S_MAX, BACK_OFF_S_FIRST * 2 ** min(attempt - 1, 16))
+    return jitter.uniform(highest_s / 2, highest_s)
 
 
 def file_name(file: str) -> str:
@@ -209,6 +198,28 @@ def _receipt(response: httpx.Response, batch: Batch, trace_id: str | None) -> Re
     if receipt.records + receipt.rejected != batch.records:
         raise Misconfigured(f"{response.url} accepted {receipt.records} records of {batch.records}")
     return msgspec.structs.replace(receipt, again=trace_id not in {None, receipt.trace_id})
+
+
+def failure(response: httpx.Response, place: Callable[[int | None], str]) -> Refused | Unavailable:
+    """What an answer that is an error means: `Unavailable` for what may go well later. `place` says where a record,
+    by its index in the body, or all of it comes from.
+    """
+    status = response.status_code
+    problem = _problem(response)
+    kind = _kind(status, problem)
+    said = f"{status} {problem.detail or problem.title or response.reason_phrase}"
+    if status == httpx.codes.TOO_MANY_REQUESTS or response.is_server_error:
+        answers = f"{response.url.host} answers {said}"
+        return Unavailable(kind, answers, retry_after_s=_retry_after_s(response), status=status)
+    return Refused(status, kind, f"{place(problem.record)}: {said}", record=problem.record)
+
+
+def away(error: httpx.RequestError, url: httpx.URL) -> Unavailable:
+    """What it means that there is no answer."""
+    if isinstance(error, httpx.TimeoutException):
+        what = f"{url.host} does not answer: {type(error).__name__}"
+        return Unavailable(Fault.TIMEOUT, what, retry_after_s=0)
+    return Unavailable(Fault.UNAVAILABLE, f"{url.host}: {error}", retry_after_s=0)
 
 
 def _problem(response: httpx.Response) -> _Problem:
