@@ -148,15 +148,16 @@ def run_publish(args: argparse.Namespace, settings: Settings, telemetry: Telemet
         return _dry_run(args, settings, plan)
     stop = Stop()
     with ExitStack() as stack:
-        report = _report(args.report, stack)
+        report = _report(args, stack)
         stack.enter_context(stop.by_signals())
         summary = _sent(args, settings, telemetry, plan, stop, report)
     if summary.error:
         run = f" with --run {summary.run}" if summary.run else ""
+        again = "start the watcher again" if args.watch else f"send the same files again{run}"
         print(
             f"bronze publish: {summary.error}\n"
-            f"{summary.records:,} records were accepted before. To go on, send the same files again{run}: what was "
-            "accepted is not accepted twice.",
+            f"{summary.records:,} records were accepted before. To go on, {again}: what was accepted is not accepted "
+            "twice.",
             file=sys.stderr,
         )
     print(summary.json() if args.json else summary.text())
@@ -212,9 +213,11 @@ def _check(args: argparse.Namespace, plan: Plan) -> None:
             )
 
 
-def _report(file: Path | None, stack: ExitStack) -> TextIO | None:
+def _report(args: argparse.Namespace, stack: ExitStack) -> TextIO | None:
+    """Where accepted submissions are told; a watcher that is started again goes on with its own."""
+    file: Path | None = args.report
     try:
-        return stack.enter_context(file.open("w", encoding="utf-8")) if file else None
+        return stack.enter_context(file.open("a" if args.watch else "w", encoding="utf-8")) if file else None
     except OSError as error:
         raise Misconfigured(f"--report: {error}") from error
 

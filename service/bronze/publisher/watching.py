@@ -55,8 +55,10 @@ Found = Mapping[str, Signature]
 
 def look(directory: Path, pattern: str, chosen: Format | None) -> Found:
     """The files that are there and that we can read, by path. Hidden ones are left alone, and so is what stands below
-    a hidden directory or has no format: a file that is being copied often has such a name.
+    a hidden directory or has no format: a file that is being copied often has such a name. Raises `OSError` if the
+    directory is gone.
     """
+    directory.stat()
     found = {}
     for path in directory.glob(pattern):
         hidden = any(part.startswith(".") for part in path.relative_to(directory).parts)
