@@ -12,7 +12,7 @@ import stat
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path, PurePath
 from typing import Self, TextIO
@@ -105,30 +105,35 @@ class State:
         """The state in a file, made if there is none. Raises `Misconfigured` if another watcher has it, or if there
         can be none.
         """
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            with file.with_suffix(".lock").open("a+") as lock:
-                _take(lock, file)
-                with closing(sqlite3.connect(file, isolation_level=None, check_same_thread=False)) as connection:
-                    connection.execute("PRAGMA synchronous = EXTRA")
-                    connection.execute(_SCHEMA)
-                    yield cls(connection)
-        except sqlite3.DatabaseError as error:
-            raise Misconfigured(f"{file}: {error}: not a watcher's state, or broken. --state names another") from error
-        except OSError as error:
-            raise Misconfigured(f"{error}: a watcher needs a place for its state. --state names one") from error
+        with ExitStack() as stack:
+            try:
+                file.parent.mkdir(parents=True, exist_ok=True)
+                _take(stack.enter_context(file.with_suffix(".lock").open("a+")), file)
+                connection = sqlite3.connect(file, isolation_level=None, check_same_thread=False)
+                stack.callback(connection.close)
+                connection.execute("PRAGMA synchronous = EXTRA")
+                connection.execute(_SCHEMA)
+                state = cls(connection)
+            except sqlite3.Error as error:
+                raise Misconfigured(f"{file}: {error}: no watcher's state. --state names another file") from error
+            except OSError as error:
+                raise Misconfigured(f"{error}: a watcher needs a place for its state. --state names one") from error
+            yield state
 
     def knows(self, path: str, signature: Signature) -> bool:
         """Whether this very content was sent, or set aside."""
         return self._known.get(path) == signature
 
     def note(self, path: str, signature: Signature, records: int, refused: str | None = None) -> None:
-        """Remember that a file was sent, or set aside for a reason."""
+        """Remember that a file was sent, or set aside for a reason. Raises `Misconfigured` if that cannot be kept."""
         with self._writing:
-            self._connection.execute(
-                "REPLACE INTO files (path, size, mtime_ns, inode, records, refused) VALUES (?, ?, ?, ?, ?, ?)",
-                (path, *signature, records, refused),
-            )
+            try:
+                self._connection.execute(
+                    "REPLACE INTO files (path, size, mtime_ns, inode, records, refused) VALUES (?, ?, ?, ?, ?, ?)",
+                    (path, *signature, records, refused),
+                )
+            except sqlite3.Error as error:
+                raise Misconfigured(f"what became of {path} cannot be remembered: {error}") from error
             self._known[path] = signature
 
 
