@@ -13,7 +13,7 @@ from bronze.publisher.watching import Settling, State, look
 
 
 def found(**sizes: int) -> Mapping[str, Signature]:
-    return {path: Signature(size, size, 1) for path, size in sizes.items()}
+    return {path: Signature(size, size) for path, size in sizes.items()}
 
 
 def test_a_file_is_complete_once_it_rests() -> None:
@@ -45,18 +45,23 @@ def test_what_is_looked_at(tmp_path: Path) -> None:
 
 
 def test_a_state_remembers(tmp_path: Path) -> None:
-    """What was noted is known at the next start, for that very content alone."""
+    """What was noted is known at the next start, until the file changes; what was sent, by its content too."""
     file = tmp_path / "deep" / "state.sqlite"
-    old, new = Signature(1, 2, 3), Signature(1, 5, 3)
+    old, new = Signature(1, 2), Signature(1, 5)
     with State.opened(file) as state:
         assert not state.knows("a", old)
-        state.note("a", old, 7)
-        state.note("b", old, 0, "it is wrong")
+        state.note("a", old, 7, "d")
+        state.set_aside("b", old, "it is wrong")
     with State.opened(file) as state:
         assert state.knows("a", old)
         assert state.knows("b", old)
         assert not state.knows("a", new)
-        state.note("a", new, 7)
+        assert state.sent("a", "d")
+        assert not state.sent("a", "e")
+        assert not state.sent("b", "d")
+        assert not state.sent("c", None)
+        state.touched("a", new)
+        assert state.sent("a", "d")
         assert not state.knows("a", old)
 
 

@@ -22,11 +22,10 @@ class Signature(NamedTuple):
 
     size: int
     mtime_ns: int
-    inode: int
 
     @classmethod
     def of(cls, told: os.stat_result) -> "Signature":
-        return cls(told.st_size, told.st_mtime_ns, told.st_ino)
+        return cls(told.st_size, told.st_mtime_ns)
 
 
 @dataclass(frozen=True, slots=True)

@@ -74,8 +74,8 @@ class Run:
         self._pace = Pace(plan.rate, stop.wait, clock)
         self._counting = threading.Lock()
 
-    def send(self, path: str) -> tuple[int, Opened]:
-        """All records of a file, each accepted; how many, and the file as it was.
+    def send(self, path: str, *, known: Callable[[Opened], bool] = lambda _file: False) -> tuple[int | None, Opened]:
+        """All records of a file, each accepted; how many, None where the content is known, and the file as it was.
 
         Raises what `Sender.send` does; `Refused` for a file that cannot be read as what it is, `Unavailable` for one
         that changes meanwhile, `OSError`, and `KeyboardInterrupt` if it is time to stop.
@@ -83,6 +83,8 @@ class Run:
         with ExitStack() as stack:
             with self._stop.interruptible():
                 file = stack.enter_context(opened(path))
+            if known(file):
+                return None, file
             read = self._read(file)
             key = filing.key(file, self._named(file), self.plan.classification_id)
             total = 0

@@ -41,7 +41,7 @@ CREATE TABLE IF NOT EXISTS files (
     path TEXT PRIMARY KEY,
     size INTEGER NOT NULL,
     mtime_ns INTEGER NOT NULL,
-    inode INTEGER NOT NULL,
+    digest TEXT,
     records INTEGER NOT NULL,
     refused TEXT,
     at TEXT NOT NULL DEFAULT CURRENT_TIMESTAMP
@@ -95,9 +95,9 @@ class State:
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
-        self._writing = threading.Lock()
-        rows = connection.execute("SELECT path, size, mtime_ns, inode FROM files")
-        self._known = {path: Signature(*facts) for path, *facts in rows}
+        self._using = threading.Lock()
+        rows = connection.execute("SELECT path, size, mtime_ns FROM files")
+        self._known = {path: Signature(size, mtime_ns) for path, size, mtime_ns in rows}
 
     @classmethod
     @contextmanager
@@ -121,20 +121,39 @@ class State:
             yield state
 
     def knows(self, path: str, signature: Signature) -> bool:
-        """Whether this very content was sent, or set aside."""
+        """Whether a file was sent, or set aside, and has not changed since."""
         return self._known.get(path) == signature
 
-    def note(self, path: str, signature: Signature, records: int, refused: str | None = None) -> None:
-        """Remember that a file was sent, or set aside for a reason. Raises `Misconfigured` if that cannot be kept."""
-        with self._writing:
+    def sent(self, path: str, digest: str | None) -> bool:
+        """Whether this very content was sent from there, whatever the file's time says."""
+        query = "SELECT 1 FROM files WHERE path = ? AND digest = ? AND refused IS NULL"
+        return bool(self._execute(query, path, digest))
+
+    def note(self, path: str, signature: Signature, records: int, digest: str | None) -> None:
+        """Remember that a file was sent."""
+        self._note(path, signature, records, digest, None)
+
+    def set_aside(self, path: str, signature: Signature, reason: str) -> None:
+        """Remember that a file was refused."""
+        self._note(path, signature, 0, None, reason)
+
+    def touched(self, path: str, signature: Signature) -> None:
+        """Remember that a file has another time, and the content that was sent."""
+        self._execute("UPDATE files SET size = ?, mtime_ns = ? WHERE path = ?", *signature, path)
+        self._known[path] = signature
+
+    def _note(self, path: str, signature: Signature, *facts: object) -> None:
+        insert = "REPLACE INTO files (path, size, mtime_ns, records, digest, refused) VALUES (?, ?, ?, ?, ?, ?)"
+        self._execute(insert, path, *signature, *facts)
+        self._known[path] = signature
+
+    def _execute(self, statement: str, *values: object) -> list[object]:
+        """Raises `Misconfigured` if the state cannot be kept."""
+        with self._using:
             try:
-                self._connection.execute(
-                    "REPLACE INTO files (path, size, mtime_ns, inode, records, refused) VALUES (?, ?, ?, ?, ?, ?)",
-                    (path, *signature, records, refused),
-                )
+                return self._connection.execute(statement, values).fetchall()
             except sqlite3.Error as error:
-                raise Misconfigured(f"what became of {path} cannot be remembered: {error}") from error
-            self._known[path] = signature
+                raise Misconfigured(f"what becomes of files cannot be remembered: {error}") from error
 
 
 def _take(lock: TextIO, file: Path) -> None:
@@ -184,15 +203,15 @@ class Watcher:
         return str(Path(path).relative_to(self._directory))
 
     def _send(self, found: Found, path: str) -> None:
-        signature = found[path]
+        name, signature = self._name(path), found[path]
         try:
-            records, file = self._run.send(path)
+            records, file = self._run.send(path, known=lambda file: self._state.sent(name, file.digest))
         except Refused as error:
             if error.status not in _OF_RECORDS:
                 raise
             _log.error("set aside: %s", error)
             self._run.summary.refused[path] = str(error)
-            self._state.note(self._name(path), signature, 0, str(error))
+            self._state.set_aside(name, signature, str(error))
         except Unavailable as error:
             if self._stop.wanted:
                 raise
@@ -203,9 +222,12 @@ class Watcher:
             _log.error("%s; the file is tried again once it changes", error)
             self._unread[path] = signature
         else:
-            _log.info("%s was sent: %d records", path, records)
             self._run.summary.refused.pop(path, None)
-            self._state.note(self._name(path), file.signature or signature, records)
+            if records is None:
+                self._state.touched(name, file.signature or signature)
+            else:
+                _log.info("%s was sent: %d records", path, records)
+                self._state.note(name, file.signature or signature, records, file.digest)
 
 
 def watch(
