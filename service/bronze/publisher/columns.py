@@ -16,6 +16,8 @@ from bronze.telemetry.signals import Refusal
 _ARROW_FILE = b"ARROW1"
 #: Rows that are Python objects at once.
 _ROWS = 1_000
+#: Of each column: without it, all of a row group is in memory at once.
+_BUFFER_BYTES = 2**20
 
 
 @contextmanager
@@ -32,7 +34,7 @@ def _readable(file: str, form: Format) -> Iterator[None]:
 def parquet(file: str, stream: BinaryIO, source: Asked) -> Iterator[Record]:
     if not stream.seekable():
         raise unreadable(file, Refusal.UNSUPPORTED_MEDIA_TYPE, "cannot be read from its end, as Parquet is: save it")
-    with _readable(file, Format.PARQUET), pyarrow.parquet.ParquetFile(stream, pre_buffer=False) as parquet:
+    with _readable(file, Format.PARQUET), pyarrow.parquet.ParquetFile(stream, pre_buffer=False, buffer_size=_BUFFER_BYTES) as parquet:
         yield from _rows(file, parquet.schema_arrow, parquet.iter_batches(_ROWS, use_threads=False), source)
 
 
