@@ -34,7 +34,10 @@ def _readable(file: str, form: Format) -> Iterator[None]:
 def parquet(file: str, stream: BinaryIO, source: Asked) -> Iterator[Record]:
     if not stream.seekable():
         raise unreadable(file, Refusal.UNSUPPORTED_MEDIA_TYPE, "cannot be read from its end, as Parquet is: save it")
-    with _readable(file, Format.PARQUET), pyarrow.parquet.ParquetFile(stream, pre_buffer=False, buffer_size=_BUFFER_BYTES) as parquet:
+    with (
+        _readable(file, Format.PARQUET),
+        pyarrow.parquet.ParquetFile(stream, pre_buffer=False, buffer_size=_BUFFER_BYTES) as parquet,
+    ):
         yield from _rows(file, parquet.schema_arrow, parquet.iter_batches(_ROWS, use_threads=False), source)
 
 

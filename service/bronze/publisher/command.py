@@ -37,8 +37,8 @@ exit codes:
 def publish_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `bronze publish`."""
     parser.description = (
-        "Sends the records of files to the API. A file is known by its path and content: sent again, after Ctrl-C, a "
-        "crash or by mistake, nothing of it is accepted twice within 30 days."
+        "Sends the records of files to the API. A file is known by its path and content: sent again, after\n"
+        "Ctrl-C, a crash or by mistake, nothing of it is accepted twice within 30 days."
     )
     parser.epilog = _EXIT_CODES
     parser.formatter_class = argparse.RawDescriptionHelpFormatter

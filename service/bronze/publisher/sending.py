@@ -219,7 +219,9 @@ def away(error: httpx.RequestError, url: httpx.URL) -> Unavailable:
     if isinstance(error, httpx.TimeoutException):
         what = f"{url.host} does not answer: {type(error).__name__}"
         return Unavailable(Fault.TIMEOUT, what, retry_after_s=0)
-    return Unavailable(Fault.UNAVAILABLE, f"{url.host}: {error}", retry_after_s=0)
+    address = f"{url.scheme}://{url.netloc.decode()}"  # without a password
+    what = f"no API is reached at {address}, where BRONZE_API_URL has it: {error}"
+    return Unavailable(Fault.UNAVAILABLE, what, retry_after_s=0)
 
 
 def _problem(response: httpx.Response) -> _Problem:
