@@ -1,6 +1,6 @@
 """Columns: the rows of Parquet and Arrow files as JSON records."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, BinaryIO
 
@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.ipc
 import pyarrow.parquet
 
+from bronze.columnar import plain
 from bronze.publisher.formats import Asked, Format, Record, encoded, too_long, unreadable
 from bronze.sources import FieldType
 from bronze.submission import MESSAGE_BYTES_MAX
@@ -72,15 +73,10 @@ def _rows(file: str, schema: Any, batches: Iterator[Any], source: Asked) -> Iter
 
 
 def _values(column: Any, declared: FieldType | None) -> list[Any]:
-    """A column's values, as JSON can say them."""
+    """A column's values as JSON has them: as the API has those of columnar bodies."""
     if pa.types.is_decimal(column.type) and declared in {FieldType.FLOAT64, FieldType.INT64}:
         column = _cast_or_leave(column, pa.float64() if declared is FieldType.FLOAT64 else pa.int64())
-    told: list[Any] = column.cast(_in_utc(column.type)).cast(_said(column.type)).to_pylist()
-    if pa.types.is_timestamp(column.type):
-        return [None if value is None else value.replace(" ", "T") for value in told]
-    if pa.types.is_floating(column.type):
-        return [str(value) if value in {float("inf"), float("-inf")} else value for value in told]
-    return told
+    return plain(column)
 
 
 def _cast_or_leave(column: Any, to: Any) -> Any:
@@ -88,36 +84,3 @@ def _cast_or_leave(column: Any, to: Any) -> Any:
         return column.cast(to)
     except pa.ArrowInvalid:  # what it cannot hold is sent as it is, and the API says what is wrong
         return column
-
-
-def _in_utc(kind: Any) -> Any:
-    """The type with every zone changed to UTC."""
-    return _changed(kind, lambda t: pa.timestamp(t.unit, "UTC") if pa.types.is_timestamp(t) and t.tz else t)
-
-
-def _said(kind: Any) -> Any:
-    """The type with strings for times, integers for durations."""
-
-    def said(leaf: Any) -> Any:
-        if pa.types.is_timestamp(leaf) or pa.types.is_date(leaf) or pa.types.is_time(leaf):
-            return pa.string()
-        return pa.int64() if pa.types.is_duration(leaf) else leaf
-
-    return _changed(kind, said)
-
-
-def _changed(kind: Any, leaf: Callable[[Any], Any]) -> Any:
-    """A type with its leaves changed."""
-    if isinstance(kind, pa.BaseExtensionType):
-        return _changed(kind.storage_type, leaf)
-    if pa.types.is_dictionary(kind):
-        return _changed(kind.value_type, leaf)
-    if pa.types.is_struct(kind):
-        return pa.struct([field.with_type(_changed(field.type, leaf)) for field in kind])
-    if pa.types.is_map(kind):
-        return pa.map_(_changed(kind.key_type, leaf), _changed(kind.item_type, leaf))
-    if pa.types.is_large_list(kind):
-        return pa.large_list(_changed(kind.value_type, leaf))
-    if pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind):
-        return pa.list_(_changed(kind.value_type, leaf))
-    return leaf(kind)

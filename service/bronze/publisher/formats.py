@@ -16,11 +16,11 @@ from pathlib import PurePath
 from typing import Any, BinaryIO, cast
 
 import msgspec
-import zstandard
 
+from bronze.encodings import ENCODINGS, Decoder
 from bronze.errors import Refused
 from bronze.sources import CLASSIFICATION_ID, FieldType, Source
-from bronze.submission import MESSAGE_BYTES_MAX, Decoder, Gzip
+from bronze.submission import MESSAGE_BYTES_MAX
 from bronze.telemetry.signals import Refusal
 
 STDIN = "-"
@@ -62,7 +62,8 @@ EXTENSIONS: Mapping[str, Format] = {
     ".feather": Format.ARROW,
     ".ipc": Format.ARROW,
 }
-COMPRESSIONS = (".gz", ".zst")
+#: The content encoding that the end of a name stands for.
+COMPRESSIONS: Mapping[str, str] = {".gz": "gzip", ".zst": "zstd"}
 
 _CHUNK_BYTES = 2**18
 #: What may be missing of a word of JSON where a text is cut off.
@@ -119,33 +120,8 @@ def _plain(file: str, stream: BinaryIO, form: Format) -> BinaryIO:
         raise unreadable(
             file, Refusal.UNSUPPORTED_ENCODING, f"is compressed as a whole, and {form} is compressed within: unpack it"
         )
-    decoded = io.BufferedReader(_Decoded(file, stream, _DECODERS[suffix]()), _CHUNK_BYTES)
+    decoded = io.BufferedReader(_Decoded(file, stream, ENCODINGS[COMPRESSIONS[suffix]]()), _CHUNK_BYTES)
     return cast(BinaryIO, decoded)
-
-
-class _Zstd:
-    """zstd (RFC 8878), frames one after another."""
-
-    INPUT_BYTES = 256  # what bounds the output: a block of 4 bytes can hold 128 KiB
-
-    def __init__(self) -> None:
-        self._frame = zstandard.ZstdDecompressor().decompressobj()
-
-    def feed(self, data: bytes) -> Iterator[bytes]:
-        for start in range(0, len(data), self.INPUT_BYTES):
-            rest = data[start : start + self.INPUT_BYTES]
-            while rest:
-                if self._frame.eof:
-                    self._frame = zstandard.ZstdDecompressor().decompressobj()
-                yield self._frame.decompress(rest)
-                rest = self._frame.unused_data if self._frame.eof else b""
-
-    def finish(self) -> None:
-        if not self._frame.eof:
-            raise EOFError("it ends before its last frame does")
-
-
-_DECODERS: Mapping[str, type[Decoder]] = {".gz": Gzip, ".zst": _Zstd}
 
 
 class _Decoded(io.RawIOBase):
@@ -174,8 +150,8 @@ class _Decoded(io.RawIOBase):
             while data := stream.read(_CHUNK_BYTES):
                 yield from decoder.feed(data)
             decoder.finish()
-        except (Refused, EOFError, zstandard.ZstdError) as error:
-            raise unreadable(self._file, Refusal.CORRUPT_ENCODING, f"is not whole: {error}") from error
+        except Refused as error:
+            raise unreadable(self._file, Refusal.CORRUPT_ENCODING, f"cannot be decompressed: {error}") from error
 
 
 # --- text
