@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.ipc
 import pyarrow.parquet as pq
+import pytest
 import zstandard
 
 from tests.system.blackbox import System, ndjson, reported, until, vehicles
@@ -153,3 +154,19 @@ def test_a_rate_is_kept(system: System, mark: str, tmp_path: Path) -> None:
     finally:
         publisher.kill()
     assert publisher.returncode == 130
+
+
+def test_records_that_do_not_fit_are_set_aside(system: System, mark: str, tmp_path: Path) -> None:
+    """With `--on-invalid quarantine`, the good records are in the bucket and the others are counted; without it the
+    file is refused with the record's place.
+    """
+    if "on_invalid" not in system.get("/openapi.json").text:
+        pytest.skip("this API sets nothing aside")
+    file = tmp_path / f"{mark}.csv"
+    file.write_text(f"vehicle_id,seats\n{mark}-0,1\n{mark}-1,many\n{mark}-2,2\n")
+    refused = publish(system, "vehicles", str(file), code=1)
+    assert f"{file}, line 3: 422 Record 1, field seats" in refused["error"]
+    summary = publish(system, "vehicles", str(file), "--on-invalid", "quarantine")
+    assert (summary["records"], summary["records_rejected"]) == (2, 1)
+    system.fence()
+    assert [(row["seats"], row["_record_index"]) for row in of_file(system, file.name)] == [(1, 0), (2, 2)]
