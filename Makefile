@@ -62,10 +62,11 @@ check: $(READY) ## format, lint, types, configurations
 	$(BIN)/mypy
 	@$(LOCAL) check
 
-generate: $(READY) ## what is generated: the rules of Prometheus, the dashboards, docs/telemetry.md
+generate: $(READY) ## what is generated: the rules of Prometheus, the dashboards, docs/telemetry.md, docs/settings.md
 	$(BIN)/python -m prometheus.rules
 	$(BIN)/python -m grafana
 	$(BIN)/python -m docs.telemetry
+	$(BIN)/python -m docs.settings
 
 lock: $(READY) ## pin the dependencies of pyproject.toml; U=--upgrade takes newer ones
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
