@@ -52,10 +52,20 @@ async def read(form: Format, data: bytes, readers: Readers | None = None) -> Che
         body.close()
 
 
+#: What other tests' servers are children of this process when a test begins.
+OTHERS: set[int] = set()
+
+
 def children() -> set[int]:
-    """The child processes of this one."""
+    """The child processes of this one that a test has started."""
     tasks = Path("/proc/self/task").iterdir()
-    return {int(pid) for task in tasks for pid in (task / "children").read_text().split()}
+    return {int(pid) for task in tasks for pid in (task / "children").read_text().split()} - OTHERS
+
+
+@pytest.fixture(autouse=True)
+def _others() -> None:
+    OTHERS.clear()
+    OTHERS.update(children())
 
 
 # --- hostile bodies
