@@ -52,9 +52,8 @@ outage-test: S ?= 180
 outage-test: $(READY) ## stop the telemetry pipeline's parts under load, for three minutes each; S=... seconds
 	BRONZE_OUTAGE_S=$(S) $(BIN)/python -m pytest -s tests/pipeline/test_outages.py $(T)
 
-bench: $(READY) ## what telemetry costs and what an hour of it takes to bridge: .local/bench.json
-	@$(BIN)/python -m benchmarks.telemetry
-	@$(BIN)/python -m benchmarks.outage_volume
+bench: $(READY) ## how fast, how large, at what cost: .local/bench.json; B=bulk,small,telemetry for some, B=--help
+	@$(BIN)/python -m benchmarks $(B)
 
 check: $(READY) ## format, lint, types, configurations
 	$(BIN)/ruff format --check

@@ -251,7 +251,7 @@ def show_recorded(by_age: Mapping[int, Recorded]) -> None:
     console.print(table)
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.outage_volume", description=__doc__)
     parser.add_argument(
         "--record-s", type=float, default=60, help="how long to record for each flush age (%(default)g)"
@@ -260,7 +260,7 @@ def main() -> int:
         "--hours", type=float, default=1, help="how much to push, as far as the queue goes (%(default)g)"
     )
     parser.add_argument("--memory-limit-mib", type=int, help="another limit, to see the collector refuse")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
 
     system = stack("outage-volume", Exporters(metrics=("none",), traces=("otlp-http",), logs=("none",)))
     by_age = {}

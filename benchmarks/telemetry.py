@@ -194,11 +194,11 @@ def show(load: str, by_mode: Mapping[str, Mapping[str, float]]) -> None:
     console.print(table, "")
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.telemetry", description=__doc__)
     parser.add_argument("--rounds", type=int, default=5, help="of each mode (%(default)s)")
     parser.add_argument("--load-s", type=float, default=10, help="how long each load lasts, in seconds (%(default)g)")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
 
     system = stack("telemetry", Exporters(metrics=("prometheus",), traces=("otlp-http",), logs=("file",)))
     runs: list[Run] = []

@@ -333,6 +333,11 @@ def _stored(key: str, cut: Sorted, rows: Mapping[int, int], aside: Mapping[int, 
 
 
 def _write(columns: pa.Schema, batches: list[pa.RecordBatch], contents: Contents) -> bytes:
+    return written(columns, batches, {FOOTER_KEY: msgspec.json.encode(contents)})
+
+
+def written(columns: pa.Schema, batches: list[pa.RecordBatch], metadata: Mapping[bytes, bytes]) -> bytes:
+    """Rows as a Parquet file, as all objects are written."""
     sink = BytesIO()
     with pq.ParquetWriter(
         sink,
@@ -343,7 +348,7 @@ def _write(columns: pa.Schema, batches: list[pa.RecordBatch], contents: Contents
         write_page_index=True,
     ) as writer:
         writer.write_table(pa.Table.from_batches(batches, columns), row_group_size=ROW_GROUP_ROWS)
-        writer.add_key_value_metadata({FOOTER_KEY: msgspec.json.encode(contents)})
+        writer.add_key_value_metadata(metadata)
     return sink.getvalue()
 
 

@@ -1,0 +1,72 @@
+"""What is claimed about speed and cost, measured on the system as `make up` starts it: `make bench`.
+
+Read the ratios within one run: figures of different machines, or of a busy one, compare with nothing.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Mapping, Sequence
+
+from rich.table import Column, Table
+
+from benchmarks import bulk, outage_volume, small, telemetry
+from benchmarks.rounds import Found
+from benchmarks.stand import Options, console, keep, say
+
+#: The data's way, in the order in which `make bench` runs it.
+PARTS: Mapping[str, Callable[[Options], Found]] = {"bulk": bulk.run, "small": small.run}
+#: What telemetry costs: with options of their own, so they run only when they are named.
+OTHERS: Mapping[str, Callable[[Sequence[str]], int]] = {"telemetry": telemetry.main, "outage": outage_volume.main}
+
+
+def show(part: str, found: Found) -> None:
+    """The medians as a table, a column a variant, and what was to hold."""
+    by_variant = found.medians
+    table = Table(Column(part, no_wrap=True), *(Column(name, justify="right") for name in by_variant), box=None)
+    for figure in dict.fromkeys(name for figures in by_variant.values() for name in figures):
+        cells = (f"{figures[figure]:,.4g}" if figure in figures else "" for figures in by_variant.values())
+        table.add_row(figure, *cells)
+    console.print(table)
+    for target in found.targets:
+        console.print(f"[{'green' if target.holds else 'red'}]{target}[/]")
+
+
+def names(text: str) -> list[str]:
+    """The parts that a list names. Raises `ArgumentTypeError` for one that there is not."""
+    wanted = [name.strip() for name in text.split(",") if name.strip()]
+    for name in wanted:
+        if name not in {**PARTS, **OTHERS}:
+            raise argparse.ArgumentTypeError(f"there is no {name!r}; there are {', '.join({**PARTS, **OTHERS})}")
+    return wanted
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """0 if all that was to hold does."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "parts",
+        nargs="*",
+        type=names,
+        help=f"by comma or space, of {', '.join(PARTS)} (all of these unless named) and {', '.join(OTHERS)}",
+    )
+    parser.add_argument("--repeats", type=int, default=5, help="rounds, of which the median counts (%(default)s)")
+    parser.add_argument("--quick", action="store_true", help="less of everything: whether it works, not how fast")
+    args = parser.parse_args(arguments)
+    wanted = dict.fromkeys(name for part in args.parts for name in part) or PARTS
+    holds = True
+    for part in wanted:
+        say(f"--- {part}")
+        if part in OTHERS:
+            holds &= OTHERS[part]([]) == 0
+            continue
+        found = PARTS[part](Options(args.repeats, args.quick))
+        show(part, found)
+        keep(part, {"repeats": args.repeats, "quick": args.quick, **found.document()})
+        holds &= all(target.holds for target in found.targets)
+    return 0 if holds else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
