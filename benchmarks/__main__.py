@@ -9,26 +9,42 @@ from collections.abc import Callable, Mapping, Sequence
 
 from rich.table import Column, Table
 
-from benchmarks import bulk, outage_volume, small, telemetry
+from benchmarks import bulk, delivery, growth, lanes, memory, objects, outage_volume, small, telemetry
 from benchmarks.rounds import Found
 from benchmarks.stand import Options, console, keep, say
 
 #: The data's way, in the order in which `make bench` runs it.
-PARTS: Mapping[str, Callable[[Options], Found]] = {"bulk": bulk.run, "small": small.run}
+PARTS: Mapping[str, Callable[[Options], Found]] = {
+    "bulk": bulk.run,
+    "small": small.run,
+    "delivery": delivery.run,
+    "memory": memory.run,
+    "lanes": lanes.run,
+    "growth": growth.run,
+    "objects": objects.run,
+}
+#: More of them stand below each other.
+VARIANTS_ACROSS = 6
 #: What telemetry costs: with options of their own, so they run only when they are named.
 OTHERS: Mapping[str, Callable[[Sequence[str]], int]] = {"telemetry": telemetry.main, "outage": outage_volume.main}
 
 
 def show(part: str, found: Found) -> None:
-    """The medians as a table, a column a variant, and what was to hold."""
-    by_variant = found.medians
-    table = Table(Column(part, no_wrap=True), *(Column(name, justify="right") for name in by_variant), box=None)
-    for figure in dict.fromkeys(name for figures in by_variant.values() for name in figures):
-        cells = (f"{figures[figure]:,.4g}" if figure in figures else "" for figures in by_variant.values())
-        table.add_row(figure, *cells)
-    console.print(table)
+    """The medians, variants that show the same figures in one table, and what was to hold."""
+    for figures, variants in found.tables():
+        across = len(variants) <= VARIANTS_ACROSS
+        columns, rows = (variants, figures) if across else (figures, variants)
+        table = Table(Column(part, no_wrap=True), *(Column(name, justify="right") for name in columns), box=None)
+        for row in rows:
+            cells = ((column, row) if across else (row, column) for column in columns)
+            table.add_row(row, *(shown(found.medians[variant][figure]) for variant, figure in cells))
+        console.print(table, "")
     for target in found.targets:
         console.print(f"[{'green' if target.holds else 'red'}]{target}[/]")
+
+
+def shown(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
 
 
 def names(text: str) -> list[str]:

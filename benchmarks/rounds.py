@@ -46,6 +46,13 @@ class Found:
     def medians(self) -> Mapping[str, Figures]:
         return {variant: medians(of_variant) for variant, of_variant in self.runs.items()}
 
+    def tables(self) -> list[tuple[list[str], list[str]]]:
+        """Figures, and the variants that show just these."""
+        by_figures: dict[tuple[str, ...], list[str]] = {}
+        for variant, figures in self.medians.items():
+            by_figures.setdefault(tuple(figures), []).append(variant)
+        return [([*figures], variants) for figures, variants in by_figures.items()]
+
     def document(self) -> Mapping[str, Any]:
         return {
             **self.notes,

@@ -336,18 +336,22 @@ def _write(columns: pa.Schema, batches: list[pa.RecordBatch], contents: Contents
     return written(columns, batches, {FOOTER_KEY: msgspec.json.encode(contents)})
 
 
-def written(columns: pa.Schema, batches: list[pa.RecordBatch], metadata: Mapping[bytes, bytes]) -> bytes:
-    """Rows as a Parquet file, as all objects are written."""
+def written(
+    columns: pa.Schema, batches: list[pa.RecordBatch], metadata: Mapping[bytes, bytes], **changed: Any
+) -> bytes:
+    """Rows as a Parquet file, as all objects are written. `changed` are other options of the writer, to compare."""
+    options = {
+        "row_group_size": ROW_GROUP_ROWS,
+        "compression": "zstd",
+        "use_dictionary": [name for name in columns.names if name not in _NO_DICTIONARY],
+        "write_statistics": True,
+        "write_page_index": True,
+        **changed,
+    }
+    row_group_rows = options.pop("row_group_size")
     sink = BytesIO()
-    with pq.ParquetWriter(
-        sink,
-        columns,
-        compression="zstd",
-        use_dictionary=[name for name in columns.names if name not in _NO_DICTIONARY],
-        write_statistics=True,
-        write_page_index=True,
-    ) as writer:
-        writer.write_table(pa.Table.from_batches(batches, columns), row_group_size=ROW_GROUP_ROWS)
+    with pq.ParquetWriter(sink, columns, **options) as writer:
+        writer.write_table(pa.Table.from_batches(batches, columns), row_group_size=row_group_rows)
         writer.add_key_value_metadata(metadata)
     return sink.getvalue()
 

@@ -1,0 +1,309 @@
+"""Objects, for who reads them: bytes a record, a week's layout asked by DuckDB, and the writer's options compared."""
+
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import boto3
+import duckdb
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+from pyarrow import fs
+from rich.progress import track
+from uuid_utils import uuid7
+
+from benchmarks.rounds import Figures, Found, Runs, interleaved
+from benchmarks.sample import status
+from benchmarks.stand import SAMPLE, STATE, Options, console, one_line, running, say, stack
+from bronze import chain, parquet, sources
+from bronze.chain import Lane, Message
+from bronze.parquet import Encoded
+from bronze.submission import Accepted, Part
+from local.exporters import Exporters
+from local.stack import Stack
+
+SOURCE = sources.built_in()["status"]
+LANE = Lane(SOURCE.name, 0, "20130101T000000Z")
+BEGIN = datetime(2013, 1, 1, tzinfo=UTC)
+MB = 1_000_000
+
+#: Records of an object, and of each submission in it.
+SIZES = ((1, 1), (10, 1), (100, 10), (1_000, 100), (10_000, 1_000), (100_000, 1_000), (300_000, 1_000))
+#: A week: an object a minute.
+OBJECTS, OBJECT_RECORDS = 10_000, 100
+OBJECTS_QUICK = 200
+PUTS = 8
+DAY = BEGIN + timedelta(days=3)
+LARGE_RECORDS = 300_000
+
+
+# --- objects as the service makes them
+
+
+@dataclass
+class Making:
+    """Objects of the sample, in its order and from its beginning again at its end."""
+
+    lines: Sequence[bytes]
+    _at: int = 0
+    _sequence: int = 1
+
+    def object(self, records: int, submission_records: int, moment: datetime) -> Encoded:
+        """An object with so many records, whose messages were stored at a moment."""
+        messages = [
+            self._message(min(submission_records, records - done), moment)
+            for done in range(0, records, submission_records)
+        ]
+        key = chain.object_key("bronze", LANE, messages[0])
+        cut = chain.sort(LANE, messages, {})
+        return parquet.encode(SOURCE, LANE, key, cut, f"00-{'4b' * 16}-{'00' * 7}01-01")
+
+    def _message(self, records: int, moment: datetime) -> Message:
+        taken = [self.lines[(self._at + n) % len(self.lines)] for n in range(records)]
+        self._at += records
+        accepted = Accepted(
+            submission_id=str(uuid7()),
+            source=SOURCE.name,
+            digest="ab" * 32,
+            records=records,
+            classification_id=None,
+            classification_default=None,
+            classification_count=records,
+            received_at=(moment + timedelta(microseconds=self._sequence)).isoformat(timespec="microseconds"),
+            trace_id=str(uuid7()).replace("-", ""),
+            traceparent=f"00-{'4b' * 16}-{'00' * 7}01-01",
+        )
+        subject = chain.lane_subject(SOURCE.name, 0, accepted.submission_id)
+        payload = b"[" + b",".join(taken) + b"]"
+        sequence, self._sequence = self._sequence, self._sequence + 1
+        stored = f"{moment:%Y-%m-%dT%H:%M:%S}.000000000Z"
+        return Message(sequence, subject, stored, Part(accepted, 1, 1, 0, records).headers(), payload)
+
+
+def rows_of(encoded: Encoded) -> pa.Table:
+    return pq.read_table(pa.BufferReader(encoded.body))
+
+
+def timed(work: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+# --- bytes a record
+
+
+def sizes(making: Making) -> Runs:
+    """By records of an object: its bytes, and what a record takes in it, against the record's line."""
+    line = statistics.mean(len(line) + 1 for line in making.lines)
+    found: dict[str, list[Figures]] = {}
+    for records, submission_records in SIZES:
+        began = time.process_time()
+        encoded = making.object(records, submission_records, BEGIN)
+        found[f"{records:,} records"] = [
+            {
+                "bytes": len(encoded.body),
+                "bytes a record": len(encoded.body) / records,
+                "of NDJSON, %": len(encoded.body) / records / line * 100,
+                "CPU encode, us a record": (time.process_time() - began) / records * 1e6,
+            }
+        ]
+    return found
+
+
+# --- a week's layout
+
+
+def week(making: Making, count: int) -> Iterator[Encoded]:
+    """Objects over seven days, in even steps."""
+    for number in range(count):
+        yield making.object(OBJECT_RECORDS, OBJECT_RECORDS // 4, BEGIN + timedelta(days=7) * number / count)
+
+
+def queries(table: str, submission: str, classification: str) -> Mapping[str, str]:
+    day = f"{DAY:%Y-%m-%d}"
+    return {
+        "count": f"SELECT count(*) FROM {table}",
+        "one day": f"SELECT operator, avg(delay_min) FROM {table} WHERE date = '{day}' GROUP BY operator",
+        "one submission": f"SELECT count(*) FROM {table} WHERE _submission_id = '{submission}'",
+        "its day known": f"SELECT count(*) FROM {table} WHERE date = '{day}' AND _submission_id = '{submission}'",
+        "one run": f"SELECT count(*) FROM {table} WHERE classification_id = '{classification}'",
+        "one column": f"SELECT avg(delay_min) FROM {table}",
+    }
+
+
+def over_s3(system: Stack, folder: str, asked: tuple[str, str], known: str) -> Figures:
+    """As the README reads the bucket: an Arrow dataset, asked by DuckDB; and one object whose path is known."""
+    account = system.account
+    s3 = fs.S3FileSystem(
+        access_key=account.access_key,
+        secret_key=account.secret_key,
+        endpoint_override=account.env["AWS_ENDPOINT_URL_S3"],
+        region=account.env["AWS_DEFAULT_REGION"],
+    )
+    opened: dict[str, Any] = {}
+
+    def open_it() -> None:
+        opened["status"] = ds.dataset(folder, filesystem=s3, partitioning="hive")
+
+    took = {"list, s": timed(open_it)}
+    connection = duckdb.connect()
+    connection.register("status", opened["status"])
+    for name, query in queries("status", *asked).items():
+        took[f"{name}, s"] = timed(partial(connection.execute, query))
+    took["its path known, s"] = timed(
+        lambda: pq.read_table(known, filesystem=s3, filters=[("_submission_id", "=", asked[0])], partitioning=None)
+    )
+    return took
+
+
+def on_disk(folder: Path, asked: tuple[str, str]) -> Figures:
+    """The same layout as files, read by DuckDB's own reader."""
+    table = f"read_parquet('{folder}/**/*.parquet', hive_partitioning = true, hive_types = {{'date': VARCHAR}})"
+    connection = duckdb.connect()
+    took = {"list, s": timed(lambda: list(folder.rglob("*.parquet")))}
+    for name, query in queries(table, *asked).items():
+        took[f"{name}, s"] = timed(partial(connection.execute, query))
+    return took
+
+
+def layout(making: Making, options: Options) -> tuple[Runs, Mapping[str, Any]]:
+    count = OBJECTS_QUICK if options.quick else OBJECTS
+    system = stack("objects", Exporters())
+    files = STATE / "objects" / "files"
+    bucket = next(server for server in system.servers if server.name == "seaweedfs")
+    with running(system, bucket):
+        account = system.account
+        s3 = boto3.client(
+            "s3",
+            endpoint_url=account.env["AWS_ENDPOINT_URL_S3"],
+            aws_access_key_id=account.access_key,
+            aws_secret_access_key=account.secret_key,
+            region_name=account.env["AWS_DEFAULT_REGION"],
+        )
+
+        def put(encoded: Encoded) -> int:
+            key = encoded.contents.file_path
+            s3.put_object(Bucket=account.bucket, Key=key, Body=encoded.body)
+            file = files / key
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(encoded.body)
+            return len(encoded.body)
+
+        say(f"writing a week: {count:,} objects of {OBJECT_RECORDS} records")
+        size = 0
+        asked, path = ("", ""), ""
+        with ThreadPoolExecutor(PUTS) as putting:
+            objects = week(making, count)
+            for group in track([*range(0, count, PUTS)], "writing", console=console):
+                made = list(islice(objects, PUTS))
+                size += sum(putting.map(put, made))
+                if group <= count / 2 < group + PUTS:  # one of the fourth day
+                    contents = made[0].contents
+                    asked = (contents.submissions[0].accepted.submission_id, made[0].classifications[0])
+                    path = f"{account.bucket}/{contents.file_path}"
+        root = f"bronze/source={SOURCE.name}"
+        runs = interleaved(
+            {
+                "bucket, Arrow dataset": partial(over_s3, system, f"{account.bucket}/{root}", asked, path),
+                "files, DuckDB's reader": partial(on_disk, files / root, asked),
+            },
+            options.repeats,
+            lambda n, variant, f: one_line(n, options.repeats, variant, f, "list, s", "count, s", "one submission, s"),
+        )
+    return runs, {"objects": count, "records": count * OBJECT_RECORDS, "bytes": size}
+
+
+# --- the writer's options
+
+
+def without(*names: str) -> list[str]:
+    return [name for name in parquet.schema(SOURCE).names if name not in names]
+
+
+#: What is changed, by what it is called in the table.
+CHANGES: Mapping[str, Mapping[str, Any]] = {
+    "as it is": {},
+    "no page index": {"write_page_index": False},
+    "row groups of 16k": {"row_group_size": 16 * 1024},
+    "row groups of 256k": {"row_group_size": 256 * 1024},
+    "zstd 3": {"compression_level": 3},
+    "zstd 9": {"compression_level": 9},
+    "snappy": {"compression": "snappy"},
+    "dictionary everywhere": {"use_dictionary": True},
+    "no dictionary for runs": {"use_dictionary": without("_payload", "_record_index", "classification_id")},
+    "pages of 128 KiB": {"data_page_size": 128 * 1024},
+    "pages of 4k rows": {"max_rows_per_page": 4096},
+    "delta encodings": {
+        "use_dictionary": without(
+            "_payload", "_record_index", "classification_id", "scheduled_at", "departed_at", "_received_at"
+        ),
+        "column_encoding": {
+            "_record_index": "DELTA_BINARY_PACKED",
+            "classification_id": "DELTA_BYTE_ARRAY",
+            "scheduled_at": "DELTA_BINARY_PACKED",
+            "departed_at": "DELTA_BINARY_PACKED",
+            "_received_at": "DELTA_BINARY_PACKED",
+        },
+    },
+    "Bloom filter for runs": {"bloom_filter_options": {"classification_id": True}},
+    "sorted by run": {},
+    "sorted by vehicle": {},
+}
+SORTED = {"sorted by run": "classification_id", "sorted by vehicle": "vehicle_id"}
+
+
+def written(rows: pa.Table, folder: Path, name: str, asked: tuple[str, str]) -> Figures:
+    """One large object with an option changed: its size, what writing takes, and what DuckDB takes to ask it."""
+    file = folder / f"{name}.parquet"
+    began = time.process_time()
+    if by := SORTED.get(name):
+        rows = rows.sort_by(by)
+    body = parquet.written(rows.schema, rows.to_batches(), {}, **CHANGES[name])
+    cpu = time.process_time() - began
+    file.write_bytes(body)
+    connection = duckdb.connect()
+    connection.execute("SET threads = 1")
+    ask = queries(f"read_parquet('{file}')", *asked)
+    wanted = {"one submission", "one run", "one column"}
+    ms = {f"{k}, ms": timed(partial(connection.execute, query)) * 1000 for k, query in ask.items() if k in wanted}
+    every = timed(lambda: connection.execute(f"SELECT max(COLUMNS(*)) FROM read_parquet('{file}')").fetchall())
+    return {
+        "bytes a record": len(body) / rows.num_rows,
+        "CPU write, s": cpu,
+        **ms,
+        "every column, ms": every * 1000,
+    }
+
+
+def choices(making: Making, options: Options) -> Runs:
+    records = LARGE_RECORDS // (10 if options.quick else 1)
+    encoded = making.object(records, 1_000, BEGIN)
+    rows = rows_of(encoded)
+    submission = encoded.contents.submissions[len(encoded.contents.submissions) // 2].accepted.submission_id
+    asked = (submission, rows.column("classification_id")[records // 2].as_py())
+    folder = STATE / "objects" / "choices"
+    folder.mkdir(parents=True, exist_ok=True)
+    return interleaved(
+        {name: partial(written, rows, folder, name, asked) for name in CHANGES},
+        options.repeats,
+        lambda n, variant, f: one_line(n, options.repeats, variant, f, "bytes a record", "CPU write, s", "one run, ms"),
+    )
+
+
+def run(options: Options) -> Found:
+    lines = status(SAMPLE, say).read_bytes().splitlines()
+    making = Making(lines)
+    by_size = sizes(making)
+    by_reader, notes = layout(making, options)
+    by_choice = choices(making, options)
+    line = statistics.mean(len(line) + 1 for line in lines)
+    return Found({**by_size, **by_reader, **by_choice}, (), {"ndjson_bytes_a_record": line, "week": notes})
