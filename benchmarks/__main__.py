@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from rich.table import Column, Table
 
 from benchmarks import bulk, delivery, growth, lanes, memory, objects, outage_volume, small, telemetry
-from benchmarks.rounds import Found
+from benchmarks.rounds import VARIANTS_ACROSS, Found, shown, tables
 from benchmarks.stand import Options, console, keep, say
 
 #: The data's way, in the order in which `make bench` runs it.
@@ -23,28 +23,23 @@ PARTS: Mapping[str, Callable[[Options], Found]] = {
     "growth": growth.run,
     "objects": objects.run,
 }
-#: More of them stand below each other.
-VARIANTS_ACROSS = 6
 #: What telemetry costs: with options of their own, so they run only when they are named.
 OTHERS: Mapping[str, Callable[[Sequence[str]], int]] = {"telemetry": telemetry.main, "outage": outage_volume.main}
 
 
 def show(part: str, found: Found) -> None:
     """The medians, variants that show the same figures in one table, and what was to hold."""
-    for figures, variants in found.tables():
+    medians = found.medians
+    for figures, variants in tables(medians):
         across = len(variants) <= VARIANTS_ACROSS
         columns, rows = (variants, figures) if across else (figures, variants)
         table = Table(Column(part, no_wrap=True), *(Column(name, justify="right") for name in columns), box=None)
         for row in rows:
             cells = ((column, row) if across else (row, column) for column in columns)
-            table.add_row(row, *(shown(found.medians[variant][figure]) for variant, figure in cells))
+            table.add_row(row, *(shown(medians[variant][figure]) for variant, figure in cells))
         console.print(table, "")
     for target in found.targets:
         console.print(f"[{'green' if target.holds else 'red'}]{target}[/]")
-
-
-def shown(value: float) -> str:
-    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
 
 
 def names(text: str) -> list[str]:

@@ -8,8 +8,8 @@ import asyncio
 import re
 import sys
 import time
-from collections.abc import Iterator
-from itertools import count, islice
+from functools import partial
+from itertools import count, cycle, islice
 from pathlib import Path
 from typing import cast
 
@@ -171,17 +171,20 @@ async def offer(load: Load) -> Sent:
     """Raises `Refused` at the first answer that is no success."""
     offer = Offer(load)
     loop = asyncio.get_running_loop()
-    ports: Iterator[int] = islice((port for _ in count() for port in load.ports), load.connections)
-    connections = [
-        (await loop.create_connection(lambda port=port: Connection(offer, port), LOOPBACK, port))[1]  # type: ignore[misc]
-        for port in ports
+    made = [
+        await loop.create_connection(partial(Connection, offer, port), LOOPBACK, port)
+        for port in islice(cycle(load.ports), load.connections)
     ]
-    cpu_s = time.process_time()
-    offer.sent.began = time.monotonic()
-    for connection in connections:
-        connection.send_next()
-    await offer.over
-    offer.sent.cpu_s = time.process_time() - cpu_s
+    try:
+        cpu_s = time.process_time()
+        offer.sent.began = time.monotonic()
+        for _, connection in made:
+            connection.send_next()
+        await offer.over
+        offer.sent.cpu_s = time.process_time() - cpu_s
+    finally:
+        for transport, _ in made:
+            transport.abort()
     return offer.sent
 
 

@@ -58,10 +58,17 @@ class Making:
 
     def object(self, records: int, submission_records: int, moment: datetime) -> Encoded:
         """An object with so many records, whose messages were stored at a moment."""
-        messages = [
+        return self.encoded(self.messages(records, submission_records, moment))
+
+    def messages(self, records: int, submission_records: int, moment: datetime) -> list[Message]:
+        """So many records in submissions of one message each."""
+        return [
             self._message(min(submission_records, records - done), moment)
             for done in range(0, records, submission_records)
         ]
+
+    @staticmethod
+    def encoded(messages: Sequence[Message]) -> Encoded:
         key = chain.object_key("bronze", LANE, messages[0])
         cut = chain.sort(LANE, messages, {})
         return parquet.encode(SOURCE, LANE, key, cut, f"00-{'4b' * 16}-{'00' * 7}01-01")
@@ -88,6 +95,12 @@ class Making:
         return Message(sequence, subject, stored, Part(accepted, 1, 1, 0, records).headers(), payload)
 
 
+def queued_bytes(message: Message) -> int:
+    """What the queue's file has of it: NATS keeps 30 bytes beside subject, headers and payload."""
+    headers = len("NATS/1.0\r\n\r\n") + sum(len(f"{k}: {v}\r\n") for k, v in message.headers.items())
+    return 30 + len(message.subject) + headers + message.size
+
+
 def rows_of(encoded: Encoded) -> pa.Table:
     return pq.read_table(pa.BufferReader(encoded.body))
 
@@ -106,10 +119,14 @@ def sizes(making: Making) -> Runs:
     line = statistics.mean(len(line) + 1 for line in making.lines)
     found: dict[str, list[Figures]] = {}
     for records, submission_records in SIZES:
+        messages = making.messages(records, submission_records, BEGIN)
         began = time.process_time()
-        encoded = making.object(records, submission_records, BEGIN)
+        encoded = making.encoded(messages)
         found[f"{records:,} records"] = [
             {
+                "records": records,
+                "records a submission": submission_records,
+                "queue bytes a record": sum(map(queued_bytes, messages)) / records,
                 "bytes": len(encoded.body),
                 "bytes a record": len(encoded.body) / records,
                 "of NDJSON, %": len(encoded.body) / records / line * 100,

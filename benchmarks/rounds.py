@@ -13,6 +13,8 @@ from typing import Any
 #: What one run showed, by name; the unit stands last in a name.
 Figures = Mapping[str, float]
 Runs = Mapping[str, Sequence[Figures]]
+#: More variants than these stand below each other in a table.
+VARIANTS_ACROSS = 6
 
 
 @dataclass(frozen=True)
@@ -45,13 +47,6 @@ class Found:
     @property
     def medians(self) -> Mapping[str, Figures]:
         return {variant: medians(of_variant) for variant, of_variant in self.runs.items()}
-
-    def tables(self) -> list[tuple[list[str], list[str]]]:
-        """Figures, and the variants that show just these."""
-        by_figures: dict[tuple[str, ...], list[str]] = {}
-        for variant, figures in self.medians.items():
-            by_figures.setdefault(tuple(figures), []).append(variant)
-        return [([*figures], variants) for figures, variants in by_figures.items()]
 
     def document(self) -> Mapping[str, Any]:
         return {
@@ -91,3 +86,15 @@ def quantile(values: Sequence[float], q: float) -> float:
     """The least value that a share `q` of all does not exceed."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(q * len(ordered)))]
+
+
+def tables(by_variant: Mapping[str, Figures]) -> list[tuple[list[str], list[str]]]:
+    """What makes a table each: figures, and the variants that have just these."""
+    by_figures: dict[tuple[str, ...], list[str]] = {}
+    for variant, figures in by_variant.items():
+        by_figures.setdefault(tuple(figures), []).append(variant)
+    return [([*figures], variants) for figures, variants in by_figures.items()]
+
+
+def shown(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
