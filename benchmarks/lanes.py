@@ -8,7 +8,7 @@ from functools import partial
 from benchmarks.load import Load
 from benchmarks.rounds import Figures, Found, interleaved
 from benchmarks.sample import status
-from benchmarks.stand import SAMPLE, Options, System, offer, one_line, say, system
+from benchmarks.stand import SAMPLE, Options, System, forget_peak, offer, one_line, peak_bytes, say, system
 
 LANES = (1, 2, 4)
 PASSES = 4
@@ -36,6 +36,7 @@ def drain(bench: System, file: str, passes: int) -> Figures:
     finally:
         began = time.monotonic()
         consumer.signal(signal.SIGCONT)
+    forget_peak(consumer)
     with bench.cpu() as cpu:
         heard = bench.feed.until(mark, sent.records)
     wall_s = heard[-1].at - began
@@ -44,6 +45,7 @@ def drain(bench: System, file: str, passes: int) -> Figures:
         "MB/s": sent.bytes / wall_s / 1e6,
         "wall, s": wall_s,
         "objects": len(heard),
+        "peak consumer, MB": peak_bytes(consumer) / 1e6,
         **{name: cpu[name] for name in ("CPU consumer, s", "CPU nats, s", "CPU seaweedfs, s")},
     }
 

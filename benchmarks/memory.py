@@ -9,8 +9,7 @@ from benchmarks.load import Load
 from benchmarks.rounds import Figures, Found, Target
 from benchmarks.sample import RECORDS as SAMPLE_RECORDS
 from benchmarks.sample import status
-from benchmarks.stand import SAMPLE, Options, System, offer, one_line, say, system
-from local.programs import Process
+from benchmarks.stand import SAMPLE, Options, System, forget_peak, offer, one_line, peak_bytes, say, system
 
 BODY_BYTES_MAX = 512 * 2**20
 RECORDS = 10_000_000
@@ -20,17 +19,6 @@ READABLE_S_MAX = 900.0
 MB_MOST = 400
 PATH = "/v1/ingest/status"
 SERVICE = ("api", "consumer")
-
-
-def forget_peak(process: Process) -> None:
-    """The peak is counted anew from now on (proc(5): clear_refs)."""
-    Path(f"/proc/{process.pid}/clear_refs").write_text("5")
-
-
-def peak_bytes(process: Process) -> int:
-    lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
-    (kib,) = (line.split()[1] for line in lines if line.startswith("VmHWM:"))
-    return int(kib) * 1024
 
 
 def body(source: Path, size_max: int) -> tuple[Path, int]:

@@ -86,8 +86,8 @@ def object_sizes(bench: Bench) -> str:
     rows = []
     for rate in RATES:
         for age_s in FLUSH_AGES_S:
-            # a slow source's objects hold the one record that began them, and come as often as it does
-            records = min(max(1.0, rate * age_s), Settings().object_bytes_max / line)
+            # the record that begins it, and what comes until it is of age
+            records = min(1 + rate * age_s, Settings().object_bytes_max / line)
             each = bytes_a_record(sizes, records)
             day = rate * DAY_S * each
             rows.append(

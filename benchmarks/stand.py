@@ -254,6 +254,17 @@ def memory_bytes(process: Process) -> int:
     return int(kib) * 1024
 
 
+def forget_peak(process: Process) -> None:
+    """The peak is counted anew from now on (proc(5): clear_refs)."""
+    Path(f"/proc/{process.pid}/clear_refs").write_text("5")
+
+
+def peak_bytes(process: Process) -> int:
+    lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+    (kib,) = (line.split()[1] for line in lines if line.startswith("VmHWM:"))
+    return int(kib) * 1024
+
+
 def keep(benchmark: str, figures: Mapping[str, Any]) -> None:
     """Writes a benchmark's figures beside those of the others, with the machine that they are from."""
     known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}

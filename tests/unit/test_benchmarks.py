@@ -195,11 +195,11 @@ def test_the_pages_have_a_place_for_every_part_and_what_is_not_measured_stays() 
 
 
 def test_objects_are_sized_by_rate_and_flush_age() -> None:
-    """Bytes a record lie between what was measured, along the logarithm; a slow source has an object a record."""
+    """Bytes a record lie between what was measured, along the logarithm; an object has the record that begins it."""
     bench = dict(found())
     sizes = report.measured(bench)
     assert [report.bytes_a_record(sizes, n) for n in (1, 100, 10_000, 1_000_000)] == [5000, 2525, 50, 50]
     rows = report.object_sizes(bench)
-    assert "| 1 records/s | 1 s | 86,400 | 1 | 5 | 0.432 | 2500% |" in rows
-    assert "| 1,000 records/s | 15 s | 5,760 | 15,000 | 750 | 4.32 | 25% |" in rows
+    assert "| 1 records/s | 1 s | 43,200 | 2 | 9 | 0.4 | 2314% |" in rows
+    assert "| 1,000 records/s | 15 s | 5,760 | 15,001 | 750 | 4.32 | 25% |" in rows
     assert "| 1 | 1,000 | 3.6 | 28.8 | 86.4 | 18 |" in report.queue_sizes(bench)
