@@ -4,6 +4,7 @@ Read the ratios within one run: figures of different machines, or of a busy one,
 """
 
 import argparse
+import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 
@@ -65,6 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--repeats", type=int, default=5, help="rounds, of which the median counts (%(default)s)")
     parser.add_argument("--quick", action="store_true", help="less of everything: whether it works, not how fast")
     args = parser.parse_args(arguments)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # what was started is stopped then, too
     wanted = dict.fromkeys(name for part in args.parts for name in part) or PARTS
     holds = True
     for part in wanted:
