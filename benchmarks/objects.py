@@ -263,7 +263,7 @@ CHANGES: Mapping[str, Mapping[str, Any]] = {
             "departed_at": "DELTA_BINARY_PACKED",
         },
     },
-    "Arrow's schema": {"store_schema": True},
+    "Arrow schema too": {"store_schema": True},
     "Bloom filter for runs": {"bloom_filter_options": {"classification_id": True}},
     "sorted by run": {},
     "sorted by vehicle": {},

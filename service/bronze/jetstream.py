@@ -33,8 +33,9 @@ CONNECT_TIMEOUT_S = 2.0
 COMMIT_TIMEOUT_S = 10
 #: Subjects whose last messages are read at once.
 LAST_MAX = 1_000
-#: Messages of a batch between two flushes, which bound what waits in the client's buffer.
-BATCH_FLUSH_MESSAGES = 16
+#: Every so many messages of a batch one asks for an answer. It comes once the server has written them: what is under
+#: way stays far below the 128 MiB of a stream's inbox, past which the server drops messages without a word.
+BATCH_ASK_MESSAGES = 16
 
 EXPECTED_STREAM = "Nats-Expected-Stream"
 EXPECTED_LAST_SUBJECT_SEQUENCE = "Nats-Expected-Last-Subject-Sequence"
@@ -262,15 +263,14 @@ class JetStream:
                     break
                 headers["Nats-Batch-Commit"] = "1"
                 return _ack(await self._request(message.subject, message.payload, headers, COMMIT_TIMEOUT_S))
-            if number == 1:
-                reply = await self._request(message.subject, message.payload, headers)
+            if number % BATCH_ASK_MESSAGES == 1:
+                timeout_s = REQUEST_TIMEOUT_S if number == 1 else COMMIT_TIMEOUT_S
+                reply = await self._request(message.subject, message.payload, headers, timeout_s)
                 if reply.data:
                     _raise_error(msgspec.json.decode(reply.data))
                 continue
             try:
                 await self._client.publish(message.subject, message.payload, headers=headers)
-                if number % BATCH_FLUSH_MESSAGES == 0:
-                    await self._client.flush(timeout=COMMIT_TIMEOUT_S)
             except (nats.errors.Error, OSError, TimeoutError) as error:
                 raise Unavailable("queue-away", f"the queue went away: {error}") from error
         raise Unavailable("queue-away", "the time for the batch ran out")
