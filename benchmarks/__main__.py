@@ -37,7 +37,7 @@ def show(part: str, found: Found) -> None:
         table = Table(Column(part, no_wrap=True), *(Column(name, justify="right") for name in columns), box=None)
         for row in rows:
             cells = ((column, row) if across else (row, column) for column in columns)
-            table.add_row(row, *(shown(medians[variant][figure]) for variant, figure in cells))
+            table.add_row(row, *(shown(medians[variant].get(figure)) for variant, figure in cells))
         console.print(table, "")
     for target in found.targets:
         console.print(f"[{'green' if target.holds else 'red'}]{target}[/]")

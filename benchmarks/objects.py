@@ -297,7 +297,7 @@ def written(rows: pa.Table, folder: Path, name: str, asked: tuple[str, str]) -> 
 def choices(making: Making, options: Options) -> Runs:
     records = LARGE_RECORDS // (10 if options.quick else 1)
     encoded = making.object(records, 1_000, BEGIN)
-    rows = rows_of(encoded)
+    rows = rows_of(encoded).replace_schema_metadata(None)
     submission = encoded.contents.submissions[len(encoded.contents.submissions) // 2].accepted.submission_id
     asked = (submission, rows.column("classification_id")[records // 2].as_py())
     folder = STATE / "objects" / "choices"

@@ -63,8 +63,8 @@ def part(found: Mapping[str, Any]) -> str:
 
 def medians(of: Mapping[str, Figures], figures: Sequence[str], variants: Sequence[str]) -> str:
     if len(variants) > VARIANTS_ACROSS:
-        return table(("", *figures), ([v, *(shown(of[v][f]) for f in figures)] for v in variants))
-    return table(("", *variants), ([f, *(shown(of[v][f]) for v in variants)] for f in figures))
+        return table(("", *figures), ([v, *(shown(of[v].get(f)) for f in figures)] for v in variants))
+    return table(("", *variants), ([f, *(shown(of[v].get(f)) for v in variants)] for f in figures))
 
 
 # --- sizing

@@ -89,12 +89,17 @@ def quantile(values: Sequence[float], q: float) -> float:
 
 
 def tables(by_variant: Mapping[str, Figures]) -> list[tuple[list[str], list[str]]]:
-    """What makes a table each: figures, and the variants that have just these."""
-    by_figures: dict[tuple[str, ...], list[str]] = {}
+    """What makes a table each: figures, and the variants that have them; they agree on what is told first."""
+    by_first: dict[str, list[str]] = {}
     for variant, figures in by_variant.items():
-        by_figures.setdefault(tuple(figures), []).append(variant)
-    return [([*figures], variants) for figures, variants in by_figures.items()]
+        by_first.setdefault(next(iter(figures)), []).append(variant)
+    return [
+        (list(dict.fromkeys(figure for variant in variants for figure in by_variant[variant])), variants)
+        for variants in by_first.values()
+    ]
 
 
-def shown(value: float) -> str:
+def shown(value: float | None) -> str:
+    if value is None:
+        return ""
     return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
