@@ -104,15 +104,19 @@ def encode(source: Source, lane: Lane, key: str, cut: Sorted, traceparent: str, 
     classifications: dict[str, None] = {}
 
     def take(group: Sequence[_Decoded]) -> None:
+        # it must not call itself: a closure that knows itself keeps the batches until the garbage collector comes by
+        fitting = list(group)
         try:
             batches.append(_batch(source, columns, key, group))
-        except Poison as error:
-            if len(group) == 1:
-                poison.append((group[0].one.message, str(error)))
-            for decoded in group if len(group) > 1 else ():
-                take([decoded])
-            return
-        for decoded in group:
+        except Poison:
+            fitting.clear()
+            for decoded in group:
+                try:
+                    batches.append(_batch(source, columns, key, [decoded]))
+                    fitting.append(decoded)
+                except Poison as error:
+                    poison.append((decoded.one.message, str(error)))
+        for decoded in fitting:
             kept[decoded.one.message.sequence] = len(decoded.records)
             classifications.update(dict.fromkeys(decoded.classifications))
 

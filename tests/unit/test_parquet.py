@@ -1,6 +1,7 @@
 """Objects: what stands in a file is what was sent, and a file tells what it holds."""
 
 import datetime as dt
+import gc
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -88,6 +89,18 @@ def by_footer(body: bytes) -> Contents:
 
 
 # --- rows
+
+
+def test_an_encoded_cut_leaves_nothing_behind() -> None:
+    """The rows are gone with the call, and do not wait for the garbage collector: a consumer runs for months."""
+    sent = [json.dumps(RUN | {"classification_id": f"r{n}"}).encode() for n in range(100)]
+    gc.disable()
+    try:
+        before = pa.total_allocated_bytes()
+        encode("status", [message(3, sent, "status"), message(4, [b"{}"], "status")])
+        assert pa.total_allocated_bytes() == before
+    finally:
+        gc.enable()
 
 
 def test_columns_are_the_declared_fields_in_their_types_and_then_ours() -> None:
