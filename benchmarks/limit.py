@@ -36,7 +36,10 @@ def main() -> int:
 
     def put() -> None:
         nonlocal objects, stored_bytes, size
-        body = parquet.written(rows.columns, waiting, {})
+        writing = parquet.Writing(rows.columns)
+        for batch in waiting:
+            writing.add(batch)
+        body = writing.finish({})
         s3.put_object(Bucket=bucket, Key=key, Body=body)
         objects, stored_bytes, size = objects + 1, stored_bytes + len(body), 0
         waiting.clear()

@@ -278,7 +278,10 @@ def written(rows: pa.Table, folder: Path, name: str, asked: tuple[str, str]) -> 
     began = time.process_time()
     if by := SORTED.get(name):
         rows = rows.sort_by(by)
-    body = parquet.written(rows.schema, rows.to_batches(), {}, **CHANGES[name])
+    writing = parquet.Writing(rows.schema, **CHANGES[name])
+    for batch in rows.to_batches():
+        writing.add(batch)
+    body = writing.finish({})
     cpu = time.process_time() - began
     file.write_bytes(body)
     connection = duckdb.connect()

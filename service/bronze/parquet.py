@@ -98,21 +98,21 @@ def _declared(source: Source) -> list[pa.Field]:
 def encode(source: Source, lane: Lane, key: str, cut: Sorted, traceparent: str, written_at: str = "") -> Encoded:
     """Encode a cut as the object that lies under `key`. A message that cannot become rows is listed as set aside."""
     columns = schema(source)
-    batches: list[pa.RecordBatch] = []
+    writing = Writing(columns)
     poison = list(cut.poison)
     kept: dict[int, int] = {}  # rows by sequence
     classifications: dict[str, None] = {}
 
     def take(group: Sequence[_Decoded]) -> None:
-        # it must not call itself: a closure that knows itself keeps the batches until the garbage collector comes by
+        # it must not call itself: a closure that knows itself keeps the rows until the garbage collector comes by
         fitting = list(group)
         try:
-            batches.append(_batch(source, columns, key, group))
+            writing.add(_batch(source, columns, key, group))
         except Poison:
             fitting.clear()
             for decoded in group:
                 try:
-                    batches.append(_batch(source, columns, key, [decoded]))
+                    writing.add(_batch(source, columns, key, [decoded]))
                     fitting.append(decoded)
                 except Poison as error:
                     poison.append((decoded.one.message, str(error)))
@@ -135,7 +135,7 @@ def encode(source: Source, lane: Lane, key: str, cut: Sorted, traceparent: str, 
                 raise Poison(one.undecoded)
             if columnar:
                 batch = _columnar_batch(source, columns, key, one)
-                batches.append(batch)
+                writing.add(batch)
                 kept[one.message.sequence] = batch.num_rows
                 classifications.update(dict.fromkeys(batch.column(CLASSIFICATION_ID).unique().to_pylist()))
             else:
@@ -172,7 +172,7 @@ def encode(source: Source, lane: Lane, key: str, cut: Sorted, traceparent: str, 
         classification_least=min(classifications, default=None),
         classification_greatest=max(classifications, default=None),
     )
-    return Encoded(_write(columns, batches, contents), contents, tuple(classifications))
+    return Encoded(writing.finish({FOOTER_KEY: msgspec.json.encode(contents)}), contents, tuple(classifications))
 
 
 @dataclass(frozen=True, slots=True)
@@ -336,34 +336,55 @@ def _stored(key: str, cut: Sorted, rows: Mapping[int, int], aside: Mapping[int, 
     return list(stored.values())
 
 
-def _write(columns: pa.Schema, batches: list[pa.RecordBatch], contents: Contents) -> bytes:
-    return written(columns, batches, {FOOTER_KEY: msgspec.json.encode(contents)})
+class Writing:
+    """An object's file as it is written, a row group at a time: of its rows, no more than one group's are held.
 
+    `changed` are other options of PyArrow's writer, to compare.
+    """
 
-def written(
-    columns: pa.Schema, batches: list[pa.RecordBatch], metadata: Mapping[bytes, bytes], **changed: Any
-) -> bytes:
-    """Rows as a Parquet file, as all objects are written. `changed` are other options of the writer, to compare."""
-    # docs/performance.md has what was compared: what is not here made objects larger, or writing slower
-    options = {
-        "row_group_size": ROW_GROUP_ROWS,
-        "compression": "zstd",
-        "use_dictionary": [
-            field.name
-            for field in columns
-            if field.name not in _NO_DICTIONARY and not pa.types.is_timestamp(field.type)
-        ],
-        "write_statistics": True,
-        "write_page_index": True,
-        "store_schema": False,  # Parquet's own types say it all; Arrow's beside them are a fifth of a small object
-        **changed,
-    }
-    row_group_rows = options.pop("row_group_size")
-    sink = BytesIO()
-    with pq.ParquetWriter(sink, columns, **options) as writer:
-        writer.write_table(pa.Table.from_batches(batches, columns), row_group_size=row_group_rows)
-        writer.add_key_value_metadata(metadata)
-    return sink.getvalue()
+    def __init__(self, columns: pa.Schema, **changed: Any) -> None:
+        # docs/performance.md has what was compared: what is not here made objects larger, or writing slower
+        options = {
+            "row_group_size": ROW_GROUP_ROWS,
+            "compression": "zstd",
+            "use_dictionary": [
+                field.name
+                for field in columns
+                if field.name not in _NO_DICTIONARY and not pa.types.is_timestamp(field.type)
+            ],
+            "write_statistics": True,
+            "write_page_index": True,
+            "store_schema": False,  # Parquet's own types say it all; Arrow's beside them are a fifth of a small object
+            **changed,
+        }
+        self._group_rows: int = options.pop("row_group_size")
+        self._columns = columns
+        self._sink = BytesIO()
+        self._writer = pq.ParquetWriter(self._sink, columns, **options)
+        self._waiting: list[pa.RecordBatch] = []
+        self._rows = 0
+        self._begun = False
+
+    def add(self, batch: pa.RecordBatch) -> None:
+        self._waiting.append(batch)
+        self._rows += batch.num_rows
+        if self._rows >= self._group_rows:
+            self._write(self._rows - self._rows % self._group_rows)
+
+    def _write(self, rows: int) -> None:
+        table = pa.Table.from_batches(self._waiting, self._columns)
+        self._writer.write_table(table.slice(0, rows), row_group_size=self._group_rows)
+        self._waiting = table.slice(rows).to_batches()
+        self._rows -= rows
+        self._begun = True
+
+    def finish(self, metadata: Mapping[bytes, bytes]) -> bytes:
+        """The whole file; one without rows has its columns all the same."""
+        if self._rows or not self._begun:
+            self._write(self._rows)
+        self._writer.add_key_value_metadata(metadata)
+        self._writer.close()
+        return self._sink.getvalue()
 
 
 # --- what an object says of itself
