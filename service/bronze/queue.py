@@ -21,7 +21,7 @@ RETRY_WAIT_S = 0.1
 RECONNECT_WAIT_S = 2.0
 #: One read: what is under way to one reader at once.
 READ_MESSAGES_MAX = 4096
-READ_BYTES_MAX = 32 * 2**20
+READ_BYTES_MAX = 16 * 2**20
 
 
 #: Refusals that pass, so that publishing again is right.
