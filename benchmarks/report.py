@@ -54,9 +54,10 @@ def bound(target: Mapping[str, Any]) -> str:
 def part(found: Mapping[str, Any]) -> str:
     """A part's medians, and what it was measured on."""
     machine = found["machine"]
+    rounds = max(len(runs) for runs in found["runs"].values())
     said = (
         f"{machine['cpus']} CPUs, load average {machine['load_average'][0]:g} at the end, "
-        f"{found['repeats']} rounds{', `--quick`' if found['quick'] else ''}.\n"
+        f"{rounds} round{'s' if rounds > 1 else ''}{', `--quick`' if found['quick'] else ''}.\n"
     )
     return "\n".join([said, *(medians(found["medians"], *names) for names in tables(found["medians"]))])
 
