@@ -180,7 +180,8 @@ def test_every_link_leads_somewhere(busy: Grafana) -> None:
 
 def test_every_anchor_is_a_heading() -> None:
     """Of the pages that panels and alerts lead to, and of what those lead to."""
-    pages = {page.name: page.read_text(encoding="utf-8") for page in (REPOSITORY / "docs").glob("*.md")}
+    files = [REPOSITORY / "README.md", *(REPOSITORY / "docs").glob("*.md")]
+    pages = {page.name: page.read_text(encoding="utf-8") for page in files}
     headings = {name: set(map(anchor, re.findall(r"(?m)^#+ (.+)$", text))) for name, text in pages.items()}
     words = [text for key in ("description", "content") for text in found(panels.documents(), key)]
     alerts = [f"]({RUNBOOK_URL}#{rule.name.lower()})" for rule in RULES if isinstance(rule, Alert)]
