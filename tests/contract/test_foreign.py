@@ -4,6 +4,7 @@ import asyncio
 import os
 import struct
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 
@@ -58,8 +59,11 @@ OTHERS: set[int] = set()
 
 def children() -> set[int]:
     """The child processes of this one that a test has started."""
-    tasks = Path("/proc/self/task").iterdir()
-    return {int(pid) for task in tasks for pid in (task / "children").read_text().split()} - OTHERS
+    found: set[int] = set()
+    for task in Path("/proc/self/task").iterdir():
+        with suppress(FileNotFoundError, ProcessLookupError):  # a thread that has just ended
+            found.update(map(int, (task / "children").read_text().split()))
+    return found - OTHERS
 
 
 @pytest.fixture(autouse=True)
