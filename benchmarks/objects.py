@@ -226,7 +226,7 @@ def layout(making: Making, options: Options) -> tuple[Runs, Mapping[str, Any]]:
                 size += sum(putting.map(put, made))
                 if group <= count / 2 < group + PUTS:  # one of the fourth day
                     contents = made[0].contents
-                    asked = (contents.submissions[0].accepted.submission_id, made[0].classifications[0])
+                    asked = (contents.submissions[0].accepted.submission_id, contents.classifications[0])
                     path = f"{account.bucket}/{contents.file_path}"
         root = f"bronze/source={SOURCE.name}"
         runs = interleaved(

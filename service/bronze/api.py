@@ -77,8 +77,9 @@ MEDIA: Mapping[str, str] = {
     Format.PARQUET: "a Parquet file",
 }
 KEY_CHARS_MAX = 255
-#: A piece beyond this is checked in a thread, so that others are served meanwhile; so is all that may inflate.
-INLINE_BYTES_MAX = 64 * 2**10
+#: A piece beyond this, about a millisecond's work, is checked in a thread, so that others are served meanwhile; so is
+#: all that may inflate. Below it, the thread would cost more than the work.
+INLINE_BYTES_MAX = 256 * 2**10
 PIECE_BYTES = 2**20
 #: What `?on_invalid=` may say.
 REFUSE = "refuse"

@@ -240,7 +240,7 @@ class LaneWriter:
         with self._step(Step.PUT):
             chain.check_covered(contents, read)
         if contents.traceparent == trail.traceparent:
-            trail.put_done(contents, len(encoded.body), encoded.classifications)
+            trail.put_done(contents, len(encoded.body))
         return contents
 
     def _now(self) -> str:

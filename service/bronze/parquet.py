@@ -65,11 +65,10 @@ class NotOurs(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """An object before it is written: its bytes, what they say of themselves, and the runs that its rows belong to."""
+    """An object before it is written: its bytes, and what they say of themselves."""
 
     body: bytes
     contents: Contents
-    classifications: tuple[str, ...]
 
 
 def arrow_type(field: Field) -> pa.DataType:
@@ -101,7 +100,13 @@ def encode(source: Source, lane: Lane, key: str, cut: Sorted, traceparent: str, 
     writing = Writing(columns)
     poison = list(cut.poison)
     kept: dict[int, int] = {}  # rows by sequence
-    classifications: dict[str, None] = {}
+    runs: set[str] = set()
+    listed: dict[str, None] = {}  # the first of them, in order
+
+    def belong(classifications: Sequence[str]) -> None:
+        runs.update(classifications)
+        if len(listed) < CLASSIFICATIONS_LISTED_MAX:
+            listed.update(dict.fromkeys(classifications))
 
     def take(group: Sequence[_Decoded]) -> None:
         # it must not call itself: a closure that knows itself keeps the rows until the garbage collector comes by
@@ -118,7 +123,7 @@ def encode(source: Source, lane: Lane, key: str, cut: Sorted, traceparent: str, 
                     poison.append((decoded.one.message, str(error)))
         for decoded in fitting:
             kept[decoded.one.message.sequence] = len(decoded.records)
-            classifications.update(dict.fromkeys(decoded.classifications))
+            belong(decoded.classifications)
 
     group: list[_Decoded] = []
     rows = 0
@@ -137,7 +142,7 @@ def encode(source: Source, lane: Lane, key: str, cut: Sorted, traceparent: str, 
                 batch = _columnar_batch(source, columns, key, one)
                 writing.add(batch)
                 kept[one.message.sequence] = batch.num_rows
-                classifications.update(dict.fromkeys(batch.column(CLASSIFICATION_ID).unique().to_pylist()))
+                belong(batch.column(CLASSIFICATION_ID).unique().to_pylist())
             else:
                 group.append(_decode(source, one))
                 rows += len(group[-1].records)
@@ -167,12 +172,12 @@ def encode(source: Source, lane: Lane, key: str, cut: Sorted, traceparent: str, 
         quarantined=aside,
         duplicates=list(cut.duplicates),
         written_at=written_at,
-        classifications=list(classifications)[:CLASSIFICATIONS_LISTED_MAX],
-        classification_count=len(classifications),
-        classification_least=min(classifications, default=None),
-        classification_greatest=max(classifications, default=None),
+        classifications=list(listed)[:CLASSIFICATIONS_LISTED_MAX],
+        classification_count=len(runs),
+        classification_least=min(runs, default=None),
+        classification_greatest=max(runs, default=None),
     )
-    return Encoded(writing.finish({FOOTER_KEY: msgspec.json.encode(contents)}), contents, tuple(classifications))
+    return Encoded(writing.finish({FOOTER_KEY: msgspec.json.encode(contents)}), contents)
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +196,7 @@ def _decode(source: Source, one: Kept) -> _Decoded:
     payload = one.message.payload
     checked_as = source.at(one.part.accepted.schema_version)
     sparse = one.part.kind is Kind.SPARSE
-    record_type: Any = checked_as.record_type | None if sparse else checked_as.record_type
+    record_type: Any = checked_as.text_type | None if sparse else checked_as.text_type
     try:
         records: list[Any] = msgspec.json.decode(payload, type=list[record_type])
         raw = list(map(bytes, msgspec.json.decode(payload, type=list[msgspec.Raw])))
@@ -206,9 +211,8 @@ def _decode(source: Source, one: Kept) -> _Decoded:
     if len(records) != one.part.records or not records:
         raise Poison(f"it holds {len(records)} records, and its headers say {one.part.records}")
     default = one.part.accepted.classification_default
-    named: list[str | None] = [record.classification_id or default for record in records]
-    classifications = [name for name in named if name is not None]
-    if len(classifications) < len(named):
+    classifications: list[Any] = [record.classification_id or default for record in records]
+    if None in classifications:
         raise Poison("a record names no classification_id, and its submission has none")
     return _Decoded(one, records, raw, indices, classifications, received_at)
 
@@ -304,9 +308,20 @@ def _column(field: Field, records: Sequence[Any], versions: Sequence[int]) -> pa
         values = list(map(attrgetter(field.name), records))
     else:
         values = [getattr(record, field.name, None) for record in records]
+    if field.type is FieldType.TIMESTAMP:
+        return _times(values)
     if field.type is FieldType.DECIMAL:
         values = [None if value is None else field.exact(value) for value in values]
     return pa.array(values, arrow_type(field))
+
+
+def _times(texts: Sequence[str | None]) -> pa.Array:
+    """RFC 3339 as timestamps: by Arrow, which is three times as fast, or as they were checked where it knows less."""
+    kind = _ARROW[FieldType.TIMESTAMP]
+    try:
+        return pa.array(texts, pa.string()).cast(kind)
+    except pa.ArrowInvalid:
+        return pa.array([None if text is None else msgspec.convert(text, dt.datetime) for text in texts], kind)
 
 
 def _stored(key: str, cut: Sorted, rows: Mapping[int, int], aside: Mapping[int, str]) -> list[Stored]:

@@ -130,8 +130,16 @@ class Source:
     @cached_property
     def record_type(self) -> type[msgspec.Struct]:
         """The struct that a JSON record decodes into: the declared fields, then `classification_id`."""
+        return self._struct(_DECODED)
+
+    @cached_property
+    def text_type(self) -> type[msgspec.Struct]:
+        """The same, with times as the texts that they are: for records that were checked, to be made columns of."""
+        return self._struct({**_DECODED, FieldType.TIMESTAMP: str})
+
+    def _struct(self, decoded: Mapping[FieldType, Any]) -> type[msgspec.Struct]:
         fields: list[tuple[str, Any] | tuple[str, Any, Any]] = [
-            (f.name, _DECODED[f.type]) if f.required else (f.name, _DECODED[f.type] | None, None) for f in self.fields
+            (f.name, decoded[f.type]) if f.required else (f.name, decoded[f.type] | None, None) for f in self.fields
         ]
         classification = Annotated[str, msgspec.Meta(min_length=1, max_length=CLASSIFICATION_ID_CHARS_MAX)]
         fields.append((CLASSIFICATION_ID, classification | None, None))

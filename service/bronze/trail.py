@@ -19,7 +19,7 @@ from opentelemetry.trace import Link, Span, Status, StatusCode, set_span_in_cont
 from opentelemetry.util.types import AttributeValue
 
 from bronze.chain import Contents, Kept, Lane, Sorted, seconds
-from bronze.submission import CLASSIFICATIONS_LISTED_MAX, Accepted
+from bronze.submission import Accepted
 from bronze.telemetry.context import extract, traceparent
 from bronze.telemetry.sdk import Telemetry
 from bronze.telemetry.signals import (
@@ -142,7 +142,7 @@ class Trail:
         self._instruments.upload_duration.record(time.perf_counter() - began_s, failed, context=self.context)
         self.upload.add_event(events.retry, {attribute.error_type: kind})
 
-    def put_done(self, contents: Contents, size: int, classifications: Sequence[str]) -> None:
+    def put_done(self, contents: Contents, size: int) -> None:
         """The object is in the bucket, and it is the one that this trail tells of."""
         succeeded = {**self._source, attribute.bronze_outcome: Outcome.SUCCESS}
         self._instruments.uploads.add(1, succeeded)
@@ -155,8 +155,8 @@ class Trail:
                 attribute.bronze_file_path: contents.file_path,
                 attribute.bronze_records: contents.records,
                 attribute.bronze_bytes: size,
-                attribute.bronze_classification_id: list(classifications[:CLASSIFICATIONS_LISTED_MAX]),
-                attribute.bronze_classification_count: len(classifications),
+                attribute.bronze_classification_id: contents.classifications,
+                attribute.bronze_classification_count: contents.classification_count,
                 attribute.bronze_duplicates: len(contents.duplicates),
                 attribute.bronze_quarantined: len(contents.quarantined),
                 attribute.bronze_outcome: Outcome.SUCCESS,

@@ -149,7 +149,7 @@ def test_columns_are_the_declared_fields_in_their_types_and_then_ours() -> None:
             "_payload": sent[1].decode(),
         },
     ]
-    assert encoded.classifications == ("own", "run")
+    assert encoded.contents.classifications == ["own", "run"]
 
 
 def grown() -> sources.Source:
@@ -332,7 +332,7 @@ def test_a_columnar_message_becomes_rows_beside_others() -> None:
         ("c", None, "run", "s2", 0, '{"vehicle_id":"c"}'),
     ]
     assert encoded.contents.quarantined == []
-    assert encoded.classifications == ("run", "own")
+    assert encoded.contents.classifications == ["run", "own"]
 
 
 def test_a_columnar_message_of_an_earlier_version_has_nulls_where_fields_were_added() -> None:
@@ -520,3 +520,21 @@ def test_duckdb_reads_the_same_rows() -> None:
             assert relation.columns == parquet.schema(SOURCES["status"]).names
             rows = relation.order("_record_index").project("_payload, delay_min").fetchall()
     assert rows == [(one.decode(), float(n)) for n, one in enumerate(sent)]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "2013-01-01T10:15:00Z",
+        "2013-01-01T10:15:00.5+05:30",
+        "2013-01-01 10:15:00.123456-05:00",
+        "2013-01-01t10:15:00z",  # which Arrow does not know
+        "2013-01-01T10:15:00.1234567Z",  # nor this
+        "0001-01-02T00:00:00Z",
+        "9999-12-30T23:59:59.999999Z",
+    ],
+)
+def test_a_time_is_stored_as_it_was_checked(text: str) -> None:
+    """However it is written, and whatever stands beside it."""
+    checked = msgspec.json.decode(msgspec.json.encode(text), type=dt.datetime)
+    assert parquet._times([text, None, "2013-01-01T10:15:00Z"])[0].as_py() == checked

@@ -63,7 +63,7 @@ def write(monkeypatch: pytest.MonkeyPatch) -> Iterator[Write]:
         trail = Trail(telemetry, LANE, parts, 0)
         with trail.stage(Stage.ENCODE, spans.encode):
             encoded = parquet.encode(sources.built_in()["vehicles"], LANE, "key", parts, trail.traceparent)
-        trail.put_done(encoded.contents, len(encoded.body), encoded.classifications)
+        trail.put_done(encoded.contents, len(encoded.body))
         trail.stored(encoded.contents)
         trail.close()
         data = reader.get_metrics_data()
