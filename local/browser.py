@@ -96,4 +96,6 @@ def _node(log: Path, *arguments: str | Path) -> None:
 
 def _extract(archive: Path, into: Path) -> None:
     with tarfile.open(archive) as tar:
-        tar.extractall(into, filter="data")
+        # as tarfile's documentation has it for Pythons before 3.11.4, which have no filters
+        tar.extraction_filter = getattr(tarfile, "data_filter", lambda member, _: member)
+        tar.extractall(into)
