@@ -28,6 +28,8 @@ T = TypeVar("T")
 NDJSON = "application/x-ndjson"
 #: What the roles of all tests run with: objects and metrics come soon.
 SOON = {"BRONZE_FLUSH_AGE_S": "0.2", "OTEL_METRIC_EXPORT_INTERVAL": "500"}
+#: Of a system beside the whole one: exemplars in Prometheus lead to objects of the whole one, whose page shows them.
+NO_EXEMPLARS = {"OTEL_METRICS_EXEMPLAR_FILTER": "always_off"}
 STOP_S_MAX = 10.0
 
 _SAMPLE = re.compile(r"(?P<name>\w+)(?:\{(?P<labels>.*)\})? (?P<value>\S+)")
@@ -104,9 +106,6 @@ class System:
         )
         name = f"test-{uuid4().hex[:12]}"
         own = {"BRONZE_PREFIX": name, "BRONZE_BUCKET": self.bucket, **self.stack.account.env}
-        own["OTEL_METRICS_EXEMPLAR_FILTER"] = (
-            "always_off"  # what the page shows of Prometheus leads to this one's objects
-        )
         return System(replace(self.stack, root=root, name=name, ports=ports), {**self.env, **own})
 
     # --- its API

@@ -1,6 +1,7 @@
 """One whole system for all tests, on free ports, with its backends; tests that break something have a branch."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from uuid import uuid4
 
@@ -8,7 +9,7 @@ import pytest
 
 from local.builds import build_all
 from local.stack import Ports, Stack
-from tests.system.blackbox import SOON, System
+from tests.system.blackbox import NO_EXEMPLARS, SOON, System
 
 
 @pytest.fixture(scope="session")
@@ -24,7 +25,8 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
 @pytest.fixture
 def branch(system: System, tmp_path: Path) -> System:
     """A system that a test may break: its queue and its roles are started by the test."""
-    return system.branch(tmp_path / "branch")
+    own = system.branch(tmp_path / "branch")
+    return replace(own, env={**own.env, **NO_EXEMPLARS})
 
 
 @pytest.fixture

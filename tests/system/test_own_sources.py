@@ -18,7 +18,7 @@ import pytest
 
 from local.builds import REPOSITORY
 from local.programs import environment, free_ports
-from tests.system.blackbox import System, until
+from tests.system.blackbox import NO_EXEMPLARS, System, until
 
 OLD = """
 [things]
@@ -77,12 +77,12 @@ def upgrade(system: System, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     for name, text in (("old", OLD), ("new", NEW)):
         (folder / f"{name}.toml").write_text(text)
     branch = system.branch(folder / "old")
-    old = replace(branch, env={**branch.env, "BRONZE_SOURCES": str(folder / "old.toml")})
+    old = replace(branch, env={**branch.env, **NO_EXEMPLARS, "BRONZE_SOURCES": str(folder / "old.toml")})
     ports = replace(branch.stack.ports, api=free_ports(), consumer=free_ports())
     new = replace(
         branch,
         stack=replace(branch.stack, root=folder / "new", ports=ports),
-        env={**branch.env, "BRONZE_SOURCES": str(folder / "new.toml")},
+        env={**branch.env, **NO_EXEMPLARS, "BRONZE_SOURCES": str(folder / "new.toml")},
     )
     with old.queue(), old.running(old.role("api"), old.role("consumer")), new.running(new.role("api")):
         old.stored(sends(old, thing_id="1", price="1.50", colour="kept in the payload"))
