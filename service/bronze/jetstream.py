@@ -190,7 +190,7 @@ class JetStream:
     # --- streams
 
     async def streams_of(self, subject: str) -> list[str]:
-        """The names of the streams that hold a subject; there is one at most, or something is wrong."""
+        """The names of the streams that hold a subject: one at most, or something is wrong; more by a wildcard."""
         return (await self._ask("STREAM.NAMES", {"subject": subject})).get("streams") or []
 
     async def state(self, stream: str) -> StreamState:
@@ -229,13 +229,18 @@ class JetStream:
 
     @asynccontextmanager
     async def named(self, stream: str, subject: str) -> AsyncIterator[None]:
-        """Around what is asked of a stream by its name: raises `Gone` where another one has its subject by now."""
+        """Around what is asked of a stream by its name: raises `Gone` where others have its subjects by now."""
         try:
             yield
         except Missing as error:
-            if (await self.streams_of(subject)) not in ([], [stream]):
+            if await self.replaced(stream, subject):
                 raise gone(stream) from error
             raise
+
+    async def replaced(self, stream: str, subject: str) -> bool:
+        """Whether a stream that is missing is so for good: others have the subjects that it was one of."""
+        found = await self.streams_of(subject)
+        return bool(found) and stream not in found
 
     async def purge_below(self, stream: str, sequence: int) -> None:
         """Drop what lies below a sequence; that message and all after it stay."""

@@ -202,8 +202,11 @@ class NatsQueue:
                 missing = False
                 if self._js.connected and await self._publish(lane, accepted, checked, deadline_s):
                     return None
-            except Missing:
+            except Missing as error:
                 missing = True  # nobody took it
+                with suppress(Unavailable):
+                    if not unknown and await self._js.replaced(lane.stream, lane_subject(lane.source, "*")):
+                        raise js.gone(lane.stream) from error
             except Unavailable:
                 unknown = True
             except ApiError as error:
@@ -304,8 +307,8 @@ class NatsQueue:
             await self._js.purge_below(lane.stream, sequence)
 
     def _named(self, lane: Lane) -> AbstractAsyncContextManager[None]:
-        """Raises `Gone` where the lane's stream was replaced by another."""
-        return self._js.named(lane.stream, lane_subject(lane.source, lane.number))
+        """Raises `Gone` where the lane's stream was replaced: by another of its number, or by fewer."""
+        return self._js.named(lane.stream, lane_subject(lane.source, "*"))
 
 
 def _claim(source: str, number: int) -> str:

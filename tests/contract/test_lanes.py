@@ -281,3 +281,15 @@ async def test_a_stream_that_is_missing_is_told_at_once_and_one_that_was_replace
     for call in [*calls, lambda: parts.submit([lane], submission(*wide("one", 2)))]:
         with pytest.raises(Gone, match="start anew"):
             await call()
+
+
+async def test_an_api_that_only_hears_of_lanes_that_are_no_more_ends_too(parts: Parts) -> None:
+    """There are fewer lanes now: of the last one's number there is no other stream whose answer would tell."""
+    _, last = await parts.open(2)
+    assert await parts.change(1).run()
+    one = submission(vehicle("late"))
+    for _ in range(2):
+        with pytest.raises(Gone, match="start anew"):
+            await parts.queue(2).submit(last, one.accepted, one.checked, boot_time_s() + 10)
+        with pytest.raises(Gone, match="start anew"):
+            await parts.queue(2).state(last)
