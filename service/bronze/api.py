@@ -10,7 +10,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from contextvars import Context
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, TypeVar
 from urllib.parse import unquote
 
 import msgspec
@@ -27,7 +27,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from bronze import __version__, declared
 from bronze.bucket import Bucket, read_contents
 from bronze.catalog import Catalog
-from bronze.chain import Identity, Lane, may_be_object
+from bronze.chain import Identity, Lane, State, may_be_object, state_of, trace_id_of
 from bronze.columnar import Format
 from bronze.declared import DeclaredSources, SourceSchema
 from bronze.encodings import ENCODINGS
@@ -126,7 +126,7 @@ class SubmissionStatus(BaseModel):
     """
 
     submission_id: str
-    status: Literal["accepted", "stored", "quarantined"]
+    status: State
     source: str
     records: int
     rejected: int
@@ -512,7 +512,9 @@ class Api:
     async def status(self, submission_id: str) -> SubmissionStatus:
         """Where a submission is. Raises `Refused` (404)."""
         accepted, identity = await self.whereabouts(submission_id)
-        return _status_of(accepted, "accepted", [], []) if identity is None else _status(identity)
+        if identity is None:
+            return _status_of(accepted, "accepted", [], [])
+        return _status_of(identity.accepted, state_of(identity), identity.objects, identity.quarantined)
 
     async def object(self, file_path: str) -> ObjectContents:
         """What an object holds. Raises `Refused` (404)."""
@@ -539,7 +541,7 @@ class Api:
             writer=contents.writer,
             sha256=head.metadata.get("sha256"),
             traceparent=contents.traceparent,
-            trace_id=contents.traceparent.split("-")[1],
+            trace_id=trace_id_of(contents.traceparent),
             first_received_at=contents.first_received_at,
             last_received_at=contents.last_received_at,
             submissions=[
@@ -893,17 +895,9 @@ def _status_url(submission_id: str) -> str:
     return f"/v1/submissions/{submission_id}"
 
 
-def _status(identity: Identity) -> SubmissionStatus:
-    done = identity.parts_done == identity.parts
-    status: Literal["accepted", "stored", "quarantined"] = "accepted"
-    if done:
-        status = "quarantined" if identity.parts_quarantined else "stored"
-    return _status_of(identity.accepted, status, identity.objects, identity.quarantined)
-
-
 def _status_of(
     accepted: Accepted,
-    status: Literal["accepted", "stored", "quarantined"],
+    status: State,
     objects: list[str],
     quarantine: list[str],
 ) -> SubmissionStatus:

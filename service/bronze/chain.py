@@ -8,6 +8,7 @@ import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import msgspec
 
@@ -222,6 +223,17 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
     parts_quarantined: int
     objects: list[str]
     quarantined: list[str] = []
+
+
+#: Where a submission is.
+State = Literal["accepted", "stored", "quarantined"]
+
+
+def state_of(submission: Identity | EntrySubmission) -> State:
+    """`stored` when all its parts are in objects, `quarantined` if any of them was set aside, by its last object."""
+    if submission.parts_done != submission.parts:
+        return "accepted"
+    return "quarantined" if submission.parts_quarantined else "stored"
 
 
 def entry_of(contents: Contents) -> Entry:

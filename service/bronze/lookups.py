@@ -15,14 +15,13 @@ from uuid import UUID
 from bronze import parquet
 from bronze.bucket import Bucket, examine, read_contents
 from bronze.catalog import Noted
-from bronze.chain import Entry, EntrySubmission, Identity, entry_of, may_be_object, trace_id_of
+from bronze.chain import Entry, EntrySubmission, Identity, State, entry_of, may_be_object, state_of, trace_id_of
 from bronze.errors import Halted, Refused, Unavailable
 from bronze.submission import Accepted
 from bronze.telemetry.signals import Refusal
 from bronze.view import Id, View
 
 By = Literal["classification_id", "file_path", "submission_id", "trace_id"]
-Status = Literal["accepted", "stored", "quarantined"]
 
 LIMIT = 100
 LIMIT_MAX = 1000
@@ -57,7 +56,7 @@ class SubmissionLine:
 
     submission_id: str
     source: str
-    status: Status
+    status: State
     records: int
     classification_id: str | None
     classification_count: int | None
@@ -245,13 +244,10 @@ class Lookups:
             parts = [(one.object, part) for one in found for part in one.parts] or parts
         parts = sorted(parts, key=lambda part: part[0].first)
         (first, one), (last, latest) = parts[0], parts[-1]
-        status: Status = "accepted"
-        if latest.parts_done == latest.parts:
-            status = "quarantined" if latest.parts_quarantined else "stored"
         return SubmissionLine(
             submission_id=one.submission_id,
             source=first.source,
-            status=status,
+            status=state_of(latest),
             records=one.records if one.records_accepted is None else one.records_accepted,
             classification_id=one.classification_id,
             classification_count=one.classification_count,
