@@ -4,7 +4,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from bronze.errors import Refused
-from bronze.publisher.formats import Record, called
+from bronze.publisher.files import Opened
+from bronze.publisher.formats import Asked, Record, called, classified, records, told_format
+from bronze.publisher.plan import Plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +32,22 @@ class Batch:
         if record is not None and 0 <= record < len(self.numbers):
             return f"{called(self.file)}, {self.unit} {self.numbers[record]}"
         return f"{called(self.file)}, {self.unit}s {self.numbers[0]} to {self.numbers[-1]}"
+
+
+def batches_of(file: Opened, plan: Plan, source: Asked) -> Iterator[Batch]:
+    """A file's records in batches, by a plan. Raises `Misconfigured` where nothing tells its format, and `Refused`."""
+    form = told_format(file.path, plan.format)
+    read = records(file.path, file.stream, form, source)
+    if column := plan.classification_column:
+        read = ((number, classified(record, column)) for number, record in read)
+    return batches(
+        file.path,
+        read,
+        records_max=plan.records_max,
+        bytes_max=plan.bytes_max,
+        unit=form.unit,
+        position=file.position,
+    )
 
 
 def batches(

@@ -5,9 +5,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from bronze.errors import Refused
-from bronze.publisher.batches import Batch, batches
+from bronze.publisher.batches import Batch, batches_of
 from bronze.publisher.files import opened
-from bronze.publisher.formats import Format, classified, format_of, records
 from bronze.publisher.plan import Plan
 from bronze.sources import Source
 from bronze.submission import Intake
@@ -50,22 +49,14 @@ def check(plan: Plan, source: Source, files: Sequence[str]) -> Findings:
     for path in files:
         findings.files += 1
         try:
-            for batch in _batches(plan, path, source):
-                findings.records += batch.records
-                for problem in _problems(source, batch):
-                    findings.add(problem)
+            with opened(path) as file:
+                for batch in batches_of(file, plan, lambda: source):
+                    findings.records += batch.records
+                    for problem in _problems(source, batch):
+                        findings.add(problem)
         except Refused as error:  # the rest of this file cannot be read
             findings.add(str(error), 0)
     return findings
-
-
-def _batches(plan: Plan, path: str, source: Source) -> Iterator[Batch]:
-    form = format_of(path, plan.format) or Format.NDJSON
-    with opened(path) as file:
-        read = records(path, file.stream, form, lambda: source)
-        if column := plan.classification_column:
-            read = ((number, classified(record, column)) for number, record in read)
-        yield from batches(path, read, records_max=plan.records_max, bytes_max=plan.bytes_max, unit=form.unit)
 
 
 def _problems(source: Source, batch: Batch) -> Iterator[str]:

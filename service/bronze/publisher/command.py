@@ -13,7 +13,7 @@ from typing import TextIO
 from bronze.errors import BronzeError, Misconfigured
 from bronze.publisher import checking
 from bronze.publisher.declared import Declared
-from bronze.publisher.formats import EXTENSIONS, STDIN, Format, format_of
+from bronze.publisher.formats import EXTENSIONS, STDIN, Format, told_format
 from bronze.publisher.plan import BATCH_BYTES, BATCH_RECORDS, RETRY_FOR_S, Plan
 from bronze.publisher.progress import Summary
 from bronze.publisher.publishing import publish
@@ -207,10 +207,7 @@ def _check(args: argparse.Namespace, plan: Plan) -> None:
     if args.watch and (args.dry_run or args.again):
         raise Misconfigured("--watch sends each file once: --dry-run and --again are for files")
     for file in args.files:
-        if format_of(file, plan.format) is None:
-            raise Misconfigured(
-                f"{file}: its name does not tell its format ({', '.join(EXTENSIONS)}): say it by --format"
-            )
+        told_format(file, plan.format)
 
 
 def _report(args: argparse.Namespace, stack: ExitStack) -> TextIO | None:

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, cast
 import msgspec
 
 from bronze.encodings import ENCODINGS, Decoder
-from bronze.errors import Refused
+from bronze.errors import Misconfigured, Refused
 from bronze.sources import CLASSIFICATION_ID, FieldType, Source
 from bronze.submission import MESSAGE_BYTES_MAX
 from bronze.telemetry.signals import Refusal
@@ -84,6 +84,15 @@ def format_of(file: str, chosen: Format | None = None) -> Format | None:
         path = path.with_suffix("")
     found = chosen or EXTENSIONS.get(path.suffix)
     return Format.NDJSON if found is None and file == STDIN else found
+
+
+def told_format(file: str, chosen: Format | None) -> Format:
+    """As `format_of`; raises `Misconfigured` where nothing tells it."""
+    found = format_of(file, chosen)
+    if found is None:
+        known = ", ".join(EXTENSIONS)
+        raise Misconfigured(f"{file}: its name does not tell its format ({known}): say it by --format")
+    return found
 
 
 def records(file: str, stream: BinaryIO, form: Format, source: Asked) -> Iterator[Record]:

@@ -11,10 +11,10 @@ from typing import TextIO
 
 from bronze.errors import BronzeError, Misconfigured, Refused
 from bronze.publisher import files as filing
-from bronze.publisher.batches import Batch, batches
+from bronze.publisher.batches import Batch, batches_of
 from bronze.publisher.declared import Declared
 from bronze.publisher.files import Opened, opened
-from bronze.publisher.formats import EXTENSIONS, STDIN, classified, format_of, records
+from bronze.publisher.formats import STDIN
 from bronze.publisher.plan import Plan
 from bronze.publisher.progress import Bar, Report, Summary
 from bronze.publisher.sending import Sender, client
@@ -85,7 +85,7 @@ class Run:
                 file = stack.enter_context(opened(path))
             if known(file):
                 return None, file
-            read = self._read(file)
+            read = batches_of(file, self.plan, self._declared)
             key = filing.key(file, self._named(file), self.plan.classification_id)
             total = 0
             for number in range(2**63):
@@ -113,24 +113,6 @@ class Run:
         if file.digest is None and self.summary.run is None:
             self.summary.run = uuid.uuid4().hex
         return self.summary.run or "" if file.digest is None else self.plan.run or ""
-
-    def _read(self, file: Opened) -> Iterator[Batch]:
-        plan = self.plan
-        form = format_of(file.path, plan.format)
-        if form is None:
-            known = ", ".join(EXTENSIONS)
-            raise Misconfigured(f"{file.path}: its name does not tell its format ({known}): say it with --format")
-        read = records(file.path, file.stream, form, self._declared)
-        if column := plan.classification_column:
-            read = ((number, classified(record, column)) for number, record in read)
-        return batches(
-            file.path,
-            read,
-            records_max=plan.records_max,
-            bytes_max=plan.bytes_max,
-            unit=form.unit,
-            position=file.position,
-        )
 
     def _send(self, key: str, batch: Batch) -> None:
         try:
