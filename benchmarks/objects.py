@@ -26,7 +26,7 @@ from benchmarks.stand import SAMPLE, STATE, Options, console, one_line, running,
 from bronze import chain, parquet, sources
 from bronze.chain import Lane, Message
 from bronze.parquet import Encoded
-from bronze.submission import Accepted, Part
+from bronze.submission import Accepted, Part, compressed
 from local.exporters import Exporters
 from local.stack import Stack
 
@@ -89,16 +89,18 @@ class Making:
             traceparent=f"00-{'4b' * 16}-{'00' * 7}01-01",
         )
         subject = chain.lane_subject(SOURCE.name, 0, accepted.submission_id)
-        payload = b"[" + b",".join(taken) + b"]"
+        content = b"[" + b",".join(taken) + b"]"
+        frame = compressed(content)
+        headers = Part(accepted, 1, 1, 0, records, zstd=frame is not None).headers()
         sequence, self._sequence = self._sequence, self._sequence + 1
         stored = f"{moment:%Y-%m-%dT%H:%M:%S}.000000000Z"
-        return Message(sequence, subject, stored, Part(accepted, 1, 1, 0, records).headers(), payload)
+        return Message(sequence, subject, stored, headers, frame or content)
 
 
 def queued_bytes(message: Message) -> int:
     """What the queue's file has of it: NATS keeps 30 bytes beside subject, headers and payload."""
     headers = len("NATS/1.0\r\n\r\n") + sum(len(f"{k}: {v}\r\n") for k, v in message.headers.items())
-    return 30 + len(message.subject) + headers + message.size
+    return 30 + len(message.subject) + headers + len(message.payload)
 
 
 def rows_of(encoded: Encoded) -> pa.Table:

@@ -34,6 +34,7 @@ from bronze.submission import (
     MESSAGES_MAX,
     Kind,
     Slice,
+    compressed,
     empty,
     record_too_large,
     too_many_messages,
@@ -552,10 +553,11 @@ class Packer:
     def _write(self, rows: pa.RecordBatch) -> None:
         if len(self.slices) == MESSAGES_MAX:
             raise too_many_messages()
-        payload = _encoded(self._schema, rows)
+        content = _encoded(self._schema, rows)
+        frame = compressed(content)
         start = self.slices[-1].end if self.slices else 0
-        self._spool.write(payload)
-        self.slices.append(Slice(start, start + len(payload), self._records, rows.num_rows, Kind.COLUMNAR))
+        end = start + self._spool.write(frame or content)
+        self.slices.append(Slice(start, end, self._records, rows.num_rows, Kind.COLUMNAR, frame is not None))
         self._records += rows.num_rows
 
 

@@ -18,12 +18,12 @@ from bronze import chain, parquet
 from bronze.bucket import Bucket, read_contents
 from bronze.catalog import Catalog, Overtaken
 from bronze.chain import Contents, Gap, Lane, Limits, Message, Position, SetAside, Tail
-from bronze.errors import BronzeError, Gone, Halted, Unavailable
+from bronze.errors import BronzeError, Gone, Halted, Poison, Unavailable
 from bronze.lock import Lock, Lost
 from bronze.parquet import Encoded
 from bronze.queue import Queue
 from bronze.sources import Source
-from bronze.submission import FORMAT, Kind
+from bronze.submission import FORMAT, Kind, content
 from bronze.telemetry.sdk import Telemetry
 from bronze.telemetry.signals import Fault, Stage, Step, attribute, error_type, spans
 from bronze.trail import Trail
@@ -264,7 +264,7 @@ class LaneWriter:
         return contents
 
     async def _set_aside(self, aside: SetAside, file_path: str, position: Position, read: Sequence[Message]) -> None:
-        """Keep a message byte for byte. Its headers stand in the footer of the object that lists it."""
+        """Keep a message's content byte for byte. Its headers stand in the footer of the object that lists it."""
         message = next((one for one in read if one.sequence == aside.sequence), None)
         message = message or await self._queue.get(self._lane, aside.sequence)
         if message is None:
@@ -276,7 +276,11 @@ class LaneWriter:
             "bronze-time": message.time,
             "bronze-file-path": quote(file_path, safe="/=")[:FILE_PATH_CHARS_MAX],
         }
-        created = await self._bucket.create(aside.key, message.payload, metadata, "application/octet-stream")
+        try:
+            kept = content(message.headers, message.payload)
+        except Poison:
+            kept = message.payload
+        created = await self._bucket.create(aside.key, kept, metadata, "application/octet-stream")
         if created and aside.kind is Kind.REJECTED:
             log.info("%d rejected records of %s are kept as %s", aside.records, message.submission_id, aside.key)
         elif created:

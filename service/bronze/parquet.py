@@ -7,7 +7,9 @@ import datetime as dt
 import struct
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from io import BytesIO
 from itertools import accumulate
 from operator import attrgetter
@@ -19,10 +21,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from bronze import __version__
-from bronze.chain import Contents, Kept, Lane, Sorted, Stored, digest, set_aside
+from bronze.chain import Contents, Kept, Lane, Message, Sorted, Stored, digest, set_aside
 from bronze.errors import Poison
 from bronze.sources import CLASSIFICATION_ID, Field, FieldType, Source
-from bronze.submission import CLASSIFICATIONS_LISTED_MAX, Kind, Part
+from bronze.submission import CLASSIFICATIONS_LISTED_MAX, Kind, Part, content
 
 CONTENT_TYPE = "application/vnd.apache.parquet"
 FOOTER_KEY = b"bronze"
@@ -96,88 +98,94 @@ def _declared(source: Source) -> list[pa.Field]:
 
 def encode(source: Source, lane: Lane, key: str, cut: Sorted, traceparent: str, written_at: str = "") -> Encoded:
     """Encode a cut as the object that lies under `key`. A message that cannot become rows is listed as set aside."""
-    columns = schema(source)
-    writing = Writing(columns)
-    poison = list(cut.poison)
-    kept: dict[int, int] = {}  # rows by sequence
-    runs: set[str] = set()
-    listed: dict[str, None] = {}  # the first of them, in order
+    with ThreadPoolExecutor(1) as thread:  # none is begun before a row group is full
+        filling = _Filling(source, key, Writing(schema(source), thread))
+        filling.take(cut.kept)
+        return filling.object(lane, cut, traceparent, written_at)
 
-    def belong(classifications: Sequence[str]) -> None:
-        runs.update(classifications)
-        if len(listed) < CLASSIFICATIONS_LISTED_MAX:
-            listed.update(dict.fromkeys(classifications))
 
-    def take(group: Sequence[_Decoded]) -> None:
-        # it must not call itself: a closure that knows itself keeps the rows until the garbage collector comes by
-        fitting = list(group)
+class _Filling:
+    """An object that is being filled: what its rows are of, and the messages that became none, with the reasons."""
+
+    def __init__(self, source: Source, key: str, writing: "Writing") -> None:
+        self._source = source
+        self._key = key
+        self._writing = writing
+        self._rows: dict[int, int] = {}  # by sequence
+        self._runs: list[pa.Array] = []
+        self._poison: list[tuple[Message, str]] = []
+
+    def take(self, messages: Iterable[Kept]) -> None:
+        group: list[_Decoded] = []
+        rows = 0
+        for one in messages:
+            columnar = one.part.kind is Kind.COLUMNAR
+            if group and (rows >= BATCH_ROWS or columnar):
+                self._add_together(group)
+                group, rows = [], 0
+            try:
+                if one.part.kind is Kind.REJECTED:
+                    raise Poison(f"its records do not fit {self._source.name}; its sender had them kept apart")
+                if one.undecoded:
+                    raise Poison(one.undecoded)
+                if columnar:
+                    self._add([one], _columnar_batch(self._source, self._key, one))
+                else:
+                    group.append(_decode(self._source, one))
+                    rows += len(group[-1].records)
+            except Poison as error:
+                self._poison.append((one.message, str(error)))
+        if group:
+            self._add_together(group)
+
+    def _add_together(self, group: Sequence["_Decoded"]) -> None:
         try:
-            writing.add(_batch(source, columns, key, group))
-        except Poison:
-            fitting.clear()
-            for decoded in group:
-                try:
-                    writing.add(_batch(source, columns, key, [decoded]))
-                    fitting.append(decoded)
-                except Poison as error:
-                    poison.append((decoded.one.message, str(error)))
-        for decoded in fitting:
-            kept[decoded.one.message.sequence] = len(decoded.records)
-            belong(decoded.classifications)
-
-    group: list[_Decoded] = []
-    rows = 0
-    for one in cut.kept:
-        if one.part.kind is Kind.REJECTED:
-            poison.append((one.message, f"its records do not fit {source.name}; its sender had them kept apart"))
-            continue
-        columnar = one.part.kind is Kind.COLUMNAR
-        if group and (rows >= BATCH_ROWS or columnar):
-            take(group)
-            group, rows = [], 0
-        try:
-            if one.undecoded:
-                raise Poison(one.undecoded)
-            if columnar:
-                batch = _columnar_batch(source, columns, key, one)
-                writing.add(batch)
-                kept[one.message.sequence] = batch.num_rows
-                belong(batch.column(CLASSIFICATION_ID).unique().to_pylist())
-            else:
-                group.append(_decode(source, one))
-                rows += len(group[-1].records)
+            self._add([decoded.one for decoded in group], _batch(self._source, self._key, group))
         except Poison as error:
-            poison.append((one.message, str(error)))
-    if group:
-        take(group)
-    aside = [set_aside(lane, message, reason) for message, reason in sorted(poison, key=lambda one: one[0].sequence)]
-    stored = _stored(key, cut, kept, {one.sequence: one.key for one in aside})
-    received = sorted(one.accepted.received_at for one in stored)
-    contents = Contents(
-        writer=f"bronze {__version__}",
-        file_path=key,
-        source=lane.source,
-        epoch=lane.epoch,
-        lane=lane.number,
-        first=cut.messages[0].sequence,
-        last=cut.messages[-1].sequence,
-        last_time=cut.messages[-1].time,
-        digest=digest(cut.messages),
-        messages=len(cut.messages),
-        records=sum(kept.values()),
-        first_received_at=received[0] if received else None,
-        last_received_at=received[-1] if received else None,
-        traceparent=traceparent,
-        submissions=stored,
-        quarantined=aside,
-        duplicates=list(cut.duplicates),
-        written_at=written_at,
-        classifications=list(listed)[:CLASSIFICATIONS_LISTED_MAX],
-        classification_count=len(runs),
-        classification_least=min(runs, default=None),
-        classification_greatest=max(runs, default=None),
-    )
-    return Encoded(writing.finish({FOOTER_KEY: msgspec.json.encode(contents)}), contents)
+            if len(group) == 1:
+                self._poison.append((group[0].one.message, str(error)))
+                return
+            for decoded in group:
+                self._add_together([decoded])
+
+    def _add(self, of: Iterable[Kept], batch: pa.RecordBatch) -> None:
+        self._writing.add(batch)
+        self._runs.append(batch.column(CLASSIFICATION_ID))
+        self._rows |= {one.message.sequence: one.part.records for one in of}
+
+    def object(self, lane: Lane, cut: Sorted, traceparent: str, written_at: str) -> Encoded:
+        """The whole object."""
+        poison = sorted([*cut.poison, *self._poison], key=lambda one: one[0].sequence)
+        aside = [set_aside(lane, message, reason) for message, reason in poison]
+        stored = _stored(self._key, cut, self._rows, {one.sequence: one.key for one in aside})
+        received = sorted(one.accepted.received_at for one in stored)
+        runs = pa.chunked_array(self._runs, pa.string()).unique()
+        bounds = pc.min_max(runs)
+        contents = Contents(
+            writer=f"bronze {__version__}",
+            file_path=self._key,
+            source=lane.source,
+            epoch=lane.epoch,
+            lane=lane.number,
+            first=cut.messages[0].sequence,
+            last=cut.messages[-1].sequence,
+            last_time=cut.messages[-1].time,
+            digest=digest(cut.messages),
+            messages=len(cut.messages),
+            records=sum(self._rows.values()),
+            first_received_at=received[0] if received else None,
+            last_received_at=received[-1] if received else None,
+            traceparent=traceparent,
+            submissions=stored,
+            quarantined=aside,
+            duplicates=list(cut.duplicates),
+            written_at=written_at,
+            classifications=runs[:CLASSIFICATIONS_LISTED_MAX].to_pylist(),
+            classification_count=len(runs),
+            classification_least=bounds["min"].as_py(),
+            classification_greatest=bounds["max"].as_py(),
+        )
+        return Encoded(self._writing.finish({FOOTER_KEY: msgspec.json.encode(contents)}), contents)
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,13 +201,13 @@ class _Decoded:
 
 
 def _decode(source: Source, one: Kept) -> _Decoded:
-    payload = one.message.payload
+    decoded = content(one.message.headers, one.message.payload)
     checked_as = source.at(one.part.accepted.schema_version)
     sparse = one.part.kind is Kind.SPARSE
     record_type: Any = checked_as.text_type | None if sparse else checked_as.text_type
     try:
-        records: list[Any] = msgspec.json.decode(payload, type=list[record_type])
-        raw = list(map(bytes, msgspec.json.decode(payload, type=list[msgspec.Raw])))
+        records: list[Any] = msgspec.json.decode(decoded, type=list[record_type])
+        raw = list(map(bytes, msgspec.json.decode(decoded, type=list[msgspec.Raw])))
         received_at = dt.datetime.fromisoformat(one.part.accepted.received_at)
     except (msgspec.DecodeError, RecursionError, ValueError) as error:
         raise Poison(f"its records cannot be decoded as {source.name}: {error}") from error
@@ -217,7 +225,7 @@ def _decode(source: Source, one: Kept) -> _Decoded:
     return _Decoded(one, records, raw, indices, classifications, received_at)
 
 
-def _batch(source: Source, columns: pa.Schema, key: str, messages: Sequence[_Decoded]) -> pa.RecordBatch:
+def _batch(source: Source, key: str, messages: Sequence[_Decoded]) -> pa.RecordBatch:
     """The rows of some messages: together, since a message may be one record, and an array costs as much as its rows.
 
     Raises `Poison` where the records of any of them fit no column.
@@ -233,10 +241,10 @@ def _batch(source: Source, columns: pa.Schema, key: str, messages: Sequence[_Dec
     named = pa.array([name for message in messages for name in message.classifications], pa.string())
     received = [message.received_at for message in messages]
     indices = [index for message in messages for index in message.indices]
-    return _rows(columns, key, parts, indices, received, arrays, named, payloads)
+    return _rows(schema(source), key, parts, indices, received, arrays, named, payloads)
 
 
-def _columnar_batch(source: Source, columns: pa.Schema, key: str, one: Kept) -> pa.RecordBatch:
+def _columnar_batch(source: Source, key: str, one: Kept) -> pa.RecordBatch:
     """The rows of an Arrow stream that `bronze.columnar` wrote; a field that was added since is null.
 
     Raises `Poison` where it is anything else.
@@ -245,7 +253,7 @@ def _columnar_batch(source: Source, columns: pa.Schema, key: str, one: Kept) -> 
     wanted = columnar_schema(source.at(accepted.schema_version))
     try:
         received_at = dt.datetime.fromisoformat(accepted.received_at)
-        with pa.ipc.open_stream(one.message.payload) as stream:
+        with pa.ipc.open_stream(content(one.message.headers, one.message.payload)) as stream:
             if not stream.schema.equals(wanted):
                 raise Poison(f"its columns are not those of {source.name}, version {accepted.schema_version}")
             table = stream.read_all().combine_chunks()
@@ -268,7 +276,7 @@ def _columnar_batch(source: Source, columns: pa.Schema, key: str, one: Kept) -> 
         found[field.name] if field.name in found else pa.nulls(count, arrow_type(field)) for field in source.fields
     ]
     indices = range(one.part.first_record, one.part.first_record + count)
-    return _rows(columns, key, [one.part], indices, [received_at], arrays, named, found["_payload"])
+    return _rows(schema(source), key, [one.part], indices, [received_at], arrays, named, found["_payload"])
 
 
 def _rows(
@@ -354,10 +362,11 @@ def _stored(key: str, cut: Sorted, rows: Mapping[int, int], aside: Mapping[int, 
 class Writing:
     """An object's file as it is written, a row group at a time: of its rows, no more than one group's are held.
 
-    `changed` are other options of PyArrow's writer, to compare.
+    With `aside`, a group is written there while the next one is made, and two groups' rows are held. `changed` are
+    other options of PyArrow's writer, to compare.
     """
 
-    def __init__(self, columns: pa.Schema, **changed: Any) -> None:
+    def __init__(self, columns: pa.Schema, aside: Executor | None = None, **changed: Any) -> None:
         # docs/performance.md has what was compared: what is not here made objects larger, or writing slower
         options = {
             "row_group_size": ROW_GROUP_ROWS,
@@ -376,6 +385,8 @@ class Writing:
         self._columns = columns
         self._sink = BytesIO()
         self._writer = pq.ParquetWriter(self._sink, columns, **options)
+        self._aside = aside
+        self._under_way: Future[None] | None = None
         self._waiting: list[pa.RecordBatch] = []
         self._rows = 0
         self._begun = False
@@ -388,15 +399,27 @@ class Writing:
 
     def _write(self, rows: int) -> None:
         table = pa.Table.from_batches(self._waiting, self._columns)
-        self._writer.write_table(table.slice(0, rows), row_group_size=self._group_rows)
+        write = partial(self._writer.write_table, table.slice(0, rows), row_group_size=self._group_rows)
+        self._wait()
+        if self._aside:
+            self._under_way = self._aside.submit(write)
+        else:
+            write()
         self._waiting = table.slice(rows).to_batches()
         self._rows -= rows
         self._begun = True
+
+    def _wait(self) -> None:
+        """Until the group before is written."""
+        if self._under_way:
+            self._under_way.result()
+            self._under_way = None
 
     def finish(self, metadata: Mapping[bytes, bytes]) -> bytes:
         """The whole file; one without rows has its columns all the same."""
         if self._rows or not self._begun:
             self._write(self._rows)
+        self._wait()
         self._writer.add_key_value_metadata(metadata)
         self._writer.close()
         return self._sink.getvalue()

@@ -38,7 +38,7 @@ class Settings(BaseSettings):
     )
     queue_replicas: PositiveInt = Field(1, description="Replicas of the streams: 1, or 3 on a cluster.")
     queue_bytes_max: PositiveInt = Field(
-        1024 * MIB, description="Bound of a lane's stream in bytes; a full stream answers 503."
+        1024 * MIB, description="Bound of a lane's stream in bytes, as compressed; a full stream answers 503."
     )
     lanes: PositiveInt = Field(
         1,
@@ -78,7 +78,9 @@ class Settings(BaseSettings):
     )
 
     flush_age_s: PositiveFloat = Field(15, description="Age at which waiting messages become an object, in s.")
-    object_bytes_max: PositiveInt = Field(64 * MIB, description="Messages of one object, in bytes.")
+    object_bytes_max: PositiveInt = Field(
+        64 * MIB, description="What the messages of one object hold, in bytes, before they are compressed."
+    )
     object_messages_max: Annotated[int, Field(ge=1, le=4096)] = Field(4096, description="Messages of one object.")
     object_submissions_max: Annotated[int, Field(ge=1, le=999)] = Field(
         999, description="Submissions of one object (the server takes 1,000 messages in one batch)."

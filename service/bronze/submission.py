@@ -2,9 +2,9 @@
 
 Nothing of it acts: what comes out is either `Refused`, or messages that a consumer can decode again.
 
-A message's payload is a JSON array of whole records, each exactly as received, or what its `Kind` says; its headers
-say which submission it is a part of. The same facts, `Accepted`, stand in the messages, in the identity and in the
-object's footer.
+A message's content is a JSON array of whole records, each exactly as received, or what its `Kind` says; its payload is
+the content, or a zstd frame of it. Its headers say which submission it is a part of. The same facts, `Accepted`, stand
+in the messages, in the identity and in the object's footer.
 """
 
 import datetime as dt
@@ -22,13 +22,14 @@ from uuid import UUID, uuid5
 
 import msgspec
 import uuid_utils
+import zstandard
 
 from bronze import rejected
 from bronze.errors import Poison, Refused
 from bronze.sources import Field, FieldType, Source
 
 #: The newest version of the message's format; a consumer leaves a newer one to a newer consumer.
-FORMAT = 2
+FORMAT = 3
 #: A message in the queue with its headers (the server's max_payload), in bytes.
 MESSAGE_BYTES_MAX = 2**20
 #: What of it is left to the headers, in bytes: three texts of 256 characters, of 12 bytes each when escaped, and ids.
@@ -37,6 +38,11 @@ HEADER_BYTES_MAX = 12 * 2**10
 MESSAGES_MAX = 1_000
 FILE_NAME_CHARS_MAX = 256
 CLASSIFICATIONS_LISTED_MAX = 128
+#: Content from this size on goes as a zstd frame (RFC 8878), in bytes: less would save little.
+ZSTD_BYTES_MIN = 4 * 2**10
+#: A twelfth of the sample's records is left, at 1 GB/s; the next levels save a twentieth more (`docs/performance.md`).
+ZSTD_LEVEL = 1
+ZSTD = "zstd"
 #: A record with fewer brackets than this cannot be nested too deeply for any decoder.
 NESTING_UNCHECKED = 256
 #: How much deeper than here a record must be decodable: a consumer decodes it in an array, and from another stack.
@@ -44,6 +50,7 @@ NESTING_SPARE = 64
 
 HEADER_FORMAT = "Bronze-Format"
 HEADER_KIND = "Bronze-Kind"
+HEADER_ENCODING = "Bronze-Encoding"
 HEADER_SCHEMA_VERSION = "Bronze-Schema-Version"
 HEADER_PART = "Bronze-Part"
 HEADER_FIRST_RECORD = "Bronze-First-Record"
@@ -85,7 +92,7 @@ class Accepted(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Kind(StrEnum):
-    """What a message's payload is; the first is all that format 1 knows."""
+    """What a message's content is; the first is all that format 1 knows."""
 
     RECORDS = "records"  # a JSON array of records, each as received
     COLUMNAR = "columnar"  # an Arrow IPC stream
@@ -103,14 +110,18 @@ class Part:
     first_record: int
     records: int
     kind: Kind = Kind.RECORDS
+    zstd: bool = False
 
     def headers(self) -> dict[str, str]:
         # ASCII: a header must not depend on how the client library encodes it
         submission = json.dumps(msgspec.to_builtins(self.accepted), separators=(",", ":"))
         plain = self.kind is Kind.RECORDS
+        # the least that can read it: an older consumer takes what it can
+        version = 3 if self.zstd else 1 if plain else 2
         return {
-            HEADER_FORMAT: "1" if plain else "2",  # the least that can read it: an older consumer takes what it can
+            HEADER_FORMAT: str(version),
             **({} if plain else {HEADER_KIND: self.kind}),
+            **({HEADER_ENCODING: ZSTD} if self.zstd else {}),
             # beside the rest, which an older consumer may not be able to read
             HEADER_SCHEMA_VERSION: str(self.accepted.schema_version),
             HEADER_PART: f"{self.number}/{self.count}",
@@ -131,6 +142,7 @@ class Part:
                 first_record=int(headers[HEADER_FIRST_RECORD]),
                 records=int(headers[HEADER_RECORDS]),
                 kind=Kind(headers.get(HEADER_KIND, Kind.RECORDS)),
+                zstd=_is_zstd(headers),
             )
         except KeyError as error:
             raise Poison(f"the message has no header {error}") from error
@@ -139,6 +151,45 @@ class Part:
         if not 1 <= part.number <= part.count <= MESSAGES_MAX or part.first_record < 0:
             raise Poison(f"the message's part {headers[HEADER_PART]!r} is impossible")
         return part
+
+
+def _is_zstd(headers: Mapping[str, str]) -> bool:
+    """Raises `ValueError` for any other encoding."""
+    encoding = headers.get(HEADER_ENCODING)
+    if encoding not in {None, ZSTD}:
+        raise ValueError(f"the encoding {encoding!r} is not known")
+    return encoding is not None
+
+
+def compressed(content: bytes) -> bytes | None:
+    """A message's content as one zstd frame that says its size; None where that saves too little."""
+    if len(content) < ZSTD_BYTES_MIN:
+        return None
+    frame = zstandard.compress(content, ZSTD_LEVEL)
+    return frame if len(frame) < len(content) - len(content) // 8 else None
+
+
+def content_bytes(headers: Mapping[str, str], payload: bytes) -> int:
+    """The size of a message's content; of what is none, that of the payload."""
+    if HEADER_ENCODING not in headers:
+        return len(payload)
+    try:
+        return max(len(payload), zstandard.frame_content_size(payload))
+    except zstandard.ZstdError:
+        return len(payload)
+
+
+def content(headers: Mapping[str, str], payload: bytes) -> bytes:
+    """A message's content; raises `Poison` where its payload is not what its headers say."""
+    try:
+        if not _is_zstd(headers):
+            return payload
+        size = zstandard.frame_content_size(payload)
+        if not 0 <= size <= MESSAGE_BYTES_MAX:
+            raise Poison(f"its payload is a zstd frame of {size} bytes")
+        return zstandard.decompress(payload)
+    except (ValueError, zstandard.ZstdError) as error:
+        raise Poison(f"its payload cannot be decoded: {error}") from error
 
 
 def format_version(headers: Mapping[str, str]) -> int | None:
@@ -183,6 +234,7 @@ class Slice:
     first_record: int
     records: int
     kind: Kind
+    zstd: bool = False
 
 
 class Checked:
@@ -226,7 +278,8 @@ class Checked:
             payload = self._spool.read(piece.end - piece.start)
             if piece.kind is Kind.REJECTED:
                 payload = msgspec.json.encode(accepted) + b"\n" + payload
-            yield Part(accepted, number, len(self._slices), piece.first_record, piece.records, piece.kind), payload
+            count = len(self._slices)
+            yield Part(accepted, number, count, piece.first_record, piece.records, piece.kind, piece.zstd), payload
 
     def close(self) -> None:
         self._spool.close()
@@ -450,9 +503,9 @@ class Intake:
         if not self._pending:
             return
         first = self._records - self._gap - len(self._pending)
-        payload = b"[" + b",".join(self._pending) + b"]"
+        content = b"[" + b",".join(self._pending) + b"]"
         kind = Kind.SPARSE if self._gaps else Kind.RECORDS
-        self._slices.append(self._spool_message(payload, first, len(self._pending) - self._gaps, kind))
+        self._slices.append(self._spool_message(content, first, len(self._pending) - self._gaps, kind))
         self._pending = []
         self._pending_bytes = 0
         self._gaps = 0
@@ -489,12 +542,13 @@ class Intake:
         self._rejected = []
         self._rejected_bytes = 0
 
-    def _spool_message(self, payload: bytes, first_record: int, records: int, kind: Kind) -> Slice:
+    def _spool_message(self, content: bytes, first_record: int, records: int, kind: Kind) -> Slice:
         if len(self._slices) + len(self._rejected_slices) == MESSAGES_MAX:
             raise too_many_messages()
-        self._spool.write(payload)
-        start, self._spooled_bytes = self._spooled_bytes, self._spooled_bytes + len(payload)
-        return Slice(start, self._spooled_bytes, first_record, records, kind)
+        # what was rejected is not whole yet: its first line is missing
+        frame = compressed(content) if kind is not Kind.REJECTED else None
+        start, self._spooled_bytes = self._spooled_bytes, self._spooled_bytes + self._spool.write(frame or content)
+        return Slice(start, self._spooled_bytes, first_record, records, kind, frame is not None)
 
     def _refusal(self, invalid: _Invalid) -> Refused:
         record = self._records

@@ -458,8 +458,8 @@ async def test_an_unknown_outcome_is_503_and_counted_as_neither_taken_nor_reject
 
 async def test_a_full_queue_is_503_with_retry_after(api: Served, jetstream: JetStream) -> None:
     info = await jetstream.api(f"STREAM.INFO.{api.lane.stream}")
-    await jetstream.api(f"STREAM.UPDATE.{api.lane.stream}", info["config"] | {"max_bytes": 10_000})
-    answer = await api.post(vehicle("a", 12_000))
+    await jetstream.api(f"STREAM.UPDATE.{api.lane.stream}", info["config"] | {"max_bytes": 3_000})
+    answer = await api.post(vehicle("a", 3_500))
     assert (answer.status_code, answer.json()["type"]) == (503, "/problems/queue-full")
     assert answer.headers["retry-after"] == "10"
     assert await api.queued() == 0

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import pytest_asyncio
+import zstandard
 from opentelemetry.trace import SpanKind
 
 from bronze import chain, wiring
@@ -25,7 +26,7 @@ from bronze.jetstream import JetStream, Outgoing
 from bronze.lock import Lock, NatsLock
 from bronze.queue import NatsQueue, boot_time_s
 from bronze.settings import Settings
-from bronze.submission import FORMAT, HEADER_FORMAT
+from bronze.submission import FORMAT, HEADER_ENCODING, HEADER_FORMAT, ZSTD
 from local.programs import Process
 from tests.contract.making import SOURCES, Heard, Submission, cancelled, submission, until, vehicle, wide
 
@@ -421,6 +422,34 @@ async def test_poison_is_kept_byte_for_byte_and_holds_up_nothing(
     assert head is not None
     assert head.metadata["bronze-sequence"] == "2"
     assert heard.count("bronze.consumer.errors", bronze_step="encode", error_type="poison") == 1
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["no records", "cut short"])
+async def test_of_compressed_poison_the_content_is_kept_where_there_is_one(
+    parts: Parts, jetstream: JetStream, *, whole: bool
+) -> None:
+    """Who looks into the quarantine meets the records; what is no frame is kept as it is."""
+    inside = b"no JSON " * 1_000
+    frame = zstandard.compress(inside)
+    payload, kept = (frame, inside) if whole else (frame[:-1], frame[:-1])
+    await jetstream.publish(Outgoing(chain.lane_subject("vehicles", 0, "x"), payload, {HEADER_ENCODING: ZSTD}))
+    async with parts.running():
+        await until(parts.at(1))
+    (aside,) = [one for contents in await parts.objects() for one in contents.quarantined]
+    assert await parts.bucket.read(aside.key, 0, 10_000) == kept
+
+
+async def test_an_object_is_bounded_by_what_its_messages_hold(parts: Parts) -> None:
+    """Not by what is left of that once it is compressed: memory is taken by what it is decoded to."""
+    record = b'{"vehicle_id":"' + b"a" * 10_000 + b'"}'
+    for _ in range(4):
+        await parts.submit(record)
+    waiting = await parts.queue.read(parts.lane, None)
+    assert sum(len(message.payload) for message in waiting) < 1_000
+    bounded = replace(parts, limits=replace(parts.limits, bytes_max=20_100))
+    async with bounded.running():
+        await until(parts.at(4))
+    assert [contents.messages for contents in await parts.objects()] == [2, 2]
 
 
 async def test_a_message_of_a_newer_format_is_left_to_a_newer_consumer(

@@ -13,7 +13,7 @@ from bronze.jetstream import JetStream, Outgoing
 from bronze.queue import NatsQueue, Superseded, boot_time_s
 from bronze.settings import Settings
 from bronze.sources import CLASSIFICATION_ID_CHARS_MAX
-from bronze.submission import FILE_NAME_CHARS_MAX, HEADER_BYTES_MAX, MESSAGE_BYTES_MAX, Accepted, Part
+from bronze.submission import FILE_NAME_CHARS_MAX, HEADER_BYTES_MAX, MESSAGE_BYTES_MAX, Accepted, Part, content
 from local.programs import LOOPBACK, Process, free_ports
 from tests.contract.making import Submission, submission, until, vehicle, wide
 
@@ -37,7 +37,7 @@ async def everything(queue: NatsQueue, lane: Lane) -> list[Message]:
 
 
 def payloads(messages: Sequence[Message]) -> list[bytes]:
-    return [message.payload for message in messages]
+    return [content(message.headers, message.payload) for message in messages]
 
 
 # --- opening
@@ -183,13 +183,14 @@ async def test_the_largest_message_with_the_longest_headers_fits(
 async def test_a_full_queue_refuses_and_keeps_nothing(
     jetstream: JetStream, settings: Settings, records: list[bytes]
 ) -> None:
-    queue = NatsQueue(jetstream, settings.model_copy(update={"queue_bytes_max": 1_000_000}))
+    queue = NatsQueue(jetstream, settings.model_copy(update={"queue_bytes_max": 10_000}))
     (lane,) = await queue.open(["vehicles"])
-    await submit(queue, lane, submission(vehicle("filler", 999_000 - 1_000)))
+    for _ in range(2):
+        await submit(queue, lane, submission(vehicle("filler", 3_900)))
     with pytest.raises(Unavailable) as full:
         await submit(queue, lane, submission(*records, vehicle("b", 2_000)))
     assert (full.value.kind, full.value.retry_after_s) == ("queue-full", 10)
-    assert len(await everything(queue, lane)) == 1
+    assert len(await everything(queue, lane)) == 2
 
 
 @pytest.mark.parametrize("records", [ONE, MANY], ids=["one message", "several"])

@@ -50,8 +50,10 @@ async def look(parts: Parts) -> Found:
 async def held(parts: Parts, ids: Sequence[str]) -> tuple[list[Entry], dict[str, Identity | None]]:
     """What the catalog that roles open now says: every entry, by lane in order, and these submissions' identities."""
     catalog = await NatsCatalog.open(parts.jetstream, parts.settings)
-    read = await parts.jetstream.read(catalog._stream, 1, messages_max=4_000, bytes_max=2**26)
-    entries = [msgspec.json.decode(one.payload, type=Entry) for one in read if one.subject.startswith("catalog.")]
+    entries, following = [], 1
+    while read := await parts.jetstream.read(catalog._stream, following, messages_max=4_000, bytes_max=2**26):
+        entries += [msgspec.json.decode(one.payload, type=Entry) for one in read if one.subject.startswith("catalog.")]
+        following = read[-1].sequence + 1
     entries.sort(key=lambda entry: (entry.epoch, entry.lane))  # stable: a lane's stay in order
     return entries, {one: await catalog.identity(one) for one in ids}
 

@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
+import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -43,19 +44,28 @@ class Spool(BytesIO):
     """What was written stays."""
 
     def messages(self, read: Read) -> list[pa.RecordBatch]:
-        body = self.getvalue()
-        streams = [pa.ipc.open_stream(body[piece.start : piece.end]) for piece in read.slices]
+        streams = [pa.ipc.open_stream(content) for content in self.contents(read)]
         return [batch for stream in streams for batch in stream]
+
+    def contents(self, read: Read) -> list[bytes]:
+        body = self.getvalue()
+        payloads = [(body[piece.start : piece.end], piece.zstd) for piece in read.slices]
+        return [zstandard.decompress(payload) if zstd else payload for payload, zstd in payloads]
 
 
 def take(*batches: pa.RecordBatch, source: Source = RUNS) -> tuple[Read, list[pa.RecordBatch]]:
+    read, messages, _ = take_whole(*batches, source=source)
+    return read, messages
+
+
+def take_whole(*batches: pa.RecordBatch, source: Source = RUNS) -> tuple[Read, list[pa.RecordBatch], list[bytes]]:
     spool = Spool()
     taken = Taken(source, batches[0].schema, spool)
     for batch in batches:
         batch.validate(full=True)
         taken.add(batch)
     read = taken.finish()
-    return read, spool.messages(read)
+    return read, spool.messages(read), spool.contents(read)
 
 
 def rows(columns: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -300,15 +310,15 @@ def test_rows_are_packed_whole_in_order_and_within_the_bound(sizes: list[int], c
     batch = pa.record_batch({"id": [f"{n}" + "x" * size for n, size in enumerate(sizes)]})
     ends = [*sorted({min(cut, len(sizes)) for cut in cuts}), len(sizes)]
     batches = [batch.slice(start, end - start) for start, end in zip([0, *ends], ends, strict=False)]
-    read, messages = take(*batches)
+    read, messages, contents = take_whole(*batches)
     assert pa.Table.from_batches(messages).column("id").to_pylist() == batch.column("id").to_pylist()
     first = 0
     for piece, message in zip(read.slices, messages, strict=True):
         assert (piece.first_record, piece.records) == (first, message.num_rows)
-        assert piece.end - piece.start <= PAYLOAD_BYTES_MAX
         first += message.num_rows
     assert [piece.start for piece in read.slices] == [0, *(piece.end for piece in read.slices[:-1])]
-    filled = [piece.end - piece.start for piece in read.slices]
+    filled = list(map(len, contents))
+    assert max(filled) <= PAYLOAD_BYTES_MAX
     frame = 2_000  # the bytes of a message without rows, at most
     assert all(one + other + frame > PAYLOAD_BYTES_MAX for one, other in pairwise(filled))
 

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -26,7 +27,7 @@ from bronze.chain import Contents, Identity, Lane, Message, Sorted
 from bronze.errors import Refused
 from bronze.parquet import Encoded, NotOurs
 from bronze.sources import RESERVED, Field, FieldType
-from bronze.submission import Accepted, Intake, Kind, Part
+from bronze.submission import HEADER_ENCODING, ZSTD, Accepted, Intake, Kind, Part
 
 SOURCES = sources.built_in()
 EPOCH = "20261124T120000000"
@@ -392,6 +393,21 @@ def test_poison_is_listed_beside_the_good_messages(records: list[bytes], said: i
     assert encoded.contents.records == table(encoded).num_rows == 3
     spoilt = {one.accepted.submission_id: one.parts_quarantined for one in encoded.contents.submissions}
     assert spoilt == {"s1": 0, "s2": 1, "s3": 0}
+
+
+def test_a_compressed_message_makes_the_rows_of_a_plain_one_and_a_broken_one_is_poison() -> None:
+    records = [b'{"vehicle_id":"a", "x" : 1}'] * 200
+    plain = message(1, records, "vehicles")
+    frame = zstandard.compress(plain.payload)
+    headers = {**plain.headers, HEADER_ENCODING: ZSTD}
+    whole = replace(plain, headers=headers, payload=frame)
+    broken = replace(message(2, records, "vehicles"), payload=frame[:-1])
+    broken = replace(broken, headers={**broken.headers, HEADER_ENCODING: ZSTD})
+    encoded = encode("vehicles", [whole, broken])
+    assert table(encoded).equals(table(encode("vehicles", [plain])))
+    (aside,) = encoded.contents.quarantined
+    assert (aside.sequence, aside.records) == (2, 200)
+    assert "its payload cannot be decoded" in aside.reason
 
 
 def test_a_record_without_a_run_is_poison_where_its_submission_has_none() -> None:

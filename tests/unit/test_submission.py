@@ -8,6 +8,7 @@ from uuid import UUID
 
 import msgspec
 import pytest
+import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -18,14 +19,20 @@ from bronze.submission import (
     FILE_NAME_CHARS_MAX,
     FORMAT,
     HEADER_BYTES_MAX,
+    HEADER_ENCODING,
     HEADER_PART,
     HEADER_SUBMISSION,
     MESSAGE_BYTES_MAX,
     MESSAGES_MAX,
+    ZSTD,
+    ZSTD_BYTES_MIN,
     Accepted,
     Intake,
     Kind,
     Part,
+    compressed,
+    content,
+    content_bytes,
     format_version,
     keyed_id,
     lane_of,
@@ -61,7 +68,7 @@ class Taken:
     classifications: tuple[str, ...]
     unclassified: int
     places: list[tuple[int, int, int, int]]
-    payloads: list[bytes]
+    contents: list[bytes]
 
 
 def take(
@@ -79,7 +86,7 @@ def take(
             checked.classifications,
             checked.unclassified,
             [(part.number, part.count, part.first_record, part.records) for part, _ in parts],
-            [payload for _, payload in parts],
+            [content(part.headers(), payload) for part, payload in parts],
         )
     finally:
         intake.close()
@@ -107,6 +114,7 @@ def large(size: int) -> bytes:
     return frame[:-2] + b"a" * (size - len(frame)) + frame[-2:]
 
 
+ZSTD_HEADERS = {HEADER_ENCODING: ZSTD}
 CUTS = st.lists(st.integers(0, 2_000), max_size=20)
 
 _VALUES = st.recursive(
@@ -140,7 +148,7 @@ def test_any_split_of_ndjson_gives_the_same_messages_with_the_records_bytes(
     if data.draw(st.booleans()):
         body = body.rstrip(b" \t\r\n")
     taken = lines(split(body, cuts))
-    assert taken.payloads == [b"[" + b",".join(records) + b"]"]
+    assert taken.contents == [b"[" + b",".join(records) + b"]"]
     assert taken == lines([body])
     assert (taken.records, taken.body_bytes) == (len(records), len(body))
 
@@ -149,13 +157,13 @@ def test_any_split_of_ndjson_gives_the_same_messages_with_the_records_bytes(
 @given(records=st.lists(record_texts(), min_size=1, max_size=5), indent=st.sampled_from([b"", b" ", b"\n  "]))
 def test_a_json_array_and_ndjson_give_the_same_messages(records: Sequence[bytes], indent: bytes) -> None:
     array = indent + b"[" + indent + (indent + b"," + indent).join(records) + indent + b"]" + indent
-    assert document(array).payloads == lines([b"\n".join(records)]).payloads
+    assert document(array).contents == lines([b"\n".join(records)]).contents
 
 
 @settings(max_examples=30)
 @given(record=record_texts())
 def test_a_json_object_is_one_record(record: bytes) -> None:
-    assert document(b"\r\n " + record + b" \n").payloads == [b"[" + record + b"]"]
+    assert document(b"\r\n " + record + b" \n").contents == [b"[" + record + b"]"]
 
 
 @pytest.mark.parametrize(
@@ -171,7 +179,7 @@ def test_a_json_object_is_one_record(record: bytes) -> None:
 )
 def test_what_a_parser_would_lose_is_kept(record: bytes) -> None:
     """Big numbers, duplicate keys and escapes are in the message as they came."""
-    assert lines([record]).payloads == document(record).payloads == [b"[" + record + b"]"]
+    assert lines([record]).contents == document(record).contents == [b"[" + record + b"]"]
 
 
 def test_classifications_are_listed_in_order_of_appearance() -> None:
@@ -186,9 +194,9 @@ def test_large_bodies_become_messages_of_whole_records_within_the_bound(cuts: It
     sizes = [RECORD_BYTES_MAX, 10, 500_000, 500_000, 60_000, RECORD_BYTES_MAX - 40, 17, 18]
     records = [large(max(size, 17)) for size in sizes]
     taken = lines(split(b"\n".join(records), cuts))
-    packed = [msgspec.json.decode(payload, type=list[msgspec.Raw]) for payload in taken.payloads]
+    packed = [msgspec.json.decode(payload, type=list[msgspec.Raw]) for payload in taken.contents]
     assert [bytes(record) for message in packed for record in message] == records
-    assert max(map(len, taken.payloads)) <= MESSAGE_BYTES_MAX - HEADER_BYTES_MAX
+    assert max(map(len, taken.contents)) <= MESSAGE_BYTES_MAX - HEADER_BYTES_MAX
     first = 0
     for number, (message, place) in enumerate(zip(packed, taken.places, strict=True), start=1):
         assert place == (number, len(packed), first, len(message))
@@ -317,7 +325,7 @@ def test_a_body_may_be_as_large_as_its_bound(feed: Callable[..., Taken]) -> None
 def test_a_submission_of_more_messages_than_a_batch_takes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """The bound is the server's; it is lowered here, since 1,000 messages are 1 GiB."""
     monkeypatch.setattr("bronze.submission.MESSAGES_MAX", 3)
-    assert len(lines([large(600_000) + b"\n"] * 3).payloads) == 3
+    assert len(lines([large(600_000) + b"\n"] * 3).contents) == 3
     with pytest.raises(Refused) as refused:
         lines([large(600_000) + b"\n"] * 4)
     assert (refused.value.status, refused.value.kind) == (413, "body-too-large")
@@ -335,6 +343,7 @@ _IDS = st.text(min_size=1, max_size=CLASSIFICATION_ID_CHARS_MAX)
     keyed=st.booleans(),
     place=st.tuples(st.integers(1, MESSAGES_MAX), st.integers(0, 2**31), st.integers(1, 2**31)),
     kind=st.sampled_from(Kind),
+    zstd=st.booleans(),
 )
 def test_a_part_survives_its_headers(
     classification: str | None,
@@ -344,17 +353,67 @@ def test_a_part_survives_its_headers(
     keyed: bool,
     place: tuple[int, int, int],
     kind: Kind,
+    zstd: bool,
 ) -> None:
     """Headers are ASCII in one line each, and what was written is what is read, in any script."""
     accepted = msgspec.structs.replace(
         ACCEPTED, classification_id=classification, classification_default=default, origin=origin, keyed=keyed
     )
     number, first_record, records = place
-    part = Part(accepted, number, MESSAGES_MAX, first_record, records, kind)
+    part = Part(accepted, number, MESSAGES_MAX, first_record, records, kind, zstd)
     headers = part.headers()
     assert all(value.isascii() and value.isprintable() for value in headers.values())
     assert Part.parse(headers) == part
-    assert format_version(headers) == (1 if kind is Kind.RECORDS else FORMAT)
+    assert format_version(headers) == (FORMAT if zstd else 1 if kind is Kind.RECORDS else 2)
+
+
+@given(body=st.binary(max_size=300), times=st.integers(1, 200))
+def test_what_is_compressed_is_what_comes_out(body: bytes, times: int) -> None:
+    """Its size can be told without decoding it; what is small, or saves little, is left as it is."""
+    whole = body * times
+    payload = compressed(whole)
+    headers = {} if payload is None else ZSTD_HEADERS
+    assert content(headers, payload or whole) == whole
+    assert content_bytes(headers, payload or whole) == len(whole)
+    assert payload is None or (len(payload) < len(whole) and len(whole) >= ZSTD_BYTES_MIN)
+
+
+def test_records_are_compressed_from_a_size_on() -> None:
+    """So that a queue holds several times as much of them."""
+    record = b'{"vehicle_id":"N14228","manufacturer":"BOEING"}\n'
+    few, many = _parts([record]), _parts([record * 1_000])
+    assert [part.zstd for part, _ in (*few, *many)] == [False, True]
+    assert len(many[0][1]) < len(record) * 1_000 / 8
+
+
+def _parts(pieces: Sequence[bytes]) -> list[tuple[Part, bytes]]:
+    intake = Intake(SOURCES["vehicles"], body_bytes_max=2**30, spool_memory_bytes_max=2**20)
+    try:
+        for piece in pieces:
+            intake.lines(piece)
+        return list(intake.finish().parts(ACCEPTED))
+    finally:
+        intake.close()
+
+
+FRAME = zstandard.compress(b"[" + b" " * 5_000 + b"]")
+
+
+@pytest.mark.parametrize(
+    ("encoding", "payload", "reason"),
+    [
+        ("zstd", b"[]", "cannot be decoded"),
+        ("zstd", FRAME[:-1], "cannot be decoded"),
+        ("zstd", zstandard.compress(bytes(MESSAGE_BYTES_MAX + 1)), "a zstd frame of"),
+        ("zstd", zstandard.ZstdCompressor(write_content_size=False).compress(b"[]"), "a zstd frame of -1"),
+        ("lz4", FRAME, "the encoding 'lz4' is not known"),
+    ],
+    ids=["no frame", "cut short", "too large", "no size", "another encoding"],
+)
+def test_a_payload_that_is_not_what_its_headers_say_is_poison(encoding: str, payload: bytes, reason: str) -> None:
+    """A frame that claims gigabytes is not even begun."""
+    with pytest.raises(Poison, match=reason):
+        content({HEADER_ENCODING: encoding}, payload)
 
 
 @pytest.mark.parametrize("character", ["\N{PILE OF POO}", "\0", '"', "\\"])
