@@ -2,9 +2,11 @@
 
 import gzip
 import json
+import random
 import signal
 import threading
 import zlib
+from base64 import b64encode
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -271,7 +273,8 @@ def test_a_full_queue_is_503_and_loses_nothing(branch: System, mark: str) -> Non
     what was refused is taken under its own key once the consumer has made room.
     """
     record = b'{"vehicle_id": "%s-%d", "manufacturer": "%s"}'
-    bodies = [record % (mark.encode(), number, b"x" * 200_000) for number in range(12)]
+    noise = [b64encode(random.Random(number).randbytes(150_000)) for number in range(12)]  # compressed it is no less
+    bodies = [record % (mark.encode(), number, filling) for number, filling in enumerate(noise)]
     env = {**IMPATIENT, "BRONZE_QUEUE_BYTES_MAX": str(MIB)}
     with branch.queue(), branch.running(branch.role("api", **env)):
 
