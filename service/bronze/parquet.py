@@ -7,9 +7,7 @@ import datetime as dt
 import struct
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from io import BytesIO
 from itertools import accumulate
 from operator import attrgetter
@@ -98,10 +96,9 @@ def _declared(source: Source) -> list[pa.Field]:
 
 def encode(source: Source, lane: Lane, key: str, cut: Sorted, traceparent: str, written_at: str = "") -> Encoded:
     """Encode a cut as the object that lies under `key`. A message that cannot become rows is listed as set aside."""
-    with ThreadPoolExecutor(1) as thread:  # none is begun before a row group is full
-        filling = _Filling(source, key, Writing(schema(source), thread))
-        filling.take(cut.kept)
-        return filling.object(lane, cut, traceparent, written_at)
+    filling = _Filling(source, key, Writing(schema(source)))
+    filling.take(cut.kept)
+    return filling.object(lane, cut, traceparent, written_at)
 
 
 class _Filling:
@@ -362,11 +359,10 @@ def _stored(key: str, cut: Sorted, rows: Mapping[int, int], aside: Mapping[int, 
 class Writing:
     """An object's file as it is written, a row group at a time: of its rows, no more than one group's are held.
 
-    With `aside`, a group is written there while the next one is made, and two groups' rows are held. `changed` are
-    other options of PyArrow's writer, to compare.
+    `changed` are other options of PyArrow's writer, to compare.
     """
 
-    def __init__(self, columns: pa.Schema, aside: Executor | None = None, **changed: Any) -> None:
+    def __init__(self, columns: pa.Schema, **changed: Any) -> None:
         # docs/performance.md has what was compared: what is not here made objects larger, or writing slower
         options = {
             "row_group_size": ROW_GROUP_ROWS,
@@ -385,8 +381,6 @@ class Writing:
         self._columns = columns
         self._sink = BytesIO()
         self._writer = pq.ParquetWriter(self._sink, columns, **options)
-        self._aside = aside
-        self._under_way: Future[None] | None = None
         self._waiting: list[pa.RecordBatch] = []
         self._rows = 0
         self._begun = False
@@ -399,27 +393,15 @@ class Writing:
 
     def _write(self, rows: int) -> None:
         table = pa.Table.from_batches(self._waiting, self._columns)
-        write = partial(self._writer.write_table, table.slice(0, rows), row_group_size=self._group_rows)
-        self._wait()
-        if self._aside:
-            self._under_way = self._aside.submit(write)
-        else:
-            write()
+        self._writer.write_table(table.slice(0, rows), row_group_size=self._group_rows)
         self._waiting = table.slice(rows).to_batches()
         self._rows -= rows
         self._begun = True
-
-    def _wait(self) -> None:
-        """Until the group before is written."""
-        if self._under_way:
-            self._under_way.result()
-            self._under_way = None
 
     def finish(self, metadata: Mapping[bytes, bytes]) -> bytes:
         """The whole file; one without rows has its columns all the same."""
         if self._rows or not self._begun:
             self._write(self._rows)
-        self._wait()
         self._writer.add_key_value_metadata(metadata)
         self._writer.close()
         return self._sink.getvalue()
