@@ -13,7 +13,7 @@ from typing import Literal
 import msgspec
 
 from bronze.errors import Halted, Poison
-from bronze.submission import FORMAT, Accepted, Kind, Part, content_bytes, format_version, schema_version
+from bronze.submission import FORMAT, Accepted, Kind, Part, content, content_bytes, format_version, schema_version
 
 #: Version of the keys' layout; stands in each lane's stream, so that roles of different layouts never share one.
 KEY_LAYOUT = "1"
@@ -39,6 +39,10 @@ class Message:
     def size(self) -> int:
         """The bytes of its content."""
         return content_bytes(self.headers, self.payload)
+
+    def content(self) -> bytes:
+        """What its payload holds; raises `Poison`."""
+        return content(self.headers, self.payload)
 
     @property
     def submission_id(self) -> str:

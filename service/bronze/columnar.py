@@ -34,8 +34,8 @@ from bronze.submission import (
     MESSAGES_MAX,
     Kind,
     Slice,
-    compressed,
     empty,
+    packed,
     record_too_large,
     too_many_messages,
     violation,
@@ -553,11 +553,10 @@ class Packer:
     def _write(self, rows: pa.RecordBatch) -> None:
         if len(self.slices) == MESSAGES_MAX:
             raise too_many_messages()
-        content = _encoded(self._schema, rows)
-        frame = compressed(content)
+        payload, zstd = packed(_encoded(self._schema, rows))
         start = self.slices[-1].end if self.slices else 0
-        end = start + self._spool.write(frame or content)
-        self.slices.append(Slice(start, end, self._records, rows.num_rows, Kind.COLUMNAR, frame is not None))
+        end = start + self._spool.write(payload)
+        self.slices.append(Slice(start, end, self._records, rows.num_rows, Kind.COLUMNAR, zstd))
         self._records += rows.num_rows
 
 

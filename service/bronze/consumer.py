@@ -23,7 +23,7 @@ from bronze.lock import Lock, Lost
 from bronze.parquet import Encoded
 from bronze.queue import Queue
 from bronze.sources import Source
-from bronze.submission import FORMAT, Kind, content
+from bronze.submission import FORMAT, Kind
 from bronze.telemetry.sdk import Telemetry
 from bronze.telemetry.signals import Fault, Stage, Step, attribute, error_type, spans
 from bronze.trail import Trail
@@ -277,7 +277,7 @@ class LaneWriter:
             "bronze-file-path": quote(file_path, safe="/=")[:FILE_PATH_CHARS_MAX],
         }
         try:
-            kept = content(message.headers, message.payload)
+            kept = message.content()
         except Poison:
             kept = message.payload
         created = await self._bucket.create(aside.key, kept, metadata, "application/octet-stream")

@@ -22,7 +22,7 @@ from bronze import __version__
 from bronze.chain import Contents, Kept, Lane, Message, Sorted, Stored, digest, set_aside
 from bronze.errors import Poison
 from bronze.sources import CLASSIFICATION_ID, Field, FieldType, Source
-from bronze.submission import CLASSIFICATIONS_LISTED_MAX, Kind, Part, content
+from bronze.submission import CLASSIFICATIONS_LISTED_MAX, Kind, Part
 
 CONTENT_TYPE = "application/vnd.apache.parquet"
 FOOTER_KEY = b"bronze"
@@ -96,7 +96,7 @@ def _declared(source: Source) -> list[pa.Field]:
 
 def encode(source: Source, lane: Lane, key: str, cut: Sorted, traceparent: str, written_at: str = "") -> Encoded:
     """Encode a cut as the object that lies under `key`. A message that cannot become rows is listed as set aside."""
-    filling = _Filling(source, key, Writing(schema(source)))
+    filling = _Filling(source, key)
     filling.take(cut.kept)
     return filling.object(lane, cut, traceparent, written_at)
 
@@ -104,10 +104,11 @@ def encode(source: Source, lane: Lane, key: str, cut: Sorted, traceparent: str, 
 class _Filling:
     """An object that is being filled: what its rows are of, and the messages that became none, with the reasons."""
 
-    def __init__(self, source: Source, key: str, writing: "Writing") -> None:
+    def __init__(self, source: Source, key: str) -> None:
         self._source = source
         self._key = key
-        self._writing = writing
+        self._columns = schema(source)
+        self._writing = Writing(self._columns)
         self._rows: dict[int, int] = {}  # by sequence
         self._runs: list[pa.Array] = []
         self._poison: list[tuple[Message, str]] = []
@@ -126,7 +127,7 @@ class _Filling:
                 if one.undecoded:
                     raise Poison(one.undecoded)
                 if columnar:
-                    self._add([one], _columnar_batch(self._source, self._key, one))
+                    self._add([one], _columnar_batch(self._source, self._columns, self._key, one))
                 else:
                     group.append(_decode(self._source, one))
                     rows += len(group[-1].records)
@@ -137,7 +138,8 @@ class _Filling:
 
     def _add_together(self, group: Sequence["_Decoded"]) -> None:
         try:
-            self._add([decoded.one for decoded in group], _batch(self._source, self._key, group))
+            batch = _batch(self._source, self._columns, self._key, group)
+            self._add([decoded.one for decoded in group], batch)
         except Poison as error:
             if len(group) == 1:
                 self._poison.append((group[0].one.message, str(error)))
@@ -147,7 +149,7 @@ class _Filling:
 
     def _add(self, of: Iterable[Kept], batch: pa.RecordBatch) -> None:
         self._writing.add(batch)
-        self._runs.append(batch.column(CLASSIFICATION_ID))
+        self._runs.append(batch.column(CLASSIFICATION_ID).unique())  # a copy: the column may hold its whole message
         self._rows |= {one.message.sequence: one.part.records for one in of}
 
     def object(self, lane: Lane, cut: Sorted, traceparent: str, written_at: str) -> Encoded:
@@ -198,7 +200,7 @@ class _Decoded:
 
 
 def _decode(source: Source, one: Kept) -> _Decoded:
-    decoded = content(one.message.headers, one.message.payload)
+    decoded = one.message.content()
     checked_as = source.at(one.part.accepted.schema_version)
     sparse = one.part.kind is Kind.SPARSE
     record_type: Any = checked_as.text_type | None if sparse else checked_as.text_type
@@ -222,7 +224,7 @@ def _decode(source: Source, one: Kept) -> _Decoded:
     return _Decoded(one, records, raw, indices, classifications, received_at)
 
 
-def _batch(source: Source, key: str, messages: Sequence[_Decoded]) -> pa.RecordBatch:
+def _batch(source: Source, columns: pa.Schema, key: str, messages: Sequence[_Decoded]) -> pa.RecordBatch:
     """The rows of some messages: together, since a message may be one record, and an array costs as much as its rows.
 
     Raises `Poison` where the records of any of them fit no column.
@@ -238,10 +240,10 @@ def _batch(source: Source, key: str, messages: Sequence[_Decoded]) -> pa.RecordB
     named = pa.array([name for message in messages for name in message.classifications], pa.string())
     received = [message.received_at for message in messages]
     indices = [index for message in messages for index in message.indices]
-    return _rows(schema(source), key, parts, indices, received, arrays, named, payloads)
+    return _rows(columns, key, parts, indices, received, arrays, named, payloads)
 
 
-def _columnar_batch(source: Source, key: str, one: Kept) -> pa.RecordBatch:
+def _columnar_batch(source: Source, columns: pa.Schema, key: str, one: Kept) -> pa.RecordBatch:
     """The rows of an Arrow stream that `bronze.columnar` wrote; a field that was added since is null.
 
     Raises `Poison` where it is anything else.
@@ -250,7 +252,7 @@ def _columnar_batch(source: Source, key: str, one: Kept) -> pa.RecordBatch:
     wanted = columnar_schema(source.at(accepted.schema_version))
     try:
         received_at = dt.datetime.fromisoformat(accepted.received_at)
-        with pa.ipc.open_stream(content(one.message.headers, one.message.payload)) as stream:
+        with pa.ipc.open_stream(one.message.content()) as stream:
             if not stream.schema.equals(wanted):
                 raise Poison(f"its columns are not those of {source.name}, version {accepted.schema_version}")
             table = stream.read_all().combine_chunks()
@@ -273,7 +275,7 @@ def _columnar_batch(source: Source, key: str, one: Kept) -> pa.RecordBatch:
         found[field.name] if field.name in found else pa.nulls(count, arrow_type(field)) for field in source.fields
     ]
     indices = range(one.part.first_record, one.part.first_record + count)
-    return _rows(schema(source), key, [one.part], indices, [received_at], arrays, named, found["_payload"])
+    return _rows(columns, key, [one.part], indices, [received_at], arrays, named, found["_payload"])
 
 
 def _rows(

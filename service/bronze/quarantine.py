@@ -1,8 +1,9 @@
 """What is in quarantine, and how it comes out: `bronze quarantine list | export | replay`.
 
-It needs the bucket, and to replay the API; neither the queue nor the catalog. An object under `quarantine/` is a
-message, byte for byte: rejected records with the reasons (`.rejected`), or one that could not become rows (`.message`),
-whose headers stand in the object that lists it. Nothing is removed: what was replayed gets a mark beside it.
+It needs the bucket, and to replay the API; neither the queue nor the catalog. An object under `quarantine/` is what a
+message holds, byte for byte: rejected records with the reasons (`.rejected`), or one that could not become rows
+(`.message`), whose headers stand in the object that lists it. Nothing is removed: what was replayed gets a mark beside
+it.
 """
 
 import argparse

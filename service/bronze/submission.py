@@ -161,12 +161,12 @@ def _is_zstd(headers: Mapping[str, str]) -> bool:
     return encoding is not None
 
 
-def compressed(content: bytes) -> bytes | None:
-    """A message's content as one zstd frame that says its size; None where that saves too little."""
+def packed(content: bytes) -> tuple[bytes, bool]:
+    """A message's payload, and whether it is one zstd frame that says its size: else that would save too little."""
     if len(content) < ZSTD_BYTES_MIN:
-        return None
+        return content, False
     frame = zstandard.compress(content, ZSTD_LEVEL)
-    return frame if len(frame) < len(content) - len(content) // 8 else None
+    return (frame, True) if len(frame) < len(content) - len(content) // 8 else (content, False)
 
 
 def content_bytes(headers: Mapping[str, str], payload: bytes) -> int:
@@ -546,9 +546,9 @@ class Intake:
         if len(self._slices) + len(self._rejected_slices) == MESSAGES_MAX:
             raise too_many_messages()
         # what was rejected is not whole yet: its first line is missing
-        frame = compressed(content) if kind is not Kind.REJECTED else None
-        start, self._spooled_bytes = self._spooled_bytes, self._spooled_bytes + self._spool.write(frame or content)
-        return Slice(start, self._spooled_bytes, first_record, records, kind, frame is not None)
+        payload, zstd = (content, False) if kind is Kind.REJECTED else packed(content)
+        start, self._spooled_bytes = self._spooled_bytes, self._spooled_bytes + self._spool.write(payload)
+        return Slice(start, self._spooled_bytes, first_record, records, kind, zstd)
 
     def _refusal(self, invalid: _Invalid) -> Refused:
         record = self._records

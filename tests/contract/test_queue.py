@@ -13,7 +13,7 @@ from bronze.jetstream import JetStream, Outgoing
 from bronze.queue import NatsQueue, Superseded, boot_time_s
 from bronze.settings import Settings
 from bronze.sources import CLASSIFICATION_ID_CHARS_MAX
-from bronze.submission import FILE_NAME_CHARS_MAX, HEADER_BYTES_MAX, MESSAGE_BYTES_MAX, Accepted, Part, content
+from bronze.submission import FILE_NAME_CHARS_MAX, HEADER_BYTES_MAX, MESSAGE_BYTES_MAX, Accepted, Part
 from local.programs import LOOPBACK, Process, free_ports
 from tests.contract.making import Submission, submission, until, vehicle, wide
 
@@ -37,7 +37,7 @@ async def everything(queue: NatsQueue, lane: Lane) -> list[Message]:
 
 
 def payloads(messages: Sequence[Message]) -> list[bytes]:
-    return [content(message.headers, message.payload) for message in messages]
+    return [message.content() for message in messages]
 
 
 # --- opening

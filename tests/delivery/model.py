@@ -49,7 +49,7 @@ from bronze.jetstream import ApiError, JetStream, Outgoing, StreamState
 from bronze.lanes import Change
 from bronze.queue import NatsQueue, OpenLane
 from bronze.settings import Settings
-from bronze.submission import Accepted, content
+from bronze.submission import Accepted
 from bronze.telemetry import sdk
 from bronze.telemetry.instruments import Instruments
 from bronze.telemetry.sdk import Telemetry
@@ -671,7 +671,7 @@ class World:
         self.rolled_back = True
         lost = self.queue.roll_back(time)
         for message in lost:
-            self.taken |= dict.fromkeys(_records(content(message.headers, message.payload)), self.moment())
+            self.taken |= dict.fromkeys(_records(message.content()), self.moment())
         if catalog:
             self.catalog.roll_back(time)
         entries = self.entries()
@@ -802,12 +802,7 @@ class World:
         assert not twice, f"I1: stored twice: {twice}"
         halted = any(consumer.halted for consumer in self.consumers)
         queues = [stream for name, stream in self.streams.items() if name != CATALOG]
-        waiting = {
-            record
-            for queue in queues
-            for message in queue.present()
-            for record in _records(content(message.headers, message.payload))
-        }
+        waiting = {record for queue in queues for message in queue.present() for record in _records(message.content())}
         for record, promised in self.promised.items():
             kept = record in held or (halted and record in waiting)
             assert kept or self.taken.get(record, 0) > promised, f"I1: accepted and lost: {record!r}"

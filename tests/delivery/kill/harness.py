@@ -390,7 +390,7 @@ def _copy(message: Message, stream: str, *, foreign: bool) -> Outgoing:
     headers, payload = part.headers(), message.payload
     if foreign:
         headers[HEADER_SUBMISSION] = headers[HEADER_SUBMISSION].replace(part.accepted.digest, "0" * 64)
-        other = content(headers, payload).replace(b"sent-", b"late-")  # as long: notes tell sizes
+        other = message.content().replace(b"sent-", b"late-")  # as long: notes tell sizes
         payload = zstandard.compress(other) if part.zstd else other
     if part.number == 1:
         headers |= {EXPECTED_LAST_SUBJECT_SEQUENCE: "0", EXPECTED_STREAM: stream}

@@ -21,7 +21,7 @@ from bronze.bucket import Bucket
 from bronze.catalog import Catalog
 from bronze.chain import Attempt, Contents, Lane, Position, Sorted
 from bronze.queue import NatsQueue, Queue
-from bronze.submission import Accepted, Checked, content
+from bronze.submission import Accepted, Checked
 from bronze.wiring import Edges
 
 NAME = "BRONZE_KILL_NAME"
@@ -156,7 +156,7 @@ def decode_deadly() -> None:
     def crash(
         source: Any, lane: Lane, key: str, cut: Sorted, traceparent: str, written_at: str = ""
     ) -> parquet.Encoded:
-        if any(DEADLY in content(one.message.headers, one.message.payload) and not one.undecoded for one in cut.kept):
+        if any(DEADLY in one.message.content() and not one.undecoded for one in cut.kept):
             os.kill(os.getpid(), signal.SIGKILL)
         return encode(source, lane, key, cut, traceparent, written_at)
 
