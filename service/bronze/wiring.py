@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import ctypes
 import gc
 import logging
 import secrets
@@ -47,6 +48,8 @@ log = logging.getLogger(__name__)
 START_WAIT_S = 60.0
 #: What a stop waits for the requests under way; a supervisor kills after 10 s, and telemetry wants its own.
 STOP_GRACE_S = 6
+#: Options of glibc's mallopt(3), by its malloc.h.
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 
 
 @dataclass(frozen=True)
@@ -156,6 +159,16 @@ def _settle() -> None:
     gc.freeze()
 
 
+def _keep_freed() -> None:
+    """Have glibc keep up to 16 MiB of what is freed, and take pieces of less than 4 MiB from there.
+
+    By its defaults, each piece of a body is taken from the system and given back: a fifth of the check's time.
+    """
+    if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
+        mallopt(M_MMAP_THRESHOLD, 4 * 2**20)
+        mallopt(M_TRIM_THRESHOLD, 16 * 2**20)
+
+
 def _listening(settings: Settings) -> socket.socket:
     try:
         return socket.create_server((settings.api_host, settings.api_port))
@@ -171,6 +184,7 @@ async def serve(settings: Settings, wire: Callable[[Edges], Edges] = lambda edge
 
     `wire` may put other parts in the place of the real ones, as the kill test does.
     """
+    _keep_freed()
     declared = sources.load(settings.sources)
     telemetry = sdk.start(Role.API, settings)
     telemetry.begin(declared)
