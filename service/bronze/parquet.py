@@ -9,27 +9,31 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
-from itertools import accumulate
+from itertools import accumulate, chain
 from operator import attrgetter
 from typing import Any, BinaryIO
 
 import msgspec
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.json
 import pyarrow.parquet as pq
 
 from bronze import __version__
 from bronze.chain import Contents, Kept, Lane, Message, Sorted, Stored, digest, set_aside
 from bronze.errors import Poison
 from bronze.sources import CLASSIFICATION_ID, Field, FieldType, Source
-from bronze.submission import CLASSIFICATIONS_LISTED_MAX, Kind, Part
+from bronze.submission import CLASSIFICATIONS_LISTED_MAX, Kind, Part, records_of
 
 CONTENT_TYPE = "application/vnd.apache.parquet"
 FOOTER_KEY = b"bronze"
 #: Readers skip by row group: small enough to skip, large enough to compress.
 ROW_GROUP_ROWS = 64 * 1024
-#: How many rows are made at once, at least, where there are so many.
+#: How much is made rows of at once, at least, where there is so much.
 BATCH_ROWS = 4 * 1024
+BATCH_BYTES = 4 * 2**20
+#: Below it, Arrow's JSON reader takes longer to set up than it saves.
+ARROW_ROWS_MIN = 64
 #: A Parquet file ends with the footer's length (4 bytes, little-endian) and this mark.
 MAGIC = b"PAR1"
 TAIL_BYTES = 8
@@ -114,38 +118,56 @@ class _Filling:
         self._poison: list[tuple[Message, str]] = []
 
     def take(self, messages: Iterable[Kept]) -> None:
-        group: list[_Decoded] = []
-        rows = 0
+        group: list[Kept] = []
+        rows = size = 0
         for one in messages:
-            columnar = one.part.kind is Kind.COLUMNAR
-            if group and (rows >= BATCH_ROWS or columnar):
-                self._add_together(group)
-                group, rows = [], 0
-            try:
-                if one.part.kind is Kind.REJECTED:
-                    raise Poison(f"its records do not fit {self._source.name}; its sender had them kept apart")
-                if one.undecoded:
-                    raise Poison(one.undecoded)
-                if columnar:
+            if one.part.kind is Kind.REJECTED:
+                self._poison.append(
+                    (one.message, f"its records do not fit {self._source.name}; its sender had them kept apart")
+                )
+            elif one.undecoded:
+                self._poison.append((one.message, one.undecoded))
+            elif one.part.kind is Kind.COLUMNAR:
+                self._take_together(group)
+                group, rows, size = [], 0, 0
+                try:
                     self._add([one], _columnar_batch(self._source, self._columns, self._key, one))
-                else:
-                    group.append(_decode(self._source, one))
-                    rows += len(group[-1].records)
+                except Poison as error:
+                    self._poison.append((one.message, str(error)))
+            else:
+                group.append(one)
+                rows += one.part.records
+                size += one.message.size
+                if rows >= BATCH_ROWS or size >= BATCH_BYTES:
+                    self._take_together(group)
+                    group, rows, size = [], 0, 0
+        self._take_together(group)
+
+    def _take_together(self, group: Sequence[Kept]) -> None:
+        batch = _lines_batch(self._source, self._columns, self._key, group)
+        if batch is not None:
+            self._add(group, batch)
+            return
+        decoded: list[_Decoded] = []
+        for one in group:
+            try:
+                decoded.append(_decode(self._source, one))
             except Poison as error:
                 self._poison.append((one.message, str(error)))
-        if group:
-            self._add_together(group)
+        if decoded:
+            self._add_together(decoded)
 
     def _add_together(self, group: Sequence["_Decoded"]) -> None:
         try:
             batch = _batch(self._source, self._columns, self._key, group)
-            self._add([decoded.one for decoded in group], batch)
         except Poison as error:
             if len(group) == 1:
                 self._poison.append((group[0].one.message, str(error)))
                 return
             for decoded in group:
                 self._add_together([decoded])
+        else:
+            self._add([decoded.one for decoded in group], batch)
 
     def _add(self, of: Iterable[Kept], batch: pa.RecordBatch) -> None:
         self._writing.add(batch)
@@ -200,13 +222,16 @@ class _Decoded:
 
 
 def _decode(source: Source, one: Kept) -> _Decoded:
-    decoded = one.message.content()
+    content = one.message.content()
     checked_as = source.at(one.part.accepted.schema_version)
     sparse = one.part.kind is Kind.SPARSE
     record_type: Any = checked_as.text_type | None if sparse else checked_as.text_type
     try:
-        records: list[Any] = msgspec.json.decode(decoded, type=list[record_type])
-        raw = list(map(bytes, msgspec.json.decode(decoded, type=list[msgspec.Raw])))
+        raw = records_of(one.part.kind, content)
+        if one.part.kind is Kind.LINES:
+            records = list(map(msgspec.json.Decoder(record_type).decode, raw))
+        else:
+            records = msgspec.json.decode(content, type=list[record_type])
         received_at = dt.datetime.fromisoformat(one.part.accepted.received_at)
     except (msgspec.DecodeError, RecursionError, ValueError) as error:
         raise Poison(f"its records cannot be decoded as {source.name}: {error}") from error
@@ -241,6 +266,54 @@ def _batch(source: Source, columns: pa.Schema, key: str, messages: Sequence[_Dec
     received = [message.received_at for message in messages]
     indices = [index for message in messages for index in message.indices]
     return _rows(columns, key, parts, indices, received, arrays, named, payloads)
+
+
+def _lines_batch(source: Source, columns: pa.Schema, key: str, messages: Sequence[Kept]) -> pa.RecordBatch | None:
+    """The rows of some messages of lines, by Arrow's JSON reader, without an object for each value.
+
+    They were checked, so a value that it reads is the one that was meant. None where it reads less, or other lines than
+    the headers tell of: then `_decode` has the word.
+    """
+    parts = [one.part for one in messages]
+    expected = sum(part.records for part in parts)
+    as_checked = all(part.kind is Kind.LINES and part.accepted.schema_version == source.version for part in parts)
+    if not as_checked or expected < ARROW_ROWS_MIN:
+        return None
+    try:
+        contents = [one.message.content() for one in messages]
+        content = contents[0] if len(contents) == 1 else b"\n".join(contents)
+        table = pa.json.read_json(
+            pa.BufferReader(content),
+            pa.json.ReadOptions(use_threads=False, block_size=len(content) + 1),
+            pa.json.ParseOptions(explicit_schema=_read_as(source), unexpected_field_behavior="ignore"),
+        )
+        read = {name: table.column(name).combine_chunks() for name in table.column_names}
+        arrays = [read[field.name].cast(arrow_type(field)) for field in source.fields]
+        payloads = pc.split_pattern(pa.array([content], pa.binary()), b"\n").values.cast(pa.string())
+        received = [dt.datetime.fromisoformat(part.accepted.received_at) for part in parts]
+    except (Poison, pa.ArrowException, ValueError):
+        return None
+    one_a_line = table.num_rows == len(payloads) == expected and (
+        len(messages) == 1
+        or all(content.count(b"\n") + 1 == part.records for content, part in zip(contents, parts, strict=True))
+    )
+    if not one_a_line:
+        return None
+    named = read[CLASSIFICATION_ID]
+    if named.null_count:
+        named = pc.coalesce(named, _each(parts, [part.accepted.classification_default for part in parts], pa.string()))
+    required = [array for field, array in zip(source.fields, arrays, strict=True) if field.required]
+    if any(array.null_count for array in [*required, named]):
+        return None
+    indices = chain.from_iterable(range(part.first_record, part.first_record + part.records) for part in parts)
+    return _rows(columns, key, parts, indices, received, arrays, named, payloads)
+
+
+def _read_as(source: Source) -> pa.Schema:
+    """What Arrow's JSON reader is to look for: times and days as the texts that they are, to be cast."""
+    texts = {FieldType.TIMESTAMP, FieldType.DATE}
+    fields = [(field.name, pa.string() if field.type in texts else arrow_type(field)) for field in source.fields]
+    return pa.schema([*fields, (CLASSIFICATION_ID, pa.string())])
 
 
 def _columnar_batch(source: Source, columns: pa.Schema, key: str, one: Kept) -> pa.RecordBatch:
@@ -282,31 +355,31 @@ def _rows(
     columns: pa.Schema,
     key: str,
     parts: Sequence[Part],
-    indices: Sequence[int],
+    indices: Iterable[int],
     received: Sequence[dt.datetime],
     arrays: Sequence[pa.Array],
     named: pa.Array,
     payloads: pa.Array,
 ) -> pa.RecordBatch:
     """The rows of some messages' declared columns, with ours."""
-    ends = pa.array(accumulate(part.records for part in parts), pa.int32())
-
-    def each(values: Iterable[object], kind: pa.DataType) -> pa.Array:
-        """A value a message, for each of its rows."""
-        return pc.run_end_decode(pa.RunEndEncodedArray.from_arrays(ends, pa.array(values, kind)))
-
     ours = [
         pa.repeat(key, len(payloads)),
         named,
-        each([part.accepted.submission_id for part in parts], pa.string()),
+        _each(parts, [part.accepted.submission_id for part in parts], pa.string()),
         pa.array(indices, pa.int64()),
-        each([part.accepted.origin for part in parts], pa.string()),
-        each(received, pa.timestamp("us", tz="UTC")),
-        each([part.accepted.trace_id for part in parts], pa.string()),
-        each([part.accepted.schema_version for part in parts], pa.int32()),
+        _each(parts, [part.accepted.origin for part in parts], pa.string()),
+        _each(parts, received, pa.timestamp("us", tz="UTC")),
+        _each(parts, [part.accepted.trace_id for part in parts], pa.string()),
+        _each(parts, [part.accepted.schema_version for part in parts], pa.int32()),
         payloads,
     ]
     return pa.RecordBatch.from_arrays([*arrays, *ours], schema=columns)
+
+
+def _each(parts: Sequence[Part], values: Iterable[object], kind: pa.DataType) -> pa.Array:
+    """A value a message, for each of its rows."""
+    ends = pa.array(accumulate(part.records for part in parts), pa.int32())
+    return pc.run_end_decode(pa.RunEndEncodedArray.from_arrays(ends, pa.array(values, kind)))
 
 
 def _column(field: Field, records: Sequence[Any], versions: Sequence[int]) -> pa.Array:

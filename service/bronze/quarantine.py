@@ -23,7 +23,7 @@ import msgspec
 from bronze import rejected
 from bronze.errors import Halted, Poison, Unavailable
 from bronze.settings import Settings
-from bronze.submission import GAP, Accepted, Part
+from bronze.submission import GAP, Accepted, Kind, Part, records_of
 
 if TYPE_CHECKING:
     from bronze.bucket import Bucket, Head
@@ -165,7 +165,7 @@ async def _records(bucket: "Bucket", key: str, payload: bytes, file_path: str) -
     part = await _part(bucket, key, file_path)
     accepted = part.accepted if part else None
     try:
-        raws = [bytes(raw) for raw in msgspec.json.decode(payload, type=list[msgspec.Raw])]
+        raws = records_of(part.kind if part else Kind.RECORDS, payload)
     except (msgspec.DecodeError, RecursionError):
         return accepted, []
     first = part.first_record if part else None

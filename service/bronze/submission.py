@@ -2,7 +2,7 @@
 
 Nothing of it acts: what comes out is either `Refused`, or messages that a consumer can decode again.
 
-A message's content is a JSON array of whole records, each exactly as received, or what its `Kind` says; its payload is
+A message's content is what its `Kind` says, most often whole records, a line each, exactly as received; its payload is
 the content, or a zstd frame of it. Its headers say which submission it is a part of. The same facts, `Accepted`, stand
 in the messages, in the identity and in the object's footer.
 """
@@ -13,6 +13,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from operator import attrgetter
@@ -26,10 +27,10 @@ import zstandard
 
 from bronze import rejected
 from bronze.errors import Poison, Refused
-from bronze.sources import Field, FieldType, Source
+from bronze.sources import CLASSIFICATION_ID, Field, FieldType, Source
 
 #: The newest version of the message's format; a consumer leaves a newer one to a newer consumer.
-FORMAT = 3
+FORMAT = 4
 #: A message in the queue with its headers (the server's max_payload), in bytes.
 MESSAGE_BYTES_MAX = 2**20
 #: What of it is left to the headers, in bytes: three texts of 256 characters, of 12 bytes each when escaped, and ids.
@@ -43,6 +44,8 @@ ZSTD_BYTES_MIN = 4 * 2**10
 #: A twelfth of the sample's records is left, at 1 GB/s; the next levels save a twentieth more (`docs/performance.md`).
 ZSTD_LEVEL = 1
 ZSTD = "zstd"
+#: How much of a body is checked at once, in bytes: what its records become, ten times that, stays in the CPU's cache.
+CHECKED_AT_ONCE_BYTES = 64 * 2**10
 #: A record with fewer brackets than this cannot be nested too deeply for any decoder.
 NESTING_UNCHECKED = 256
 #: How much deeper than here a record must be decodable: a consumer decodes it in an array, and from another stack.
@@ -92,12 +95,13 @@ class Accepted(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Kind(StrEnum):
-    """What a message's content is; the first is all that format 1 knows."""
+    """What a message's content is; the first is all that format 1 knows, the last is new in format 4."""
 
     RECORDS = "records"  # a JSON array of records, each as received
     COLUMNAR = "columnar"  # an Arrow IPC stream
     SPARSE = "sparse"  # as the first, with null in the place of each rejected record: `records` are the others
     REJECTED = "rejected"  # records that do not fit their source, with the reasons (`rejected.py`)
+    LINES = "lines"  # a line for each record, which is as received and has no line break (NDJSON)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +121,7 @@ class Part:
         submission = json.dumps(msgspec.to_builtins(self.accepted), separators=(",", ":"))
         plain = self.kind is Kind.RECORDS
         # the least that can read it: an older consumer takes what it can
-        version = 3 if self.zstd else 1 if plain else 2
+        version = 4 if self.kind is Kind.LINES else 3 if self.zstd else 1 if plain else 2
         return {
             HEADER_FORMAT: str(version),
             **({} if plain else {HEADER_KIND: self.kind}),
@@ -190,6 +194,16 @@ def content(headers: Mapping[str, str], payload: bytes) -> bytes:
         return zstandard.decompress(payload)
     except (ValueError, zstandard.ZstdError) as error:
         raise Poison(f"its payload cannot be decoded: {error}") from error
+
+
+def records_of(kind: Kind, content: bytes) -> list[bytes]:
+    """The records in the content of a message that holds them as received; `GAP` for each that is kept elsewhere.
+
+    Raises `msgspec.DecodeError` or `RecursionError` where they cannot be told apart.
+    """
+    if kind is Kind.LINES:
+        return content.split(b"\n")
+    return list(map(bytes, msgspec.json.decode(content, type=list[msgspec.Raw])))
 
 
 def format_version(headers: Mapping[str, str]) -> int | None:
@@ -348,6 +362,7 @@ class Intake:
         self._rejected_bytes = 0
         self._rejected_first = 0
         self._rest = b""
+        self._whole = Kind.LINES  # what a message is that has no gaps
         self._classifications: dict[str, None] = {}
         self._unclassified = 0
 
@@ -369,7 +384,11 @@ class Intake:
                 raise self._record_too_large()
             return
         block, self._rest = self._rest + head, rest
-        self._take(block)
+        start = 0
+        while (end := block.find(b"\n", start + CHECKED_AT_ONCE_BYTES)) >= 0:
+            self._take(block[start:end])
+            start = end + 1
+        self._take(block[start:])
 
     def document(self, body: bytes) -> None:
         """Take a JSON document: one record, or an array of records."""
@@ -384,6 +403,8 @@ class Intake:
             raise _not_utf8(error.reason) from error
         except (msgspec.DecodeError, RecursionError) as error:
             raise Refused(400, "malformed-json", f"The body is not JSON: {error}.") from error
+        if b"\n" in body:
+            self._whole = Kind.RECORDS
         self._add([bytes(record) for record in records])
 
     def finish(self) -> Checked:
@@ -411,17 +432,18 @@ class Intake:
             utf8 = True
         except UnicodeDecodeError:
             utf8 = False
-        self._add([record for line in block.split(b"\n") if (record := line.strip(b" \t\r"))], utf8=utf8)
+        lines = block.split(b"\n")
+        if not all(lines) or list(map(bytes.strip, lines)) != lines:
+            lines = [record for line in lines if (record := line.strip(b" \t\r"))]
+        self._add(lines, utf8=utf8)
 
     def _add(self, records: Sequence[bytes], *, utf8: bool = True) -> None:
         """Take records: all in one go, which is faster, unless one of them needs a closer look."""
         checked: list[Any] = []
         if utf8:
-            try:
-                checked = [self._decoder.decode(record) for record in records]
-            except (msgspec.DecodeError, RecursionError):
-                checked = []
-        if not checked or any(map(_deep, records)) or self._near_calendar_end(checked) or self._inexact(checked):
+            with suppress(msgspec.DecodeError, RecursionError):
+                checked = list(map(self._decoder.decode, records))
+        if not checked or _any_deep(records) or self._near_calendar_end(checked) or self._inexact(checked):
             for record in records:
                 try:
                     one = self._check(record)
@@ -459,7 +481,7 @@ class Intake:
     def _near_calendar_end(self, checked: Sequence[Any]) -> bool:
         """Whether a time is in the first or the last year, and so may be in none in UTC."""
         for name in self._timestamps:
-            years = {time.year for record in checked if (time := getattr(record, name))}
+            years = set(map(attrgetter("year"), filter(None, map(attrgetter(name), checked))))
             if dt.MINYEAR in years or dt.MAXYEAR in years:
                 return True
         return False
@@ -469,14 +491,20 @@ class Intake:
         return [field for field in self._decimals if not all(map(field.holds, map(attrgetter(field.name), checked)))]
 
     def _classify(self, checked: Sequence[Any]) -> None:
-        named = [record.classification_id for record in checked]
+        named = list(map(attrgetter(CLASSIFICATION_ID), checked))
         self._unclassified += named.count(None)
-        self._classifications.update(dict.fromkeys(name for name in named if name is not None))
+        self._classifications.update(dict.fromkeys(filter(None, named)))
 
     def _pack(self, records: Sequence[bytes]) -> None:
         room = MESSAGE_BYTES_MAX - HEADER_BYTES_MAX - 1
         if self._gap:
             self._close_gap(room)
+        size = sum(map(len, records)) + len(records)
+        if self._pending_bytes + size <= room:
+            self._pending += records
+            self._pending_bytes += size
+            self._records += len(records)
+            return
         for record in records:
             size = len(record) + 1
             if self._pending_bytes + size > room:
@@ -503,8 +531,8 @@ class Intake:
         if not self._pending:
             return
         first = self._records - self._gap - len(self._pending)
-        content = b"[" + b",".join(self._pending) + b"]"
-        kind = Kind.SPARSE if self._gaps else Kind.RECORDS
+        kind = Kind.SPARSE if self._gaps else self._whole
+        content = b"\n".join(self._pending) if kind is Kind.LINES else b"[" + b",".join(self._pending) + b"]"
         self._slices.append(self._spool_message(content, first, len(self._pending) - self._gaps, kind))
         self._pending = []
         self._pending_bytes = 0
@@ -616,6 +644,10 @@ def too_large(limit: int, advice: str = "Send it as several submissions.") -> Re
         f"The body is larger than {limit} bytes, decoded. {advice}",
         limit=limit,
     )
+
+
+def _any_deep(records: Sequence[bytes]) -> bool:
+    return max(map(len, records)) > NESTING_UNCHECKED and any(map(_deep, records))
 
 
 def _deep(record: bytes) -> bool:

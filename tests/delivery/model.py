@@ -49,7 +49,7 @@ from bronze.jetstream import ApiError, JetStream, Outgoing, StreamState
 from bronze.lanes import Change
 from bronze.queue import NatsQueue, OpenLane
 from bronze.settings import Settings
-from bronze.submission import Accepted
+from bronze.submission import Accepted, Kind, records_of
 from bronze.telemetry import sdk
 from bronze.telemetry.instruments import Instruments
 from bronze.telemetry.sdk import Telemetry
@@ -859,8 +859,8 @@ class World:
             assert len(answers) <= 1, f"I7: {key} was answered differently: {answers}"
 
 
-def _records(payload: bytes) -> list[bytes]:
-    return [bytes(record) for record in msgspec.json.decode(payload, type=list[msgspec.Raw])]
+def _records(content: bytes) -> list[bytes]:
+    return records_of(Kind.RECORDS if content.startswith(b"[") else Kind.LINES, content)
 
 
 @lru_cache(64)

@@ -61,11 +61,12 @@ def message(
     part: tuple[int, int] = (1, 1),
     first_record: int = 0,
     said: int | None = None,
+    kind: Kind = Kind.RECORDS,
 ) -> Message:
     """A message of the given records, whose headers may say otherwise."""
     of = of or accepted(source, f"s{sequence}")
-    headers = Part(of, *part, first_record, len(records) if said is None else said).headers()
-    payload = b"[" + b",".join(records) + b"]"
+    headers = Part(of, *part, first_record, len(records) if said is None else said, kind).headers()
+    payload = b"\n".join(records) if kind is Kind.LINES else b"[" + b",".join(records) + b"]"
     return Message(sequence, chain.lane_subject(source, 0, of.submission_id), TIME, headers, payload)
 
 
@@ -253,11 +254,96 @@ def test_what_the_intake_accepts_becomes_rows(data: st.DataObject, source: str) 
         return
     finally:
         intake.close()
-    encoded = encode(source, [message(1, body.split(b"\n"), source, said=checked.records)])
+    records = body.split(b"\n")
+    encoded = encode(source, [message(1, records, source, said=checked.records)])
     assert encoded.contents.quarantined == []
     read = table(encoded)
     read.validate(full=True)
     assert "\n".join(read.column("_payload").to_pylist()).encode() == body
+    # by lines, and so many that Arrow reads them, the rows are the same
+    times = parquet.ARROW_ROWS_MIN
+    many = [message(n, records, source, of=accepted(source, "s1"), kind=Kind.LINES) for n in range(1, times + 1)]
+    assert table(encode(source, many)).equals(pa.concat_tables([read] * times))
+
+
+PLAIN = '{"operator":"UA","run_number":1,"origin":"A","destination":"B","scheduled_at":"2013-01-01T05:15:00Z"}'
+
+
+def by_arrow(monkeypatch: pytest.MonkeyPatch, messages: Sequence[Message]) -> Encoded:
+    """What Arrow makes of the messages; any that it leaves to `_decode` becomes an error."""
+
+    def none_left(*_: object) -> None:
+        pytest.fail("Arrow's reader was not enough")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(parquet, "_decode", none_left)
+        return encode("status", messages)
+
+
+def test_arrow_reads_the_lines_of_many_messages_as_they_were_meant(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each row has its own submission, index and default run, and there is no object for each value in between."""
+    records = [
+        json.dumps(RUN | {"run_number": n} | ({"classification_id": f"r{n}"} if n % 3 else {})).encode()
+        for n in range(100)
+    ]
+    messages = [
+        message(1, records[:10], "status", kind=Kind.LINES),
+        message(
+            2,
+            records[10:],
+            "status",
+            of=accepted("status", "s2", classification_default="two"),
+            first_record=5,
+            kind=Kind.LINES,
+        ),
+    ]
+    read = table(by_arrow(monkeypatch, messages))
+    assert read.column("_payload").to_pylist() == [one.decode() for one in records]
+    assert read.column("run_number").to_pylist() == list(range(100))
+    assert read.column("_record_index").to_pylist() == [*range(10), *range(5, 95)]
+    assert read.column("_submission_id").to_pylist() == ["s1"] * 10 + ["s2"] * 90
+    defaults = ["run"] * 10 + ["two"] * 90
+    assert read.column("classification_id").to_pylist() == [
+        f"r{n}" if n % 3 else default for n, default in enumerate(defaults)
+    ]
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        PLAIN.replace('"UA"', '"AA","operator":"UA"'),  # the last of two counts
+        PLAIN.replace("05:15:00Z", "05:15:00.1234567Z"),  # more digits than are kept
+        PLAIN.replace("}", ',"x":1e9999999999}'),  # a number that no double can hold, in a field that is not declared
+    ],
+)
+def test_what_arrow_does_not_read_is_decoded_as_it_was_checked(odd: str) -> None:
+    """One such record among many takes none of them into quarantine, and its values are those that were checked."""
+    records = [PLAIN.encode()] * 100 + [odd.encode()]
+    encoded = encode("status", [message(1, records, "status", kind=Kind.LINES)])
+    assert encoded.contents.quarantined == []
+    assert table(encoded).equals(table(encode("status", [message(1, records, "status", of=accepted("status", "s1"))])))
+
+
+@pytest.mark.parametrize(
+    ("spoilt", "reason"),
+    [
+        ([PLAIN, PLAIN + PLAIN], "cannot be decoded"),  # two on a line
+        ([PLAIN, PLAIN, PLAIN], "holds 3 records"),
+        ([PLAIN], "holds 1 records"),
+        ([PLAIN, ""], "cannot be decoded"),
+        ([PLAIN, PLAIN.replace('"UA"', "null")], "cannot be decoded"),
+        ([PLAIN, PLAIN.replace('"UA"', "NaN")], "cannot be decoded"),
+    ],
+)
+def test_lines_that_are_not_what_the_headers_say_are_poison(spoilt: list[str], reason: str) -> None:
+    """Also where the sum over several messages, or of rows and lines, would be right."""
+    records = [PLAIN.encode()] * 100
+    bad = message(2, [line.encode() for line in spoilt], "status", said=2, kind=Kind.LINES)
+    messages = [message(1, records, "status", kind=Kind.LINES), bad, message(3, records, "status", kind=Kind.LINES)]
+    encoded = encode("status", messages)
+    (aside,) = encoded.contents.quarantined
+    assert (aside.sequence, reason in aside.reason) == (2, True)
+    assert table(encoded).num_rows == 200
 
 
 def test_the_deepest_record_that_the_intake_takes_becomes_a_row() -> None:

@@ -120,15 +120,15 @@ def test_good_and_bad_in_any_order_keep_their_bytes_and_their_indices(chosen: li
     assert [part.number for part, _ in parts] == list(range(1, checked.messages + 1))
 
 
-def test_what_has_no_gap_is_of_the_first_format() -> None:
-    """Good records that the bad ones only surround stay readable by a consumer that knows no quarantine on request."""
+def test_what_has_no_gap_is_as_it_would_be_without_the_bad_records() -> None:
+    """A message of good records that the bad ones only surround has none of the marks of a sparse one."""
     good = b'{"vehicle_id":"a"}'
     parts = [part for part, _ in check(b"\n".join([b"{", good, good, b"{"]))[1]]
     assert [(part.kind, part.first_record, part.records) for part in parts] == [
-        (Kind.RECORDS, 1, 2),
+        (Kind.LINES, 1, 2),
         (Kind.REJECTED, 0, 2),
     ]
-    assert [part.headers()[HEADER_FORMAT] for part in parts] == ["1", "2"]
+    assert [part.headers()[HEADER_FORMAT] for part in parts] == ["4", "2"]
 
 
 def test_messages_of_either_kind_stay_within_their_bound() -> None:

@@ -11,11 +11,11 @@ import boto3
 import msgspec
 import pyarrow.parquet as pq
 
-from bronze import chain, parquet, rejected
+from bronze import chain, parquet, rejected, submission
 from bronze.catalog import KEYED_TTL, UNKEYED_TTL
 from bronze.chain import Contents, Entry, Identity
 from bronze.jetstream import TTL, JetStream
-from bronze.submission import GAP
+from bronze.submission import GAP, Kind
 from local.servers import S3Account
 
 if TYPE_CHECKING:
@@ -154,11 +154,11 @@ def _check_identities(verdict: Verdict, sent: Sent, found: Found) -> None:
 # --- reading
 
 
-def records_of(payload: bytes) -> list[str]:
-    """A message's records, each exactly as it was sent; of rejected ones, too."""
-    if payload.startswith(b"{"):
-        return [raw.decode() for _, raw in rejected.unpack(payload)[1]]
-    raws = map(bytes, msgspec.json.decode(payload, type=list[msgspec.Raw]))
+def records_of(content: bytes, *, apart: bool) -> list[str]:
+    """A message's records, each exactly as it was sent; `apart`: of those that were rejected."""
+    if apart:
+        return [raw.decode() for _, raw in rejected.unpack(content)[1]]
+    raws = submission.records_of(Kind.RECORDS if content.startswith(b"[") else Kind.LINES, content)
     return [raw.decode() for raw in raws if raw != GAP]
 
 
@@ -183,7 +183,7 @@ def read_bucket(account: S3Account) -> tuple[dict[str, tuple[Contents, list[str]
                     contents = msgspec.json.decode(file.metadata.metadata[parquet.FOOTER_KEY], type=Contents)
                     objects[key] = contents, file.read(["_payload"]).column(0).to_pylist()
                 elif key.startswith("quarantine/"):
-                    quarantine[key] = records_of(body)
+                    quarantine[key] = records_of(body, apart=key.endswith(".rejected"))
     finally:
         s3.close()
     return objects, quarantine

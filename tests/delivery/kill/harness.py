@@ -29,7 +29,7 @@ from bronze.jetstream import (
     JetStream,
     Outgoing,
 )
-from bronze.submission import HEADER_SUBMISSION, Part, content
+from bronze.submission import HEADER_KIND, HEADER_SUBMISSION, Kind, Part, content
 from local import programs, servers
 from local.programs import LOOPBACK, NotReady, Process, Program, http_get
 from tests.delivery.kill import checker, wiring
@@ -378,7 +378,11 @@ class Clients:
             await jetstream.close()
         if foreign:
             self.sent.foreign.update(
-                record for one in copies for record in checker.records_of(content(one.headers, one.payload))
+                record
+                for one in copies
+                for record in checker.records_of(
+                    content(one.headers, one.payload), apart=one.headers.get(HEADER_KIND) == Kind.REJECTED
+                )
             )
         else:
             self.late.add(submission_id)
