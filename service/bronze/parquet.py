@@ -7,7 +7,9 @@ import datetime as dt
 import struct
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from io import BytesIO
 from itertools import accumulate, chain
 from operator import attrgetter
@@ -28,7 +30,7 @@ from bronze.submission import CLASSIFICATIONS_LISTED_MAX, Kind, Part, records_of
 CONTENT_TYPE = "application/vnd.apache.parquet"
 FOOTER_KEY = b"bronze"
 #: Readers skip by row group: small enough to skip, large enough to compress.
-ROW_GROUP_ROWS = 64 * 1024
+ROW_GROUP_ROWS = 32 * 1024
 #: How much is made rows of at once, at least, where there is so much.
 BATCH_ROWS = 4 * 1024
 BATCH_BYTES = 4 * 2**20
@@ -100,19 +102,20 @@ def _declared(source: Source) -> list[pa.Field]:
 
 def encode(source: Source, lane: Lane, key: str, cut: Sorted, traceparent: str, written_at: str = "") -> Encoded:
     """Encode a cut as the object that lies under `key`. A message that cannot become rows is listed as set aside."""
-    filling = _Filling(source, key)
-    filling.take(cut.kept)
-    return filling.object(lane, cut, traceparent, written_at)
+    with ThreadPoolExecutor(1) as thread:  # none is begun before a row group is full
+        filling = _Filling(source, key, thread)
+        filling.take(cut.kept)
+        return filling.object(lane, cut, traceparent, written_at)
 
 
 class _Filling:
     """An object that is being filled: what its rows are of, and the messages that became none, with the reasons."""
 
-    def __init__(self, source: Source, key: str) -> None:
+    def __init__(self, source: Source, key: str, aside: Executor) -> None:
         self._source = source
         self._key = key
         self._columns = schema(source)
-        self._writing = Writing(self._columns)
+        self._writing = Writing(self._columns, aside)
         self._rows: dict[int, int] = {}  # by sequence
         self._runs: list[pa.Array] = []
         self._poison: list[tuple[Message, str]] = []
@@ -434,10 +437,11 @@ def _stored(key: str, cut: Sorted, rows: Mapping[int, int], aside: Mapping[int, 
 class Writing:
     """An object's file as it is written, a row group at a time: of its rows, no more than one group's are held.
 
-    `changed` are other options of PyArrow's writer, to compare.
+    With `aside`, a group is written there while the next one is made, and two groups' rows are held. `changed` are
+    other options of PyArrow's writer, to compare.
     """
 
-    def __init__(self, columns: pa.Schema, **changed: Any) -> None:
+    def __init__(self, columns: pa.Schema, aside: Executor | None = None, **changed: Any) -> None:
         # docs/performance.md has what was compared: what is not here made objects larger, or writing slower
         options = {
             "row_group_size": ROW_GROUP_ROWS,
@@ -456,6 +460,8 @@ class Writing:
         self._columns = columns
         self._sink = BytesIO()
         self._writer = pq.ParquetWriter(self._sink, columns, **options)
+        self._aside = aside
+        self._under_way: Future[None] | None = None
         self._waiting: list[pa.RecordBatch] = []
         self._rows = 0
         self._begun = False
@@ -468,15 +474,27 @@ class Writing:
 
     def _write(self, rows: int) -> None:
         table = pa.Table.from_batches(self._waiting, self._columns)
-        self._writer.write_table(table.slice(0, rows), row_group_size=self._group_rows)
+        write = partial(self._writer.write_table, table.slice(0, rows), row_group_size=self._group_rows)
+        self._wait()
+        if self._aside:
+            self._under_way = self._aside.submit(write)
+        else:
+            write()
         self._waiting = table.slice(rows).to_batches()
         self._rows -= rows
         self._begun = True
+
+    def _wait(self) -> None:
+        """Until the group before is written."""
+        if self._under_way:
+            self._under_way.result()
+            self._under_way = None
 
     def finish(self, metadata: Mapping[bytes, bytes]) -> bytes:
         """The whole file; one without rows has its columns all the same."""
         if self._rows or not self._begun:
             self._write(self._rows)
+        self._wait()
         self._writer.add_key_value_metadata(metadata)
         self._writer.close()
         return self._sink.getvalue()
