@@ -249,6 +249,7 @@ CHANGES: Mapping[str, Mapping[str, Any]] = {
     "as it is": {},
     "no page index": {"write_page_index": False},
     "row groups of 16k": {"row_group_size": 16 * 1024},
+    "row groups of 64k": {"row_group_size": 64 * 1024},
     "row groups of 256k": {"row_group_size": 256 * 1024},
     "zstd 3": {"compression_level": 3},
     "zstd 9": {"compression_level": 9},
