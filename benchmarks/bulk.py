@@ -17,7 +17,7 @@ from local.programs import environment
 
 CONNECTIONS = 4
 #: A bulk load is long against the flush age, a second that only the service waits at its end.
-PASSES = 6
+PASSES = 10
 LARGE, SMALL = 10_000, 1_000
 RATE = "records/s"
 
