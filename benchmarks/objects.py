@@ -26,7 +26,7 @@ from benchmarks.stand import SAMPLE, STATE, Options, console, one_line, running,
 from bronze import chain, parquet, sources
 from bronze.chain import Lane, Message
 from bronze.parquet import Encoded
-from bronze.submission import Accepted, Part, packed
+from bronze.submission import Accepted, Kind, Part, packed
 from local.exporters import Exporters
 from local.stack import Stack
 
@@ -89,8 +89,8 @@ class Making:
             traceparent=f"00-{'4b' * 16}-{'00' * 7}01-01",
         )
         subject = chain.lane_subject(SOURCE.name, 0, accepted.submission_id)
-        payload, zstd = packed(b"[" + b",".join(taken) + b"]")
-        headers = Part(accepted, 1, 1, 0, records, zstd=zstd).headers()
+        payload, zstd = packed(b"\n".join(taken))
+        headers = Part(accepted, 1, 1, 0, records, Kind.LINES, zstd).headers()
         sequence, self._sequence = self._sequence, self._sequence + 1
         stored = f"{moment:%Y-%m-%dT%H:%M:%S}.000000000Z"
         return Message(sequence, subject, stored, headers, payload)

@@ -95,13 +95,18 @@ class Accepted(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Kind(StrEnum):
-    """What a message's content is; the first is all that format 1 knows, the last is new in format 4."""
+    """What a message's content is."""
 
     RECORDS = "records"  # a JSON array of records, each as received
     COLUMNAR = "columnar"  # an Arrow IPC stream
     SPARSE = "sparse"  # as the first, with null in the place of each rejected record: `records` are the others
     REJECTED = "rejected"  # records that do not fit their source, with the reasons (`rejected.py`)
     LINES = "lines"  # a line for each record, which is as received and has no line break (NDJSON)
+
+
+#: The first version of the format that knows a kind, and the first that knows compressed content.
+_FORMAT_OF: Mapping[Kind, int] = {Kind.RECORDS: 1, Kind.COLUMNAR: 2, Kind.SPARSE: 2, Kind.REJECTED: 2, Kind.LINES: 4}
+_FORMAT_OF_ZSTD = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,12 +124,11 @@ class Part:
     def headers(self) -> dict[str, str]:
         # ASCII: a header must not depend on how the client library encodes it
         submission = json.dumps(msgspec.to_builtins(self.accepted), separators=(",", ":"))
-        plain = self.kind is Kind.RECORDS
         # the least that can read it: an older consumer takes what it can
-        version = 4 if self.kind is Kind.LINES else 3 if self.zstd else 1 if plain else 2
+        version = max(_FORMAT_OF[self.kind], _FORMAT_OF_ZSTD if self.zstd else 1)
         return {
             HEADER_FORMAT: str(version),
-            **({} if plain else {HEADER_KIND: self.kind}),
+            **({HEADER_KIND: self.kind} if self.kind is not Kind.RECORDS else {}),
             **({HEADER_ENCODING: ZSTD} if self.zstd else {}),
             # beside the rest, which an older consumer may not be able to read
             HEADER_SCHEMA_VERSION: str(self.accepted.schema_version),
