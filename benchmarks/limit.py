@@ -15,7 +15,8 @@ import boto3
 import pyarrow as pa
 
 from benchmarks.rows import Rows
-from bronze import parquet, sources
+from bronze.objects.file_writer import FileWriter
+from bronze.records import sources
 from bronze.settings import Settings
 
 PIECE_BYTES = 2**20
@@ -36,7 +37,7 @@ def main() -> int:
 
     def put() -> None:
         nonlocal objects, stored_bytes, size
-        writing = parquet.Writing(rows.columns)
+        writing = FileWriter(rows.columns)
         for batch in waiting:
             writing.add(batch)
         body = writing.finish({})

@@ -23,10 +23,13 @@ from uuid_utils import uuid7
 from benchmarks.rounds import Figures, Found, Runs, interleaved
 from benchmarks.sample import status
 from benchmarks.stand import SAMPLE, STATE, Options, console, one_line, running, say, stack
-from bronze import chain, parquet, sources
-from bronze.chain import Lane, Message
-from bronze.parquet import Encoded
-from bronze.submission import Accepted, Kind, Part, packed
+from bronze.objects.encoder import Encoded, encode_object
+from bronze.objects.file_writer import FileWriter
+from bronze.protocol.chain import sort
+from bronze.protocol.keys import object_key
+from bronze.protocol.lane import Lane, lane_subject
+from bronze.protocol.message import Accepted, Kind, Message, Part, packed
+from bronze.records import sources
 from local.exporters import Exporters
 from local.stack import Stack
 
@@ -69,9 +72,9 @@ class Making:
 
     @staticmethod
     def encoded(messages: Sequence[Message]) -> Encoded:
-        key = chain.object_key("bronze", LANE, messages[0])
-        cut = chain.sort(LANE, messages, {})
-        return parquet.encode(SOURCE, LANE, key, cut, f"00-{'4b' * 16}-{'00' * 7}01-01")
+        key = object_key("bronze", LANE, messages[0])
+        cut = sort(LANE, messages, {})
+        return encode_object(SOURCE, LANE, key, cut, f"00-{'4b' * 16}-{'00' * 7}01-01")
 
     def _message(self, records: int, moment: datetime) -> Message:
         taken = [self.lines[(self._at + n) % len(self.lines)] for n in range(records)]
@@ -88,7 +91,7 @@ class Making:
             trace_id=str(uuid7()).replace("-", ""),
             traceparent=f"00-{'4b' * 16}-{'00' * 7}01-01",
         )
-        subject = chain.lane_subject(SOURCE.name, 0, accepted.submission_id)
+        subject = lane_subject(SOURCE.name, 0, accepted.submission_id)
         payload, zstd = packed(b"\n".join(taken))
         headers = Part(accepted, 1, 1, 0, records, Kind.LINES, zstd).headers()
         sequence, self._sequence = self._sequence, self._sequence + 1
@@ -280,7 +283,7 @@ def written(rows: pa.Table, folder: Path, name: str, asked: tuple[str, str]) -> 
     began = time.process_time()
     if by := SORTED.get(name):
         rows = rows.sort_by(by)
-    writing = parquet.Writing(rows.schema, **CHANGES[name])
+    writing = FileWriter(rows.schema, **CHANGES[name])
     for batch in rows.to_batches():
         writing.add(batch)
     body = writing.finish({})

@@ -7,8 +7,8 @@ from functools import cached_property
 import pyarrow as pa
 import pyarrow.json
 
-from bronze import parquet
-from bronze.sources import Source
+from bronze.records.columns import object_schema
+from bronze.records.sources import Source
 
 _READING = pyarrow.json.ReadOptions(use_threads=False)
 
@@ -21,7 +21,7 @@ class Rows:
 
     @cached_property
     def columns(self) -> pa.Schema:
-        return parquet.schema(self.source)
+        return object_schema(self.source)
 
     @cached_property
     def _parsing(self) -> pyarrow.json.ParseOptions:

@@ -8,7 +8,9 @@ import signal
 import sys
 from functools import partial
 
-from bronze import __version__, lineage, publisher, quarantine, settings
+from bronze import __version__, publisher, settings
+from bronze.admin import lineage_command
+from bronze.admin.quarantine_command import arguments
 from bronze.errors import Halted, Misconfigured, Unavailable
 from bronze.settings import Settings
 from bronze.telemetry import sdk
@@ -29,8 +31,10 @@ def parser() -> argparse.ArgumentParser:
     roles.add_parser("consume", help="the consumer: writes what is queued to the bucket, as Parquet")
     publisher.publish_arguments(roles.add_parser("publish", help="sends the records of files to the API"))
     publisher.simulate_arguments(roles.add_parser("simulate", help="drives a slow fleet until it is stopped"))
-    lineage.arguments(roles.add_parser("lineage", help="finds the whole chain of an id or a path; follows new objects"))
-    quarantine.arguments(
+    lineage_command.arguments(
+        roles.add_parser("lineage", help="finds the whole chain of an id or a path; follows new objects")
+    )
+    arguments(
         roles.add_parser(
             "quarantine", help="lists what was set aside, exports it for mending, and sends it again, once"
         )
@@ -104,13 +108,15 @@ def run(args: argparse.Namespace, chosen: Settings) -> int:
 
 def run_lineage(args: argparse.Namespace, chosen: Settings) -> int:
     logging.basicConfig(level=logging.WARNING, format="bronze lineage: %(message)s")
-    logging.getLogger("bronze.jetstream").setLevel(logging.ERROR)  # follow says itself that the queue is away, once
+    logging.getLogger("bronze.servers.jetstream").setLevel(
+        logging.ERROR
+    )  # follow says itself that the queue is away, once
     try:
-        if not lineage.wants_follow(args):
-            return lineage.run_ask(args, chosen)
+        if not lineage_command.wants_follow(args):
+            return lineage_command.run_ask(args, chosen)
         from bronze import wiring
 
-        return asyncio.run(wiring.with_feed(chosen, partial(lineage.follow, args)))
+        return asyncio.run(wiring.with_feed(chosen, partial(lineage_command.follow, args)))
     except BrokenPipeError:  # such as `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

@@ -7,6 +7,9 @@ BronzeError
  ├── Halted          an operator looks at the lane: going on could lose or double data
  │    └── Gone       a supervisor starts the role anew: another stream has taken the place of the one it worked on
  └── Misconfigured   an operator mends the settings; the role does not start
+
+Pure. Imports: none.
+Libraries: none.
 """
 
 from collections.abc import Mapping

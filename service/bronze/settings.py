@@ -3,6 +3,9 @@
 What has a standard variable has no setting here: `OTEL_*` for telemetry (the exporters, sampling and
 `OTEL_EXPORTER_PROMETHEUS_HOST` and `_PORT` for `/metrics` of consumer and publisher), `AWS_*` for the bucket's
 endpoint, region and keys (as boto3 reads them).
+
+Imports: errors.
+Libraries: pydantic, pydantic_settings.
 """
 
 from enum import StrEnum

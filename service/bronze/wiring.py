@@ -19,27 +19,36 @@ import httpx
 import pyarrow as pa
 import uvicorn
 
-from bronze import commands, quarantine, schemas, sources
-from bronze.api import Api, OwnContext, create_app
-from bronze.bucket import Bucket, S3Bucket
-from bronze.catalog import Catalog, Feed, NatsCatalog, Rebuilt
-from bronze.chain import Lane, Limits
-from bronze.claims import Claims
-from bronze.consumer import LaneWriter, consume
+from bronze.admin.change_lanes import Change
+from bronze.admin.progress import Progress
+from bronze.admin.quarantine_command import run
+from bronze.admin.rebuild_catalog import Found, Rebuild
+from bronze.admin.reports import report_lanes, report_rebuilt
+from bronze.api.app import Api, OwnContext, create_app
+from bronze.api.page import Page
+from bronze.api.prometheus import ASK_S_MAX, Prometheus
+from bronze.consumer.lane_writer import LaneWriter
+from bronze.consumer.run import consume
 from bronze.errors import Gone, Misconfigured, Unavailable
-from bronze.glance import ASK_S_MAX, Prometheus
-from bronze.jetstream import JetStream
-from bronze.lanes import Change
-from bronze.lock import Lock, NatsLock
-from bronze.lookups import Lookups
-from bronze.page import Page
-from bronze.queue import NatsQueue, Queue, boot_time_s
-from bronze.rebuild import Found, Rebuild
+from bronze.lineage.catalog_index import View
+from bronze.lineage.lookup import Lookups
+from bronze.protocol.lane import Lane
+from bronze.protocol.limits import Limits
+from bronze.records import sources
+from bronze.records.sources import Source
+from bronze.servers import schema_registry
+from bronze.servers.bucket import Bucket
+from bronze.servers.catalog import Catalog, NatsCatalog
+from bronze.servers.catalog_feed import Feed
+from bronze.servers.catalog_rebuild import Rebuilt
+from bronze.servers.jetstream import JetStream
+from bronze.servers.key_value import Claims
+from bronze.servers.lane_lock import Lock, NatsLock
+from bronze.servers.queue import NatsQueue, Queue, boot_time_s
+from bronze.servers.s3 import S3Bucket
 from bronze.settings import Settings
-from bronze.sources import Source
 from bronze.telemetry import sdk
 from bronze.telemetry.signals import Role, attribute
-from bronze.view import View
 
 T = TypeVar("T")
 
@@ -79,7 +88,7 @@ async def edges(
         queue = NatsQueue(jetstream, settings)
         claims = Claims(jetstream, settings.queue_replicas)
         origin = str(settings.sources or "the built-in sources.toml")
-        await _patiently(lambda: schemas.register(claims, declared, origin), stop)
+        await _patiently(lambda: schema_registry.register(claims, declared, origin), stop)
         lanes = await _patiently(lambda: queue.open(declared), stop)
         catalog = await _patiently(lambda: NatsCatalog.open(jetstream, settings), stop)
         yield Edges(
@@ -281,7 +290,7 @@ async def look_after_quarantine(args: argparse.Namespace, settings: Settings) ->
     """Run a command of `bronze quarantine`, on the bucket alone. Gives the exit code."""
     bucket = S3Bucket(settings)
     try:
-        return await quarantine.run(args, settings, bucket)
+        return await run(args, settings, bucket)
     finally:
         bucket.close()
 
@@ -344,14 +353,14 @@ async def change_lanes(settings: Settings, number: int) -> int:
     jetstream = await JetStream.connect(settings.nats_url, server_name=settings.nats_server_name)
     try:
         catalog = await NatsCatalog.open(jetstream, settings)
-        with commands.Progress("messages to be stored") as progress:
+        with Progress("messages to be stored") as progress:
             change = Change(
                 NatsQueue(jetstream, chosen), catalog, list(sources.load(settings.sources)), number, progress.left
             )
             changed = await change.run()
     finally:
         await jetstream.close()
-    commands.report_lanes(number, changed=changed)
+    report_lanes(number, changed=changed)
     return 0
 
 
@@ -362,7 +371,7 @@ async def rebuild_catalog(settings: Settings, *, dry_run: bool) -> int:
     found = Found()
     try:
         await bucket.check()
-        with commands.Progress("objects read") as progress, tempfile.TemporaryFile() as spool:
+        with Progress("objects read") as progress, tempfile.TemporaryFile() as spool:
             rebuild = Rebuild(bucket, settings.prefix, progress.step)
             await rebuild.look(spool, found)
             if not dry_run:
@@ -373,5 +382,5 @@ async def rebuild_catalog(settings: Settings, *, dry_run: bool) -> int:
     finally:
         bucket.close()
         await jetstream.close()
-    commands.report_rebuilt(found, dry_run=dry_run)
+    report_rebuilt(found, dry_run=dry_run)
     return 0

@@ -5,12 +5,12 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 import pytest_asyncio
 
-from bronze.bucket import S3Bucket
-from bronze.catalog import NatsCatalog
-from bronze.chain import Lane
-from bronze.claims import Claims
-from bronze.jetstream import JetStream
-from bronze.queue import NatsQueue
+from bronze.protocol.lane import Lane
+from bronze.servers.catalog import NatsCatalog
+from bronze.servers.jetstream import JetStream
+from bronze.servers.key_value import Claims
+from bronze.servers.queue import NatsQueue
+from bronze.servers.s3 import S3Bucket
 from bronze.settings import Settings
 from bronze.telemetry.signals import Role
 from local.programs import LOOPBACK, Process

@@ -12,8 +12,11 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from bronze import sources
-from bronze.submission import Accepted, Checked, Intake, keyed_id, new_id
+from bronze.protocol.message import Accepted
+from bronze.protocol.submission_id import keyed_id, new_id
+from bronze.records import sources
+from bronze.records.json_intake import JsonIntake
+from bronze.records.spool import Checked
 from bronze.telemetry import sdk
 from bronze.telemetry.signals import Role, attribute
 
@@ -35,7 +38,7 @@ def submission(
     *records: bytes, source: str = "vehicles", key: str | None = None, trace_id: str = "0" * 32, **facts: Any
 ) -> Submission:
     """A submission that was checked, with a body of these records."""
-    intake = Intake(SOURCES[source], body_bytes_max=2**40, spool_memory_bytes_max=2**40)
+    intake = JsonIntake(SOURCES[source], body_bytes_max=2**40, spool_memory_bytes_max=2**40)
     intake.lines(b"\n".join(records))
     checked = intake.finish()
     with checked._spool as spool:

@@ -15,21 +15,24 @@ import pytest_asyncio
 from fastapi import FastAPI
 from opentelemetry.trace import SpanKind
 
-from bronze import chain, parquet
-from bronze.api import JSON, MEDIA, NDJSON, PROBLEM, Api, create_app
-from bronze.bucket import S3Bucket
-from bronze.catalog import NatsCatalog
-from bronze.chain import Lane, Position
-from bronze.columnar import Format
+from bronze.api.app import JSON, MEDIA, NDJSON, PROBLEM, Api, create_app
+from bronze.api.page import Page
 from bronze.errors import Halted
-from bronze.jetstream import JetStream
-from bronze.lookups import Lookups
-from bronze.page import Page
-from bronze.queue import NatsQueue, boot_time_s
+from bronze.lineage.catalog_index import View
+from bronze.lineage.lookup import Lookups
+from bronze.objects.encoder import encode_object
+from bronze.objects.footer import CONTENT_TYPE, user_metadata
+from bronze.protocol.chain import Position, sort
+from bronze.protocol.keys import object_key
+from bronze.protocol.lane import Lane
+from bronze.protocol.message import HEADER_BYTES_MAX, MESSAGE_BYTES_MAX, Part
+from bronze.records.media import Format
+from bronze.servers.catalog import NatsCatalog
+from bronze.servers.jetstream import JetStream
+from bronze.servers.queue import NatsQueue, boot_time_s
+from bronze.servers.s3 import S3Bucket
 from bronze.settings import Settings
-from bronze.submission import HEADER_BYTES_MAX, MESSAGE_BYTES_MAX, Part
 from bronze.telemetry.signals import Role
-from bronze.view import View
 from local.programs import Process
 from tests.contract.making import SOURCES, Heard, until, vehicle, wide
 
@@ -391,10 +394,10 @@ async def test_a_submission_is_followed_from_accepted_to_stored_and_purged(
     assert status.items() >= {"status": "accepted", "objects": [], "records": 1, "classification_id": "run"}.items()
 
     messages = await api.queue.read(api.lane, None)
-    key = chain.object_key(prefix, api.lane, messages[0])
-    cut = chain.sort(api.lane, messages, {})
-    wrote = parquet.encode(SOURCES["vehicles"], api.lane, key, cut, f"00-{TRACE_ID}-{'1' * 16}-01")
-    await bucket.create(key, wrote.body, parquet.user_metadata(wrote.contents), parquet.CONTENT_TYPE)
+    key = object_key(prefix, api.lane, messages[0])
+    cut = sort(api.lane, messages, {})
+    wrote = encode_object(SOURCES["vehicles"], api.lane, key, cut, f"00-{TRACE_ID}-{'1' * 16}-01")
+    await bucket.create(key, wrote.body, user_metadata(wrote.contents), CONTENT_TYPE)
     await catalog.append(api.lane, Position(None, 0), wrote.contents)
 
     status = (await api.client.get(first["status_url"])).json()

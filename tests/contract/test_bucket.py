@@ -5,9 +5,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
 import pytest
 
-from bronze import bucket as bucket_module
-from bronze.bucket import S3Bucket, read_contents
 from bronze.errors import Halted, Misconfigured, Unavailable
+from bronze.objects.reader import read_contents
+from bronze.servers import s3
+from bronze.servers.s3 import S3Bucket
 from bronze.settings import Settings
 from local.programs import LOOPBACK, free_ports
 from local.servers import S3Account
@@ -117,7 +118,7 @@ async def test_a_server_that_does_not_answer_is_a_timeout(
         await reader.read()
         writer.close()
 
-    monkeypatch.setattr(bucket_module, "READ_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(s3, "READ_TIMEOUT_S", 0.2)
     server = await asyncio.start_server(silent, LOOPBACK, 0)
     async with server:
         monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://{LOOPBACK}:{server.sockets[0].getsockname()[1]}")

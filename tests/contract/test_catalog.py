@@ -7,13 +7,15 @@ from typing import Any
 import msgspec
 import pytest
 
-from bronze import chain
-from bronze.catalog import KEYED_TTL, UNKEYED_TTL, NatsCatalog, Overtaken
-from bronze.chain import Contents, Identity, Lane, Message, Position, Stored
 from bronze.errors import Halted, Misconfigured, Unavailable
-from bronze.jetstream import JetStream, Outgoing
+from bronze.protocol.chain import Position
+from bronze.protocol.documents import Contents, Identity, Stored, entry_of, identities_of
+from bronze.protocol.keys import object_key
+from bronze.protocol.lane import Lane, lane_subject
+from bronze.protocol.message import Accepted, Message
+from bronze.servers.catalog import KEYED_TTL, UNKEYED_TTL, NatsCatalog, Overtaken
+from bronze.servers.jetstream import JetStream, Outgoing
 from bronze.settings import Settings
-from bronze.submission import Accepted
 from tests.contract.making import submission, vehicle
 
 LANE = Lane("vehicles", 0, "20261124T120000000")
@@ -23,10 +25,10 @@ BEGINNING = Position(None, 0)
 def an_object(first: int, last: int, submissions: Sequence[Accepted] = ()) -> Contents:
     """What an object of these messages says of itself."""
     time = "2026-11-24T12:34:56.123456789Z"
-    anchor = Message(first, chain.lane_subject("vehicles", 0, "x"), time, {}, b"")
+    anchor = Message(first, lane_subject("vehicles", 0, "x"), time, {}, b"")
     return Contents(
         writer="test",
-        file_path=chain.object_key("bronze", LANE, anchor),
+        file_path=object_key("bronze", LANE, anchor),
         source=LANE.source,
         epoch=LANE.epoch,
         lane=LANE.number,
@@ -80,9 +82,9 @@ async def test_an_entry_moves_the_position_and_brings_its_identities(
     ours = [accepted("a"), accepted("b", keyed=True)]
     wrote = an_object(1, 2, ours)
     position = await catalog.append(LANE, BEGINNING, wrote)
-    assert position.entry == chain.entry_of(wrote)
+    assert position.entry == entry_of(wrote)
     assert (await catalog.position(LANE))[0] == position
-    for identity in chain.identities_of(wrote):
+    for identity in identities_of(wrote):
         assert await catalog.identity(identity.accepted.submission_id) == identity
     position = await catalog.append(LANE, position, an_object(3, 3))
     assert await entries(jetstream, catalog) == [(1, 2), (3, 3)]
@@ -209,5 +211,5 @@ async def test_a_catalog_that_is_away_is_unavailable(catalog: NatsCatalog, jetst
 
 
 def test_an_identity_survives_its_encoding() -> None:
-    for identity in chain.identities_of(an_object(1, 1, [accepted("a", keyed=True)])):
+    for identity in identities_of(an_object(1, 1, [accepted("a", keyed=True)])):
         assert msgspec.json.decode(msgspec.json.encode(identity), type=Identity) == identity

@@ -15,18 +15,24 @@ import pytest_asyncio
 import zstandard
 from opentelemetry.trace import SpanKind
 
-from bronze import chain, wiring
-from bronze.bucket import Bucket, S3Bucket, read_contents
-from bronze.catalog import Catalog, NatsCatalog
-from bronze.chain import Attempt, Contents, Lane, Limits, Position
-from bronze.claims import Claims
-from bronze.consumer import LaneWriter
+from bronze import wiring
+from bronze.consumer.lane_writer import LaneWriter
 from bronze.errors import Unavailable
-from bronze.jetstream import JetStream, Outgoing
-from bronze.lock import Lock, NatsLock
-from bronze.queue import NatsQueue, boot_time_s
+from bronze.objects.reader import read_contents
+from bronze.protocol.attempts import Attempt
+from bronze.protocol.chain import Position
+from bronze.protocol.documents import Contents, entry_of, identities_of
+from bronze.protocol.lane import Lane, lane_subject
+from bronze.protocol.limits import Limits
+from bronze.protocol.message import FORMAT, HEADER_ENCODING, HEADER_FORMAT, ZSTD
+from bronze.servers.bucket import Bucket
+from bronze.servers.catalog import Catalog, NatsCatalog
+from bronze.servers.jetstream import JetStream, Outgoing
+from bronze.servers.key_value import Claims
+from bronze.servers.lane_lock import Lock, NatsLock
+from bronze.servers.queue import NatsQueue, boot_time_s
+from bronze.servers.s3 import S3Bucket
 from bronze.settings import Settings
-from bronze.submission import FORMAT, HEADER_ENCODING, HEADER_FORMAT, ZSTD
 from local.programs import Process
 from tests.contract.making import SOURCES, Heard, Submission, cancelled, submission, until, vehicle, wide
 
@@ -148,8 +154,8 @@ async def test_a_submission_becomes_an_object_when_it_is_old_enough(parts: Parts
     assert await parts.payloads() == [vehicle("a"), vehicle("b")]
     (contents,) = await parts.objects()
     position, _ = await parts.catalog.position(parts.lane)
-    assert position.entry == chain.entry_of(contents)
-    assert await parts.catalog.identity(one.id) == chain.identities_of(contents)[0]
+    assert position.entry == entry_of(contents)
+    assert await parts.catalog.identity(one.id) == identities_of(contents)[0]
     count = parts.heard.count
     assert count("bronze.uploads", bronze_outcome="success", bronze_source="vehicles") == 1
     assert count("bronze.uploads", bronze_outcome="failure") == 0
@@ -410,7 +416,7 @@ async def test_poison_is_kept_byte_for_byte_and_holds_up_nothing(
 ) -> None:
     poison = b"\x00\xff no JSON, no headers"
     await parts.submit(vehicle("a"))
-    await jetstream.publish(Outgoing(chain.lane_subject("vehicles", 0, "x"), poison, {"Custom": "kept"}))
+    await jetstream.publish(Outgoing(lane_subject("vehicles", 0, "x"), poison, {"Custom": "kept"}))
     await parts.submit(vehicle("b"))
     async with parts.running():
         await until(parts.at(3))
@@ -432,7 +438,7 @@ async def test_of_compressed_poison_the_content_is_kept_where_there_is_one(
     inside = b"no JSON " * 1_000
     frame = zstandard.compress(inside)
     payload, kept = (frame, inside) if whole else (frame[:-1], frame[:-1])
-    await jetstream.publish(Outgoing(chain.lane_subject("vehicles", 0, "x"), payload, {HEADER_ENCODING: ZSTD}))
+    await jetstream.publish(Outgoing(lane_subject("vehicles", 0, "x"), payload, {HEADER_ENCODING: ZSTD}))
     async with parts.running():
         await until(parts.at(1))
     (aside,) = [one for contents in await parts.objects() for one in contents.quarantined]
@@ -458,7 +464,7 @@ async def test_a_message_of_a_newer_format_is_left_to_a_newer_consumer(
     """What stands before it is stored; it and what follows stay in the queue, untouched, and that is counted."""
     await parts.submit(vehicle("a"))
     newer = {HEADER_FORMAT: str(FORMAT + 1)}
-    await jetstream.publish(Outgoing(chain.lane_subject("vehicles", 0, "x"), b"[]", newer))
+    await jetstream.publish(Outgoing(lane_subject("vehicles", 0, "x"), b"[]", newer))
     await parts.submit(vehicle("b"))
     async with parts.running():
         await until(lambda: heard.count("bronze.consumer.errors", error_type="unknown-format") > 0)

@@ -11,18 +11,20 @@ import pytest
 import pytest_asyncio
 
 from bronze import wiring
-from bronze.bucket import S3Bucket, read_contents
-from bronze.catalog import NatsCatalog
-from bronze.chain import Lane
-from bronze.claims import Claims
-from bronze.consumer import LaneWriter, consume
+from bronze.admin.change_lanes import Change
+from bronze.consumer.lane_writer import LaneWriter
+from bronze.consumer.run import consume
 from bronze.errors import Gone, Misconfigured, Unavailable
-from bronze.jetstream import SEALED, ApiError, JetStream, Outgoing, StreamState
-from bronze.lanes import Change
-from bronze.lock import NatsLock
-from bronze.queue import Lanes, NatsQueue, boot_time_s
+from bronze.objects.reader import read_contents
+from bronze.protocol.lane import Lane
+from bronze.protocol.submission_id import lane_of
+from bronze.servers.catalog import NatsCatalog
+from bronze.servers.jetstream import SEALED, ApiError, JetStream, Outgoing, StreamState
+from bronze.servers.key_value import Claims
+from bronze.servers.lane_lock import NatsLock
+from bronze.servers.queue import Lanes, NatsQueue, boot_time_s
+from bronze.servers.s3 import S3Bucket
 from bronze.settings import Settings
-from bronze.submission import lane_of
 from tests.contract.making import SOURCES, Heard, Submission, submission, vehicle, wide
 
 SETTLED_S = 0.2

@@ -11,19 +11,25 @@ import msgspec
 import pytest
 import pytest_asyncio
 
-from bronze import chain, lookups, parquet, view
-from bronze.api import Api, create_app
-from bronze.bucket import S3Bucket
-from bronze.catalog import REBUILDING, Feed, NatsCatalog, Place
-from bronze.chain import Contents, Lane, Position, Tail
+from bronze.api.app import Api, create_app
+from bronze.api.page import Page
 from bronze.errors import Refused, Unavailable
-from bronze.jetstream import JetStream, Outgoing
-from bronze.lookups import Chain, Held, Lookups
-from bronze.page import Page
-from bronze.queue import NatsQueue, boot_time_s
+from bronze.lineage import catalog_index, lookup
+from bronze.lineage.catalog_index import View
+from bronze.lineage.lookup import Chain, Held, Lookups
+from bronze.objects.encoder import encode_object
+from bronze.objects.footer import CONTENT_TYPE, user_metadata
+from bronze.protocol.chain import Position, Tail, sort
+from bronze.protocol.documents import Contents, entry_of
+from bronze.protocol.keys import object_key
+from bronze.protocol.lane import Lane
+from bronze.protocol.submission_id import new_id
+from bronze.servers.catalog import REBUILDING, NatsCatalog
+from bronze.servers.catalog_feed import Feed, Place
+from bronze.servers.jetstream import JetStream, Outgoing
+from bronze.servers.queue import NatsQueue, boot_time_s
+from bronze.servers.s3 import S3Bucket
 from bronze.settings import Settings
-from bronze.submission import new_id
-from bronze.view import View
 from local.programs import Process
 from tests.contract.making import RECEIVED_AT, SOURCES, Heard, Submission, submission, until, wide
 
@@ -58,10 +64,10 @@ class Data:
         messages = (await self.queue.read(self.lane, Tail.of(self._position, [])))[:messages_max]
         ids = list(dict.fromkeys(message.submission_id for message in messages))
         identities = await self.catalog.identities(self.lane, self._position, ids)
-        key = chain.object_key(self.prefix, self.lane, messages[0])
-        cut = chain.sort(self.lane, messages, identities)
-        wrote = parquet.encode(SOURCES["vehicles"], self.lane, key, cut, f"00-{upload}-{'1' * 16}-01", WRITTEN_AT)
-        await self.bucket.create(key, wrote.body, parquet.user_metadata(wrote.contents), parquet.CONTENT_TYPE)
+        key = object_key(self.prefix, self.lane, messages[0])
+        cut = sort(self.lane, messages, identities)
+        wrote = encode_object(SOURCES["vehicles"], self.lane, key, cut, f"00-{upload}-{'1' * 16}-01", WRITTEN_AT)
+        await self.bucket.create(key, wrote.body, user_metadata(wrote.contents), CONTENT_TYPE)
         self._position = await self.catalog.append(self.lane, self._position, wrote.contents)
         return wrote.contents
 
@@ -207,7 +213,7 @@ async def test_more_candidates_than_are_searched_make_an_answer_incomplete(
     for number in range(3):
         await data.store(of_runs(*many, f"b-{number}", "z"))
     await caught_up(seen, feed)
-    monkeypatch.setattr(lookups, "SEARCHED_MAX", 2)
+    monkeypatch.setattr(lookup, "SEARCHED_MAX", 2)
     found = await looking.chain("classification_id", "z")
     assert (len(found.objects), found.complete) == (2, False)
     with pytest.raises(Unavailable, match="not each"):
@@ -248,7 +254,7 @@ async def test_a_view_that_is_behind_does_not_say_that_nothing_is_there(
 ) -> None:
     with pytest.raises(Refused):
         await looking.chain("trace_id", "1" * 32)
-    monkeypatch.setattr(lookups, "LAG_S_MAX", 0)
+    monkeypatch.setattr(lookup, "LAG_S_MAX", 0)
     with pytest.raises(Unavailable, match="behind") as raised:
         await looking.chain("trace_id", "1" * 32)
     assert raised.value.kind == "undecided"
@@ -304,7 +310,7 @@ async def test_another_catalog_begins_the_view_anew(
     await caught_up(seen, feed)
     assert (seen.place.stream, seen.place.sequence) == ("ANOTHER", 0)
     assert before.stream != "ANOTHER"
-    assert await seen.by_id(view.Id.RUN, "run", 9, lambda noted: noted) == []
+    assert await seen.by_id(catalog_index.Id.RUN, "run", 9, lambda noted: noted) == []
 
 
 async def test_a_view_follows_and_says_how_far_behind_it_is(
@@ -331,7 +337,7 @@ async def test_an_entry_that_cannot_be_read_is_left_out(
     """And an entry of before, which says less, is read."""
     await jetstream.publish(Outgoing("catalog.vehicles.9.x", b'{"first": "one"}', {}))
     one = of_runs("run")
-    entry = msgspec.to_builtins(chain.entry_of(await data.store(one)))
+    entry = msgspec.to_builtins(entry_of(await data.store(one)))
     old = {name: value for name, value in entry.items() if not name.startswith(("classification", "written"))}
     old["submissions"] = [
         {name: of[name] for name in ("submission_id", "trace_id", "records")} for of in old["submissions"]

@@ -8,9 +8,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from bronze import preview
-from bronze.bucket import Bucket, S3Bucket, examine
-from bronze.preview import NoPreview, first_rows
+from bronze.objects import preview
+from bronze.objects.preview import NoPreview, first_rows
+from bronze.objects.reader import examine
+from bronze.servers.bucket import Bucket
+from bronze.servers.s3 import S3Bucket
 
 ROWS = 50_000
 

@@ -14,21 +14,23 @@ import pyarrow.parquet as pq
 import pytest
 import pytest_asyncio
 
-from bronze import quarantine
-from bronze.api import NDJSON, Api, create_app
-from bronze.bucket import S3Bucket
-from bronze.catalog import NatsCatalog
-from bronze.chain import Lane, lane_subject
-from bronze.claims import Claims
-from bronze.consumer import LaneWriter
-from bronze.jetstream import JetStream, Outgoing
-from bronze.lock import NatsLock
-from bronze.lookups import Lookups
-from bronze.page import Page
-from bronze.queue import NatsQueue, boot_time_s
+from bronze.admin.quarantine import Mistaken, find, load
+from bronze.admin.quarantine_command import run
+from bronze.admin.quarantine_replay import mended, replay
+from bronze.api.app import NDJSON, Api, create_app
+from bronze.api.page import Page
+from bronze.consumer.lane_writer import LaneWriter
+from bronze.lineage.catalog_index import View
+from bronze.lineage.lookup import Lookups
+from bronze.protocol.lane import Lane, lane_subject
+from bronze.servers.catalog import NatsCatalog
+from bronze.servers.jetstream import JetStream, Outgoing
+from bronze.servers.key_value import Claims
+from bronze.servers.lane_lock import NatsLock
+from bronze.servers.queue import NatsQueue, boot_time_s
+from bronze.servers.s3 import S3Bucket
 from bronze.settings import Settings
 from bronze.telemetry.signals import Role
-from bronze.view import View
 from bronze.wiring import limits
 from tests.contract.making import SOURCES, Heard, until
 
@@ -130,7 +132,7 @@ async def test_good_records_are_stored_and_bad_ones_kept(served: Served) -> None
         (index, GOOD) for index in (0, 2, 5)
     ]
     (key,) = status["quarantine"]
-    aside = await quarantine.load(served.bucket, key)
+    aside = await load(served.bucket, key)
     assert [(one.index, one.kind, one.field, one.raw) for one in aside.records] == [
         (1, "schema-violation", "vehicle_id", WRONG),
         (3, "malformed-json", None, BROKEN),
@@ -163,7 +165,7 @@ async def test_a_body_of_nothing_but_bad_records_is_kept_whole(served: Served) -
         status = await served.done(accepted)
     assert status["status"] == "quarantined"
     assert await served.rows() == []
-    aside = await quarantine.load(served.bucket, status["quarantine"][0])
+    aside = await load(served.bucket, status["quarantine"][0])
     assert [one.raw for one in aside.records] == [b'{"vehicle_id":7}', b'{"vehicle_id":\n 8}']
 
 
@@ -206,19 +208,19 @@ async def test_mended_records_are_replayed_once(served: Served) -> None:
     accepted = await served.post(body, Bronze_Classification_Id="run", Bronze_File_Name="a.ndjson")
     async with served.consuming():
         (key,) = (await served.done(accepted))["quarantine"]
-        aside = await quarantine.load(served.bucket, key)
-        (still_bad,) = quarantine.mended([aside], [b'{"vehicle_id":"b"}', BROKEN])
-        with pytest.raises(quarantine.Mistaken, match=r"record 2 of its submission"):
-            await quarantine.replay(served.bucket, served.client, still_bad)
-        (again,) = quarantine.mended([aside], [b'{"vehicle_id":"b"}', b'{"vehicle_id":"c"}'])
-        mark = await quarantine.replay(served.bucket, served.client, again)
-        (other,) = quarantine.mended([aside], [b'{"vehicle_id":"b"}', b""])
-        with pytest.raises(quarantine.Mistaken, match=mark.submission_id):  # as after a crash before the mark
-            await quarantine.replay(served.bucket, served.client, other)
-        marked = await quarantine.load(served.bucket, key)
+        aside = await load(served.bucket, key)
+        (still_bad,) = mended([aside], [b'{"vehicle_id":"b"}', BROKEN])
+        with pytest.raises(Mistaken, match=r"record 2 of its submission"):
+            await replay(served.bucket, served.client, still_bad)
+        (again,) = mended([aside], [b'{"vehicle_id":"b"}', b'{"vehicle_id":"c"}'])
+        mark = await replay(served.bucket, served.client, again)
+        (other,) = mended([aside], [b'{"vehicle_id":"b"}', b""])
+        with pytest.raises(Mistaken, match=mark.submission_id):  # as after a crash before the mark
+            await replay(served.bucket, served.client, other)
+        marked = await load(served.bucket, key)
         assert marked.replayed == mark
-        (again,) = quarantine.mended([marked], [b'{"vehicle_id":"b"}', b'{"vehicle_id":"c"}'])
-        assert await quarantine.replay(served.bucket, served.client, again) == mark
+        (again,) = mended([marked], [b'{"vehicle_id":"b"}', b'{"vehicle_id":"c"}'])
+        assert await replay(served.bucket, served.client, again) == mark
         await served.done(await served.post(GOOD, "/v1/ingest/vehicles"))  # a lane is in order
     rows = [row for row in await served.rows() if row["_submission_id"] == mark.submission_id]
     assert [(row["vehicle_id"], row["classification_id"], row["_origin"]) for row in rows] == [
@@ -244,27 +246,27 @@ async def test_poison_is_listed_and_replayed_by_its_headers(
     await jetstream.publish(Outgoing(lane_subject("vehicles", 0, "x"), b"\x00", {}))
     async with served.consuming():
         await served.done(await served.post(GOOD, "/v1/ingest/vehicles"))
-        found = [one async for one in quarantine.find(served.bucket, source="vehicles", submission_id=other)]
+        found = [one async for one in find(served.bucket, source="vehicles", submission_id=other)]
         (poison,) = [one for one in found if served.lane.epoch in one.key]
         assert [(one.index, one.raw) for one in poison.records] == [(0, b'{"vehicle_id":1}')]
-        (again,) = quarantine.mended([poison], [GOOD])
-        mark = await quarantine.replay(served.bucket, served.client, again)
+        (again,) = mended([poison], [GOOD])
+        mark = await replay(served.bucket, served.client, again)
         assert (await served.client.get(f"/v1/submissions/{mark.submission_id}")).json()["classification_id"] == "run"
     args = Namespace(action="list", source="vehicles", since="", json=True)
-    assert await quarantine.run(args, served.settings, served.bucket) == 0
+    assert await run(args, served.settings, served.bucket) == 0
     listed = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     ours = {one["submission_id"]: one for one in listed if served.lane.epoch in one["key"]}
     assert ours[other]["replayed_as"] == mark.submission_id
     assert ours["x"]["records"] == [{"index": None, "kind": None, "field": None, "reason": None}]
-    with pytest.raises(quarantine.Mistaken, match="cannot be told apart"):
-        quarantine.mended([await quarantine.load(served.bucket, ours["x"]["key"])], [b"{}"])
+    with pytest.raises(Mistaken, match="cannot be told apart"):
+        mended([await load(served.bucket, ours["x"]["key"])], [b"{}"])
 
 
 async def test_a_replay_asks_until_the_api_answers(served: Served) -> None:
     """What stands before it may fail or answer for it: a 503 is waited out, and a page of somebody else's is told."""
     async with served.consuming():
         (key,) = (await served.done(await served.post(WRONG)))["quarantine"]
-    (again,) = quarantine.mended([await quarantine.load(served.bucket, key)], [GOOD])
+    (again,) = mended([await load(served.bucket, key)], [GOOD])
     before = [httpx.Response(503, text="away"), httpx.Response(404, text="<html>")]
 
     async def answer(request: httpx.Request) -> httpx.Response:
@@ -273,7 +275,7 @@ async def test_a_replay_asks_until_the_api_answers(served: Served) -> None:
         return await served.post(request.content, request.url.path, Idempotency_Key=request.headers["idempotency-key"])
 
     async with httpx.AsyncClient(base_url="http://front", transport=httpx.MockTransport(answer)) as front:
-        with pytest.raises(quarantine.Mistaken, match="http://front/v1/ingest/vehicles answers 404"):
-            await quarantine.replay(served.bucket, front, again)
+        with pytest.raises(Mistaken, match="http://front/v1/ingest/vehicles answers 404"):
+            await replay(served.bucket, front, again)
         assert before == []
-        assert (await quarantine.replay(served.bucket, front, again)).records == 1
+        assert (await replay(served.bucket, front, again)).records == 1

@@ -7,13 +7,14 @@ from itertools import chain, pairwise, repeat
 
 import pytest
 
-from bronze.chain import Gap, Lane, Message, Tail
 from bronze.errors import Halted, Misconfigured, Unavailable
-from bronze.jetstream import JetStream, Outgoing
-from bronze.queue import NatsQueue, Superseded, boot_time_s
+from bronze.protocol.chain import Gap, Tail
+from bronze.protocol.lane import Lane
+from bronze.protocol.message import FILE_NAME_CHARS_MAX, HEADER_BYTES_MAX, MESSAGE_BYTES_MAX, Accepted, Message, Part
+from bronze.records.sources import CLASSIFICATION_ID_CHARS_MAX
+from bronze.servers.jetstream import JetStream, Outgoing
+from bronze.servers.queue import NatsQueue, Superseded, boot_time_s
 from bronze.settings import Settings
-from bronze.sources import CLASSIFICATION_ID_CHARS_MAX
-from bronze.submission import FILE_NAME_CHARS_MAX, HEADER_BYTES_MAX, MESSAGE_BYTES_MAX, Accepted, Part
 from local.programs import LOOPBACK, Process, free_ports
 from tests.contract.making import Submission, submission, until, vehicle, wide
 

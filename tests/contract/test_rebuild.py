@@ -11,11 +11,13 @@ from typing import Any
 import msgspec
 import pytest
 
-from bronze.catalog import KEYED_S, UNKEYED_S, NatsCatalog, Rebuilt
-from bronze.chain import Entry, Identity, Lane
+from bronze.admin.rebuild_catalog import Found, Rebuild
 from bronze.errors import Gone, Halted, Misconfigured, Unavailable
-from bronze.jetstream import JetStream, Outgoing
-from bronze.rebuild import Found, Rebuild
+from bronze.protocol.documents import Entry, Identity
+from bronze.protocol.lane import Lane
+from bronze.servers.catalog import KEYED_S, UNKEYED_S, NatsCatalog
+from bronze.servers.catalog_rebuild import Rebuilt
+from bronze.servers.jetstream import JetStream, Outgoing
 from tests.contract.making import submission, until, vehicle, wide
 from tests.contract.test_lanes import Parts, parts
 

@@ -26,30 +26,24 @@ from opentelemetry.metrics import NoOpMeter
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.trace import NoOpTracer
 
-from bronze import jetstream as js
-from bronze import parquet, sources
-from bronze.api import Api
-from bronze.bucket import Head
-from bronze.catalog import NatsCatalog
-from bronze.chain import (
-    KEY_LAYOUT,
-    Attempt,
-    Contents,
-    Entry,
-    Identity,
-    Lane,
-    Limits,
-    Message,
-    entry_of,
-    lane_subject,
-)
-from bronze.consumer import LaneWriter
+from bronze.admin.change_lanes import Change
+from bronze.api.app import Api
+from bronze.consumer.lane_writer import LaneWriter
 from bronze.errors import Gone, Refused, Unavailable
-from bronze.jetstream import ApiError, JetStream, Outgoing, StreamState
-from bronze.lanes import Change
-from bronze.queue import NatsQueue, OpenLane
+from bronze.objects.footer import TAIL_BYTES, contents_of_footer, footer_start
+from bronze.protocol.attempts import Attempt
+from bronze.protocol.documents import Contents, Entry, Identity, entry_of
+from bronze.protocol.keys import KEY_LAYOUT
+from bronze.protocol.lane import Lane, lane_subject
+from bronze.protocol.limits import Limits
+from bronze.protocol.message import Accepted, Kind, Message, records_of
+from bronze.records import sources
+from bronze.servers import jetstream as js
+from bronze.servers.bucket import Head
+from bronze.servers.catalog import NatsCatalog
+from bronze.servers.jetstream import ApiError, JetStream, Outgoing, StreamState
+from bronze.servers.queue import NatsQueue, OpenLane
 from bronze.settings import Settings
-from bronze.submission import Accepted, Kind, records_of
 from bronze.telemetry import sdk
 from bronze.telemetry.instruments import Instruments
 from bronze.telemetry.sdk import Telemetry
@@ -867,6 +861,6 @@ def _records(content: bytes) -> list[bytes]:
 def _open(body: bytes) -> Stored:
     table = pq.read_table(BytesIO(body), columns=["_submission_id", "_payload"])
     payloads = [payload.encode() for payload in table.column("_payload").to_pylist()]
-    footer = body[parquet.footer_start(len(body), body[-parquet.TAIL_BYTES :]) :]
-    contents = parquet.read_contents(footer)
+    footer = body[footer_start(len(body), body[-TAIL_BYTES:]) :]
+    contents = contents_of_footer(footer)
     return Stored(contents, list(zip(table.column("_submission_id").to_pylist(), payloads, strict=True)))

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from signal import SIGKILL
 
-from bronze.chain import Lane
+from bronze.protocol.lane import Lane
 from local import programs
 from local.programs import Process
 from tests.delivery.kill import wiring

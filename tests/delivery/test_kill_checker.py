@@ -6,7 +6,8 @@ from dataclasses import replace
 import msgspec
 import pytest
 
-from bronze.chain import Contents, Lane, entry_of
+from bronze.protocol.documents import Contents, entry_of
+from bronze.protocol.lane import Lane
 from tests.delivery.kill.checker import Found, Sent, check
 
 LANE = Lane("vehicles", 0, "20260101T000000000")

@@ -8,12 +8,15 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
-from bronze.catalog import NatsCatalog
-from bronze.chain import Contents, Identity, Lane, Message, Position, Tail, follow
-from bronze.consumer import LaneWriter
-from bronze.parquet import Encoded
-from bronze.queue import READ_BYTES_MAX, READ_MESSAGES_MAX, NatsQueue, OpenLane
-from bronze.trail import Trail
+from bronze.consumer.lane_writer import LaneWriter
+from bronze.consumer.upload_telemetry import Trail
+from bronze.objects.encoder import Encoded
+from bronze.protocol.chain import Position, Tail, follow
+from bronze.protocol.documents import Contents, Identity
+from bronze.protocol.lane import Lane
+from bronze.protocol.message import Message
+from bronze.servers.catalog import NatsCatalog
+from bronze.servers.queue import READ_BYTES_MAX, READ_MESSAGES_MAX, NatsQueue, OpenLane
 from tests.delivery.model import (
     SERVICE,
     SETTINGS,

@@ -6,13 +6,14 @@ from typing import cast
 
 import pytest
 
-from bronze.chain import Lane, Message
 from bronze.errors import Unavailable
-from bronze.jetstream import WRONG_LAST_SEQUENCE, ApiError, JetStream, Outgoing
-from bronze.queue import NatsQueue, boot_time_s
+from bronze.protocol.lane import Lane
+from bronze.protocol.message import Accepted, Message
+from bronze.records.json_intake import JsonIntake
+from bronze.records.sources import built_in
+from bronze.servers.jetstream import WRONG_LAST_SEQUENCE, ApiError, JetStream, Outgoing
+from bronze.servers.queue import NatsQueue, boot_time_s
 from bronze.settings import Settings
-from bronze.sources import built_in
-from bronze.submission import Accepted, Intake
 
 
 class LostAck:
@@ -38,7 +39,7 @@ class LostAck:
 async def test_stored_submission_is_not_reported_as_refused() -> None:
     """Stored, its ack lost and the look-up in vain: the outcome is unknown, and the answer does not say otherwise."""
     queue = LostAck()
-    intake = Intake(built_in()["vehicles"], body_bytes_max=1000, spool_memory_bytes_max=1000)
+    intake = JsonIntake(built_in()["vehicles"], body_bytes_max=1000, spool_memory_bytes_max=1000)
     intake.lines(b'{"vehicle_id": "N14228"}\n')
     checked = intake.finish()
     accepted = Accepted(

@@ -18,7 +18,7 @@ from benchmarks.delivery import bucket_quantile, upload_buckets
 from benchmarks.load import Load, Refused, bodies, offer
 from benchmarks.rounds import Figures, Found, Target, interleaved, medians, quantile, ratio
 from benchmarks.rows import Rows
-from bronze.parquet import schema
+from bronze.records.columns import object_schema
 from local.builds import REPOSITORY
 from local.programs import LOOPBACK
 
@@ -84,7 +84,7 @@ def test_the_upload_quantile_is_of_what_came_between_two_scrapes() -> None:
 def test_the_limit_writes_rows_of_the_objects_own_schema() -> None:
     source = objects.SOURCE
     batch = Rows(source).batch(b"".join(LINES), key="k", submission_id="s", trace_id="t", first=7, received_us=1)
-    assert batch.schema == schema(source)
+    assert batch.schema == object_schema(source)
     assert batch.num_rows == len(LINES)
     assert [payload.encode() + b"\n" for payload in batch.column("_payload").to_pylist()] == LINES
     with pytest.raises(pa.ArrowInvalid):

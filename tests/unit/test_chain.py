@@ -8,30 +8,24 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bronze import chain
-from bronze.chain import (
-    DEATHS_TOLERATED,
-    Attempt,
-    Contents,
-    Entry,
-    Gap,
-    Identity,
-    Lane,
-    Limits,
-    Message,
-    Position,
-    Stored,
-    Tail,
-)
 from bronze.errors import Halted
-from bronze.submission import (
+from bronze.protocol import limits
+from bronze.protocol.attempts import DEATHS_TOLERATED, Attempt
+from bronze.protocol.chain import Gap, Position, Tail, check_covered, follow, set_aside, sort
+from bronze.protocol.documents import Contents, Entry, Identity, Stored, entry_of, identities_of
+from bronze.protocol.keys import first_of_key, hour_prefix, may_be_object, object_key
+from bronze.protocol.lane import Lane, lane_subject
+from bronze.protocol.limits import Limits, next_cut, understood
+from bronze.protocol.message import (
     FORMAT,
     HEADER_FORMAT,
     HEADER_SCHEMA_VERSION,
     HEADER_SUBMISSION,
     MESSAGE_BYTES_MAX,
     Accepted,
+    Message,
     Part,
+    unix_time_s,
 )
 
 LANE = Lane("vehicles", 0, "20261124T120000000")
@@ -59,20 +53,20 @@ def message(
     number, _, count = part.partition("/")
     headers = Part(accepted(submission, digest), int(number), int(count), 0, 1).headers()
     time = f"2026-11-24T12:34:{second:02}.123456789Z"
-    return Message(sequence, chain.lane_subject("vehicles", 0, submission), time, headers, b"x" * size)
+    return Message(sequence, lane_subject("vehicles", 0, submission), time, headers, b"x" * size)
 
 
 def contents(messages: Sequence[Message], submissions: Sequence[Stored] = ()) -> Contents:
     return Contents(
         writer="test",
-        file_path=chain.object_key("bronze", LANE, messages[0]),
+        file_path=object_key("bronze", LANE, messages[0]),
         source=LANE.source,
         epoch=LANE.epoch,
         lane=LANE.number,
         first=messages[0].sequence,
         last=messages[-1].sequence,
         last_time=messages[-1].time,
-        digest=chain.digest(messages),
+        digest=limits.digest(messages),
         messages=len(messages),
         records=len(messages),
         first_received_at=None,
@@ -95,31 +89,31 @@ def run(first: int, last: int) -> list[Message]:
 def test_a_key_tells_its_first_sequence_to_its_own_lane_alone(first: int, number: int) -> None:
     """Also past twelve digits; another lane and another epoch do not know it."""
     lane = Lane("vehicles", number, LANE.epoch)
-    key = chain.object_key("bronze", lane, message(first))
-    assert chain.first_of_key(lane, key) == first
-    assert chain.first_of_key(Lane("vehicles", number + 1, LANE.epoch), key) is None
-    assert chain.first_of_key(Lane("vehicles", number, "20261124T120000001"), key) is None
+    key = object_key("bronze", lane, message(first))
+    assert first_of_key(lane, key) == first
+    assert first_of_key(Lane("vehicles", number + 1, LANE.epoch), key) is None
+    assert first_of_key(Lane("vehicles", number, "20261124T120000001"), key) is None
 
 
 def test_what_can_be_no_key_is_none_of_an_object() -> None:
     """A bucket would answer it as if it were away."""
-    key = chain.object_key("bronze", LANE, message(7))
-    assert chain.may_be_object("bronze", key)
-    assert not chain.may_be_object("other", key)
+    key = object_key("bronze", LANE, message(7))
+    assert may_be_object("bronze", key)
+    assert not may_be_object("other", key)
     for odd in ("bronze/\0.parquet", "bronze/../a.parquet", "bronze//a.parquet", f"bronze/{'a' * 1024}.parquet"):
-        assert not chain.may_be_object("bronze", odd)
+        assert not may_be_object("bronze", odd)
 
 
 def test_a_key_lies_in_the_hour_of_its_first_message() -> None:
-    assert chain.object_key("bronze", LANE, message(7)) == (
+    assert object_key("bronze", LANE, message(7)) == (
         "bronze/source=vehicles/date=2026-11-24/hour=12/20261124T120000000-0-000000000007.parquet"
     )
-    assert chain.hour_prefix("bronze", "vehicles", LANE.since) == "bronze/source=vehicles/date=2026-11-24/hour=12/"
+    assert hour_prefix("bronze", "vehicles", LANE.since) == "bronze/source=vehicles/date=2026-11-24/hour=12/"
 
 
 @pytest.mark.parametrize("name", ["x.parquet", "20261124T120000000-0-.parquet", "20261124T120000000-0-7.txt", ""])
 def test_a_key_that_is_none_of_ours_tells_nothing(name: str) -> None:
-    assert chain.first_of_key(LANE, f"bronze/source=vehicles/{name}") is None
+    assert first_of_key(LANE, f"bronze/source=vehicles/{name}") is None
 
 
 @pytest.mark.parametrize(
@@ -127,7 +121,7 @@ def test_a_key_that_is_none_of_ours_tells_nothing(name: str) -> None:
     [("1970-01-01T00:00:01Z", 1.0), ("1970-01-01T00:01:00.5Z", 60.5), ("1970-01-02T00:00:00.000000001Z", 86400.0)],
 )
 def test_the_servers_time_in_seconds(time: str, after: float) -> None:
-    assert chain.seconds(time) == pytest.approx(after, abs=1e-6)
+    assert unix_time_s(time) == pytest.approx(after, abs=1e-6)
 
 
 # --- rule 3: what follows the chain
@@ -141,7 +135,7 @@ def test_a_read_gives_all_up_to_the_first_gap_or_says_that_there_is_one(anchor: 
     missing = None
     followed: list[Message] = []
     try:
-        followed = chain.follow(tail, read)
+        followed = follow(tail, read)
     except Gap as gap:
         missing = gap.sequence
     last = anchor + len(followed)
@@ -158,11 +152,11 @@ def test_a_read_gives_all_up_to_the_first_gap_or_says_that_there_is_one(anchor: 
 def test_an_anchor_of_another_time_halts() -> None:
     """The queue was rolled back and filled again: its numbers are the same, its times are not."""
     with pytest.raises(Halted, match="rolled back"):
-        chain.follow(Tail(3, message(3).time), [message(3, second=1), message(4)])
+        follow(Tail(3, message(3).time), [message(3, second=1), message(4)])
 
 
 def test_the_tail_is_what_was_read_last_or_the_anchor_or_nothing() -> None:
-    entry = chain.entry_of(contents(run(1, 4)))
+    entry = entry_of(contents(run(1, 4)))
     assert Tail.of(Position(None, 0), []) is None
     assert Tail.of(Position(entry, 9), []) == Tail(4, message(4).time)
     assert Tail.of(Position(entry, 9), run(5, 6)) == Tail(6, message(6).time)
@@ -189,16 +183,16 @@ def test_a_cut_is_the_longest_beginning_within_the_bounds(sizes: list[int], subm
             and len({one.subject for one in messages}) <= LIMITS.submissions_max
         )
 
-    taken = chain.cut(pending, LIMITS)
+    taken = next_cut(pending, LIMITS)
     assert taken == pending[: len(taken)]
     assert fits(taken)
     assert len(taken) == len(pending) or not fits(pending[: len(taken) + 1])
     if len(taken) < len(pending):
-        assert chain.full(pending, LIMITS)
+        assert limits.full(pending, LIMITS)
 
 
 def test_a_message_beyond_every_bound_is_still_cut() -> None:
-    assert len(chain.cut([message(1, size=5_000), message(2)], LIMITS)) == 1
+    assert len(next_cut([message(1, size=5_000), message(2)], LIMITS)) == 1
 
 
 @pytest.mark.parametrize(
@@ -214,8 +208,8 @@ def test_a_message_beyond_every_bound_is_still_cut() -> None:
     ],
 )
 def test_messages_are_due_by_age_or_by_size(pending: list[Message], now_s: float, *, due: bool) -> None:
-    stored_s = chain.seconds(message(1).time)
-    assert chain.due(pending, stored_s + now_s, LIMITS) is due
+    stored_s = unix_time_s(message(1).time)
+    assert limits.due(pending, stored_s + now_s, LIMITS) is due
 
 
 def test_a_newer_format_is_left_with_all_that_follows() -> None:
@@ -229,8 +223,8 @@ def test_a_newer_format_is_left_with_all_that_follows() -> None:
         Message(3, messages[2].subject, messages[2].time, newer, b""),
         messages[3],
     ]
-    assert chain.understood(mixed, 1) == mixed[:2]
-    assert chain.understood(messages, 1) == messages
+    assert understood(mixed, 1) == mixed[:2]
+    assert understood(messages, 1) == messages
 
 
 def test_a_newer_version_of_the_source_is_left_with_all_that_follows() -> None:
@@ -240,7 +234,7 @@ def test_a_newer_version_of_the_source_is_left_with_all_that_follows() -> None:
         Message(one.sequence, one.subject, one.time, {HEADER_SCHEMA_VERSION: version} if version else {}, b"")
         for one, version in zip(run(1, 5), versions, strict=True)
     ]
-    assert [len(chain.understood(messages, version)) for version in (1, 2, 3)] == [2, 3, 5]
+    assert [len(understood(messages, version)) for version in (1, 2, 3)] == [2, 3, 5]
 
 
 # --- rules 3 and 8: what becomes of each message
@@ -274,7 +268,7 @@ def test_an_identity_decides_what_becomes_of_a_message(known: Identity | None, b
     """The second part of a submission that began at 10; the same place is a continuation, another is too late."""
     late = message(11, part="2/2")
     identities = {known.accepted.submission_id: known} if known else {}
-    parts = chain.sort(LANE, [late], identities)
+    parts = sort(LANE, [late], identities)
     found = {"kept": len(parts.kept), "duplicate": len(parts.duplicates), "poison": len(parts.poison)}
     assert found == {"kept": 0, "duplicate": 0, "poison": 0} | {becomes: 1}
     for kept in parts.kept:
@@ -286,8 +280,8 @@ def test_an_identity_decides_what_becomes_of_a_message(known: Identity | None, b
     "headers", [{}, {HEADER_SUBMISSION: "{"}, message(1, "another").headers], ids=["none", "broken", "another's"]
 )
 def test_what_does_not_say_whose_it_is_is_poison(headers: Mapping[str, str]) -> None:
-    odd = Message(1, chain.lane_subject("vehicles", 0, "a"), message(1).time, headers, b"")
-    parts = chain.sort(LANE, [odd, message(2, "b")], {})
+    odd = Message(1, lane_subject("vehicles", 0, "a"), message(1).time, headers, b"")
+    parts = sort(LANE, [odd, message(2, "b")], {})
     assert [bad for bad, _ in parts.poison] == [odd]
     assert [kept.message.sequence for kept in parts.kept] == [2]
 
@@ -297,7 +291,7 @@ def test_what_does_not_say_whose_it_is_is_poison(headers: Mapping[str, str]) -> 
 
 @pytest.mark.parametrize("read", [run(1, 5), run(2, 4), run(3, 5), [], run(5, 9)])
 def test_an_object_of_the_same_messages_or_of_unread_ones_is_no_contradiction(read: list[Message]) -> None:
-    chain.check_covered(contents(run(2, 4)), read)
+    check_covered(contents(run(2, 4)), read)
 
 
 @pytest.mark.parametrize(
@@ -306,7 +300,7 @@ def test_an_object_of_the_same_messages_or_of_unread_ones_is_no_contradiction(re
 def test_an_object_of_other_messages_halts(other: Message) -> None:
     read = [*run(1, 2), other, *run(4, 5)]
     with pytest.raises(Halted, match="other messages"):
-        chain.check_covered(contents(run(2, 4)), read)
+        check_covered(contents(run(2, 4)), read)
 
 
 def test_the_largest_entry_fits_one_message() -> None:
@@ -333,11 +327,11 @@ def test_the_largest_entry_fits_one_message() -> None:
         )
         for number in range(999)
     ]
-    aside = [chain.set_aside(LANE, message(10**12 + number), "bad") for number in range(4096)]
+    aside = [set_aside(LANE, message(10**12 + number), "bad") for number in range(4096)]
     full = msgspec.structs.replace(
         contents([message(1)], submissions), quarantined=aside, classifications=[brief] * 128, classification_count=999
     )
-    entry = chain.entry_of(full)
+    entry = entry_of(full)
     assert len(msgspec.json.encode(entry)) < MESSAGE_BYTES_MAX - 1024
     assert [(one.classification_id, one.origin) for one in entry.submissions[:2]] == [(None, None), (brief, brief)]
 
@@ -353,11 +347,11 @@ def test_entry_and_identities_say_what_the_object_says() -> None:
         objects=["earlier", "this"],
     )
     wrote = contents(run(2, 4), [stored])
-    entry = chain.entry_of(wrote)
+    entry = entry_of(wrote)
     assert (entry.first, entry.last, entry.last_time, entry.messages) == (2, 4, message(4).time, 3)
     assert [(one.submission_id, one.records) for one in entry.submissions] == [("a", 7)]
     assert msgspec.json.decode(msgspec.json.encode(entry), type=Entry) == entry
-    (one,) = chain.identities_of(wrote)
+    (one,) = identities_of(wrote)
     assert (one.epoch, one.lane, one.first_sequence, one.parts, one.parts_done) == (LANE.epoch, 0, 1, 3, 2)
     assert one.objects == ["earlier", "this"]
 
@@ -371,7 +365,7 @@ def consume(killers: set[int], last: int, limits: Limits = LIMITS) -> tuple[list
     aside: list[int] = []
     while position < last:
         pending = run(position + 1, last)
-        taken = chain.cut(pending, attempt.bound(pending[0].sequence, limits))
+        taken = next_cut(pending, attempt.bound(pending[0].sequence, limits))
         cuts += 1
         hopeless = attempt.hopeless(taken)
         attempt = attempt.begin(taken)
@@ -416,7 +410,7 @@ def test_a_message_is_hopeless_only_after_deaths_at_it_alone() -> None:
     attempt = Attempt()
     size = 8
     while size > 1:
-        taken = chain.cut(run(1, 8), attempt.bound(1, WIDE))
+        taken = next_cut(run(1, 8), attempt.bound(1, WIDE))
         size = len(taken)
         if size > 1:
             attempt = attempt.begin(taken).died()

@@ -11,10 +11,10 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bronze import sources
-from bronze.encodings import ENCODINGS, Gzip, Zstd
 from bronze.errors import Refused
-from bronze.submission import Intake
+from bronze.records import sources
+from bronze.records.encodings import ENCODINGS, Gzip, Zstd
+from bronze.records.json_intake import JsonIntake
 
 CUTS = st.lists(st.integers(0, 2_000), max_size=20)
 
@@ -74,7 +74,7 @@ def test_a_bomb_is_met_after_one_step(encoding: Encoding) -> None:
     """A bomb costs its bound and no more, whatever it would inflate to."""
     bomb = encoding.encode(b"\n" * 2**26)
     limit = 2**20
-    intake = Intake(sources.built_in()["vehicles"], body_bytes_max=limit, spool_memory_bytes_max=2**18)
+    intake = JsonIntake(sources.built_in()["vehicles"], body_bytes_max=limit, spool_memory_bytes_max=2**18)
     inflated: list[int] = []
 
     def feed() -> None:

@@ -5,10 +5,10 @@ import datetime as dt
 
 import pytest
 
-from bronze import lineage
 from bronze.__main__ import parser
+from bronze.admin import lineage_command
 from bronze.errors import Misconfigured
-from bronze.lookups import By, guesses
+from bronze.lineage.lookup import By, guesses
 
 
 def parsed(*words: str) -> argparse.Namespace:
@@ -26,11 +26,11 @@ def test_exactly_one_id_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None
 
 def test_follow_is_a_word_and_its_options_are_of_it_alone() -> None:
     """Whoever has a run of that name asks for it by its option."""
-    assert lineage.wants_follow(parsed("follow", "--source", "vehicles"))
-    assert not lineage.wants_follow(parsed("--classification-id", "follow"))
+    assert lineage_command.wants_follow(parsed("follow", "--source", "vehicles"))
+    assert not lineage_command.wants_follow(parsed("--classification-id", "follow"))
     for wrong in (["abc", "--from-start"], ["--file-path", "a", "--source", "vehicles"]):
         with pytest.raises(Misconfigured, match="bronze lineage follow"):
-            lineage.wants_follow(parsed(*wrong))
+            lineage_command.wants_follow(parsed(*wrong))
 
 
 def test_since_is_a_time_or_how_long_ago(capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,12 +10,12 @@ from html.parser import HTMLParser
 import httpx
 import pytest
 
-from bronze import page
-from bronze.bucket import Head
+from bronze.api import page
+from bronze.api.page import Page, Reached, Tile
+from bronze.api.prometheus import Glance, Prometheus, Write
 from bronze.errors import Refused, Unavailable
-from bronze.glance import Glance, Prometheus, Write
-from bronze.lookups import By, Chain, Held, ObjectLine, SubmissionLine
-from bronze.page import Page, Reached, Tile
+from bronze.lineage.lookup import By, Chain, Held, ObjectLine, SubmissionLine
+from bronze.servers.bucket import Head
 from local.programs import LOOPBACK, free_ports
 
 PATH = "bronze/source=vehicles/date=2026-11-27/hour=22/e-0-000000000001.parquet"

@@ -44,12 +44,13 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import SpanKind
 from prometheus_client import CollectorRegistry
 
-from bronze import publisher, sources
+from bronze import publisher
 from bronze.errors import Misconfigured, Refused
-from bronze.fleet import fleet
-from bronze.publisher import Batch, Format, Plan, Sender, Stop, Summary, batches, formats
+from bronze.protocol.message import MESSAGE_BYTES_MAX
+from bronze.publisher import Batch, Format, Plan, Sender, Stop, Summary, batches, reading
+from bronze.publisher.fleet import fleet
+from bronze.records import sources
 from bronze.settings import Settings
-from bronze.submission import MESSAGE_BYTES_MAX
 from bronze.telemetry import Telemetry
 from bronze.telemetry.instruments import Instruments
 
@@ -264,7 +265,7 @@ def ndjson(path: Path, *lines: str) -> Path:
 
 def read(data: bytes, records_max: int = 10, bytes_max: int = 10_000) -> list[Batch]:
     stream = io.BytesIO(data)
-    records = formats.records("f.ndjson", stream, Format.NDJSON, lambda: sources.built_in()["status"])
+    records = reading.records("f.ndjson", stream, Format.NDJSON, lambda: sources.built_in()["status"])
     return list(batches("f.ndjson", records, records_max=records_max, bytes_max=bytes_max, position=stream.tell))
 
 
@@ -304,11 +305,11 @@ def test_a_batch_fits_a_message() -> None:
 def test_a_line_without_end_is_refused_with_its_number() -> None:
     """A line that no message can take ends the reading, after what stands before it was given out."""
     stream = io.BytesIO(b"{}\n\n" + b"x" * (MESSAGE_BYTES_MAX + 1))
-    records = formats.records("f.ndjson", stream, Format.NDJSON, lambda: sources.built_in()["status"])
-    reading = batches("f.ndjson", records, records_max=10, bytes_max=10)
-    assert next(reading).numbers == (1,)
+    records = reading.records("f.ndjson", stream, Format.NDJSON, lambda: sources.built_in()["status"])
+    found = batches("f.ndjson", records, records_max=10, bytes_max=10)
+    assert next(found).numbers == (1,)
     with pytest.raises(Refused, match=r"f\.ndjson, line 3 is longer"):
-        next(reading)
+        next(found)
 
 
 # --- sending

@@ -6,9 +6,10 @@ from collections.abc import Callable
 import httpx
 import pytest
 
-from bronze import declared, sources
+from bronze.api import source_schema
 from bronze.errors import Misconfigured, Refused, Unavailable
 from bronze.publisher.declared import Declared
+from bronze.records import sources
 
 OWN = sources.parse(
     """
@@ -23,7 +24,7 @@ fields = [
 """,
     "own.toml",
 )
-WHOLE = httpx.Response(200, text=declared.described(OWN["readings"]).model_dump_json())
+WHOLE = httpx.Response(200, text=source_schema.described(OWN["readings"]).model_dump_json())
 
 
 def asking(*answers: httpx.Response | Exception, waits: list[float] | None = None) -> tuple[Declared, list[str]]:

@@ -18,17 +18,18 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bronze import sources
 from bronze.errors import Refused
-from bronze.publisher import Format, formats
-from bronze.publisher.formats import classified, format_of
-from bronze.submission import MESSAGE_BYTES_MAX
+from bronze.protocol.message import MESSAGE_BYTES_MAX
+from bronze.publisher import Format, reading
+from bronze.publisher.formats import Record, format_of
+from bronze.publisher.reading import classified
+from bronze.records import sources
 
 STATUS, VEHICLES = (sources.built_in()[name] for name in ("status", "vehicles"))
 
 
-def read(data: bytes, form: Format, source: sources.Source = VEHICLES, file: str = "f") -> list[formats.Record]:
-    return list(formats.records(file, io.BytesIO(data), form, lambda: source))
+def read(data: bytes, form: Format, source: sources.Source = VEHICLES, file: str = "f") -> list[Record]:
+    return list(reading.records(file, io.BytesIO(data), form, lambda: source))
 
 
 def values(data: bytes, form: Format, source: sources.Source = VEHICLES) -> list[Any]:

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from bronze import sources
+from bronze.records import sources
 
 SAMPLES = Path(__file__).parents[2] / "samples"
 SOURCES = sources.built_in()

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bronze import sources
 from bronze.errors import Misconfigured
-from bronze.sources import Field, FieldType, Schema, Shape, Source, conflict
+from bronze.records import sources
+from bronze.records.sources import Field, FieldType, Schema, Shape, Source, conflict
 
 FIELD = '{ name = "a", type = "string", description = "d" }'
 #: Each type as it may be declared.

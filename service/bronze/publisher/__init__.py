@@ -1,11 +1,15 @@
 """The publisher: sends the records of files to the ingestion API, watches for files that arrive, or plays a slow fleet.
 
-The way of a record: `files` knows a file's content, `formats` reads its records, `batches` makes submissions of them,
-`sending` sends each until there is an answer, `publishing` does so for several files and `watching` for those that
-arrive; `progress` tells. `checking` only checks, `simulating` needs no file, `command` is the command line.
+The way of a record: `files` knows a file's content, `reading` reads its records by `formats`, `batches` makes
+submissions of them, `sending` sends each until there is an answer, `publishing` does so for several files and
+`watching` for those that arrive; `progress` tells. `checking` only checks, `simulating` needs no file, `command` is the
+command line.
 
 A submission's Idempotency-Key is made from its file's path and content and from its number in the file, so a repeated
 request, run or command never makes a second copy.
+
+A role. Imports: errors, protocol, records, settings, telemetry.
+Libraries: httpx, msgspec, opentelemetry, pyarrow, rich.
 """
 
 from bronze.publisher.batches import Batch, batches

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 from bronze.errors import Refused
 from bronze.publisher.files import Opened
-from bronze.publisher.formats import Asked, Record, called, classified, records, told_format
+from bronze.publisher.formats import Asked, Record, called, told_format
 from bronze.publisher.plan import Plan
+from bronze.publisher.reading import classified, records
 
 
 @dataclass(frozen=True, slots=True)

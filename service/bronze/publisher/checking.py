@@ -8,8 +8,8 @@ from bronze.errors import Refused
 from bronze.publisher.batches import Batch, batches_of
 from bronze.publisher.files import opened
 from bronze.publisher.plan import Plan
-from bronze.sources import Source
-from bronze.submission import Intake
+from bronze.records.json_intake import JsonIntake
+from bronze.records.sources import Source
 
 PROBLEMS_MAX = 100
 
@@ -63,7 +63,7 @@ def _problems(source: Source, batch: Batch) -> Iterator[str]:
     lines = batch.body.splitlines(keepends=True)
     begin = 0
     while begin < len(lines):
-        intake = Intake(source, body_bytes_max=2**62, spool_memory_bytes_max=2**62)
+        intake = JsonIntake(source, body_bytes_max=2**62, spool_memory_bytes_max=2**62)
         try:
             intake.lines(b"".join(lines[begin:]))
             intake.finish().close()

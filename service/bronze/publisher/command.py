@@ -21,8 +21,8 @@ from bronze.publisher.sending import client
 from bronze.publisher.simulating import INTERVAL_S, simulate
 from bronze.publisher.stopping import Stop
 from bronze.publisher.watching import PATTERN, SETTLE_S, watch
+from bronze.records.sources import CLASSIFICATION_ID_CHARS_MAX
 from bronze.settings import Settings
-from bronze.sources import CLASSIFICATION_ID_CHARS_MAX
 from bronze.telemetry import Telemetry
 
 _EXIT_CODES = """\

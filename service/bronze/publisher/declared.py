@@ -10,10 +10,10 @@ from itertools import count
 import httpx
 import msgspec
 
-from bronze import sources
 from bronze.errors import Misconfigured, Unavailable
 from bronze.publisher.sending import away, back_off_s, failure
-from bronze.sources import Source
+from bronze.records import sources
+from bronze.records.sources import Source
 
 _log = logging.getLogger(__name__)
 

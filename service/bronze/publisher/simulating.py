@@ -8,14 +8,14 @@ from collections.abc import Callable
 
 import msgspec
 
-from bronze import sources
 from bronze.errors import BronzeError
-from bronze.fleet import fleet
 from bronze.publisher.batches import Batch
+from bronze.publisher.fleet import fleet
 from bronze.publisher.plan import RETRY_FOR_S
 from bronze.publisher.publishing import scraped
 from bronze.publisher.sending import Sender, client
 from bronze.publisher.stopping import Stop
+from bronze.records import sources
 from bronze.settings import Settings
 from bronze.telemetry import Telemetry
 from bronze.telemetry.signals import Role

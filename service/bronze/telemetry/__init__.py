@@ -7,6 +7,9 @@ instruments  its metrics
 context      a trace across what is not HTTP
 sdk, logs, scrape  where it all goes
 losses       what did not get there, counted
+
+Imports: errors, settings.
+Libraries: fastapi, opentelemetry, prometheus_client, yaml.
 """
 
 from bronze.telemetry.sdk import FASTAPI_TELEMETRY_OFF, Telemetry, start

@@ -11,11 +11,13 @@ import boto3
 import msgspec
 import pyarrow.parquet as pq
 
-from bronze import chain, parquet, rejected, submission
-from bronze.catalog import KEYED_TTL, UNKEYED_TTL
-from bronze.chain import Contents, Entry, Identity
-from bronze.jetstream import TTL, JetStream
-from bronze.submission import GAP, Kind
+from bronze.objects.footer import FOOTER_KEY
+from bronze.protocol import message, rejected_records
+from bronze.protocol.documents import Contents, Entry, Identity, entry_of
+from bronze.protocol.lane import Lane
+from bronze.protocol.message import GAP, Kind
+from bronze.servers.catalog import KEYED_TTL, UNKEYED_TTL
+from bronze.servers.jetstream import TTL, JetStream
 from local.servers import S3Account
 
 if TYPE_CHECKING:
@@ -101,7 +103,7 @@ def check(sent: Sent, found: Found) -> Verdict:
 def _check_ranges(verdict: Verdict, found: Found) -> None:
     chains: dict[str, list[Contents]] = defaultdict(list)
     for contents, _ in found.objects.values():
-        chains[chain.Lane(contents.source, contents.lane, contents.epoch).stream].append(contents)
+        chains[Lane(contents.source, contents.lane, contents.epoch).stream].append(contents)
     for stream, (first, last) in found.lanes.items():
         objects = sorted(chains.pop(stream, []), key=lambda one: one.first)
         # what is before and after the chain, as objects of which only one end counts
@@ -123,7 +125,7 @@ def _check_catalog(verdict: Verdict, found: Found) -> None:
     wrong += [f"{key} is not in the catalog" for key in sorted(found.objects.keys() - entries.keys())]
     for entry in found.entries:
         contents, records = found.objects.get(entry.file_path, (None, []))
-        if contents is not None and (chain.entry_of(contents) != entry or contents.records != len(records)):
+        if contents is not None and (entry_of(contents) != entry or contents.records != len(records)):
             wrong.append(f"{entry.file_path} holds something else than its entry says")
     listed = {aside.key for contents, _ in found.objects.values() for aside in contents.quarantined}
     wrong += [f"{key} is listed or in quarantine, not both" for key in sorted(listed ^ found.quarantine.keys())]
@@ -157,8 +159,8 @@ def _check_identities(verdict: Verdict, sent: Sent, found: Found) -> None:
 def records_of(content: bytes, *, apart: bool) -> list[str]:
     """A message's records, each exactly as it was sent; `apart`: of those that were rejected."""
     if apart:
-        return [raw.decode() for _, raw in rejected.unpack(content)[1]]
-    raws = submission.records_of(Kind.RECORDS if content.startswith(b"[") else Kind.LINES, content)
+        return [raw.decode() for _, raw in rejected_records.unpack(content)[1]]
+    raws = message.records_of(Kind.RECORDS if content.startswith(b"[") else Kind.LINES, content)
     return [raw.decode() for raw in raws if raw != GAP]
 
 
@@ -180,7 +182,7 @@ def read_bucket(account: S3Account) -> tuple[dict[str, tuple[Contents, list[str]
                 body = s3.get_object(Bucket=account.bucket, Key=key)["Body"].read()
                 if key.endswith(".parquet"):
                     file = pq.ParquetFile(BytesIO(body))
-                    contents = msgspec.json.decode(file.metadata.metadata[parquet.FOOTER_KEY], type=Contents)
+                    contents = msgspec.json.decode(file.metadata.metadata[FOOTER_KEY], type=Contents)
                     objects[key] = contents, file.read(["_payload"]).column(0).to_pylist()
                 elif key.startswith("quarantine/"):
                     quarantine[key] = records_of(body, apart=key.endswith(".rejected"))

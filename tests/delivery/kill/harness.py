@@ -19,9 +19,10 @@ import httpx
 import msgspec
 import zstandard
 
-from bronze.chain import Lane, Message, lane_subject
 from bronze.errors import Unavailable
-from bronze.jetstream import (
+from bronze.protocol.lane import Lane, lane_subject
+from bronze.protocol.message import HEADER_KIND, HEADER_SUBMISSION, Kind, Message, Part, content
+from bronze.servers.jetstream import (
     EXPECTED_LAST_SUBJECT_SEQUENCE,
     EXPECTED_STREAM,
     WRONG_LAST_SEQUENCE,
@@ -29,7 +30,6 @@ from bronze.jetstream import (
     JetStream,
     Outgoing,
 )
-from bronze.submission import HEADER_KIND, HEADER_SUBMISSION, Kind, Part, content
 from local import programs, servers
 from local.programs import LOOPBACK, NotReady, Process, Program, http_get
 from tests.delivery.kill import checker, wiring

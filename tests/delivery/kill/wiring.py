@@ -16,12 +16,19 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, cast
 
-from bronze import parquet, settings, wiring
-from bronze.bucket import Bucket
-from bronze.catalog import Catalog
-from bronze.chain import Attempt, Contents, Lane, Position, Sorted
-from bronze.queue import NatsQueue, Queue
-from bronze.submission import Accepted, Checked
+from bronze import settings, wiring
+from bronze.objects import encoder
+from bronze.objects.encoder import Encoded
+from bronze.objects.footer import CONTENT_TYPE, TAIL_BYTES, contents_of_footer, footer_start
+from bronze.protocol.attempts import Attempt
+from bronze.protocol.chain import Position, Sorted
+from bronze.protocol.documents import Contents
+from bronze.protocol.lane import Lane
+from bronze.protocol.message import Accepted
+from bronze.records.spool import Checked
+from bronze.servers.bucket import Bucket
+from bronze.servers.catalog import Catalog
+from bronze.servers.queue import NatsQueue, Queue
 from bronze.wiring import Edges
 
 NAME = "BRONZE_KILL_NAME"
@@ -81,7 +88,7 @@ class KilledQueue(Wrapper):
 
 class KilledBucket(Wrapper):
     async def create(self, key: str, body: bytes, metadata: Mapping[str, str], content_type: str) -> bool:
-        if content_type != parquet.CONTENT_TYPE:
+        if content_type != CONTENT_TYPE:
             return cast(bool, await self._edge.create(key, body, metadata, content_type))
         obey(Step.READ_PUT)
         created: bool = await self._edge.create(key, body, metadata, content_type)
@@ -97,8 +104,8 @@ class CatalogFirst(Wrapper):
         self._edges = edges
 
     async def create(self, key: str, body: bytes, metadata: Mapping[str, str], content_type: str) -> bool:
-        if content_type == parquet.CONTENT_TYPE:
-            contents = parquet.read_contents(body[parquet.footer_start(len(body), body[-parquet.TAIL_BYTES :]) :])
+        if content_type == CONTENT_TYPE:
+            contents = contents_of_footer(body[footer_start(len(body), body[-TAIL_BYTES:]) :])
             lane = Lane(contents.source, contents.lane, contents.epoch)
             position, _ = await self._edges.catalog.position(lane)
             await self._edges.catalog.append(lane, position, contents)
@@ -151,16 +158,14 @@ def wire(edges: Edges) -> Edges:
 
 def decode_deadly() -> None:
     """Make decoding what it is where a library crashes on some input: the end of the process."""
-    encode = parquet.encode
+    encode = encoder.encode_object
 
-    def crash(
-        source: Any, lane: Lane, key: str, cut: Sorted, traceparent: str, written_at: str = ""
-    ) -> parquet.Encoded:
+    def crash(source: Any, lane: Lane, key: str, cut: Sorted, traceparent: str, written_at: str = "") -> Encoded:
         if any(DEADLY in one.message.content() and not one.undecoded for one in cut.kept):
             os.kill(os.getpid(), signal.SIGKILL)
         return encode(source, lane, key, cut, traceparent, written_at)
 
-    parquet.encode = crash
+    encoder.encode_object = crash
 
 
 class Doomed(NatsQueue):

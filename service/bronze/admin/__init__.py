@@ -1,0 +1,5 @@
+"""The commands of an operator.
+
+A role. Imports: errors, objects, protocol, servers, settings.
+Libraries: httpx, msgspec, rich.
+"""

@@ -1,0 +1,179 @@
+"""What is in quarantine, read from the bucket.
+
+An object under `quarantine/` is what a message holds, byte for byte: rejected records with the reasons (`.rejected`),
+or one that could not become rows (`.message`), whose headers stand in the object that lists it. Nothing is removed:
+what was replayed gets a mark beside it.
+"""
+
+from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+from urllib.parse import unquote
+
+import msgspec
+
+from bronze.errors import Halted, Poison
+from bronze.protocol import rejected_records
+from bronze.protocol.message import GAP, Accepted, Kind, Part, records_of
+
+if TYPE_CHECKING:
+    from bronze.servers.bucket import Bucket, Head
+
+
+FOLDER = "quarantine/"
+REJECTED = ".rejected"
+MESSAGE = ".message"
+#: The end of the mark's key, after that of what was replayed.
+REPLAYED = ".replayed"
+
+
+class Mistaken(Exception):
+    """What was asked for cannot be done; the message says why, and what can."""
+
+
+class Replayed(msgspec.Struct, frozen=True, kw_only=True):
+    """The mark of what was replayed: as which submission, how many records, and their digest (SHA-256)."""
+
+    submission_id: str
+    records: int
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A record in quarantine; its index in the body that it came in, and what is wrong with it, where that is known."""
+
+    raw: bytes
+    index: int | None = None
+    kind: str | None = None
+    field: str | None = None
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Aside:
+    """An object of the quarantine. `accepted` is None where nobody can tell any more what its submission was."""
+
+    key: str
+    source: str
+    submission_id: str
+    stored_at: str
+    reason: str
+    accepted: Accepted | None
+    records: Sequence[Record]
+    #: whether the records are told apart: else the only one is the whole message, whatever it is
+    apart: bool
+    replayed: Replayed | None
+
+    def listed(self) -> dict[str, object]:
+        """All but the records' bytes."""
+        return {
+            "key": self.key,
+            "source": self.source,
+            "submission_id": self.submission_id,
+            "stored_at": self.stored_at,
+            "reason": self.reason,
+            "replayed_as": self.replayed.submission_id if self.replayed else None,
+            "records": [
+                {"index": one.index, "kind": one.kind, "field": one.field, "reason": one.reason} for one in self.records
+            ],
+        }
+
+    def text(self) -> Iterator[str]:
+        """The same, to be read."""
+        again = f", replayed as {self.replayed.submission_id}" if self.replayed else ""
+        yield f"{self.key}\n  submission {self.submission_id}, {self.stored_at}{again}\n  {self.reason}"
+        for one in self.records:
+            if one.reason:
+                place = f"record {one.index}" + (f", field {one.field}" if one.field else "")
+                yield f"  {place}: {one.reason} ({one.kind})"
+
+    def lines(self) -> list[bytes]:
+        """Each record as one line: a line's end is a blank to JSON outside of strings, and an error inside."""
+        if not self.apart:
+            return [self.records[0].raw]
+        return [b" ".join(one.raw.splitlines()) for one in self.records]
+
+
+async def find(
+    bucket: "Bucket", *, source: str | None = None, since: str = "", submission_id: str | None = None
+) -> AsyncIterator[Aside]:
+    """What is in quarantine, by source and in the order of its lanes; `since` is a server's time, or its beginning."""
+    keys = [key async for key in bucket.keys(f"{FOLDER}source={source}/" if source else FOLDER)]
+    marked = {key for key in keys if key.endswith(REPLAYED)}
+    for key in keys:
+        head = await bucket.head(key) if key.endswith((REJECTED, MESSAGE)) else None
+        if head and _stored_at(head) >= since and submission_id in {None, _submission_id(head)}:
+            yield await _aside(bucket, key, head, replayed=key + REPLAYED in marked)
+
+
+async def load(bucket: "Bucket", key: str) -> Aside:
+    """What lies under a key; raises `Mistaken`."""
+    head = await bucket.head(key) if key.startswith(FOLDER) and key.endswith((REJECTED, MESSAGE)) else None
+    if head is None:
+        raise Mistaken(f"{key} is not in quarantine; `bronze quarantine list` says what is")
+    return await _aside(bucket, key, head, replayed=await bucket.head(key + REPLAYED) is not None)
+
+
+def _stored_at(head: "Head") -> str:
+    return head.metadata.get("bronze-time", "")
+
+
+def _submission_id(head: "Head") -> str:
+    return head.metadata.get("bronze-subject", "").rpartition(".")[2]
+
+
+async def _aside(bucket: "Bucket", key: str, head: "Head", *, replayed: bool) -> Aside:
+    payload = await bucket.read(key, 0, head.size) if head.size else b""
+    accepted, records = await _records(bucket, key, payload, unquote(head.metadata.get("bronze-file-path", "")))
+    return Aside(
+        key=key,
+        source=key.removeprefix(f"{FOLDER}source=").partition("/")[0],
+        submission_id=_submission_id(head),
+        stored_at=_stored_at(head),
+        reason=head.metadata.get("bronze-reason", ""),
+        accepted=accepted,
+        records=records or [Record(payload)],
+        apart=bool(records),
+        replayed=await _mark(bucket, key) if replayed else None,
+    )
+
+
+async def _records(bucket: "Bucket", key: str, payload: bytes, file_path: str) -> tuple[Accepted | None, list[Record]]:
+    """The submission, if it is known, and its records, if they can be told apart."""
+    if key.endswith(REJECTED):
+        try:
+            first_line, noted = rejected_records.unpack(payload)
+            said = msgspec.json.decode(first_line, type=Accepted)
+        except (Poison, msgspec.DecodeError):
+            return None, []
+        return said, [Record(raw, note.index, note.kind, note.field, note.reason) for note, raw in noted]
+    part = await _part(bucket, key, file_path)
+    accepted = part.accepted if part else None
+    try:
+        raws = records_of(part.kind if part else Kind.RECORDS, payload)
+    except (msgspec.DecodeError, RecursionError):
+        return accepted, []
+    first = part.first_record if part else None
+    return accepted, [
+        Record(raw, None if first is None else first + place) for place, raw in enumerate(raws) if raw != GAP
+    ]
+
+
+async def _part(bucket: "Bucket", key: str, file_path: str) -> Part | None:
+    """The part that a message was, by the headers that the object which lists it has kept."""
+    from bronze.objects.reader import (
+        read_contents,  # a publisher, whose command line is ours too, does without what it loads
+    )
+
+    try:
+        contents = await read_contents(bucket, file_path) if file_path else None
+        headers = next((one.headers for one in contents.quarantined if one.key == key), None) if contents else None
+        return Part.parse(headers) if headers else None
+    except (Halted, Poison):
+        return None
+
+
+async def _mark(bucket: "Bucket", key: str) -> Replayed | None:
+    head = await bucket.head(key + REPLAYED)
+    return msgspec.json.decode(await bucket.read(key + REPLAYED, 0, head.size), type=Replayed) if head else None

@@ -1,0 +1,25 @@
+"""The consumer's role: all lanes at once, until it is stopped."""
+
+import asyncio
+from collections.abc import Sequence
+
+from bronze.consumer.lane_writer import LaneWriter
+from bronze.consumer.tasks import cancel, or_stop
+
+#: What a stop waits for the writes under way; a supervisor kills after 10 s, and telemetry wants its own.
+STOP_GRACE_S = 6.0
+
+
+async def consume(writers: Sequence[LaneWriter], stop: asyncio.Event) -> None:
+    """Write all lanes until stopped; then finish what is under way, within the grace.
+
+    Raises `Gone` where a stream was replaced: then this process has none to work on, and stops likewise.
+    """
+    tend = [asyncio.create_task(or_stop(writer.tend(), stop)) for writer in writers]
+    write = [asyncio.create_task(or_stop(writer.run(stop), stop)) for writer in writers]
+    await stop.wait()
+    _, late = await asyncio.wait(write, timeout=STOP_GRACE_S)
+    await cancel(*late, *tend)
+    for error in [task.exception() for task in [*write, *tend] if not task.cancelled()]:
+        if error:
+            raise error

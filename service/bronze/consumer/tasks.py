@@ -1,0 +1,50 @@
+"""Tasks that end when the role stops."""
+
+import asyncio
+from collections.abc import Coroutine
+from contextlib import suppress
+from typing import Any
+
+CANCEL_AGAIN_S = 0.5
+
+
+async def or_stop(work: Coroutine[None, None, None], stop: asyncio.Event) -> None:
+    """Do the work; if it fails, all the others stop."""
+    try:
+        await work
+    except BaseException:
+        stop.set()
+        raise
+
+
+async def wait_or_stop(stop: asyncio.Event, seconds: float) -> None:
+    """Wait, or less if stopped."""
+    with suppress(TimeoutError):
+        await asyncio.wait_for(stop.wait(), seconds)
+
+
+async def unless_stopped(stop: asyncio.Event, work: Coroutine[None, None, None]) -> None:
+    """Do the work, or give it up if stopped."""
+    tasks: set[asyncio.Task[Any]] = {asyncio.create_task(work), asyncio.create_task(stop.wait())}
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        await cancel(*tasks)
+    for task in done:
+        task.result()
+
+
+async def cancel(*tasks: asyncio.Task[Any]) -> None:
+    """Cancel tasks until they have ended.
+
+    Once is not enough: before Python 3.12, `asyncio.wait_for`, which the NATS client waits with, swallows a
+    cancellation that comes together with the answer.
+    """
+    pending = set(tasks)
+    while pending:
+        for task in pending:
+            task.cancel()
+        _, pending = await asyncio.wait(pending, timeout=CANCEL_AGAIN_S)
+    for task in tasks:
+        if not task.cancelled():
+            task.exception()  # seen, so that asyncio does not complain that nobody looked

@@ -1,0 +1,5 @@
+"""What is written down, and the rules of the chain.
+
+Pure. Imports: errors.
+Libraries: msgspec, uuid_utils, zstandard.
+"""

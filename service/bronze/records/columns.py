@@ -1,0 +1,52 @@
+"""The Arrow columns of a source: those of its objects, and those of its columnar messages."""
+
+from collections.abc import Mapping
+
+import pyarrow as pa
+import pyarrow.json
+
+from bronze.records.sources import CLASSIFICATION_ID, Field, FieldType, Source
+
+ARROW_TYPES: Mapping[FieldType, pa.DataType] = {
+    FieldType.STRING: pa.string(),
+    FieldType.BOOL: pa.bool_(),
+    FieldType.INT64: pa.int64(),
+    FieldType.FLOAT64: pa.float64(),
+    FieldType.TIMESTAMP: pa.timestamp("us", tz="UTC"),
+    FieldType.DATE: pa.date32(),
+}
+
+_OURS = [
+    pa.field("file_path", pa.string(), nullable=False),
+    pa.field("classification_id", pa.string(), nullable=False),
+    pa.field("_submission_id", pa.string(), nullable=False),
+    pa.field("_record_index", pa.int64(), nullable=False),
+    pa.field("_origin", pa.string()),
+    pa.field("_received_at", pa.timestamp("us", tz="UTC"), nullable=False),
+    pa.field("_trace_id", pa.string(), nullable=False),
+    pa.field("_schema_version", pa.int32(), nullable=False),
+    pa.field("_payload", pa.string()),
+]
+
+
+def arrow_type(field: Field) -> pa.DataType:
+    """The Arrow type of a declared field's column."""
+    return pa.decimal128(field.precision, field.scale) if field.type is FieldType.DECIMAL else ARROW_TYPES[field.type]
+
+
+def object_schema(source: Source) -> pa.Schema:
+    """The columns of a source's objects."""
+    return pa.schema(_declared(source) + _OURS)
+
+
+def columnar_schema(source: Source) -> pa.Schema:
+    """The columns of a source's columnar messages: the declared fields, then what a row may have of its own.
+
+    `classification_id` is null where the submission's default holds; `_payload` is null, or the undeclared columns as
+    a JSON object.
+    """
+    return pa.schema([*_declared(source), pa.field(CLASSIFICATION_ID, pa.string()), pa.field("_payload", pa.string())])
+
+
+def _declared(source: Source) -> list[pa.Field]:
+    return [pa.field(field.name, arrow_type(field), nullable=not field.required) for field in source.fields]

@@ -1,0 +1,179 @@
+"""The catalog: the chain, written down, and the identities of what it holds.
+
+One stream: `catalog.{source}.{lane}.{epoch}` has an entry for each object, gapless and in order, and is also the feed
+of new objects; `identity.{submission_id}` says where a submission is.
+"""
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Protocol, Self, TypeVar
+
+import msgspec
+
+from bronze.errors import Halted, Misconfigured, Unavailable
+from bronze.protocol.chain import Position
+from bronze.protocol.documents import Contents, Entry, Identity, entry_of, identities_of
+from bronze.protocol.lane import Lane
+from bronze.protocol.message import Message
+from bronze.servers import jetstream as js
+from bronze.servers.jetstream import ApiError, JetStream, Outgoing
+from bronze.servers.key_value import Claims
+from bronze.settings import Settings
+
+ENTRIES = "catalog.>"
+SUBJECTS = [ENTRIES, "identity.*"]
+#: How long an identity is kept: a key's, and that of a submission without one.
+KEYED_S = 720 * 3600
+UNKEYED_S = 24 * 3600
+KEYED_TTL = f"{KEYED_S // 3600}h"
+UNKEYED_TTL = f"{UNKEYED_S // 3600}h"
+
+PREFIX = "BRONZE_CATALOG"
+CLAIM = "stream.catalog"
+#: The command that makes the catalog anew, and the key that its stream's metadata have until it is whole.
+REBUILD = "bronze catalog rebuild"
+REBUILDING = "bronze.rebuilding"
+
+T = TypeVar("T")
+
+
+class Overtaken(Exception):
+    """Another writer has appended to this chain: load the position again."""
+
+
+class Catalog(Protocol):
+    """What the roles need of a catalog.
+
+    `append` is all or nothing, and only one of several writers at one position succeeds.
+    """
+
+    async def position(self, lane: Lane) -> tuple[Position, str]: ...
+    async def identity(self, submission_id: str) -> Identity | None: ...
+    async def identities(self, lane: Lane, position: Position, ids: Sequence[str]) -> Mapping[str, Identity]: ...
+    async def append(self, lane: Lane, position: Position, contents: Contents) -> Position: ...
+
+
+class NatsCatalog:
+    """The catalog on JetStream."""
+
+    def __init__(self, jetstream: JetStream, stream: str) -> None:
+        self._js = jetstream
+        self._stream = stream
+
+    @classmethod
+    async def open(cls, jetstream: JetStream, settings: Settings) -> Self:
+        """The catalog of this queue; made where there is none.
+
+        Raises `Misconfigured` where it is another bucket's, and `Unavailable` while it is rebuilt.
+        """
+        claims = Claims(jetstream, settings.queue_replicas)
+        metadata = stream_metadata(settings)
+        name = await claims.stream(CLAIM, PREFIX, SUBJECTS, stream_config(settings, metadata))
+        state = await jetstream.state(name)
+        made_with = {key: state.metadata.get(key) for key in metadata}
+        if made_with != metadata:
+            raise Misconfigured(
+                f"the catalog {name} was made with {made_with}, and the settings say {metadata}: "
+                "set BRONZE_BUCKET and BRONZE_PREFIX as they were, or use another queue"
+            )
+        if REBUILDING in state.metadata:
+            raise Unavailable(
+                "queue-away",
+                f"the catalog is being rebuilt by `{REBUILD}`: if that does not run any more, run it again",
+            )
+        return cls(jetstream, name)
+
+    async def position(self, lane: Lane) -> tuple[Position, str]:
+        """Where a lane's chain stands, from the leader, and when that entry was stored by the server's clock."""
+        async with self._named():
+            message = await self._js.get_last(self._stream, lane.entry_subject)
+        if message is None:
+            return Position(None, 0), ""
+        return Position(decode(message, Entry), message.sequence), message.time
+
+    async def identity(self, submission_id: str) -> Identity | None:
+        """A submission's identity, from the leader."""
+        async with self._named():
+            message = await self._js.get_last(self._stream, f"identity.{submission_id}")
+        return None if message is None else decode(message, Identity)
+
+    async def identities(self, lane: Lane, position: Position, ids: Sequence[str]) -> Mapping[str, Identity]:
+        """The identities of submissions, as they are at the position or later.
+
+        A replica answers for all at one moment; the lane's own entry in the same answer shows that this moment is
+        not before the position. If it is, the replica is asked once more, then the leader for each.
+        """
+        subjects = [f"identity.{one}" for one in ids]
+        for _ in range(2):
+            async with self._named():
+                messages = await self._js.last_of(self._stream, [*subjects, lane.entry_subject])
+            entry = [message.sequence for message in messages if message.subject == lane.entry_subject]
+            if max(entry, default=0) >= position.entry_sequence:
+                break
+        else:
+            found = [await self._js.get_last(self._stream, subject) for subject in subjects]
+            messages = [message for message in found if message is not None]
+        identities = [decode(message, Identity) for message in messages if message.subject != lane.entry_subject]
+        return {identity.accepted.submission_id: identity for identity in identities}
+
+    async def append(self, lane: Lane, position: Position, contents: Contents) -> Position:
+        """Write an object's identities and its entry in one atomic batch, and give the new position.
+
+        Raises `Overtaken` where the position is not the last any more, also where it was this batch that moved it and
+        its answer was lost: the position tells.
+        """
+        entry = entry_of(contents)
+        messages = [identity_message(identity) for identity in identities_of(contents)]
+        messages.append(
+            Outgoing(
+                lane.entry_subject,
+                msgspec.json.encode(entry),
+                {js.EXPECTED_LAST_SUBJECT_SEQUENCE: str(position.entry_sequence)},
+            )
+        )
+        messages[0].headers[js.EXPECTED_STREAM] = self._stream
+        try:
+            sequence = await self._js.publish_batch(messages, len(messages))
+        except ApiError as error:
+            if error.err_code in {js.WRONG_LAST_SEQUENCE, js.SUBJECT_WRITE_IN_FLIGHT}:
+                raise Overtaken from error
+            if error.err_code == js.WRONG_STREAM:
+                raise js.gone(self._stream) from error
+            raise Unavailable("queue-away", f"the catalog refuses the entry: {error}") from error
+        return Position(entry, sequence)
+
+    def _named(self) -> AbstractAsyncContextManager[None]:
+        """Raises `Gone` where the catalog was replaced by another."""
+        return self._js.named(self._stream, SUBJECTS[0])
+
+
+def stream_metadata(settings: Settings) -> dict[str, str]:
+    return {"bronze.bucket": settings.bucket, "bronze.prefix": settings.prefix}
+
+
+def stream_config(settings: Settings, metadata: Mapping[str, str]) -> dict[str, object]:
+    return {
+        "storage": "file",
+        "retention": "limits",
+        "discard": "new",
+        "num_replicas": settings.queue_replicas,
+        "allow_atomic": True,
+        "allow_direct": True,
+        "allow_msg_ttl": True,
+        "metadata": metadata,
+    }
+
+
+def identity_message(identity: Identity) -> Outgoing:
+    return Outgoing(
+        f"identity.{identity.accepted.submission_id}",
+        msgspec.json.encode(identity),
+        {js.TTL: KEYED_TTL if identity.accepted.keyed else UNKEYED_TTL},
+    )
+
+
+def decode(message: Message, kind: type[T]) -> T:
+    try:
+        return msgspec.json.decode(message.payload, type=kind)
+    except msgspec.DecodeError as error:
+        raise Halted(f"the catalog's message {message.sequence} ({message.subject}) cannot be read: {error}") from error

@@ -1,0 +1,96 @@
+"""The catalog's entries in order, for whoever follows new objects."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from bronze.errors import Halted, Unavailable
+from bronze.protocol.documents import Entry
+from bronze.servers.catalog import ENTRIES, REBUILDING, decode
+from bronze.servers.jetstream import JetStream
+
+#: One read of the feed.
+FEED_MESSAGES_MAX = 256
+FEED_BYTES_MAX = 2**20
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A place in the feed: after that sequence of that stream. A catalog that was made anew is another stream."""
+
+    stream: str = ""
+    sequence: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Noted:
+    """An entry as the feed has it; `time` is when the server stored it."""
+
+    sequence: int
+    time: str
+    entry: Entry
+
+    @property
+    def stored_at(self) -> str:
+        """When the object was written; entries of before say only when they were."""
+        return self.entry.written_at or self.time
+
+
+@dataclass(frozen=True, slots=True)
+class News:
+    """What the feed has after a place: entries in order, the place after them, and how many more there are."""
+
+    place: Place
+    entries: Sequence[Noted]
+    left: int
+
+
+class Feed:
+    """The catalog's entries, read in order by whoever needs them: the view, and followers of new objects."""
+
+    def __init__(self, jetstream: JetStream) -> None:
+        self._js = jetstream
+        self._stream: str | None = None
+
+    async def read(self, after: Place, *, since: str | None = None) -> News:
+        """What follows a place, as much as one read takes; from the beginning where the catalog is another one.
+
+        `since`, a server's time, says where to begin instead. Raises `Unavailable`.
+        """
+        stream = await self._found()
+        place = after if after.stream == stream else Place(stream)
+        try:
+            messages, left = await self._js.read_of(
+                stream,
+                ENTRIES,
+                since or place.sequence + 1,
+                messages_max=FEED_MESSAGES_MAX,
+                bytes_max=FEED_BYTES_MAX,
+            )
+        except Unavailable:
+            self._stream = None  # it may have been replaced
+            raise
+        entries: list[Noted] = []
+        for message in messages:
+            try:
+                entries.append(Noted(message.sequence, message.time, decode(message, Entry)))
+            except Halted as error:
+                log.error("left out: %s", error)
+        return News(Place(stream, messages[-1].sequence) if messages else place, entries, left)
+
+    async def end(self) -> Place:
+        """The place after all that there is now."""
+        stream = await self._found()
+        return Place(stream, (await self._js.state(stream)).last)
+
+    async def _found(self) -> str:
+        if self._stream is None:
+            stream = next(iter(await self._js.streams_of(ENTRIES)), None)
+            if stream is None:
+                raise Unavailable("queue-away", "the queue has no catalog")
+            if REBUILDING in (await self._js.state(stream)).metadata:
+                raise Unavailable("queue-away", "the catalog is being rebuilt")  # half of it would look like all
+            self._stream = stream
+        return self._stream

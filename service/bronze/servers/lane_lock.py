@@ -1,0 +1,137 @@
+"""One writer per lane, by courtesy: a lock saves double work, and data never depends on it.
+
+A key holds the owner and a beat. Who waits judges by its own monotonic clock: a
+key that has not changed for the expiry is taken over, by compare-and-set on the revision that was seen. The key also
+remembers what was being decoded, so that a message that kills its decoder is found (rule 7).
+"""
+
+import asyncio
+import time
+from collections.abc import Callable
+from enum import StrEnum
+from typing import Protocol
+
+import msgspec
+
+from bronze.errors import Halted, Unavailable
+from bronze.protocol.attempts import Attempt
+from bronze.protocol.lane import Lane
+from bronze.servers.key_value import Claims, Taken
+
+BEATS_PER_EXPIRY = 5
+
+
+class Phase(StrEnum):
+    """What the owner was doing; a death in any other phase than `decoding` says nothing of a message."""
+
+    FREE = "free"
+    HELD = "held"
+    DECODING = "decoding"
+
+
+class State(msgspec.Struct, frozen=True, kw_only=True):
+    """What the key holds. An empty owner is a lock that was given back."""
+
+    owner: str = ""
+    beat: int = 0
+    phase: Phase = Phase.FREE
+    attempt: Attempt = Attempt()
+
+
+class Lost(Exception):
+    """Another has the lock now."""
+
+
+class Lock(Protocol):
+    """The courtesy that consumers show each other on one lane."""
+
+    @property
+    def attempt(self) -> Attempt: ...
+    async def acquire(self) -> None: ...
+    async def decoding(self, attempt: Attempt) -> None: ...
+    async def decoded(self) -> None: ...
+    async def keep(self) -> None: ...
+    async def release(self) -> None: ...
+
+
+class NatsLock:
+    """A lane's lock on JetStream."""
+
+    def __init__(
+        self,
+        claims: Claims,
+        lane: Lane,
+        owner: str,
+        expiry_s: float,
+        now_s: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._claims = claims
+        self._key = f"lock.{lane.source}.{lane.number}.{lane.epoch}"
+        self._owner = owner
+        self._expiry_s = expiry_s
+        self._now_s = now_s
+        self._state = State()
+        self._revision = 0
+        self._writing = asyncio.Lock()
+
+    @property
+    def attempt(self) -> Attempt:
+        """What is remembered of decoding on this lane, by whomever."""
+        return self._state.attempt
+
+    async def acquire(self) -> None:
+        """Wait until the lock is ours."""
+        seen, seen_s = -1, self._now_s()
+        while True:
+            state, revision = await self._load()
+            if revision != seen:
+                seen, seen_s = revision, self._now_s()
+            mine_before = state.owner == self._owner
+            if mine_before or not state.owner or self._now_s() - seen_s >= self._expiry_s:
+                died = state.phase is Phase.DECODING and not mine_before
+                attempt = state.attempt.died() if died else state.attempt
+                self._revision = revision
+                try:
+                    await self._write(owner=self._owner, phase=Phase.HELD, attempt=attempt)
+                except Lost:
+                    continue
+                else:
+                    return
+            await asyncio.sleep(self._expiry_s / BEATS_PER_EXPIRY)
+
+    async def decoding(self, attempt: Attempt) -> None:
+        """Note what is about to be decoded: if we die of it, the next owner knows. Raises `Lost`."""
+        await self._write(phase=Phase.DECODING, attempt=attempt)
+
+    async def decoded(self) -> None:
+        """Note that decoding was survived. Raises `Lost`."""
+        await self._write(phase=Phase.HELD)
+
+    async def keep(self) -> None:
+        """Beat for as long as the lock is ours; raises `Lost` when it is not."""
+        while True:
+            await asyncio.sleep(self._expiry_s / BEATS_PER_EXPIRY)
+            try:
+                await self._write()
+            except Unavailable:
+                continue  # without a queue nobody can take it either
+
+    async def release(self) -> None:
+        """Give the lock back, so that the next owner does not wait."""
+        await self._write(owner="", phase=Phase.FREE)
+
+    async def _load(self) -> tuple[State, int]:
+        value, revision = await self._claims.get(self._key)
+        try:
+            return (msgspec.json.decode(value, type=State) if value else State()), revision
+        except msgspec.DecodeError as error:
+            raise Halted(f"the lock {self._key} cannot be read: {error}") from error
+
+    async def _write(self, **changes: object) -> None:
+        async with self._writing:  # the beat and the phases come from two tasks
+            state = msgspec.structs.replace(self._state, beat=self._state.beat + 1, **changes)
+            try:
+                self._revision = await self._claims.put(self._key, msgspec.json.encode(state), self._revision)
+            except Taken as error:
+                raise Lost from error
+            self._state = state

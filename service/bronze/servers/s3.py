@@ -1,0 +1,166 @@
+"""The bucket on S3: the one place that imports the S3 client.
+
+The endpoint, the region and the keys are boto3's own `AWS_*` settings. Retries are the caller's: the client makes one
+attempt.
+"""
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
+from uuid import uuid4
+
+import boto3
+import botocore.exceptions
+from botocore.config import Config
+
+from bronze.errors import Misconfigured, Unavailable
+from bronze.settings import Settings
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+from bronze.servers.bucket import Head
+
+T = TypeVar("T")
+
+THREADS = 8
+CONNECT_TIMEOUT_S = 3
+READ_TIMEOUT_S = 30
+RACERS = 4
+RACES = 3
+
+
+class S3Bucket:
+    """The bucket on S3."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.name = settings.bucket
+        self._create_only = not settings.create_only_missing
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="bucket")
+        self._s3: S3Client = boto3.Session().client(
+            "s3",
+            config=Config(
+                retries={"total_max_attempts": 1, "mode": "standard"},
+                connect_timeout=CONNECT_TIMEOUT_S,
+                read_timeout=READ_TIMEOUT_S,
+                max_pool_connections=THREADS,
+                request_checksum_calculation="when_required",  # several S3-alikes refuse the default trailer
+                response_checksum_validation="when_required",
+            ),
+        )
+
+    def close(self) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def _call(self, call: Callable[[], T]) -> T:
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, call)
+        except botocore.exceptions.ClientError as error:
+            raise _unavailable(error) from error
+        except (botocore.exceptions.ConnectTimeoutError, botocore.exceptions.ReadTimeoutError) as error:
+            raise Unavailable("timeout", f"the bucket does not answer: {error}") from error
+        except botocore.exceptions.BotoCoreError as error:
+            if isinstance(error, botocore.exceptions.NoCredentialsError):
+                raise Misconfigured(
+                    "no keys for the bucket: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+                ) from error
+            raise Unavailable("unavailable", f"the bucket is away: {error}") from error
+
+    async def create(self, key: str, body: bytes, metadata: Mapping[str, str], content_type: str) -> bool:
+        """Write an object under a key that is not there. False: the key is taken, and nothing was written."""
+        if not self._create_only and await self.head(key) is not None:
+            return False
+        request: dict[str, Any] = {
+            "Bucket": self.name,
+            "Key": key,
+            "Body": body,
+            "ContentType": content_type,
+            "Metadata": {**metadata, "sha256": hashlib.sha256(body).hexdigest()},
+        }
+        if self._create_only:
+            request["IfNoneMatch"] = "*"
+
+        def put() -> bool:
+            try:
+                self._s3.put_object(**request)
+            except botocore.exceptions.ClientError as error:
+                if _status(error) == 412:
+                    return False
+                raise
+            return True
+
+        return await self._call(put)
+
+    async def head(self, key: str) -> Head | None:
+        def head() -> Head | None:
+            try:
+                answer = self._s3.head_object(Bucket=self.name, Key=key)
+            except botocore.exceptions.ClientError as error:
+                if _status(error) == 404:
+                    return None
+                raise
+            return Head(answer["ContentLength"], answer["Metadata"])
+
+        return await self._call(head)
+
+    async def read(self, key: str, start: int, end: int) -> bytes:
+        """The bytes from `start` to before `end` of an object."""
+
+        def get() -> bytes:
+            span = f"bytes={start}-{end - 1}"
+            return self._s3.get_object(Bucket=self.name, Key=key, Range=span)["Body"].read()
+
+        return await self._call(get)
+
+    async def keys(self, prefix: str, start_after: str = "") -> AsyncIterator[str]:
+        """The keys under a prefix, in order, from after a key on."""
+        while True:
+            page = await self._call(
+                partial(self._s3.list_objects_v2, Bucket=self.name, Prefix=prefix, StartAfter=start_after)
+            )
+            found = page.get("Contents", [])
+            for item in found:
+                yield item["Key"]
+            if not page["IsTruncated"] or not found:
+                return
+            start_after = found[-1]["Key"]
+
+    async def check(self) -> None:
+        """Whether the bucket is there; raises `Unavailable`."""
+        await self._call(partial(self._s3.head_bucket, Bucket=self.name))
+
+    async def check_create_only(self) -> None:
+        """Race several writers for one key; raises `Misconfigured` where more than one is told that it won."""
+        if not self._create_only:
+            return
+        for _ in range(RACES):
+            key = f".bronze/create-only/{uuid4().hex}"
+            try:
+                won = await asyncio.gather(
+                    *(self.create(key, str(racer).encode(), {}, "text/plain") for racer in range(RACERS)),
+                    return_exceptions=True,
+                )
+            finally:
+                await self._call(partial(self._s3.delete_object, Bucket=self.name, Key=key))
+            if won.count(True) > 1:
+                raise Misconfigured(
+                    f"{won.count(True)} of {RACERS} writers were told that they created the same key in bucket "
+                    f"{self.name}: it has no create-only PUT (If-None-Match), without which two consumers would "
+                    "overwrite each other's objects. Use a bucket that has it, or run exactly one consumer and set "
+                    "BRONZE_CREATE_ONLY_MISSING=true"
+                )
+            failed = [one for one in won if isinstance(one, BaseException)]
+            if True not in won and failed:
+                raise failed[0]
+
+
+def _status(error: botocore.exceptions.ClientError) -> int:
+    return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+
+
+def _unavailable(error: botocore.exceptions.ClientError) -> Unavailable:
+    status = _status(error)
+    kinds = {401: "denied", 403: "denied", 404: "denied", 409: "conflict", 429: "throttled", 503: "throttled"}
+    return Unavailable(kinds.get(status, "unavailable"), f"the bucket answers {status}: {error}")

@@ -1,0 +1,226 @@
+"""The reader of columnar bodies, as real child processes: a hostile body costs its bounds and gets its refusal."""
+
+import asyncio
+import os
+import struct
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from io import BytesIO
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from bronze.api import columnar_reader
+from bronze.api.columnar_reader import Body, Readers
+from bronze.api.columnar_worker import EXIT_DISK, STREAM_END
+from bronze.errors import Refused, Unavailable
+from bronze.records.media import Format
+from bronze.records.spool import Checked
+from bronze.settings import Settings
+from tests.contract.making import SOURCES, until
+
+MIB = 2**20
+GOOD = pa.table({"vehicle_id": [f"N{n}" for n in range(100)], "seats": range(100)})
+#: One byte, as often as the memory of these tests' readers has bytes.
+MEMORY_BYTES_MAX = 96 * MIB
+BOMB = pa.table({"vehicle_id": pa.array(["\0" * MEMORY_BYTES_MAX])})
+
+
+def parquet(table: pa.Table, **options: object) -> bytes:
+    sink = BytesIO()
+    pq.write_table(table, sink, **options)
+    return sink.getvalue()
+
+
+def stream(table: pa.Table, compression: str | None = None, batch_rows: int = 50) -> bytes:
+    sink = BytesIO()
+    with pa.ipc.new_stream(sink, table.schema, options=pa.ipc.IpcWriteOptions(compression=compression)) as writer:
+        writer.write_table(table, max_chunksize=batch_rows)
+    return sink.getvalue()
+
+
+def settings(**chosen: int) -> Settings:
+    return Settings().model_copy(update=chosen)
+
+
+async def read(form: Format, data: bytes, readers: Readers | None = None) -> Checked:
+    body = Body(form, 2**30)
+    try:
+        body.take(data)
+        return await (readers or Readers(settings())).read(SOURCES["vehicles"], body)
+    finally:
+        body.close()
+
+
+#: What other tests' servers are children of this process when a test begins.
+OTHERS: set[int] = set()
+
+
+def children() -> set[int]:
+    """The child processes of this one that a test has started."""
+    found: set[int] = set()
+    for task in Path("/proc/self/task").iterdir():
+        with suppress(FileNotFoundError, ProcessLookupError):  # a thread that has just ended
+            found.update(map(int, (task / "children").read_text().split()))
+    return found - OTHERS
+
+
+@pytest.fixture(autouse=True)
+def _others() -> None:
+    OTHERS.clear()
+    OTHERS.update(children())
+
+
+# --- hostile bodies
+
+
+def many_rows() -> bytes:
+    """Twenty million rows in 50 KB, by their runs' lengths."""
+    ones = pa.DictionaryArray.from_arrays(pa.repeat(pa.scalar(0, pa.int32()), 2 * 10**7), pa.array(["a"]))
+    return parquet(pa.table({"vehicle_id": ones}), data_page_size=2**30)
+
+
+def large_dictionary() -> bytes:
+    """A text of half a MB, ten thousand times, in a file that holds it once."""
+    large = pa.DictionaryArray.from_arrays(pa.repeat(pa.scalar(0, pa.int32()), 10_000), pa.array(["x" * (MIB // 2)]))
+    return stream(pa.table({"vehicle_id": large}), batch_rows=10_000)
+
+
+def out_of_bounds() -> bytes:
+    """Texts whose offsets point far beyond their bytes."""
+    whole = stream(pa.table({"vehicle_id": ["a" * 7, "b" * 11]}))
+    offsets, far = struct.pack("<3i", 0, 7, 18), struct.pack("<3i", 0, 7, 2**30)
+    assert whole.count(offsets) == 1
+    return whole.replace(offsets, far)
+
+
+def thrift_garbage() -> bytes:
+    footer = os.urandom(200)
+    return b"PAR1" + os.urandom(100) + footer + len(footer).to_bytes(4, "little") + b"PAR1"
+
+
+def spoilt_page() -> bytes:
+    """A whole footer over pages that are none."""
+    whole = parquet(GOOD)
+    footer = int.from_bytes(whole[-8:-4], "little") + 8
+    return whole[:4] + b"\xff" * (len(whole) - footer - 4) + whole[-footer:]
+
+
+ARROW, PARQUET = Format.ARROW_STREAM, Format.PARQUET
+COSTLY = (413, "body-too-costly")
+UNREADABLE = (400, "unreadable-body")
+
+
+@pytest.mark.parametrize(
+    ("form", "make", "expected", "word"),
+    [
+        pytest.param(PARQUET, lambda: parquet(BOMB, compression="brotli"), COSTLY, "memory", id="few bytes of many"),
+        pytest.param(
+            PARQUET,
+            lambda: parquet(BOMB, compression="zstd", use_dictionary=False),
+            COSTLY,
+            "memory",
+            id="zstd bomb in a page",
+        ),
+        pytest.param(ARROW, lambda: stream(BOMB, "zstd"), COSTLY, "memory", id="zstd bomb in a batch"),
+        pytest.param(ARROW, large_dictionary, COSTLY, "memory", id="one text ten thousand times"),
+        pytest.param(PARQUET, many_rows, COSTLY, "1 s of CPU", id="endless rows"),
+        pytest.param(PARQUET, lambda: b"", (400, "empty-body"), "no record", id="nothing"),
+        pytest.param(PARQUET, lambda: os.urandom(1000), UNREADABLE, "magic", id="garbage for Parquet"),
+        pytest.param(ARROW, lambda: os.urandom(1000), UNREADABLE, "whole", id="garbage for Arrow"),
+        pytest.param(PARQUET, thrift_garbage, UNREADABLE, "thrift", id="garbage as a footer"),
+        pytest.param(PARQUET, spoilt_page, UNREADABLE, "page header", id="garbage as pages"),
+        pytest.param(PARQUET, lambda: parquet(GOOD)[:-40], UNREADABLE, "magic", id="cut Parquet"),
+        pytest.param(ARROW, lambda: stream(GOOD)[:-400], UNREADABLE, "whole", id="cut stream"),
+        pytest.param(ARROW, lambda: stream(GOOD)[: -len(STREAM_END)], UNREADABLE, "close the writer", id="no end mark"),
+        pytest.param(ARROW, lambda: stream(GOOD) * 2, UNREADABLE, "end-of-stream", id="two streams in one"),
+        pytest.param(ARROW, lambda: b"ARROW1\0\0" + stream(GOOD), UNREADABLE, "an Arrow file", id="Arrow file"),
+        pytest.param(ARROW, lambda: parquet(GOOD), UNREADABLE, "Content-Type", id="Parquet called Arrow"),
+        pytest.param(ARROW, out_of_bounds, UNREADABLE, "offset", id="offsets out of bounds"),
+    ],
+)
+async def test_a_hostile_body_is_refused(
+    form: Format, make: Callable[[], bytes], expected: tuple[int, str], word: str
+) -> None:
+    """By a documented word, within its bounds of memory and time; and the next body is read."""
+    readers = Readers(settings(columnar_cpu_s_max=1, columnar_memory_bytes_max=MEMORY_BYTES_MAX))
+    with pytest.raises(Refused) as refused:
+        await read(form, make(), readers)
+    assert (refused.value.status, refused.value.kind) == expected
+    assert word in refused.value.detail
+    assert children() == set()
+    (await read(PARQUET, parquet(GOOD), readers)).close()
+
+
+@pytest.mark.parametrize("death", ["os.abort()", "os.kill(os.getpid(), 11)", "raise RuntimeError", "print('{')"])
+async def test_a_reader_that_dies_is_a_refusal(
+    death: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever a body makes of its reader, the sender is told that it is the body."""
+    monkeypatch.setattr(columnar_reader, "COMMAND", ("-c", f"import os; {death}"))
+    with pytest.raises(Refused, match="its reader crashed") as refused:
+        await read(PARQUET, parquet(GOOD))
+    assert (refused.value.status, refused.value.kind) == UNREADABLE
+
+
+async def test_a_full_disk_is_not_the_senders(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(columnar_reader, "COMMAND", ("-c", f"import os; os._exit({EXIT_DISK})"))
+    with pytest.raises(OSError, match="disk"):
+        await read(PARQUET, parquet(GOOD))
+
+
+# --- readers
+
+
+@pytest.fixture
+def endless(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Each reader waits for ever."""
+    monkeypatch.setattr(columnar_reader, "COMMAND", ("-c", "import signal; signal.pause()"))
+    yield
+    assert children() == set()
+
+
+async def test_a_reader_that_only_waits_is_ended_in_time(endless: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(columnar_reader, "WALL_PER_CPU", 0.2)
+    with pytest.raises(Refused, match="takes more than") as refused:
+        await read(PARQUET, parquet(GOOD), Readers(settings(columnar_cpu_s_max=1)))
+    assert (refused.value.status, refused.value.kind) == COSTLY
+
+
+async def test_a_request_that_is_cancelled_takes_its_reader_with_it(endless: None) -> None:
+    reading = asyncio.create_task(read(PARQUET, parquet(GOOD)))
+    await until(lambda: bool(children()))
+    reading.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await reading
+
+
+async def test_so_many_read_at_once_and_others_wait_for_their_turn(
+    endless: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Up to a bound; then it is 503, and its sender comes again."""
+    monkeypatch.setattr(columnar_reader, "TURN_WAIT_S", 0.2)
+    readers = Readers(settings(columnar_readers_max=1))
+    first = asyncio.create_task(read(PARQUET, parquet(GOOD), readers))
+    await until(lambda: len(children()) == 1)
+    with pytest.raises(Unavailable) as refused:
+        await read(PARQUET, parquet(GOOD), readers)
+    assert refused.value.kind == "readers-busy"
+    assert len(children()) == 1
+    first.cancel()
+    await asyncio.gather(first, return_exceptions=True)
+
+
+async def test_a_reader_knows_nothing_of_our_secrets(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Nor is there a way for `PYTHON*` to change what it runs."""
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    monkeypatch.setattr(
+        columnar_reader,
+        "COMMAND",
+        ("-c", f"import os; open({str(tmp_path / 'env')!r}, 'w').write(str(dict(os.environ)))"),
+    )
+    with pytest.raises(Refused):
+        await read(PARQUET, parquet(GOOD))
+    assert "AWS" not in (tmp_path / "env").read_text()

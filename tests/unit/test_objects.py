@@ -1,0 +1,652 @@
+"""Objects: what stands in a file is what was sent, and a file tells what it holds."""
+
+import datetime as dt
+import gc
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from decimal import Decimal
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import msgspec
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+import zstandard
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bronze.errors import Refused
+from bronze.objects import encoder, file_writer
+from bronze.objects.encoder import Encoded, encode_object
+from bronze.objects.footer import TAIL_BYTES, NotOurs, contents_of_footer, footer_start, user_metadata
+from bronze.objects.rows import ARROW_ROWS_MIN, _times
+from bronze.objects.search import holders
+from bronze.protocol.chain import Sorted, sort
+from bronze.protocol.documents import Contents, Identity, identities_of
+from bronze.protocol.keys import object_key, quarantine_key
+from bronze.protocol.lane import Lane, lane_subject
+from bronze.protocol.limits import digest
+from bronze.protocol.message import HEADER_ENCODING, ZSTD, Accepted, Kind, Message, Part
+from bronze.records import sources
+from bronze.records.columns import columnar_schema, object_schema
+from bronze.records.json_intake import JsonIntake
+from bronze.records.sources import RESERVED, Field, FieldType
+
+SOURCES = sources.built_in()
+EPOCH = "20261124T120000000"
+TIME = "2026-11-24T12:34:56.123456789Z"
+TRACEPARENT = f"00-{'a' * 32}-{'b' * 16}-01"
+RUN = {"operator": "UA", "run_number": 1, "origin": "A", "destination": "B", "scheduled_at": "2013-01-01T05:15:00Z"}
+
+
+def accepted(source: str, submission: str = "s", **fields: Any) -> Accepted:
+    known: dict[str, Any] = {
+        "submission_id": submission,
+        "source": source,
+        "digest": "d",
+        "records": 1,
+        "classification_id": "run",
+        "classification_default": "run",
+        "classification_count": 1,
+        "received_at": "2026-11-24T12:34:56.000001+00:00",
+        "trace_id": "0" * 32,
+        "traceparent": TRACEPARENT,
+    }
+    return Accepted(**(known | fields))
+
+
+def message(
+    sequence: int,
+    records: Sequence[bytes],
+    source: str,
+    *,
+    of: Accepted | None = None,
+    part: tuple[int, int] = (1, 1),
+    first_record: int = 0,
+    said: int | None = None,
+    kind: Kind = Kind.RECORDS,
+) -> Message:
+    """A message of the given records, whose headers may say otherwise."""
+    of = of or accepted(source, f"s{sequence}")
+    headers = Part(of, *part, first_record, len(records) if said is None else said, kind).headers()
+    payload = b"\n".join(records) if kind is Kind.LINES else b"[" + b",".join(records) + b"]"
+    return Message(sequence, lane_subject(source, 0, of.submission_id), TIME, headers, payload)
+
+
+def encode(source: str, messages: Sequence[Message], identities: Sequence[Identity] = ()) -> Encoded:
+    lane = Lane(source, 0, EPOCH)
+    cut = sort(lane, messages, {one.accepted.submission_id: one for one in identities})
+    return encode_cut(source, lane, cut)
+
+
+def encode_cut(source: str, lane: Lane, cut: Sorted) -> Encoded:
+    return encode_object(SOURCES[source], lane, object_key("bronze", lane, cut.messages[0]), cut, TRACEPARENT)
+
+
+def table(encoded: Encoded) -> pa.Table:
+    return pq.read_table(pa.BufferReader(encoded.body))
+
+
+def by_footer(body: bytes) -> Contents:
+    """As a reader in the bucket does: the last bytes, then the footer, and nothing else."""
+    start = footer_start(len(body), body[-TAIL_BYTES:])
+    return contents_of_footer(body[start:])
+
+
+# --- rows
+
+
+def test_an_encoded_cut_leaves_nothing_behind() -> None:
+    """The rows are gone with the call, and do not wait for the garbage collector: a consumer runs for months."""
+    sent = [json.dumps(RUN | {"classification_id": f"r{n}"}).encode() for n in range(100)]
+    gc.disable()
+    try:
+        before = pa.total_allocated_bytes()
+        encode("status", [message(3, sent, "status"), message(4, [b"{}"], "status")])
+        assert pa.total_allocated_bytes() == before
+    finally:
+        gc.enable()
+
+
+def test_columns_are_the_declared_fields_in_their_types_and_then_ours() -> None:
+    """Values, nulls, dates, and times whose offsets become UTC are as they were sent."""
+    full = RUN | {
+        "vehicle_id": "N1",
+        "departed_at": "2013-01-01T05:17:00.123456-05:00",
+        "delay_min": 2,
+        "classification_id": "own",
+        "undeclared": [1],
+    }
+    sent = [json.dumps(one).encode() for one in (full, RUN)]
+    encoded = encode("status", [message(3, sent, "status", of=accepted("status", origin="f.csv"), first_record=7)])
+    read = table(encoded)
+    assert read.schema.remove_metadata() == object_schema(SOURCES["status"])
+    key = f"bronze/source=status/date=2026-11-24/hour=12/{EPOCH}-0-000000000003.parquet"
+    scheduled = dt.datetime(2013, 1, 1, 5, 15, tzinfo=dt.UTC)
+    ours = {
+        "file_path": key,
+        "_submission_id": "s",
+        "_origin": "f.csv",
+        "_received_at": dt.datetime(2026, 11, 24, 12, 34, 56, 1, tzinfo=dt.UTC),
+        "_trace_id": "0" * 32,
+        "_schema_version": 1,
+    }
+    declared = {"operator": "UA", "run_number": 1, "origin": "A", "destination": "B", "scheduled_at": scheduled}
+    assert read.to_pylist() == [
+        {
+            **declared,
+            **ours,
+            "vehicle_id": "N1",
+            "departed_at": dt.datetime(2013, 1, 1, 10, 17, 0, 123456, tzinfo=dt.UTC),
+            "delay_min": 2.0,
+            "classification_id": "own",
+            "_record_index": 7,
+            "_payload": sent[0].decode(),
+        },
+        {
+            **declared,
+            **ours,
+            "vehicle_id": None,
+            "departed_at": None,
+            "delay_min": None,
+            "classification_id": "run",
+            "_record_index": 8,
+            "_payload": sent[1].decode(),
+        },
+    ]
+    assert encoded.contents.classifications == ["own", "run"]
+
+
+def grown() -> sources.Source:
+    """`vehicles` at version 2, with fields that came later."""
+    source = SOURCES["vehicles"]
+    later = (
+        Field("colour", FieldType.STRING, "d", since=2),
+        Field("price", FieldType.DECIMAL, "d", since=2, precision=10, scale=2),
+    )
+    return replace(source, version=2, fields=(*source.fields, *later))
+
+
+def test_records_are_read_as_the_version_that_they_were_checked_against() -> None:
+    """A record of before a field was declared may hold anything under its name: it is no poison, the column is null."""
+    record = b'{"vehicle_id":"a","colour":"red","price":"1.5"}'
+    before = b'{"vehicle_id":"b","colour":[5],"price":"much"}'
+    messages = [
+        message(1, [before], "vehicles"),
+        message(2, [record], "vehicles", of=accepted("vehicles", "s2", schema_version=2)),
+    ]
+    lane = Lane("vehicles", 0, EPOCH)
+    encoded = encode_object(grown(), lane, "key", sort(lane, messages, {}), TRACEPARENT)
+    assert encoded.contents.quarantined == []
+    read = table(encoded).select(["vehicle_id", "colour", "price", "_schema_version", "_payload"]).to_pylist()
+    assert [tuple(row.values()) for row in read] == [
+        ("b", None, None, 1, before.decode()),
+        ("a", "red", Decimal("1.50"), 2, record.decode()),
+    ]
+
+
+@pytest.mark.parametrize("sent", ["1.5", '"1.5"', "1.500", "15e-1", '"1.50000000000000000000000000000000000000"'])
+def test_a_decimal_is_a_number_or_a_string_of_digits(sent: str) -> None:
+    of = accepted("vehicles", schema_version=2)
+    lane = Lane("vehicles", 0, EPOCH)
+    record = b'{"vehicle_id":"a","price":%s}' % sent.encode()
+    intake = JsonIntake(grown(), body_bytes_max=2**20, spool_memory_bytes_max=2**20)
+    intake.lines(record + b"\n")
+    intake.close()
+    cut = sort(lane, [message(1, [record], "vehicles", of=of)], {})
+    encoded = encode_object(grown(), lane, "key", cut, TRACEPARENT)
+    assert str(table(encoded).column("price").to_pylist()) == "[Decimal('1.50')]"
+
+
+@pytest.mark.parametrize("sent", ["1.505", '"NaN"', "100000000", "1e400", '"1e99999"', '"0x1"', "true", "[1]"])
+def test_a_decimal_that_would_change_is_refused_by_record_and_field(sent: str) -> None:
+    intake = JsonIntake(grown(), body_bytes_max=2**20, spool_memory_bytes_max=2**20)
+    with pytest.raises(Refused, match="Record 0, field price: ") as refused:
+        intake.lines(b'{"vehicle_id":"a","price":%s}\n' % sent.encode())
+    intake.close()
+    assert (refused.value.status, refused.value.members) == (422, {"record": 0, "field": "price"})
+
+
+def test_no_column_takes_a_name_of_another_or_of_a_partition_key() -> None:
+    for source in SOURCES.values():
+        names = object_schema(source).names
+        assert len(set(names)) == len(names)
+        assert not set(names) & {"source", "date", "hour"}
+    assert {name for name in object_schema(SOURCES["vehicles"]).names if not name.startswith("_")} - {
+        field.name for field in SOURCES["vehicles"].fields
+    } <= RESERVED
+
+
+_TIMES = st.datetimes(timezones=st.timezones()).map(lambda time: time.isoformat())
+_OFFSETS = st.tuples(st.datetimes(), st.integers(-23, 23)).map(lambda pair: f"{pair[0].isoformat()}{pair[1]:+03}:00")
+_FLOATS = st.floats(allow_nan=False, allow_infinity=False) | st.integers(-(10**30), 10**30)
+_TYPED: dict[FieldType, st.SearchStrategy[Any]] = {
+    FieldType.STRING: st.text(),
+    FieldType.BOOL: st.booleans(),
+    FieldType.INT64: st.integers(-(2**63), 2**63 - 1),
+    FieldType.FLOAT64: _FLOATS,
+    FieldType.TIMESTAMP: _TIMES
+    | _OFFSETS
+    | st.just("0001-01-01T00:00:00+14:00")
+    | st.just("9999-12-31T23:59:59-14:00"),
+    FieldType.DATE: st.dates().map(str),
+}
+
+
+@st.composite
+def bodies(draw: st.DrawFn, source: str) -> bytes:
+    fields = SOURCES[source].fields
+    records = [
+        {field.name: draw(_TYPED[field.type] if field.required else st.none() | _TYPED[field.type]) for field in fields}
+        for _ in range(draw(st.integers(1, 3)))
+    ]
+    ascii_only = draw(st.booleans())
+    return b"\n".join(json.dumps(one, ensure_ascii=ascii_only).encode() for one in records)
+
+
+@settings(max_examples=60)
+@given(data=st.data(), source=st.sampled_from(sorted(SOURCES)))
+def test_what_the_intake_accepts_becomes_rows(data: st.DataObject, source: str) -> None:
+    """No value that gets a 202 is poison later, and every record's bytes are in `_payload`."""
+    body = data.draw(bodies(source))
+    intake = JsonIntake(SOURCES[source], body_bytes_max=2**20, spool_memory_bytes_max=2**20)
+    try:
+        intake.lines(body)
+        checked = intake.finish()
+    except Refused:
+        return
+    finally:
+        intake.close()
+    records = body.split(b"\n")
+    encoded = encode(source, [message(1, records, source, said=checked.records)])
+    assert encoded.contents.quarantined == []
+    read = table(encoded)
+    read.validate(full=True)
+    assert "\n".join(read.column("_payload").to_pylist()).encode() == body
+    # by lines, and so many that Arrow reads them, the rows are the same
+    times = ARROW_ROWS_MIN
+    many = [message(n, records, source, of=accepted(source, "s1"), kind=Kind.LINES) for n in range(1, times + 1)]
+    assert table(encode(source, many)).equals(pa.concat_tables([read] * times))
+
+
+PLAIN = '{"operator":"UA","run_number":1,"origin":"A","destination":"B","scheduled_at":"2013-01-01T05:15:00Z"}'
+
+
+def by_arrow(monkeypatch: pytest.MonkeyPatch, messages: Sequence[Message]) -> Encoded:
+    """What Arrow makes of the messages; any that it leaves to `_decode` becomes an error."""
+
+    def none_left(*_: object) -> None:
+        pytest.fail("Arrow's reader was not enough")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(encoder, "decode_message", none_left)
+        return encode("status", messages)
+
+
+def test_arrow_reads_the_lines_of_many_messages_as_they_were_meant(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each row has its own submission, index and default run, and there is no object for each value in between."""
+    records = [
+        json.dumps(RUN | {"run_number": n} | ({"classification_id": f"r{n}"} if n % 3 else {})).encode()
+        for n in range(100)
+    ]
+    messages = [
+        message(1, records[:10], "status", kind=Kind.LINES),
+        message(
+            2,
+            records[10:],
+            "status",
+            of=accepted("status", "s2", classification_default="two"),
+            first_record=5,
+            kind=Kind.LINES,
+        ),
+    ]
+    read = table(by_arrow(monkeypatch, messages))
+    assert read.column("_payload").to_pylist() == [one.decode() for one in records]
+    assert read.column("run_number").to_pylist() == list(range(100))
+    assert read.column("_record_index").to_pylist() == [*range(10), *range(5, 95)]
+    assert read.column("_submission_id").to_pylist() == ["s1"] * 10 + ["s2"] * 90
+    defaults = ["run"] * 10 + ["two"] * 90
+    assert read.column("classification_id").to_pylist() == [
+        f"r{n}" if n % 3 else default for n, default in enumerate(defaults)
+    ]
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        PLAIN.replace('"UA"', '"AA","operator":"UA"'),  # the last of two counts
+        PLAIN.replace("05:15:00Z", "05:15:00.1234567Z"),  # more digits than are kept
+        PLAIN.replace("}", ',"x":1e9999999999}'),  # a number that no double can hold, in a field that is not declared
+    ],
+)
+def test_what_arrow_does_not_read_is_decoded_as_it_was_checked(odd: str) -> None:
+    """One such record among many takes none of them into quarantine, and its values are those that were checked."""
+    records = [PLAIN.encode()] * 100 + [odd.encode()]
+    encoded = encode("status", [message(1, records, "status", kind=Kind.LINES)])
+    assert encoded.contents.quarantined == []
+    assert table(encoded).equals(table(encode("status", [message(1, records, "status", of=accepted("status", "s1"))])))
+
+
+@pytest.mark.parametrize(
+    ("spoilt", "reason"),
+    [
+        ([PLAIN, PLAIN + PLAIN], "cannot be decoded"),  # two on a line
+        ([PLAIN, PLAIN, PLAIN], "holds 3 records"),
+        ([PLAIN], "holds 1 records"),
+        ([PLAIN, ""], "cannot be decoded"),
+        ([PLAIN, PLAIN.replace('"UA"', "null")], "cannot be decoded"),
+        ([PLAIN, PLAIN.replace('"UA"', "NaN")], "cannot be decoded"),
+    ],
+)
+def test_lines_that_are_not_what_the_headers_say_are_poison(spoilt: list[str], reason: str) -> None:
+    """Also where the sum over several messages, or of rows and lines, would be right."""
+    records = [PLAIN.encode()] * 100
+    bad = message(2, [line.encode() for line in spoilt], "status", said=2, kind=Kind.LINES)
+    messages = [message(1, records, "status", kind=Kind.LINES), bad, message(3, records, "status", kind=Kind.LINES)]
+    encoded = encode("status", messages)
+    (aside,) = encoded.contents.quarantined
+    assert (aside.sequence, reason in aside.reason) == (2, True)
+    assert table(encoded).num_rows == 200
+
+
+def test_the_deepest_record_that_the_intake_takes_becomes_a_row() -> None:
+    """The consumer decodes records inside an array, one level deeper, and from another stack."""
+
+    def record(depth: int) -> bytes:
+        return b'{"vehicle_id":"a","x":' + b"[" * depth + b"]" * depth + b"}"
+
+    def accepts(depth: int) -> bool:
+        intake = JsonIntake(SOURCES["vehicles"], body_bytes_max=2**20, spool_memory_bytes_max=2**20)
+        try:
+            intake.lines(record(depth) + b"\n")
+        except Refused:
+            return False
+        finally:
+            intake.close()
+        return True
+
+    def deepest() -> int:
+        low, high = 1, 400_000
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if accepts(middle) else (low, middle)
+        return low
+
+    # in threads, as roles do: there most of the stack is free
+    with ThreadPoolExecutor(1) as threads:
+        depth = threads.submit(deepest).result()
+        encoded = threads.submit(encode, "vehicles", [message(1, [record(depth)], "vehicles")]).result()
+    assert encoded.contents.quarantined == []
+    assert encoded.contents.records == 1
+
+
+# --- columnar messages
+
+COLUMNS = columnar_schema(SOURCES["vehicles"])
+
+
+def columnar(columns: Mapping[str, Any], schema: pa.Schema = COLUMNS, said: int = 1, **facts: Any) -> Message:
+    """A message of these columns, as the API's reader of columnar bodies writes them; what is left out is null."""
+    count = max(map(len, columns.values()), default=1)
+    batch = pa.RecordBatch.from_arrays(
+        [pa.array(columns.get(field.name, [None] * count), field.type) for field in schema], schema=schema
+    )
+    sink = BytesIO()
+    with pa.ipc.new_stream(sink, schema) as writer:
+        writer.write_batch(batch)
+    return of_stream(sink.getvalue(), said, **facts)
+
+
+def of_stream(payload: bytes, said: int = 1, **facts: Any) -> Message:
+    of = accepted("vehicles", "columnar", **facts)
+    headers = Part(of, 1, 1, 0, said, Kind.COLUMNAR).headers()
+    return Message(1, lane_subject("vehicles", 0, of.submission_id), TIME, headers, payload)
+
+
+def test_a_columnar_message_becomes_rows_beside_others() -> None:
+    """In their order, with its own runs, and the undeclared columns' JSON as the payload, byte for byte."""
+    payload = '{"x":[1,{"é":null}]}'
+    columns = {
+        "vehicle_id": ["a", "b"],
+        "seats": [2**63 - 1, None],
+        "classification_id": [None, "own"],
+        "_payload": [payload, None],
+    }
+    encoded = encode("vehicles", [columnar(columns, said=2), message(2, [b'{"vehicle_id":"c"}'], "vehicles")])
+    read = table(encoded)
+    assert read.schema.remove_metadata() == object_schema(SOURCES["vehicles"])
+    wanted = ["vehicle_id", "seats", "classification_id", "_submission_id", "_record_index", "_payload"]
+    assert [tuple(row.values()) for row in read.select(wanted).to_pylist()] == [
+        ("a", 2**63 - 1, "run", "columnar", 0, payload),
+        ("b", None, "own", "columnar", 1, None),
+        ("c", None, "run", "s2", 0, '{"vehicle_id":"c"}'),
+    ]
+    assert encoded.contents.quarantined == []
+    assert encoded.contents.classifications == ["run", "own"]
+
+
+def test_a_columnar_message_of_an_earlier_version_has_nulls_where_fields_were_added() -> None:
+    vehicles = SOURCES["vehicles"]
+    added = Field("colour", FieldType.STRING, "-", since=2)
+    newer = replace(vehicles, version=2, fields=(*vehicles.fields, added))
+    lane = Lane("vehicles", 0, EPOCH)
+    cut = sort(lane, [columnar({"vehicle_id": ["a"]})], {})
+    (row,) = table(encode_object(newer, lane, "key", cut, TRACEPARENT)).to_pylist()
+    assert (row["vehicle_id"], row["colour"], row["_schema_version"]) == ("a", None, 1)
+
+
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [
+        pytest.param(of_stream(b"{}"), "cannot be decoded", id="no stream"),
+        pytest.param(of_stream(b""), "cannot be decoded", id="nothing"),
+        pytest.param(columnar({"vehicle_id": ["a"]}, said=2), "holds 1 records", id="other count"),
+        pytest.param(columnar({"vehicle_id": []}, said=0), "holds 0 records", id="no rows"),
+        pytest.param(columnar({}), "vehicle_id has nulls", id="null where required"),
+        pytest.param(columnar({}, COLUMNS.remove(0)), "are not those of vehicles", id="column missing"),
+        pytest.param(columnar({}, COLUMNS.append(pa.field("x", pa.int8()))), "are not those", id="unknown column"),
+        pytest.param(columnar({"vehicle_id": ["a"]}, classification_default=None), "classification_id", id="no run"),
+        pytest.param(columnar({"vehicle_id": ["a"]}, received_at="yesterday"), "yesterday", id="no time"),
+    ],
+)
+def test_a_columnar_message_that_makes_no_rows_is_poison(bad: Message, reason: str) -> None:
+    """It is set aside by itself, as any other."""
+    encoded = encode("vehicles", [bad, message(2, [b'{"vehicle_id":"good"}'], "vehicles")])
+    (aside,) = encoded.contents.quarantined
+    assert reason in aside.reason
+    assert table(encoded).num_rows == 1
+
+
+# --- rules 3, 7 and 8: what makes no rows, and what goes on
+
+
+@pytest.mark.parametrize(
+    ("records", "said", "reason"),
+    [
+        ([b'{"vehicle_id":1}'], 1, "cannot be decoded"),
+        ([b"{"], 1, "cannot be decoded"),
+        ([b'{"vehicle_id":"\xff"}'], 1, "cannot be decoded"),
+        ([b'{"vehicle_id":"a"}'], 2, "holds 1 records"),
+        ([], 0, "holds 0 records"),
+    ],
+)
+def test_poison_is_listed_beside_the_good_messages(records: list[bytes], said: int, reason: str) -> None:
+    """It takes nothing with it: the messages before and after it become rows."""
+    good = b'{"vehicle_id":"good"}'
+    bad = message(2, records, "vehicles", said=said)
+    encoded = encode("vehicles", [message(1, [good], "vehicles"), bad, message(3, [good, good], "vehicles")])
+    (aside,) = encoded.contents.quarantined
+    assert (aside.sequence, aside.key) == (2, quarantine_key(Lane("vehicles", 0, EPOCH), 2))
+    assert reason in aside.reason
+    assert aside.headers == bad.headers
+    assert encoded.contents.records == table(encoded).num_rows == 3
+    spoilt = {one.accepted.submission_id: one.parts_quarantined for one in encoded.contents.submissions}
+    assert spoilt == {"s1": 0, "s2": 1, "s3": 0}
+
+
+def test_a_compressed_message_makes_the_rows_of_a_plain_one_and_a_broken_one_is_poison() -> None:
+    records = [b'{"vehicle_id":"a", "x" : 1}'] * 200
+    plain = message(1, records, "vehicles")
+    frame = zstandard.compress(plain.payload)
+    headers = {**plain.headers, HEADER_ENCODING: ZSTD}
+    whole = replace(plain, headers=headers, payload=frame)
+    broken = replace(message(2, records, "vehicles"), payload=frame[:-1])
+    broken = replace(broken, headers={**broken.headers, HEADER_ENCODING: ZSTD})
+    encoded = encode("vehicles", [whole, broken])
+    assert table(encoded).equals(table(encode("vehicles", [plain])))
+    (aside,) = encoded.contents.quarantined
+    assert (aside.sequence, aside.records) == (2, 200)
+    assert "its payload cannot be decoded" in aside.reason
+
+
+def test_a_record_without_a_run_is_poison_where_its_submission_has_none() -> None:
+    of = accepted("vehicles", classification_default=None)
+    encoded = encode("vehicles", [message(1, [b'{"vehicle_id":"a"}'], "vehicles", of=of)])
+    assert "classification_id" in encoded.contents.quarantined[0].reason
+
+
+def test_a_range_of_nothing_but_poison_and_duplicates_is_an_object_without_rows() -> None:
+    """It moves the chain on, and can be read like any other."""
+    headless = Message(1, lane_subject("vehicles", 0, "x"), TIME, {}, b"\x00")
+    copy = message(2, [b'{"vehicle_id":"a"}'] * 3, "vehicles")
+    elsewhere = Identity(
+        accepted=Part.parse(copy.headers).accepted,
+        epoch=EPOCH,
+        lane=0,
+        first_sequence=1,
+        parts=1,
+        parts_done=1,
+        parts_quarantined=0,
+        objects=["earlier"],
+    )
+    encoded = encode("vehicles", [headless, copy], [elsewhere])
+    read = by_footer(encoded.body)
+    assert (read.first, read.last, read.records, read.submissions) == (1, 2, 0, [])
+    assert [one.sequence for one in read.quarantined] == [1]
+    assert [(one.sequence, one.records) for one in read.duplicates] == [(2, 3)]
+    assert table(encoded).num_rows == 0
+    assert table(encoded).schema.remove_metadata() == object_schema(SOURCES["vehicles"])
+
+
+def test_a_message_that_kills_its_decoder_is_set_aside_without_being_decoded() -> None:
+    lane = Lane("vehicles", 0, EPOCH)
+    fatal = message(1, [b'{"vehicle_id":"a"}'], "vehicles")
+    encoded = encode_cut("vehicles", lane, sort(lane, [fatal], {}, undecoded=True))
+    assert [(one.sequence, one.records) for one in encoded.contents.quarantined] == [(1, 1)]
+    assert encoded.contents.records == 0
+    assert encoded.contents.submissions[0].parts_quarantined == 1
+
+
+def test_a_submission_that_goes_on_in_another_object_keeps_count_of_its_parts() -> None:
+    """Each object's footer says what is done so far, of all parts and in which objects."""
+    of = accepted("vehicles")
+    good, bad = [b'{"vehicle_id":"a"}'], [b"{"]
+    first = encode(
+        "vehicles",
+        [message(1, good, "vehicles", of=of, part=(1, 3)), message(2, bad, "vehicles", of=of, part=(2, 3))],
+    )
+    identities = identities_of(first.contents)
+    second = encode("vehicles", [message(3, good, "vehicles", of=of, part=(3, 3))], identities)
+    (stored,) = second.contents.submissions
+    assert (stored.first_sequence, stored.parts, stored.parts_done, stored.parts_quarantined) == (1, 3, 3, 1)
+    assert stored.objects == [first.contents.file_path, second.contents.file_path]
+    assert [one.records for one in (*first.contents.submissions, stored)] == [1, 1]
+    assert identities[0].parts_done == 2
+
+
+# --- what an object says of itself
+
+
+def test_the_footer_alone_tells_all_that_was_meant() -> None:
+    encoded = encode("vehicles", [message(n, [b'{"vehicle_id":"a"}'] * n, "vehicles") for n in (1, 2, 3)])
+    assert by_footer(encoded.body) == encoded.contents
+    assert encoded.contents.digest == digest([message(n, [], "vehicles") for n in (1, 2, 3)])
+
+
+def test_the_rows_of_a_run_are_found_by_submission(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In whichever row group they are; and the object says which runs it has, in what bounds."""
+    monkeypatch.setattr(file_writer, "ROW_GROUP_ROWS", 7)
+
+    def of(submission: str, *runs: str) -> Message:
+        lines = [b'{"vehicle_id":"a","classification_id":"%s"}' % run.encode() for run in runs]
+        facts = accepted("vehicles", submission, classification_id=None, classification_count=len(set(runs)))
+        return message(len(submission), lines, "vehicles", of=facts)
+
+    encoded = encode("vehicles", [of("a", *(f"run-{n:03}" for n in range(200))), of("bb", "run-150", "run-150", "x")])
+    for run, expected in {"run-003": {"a": 1}, "run-150": {"a": 1, "bb": 2}, "x": {"bb": 1}, "run-1500": {}}.items():
+        assert holders(BytesIO(encoded.body), run) == expected
+    said = encoded.contents
+    assert (len(said.classifications), said.classification_count) == (128, 201)
+    assert (said.classification_least, said.classification_greatest) == ("run-000", "x")
+    with pytest.raises(NotOurs):
+        holders(BytesIO(encoded.body[:-1]), "x")
+
+
+@pytest.mark.parametrize("body", [b"PAR1" + b"\xff" * 40 + b"PAR1", b"x" * 50, b"PAR1" + b"\0" * 20 + b"\4\0\0\0PAR1"])
+def test_what_is_no_parquet_file_is_not_ours(body: bytes) -> None:
+    with pytest.raises(NotOurs):
+        by_footer(body)
+
+
+def test_a_parquet_file_of_another_writer_is_not_ours() -> None:
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table({"a": [1]}), sink)
+    with pytest.raises(NotOurs, match="does not say"):
+        by_footer(sink.getvalue().to_pybytes())
+
+
+def test_user_metadata_is_ascii_and_within_what_s3_takes_at_the_extremes() -> None:
+    """2 KB in all, names and values, whatever the object holds."""
+    contents = encode("vehicles", [message(1, [b'{"vehicle_id":"a"}'], "vehicles")]).contents
+    extreme = msgspec.structs.replace(
+        contents, first=2**63, last=2**63, lane=10**6, messages=2**31, records=2**63, quarantined=[], writer="b" * 64
+    )
+    metadata = user_metadata(extreme) | {"sha256": "0" * 64}
+    assert all(f"{name}{value}".isascii() for name, value in metadata.items())
+    assert sum(len(name) + len(value) for name, value in metadata.items()) < 1_024
+
+
+def test_999_submissions_make_one_object() -> None:
+    records = [b'{"vehicle_id":"%d"}' % n for n in range(999)]
+    messages = [message(n + 1, [record], "vehicles") for n, record in enumerate(records)]
+    encoded = encode("vehicles", messages)
+    assert len(by_footer(encoded.body).submissions) == 999
+    assert table(encoded).column("_payload").to_pylist() == [record.decode() for record in records]
+    assert pc.count_distinct(table(encoded).column("_submission_id")).as_py() == 999
+
+
+def test_duckdb_reads_the_same_rows() -> None:
+    sent = [json.dumps(RUN | {"delay_min": n}, ensure_ascii=False).encode() for n in range(100)]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "object.parquet"
+        path.write_bytes(encode("status", [message(1, sent, "status")]).body)
+        with duckdb.connect() as database:
+            relation = database.read_parquet(str(path))
+            assert relation.columns == object_schema(SOURCES["status"]).names
+            rows = relation.order("_record_index").project("_payload, delay_min").fetchall()
+    assert rows == [(one.decode(), float(n)) for n, one in enumerate(sent)]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "2013-01-01T10:15:00Z",
+        "2013-01-01T10:15:00.5+05:30",
+        "2013-01-01 10:15:00.123456-05:00",
+        "2013-01-01t10:15:00z",  # which Arrow does not know
+        "2013-01-01T10:15:00.1234567Z",  # nor this
+        "0001-01-02T00:00:00Z",
+        "9999-12-30T23:59:59.999999Z",
+    ],
+)
+def test_a_time_is_stored_as_it_was_checked(text: str) -> None:
+    """However it is written, and whatever stands beside it."""
+    checked = msgspec.json.decode(msgspec.json.encode(text), type=dt.datetime)
+    assert _times([text, None, "2013-01-01T10:15:00Z"])[0].as_py() == checked

@@ -1,0 +1,120 @@
+"""The state at a glance: it asks what the dashboards ask, and is never waited for."""
+
+import asyncio
+import socket
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+
+import httpx
+import pytest
+
+from bronze.api import prometheus
+from bronze.api.prometheus import ASK_S_MAX, Away, Prometheus, slowest
+from bronze.telemetry.schema import registry
+from grafana import promql
+from local.programs import LOOPBACK
+from prometheus import rules
+from prometheus.rules import Recording, Thresholds
+from tests.promql import label, labels_of, selectors, series
+
+RECORDINGS = {
+    rule.name
+    for groups in rules.groups(Thresholds()).values()
+    for group in groups
+    for rule in group.rules
+    if isinstance(rule, Recording)
+}
+
+each_query = pytest.mark.parametrize("query", [*prometheus.QUERIES.values(), prometheus.EXEMPLARS])
+
+
+@each_query
+def test_a_query_reads_what_somebody_emits(query: str) -> None:
+    """Each name is of the schema or a recording, each label one that it has, each closed word one of theirs."""
+    assert rules.names(query) <= series().keys() | RECORDINGS
+    for name, matchers in selectors(query):
+        assert {key for key, _, _ in matchers} <= labels_of(name)
+        assert ("job", "=") in {(key, operator) for key, operator, _ in matchers}
+        keys = {label(key): key for key in series()[name].attributes}
+        for key, _, value in matchers:
+            members = registry().attributes[keys[key]].members if key in keys else ()
+            assert not members or value in members
+
+
+def test_counts_are_those_of_the_dashboards() -> None:
+    """The page and the tiles of the overview cannot disagree: it is the same query, over one hour."""
+
+    def of_the_hour(expr: str) -> str:
+        return expr.replace(promql.RANGE, "1h")
+
+    uploads = 'bronze_uploads_total{job="bronze/consumer", bronze_outcome="success"}'
+    assert prometheus.QUERIES["uploads"] == of_the_hour(promql.counted(uploads))
+    durations = 'bronze_upload_duration_seconds{job="bronze/consumer", bronze_outcome="success"}'
+    assert prometheus.QUERIES["upload_p95_s"] == of_the_hour(promql.quantile_counted(0.95, durations))
+    assert prometheus.UPLOAD_S_MAX == promql.LINE_S
+
+
+def test_each_write_is_shown_once_and_the_slowest_first() -> None:
+    """Prometheus keeps an exemplar once for each export that it was in, and a bucket's is of one series."""
+
+    def exemplar(trace_id: str, value: str, at: float) -> dict[str, object]:
+        return {"labels": {"trace_id": trace_id, "span_id": "b7"}, "value": value, "timestamp": at}
+
+    found = [
+        {
+            "seriesLabels": {"bronze_source": "vehicles", "le": "0.1"},
+            "exemplars": [exemplar("a" * 32, "0.09", 10), exemplar("a" * 32, "0.09", 20)],
+        },
+        {
+            "seriesLabels": {"bronze_source": "status", "le": "5"},
+            "exemplars": [exemplar("b" * 32, "2.5", 15), {"labels": {}, "value": "4", "timestamp": 1}],
+        },
+    ]
+    assert [(one.source, one.duration_s, one.trace_id[0]) for one in slowest(found)] == [
+        ("status", 2.5, "b"),
+        ("vehicles", 0.09, "a"),
+    ]
+
+
+@contextmanager
+def silent() -> Iterator[int]:
+    """The port of somebody who takes connections and says nothing."""
+    with socket.create_server((LOOPBACK, 0)) as server:
+        yield server.getsockname()[1]
+
+
+@asynccontextmanager
+async def asking(port: int) -> AsyncIterator[Prometheus]:
+    async with httpx.AsyncClient(base_url=f"http://{LOOPBACK}:{port}", trust_env=False) as client:
+        yield Prometheus(client)
+
+
+async def test_a_prometheus_that_is_silent_is_away_soon_for_all_that_ask() -> None:
+    """Ten that look at the page wait for one question, and not one after the other."""
+    began = time.monotonic()
+    with silent() as port:
+        async with asking(port) as prometheus:
+            told = await asyncio.gather(*(prometheus.glance() for _ in range(10)), return_exceptions=True)
+    assert [str(one) for one in told if isinstance(one, Away)] == ["it has not answered within 2 s"] * 10
+    assert time.monotonic() - began < 2 * ASK_S_MAX
+
+
+async def test_a_prometheus_that_is_not_there_is_away() -> None:
+    with silent() as port:
+        pass
+    async with asking(port) as prometheus:
+        with pytest.raises(Away, match="connect"):
+            await prometheus.glance()
+
+
+async def test_what_is_no_prometheus_is_told() -> None:
+    async def hello(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nConnection: close\r\n\r\nhello")
+        writer.close()
+
+    server = await asyncio.start_server(hello, LOOPBACK, 0)
+    async with server, asking(server.sockets[0].getsockname()[1]) as prometheus:
+        with pytest.raises(Away, match="what answers is no Prometheus"):
+            await prometheus.glance()
