@@ -13,6 +13,75 @@ Libraries: none.
 """
 
 from collections.abc import Mapping
+from enum import StrEnum
+from typing import Self
+
+
+class ErrorCode(StrEnum):
+    """A closed word for what went wrong: the end of a problem document's `type`, and the `error.type` of telemetry.
+
+    `status` is the HTTP status that the API answers with.
+    """
+
+    status: int
+
+    def __new__(cls, word: str, status: int) -> Self:
+        code = str.__new__(cls, word)
+        code._value_ = word
+        code.status = status
+        return code
+
+
+class Refusal(ErrorCode):
+    """What the sender has to correct."""
+
+    UNKNOWN_SOURCE = "unknown-source", 404
+    MALFORMED_JSON = "malformed-json", 400
+    INVALID_UTF8 = "invalid-utf8", 400
+    SCHEMA_VIOLATION = "schema-violation", 422
+    EMPTY_BODY = "empty-body", 400
+    UNSUPPORTED_MEDIA_TYPE = "unsupported-media-type", 415
+    UNSUPPORTED_ENCODING = "unsupported-encoding", 415
+    CORRUPT_ENCODING = "corrupt-encoding", 400
+    UNREADABLE_BODY = "unreadable-body", 400
+    BODY_TOO_COSTLY = "body-too-costly", 413
+    BODY_TOO_LARGE = "body-too-large", 413
+    RECORD_TOO_LARGE = "record-too-large", 413
+    INVALID_HEADER = "invalid-header", 400
+    IDEMPOTENCY_KEY_REUSED = "idempotency-key-reused", 409
+    CLIENT_GONE = "client-gone", 400
+    INVALID_QUERY = "invalid-query", 400
+    NOT_FOUND = "not-found", 404
+
+
+class Outage(ErrorCode):
+    """What passes by itself, or what an operator restores: the same request may succeed later."""
+
+    QUEUE_AWAY = "queue-away", 503
+    QUEUE_FULL = "queue-full", 503
+    OUTCOME_UNKNOWN = "outcome-unknown", 503
+    READERS_BUSY = "readers-busy", 503
+    UNDECIDED = "undecided", 503
+    UNAVAILABLE = "unavailable", 503
+    THROTTLED = "throttled", 503
+    TIMEOUT = "timeout", 503
+    CONFLICT = "conflict", 503
+    DENIED = "denied", 503
+
+
+class Fault(ErrorCode):
+    """What goes wrong inside, for an operator to look at."""
+
+    POISON = "poison", 500
+    UNKNOWN_FORMAT = "unknown-format", 500
+    HALTED = "halted", 500
+    INTERNAL = "internal", 500
+
+
+def error_code(word: str) -> ErrorCode | None:
+    """The code that a word stands for; None where it is none of ours."""
+    codes: list[ErrorCode] = [*Refusal, *Outage, *Fault]
+    return next((code for code in codes if code == word), None)
 
 
 class BronzeError(Exception):
@@ -20,26 +89,26 @@ class BronzeError(Exception):
 
 
 class Refused(BronzeError):
-    """A submission that its sender has to mend; becomes an RFC 9457 problem document.
+    """A submission or a question that its sender has to correct; becomes an RFC 9457 problem document.
 
-    `kind` is the closed word that is the end of the problem's `type` and the `error.type` of its metric;
-    `members` are the document's extension members, such as the record's index and field.
+    `members` are the document's extension members, such as the record's index and field; one that is None is left out.
+    `status` is given where a server answered with another one than the code's own.
     """
 
-    def __init__(self, status: int, kind: str, detail: str, **members: object) -> None:
+    def __init__(self, code: ErrorCode, detail: str, *, status: int | None = None, **members: object) -> None:
         super().__init__(detail)
-        self.status = status
-        self.kind = kind
+        self.code = code
+        self.status = code.status if status is None else status
         self.detail = detail
-        self.members: Mapping[str, object] = members
+        self.members: Mapping[str, object] = {name: value for name, value in members.items() if value is not None}
 
 
 class Unavailable(BronzeError):
-    """Something that we depend on is away or full; `kind` is a closed word, as for `Refused`."""
+    """Something that we depend on is away or full."""
 
-    def __init__(self, kind: str, detail: str, *, retry_after_s: int = 5, **members: object) -> None:
+    def __init__(self, code: ErrorCode, detail: str, *, retry_after_s: int = 5, **members: object) -> None:
         super().__init__(detail)
-        self.kind = kind
+        self.code = code
         self.detail = detail
         self.retry_after_s = retry_after_s
         self.members: Mapping[str, object] = members

@@ -101,7 +101,7 @@ async def test_a_bucket_that_nobody_made_is_denied(s3_env: Mapping[str, str]) ->
     try:
         with pytest.raises(Unavailable) as no:
             await bucket.check()
-        assert no.value.kind == "denied"
+        assert no.value.code == "denied"
     finally:
         bucket.close()
 
@@ -137,7 +137,7 @@ async def refuses(kind: str, bucket: S3Bucket) -> None:
         for call in calls:
             with pytest.raises(Unavailable) as no:
                 await call()
-            assert no.value.kind == kind
+            assert no.value.code == kind
     finally:
         bucket.close()
 

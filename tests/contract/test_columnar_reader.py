@@ -148,7 +148,7 @@ async def test_a_hostile_body_is_refused(
     readers = Readers(settings(columnar_cpu_s_max=1, columnar_memory_bytes_max=MEMORY_BYTES_MAX))
     with pytest.raises(Refused) as refused:
         await read(form, make(), readers)
-    assert (refused.value.status, refused.value.kind) == expected
+    assert (refused.value.status, refused.value.code) == expected
     assert word in refused.value.detail
     assert children() == set()
     (await read(PARQUET, parquet(GOOD), readers)).close()
@@ -162,7 +162,7 @@ async def test_a_reader_that_dies_is_a_refusal(
     monkeypatch.setattr(columnar_reader, "COMMAND", ("-c", f"import os; {death}"))
     with pytest.raises(Refused, match="its reader crashed") as refused:
         await read(PARQUET, parquet(GOOD))
-    assert (refused.value.status, refused.value.kind) == UNREADABLE
+    assert (refused.value.status, refused.value.code) == UNREADABLE
 
 
 async def test_a_full_disk_is_not_the_senders(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,7 +186,7 @@ async def test_a_reader_that_only_waits_is_ended_in_time(endless: None, monkeypa
     monkeypatch.setattr(columnar_reader, "WALL_PER_CPU", 0.2)
     with pytest.raises(Refused, match="takes more than") as refused:
         await read(PARQUET, parquet(GOOD), Readers(settings(columnar_cpu_s_max=1)))
-    assert (refused.value.status, refused.value.kind) == COSTLY
+    assert (refused.value.status, refused.value.code) == COSTLY
 
 
 async def test_a_request_that_is_cancelled_takes_its_reader_with_it(endless: None) -> None:
@@ -207,7 +207,7 @@ async def test_so_many_read_at_once_and_others_wait_for_their_turn(
     await until(lambda: len(children()) == 1)
     with pytest.raises(Unavailable) as refused:
         await read(PARQUET, parquet(GOOD), readers)
-    assert refused.value.kind == "readers-busy"
+    assert refused.value.code == "readers-busy"
     assert len(children()) == 1
     first.cancel()
     await asyncio.gather(first, return_exceptions=True)

@@ -17,7 +17,7 @@ from opentelemetry.trace import SpanKind
 
 from bronze import wiring
 from bronze.consumer.lane_writer import LaneWriter
-from bronze.errors import Unavailable
+from bronze.errors import Outage, Unavailable
 from bronze.objects.reader import read_contents
 from bronze.protocol.attempts import Attempt
 from bronze.protocol.chain import Position
@@ -268,7 +268,7 @@ class LosesReplies(S3Bucket):
     async def create(self, key: str, body: bytes, metadata: Mapping[str, str], content_type: str) -> bool:
         created = await super().create(key, body, metadata, content_type)
         if created:
-            raise Unavailable("timeout", "the answer was lost")
+            raise Unavailable(Outage.TIMEOUT, "the answer was lost")
         return created
 
 
@@ -297,7 +297,7 @@ class Refusing(S3Bucket):
     async def create(self, key: str, body: bytes, metadata: Mapping[str, str], content_type: str) -> bool:
         if self.refusals:
             self.refusals -= 1
-            raise Unavailable("denied", "no")
+            raise Unavailable(Outage.DENIED, "no")
         return await super().create(key, body, metadata, content_type)
 
 

@@ -257,7 +257,7 @@ async def test_a_view_that_is_behind_does_not_say_that_nothing_is_there(
     monkeypatch.setattr(lookup, "LAG_S_MAX", 0)
     with pytest.raises(Unavailable, match="behind") as raised:
         await looking.chain("trace_id", "1" * 32)
-    assert raised.value.kind == "undecided"
+    assert raised.value.code == "undecided"
 
 
 async def test_a_view_is_kept_lost_and_made_again(

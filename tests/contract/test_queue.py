@@ -190,7 +190,7 @@ async def test_a_full_queue_refuses_and_keeps_nothing(
         await submit(queue, lane, submission(vehicle("filler", 3_900)))
     with pytest.raises(Unavailable) as full:
         await submit(queue, lane, submission(*records, vehicle("b", 2_000)))
-    assert (full.value.kind, full.value.retry_after_s) == ("queue-full", 10)
+    assert (full.value.code, full.value.retry_after_s) == ("queue-full", 10)
     assert len(await everything(queue, lane)) == 2
 
 
@@ -224,7 +224,7 @@ async def test_a_server_that_is_killed_leaves_nothing_to_be_sent_later(
     await until(lambda: not jetstream.connected)
     with pytest.raises(Unavailable) as away:
         await submit(queue, lane, submission(*records))
-    assert away.value.kind == "queue-away"
+    assert away.value.code == "queue-away"
     await asyncio.to_thread(nats.restart)
     after = submission(*records)
     assert await patiently(queue, lane, after) is None
@@ -268,7 +268,7 @@ async def test_an_outcome_that_stays_unknown_names_the_submission_and_is_settled
             await submit(queue, lane, first, within_s=0.5)
     finally:
         nats.signal(signal.SIGCONT)
-    assert unknown.value.kind == "outcome-unknown"
+    assert unknown.value.code == "outcome-unknown"
     assert unknown.value.members == {"submission_id": first.id}
     assert await submit(queue, lane, again) == first.accepted
     assert len(await everything(queue, lane)) == 1
@@ -284,7 +284,7 @@ async def test_a_server_without_a_free_batch_is_waited_for_until_the_deadline(
         await jetstream._request(message.subject, message.payload, message.headers)
     with pytest.raises(Unavailable) as busy:
         await submit(queue, lane, submission(*MANY), within_s=1)
-    assert busy.value.kind == "queue-away"
+    assert busy.value.code == "queue-away"
     assert await submit(queue, lane, submission(*ONE)) is None
     assert len(await everything(queue, lane)) == 1
 

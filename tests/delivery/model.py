@@ -29,7 +29,7 @@ from opentelemetry.trace import NoOpTracer
 from bronze.admin.change_lanes import Change
 from bronze.api.app import Api
 from bronze.consumer.lane_writer import LaneWriter
-from bronze.errors import Gone, Refused, Unavailable
+from bronze.errors import Gone, Outage, Refused, Unavailable
 from bronze.objects.footer import TAIL_BYTES, contents_of_footer, footer_start
 from bronze.protocol.attempts import Attempt
 from bronze.protocol.documents import Contents, Entry, Identity, entry_of
@@ -216,7 +216,7 @@ class Link(JetStream):
         batch = list(messages)
         assert len(batch) == count
         if not in_time():
-            raise Unavailable("queue-away", "the time for the batch ran out")
+            raise Unavailable(Outage.QUEUE_AWAY, "the time for the batch ran out")
         kind = batch[-1].subject.partition(".")[0]
 
         def store(_: int) -> int:
@@ -600,7 +600,7 @@ class World:
         self.asks.remove(ask)
         if ask.writes and outcome in {Outcome.DONE, Outcome.STALE} and self.loop.time() - ask.asked_s > REPLY_S_MAX:
             outcome = Outcome.LOST
-        away = Unavailable("timeout", f"no reply: {ask.name}")
+        away = Unavailable(Outage.TIMEOUT, f"no reply: {ask.name}")
         match outcome:
             case Outcome.DONE | Outcome.STALE:
                 try:

@@ -6,7 +6,7 @@ from typing import cast
 
 import pytest
 
-from bronze.errors import Unavailable
+from bronze.errors import Outage, Unavailable
 from bronze.protocol.lane import Lane
 from bronze.protocol.message import Accepted, Message
 from bronze.records.json_intake import JsonIntake
@@ -26,14 +26,14 @@ class LostAck:
         if self.stored:
             raise ApiError(WRONG_LAST_SEQUENCE, 400, "wrong last sequence")
         self.stored += 1
-        raise Unavailable("queue-away", "the ack was lost")
+        raise Unavailable(Outage.QUEUE_AWAY, "the ack was lost")
 
     @asynccontextmanager
     async def named(self, stream: str, subject: str) -> AsyncIterator[None]:
         yield
 
     async def get_last(self, stream: str, subject: str) -> Message | None:
-        raise Unavailable("queue-away", "the leader does not answer")
+        raise Unavailable(Outage.QUEUE_AWAY, "the leader does not answer")
 
 
 async def test_stored_submission_is_not_reported_as_refused() -> None:
@@ -60,5 +60,5 @@ async def test_stored_submission_is_not_reported_as_refused() -> None:
         )
     checked.close()
     assert queue.stored == 1
-    assert told.value.kind == "outcome-unknown"
+    assert told.value.code == "outcome-unknown"
     assert told.value.members["submission_id"] == accepted.submission_id

@@ -139,7 +139,7 @@ def test_a_value_that_fits_is_stored_unaltered(field: str, given: pa.Array, stor
 )
 def test_a_column_of_a_type_that_cannot_fit_is_refused(field: str, given: pa.Array, said: str) -> None:
     refused = refusal(pa.record_batch({"id": IDS, field: given}))
-    assert (refused.status, refused.kind) == (422, "schema-violation")
+    assert (refused.status, refused.code) == (422, "schema-violation")
     assert refused.members == {"field": field}
     assert said in refused.detail
 
@@ -175,7 +175,7 @@ def test_a_value_that_does_not_fit_is_refused_by_its_record_and_field(
     column = pa.array(values, number).cast(kind) if pa.types.is_temporal(kind) else pa.array(values, kind)
     batch = pa.record_batch({"id": ["a"] * 6, field: column})
     refused = refusal(batch.slice(0, 2), batch.slice(2))
-    assert (refused.status, refused.kind) == (422, "schema-violation")
+    assert (refused.status, refused.code) == (422, "schema-violation")
     assert refused.members == {"record": 3, "field": field}
     assert f"Record 3, field {field}: Expected" in refused.detail
 
@@ -194,7 +194,7 @@ def test_a_name_that_occurs_twice_is_refused() -> None:
 
 def test_a_body_without_a_row_is_refused() -> None:
     refused = refusal(pa.record_batch({"id": pa.array([], pa.string())}))
-    assert (refused.status, refused.kind) == (400, "empty-body")
+    assert (refused.status, refused.code) == (400, "empty-body")
 
 
 def test_the_order_of_columns_is_of_no_account() -> None:
@@ -334,14 +334,14 @@ def test_a_message_holds_so_many_rows_and_no_more() -> None:
 
 def test_a_row_that_fits_no_message_is_refused_by_its_index() -> None:
     refused = refusal(pa.record_batch({"id": ["a", "b", "x" * PAYLOAD_BYTES_MAX]}))
-    assert (refused.status, refused.kind, refused.members) == (413, "record-too-large", {"record": 2})
+    assert (refused.status, refused.code, refused.members) == (413, "record-too-large", {"record": 2})
 
 
 def test_more_messages_than_a_batch_takes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """The bound is the server's; it is lowered here, since 1,000 messages are 1 GiB."""
     monkeypatch.setattr("bronze.records.columnar_intake.MESSAGES_MAX", 2)
     refused = refusal(pa.record_batch({"id": ["x" * 600_000] * 3}))
-    assert (refused.status, refused.kind) == (413, "body-too-large")
+    assert (refused.status, refused.code) == (413, "body-too-large")
 
 
 def test_runs_have_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:

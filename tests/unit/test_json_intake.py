@@ -269,7 +269,7 @@ def test_a_refusal_names_the_record_and_the_field(record: bytes, status: int, ki
     for pieces in ([body], split(body, range(0, len(body), 7 + len(body) // 50))):
         with pytest.raises(Refused) as refused:
             lines(pieces, "status")
-        assert (refused.value.status, refused.value.kind) == (status, kind)
+        assert (refused.value.status, refused.value.code) == (status, kind)
         assert refused.value.members == {"record": 3} | ({"field": field} if field else {})
         assert "ecord 3" in refused.value.detail
 
@@ -291,14 +291,14 @@ def test_a_refusal_names_the_record_and_the_field(record: bytes, status: int, ki
 def test_a_document_that_is_refused(body: bytes, status: int, kind: str) -> None:
     with pytest.raises(Refused) as refused:
         document(body, "status")
-    assert (refused.value.status, refused.value.kind) == (status, kind)
+    assert (refused.value.status, refused.value.code) == (status, kind)
 
 
 @pytest.mark.parametrize("body", [b"", b"\n\r\n \n"])
 def test_ndjson_without_a_record_is_refused(body: bytes) -> None:
     with pytest.raises(Refused) as refused:
         lines([body])
-    assert (refused.value.status, refused.value.kind) == (400, "empty-body")
+    assert (refused.value.status, refused.value.code) == (400, "empty-body")
 
 
 @pytest.mark.parametrize(
@@ -312,7 +312,7 @@ def test_ndjson_without_a_record_is_refused(body: bytes) -> None:
 def test_a_record_that_fits_no_message_is_refused_by_its_index(feed: Callable[[bytes], Taken]) -> None:
     with pytest.raises(Refused) as refused:
         feed(large(RECORD_BYTES_MAX + 1))
-    assert (refused.value.status, refused.value.kind) == (413, "record-too-large")
+    assert (refused.value.status, refused.value.code) == (413, "record-too-large")
     assert refused.value.members == {"record": 1}
 
 
@@ -322,7 +322,7 @@ def test_a_body_may_be_as_large_as_its_bound(feed: Callable[..., Taken]) -> None
     assert feed([body], body_bytes_max=5_000).records == 1
     with pytest.raises(Refused) as refused:
         feed([body], body_bytes_max=4_999)
-    assert (refused.value.status, refused.value.kind) == (413, "body-too-large")
+    assert (refused.value.status, refused.value.code) == (413, "body-too-large")
 
 
 def test_a_submission_of_more_messages_than_a_batch_takes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -331,7 +331,7 @@ def test_a_submission_of_more_messages_than_a_batch_takes_is_refused(monkeypatch
     assert len(lines([large(600_000) + b"\n"] * 3).contents) == 3
     with pytest.raises(Refused) as refused:
         lines([large(600_000) + b"\n"] * 4)
-    assert (refused.value.status, refused.value.kind) == (413, "body-too-large")
+    assert (refused.value.status, refused.value.code) == (413, "body-too-large")
 
 
 # --- the message's headers

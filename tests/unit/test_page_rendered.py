@@ -13,7 +13,7 @@ import pytest
 from bronze.api import page
 from bronze.api.page import Page, Reached, Tile
 from bronze.api.prometheus import Glance, Prometheus, Write
-from bronze.errors import Refused, Unavailable
+from bronze.errors import Outage, Refusal, Refused, Unavailable
 from bronze.lineage.lookup import By, Chain, Held, ObjectLine, SubmissionLine
 from bronze.servers.bucket import Head
 from local.programs import LOOPBACK, free_ports
@@ -73,7 +73,7 @@ class Answers:
 
     async def chain(self, by: By, value: str, limit: int = 100) -> Chain:
         if value not in self.by_trace:
-            raise Refused(404, "not-found", "Nothing of it.")
+            raise Refused(Refusal.NOT_FOUND, "Nothing of it.")
         return self.by_trace[value]
 
     async def create(self, key: str, body: bytes, metadata: Mapping[str, str], content_type: str) -> bool:
@@ -159,8 +159,8 @@ async def test_a_chain_shows_each_thing_with_its_links() -> None:
 @pytest.mark.parametrize(
     ("answer", "status", "words"),
     [
-        (Refused(404, "not-found", "Nothing is known of it."), 200, "Nothing is known of it."),
-        (Unavailable("queue-away", "the queue is away"), 503, "the queue is away. Try again."),
+        (Refused(Refusal.NOT_FOUND, "Nothing is known of it."), 200, "Nothing is known of it."),
+        (Unavailable(Outage.QUEUE_AWAY, "the queue is away"), 503, "the queue is away. Try again."),
         (TimeoutError(), 503, "It took too long. Try again."),
         (replace(CHAIN, truncated=True), 200, "and more: these are the first"),
         (replace(CHAIN, complete=False), 200, "further objects may hold rows of it"),

@@ -152,7 +152,7 @@ def test_messages_of_either_kind_stay_within_their_bound() -> None:
 def test_a_bad_record_that_fits_no_message_with_its_note_refuses_the_submission() -> None:
     with pytest.raises(Refused) as refused:
         check(b"{" + b" " * (MESSAGE_BYTES_MAX - HEADER_BYTES_MAX - 10) + b"x")
-    assert (refused.value.kind, refused.value.members["record"]) == ("record-too-large", 0)
+    assert (refused.value.code, refused.value.members["record"]) == ("record-too-large", 0)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 
-from bronze.errors import Gone, Unavailable
+from bronze.errors import Gone, Outage, Unavailable
 from bronze.servers.catalog import Catalog
 from bronze.servers.jetstream import Missing
 from bronze.servers.queue import Lanes, OpenLane
@@ -97,7 +97,7 @@ class Change:
             elif left and time.monotonic() - moved_s >= self._stalled_s:
                 waiting = [one.lane.stream for one in lanes if await self._left(one)]
                 raise Unavailable(
-                    "queue-away",
+                    Outage.QUEUE_AWAY,
                     f"{left} messages are still to be stored, and nothing has moved for {self._stalled_s:g} s: "
                     f"{', '.join(waiting)}. Their lanes are sealed. See that consumers run with BRONZE_LANES as it was "
                     "and that the bucket answers (their log tells), then run this again",

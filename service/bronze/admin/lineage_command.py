@@ -17,7 +17,7 @@ import msgspec
 from rich.console import Console
 from rich.markup import escape
 
-from bronze.errors import Misconfigured, Unavailable
+from bronze.errors import Misconfigured, Outage, Unavailable
 from bronze.servers.catalog_feed import Feed, Noted, Place
 from bronze.settings import Settings
 
@@ -71,11 +71,11 @@ def run_ask(args: argparse.Namespace, settings: Settings) -> int:
         answer = httpx.get(url, params={**asked, "limit": args.limit}, timeout=TIMEOUT)
         said = answer.json()
     except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
-        raise Unavailable("unavailable", f"{url} does not answer: {error or type(error).__name__}") from error
+        raise Unavailable(Outage.UNAVAILABLE, f"{url} does not answer: {error or type(error).__name__}") from error
     if answer.status_code != httpx.codes.OK:
         detail = str(said.get("detail", answer.reason_phrase))
         if answer.status_code >= httpx.codes.INTERNAL_SERVER_ERROR:
-            raise Unavailable("unavailable", detail)
+            raise Unavailable(Outage.UNAVAILABLE, detail)
         print(f"bronze lineage: {detail}", file=sys.stderr)
         return 1 if answer.status_code == httpx.codes.NOT_FOUND else 2
     if args.json:

@@ -10,7 +10,7 @@ from urllib.parse import quote
 import httpx
 import msgspec
 
-from bronze.errors import Unavailable
+from bronze.errors import Outage, Unavailable
 from bronze.protocol.message import Accepted
 
 if TYPE_CHECKING:
@@ -119,4 +119,4 @@ async def _send(http: httpx.AsyncClient, source: str, key: str, accepted: Accept
         if not answer.is_server_error and answer.status_code != httpx.codes.TOO_MANY_REQUESTS:
             return answer
         why = f"it answers {answer.status_code}"
-    raise Unavailable("unavailable", f"the API at {http.base_url} does not take {key}: {why}. Replay it again")
+    raise Unavailable(Outage.UNAVAILABLE, f"the API at {http.base_url} does not take {key}: {why}. Replay it again")

@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 import msgspec
 
-from bronze.errors import Halted, Unavailable
+from bronze.errors import Halted, Outage, Unavailable
 from bronze.objects.reader import read_contents
 from bronze.protocol.documents import Contents
 from bronze.protocol.keys import lane_of_key
@@ -137,5 +137,5 @@ async def _read(
 ) -> tuple[str, Lane, int, Contents]:
     contents = await reading
     if contents is None:
-        raise Unavailable("conflict", f"{key} was listed and is gone")
+        raise Unavailable(Outage.CONFLICT, f"{key} was listed and is gone")
     return key, lane, first, contents

@@ -29,7 +29,7 @@ from bronze.api import source_schema
 from bronze.api.columnar_reader import Body, Readers
 from bronze.api.page import Page
 from bronze.api.source_schema import DeclaredSources, SourceSchema
-from bronze.errors import Gone, Halted, Refused, Unavailable
+from bronze.errors import Fault, Gone, Halted, Outage, Refusal, Refused, Unavailable
 from bronze.lineage.lookup import LIMIT, LIMIT_MAX, By, Chain, Lookups
 from bronze.objects.reader import read_contents
 from bronze.protocol.documents import CLASSIFICATIONS_LISTED_MAX, Identity, State, state_of, trace_id_of
@@ -49,7 +49,7 @@ from bronze.servers.queue import Queue, Superseded
 from bronze.settings import Settings
 from bronze.telemetry.context import trace_id_hex, traceparent
 from bronze.telemetry.sdk import FASTAPI_TELEMETRY_OFF, Telemetry
-from bronze.telemetry.signals import NATS, OTHER_SOURCE, Fault, Outcome, Refusal, Stage, attribute, error_type, spans
+from bronze.telemetry.signals import NATS, OTHER_SOURCE, Outcome, Stage, attribute, error_type, spans
 
 log = logging.getLogger(__name__)
 
@@ -286,7 +286,6 @@ class Api:
             return accepted
         if earlier.digest != checked.digest:
             raise Refused(
-                409,
                 Refusal.IDEMPOTENCY_KEY_REUSED,
                 f"The Idempotency-Key belongs to submission {earlier.submission_id}, which had another body. "
                 "Use a new key for new data.",
@@ -301,7 +300,6 @@ class Api:
         if media not in MEDIA:
             forms = ", ".join(f"{name} ({what})" for name, what in MEDIA.items())
             raise Refused(
-                415,
                 Refusal.UNSUPPORTED_MEDIA_TYPE,
                 f"The Content-Type {media!r} is not taken. Send one of: {forms}.",
                 accepted=[*MEDIA],
@@ -309,7 +307,6 @@ class Api:
         encoding = request.headers.get("content-encoding", "identity").strip().lower()
         if encoding not in ENCODINGS:
             raise Refused(
-                415,
                 Refusal.UNSUPPORTED_ENCODING,
                 f"The Content-Encoding {encoding!r} is not taken. Send gzip, zstd, or none.",
                 accepted=list(ENCODINGS),
@@ -317,7 +314,6 @@ class Api:
         if media in [*Format]:
             if keep_invalid:
                 raise Refused(
-                    400,
                     Refusal.INVALID_HEADER,
                     f"?on_invalid={QUARANTINE} is for JSON records ({NDJSON} or {JSON}): a body of columns is "
                     "taken or refused as a whole.",
@@ -448,7 +444,7 @@ class Api:
             except Superseded:
                 superseded = True
         raise Unavailable(
-            "outcome-unknown",
+            Outage.OUTCOME_UNKNOWN,
             f"Submission {accepted.submission_id} could not be settled. Send it again under the same Idempotency-Key.",
             submission_id=accepted.submission_id,
         )
@@ -471,7 +467,6 @@ class Api:
         source = self._sources.get(name)
         if source is None:
             raise Refused(
-                404,
                 Refusal.UNKNOWN_SOURCE,
                 f"There is no source {name!r}. The sources are: {', '.join(self._sources)}.",
                 sources=list(self._sources),
@@ -506,14 +501,14 @@ class Api:
 
     async def object(self, file_path: str) -> ObjectContents:
         """What an object holds. Raises `Refused` (404)."""
-        missing = Refused(404, Refusal.NOT_FOUND, f"There is no object {file_path!r} in the bucket.")
+        missing = Refused(Refusal.NOT_FOUND, f"There is no object {file_path!r} in the bucket.")
         if not may_be_object(self._settings.prefix, file_path):
             raise missing
         head = await self._bucket.head(file_path)
         try:
             contents = await read_contents(self._bucket, file_path) if head else None
         except Halted as error:
-            raise Refused(404, Refusal.NOT_FOUND, f"{error}.") from error
+            raise Refused(Refusal.NOT_FOUND, f"{error}.") from error
         if head is None or contents is None:
             raise missing
         return ObjectContents(
@@ -582,7 +577,7 @@ class Api:
         """The queue or the catalog was replaced: the API ends, and one that is started anew finds the others."""
         self._fatal(error)
         return Unavailable(
-            "queue-away", "The queue or the catalog was replaced, and the API starts anew. Nothing was stored."
+            Outage.QUEUE_AWAY, "The queue or the catalog was replaced, and the API starts anew. Nothing was stored."
         )
 
     # --- outcomes, counted
@@ -597,7 +592,7 @@ class Api:
     def count_refused(self, request: Request, kind: str) -> None:
         """A submission that was not taken; that its outcome is unknown is not the same as that it was rejected."""
         named = request.path_params.get("source")
-        outcome = Outcome.UNKNOWN if kind == Refusal.OUTCOME_UNKNOWN else Outcome.REJECTED
+        outcome = Outcome.UNKNOWN if kind == Outage.OUTCOME_UNKNOWN else Outcome.REJECTED
         self._telemetry.instruments.records.add(
             getattr(request.state, "records", 1),
             {
@@ -689,7 +684,6 @@ def create_app(api: Api, lookups: Lookups, page: Page, telemetry: Telemetry) -> 
         asked = [(kind, value) for kind, value in by.items() if value]
         if len(asked) + bool(id) != 1:
             raise Refused(
-                400,
                 Refusal.INVALID_QUERY,
                 f"Give exactly one of {', '.join(by)}; or id, where it may be any of these.",
             )
@@ -721,17 +715,17 @@ def create_app(api: Api, lookups: Lookups, page: Page, telemetry: Telemetry) -> 
     @app.exception_handler(Refused)
     async def refused(request: Request, error: Refused) -> Response:
         if request.method == "POST":
-            api.count_refused(request, error.kind)
-        return _problem(error.status, error.kind, error.detail, error.members)
+            api.count_refused(request, error.code)
+        return _problem(error.status, error.code, error.detail, error.members)
 
     @app.exception_handler(Unavailable)
     async def unavailable(request: Request, error: Unavailable) -> Response:
         span = get_current_span()
         span.set_status(Status(StatusCode.ERROR, error.detail))
         if request.method == "POST":
-            api.count_refused(request, error.kind)
-        log.warning("503 %s: %s", error.kind, error.detail)
-        return _problem(503, error.kind, error.detail, error.members, {"Retry-After": str(error.retry_after_s)})
+            api.count_refused(request, error.code)
+        log.warning("503 %s: %s", error.code, error.detail)
+        return _problem(503, error.code, error.detail, error.members, {"Retry-After": str(error.retry_after_s)})
 
     @app.exception_handler(Gone)
     async def replaced(request: Request, error: Gone) -> Response:
@@ -809,7 +803,6 @@ def _key(request: Request) -> str | None:
         return None
     if not key.strip() or len(key) > KEY_CHARS_MAX:
         raise Refused(
-            400,
             Refusal.INVALID_HEADER,
             f"Idempotency-Key has 1 to {KEY_CHARS_MAX} characters; make a new UUID for each submission.",
             header="Idempotency-Key",
@@ -824,7 +817,7 @@ def _text(request: Request, header: str, chars_max: int) -> str | None:
     value = unquote(raw) if raw is not None else request.query_params.get(query)
     if value is not None and not 1 <= len(value) <= chars_max:
         raise Refused(
-            400, Refusal.INVALID_HEADER, f"{header} (or ?{query}=) has 1 to {chars_max} characters.", header=header
+            Refusal.INVALID_HEADER, f"{header} (or ?{query}=) has 1 to {chars_max} characters.", header=header
         )
     return value
 
@@ -834,7 +827,6 @@ def _keep_invalid(request: Request) -> bool:
     value = request.query_params.get("on_invalid", REFUSE)
     if value not in {REFUSE, QUARANTINE}:
         raise Refused(
-            400,
             Refusal.INVALID_HEADER,
             f"?on_invalid={value} is not known: say {REFUSE} (as without it) or {QUARANTINE}.",
             header="on_invalid",
@@ -907,7 +899,6 @@ def _status_of(
 
 def _no_submission(submission_id: str) -> Refused:
     return Refused(
-        404,
         Refusal.NOT_FOUND,
         f"Nothing is known of submission {submission_id!r}. It was never accepted, or its identity has expired: "
         "24 hours after it was stored, 30 days where it had an Idempotency-Key. Its records are in the bucket all the "

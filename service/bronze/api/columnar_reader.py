@@ -14,7 +14,7 @@ from tempfile import TemporaryFile
 import msgspec
 
 from bronze.api.columnar_worker import EXIT_DISK, EXIT_MEMORY, Job, Rejected
-from bronze.errors import Refused, Unavailable
+from bronze.errors import Outage, Refusal, Refused, Unavailable
 from bronze.records.columnar_intake import Read
 from bronze.records.media import Format
 from bronze.records.refusals import empty, unreadable
@@ -95,7 +95,7 @@ class Readers:
                 await self._turns.acquire()
         except TimeoutError as error:
             raise Unavailable(
-                "readers-busy", "Too many columnar bodies are being read. Nothing was stored.", retry_after_s=10
+                Outage.READERS_BUSY, "Too many columnar bodies are being read. Nothing was stored.", retry_after_s=10
             ) from error
         try:
             yield
@@ -142,7 +142,7 @@ def _told(said: bytes, job: Job) -> Read:
     except msgspec.DecodeError as error:
         raise _crashed(job, f"no verdict: {error}") from error
     if isinstance(verdict, Rejected):
-        raise Refused(verdict.status, verdict.kind, verdict.detail, **verdict.members)
+        raise Refused(verdict.code, verdict.detail, **verdict.members)
     return verdict
 
 
@@ -153,8 +153,7 @@ def _crashed(job: Job, how: str) -> Refused:
 
 def _too_costly(bound: str) -> Refused:
     return Refused(
-        413,
-        "body-too-costly",
+        Refusal.BODY_TOO_COSTLY,
         f"Reading the body takes more than {bound}. Write it with smaller row groups, pages or batches, or send it as "
         "several submissions.",
     )

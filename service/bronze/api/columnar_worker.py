@@ -17,7 +17,7 @@ import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bronze.errors import Refused
+from bronze.errors import Refusal, Refused
 from bronze.protocol.message import MESSAGE_BYTES_MAX, MESSAGES_MAX
 from bronze.records.columnar_intake import ColumnarIntake, Read
 from bronze.records.media import Format
@@ -53,8 +53,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
 class Rejected(msgspec.Struct, frozen=True, tag=True):
     """What `Refused` says."""
 
-    status: int
-    kind: str
+    code: Refusal
     detail: str
     members: dict[str, Any]
 
@@ -66,7 +65,7 @@ def main() -> NoReturn:
     try:
         verdict: Read | Rejected = read(job)
     except Refused as error:
-        verdict = Rejected(error.status, error.kind, error.detail, dict(error.members))
+        verdict = Rejected(Refusal[error.code.name], error.detail, dict(error.members))
     except MemoryError:
         os._exit(EXIT_MEMORY)
     except OSError:

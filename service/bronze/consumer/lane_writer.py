@@ -16,7 +16,7 @@ from urllib.parse import quote
 
 from bronze.consumer.tasks import cancel, unless_stopped, wait_or_stop
 from bronze.consumer.upload_telemetry import Trail
-from bronze.errors import BronzeError, Gone, Halted, Poison, Unavailable
+from bronze.errors import BronzeError, Fault, Gone, Halted, Outage, Poison, Unavailable
 from bronze.objects import encoder
 from bronze.objects.encoder import Encoded
 from bronze.objects.footer import CONTENT_TYPE, user_metadata
@@ -33,7 +33,7 @@ from bronze.servers.catalog import Catalog, Overtaken
 from bronze.servers.lane_lock import Lock, Lost
 from bronze.servers.queue import Queue
 from bronze.telemetry.sdk import Telemetry
-from bronze.telemetry.signals import Fault, Stage, Step, attribute, error_type, spans
+from bronze.telemetry.signals import Stage, Step, attribute, error_type, spans
 
 log = logging.getLogger(__name__)
 
@@ -189,7 +189,7 @@ class LaneWriter:
         if now.entry_sequence != position.entry_sequence:
             raise Overtaken from gap
         await self._queue.confirm_gap(self._lane, gap)
-        raise Unavailable("timeout", f"a replica of the queue is late: {gap}") from gap
+        raise Unavailable(Outage.TIMEOUT, f"a replica of the queue is late: {gap}") from gap
 
     # --- rules 3 to 5: cut, encode, create, append
 
@@ -264,7 +264,7 @@ class LaneWriter:
         """What the object under a key holds, as its own footer says."""
         contents = await read_contents(self._bucket, key)
         if contents is None:
-            raise Unavailable("conflict", f"{key} was there and is gone")
+            raise Unavailable(Outage.CONFLICT, f"{key} was there and is gone")
         return contents
 
     async def _set_aside(self, aside: SetAside, file_path: str, position: Position, read: Sequence[Message]) -> None:

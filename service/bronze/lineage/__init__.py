@@ -1,5 +1,5 @@
 """From any id or path to the submissions and objects around it.
 
-Imports: errors, objects, protocol, servers, telemetry.
+Imports: errors, objects, protocol, servers.
 Libraries: msgspec.
 """

@@ -12,7 +12,7 @@ from functools import partial
 from typing import BinaryIO, Literal
 from uuid import UUID
 
-from bronze.errors import Halted, Refused, Unavailable
+from bronze.errors import Halted, Outage, Refusal, Refused, Unavailable
 from bronze.lineage.catalog_index import Id, View
 from bronze.objects.footer import NotOurs
 from bronze.objects.reader import examine, read_contents
@@ -22,7 +22,6 @@ from bronze.protocol.keys import may_be_object
 from bronze.protocol.message import Accepted
 from bronze.servers.bucket import Bucket
 from bronze.servers.catalog_feed import Noted
-from bronze.telemetry.signals import Refusal
 
 By = Literal["classification_id", "file_path", "submission_id", "trace_id"]
 
@@ -166,23 +165,22 @@ class Lookups:
             with suppress(Refused):
                 return await self.chain(by, value, limit)
         tried = " nor as ".join(by for by, _ in guesses(text))
-        raise Refused(404, Refusal.NOT_FOUND, f"Nothing is known of {text!r}, as {tried}.")
+        raise Refused(Refusal.NOT_FOUND, f"Nothing is known of {text!r}, as {tried}.")
 
     def _unknown(self, by: By, value: str, *, complete: bool) -> Refused | Unavailable:
         lag_s = self._view.lag_s
         if lag_s > LAG_S_MAX:
             return Unavailable(
-                Refusal.UNDECIDED,
+                Outage.UNDECIDED,
                 f"Nothing is known of {by} {value!r} yet: the view is {lag_s:.0f} s behind the catalog.",
             )
         if not complete:
             return Unavailable(
-                Refusal.UNDECIDED,
+                Outage.UNDECIDED,
                 f"No object is known to hold {by} {value!r}, and not each that may could be searched in time. "
                 "Ask by another id, or query the bucket.",
             )
         return Refused(
-            404,
             Refusal.NOT_FOUND,
             f"Nothing is known of {by} {value!r}. What is accepted and not stored yet is found by its submission_id.",
         )

@@ -8,12 +8,12 @@ import pyarrow as pa
 import pyarrow.ipc
 import pyarrow.parquet
 
+from bronze.errors import Refusal
 from bronze.protocol.message import MESSAGE_BYTES_MAX
 from bronze.publisher.formats import Asked, Format, Record, too_long, unreadable
 from bronze.publisher.text_files import encoded
 from bronze.records.arrow_json import plain
 from bronze.records.sources import FieldType
-from bronze.telemetry.signals import Refusal
 
 _ARROW_FILE = b"ARROW1"
 #: Rows that are Python objects at once.

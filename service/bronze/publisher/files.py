@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from bronze.errors import Unavailable
+from bronze.errors import Outage, Unavailable
 from bronze.publisher.formats import STDIN
-from bronze.telemetry.signals import Fault
 
 _KEY_CHARS = 32
 
@@ -45,7 +44,7 @@ class Opened:
         """Raises `Unavailable` if the file is not what it was when it was opened."""
         if self.signature and Signature.of(os.fstat(self.stream.fileno())) != self.signature:
             raise Unavailable(
-                Fault.UNAVAILABLE, f"{self.path} changed while it was sent: send it again once it is complete"
+                Outage.UNAVAILABLE, f"{self.path} changed while it was sent: send it again once it is complete"
             )
 
 

@@ -4,10 +4,9 @@ from collections.abc import Callable, Mapping
 from enum import StrEnum
 from pathlib import PurePath
 
-from bronze.errors import Misconfigured, Refused
+from bronze.errors import Misconfigured, Refusal, Refused
 from bronze.protocol.message import MESSAGE_BYTES_MAX
 from bronze.records.sources import Source
-from bronze.telemetry.signals import Refusal
 
 STDIN = "-"
 
@@ -76,12 +75,11 @@ def told_format(file: str, chosen: Format | None) -> Format:
 
 
 def unreadable(file: str, kind: Refusal, what: str) -> Refused:
-    return Refused(400, kind, f"{called(file)} {what}")
+    return Refused(kind, f"{called(file)} {what}")
 
 
 def too_long(file: str, unit: str, number: int) -> Refused:
     return Refused(
-        413,
         Refusal.RECORD_TOO_LARGE,
         f"{called(file)}, {unit} {number} is longer than {MESSAGE_BYTES_MAX} bytes. "
         "Split it, or refer to what it carries.",

@@ -121,8 +121,7 @@ class Run:
             if error.status != 409:
                 raise
             raise Refused(
-                error.status,
-                error.kind,
+                error.code,
                 f"{error.detail} The file was sent before with other options (--format, --records, --bytes, "
                 "--classification-column). Give the same ones again, or --again to send all of it once more.",
             ) from error

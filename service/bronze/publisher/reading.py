@@ -7,12 +7,11 @@ from typing import Any, BinaryIO, cast
 
 import msgspec
 
-from bronze.errors import Refused
+from bronze.errors import Refusal, Refused
 from bronze.publisher.formats import COMPRESSIONS, Asked, Format, Record, unreadable
 from bronze.publisher.text_files import CHUNK_BYTES, _encode, csv_records, json_records, ndjson
 from bronze.records.encodings import ENCODINGS, Decoder
 from bronze.records.sources import CLASSIFICATION_ID
-from bronze.telemetry.signals import Refusal
 
 
 def records(file: str, stream: BinaryIO, form: Format, source: Asked) -> Iterator[Record]:

@@ -17,14 +17,13 @@ import msgspec
 from opentelemetry.context import Context
 from opentelemetry.trace import Span, StatusCode
 
-from bronze.errors import BronzeError, Misconfigured, Refused, Unavailable
+from bronze.errors import BronzeError, ErrorCode, Fault, Misconfigured, Outage, Refused, Unavailable, error_code
 from bronze.publisher.batches import Batch
 from bronze.publisher.formats import STDIN
 from bronze.settings import Settings
 from bronze.telemetry import Telemetry
 from bronze.telemetry.context import inject, trace_id_hex
-from bronze.telemetry.schema import registry
-from bronze.telemetry.signals import Fault, Outcome, attribute, error_type, events, spans
+from bronze.telemetry.signals import Outcome, attribute, error_type, events, spans
 
 #: Longer than the API's own deadline, so that the API is the one that says how a submission ended.
 TIMEOUT = httpx.Timeout(45, connect=5)
@@ -139,25 +138,25 @@ class Sender:
             try:
                 return self._attempt(span, url, headers, batch)
             except KeyboardInterrupt:
-                raise Unavailable(Fault.TIMEOUT, f"stopped before there was an answer; {unknown}") from None
+                raise Unavailable(Outage.TIMEOUT, f"stopped before there was an answer; {unknown}") from None
             except Unavailable as error:
                 failed = error
             delay_s = max(back_off_s(attempt, self._jitter), failed.retry_after_s)
             spent_s = self._clock() - begun_s
             if spent_s + delay_s > self._retry_for_s:
                 raise Unavailable(
-                    failed.kind,
+                    failed.code,
                     f"{failed.detail}; gave up after {attempt} attempts in {spent_s:.0f} s, the next was due in "
                     f"{delay_s:.0f} s; {unknown}",
                 )
-            event: dict[str, str | int] = {attribute.error_type: failed.kind}
+            event: dict[str, str | int] = {attribute.error_type: failed.code}
             if isinstance(status := failed.members.get("status"), int):
                 event[attribute.http_response_status_code] = status
             span.add_event(events.retry, event)
             _log.warning("%s; again in %.1f s", failed.detail, delay_s)
             self._retrying(delay_s)
             if self._wait(delay_s):
-                raise Unavailable(failed.kind, f"{failed.detail}; stopped before it was tried again; {unknown}")
+                raise Unavailable(failed.code, f"{failed.detail}; stopped before it was tried again; {unknown}")
             with self._counting:
                 self.retries += 1
             span.set_attribute(attribute.http_request_resend_count, attempt)
@@ -206,22 +205,22 @@ def failure(response: httpx.Response, place: Callable[[int | None], str]) -> Ref
     """
     status = response.status_code
     problem = _problem(response)
-    kind = _kind(status, problem)
+    code = _code(status, problem)
     said = f"{status} {problem.detail or problem.title or response.reason_phrase}"
     if status == httpx.codes.TOO_MANY_REQUESTS or response.is_server_error:
         answers = f"{response.url.host} answers {said}"
-        return Unavailable(kind, answers, retry_after_s=_retry_after_s(response), status=status)
-    return Refused(status, kind, f"{place(problem.record)}: {said}", record=problem.record)
+        return Unavailable(code, answers, retry_after_s=_retry_after_s(response), status=status)
+    return Refused(code, f"{place(problem.record)}: {said}", status=status, record=problem.record)
 
 
 def away(error: httpx.RequestError, url: httpx.URL) -> Unavailable:
     """What it means that there is no answer."""
     if isinstance(error, httpx.TimeoutException):
         what = f"{url.host} does not answer: {type(error).__name__}"
-        return Unavailable(Fault.TIMEOUT, what, retry_after_s=0)
+        return Unavailable(Outage.TIMEOUT, what, retry_after_s=0)
     address = f"{url.scheme}://{url.netloc.decode()}"  # without a password
     what = f"no API is reached at {address}, where BRONZE_API_URL has it: {error}"
-    return Unavailable(Fault.UNAVAILABLE, what, retry_after_s=0)
+    return Unavailable(Outage.UNAVAILABLE, what, retry_after_s=0)
 
 
 def _problem(response: httpx.Response) -> _Problem:
@@ -231,18 +230,18 @@ def _problem(response: httpx.Response) -> _Problem:
         return _Problem()
 
 
-def _kind(status: int, problem: _Problem) -> str:
-    """The word of the closed list that the problem's type ends in, else one that the status stands for."""
-    kind = problem.type.rpartition("/")[2]
-    if kind in registry().of_errors():
-        return kind
+def _code(status: int, problem: _Problem) -> ErrorCode:
+    """The code that the problem's type ends in, else one that the status stands for."""
+    word = problem.type.rpartition("/")[2]
+    if code := error_code(word):
+        return code
     match status:
         case 401 | 403:
-            return Fault.DENIED
+            return Outage.DENIED
         case 429:
-            return Fault.THROTTLED
+            return Outage.THROTTLED
         case 502 | 503 | 504:
-            return Fault.UNAVAILABLE
+            return Outage.UNAVAILABLE
         case _:
             return Fault.INTERNAL
 

@@ -13,11 +13,10 @@ from typing import BinaryIO
 
 import msgspec
 
-from bronze.errors import Refused
+from bronze.errors import Refusal, Refused
 from bronze.protocol.message import MESSAGE_BYTES_MAX
 from bronze.publisher.formats import Asked, Format, Record, too_long, unreadable
 from bronze.records.sources import FieldType
-from bronze.telemetry.signals import Refusal
 
 CHUNK_BYTES = 2**18
 #: What may be missing of a word of JSON where a text is cut off.

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import types
 
-from bronze.errors import Refused
+from bronze.errors import Refusal, Refused
 from bronze.protocol.message import HEADER_BYTES_MAX, MESSAGE_BYTES_MAX, MESSAGES_MAX, Kind, packed
 from bronze.records.arrow_cast import (
     cast_unaltered,
@@ -134,8 +134,7 @@ class ColumnarIntake:
                 self._classifications_bytes += len(name.encode())
         if self._classifications_bytes > CLASSIFICATIONS_BYTES_MAX:
             raise Refused(
-                413,
-                "body-too-large",
+                Refusal.BODY_TOO_LARGE,
                 f"The body's rows name runs of more than {CLASSIFICATIONS_BYTES_MAX} bytes. "
                 "Send it as several submissions.",
                 limit=CLASSIFICATIONS_BYTES_MAX,

@@ -6,7 +6,7 @@ from typing import Protocol
 
 import zstandard
 
-from bronze.errors import Refused
+from bronze.errors import Refusal, Refused
 
 _GZIP_WBITS = 16 + zlib.MAX_WBITS
 
@@ -102,8 +102,7 @@ class Zstd:
 
 def _corrupt(encoding: str, why: str) -> Refused:
     return Refused(
-        400,
-        "corrupt-encoding",
+        Refusal.CORRUPT_ENCODING,
         f"The body is not whole {encoding}: {why}. Send it again, and check that nothing on the way cuts or alters it.",
     )
 

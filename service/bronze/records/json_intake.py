@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from bronze.errors import Refused
+from bronze.errors import Refusal, Refused
 from bronze.protocol import rejected_records
 from bronze.protocol.message import GAP, HEADER_BYTES_MAX, MESSAGE_BYTES_MAX, MESSAGES_MAX, Kind, packed
 from bronze.records.refusals import empty, not_utf8, record_too_large, too_many_messages, violation
@@ -29,11 +29,11 @@ _FIELD_MISSING = re.compile(r"missing required field `([^`]+)`")
 
 
 class _Invalid(Exception):
-    """A record that does not fit its source; `kind` is the word of its refusal."""
+    """A record that does not fit its source; `code` is that of its refusal."""
 
-    def __init__(self, kind: str, reason: str, field: str | None = None) -> None:
+    def __init__(self, code: Refusal, reason: str, field: str | None = None) -> None:
         super().__init__(reason)
-        self.kind = kind
+        self.code = code
         self.reason = reason
         self.field = field
 
@@ -111,7 +111,7 @@ class JsonIntake:
         except UnicodeDecodeError as error:
             raise not_utf8(error.reason) from error
         except (msgspec.DecodeError, RecursionError) as error:
-            raise Refused(400, "malformed-json", f"The body is not JSON: {error}.") from error
+            raise Refused(Refusal.MALFORMED_JSON, f"The body is not JSON: {error}.") from error
         if b"\n" in body:
             self._whole = Kind.RECORDS
         self._add([bytes(record) for record in records])
@@ -172,11 +172,11 @@ class JsonIntake:
             if _deep(record):
                 msgspec.json.decode(b"[" * NESTING_SPARE + record + b"]" * NESTING_SPARE, type=msgspec.Raw)
         except UnicodeDecodeError as error:
-            raise _Invalid("invalid-utf8", error.reason) from error
+            raise _Invalid(Refusal.INVALID_UTF8, error.reason) from error
         except msgspec.ValidationError as error:
             raise _violation(str(error)) from error
         except (msgspec.DecodeError, RecursionError) as error:
-            raise _Invalid("malformed-json", str(error)) from error
+            raise _Invalid(Refusal.MALFORMED_JSON, str(error)) from error
         for name in self._timestamps:
             if _beyond_calendar(getattr(checked, name)):
                 raise _violation(f"Expected a time of the years 1 to 9999 in UTC - at `$.{name}`")
@@ -251,7 +251,7 @@ class JsonIntake:
         """Refuse the submission for a record, or keep the record apart where the sender asked for that."""
         if not self._keep_invalid:
             raise self._refusal(invalid) from invalid
-        note = rejected_records.note(self._records, invalid.kind, invalid.reason, invalid.field, record)
+        note = rejected_records.note(self._records, invalid.code, invalid.reason, invalid.field, record)
         size = rejected_records.size(note, record)
         room = MESSAGE_BYTES_MAX - HEADER_BYTES_MAX - rejected_records.HEAD_BYTES_MAX - len(b"[]\n")
         if self._rejected_bytes + size > room:
@@ -263,7 +263,7 @@ class JsonIntake:
         self._notes.append(note)
         self._rejected.append(record)
         self._rejected_bytes += size
-        self._invalid[invalid.kind] += 1
+        self._invalid[invalid.code] += 1
         self._records += 1
         self._gap += 1
 
@@ -289,12 +289,12 @@ class JsonIntake:
 
     def _refusal(self, invalid: _Invalid) -> Refused:
         record = self._records
-        match invalid.kind:
-            case "invalid-utf8":
+        match invalid.code:
+            case Refusal.INVALID_UTF8:
                 return not_utf8(invalid.reason, record=record)
-            case "malformed-json":
+            case Refusal.MALFORMED_JSON:
                 detail = f"Record {record} is not a JSON object: {invalid.reason}. One record is one line."
-                return Refused(400, invalid.kind, detail, record=record)
+                return Refused(invalid.code, detail, record=record)
             case _:
                 return violation(self._source, invalid.reason, record=record, field=invalid.field)
 
@@ -305,7 +305,7 @@ class JsonIntake:
 def _violation(message: str) -> _Invalid:
     """What a record violates, by the decoder's words."""
     found = _FIELD_AT.search(message) or _FIELD_MISSING.search(message)
-    return _Invalid("schema-violation", _FIELD_AT.sub("", message), found.group(1) if found else None)
+    return _Invalid(Refusal.SCHEMA_VIOLATION, _FIELD_AT.sub("", message), found.group(1) if found else None)
 
 
 def _any_deep(records: Sequence[bytes]) -> bool:

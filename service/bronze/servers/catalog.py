@@ -10,7 +10,7 @@ from typing import Protocol, Self, TypeVar
 
 import msgspec
 
-from bronze.errors import Halted, Misconfigured, Unavailable
+from bronze.errors import Halted, Misconfigured, Outage, Unavailable
 from bronze.protocol.chain import Position
 from bronze.protocol.documents import Contents, Entry, Identity, entry_of, identities_of
 from bronze.protocol.lane import Lane
@@ -78,7 +78,7 @@ class NatsCatalog:
             )
         if REBUILDING in state.metadata:
             raise Unavailable(
-                "queue-away",
+                Outage.QUEUE_AWAY,
                 f"the catalog is being rebuilt by `{REBUILD}`: if that does not run any more, run it again",
             )
         return cls(jetstream, name)
@@ -139,7 +139,7 @@ class NatsCatalog:
                 raise Overtaken from error
             if error.err_code == js.WRONG_STREAM:
                 raise js.gone(self._stream) from error
-            raise Unavailable("queue-away", f"the catalog refuses the entry: {error}") from error
+            raise Unavailable(Outage.QUEUE_AWAY, f"the catalog refuses the entry: {error}") from error
         return Position(entry, sequence)
 
     def _named(self) -> AbstractAsyncContextManager[None]:

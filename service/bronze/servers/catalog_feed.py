@@ -4,7 +4,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bronze.errors import Halted, Unavailable
+from bronze.errors import Halted, Outage, Unavailable
 from bronze.protocol.documents import Entry
 from bronze.servers.catalog import ENTRIES, REBUILDING, decode
 from bronze.servers.jetstream import JetStream
@@ -89,8 +89,8 @@ class Feed:
         if self._stream is None:
             stream = next(iter(await self._js.streams_of(ENTRIES)), None)
             if stream is None:
-                raise Unavailable("queue-away", "the queue has no catalog")
+                raise Unavailable(Outage.QUEUE_AWAY, "the queue has no catalog")
             if REBUILDING in (await self._js.state(stream)).metadata:
-                raise Unavailable("queue-away", "the catalog is being rebuilt")  # half of it would look like all
+                raise Unavailable(Outage.QUEUE_AWAY, "the catalog is being rebuilt")  # half of it would look like all
             self._stream = stream
         return self._stream

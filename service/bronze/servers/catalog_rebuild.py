@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from bronze.errors import Misconfigured, Unavailable
+from bronze.errors import Misconfigured, Outage, Unavailable
 from bronze.protocol.documents import Contents, entry_of, identities_of
 from bronze.protocol.lane import Lane
 from bronze.protocol.message import unix_time_s
@@ -58,7 +58,7 @@ class Rebuilt:
         try:
             await self._js.create_stream({**config, "name": self._stream, "subjects": SUBJECTS})
         except ApiError as error:
-            raise Unavailable("queue-away", f"the queue refuses the stream {self._stream}: {error}") from error
+            raise Unavailable(Outage.QUEUE_AWAY, f"the queue refuses the stream {self._stream}: {error}") from error
 
     async def append(self, objects: Iterable[Contents], now_s: float) -> int:
         """Write the identities that still count at a time and the entries of objects; gives how many identities.
@@ -91,7 +91,7 @@ class Rebuilt:
         except ApiError as error:
             if error.err_code == js.WRONG_STREAM:
                 raise js.gone(self._stream) from error
-            raise Unavailable("queue-away", f"the catalog refuses what is rebuilt: {error}") from error
+            raise Unavailable(Outage.QUEUE_AWAY, f"the catalog refuses what is rebuilt: {error}") from error
 
     async def done(self) -> None:
         """The catalog is whole: roles take it."""

@@ -22,7 +22,7 @@ import nats.errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
-from bronze.errors import Gone, Misconfigured, Unavailable
+from bronze.errors import Gone, Misconfigured, Outage, Unavailable
 from bronze.protocol.message import Message
 
 log = logging.getLogger(__name__)
@@ -96,7 +96,7 @@ class Missing(Unavailable):
     """No stream answers to this name or subject now: nothing was done. It may come back, or be replaced."""
 
     def __init__(self, what: str) -> None:
-        super().__init__("queue-away", f"the queue has no stream that answers to {what}")
+        super().__init__(Outage.QUEUE_AWAY, f"the queue has no stream that answers to {what}")
 
 
 class ApiError(Exception):
@@ -134,7 +134,7 @@ class JetStream:
                 )
         except (nats.errors.Error, OSError, TimeoutError) as error:
             raise Unavailable(
-                "queue-away", f"the queue at {url} does not answer: {error or type(error).__name__}"
+                Outage.QUEUE_AWAY, f"the queue at {url} does not answer: {error or type(error).__name__}"
             ) from error
         stream = cls(client)
         if server_name is not None:
@@ -169,7 +169,9 @@ class JetStream:
         except nats.errors.NoRespondersError as error:
             raise Missing(subject) from error
         except (nats.errors.Error, OSError, TimeoutError) as error:
-            raise Unavailable("queue-away", f"the queue does not answer: {error or type(error).__name__}") from error
+            raise Unavailable(
+                Outage.QUEUE_AWAY, f"the queue does not answer: {error or type(error).__name__}"
+            ) from error
 
     async def api(self, call: str, payload: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """One JetStream API call, such as `STREAM.INFO.name`; raises `ApiError`."""
@@ -185,7 +187,7 @@ class JetStream:
         except ApiError as error:
             if error.err_code == STREAM_NOT_FOUND:
                 raise Missing(call.rpartition(".")[2]) from error
-            raise Unavailable("queue-away", f"the queue refuses {call}: {error}") from error
+            raise Unavailable(Outage.QUEUE_AWAY, f"the queue refuses {call}: {error}") from error
 
     # --- streams
 
@@ -277,8 +279,8 @@ class JetStream:
             try:
                 await self._client.publish(message.subject, message.payload, headers=headers)
             except (nats.errors.Error, OSError, TimeoutError) as error:
-                raise Unavailable("queue-away", f"the queue went away: {error}") from error
-        raise Unavailable("queue-away", "the time for the batch ran out")
+                raise Unavailable(Outage.QUEUE_AWAY, f"the queue went away: {error}") from error
+        raise Unavailable(Outage.QUEUE_AWAY, "the time for the batch ran out")
 
     # --- reading, from the leader
 
@@ -298,7 +300,7 @@ class JetStream:
                 return None
             if error.err_code == STREAM_NOT_FOUND:
                 raise Missing(stream) from error
-            raise Unavailable("queue-away", f"the queue cannot look up {request}: {error}") from error
+            raise Unavailable(Outage.QUEUE_AWAY, f"the queue cannot look up {request}: {error}") from error
         return Message(
             sequence=stored["seq"],
             subject=stored["subject"],
@@ -364,7 +366,7 @@ class JetStream:
                         raise Missing(stream)
                     if status is not None:
                         raise Unavailable(
-                            "queue-away", f"the queue cannot read: {status} {headers.get('Description', '')}"
+                            Outage.QUEUE_AWAY, f"the queue cannot read: {status} {headers.get('Description', '')}"
                         )
                     messages.append(
                         Message(
@@ -378,7 +380,9 @@ class JetStream:
             finally:
                 await subscription.unsubscribe()
         except (nats.errors.Error, OSError, TimeoutError) as error:
-            raise Unavailable("queue-away", f"the queue does not answer: {error or type(error).__name__}") from error
+            raise Unavailable(
+                Outage.QUEUE_AWAY, f"the queue does not answer: {error or type(error).__name__}"
+            ) from error
 
 
 def gone(stream: str) -> Gone:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 
-from bronze.errors import Misconfigured, Unavailable
+from bronze.errors import Misconfigured, Outage, Unavailable
 from bronze.servers import jetstream as js
 from bronze.servers.jetstream import ApiError, JetStream, Outgoing
 
@@ -71,7 +71,7 @@ class Claims:
         except ApiError as error:
             if error.err_code in {js.WRONG_LAST_SEQUENCE, js.SUBJECT_WRITE_IN_FLIGHT}:
                 raise Taken from error
-            raise Unavailable("queue-away", f"the queue refuses the key {key}: {error}") from error
+            raise Unavailable(Outage.QUEUE_AWAY, f"the queue refuses the key {key}: {error}") from error
 
     async def stream(self, key: str, prefix: str, subjects: list[str], config: Mapping[str, object]) -> str:
         """The one stream on these subjects, named `{prefix}_{when it was made}`; made where there is none.
@@ -91,7 +91,7 @@ class Claims:
             value, revision = await self.get(key)
             if value.startswith(HELD):
                 raise Unavailable(
-                    "queue-away",
+                    Outage.QUEUE_AWAY,
                     f"the stream on {subjects[0]} is being replaced by `{value.removeprefix(HELD).decode()}`: "
                     "if that does not run any more, run it again",
                 )

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Protocol
 
-from bronze.errors import Misconfigured, Poison, Unavailable
+from bronze.errors import Misconfigured, Outage, Poison, Unavailable
 from bronze.protocol.chain import Gap, Tail, follow, rolled_back
 from bronze.protocol.keys import KEY_LAYOUT
 from bronze.protocol.lane import Lane, lane_subject, stream_prefix
@@ -102,7 +102,7 @@ class NatsQueue:
         lanes = [await self._open(source, number) for source in sources for number in range(self._settings.lanes)]
         for lane in lanes:
             if await self._js.streams_of(lane_subject(lane.source, lane.number)) != [lane.stream]:
-                raise Unavailable("queue-away", f"the stream {lane.stream} was replaced while it was opened")
+                raise Unavailable(Outage.QUEUE_AWAY, f"the stream {lane.stream} was replaced while it was opened")
         return lanes
 
     async def _open(self, source: str, number: int) -> Lane:
@@ -229,23 +229,23 @@ class NatsQueue:
                     pass  # no answer that says "not stored" is right any more
                 elif error.err_code == js.SEALED:
                     raise Unavailable(
-                        "queue-away", "The number of lanes is being changed. Nothing was stored.", retry_after_s=2
+                        Outage.QUEUE_AWAY, "The number of lanes is being changed. Nothing was stored.", retry_after_s=2
                     ) from error
                 elif error.err_code == js.STREAM_FULL:
                     raise Unavailable(
-                        "queue-full", "The queue is full: the bucket is away or slow.", retry_after_s=10
+                        Outage.QUEUE_FULL, "The queue is full: the bucket is away or slow.", retry_after_s=10
                     ) from error
                 elif error.err_code not in _PASSING and error.code < HTTPStatus.INTERNAL_SERVER_ERROR:
-                    raise Unavailable("queue-away", f"The queue refuses the submission: {error}.") from error
+                    raise Unavailable(Outage.QUEUE_AWAY, f"The queue refuses the submission: {error}.") from error
             await asyncio.sleep(RETRY_WAIT_S)
         if unknown:
             raise Unavailable(
-                "outcome-unknown",
+                Outage.OUTCOME_UNKNOWN,
                 f"The queue did not answer in time: submission {accepted.submission_id} may or may not have been "
                 "accepted. Send it again under the same Idempotency-Key, or ask for its status.",
                 submission_id=accepted.submission_id,
             )
-        raise Unavailable("queue-away", "The queue is away. Nothing was stored.")
+        raise Unavailable(Outage.QUEUE_AWAY, "The queue is away. Nothing was stored.")
 
     async def _publish(self, lane: Lane, accepted: Accepted, checked: Checked, deadline_s: float) -> bool:
         """False: nothing was sent, the deadline passed while others had the batches."""
@@ -271,7 +271,9 @@ class NatsQueue:
         try:
             return Part.parse(message.headers).accepted
         except Poison as error:
-            raise Unavailable("queue-away", f"What stands under {submission_id} cannot be read: {error}") from error
+            raise Unavailable(
+                Outage.QUEUE_AWAY, f"What stands under {submission_id} cannot be read: {error}"
+            ) from error
 
     # --- the consumer's side
 

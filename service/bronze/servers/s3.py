@@ -16,7 +16,7 @@ import boto3
 import botocore.exceptions
 from botocore.config import Config
 
-from bronze.errors import Misconfigured, Unavailable
+from bronze.errors import Misconfigured, Outage, Unavailable
 from bronze.settings import Settings
 
 if TYPE_CHECKING:
@@ -24,6 +24,15 @@ if TYPE_CHECKING:
 from bronze.servers.bucket import Head
 
 T = TypeVar("T")
+
+_OUTAGES = {
+    401: Outage.DENIED,
+    403: Outage.DENIED,
+    404: Outage.DENIED,
+    409: Outage.CONFLICT,
+    429: Outage.THROTTLED,
+    503: Outage.THROTTLED,
+}
 
 THREADS = 8
 CONNECT_TIMEOUT_S = 3
@@ -60,13 +69,13 @@ class S3Bucket:
         except botocore.exceptions.ClientError as error:
             raise _unavailable(error) from error
         except (botocore.exceptions.ConnectTimeoutError, botocore.exceptions.ReadTimeoutError) as error:
-            raise Unavailable("timeout", f"the bucket does not answer: {error}") from error
+            raise Unavailable(Outage.TIMEOUT, f"the bucket does not answer: {error}") from error
         except botocore.exceptions.BotoCoreError as error:
             if isinstance(error, botocore.exceptions.NoCredentialsError):
                 raise Misconfigured(
                     "no keys for the bucket: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
                 ) from error
-            raise Unavailable("unavailable", f"the bucket is away: {error}") from error
+            raise Unavailable(Outage.UNAVAILABLE, f"the bucket is away: {error}") from error
 
     async def create(self, key: str, body: bytes, metadata: Mapping[str, str], content_type: str) -> bool:
         """Write an object under a key that is not there. False: the key is taken, and nothing was written."""
@@ -162,5 +171,4 @@ def _status(error: botocore.exceptions.ClientError) -> int:
 
 def _unavailable(error: botocore.exceptions.ClientError) -> Unavailable:
     status = _status(error)
-    kinds = {401: "denied", 403: "denied", 404: "denied", 409: "conflict", 429: "throttled", 503: "throttled"}
-    return Unavailable(kinds.get(status, "unavailable"), f"the bucket answers {status}: {error}")
+    return Unavailable(_OUTAGES.get(status, Outage.UNAVAILABLE), f"the bucket answers {status}: {error}")

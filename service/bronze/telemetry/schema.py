@@ -111,10 +111,6 @@ class Registry:
         """Whether a metric of this name may come out of a process of ours."""
         return metric in self.metrics or any(fnmatchcase(metric, pattern) for pattern in self.imports)
 
-    def of_errors(self) -> tuple[str, ...]:
-        """The closed list of what `error.type` may say."""
-        return tuple(self.attributes["error.type"].members)
-
 
 @cache
 def registry() -> Registry:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from opentelemetry.trace import SpanKind
 
-from bronze.errors import Halted, Misconfigured, Poison, Refused, Unavailable
+from bronze.errors import ErrorCode, Fault, Halted, Misconfigured, Outage, Poison, Refused, Unavailable
 from bronze.telemetry import schema
 
 #: `bronze.source` where a client named a source that is not declared: its word is unbounded.
@@ -74,58 +74,17 @@ class Operation(StrEnum):
     PROCESS = "process"
 
 
-class Refusal(StrEnum):
-    """Why a request did not get what it asked for: the end of a problem's type, and `error.type`."""
-
-    UNKNOWN_SOURCE = "unknown-source"
-    MALFORMED_JSON = "malformed-json"
-    INVALID_UTF8 = "invalid-utf8"
-    SCHEMA_VIOLATION = "schema-violation"
-    EMPTY_BODY = "empty-body"
-    UNSUPPORTED_MEDIA_TYPE = "unsupported-media-type"
-    UNSUPPORTED_ENCODING = "unsupported-encoding"
-    CORRUPT_ENCODING = "corrupt-encoding"
-    UNREADABLE_BODY = "unreadable-body"
-    BODY_TOO_COSTLY = "body-too-costly"
-    BODY_TOO_LARGE = "body-too-large"
-    RECORD_TOO_LARGE = "record-too-large"
-    INVALID_HEADER = "invalid-header"
-    IDEMPOTENCY_KEY_REUSED = "idempotency-key-reused"
-    CLIENT_GONE = "client-gone"
-    INVALID_QUERY = "invalid-query"
-    NOT_FOUND = "not-found"
-    UNDECIDED = "undecided"
-    READERS_BUSY = "readers-busy"
-    QUEUE_AWAY = "queue-away"
-    QUEUE_FULL = "queue-full"
-    OUTCOME_UNKNOWN = "outcome-unknown"
-
-
-class Fault(StrEnum):
-    """What goes wrong behind the API, as `error.type`."""
-
-    UNAVAILABLE = "unavailable"
-    THROTTLED = "throttled"
-    TIMEOUT = "timeout"
-    CONFLICT = "conflict"
-    DENIED = "denied"
-    POISON = "poison"
-    UNKNOWN_FORMAT = "unknown-format"
-    HALTED = "halted"
-    INTERNAL = "internal"
-
-
-def error_type(error: BaseException) -> str:
-    """The word of the closed list that says what went wrong; what is not foreseen is `internal`."""
+def error_type(error: BaseException) -> ErrorCode:
+    """The `error.type` of an error; of what is not foreseen it is `internal`."""
     match error:
-        case Refused(kind=kind) | Unavailable(kind=kind):
-            return kind if kind in schema.registry().of_errors() else Fault.INTERNAL
+        case Refused(code=code) | Unavailable(code=code):
+            return code
         case Poison():
             return Fault.POISON
         case Halted():
             return Fault.HALTED
         case TimeoutError():
-            return Fault.TIMEOUT
+            return Outage.TIMEOUT
         case _:
             return Fault.INTERNAL
 
