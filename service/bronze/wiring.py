@@ -24,14 +24,20 @@ from bronze.admin.progress import Progress
 from bronze.admin.quarantine_command import run
 from bronze.admin.rebuild_catalog import Found, Rebuild
 from bronze.admin.reports import report_lanes, report_rebuilt
-from bronze.api.app import Api, OwnContext, create_app
+from bronze.api.app import Parts, create_app
+from bronze.api.body import BodyReader
+from bronze.api.columnar_reader import ColumnarReaders
+from bronze.api.ingest import Ingest
 from bronze.api.page import Page
 from bronze.api.prometheus import ASK_S_MAX, Prometheus
+from bronze.api.readiness import Readiness
+from bronze.api.request_context import OwnContext
 from bronze.consumer.lane_writer import LaneWriter
 from bronze.consumer.run import consume
 from bronze.errors import Gone, Misconfigured, Unavailable
 from bronze.lineage.catalog_index import View
 from bronze.lineage.lookup import Lookups
+from bronze.lineage.submission import SubmissionLookup
 from bronze.protocol.lane import Lane
 from bronze.protocol.limits import Limits
 from bronze.records import sources
@@ -48,6 +54,7 @@ from bronze.servers.queue import NatsQueue, Queue, boot_time_s
 from bronze.servers.s3 import S3Bucket
 from bronze.settings import Settings
 from bronze.telemetry import sdk
+from bronze.telemetry.sdk import Telemetry
 from bronze.telemetry.signals import Role, attribute
 
 T = TypeVar("T")
@@ -188,6 +195,35 @@ def _listening(settings: Settings) -> socket.socket:
         ) from error
 
 
+def api_parts(
+    settings: Settings,
+    declared: Mapping[str, Source],
+    edge: Edges,
+    view: View,
+    glances: Prometheus | None,
+    telemetry: Telemetry,
+    on_gone: Callable[[Gone], None],
+    now_s: Callable[[], float] = boot_time_s,
+) -> Parts:
+    """The parts of the API, on these edges."""
+    lanes = {(lane.source, lane.number): lane for lane in edge.lanes}
+    submissions = SubmissionLookup(lanes, settings.lanes, edge.queue, edge.catalog)
+    lookups = Lookups(view, edge.bucket, submissions.find, settings.prefix)
+    return Parts(
+        sources=declared,
+        bodies=BodyReader(settings, ColumnarReaders(settings)),
+        ingest=Ingest(lanes, settings.lanes, edge.queue, edge.catalog, settings.deadline_s, now_s),
+        submissions=submissions,
+        lookups=lookups,
+        bucket=edge.bucket,
+        prefix=settings.prefix,
+        page=Page(lookups, edge.bucket, glances, settings.trace_url),
+        readiness=Readiness(edge.lanes, edge.queue, edge.catalog, edge.bucket, telemetry.instance_id),
+        telemetry=telemetry,
+        on_gone=on_gone,
+    )
+
+
 async def serve(settings: Settings, wire: Callable[[Edges], Edges] = lambda edge: edge) -> int:
     """Run the API until it is told to stop; requests under way are answered first. Gives the exit code.
 
@@ -212,23 +248,10 @@ async def serve(settings: Settings, wire: Callable[[Edges], Edges] = lambda edge
                 failed.append(error)
                 server.should_exit = True
 
-            api = Api(
-                settings,
-                declared,
-                {(lane.source, lane.number): lane for lane in edge.lanes},
-                edge.queue,
-                edge.bucket,
-                edge.catalog,
-                telemetry,
-                boot_time_s,
-                fatal,
-            )
             view = View(settings.view_dir, f"view-{settings.api_port}")
-            lookups = Lookups(view, edge.bucket, api.whereabouts, settings.prefix)
-            page = Page(lookups, edge.bucket, glances, settings.trace_url)
             server = uvicorn.Server(
                 uvicorn.Config(
-                    OwnContext(create_app(api, lookups, page, telemetry)),
+                    OwnContext(create_app(api_parts(settings, declared, edge, view, glances, telemetry, fatal))),
                     log_config=None,
                     access_log=False,
                     lifespan="off",

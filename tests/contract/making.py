@@ -7,18 +7,29 @@ from io import BytesIO
 from typing import Any, cast
 
 import msgspec
+from fastapi import FastAPI
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
+from bronze.api.app import create_app
+from bronze.errors import Gone
+from bronze.lineage.catalog_index import View
+from bronze.protocol.lane import Lane
 from bronze.protocol.message import Accepted
 from bronze.protocol.submission_id import keyed_id, new_id
 from bronze.records import sources
 from bronze.records.json_intake import JsonIntake
 from bronze.records.spool import Checked
+from bronze.servers.bucket import Bucket
+from bronze.servers.catalog import Catalog
+from bronze.servers.queue import Queue
+from bronze.settings import Settings
 from bronze.telemetry import sdk
+from bronze.telemetry.sdk import Telemetry
 from bronze.telemetry.signals import Role, attribute
+from bronze.wiring import Edges, api_parts
 
 SOURCES = sources.built_in()
 RECEIVED_AT = "2026-11-24T12:34:56.000000+00:00"
@@ -69,6 +80,22 @@ def vehicle(name: str, size: int = 0) -> bytes:
 def wide(name: str, messages: int) -> list[bytes]:
     """Records that fill so many messages."""
     return [vehicle(f"{name}{number}", 600_000) for number in range(messages)]
+
+
+def app_on(
+    settings: Settings,
+    lanes: Sequence[Lane],
+    queue: Queue,
+    bucket: Bucket,
+    catalog: Catalog,
+    telemetry: Telemetry,
+    on_gone: Callable[[Gone], None] = lambda _: None,
+    view: View | None = None,
+) -> FastAPI:
+    """The API on these parts, with no Prometheus beside it."""
+    nothing = cast(Any, None)  # the API uses neither feed nor lock
+    edges = Edges(list(lanes), queue, bucket, catalog, feed=nothing, lock=nothing)
+    return create_app(api_parts(settings, SOURCES, edges, view or View(), None, telemetry, on_gone))
 
 
 class Heard:

@@ -15,26 +15,23 @@ import pytest_asyncio
 from fastapi import FastAPI
 from opentelemetry.trace import SpanKind
 
-from bronze.api.app import JSON, MEDIA, NDJSON, PROBLEM, Api, create_app
-from bronze.api.page import Page
+from bronze.api.problems import PROBLEM
 from bronze.errors import Halted
-from bronze.lineage.catalog_index import View
-from bronze.lineage.lookup import Lookups
 from bronze.objects.encoder import encode_object
 from bronze.objects.footer import CONTENT_TYPE, user_metadata
 from bronze.protocol.chain import Position, sort
 from bronze.protocol.keys import object_key
 from bronze.protocol.lane import Lane
 from bronze.protocol.message import HEADER_BYTES_MAX, MESSAGE_BYTES_MAX, Part
-from bronze.records.media import Format
+from bronze.records.media import JSON, MEDIA_TYPES, NDJSON, Format
 from bronze.servers.catalog import NatsCatalog
 from bronze.servers.jetstream import JetStream
-from bronze.servers.queue import NatsQueue, boot_time_s
+from bronze.servers.queue import NatsQueue
 from bronze.servers.s3 import S3Bucket
 from bronze.settings import Settings
 from bronze.telemetry.signals import Role
 from local.programs import Process
-from tests.contract.making import SOURCES, Heard, until, vehicle, wide
+from tests.contract.making import SOURCES, Heard, app_on, until, vehicle, wide
 
 INGEST = "/v1/ingest/vehicles"
 A = vehicle("a")
@@ -81,19 +78,7 @@ async def api(
 ) -> AsyncIterator[Served]:
     lanes = await queue.open(SOURCES)
     fatal: list[Halted] = []
-    made = Api(
-        settings,
-        SOURCES,
-        {(lane.source, lane.number): lane for lane in lanes},
-        queue,
-        bucket,
-        catalog,
-        heard.telemetry,
-        boot_time_s,
-        fatal.append,
-    )
-    lookups = Lookups(View(), bucket, made.whereabouts, settings.prefix)
-    app = create_app(made, lookups, Page(lookups, bucket, None, None), heard.telemetry)
+    app = app_on(settings, lanes, queue, bucket, catalog, heard.telemetry, fatal.append)
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url="http://api") as client:
         yield Served(client, app, queue, lanes[0], heard, fatal)
@@ -206,7 +191,7 @@ BOMB = gzip.compress(b"\n" * 2**25)
             {"Content_Type": "text/csv"},
             415,
             "unsupported-media-type",
-            {"accepted": [*MEDIA]},
+            {"accepted": [*MEDIA_TYPES]},
             NDJSON,
             id="media",
         ),
@@ -528,7 +513,7 @@ async def test_the_documents_examples_are_taken(api: Served) -> None:
     document = (await api.client.get("/openapi.json")).json()
     operation = document["paths"]["/v1/ingest/{source}"]["post"]
     contents = operation["requestBody"]["content"]
-    assert list(contents) == [*MEDIA]
+    assert list(contents) == [*MEDIA_TYPES]
     binary = {media for media, content in contents.items() if "contentMediaType" in content["schema"]}
     assert binary == {*Format}
     for media in contents.keys() - binary:

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from bronze.api import columnar_reader
-from bronze.api.columnar_reader import Body, Readers
+from bronze.api.columnar_reader import ColumnarReaders, SpooledBody
 from bronze.api.columnar_worker import EXIT_DISK, STREAM_END
 from bronze.errors import Refused, Unavailable
 from bronze.records.media import Format
@@ -45,11 +45,11 @@ def settings(**chosen: int) -> Settings:
     return Settings().model_copy(update=chosen)
 
 
-async def read(form: Format, data: bytes, readers: Readers | None = None) -> Checked:
-    body = Body(form, 2**30)
+async def read(form: Format, data: bytes, readers: ColumnarReaders | None = None) -> Checked:
+    body = SpooledBody(form, 2**30)
     try:
         body.take(data)
-        return await (readers or Readers(settings())).read(SOURCES["vehicles"], body)
+        return await (readers or ColumnarReaders(settings())).read(SOURCES["vehicles"], body)
     finally:
         body.close()
 
@@ -145,7 +145,7 @@ async def test_a_hostile_body_is_refused(
     form: Format, make: Callable[[], bytes], expected: tuple[int, str], word: str
 ) -> None:
     """By a documented word, within its bounds of memory and time; and the next body is read."""
-    readers = Readers(settings(columnar_cpu_s_max=1, columnar_memory_bytes_max=MEMORY_BYTES_MAX))
+    readers = ColumnarReaders(settings(columnar_cpu_s_max=1, columnar_memory_bytes_max=MEMORY_BYTES_MAX))
     with pytest.raises(Refused) as refused:
         await read(form, make(), readers)
     assert (refused.value.status, refused.value.code) == expected
@@ -185,7 +185,7 @@ def endless(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 async def test_a_reader_that_only_waits_is_ended_in_time(endless: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(columnar_reader, "WALL_PER_CPU", 0.2)
     with pytest.raises(Refused, match="takes more than") as refused:
-        await read(PARQUET, parquet(GOOD), Readers(settings(columnar_cpu_s_max=1)))
+        await read(PARQUET, parquet(GOOD), ColumnarReaders(settings(columnar_cpu_s_max=1)))
     assert (refused.value.status, refused.value.code) == COSTLY
 
 
@@ -202,7 +202,7 @@ async def test_so_many_read_at_once_and_others_wait_for_their_turn(
 ) -> None:
     """Up to a bound; then it is 503, and its sender comes again."""
     monkeypatch.setattr(columnar_reader, "TURN_WAIT_S", 0.2)
-    readers = Readers(settings(columnar_readers_max=1))
+    readers = ColumnarReaders(settings(columnar_readers_max=1))
     first = asyncio.create_task(read(PARQUET, parquet(GOOD), readers))
     await until(lambda: len(children()) == 1)
     with pytest.raises(Unavailable) as refused:

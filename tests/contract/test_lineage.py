@@ -1,7 +1,7 @@
 """Look-ups on the real servers: from each id to the whole chain, by a view that may be lost at any time."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -11,12 +11,11 @@ import msgspec
 import pytest
 import pytest_asyncio
 
-from bronze.api.app import Api, create_app
-from bronze.api.page import Page
 from bronze.errors import Refused, Unavailable
 from bronze.lineage import catalog_index, lookup
 from bronze.lineage.catalog_index import View
 from bronze.lineage.lookup import Chain, Held, Lookups
+from bronze.lineage.submission import SubmissionLookup
 from bronze.objects.encoder import encode_object
 from bronze.objects.footer import CONTENT_TYPE, user_metadata
 from bronze.protocol.chain import Position, Tail, sort
@@ -31,7 +30,7 @@ from bronze.servers.queue import NatsQueue, boot_time_s
 from bronze.servers.s3 import S3Bucket
 from bronze.settings import Settings
 from local.programs import Process
-from tests.contract.making import RECEIVED_AT, SOURCES, Heard, Submission, submission, until, wide
+from tests.contract.making import RECEIVED_AT, SOURCES, Heard, Submission, app_on, submission, until, wide
 
 UPLOAD = "ab" * 16
 WRITTEN_AT = "2026-11-24T12:34:58.000000+00:00"
@@ -91,16 +90,13 @@ async def seen(feed: Feed) -> AsyncIterator[View]:
 
 
 @pytest.fixture
-def api(settings: Settings, data: Data, heard: Heard) -> Api:
-    lanes = {(data.lane.source, data.lane.number): data.lane}
-    sources = {"vehicles": SOURCES["vehicles"]}
-    fatal: Callable[[object], None] = print
-    return Api(settings, sources, lanes, data.queue, data.bucket, data.catalog, heard.telemetry, boot_time_s, fatal)
+def submissions(data: Data) -> SubmissionLookup:
+    return SubmissionLookup({(data.lane.source, data.lane.number): data.lane}, 1, data.queue, data.catalog)
 
 
 @pytest.fixture
-def looking(seen: View, bucket: S3Bucket, api: Api, prefix: str) -> Lookups:
-    return Lookups(seen, bucket, api.whereabouts, prefix)
+def looking(seen: View, bucket: S3Bucket, submissions: SubmissionLookup, prefix: str) -> Lookups:
+    return Lookups(seen, bucket, submissions.find, prefix)
 
 
 async def caught_up(view: View, feed: Feed) -> None:
@@ -261,7 +257,7 @@ async def test_a_view_that_is_behind_does_not_say_that_nothing_is_there(
 
 
 async def test_a_view_is_kept_lost_and_made_again(
-    data: Data, feed: Feed, bucket: S3Bucket, api: Api, prefix: str, tmp_path: Path
+    data: Data, feed: Feed, bucket: S3Bucket, submissions: SubmissionLookup, prefix: str, tmp_path: Path
 ) -> None:
     """Opened again it goes on where it was; deleted, spoilt or of another catalog it begins anew."""
     one = of_runs("run")
@@ -272,7 +268,7 @@ async def test_a_view_is_kept_lost_and_made_again(
     beside = await View(tmp_path).open()  # the file is taken: it has one of its own
     assert beside.place == Place()
     await beside.close()
-    said = await Lookups(first, bucket, api.whereabouts, prefix).chain("submission_id", one.id)
+    said = await Lookups(first, bucket, submissions.find, prefix).chain("submission_id", one.id)
     await first.close()
 
     kept = await View(tmp_path).open()
@@ -284,7 +280,7 @@ async def test_a_view_is_kept_lost_and_made_again(
         anew = await View(tmp_path).open()
         assert anew.place == Place()
         await caught_up(anew, feed)
-        again = await Lookups(anew, bucket, api.whereabouts, prefix).chain("submission_id", one.id)
+        again = await Lookups(anew, bucket, submissions.find, prefix).chain("submission_id", one.id)
         assert replace(again, lag_s=0) == replace(said, lag_s=0)
         await anew.close()
 
@@ -353,12 +349,13 @@ async def test_an_entry_that_cannot_be_read_is_left_out(
 
 
 async def test_one_of_the_ids_is_asked_for_and_refusals_are_problems(
-    data: Data, looking: Lookups, seen: View, feed: Feed, api: Api, heard: Heard
+    settings: Settings, data: Data, looking: Lookups, seen: View, feed: Feed, heard: Heard
 ) -> None:
     one = of_runs("run")
     await data.store(one)
     await caught_up(seen, feed)
-    transport = httpx.ASGITransport(create_app(api, looking, Page(looking, data.bucket, None, None), heard.telemetry))
+    app = app_on(settings, [data.lane], data.queue, data.bucket, data.catalog, heard.telemetry, view=seen)
+    transport = httpx.ASGITransport(app)
     async with httpx.AsyncClient(transport=transport, base_url="http://api") as client:
 
         async def ask(**query: str | int) -> httpx.Response:

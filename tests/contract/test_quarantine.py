@@ -17,22 +17,19 @@ import pytest_asyncio
 from bronze.admin.quarantine import Mistaken, find, load
 from bronze.admin.quarantine_command import run
 from bronze.admin.quarantine_replay import mended, replay
-from bronze.api.app import NDJSON, Api, create_app
-from bronze.api.page import Page
 from bronze.consumer.lane_writer import LaneWriter
-from bronze.lineage.catalog_index import View
-from bronze.lineage.lookup import Lookups
 from bronze.protocol.lane import Lane, lane_subject
+from bronze.records.media import NDJSON
 from bronze.servers.catalog import NatsCatalog
 from bronze.servers.jetstream import JetStream, Outgoing
 from bronze.servers.key_value import Claims
 from bronze.servers.lane_lock import NatsLock
-from bronze.servers.queue import NatsQueue, boot_time_s
+from bronze.servers.queue import NatsQueue
 from bronze.servers.s3 import S3Bucket
 from bronze.settings import Settings
 from bronze.telemetry.signals import Role
 from bronze.wiring import limits
-from tests.contract.making import SOURCES, Heard, until
+from tests.contract.making import SOURCES, Heard, app_on, until
 
 INGEST = "/v1/ingest/vehicles?on_invalid=quarantine"
 GOOD = b'{"vehicle_id":"good"}'
@@ -107,15 +104,12 @@ class Served:
 async def served(
     settings: Settings, queue: NatsQueue, bucket: S3Bucket, catalog: NatsCatalog, claims: Claims, heard: Heard
 ) -> AsyncIterator[Served]:
-    lanes = {(lane.source, lane.number): lane for lane in await queue.open(SOURCES)}
+    lanes = await queue.open(SOURCES)
     api = Heard(Role.API)
-    made = Api(settings, SOURCES, lanes, queue, bucket, catalog, api.telemetry, boot_time_s, lambda _: None)
-    lookups = Lookups(View(), bucket, made.whereabouts, settings.prefix)
-    transport = httpx.ASGITransport(
-        create_app(made, lookups, Page(lookups, bucket, None, None), api.telemetry), raise_app_exceptions=False
-    )
+    app = app_on(settings, lanes, queue, bucket, catalog, api.telemetry)
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url="http://api") as client:
-        yield Served(client, settings, lanes["vehicles", 0], queue, bucket, catalog, claims, api, heard)
+        yield Served(client, settings, lanes[0], queue, bucket, catalog, claims, api, heard)
     api.telemetry.shutdown()
 
 

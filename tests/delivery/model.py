@@ -12,7 +12,7 @@ import selectors
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import cache, lru_cache
@@ -21,13 +21,13 @@ from typing import Any, TypeVar
 
 import msgspec
 import pyarrow.parquet as pq
-from fastapi import Request
 from opentelemetry.metrics import NoOpMeter
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.trace import NoOpTracer
 
 from bronze.admin.change_lanes import Change
-from bronze.api.app import Api
+from bronze.api.ingest import Ingest, SubmissionHead
+from bronze.api.submit_telemetry import SubmissionTelemetry
 from bronze.consumer.lane_writer import LaneWriter
 from bronze.errors import Gone, Outage, Refused, Unavailable
 from bronze.objects.footer import TAIL_BYTES, contents_of_footer, footer_start
@@ -38,6 +38,7 @@ from bronze.protocol.lane import Lane, lane_subject
 from bronze.protocol.limits import Limits
 from bronze.protocol.message import Accepted, Kind, Message, records_of
 from bronze.records import sources
+from bronze.records.json_intake import JsonIntake
 from bronze.servers import jetstream as js
 from bronze.servers.bucket import Head
 from bronze.servers.catalog import NatsCatalog
@@ -61,6 +62,8 @@ MESSAGES_MAX = (3, 2)
 REPLY_S_MAX = 2.0
 #: Virtual time that a step takes: enough for an idle writer to look again.
 STEP_S = 0.11
+#: Of a client's body: no test comes near it.
+BODY_BYTES_MAX = 2**30
 #: Without faults a client has its answer after that many tries.
 RETRIES_MAX = 2
 
@@ -398,16 +401,13 @@ class ApiProcess(Process):
     def __init__(self, world: "World") -> None:
         super().__init__(world)
         link = Link(self)
-        self.api = Api(
-            SETTINGS,
-            {SOURCE.name: SOURCE},
+        self.ingest = Ingest(
             {(SOURCE.name, 0): world.lane},
+            SETTINGS.lanes,
             world.wiring.queue(link, SETTINGS, world.loop.time),
-            ModelBucket(self),
             world.wiring.catalog(link, CATALOG),
-            _telemetry(),
+            SETTINGS.deadline_s,
             world.loop.time,
-            world.unforeseen.append,
         )
         self.gone = False
 
@@ -674,20 +674,16 @@ class World:
     # --- clients
 
     def send(self, client: Client) -> None:
-        client.sending = self.api.start(self._send(self.api.api, client))
+        client.sending = self.api.start(self._send(self.api.ingest, client))
         self.run(STEP_S)
 
-    async def _send(self, api: Api, client: Client) -> None:
-        headers = [(b"content-type", b"application/x-ndjson")]
-        if client.key is not None:
-            headers.append((b"idempotency-key", client.key.encode()))
-        scope = {"type": "http", "method": "POST", "path": "/", "query_string": b"", "headers": headers}
-
-        async def receive() -> dict[str, Any]:
-            return {"type": "http.request", "body": b"\n".join(client.records), "more_body": False}
-
+    async def _send(self, ingest: Ingest, client: Client) -> None:
+        head = SubmissionHead(dt.datetime.now(dt.UTC), client.key)
+        intake = JsonIntake(SOURCE, body_bytes_max=BODY_BYTES_MAX, spool_memory_bytes_max=BODY_BYTES_MAX)
         try:
-            accepted = await api.ingest(SOURCE.name, Request(scope, receive))
+            intake.lines(b"\n".join(client.records))
+            with closing(intake.finish()) as checked:
+                accepted = await ingest.submit(SOURCE, head, checked, SubmissionTelemetry(_telemetry(), SOURCE.name))
         except Refused as error:
             client.refused = error
         except Unavailable:

@@ -44,10 +44,10 @@ COMPUTING = {"msgspec", "pyarrow", "uuid_utils", "zstandard"}
 CLIENTS = {"boto3": "servers.s3", "botocore": "servers.s3", "nats": "servers.jetstream", "uvicorn": "wiring"}
 #: Classes with a constructor that others than `wiring` make, since they live as long as one piece of work.
 MADE_PER_PIECE = {
-    "Body": "a request's body",
+    "SpooledBody": "a request's body",
+    "SubmissionTelemetry": "a request's span and measurements",
     "Progress": "a command's progress bar",
     "Trail": "an object's spans",
-    "Readers": "until it is handed in",
     "Claims": "until it is handed in",
 }
 
@@ -239,6 +239,13 @@ def test_only_the_composition_root_builds() -> None:
         for name in _made(module) & parts - MADE_PER_PIECE.keys()
     }
     assert builders == set()
+
+
+def test_ingest_knows_no_http() -> None:
+    """So the model of delivery checks the code that runs, and no web framework."""
+    reached_in_api = {module for module in reached("api.ingest") if module.startswith("api.")}
+    assert {"api.ingest", "api.submit_telemetry"} == reached_in_api
+    assert not {library for module in reached_in_api for library in libraries(module)} & {"fastapi", "starlette"}
 
 
 def test_system_tests_import_nothing_of_ours() -> None:

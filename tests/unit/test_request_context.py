@@ -5,7 +5,7 @@ from typing import Any
 
 from starlette.types import Receive, Scope, Send
 
-from bronze.api.app import OwnContext
+from bronze.api.request_context import OwnContext
 
 TRACE: ContextVar[str] = ContextVar("trace", default="none")
 

@@ -34,7 +34,7 @@ COMMAND = ("-I", "-m", "bronze.api.columnar_worker")
 ENVIRONMENT = {"ARROW_DEFAULT_MEMORY_POOL": "system", "MALLOC_ARENA_MAX": "1", "OMP_NUM_THREADS": "1"}
 
 
-class Body:
+class SpooledBody:
     """A decoded body on its way to disk."""
 
     def __init__(self, form: Format, body_bytes_max: int) -> None:
@@ -51,14 +51,14 @@ class Body:
         self.file.close()
 
 
-class Readers:
+class ColumnarReaders:
     """The children that read columnar bodies: so many at once, each within a bound of memory and of time."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._turns = asyncio.Semaphore(settings.columnar_readers_max)
 
-    async def read(self, source: Source, body: Body) -> Checked:
+    async def read(self, source: Source, body: SpooledBody) -> Checked:
         """The submission that a whole body is. Raises `Refused`, and `Unavailable` where no reader comes free."""
         if not body.tally.bytes:
             raise empty("Send one row at least.")

@@ -1,6 +1,10 @@
 """Media types of bodies."""
 
+from collections.abc import Mapping
 from enum import StrEnum
+
+NDJSON = "application/x-ndjson"
+JSON = "application/json"
 
 
 class Format(StrEnum):
@@ -8,3 +12,12 @@ class Format(StrEnum):
 
     ARROW_STREAM = "application/vnd.apache.arrow.stream"
     PARQUET = "application/vnd.apache.parquet"
+
+
+#: What a body may be, by its media type.
+MEDIA_TYPES: Mapping[str, str] = {
+    NDJSON: "one JSON object per line",
+    JSON: "an object or an array of objects",
+    Format.ARROW_STREAM: "an Arrow IPC stream",
+    Format.PARQUET: "a Parquet file",
+}

@@ -1,0 +1,188 @@
+"""What the API answers, beside the look-ups' own types (`bronze.lineage`)."""
+
+from pydantic import BaseModel, Field
+
+from bronze.protocol.documents import Contents, Identity, State, state_of, trace_id_of
+from bronze.protocol.message import Accepted, Kind
+from bronze.servers.bucket import Head
+
+
+def status_url(submission_id: str) -> str:
+    """Where a submission's status is."""
+    return f"/v1/submissions/{submission_id}"
+
+
+class SubmissionAccepted(BaseModel):
+    """A submission that is durable: each of its records will be in the bucket exactly once."""
+
+    submission_id: str = Field(examples=["01939f4e-6b7c-7cc3-a4f5-0242ac120002"])
+    classification_id: str | None = Field(
+        description="The run that all records belong to; null where there are several.", examples=["2013-01-01-UA-1545"]
+    )
+    classification_count: int = Field(description="How many runs the records belong to.", examples=[1])
+    source: str = Field(examples=["status"])
+    records: int = Field(description="How many become rows.", examples=[1])
+    rejected: int = Field(
+        description="How many do not fit the source and are kept in quarantine, where the request asked for that.",
+        examples=[0],
+    )
+    trace_id: str = Field(examples=["4bf92f3577b34da6a3ce929d0e0e4736"])
+    status_url: str = Field(examples=["/v1/submissions/01939f4e-6b7c-7cc3-a4f5-0242ac120002"])
+
+    @classmethod
+    def of(cls, accepted: Accepted) -> "SubmissionAccepted":
+        return cls(
+            submission_id=accepted.submission_id,
+            classification_id=accepted.classification_id,
+            classification_count=accepted.classification_count,
+            source=accepted.source,
+            records=accepted.records,
+            rejected=accepted.rejected,
+            trace_id=accepted.trace_id,
+            status_url=status_url(accepted.submission_id),
+        )
+
+
+class ObjectLink(BaseModel):
+    file_path: str
+    url: str
+
+
+class SubmissionStatus(BaseModel):
+    """Where a submission is: `stored` when all its messages are in objects, `quarantined` if any was set aside.
+
+    `rejected` records are set aside at the sender's request; `quarantine` has the keys of all that is set aside so far.
+    """
+
+    submission_id: str
+    status: State
+    source: str
+    records: int
+    rejected: int
+    classification_id: str | None
+    classification_count: int
+    received_at: str
+    trace_id: str
+    origin: str | None
+    objects: list[ObjectLink]
+    quarantine: list[str]
+
+    @classmethod
+    def of(cls, accepted: Accepted, identity: Identity | None) -> "SubmissionStatus":
+        """By its identity; without one, nothing of it is stored yet."""
+        return cls(
+            submission_id=accepted.submission_id,
+            status=state_of(identity) if identity else "accepted",
+            source=accepted.source,
+            records=accepted.records,
+            rejected=accepted.rejected,
+            classification_id=accepted.classification_id,
+            classification_count=accepted.classification_count,
+            received_at=accepted.received_at,
+            trace_id=accepted.trace_id,
+            origin=accepted.origin,
+            objects=[
+                ObjectLink(file_path=key, url=f"/v1/objects/{key}") for key in (identity.objects if identity else [])
+            ],
+            quarantine=identity.quarantined if identity else [],
+        )
+
+
+class StoredSubmission(BaseModel):
+    """A submission in an object: `records` are those in it."""
+
+    submission_id: str
+    records: int
+    trace_id: str
+    classification_id: str | None
+    classification_count: int
+    origin: str | None
+    url: str
+
+
+class QuarantinedMessage(BaseModel):
+    """A message in an object's range that became no rows; it is kept under `key`."""
+
+    sequence: int
+    key: str
+    kind: Kind
+    records: int
+    reason: str
+
+
+class ObjectContents(BaseModel):
+    """What an object holds, by its own metadata and footer."""
+
+    file_path: str
+    source: str
+    records: int
+    messages: int
+    bytes: int
+    epoch: str
+    lane: int
+    first: int
+    last: int
+    writer: str
+    sha256: str | None
+    traceparent: str
+    trace_id: str
+    first_received_at: str | None
+    last_received_at: str | None
+    submissions: list[StoredSubmission]
+    quarantined: list[QuarantinedMessage]
+    duplicates: int
+
+    @classmethod
+    def of(cls, contents: Contents, head: Head) -> "ObjectContents":
+        return cls(
+            file_path=contents.file_path,
+            source=contents.source,
+            records=contents.records,
+            messages=contents.messages,
+            bytes=head.size,
+            epoch=contents.epoch,
+            lane=contents.lane,
+            first=contents.first,
+            last=contents.last,
+            writer=contents.writer,
+            sha256=head.metadata.get("sha256"),
+            traceparent=contents.traceparent,
+            trace_id=trace_id_of(contents.traceparent),
+            first_received_at=contents.first_received_at,
+            last_received_at=contents.last_received_at,
+            submissions=[
+                StoredSubmission(
+                    submission_id=stored.accepted.submission_id,
+                    records=stored.records,
+                    trace_id=stored.accepted.trace_id,
+                    classification_id=stored.accepted.classification_id,
+                    classification_count=stored.accepted.classification_count,
+                    origin=stored.accepted.origin,
+                    url=status_url(stored.accepted.submission_id),
+                )
+                for stored in contents.submissions
+            ],
+            quarantined=[
+                QuarantinedMessage(
+                    sequence=message.sequence,
+                    key=message.key,
+                    kind=message.kind,
+                    records=message.records,
+                    reason=message.reason,
+                )
+                for message in contents.quarantined
+            ],
+            duplicates=len(contents.duplicates),
+        )
+
+
+class Problem(BaseModel):
+    """An RFC 9457 problem document; `record` and `field` are there where one is to blame."""
+
+    type: str = Field(examples=["/problems/schema-violation"])
+    title: str = Field(examples=["Schema violation"])
+    status: int = Field(examples=[422])
+    detail: str = Field(examples=["Record 3, field run_number: Expected `int`, got `str`."])
+    record: int | None = Field(default=None, examples=[3])
+    field: str | None = Field(default=None, examples=["run_number"])
+    trace_id: str | None = None

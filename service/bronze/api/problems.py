@@ -1,0 +1,80 @@
+"""Problem documents (RFC 9457): what a client is told when it did not get what it asked for."""
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from opentelemetry.trace import Status, StatusCode, get_current_span
+from starlette.exceptions import HTTPException
+
+from bronze.api.models import Problem
+from bronze.errors import Fault, Gone, Outage, Refused, Unavailable
+from bronze.telemetry.context import trace_id_hex, traceparent
+
+log = logging.getLogger(__name__)
+
+PROBLEM = "application/problem+json"
+
+
+def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The problems that a route may answer with, for the OpenAPI document."""
+    return {status: {"model": Problem, "content": {PROBLEM: {}}} for status in statuses}
+
+
+def add_handlers(app: FastAPI, on_gone: Callable[[Gone], None]) -> None:
+    """Have each error answered by its problem document. `on_gone` hears that the queue or the catalog was replaced."""
+
+    @app.exception_handler(Refused)
+    async def refused(_: Request, error: Refused) -> Response:
+        return _problem(error.status, error.code, error.detail, error.members)
+
+    @app.exception_handler(Unavailable)
+    async def unavailable(_: Request, error: Unavailable) -> Response:
+        get_current_span().set_status(Status(StatusCode.ERROR, error.detail))
+        log.warning("503 %s: %s", error.code, error.detail)
+        headers = {"Retry-After": str(error.retry_after_s)}
+        return _problem(error.code.status, error.code, error.detail, error.members, headers)
+
+    @app.exception_handler(Gone)
+    async def gone(request: Request, error: Gone) -> Response:
+        on_gone(error)  # the API ends, and one that is started anew finds the other stream
+        detail = "The queue or the catalog was replaced, and the API starts anew. Nothing was stored."
+        return await unavailable(request, Unavailable(Outage.QUEUE_AWAY, detail))
+
+    @app.exception_handler(HTTPException)
+    async def http(request: Request, error: HTTPException) -> Response:
+        word = {404: "not-found", 405: "method-not-allowed"}.get(error.status_code, "http")
+        detail = f"{request.method} {request.url.path}: {error.detail}."
+        return _problem(error.status_code, word, detail, {}, error.headers)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Request, error: RequestValidationError) -> Response:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        return _problem(422, "invalid-request", f"{where}: {first['msg']}.", {})
+
+    @app.exception_handler(Exception)
+    async def internal(_: Request, __: Exception) -> Response:
+        detail = "Internal error. Search the logs for this trace_id."
+        return _problem(Fault.INTERNAL.status, Fault.INTERNAL, detail, {})
+
+
+def _problem(
+    status: int,
+    word: str,
+    detail: str,
+    members: Mapping[str, object],
+    headers: Mapping[str, str] | None = None,
+) -> Response:
+    body = {
+        "type": f"/problems/{word}",
+        "title": word.replace("-", " ").capitalize(),
+        "status": status,
+        "detail": detail,
+        "trace_id": trace_id_hex(),
+        **members,
+    }
+    return JSONResponse(body, status, media_type=PROBLEM, headers={**(headers or {}), "traceresponse": traceparent()})

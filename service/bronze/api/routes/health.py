@@ -1,0 +1,31 @@
+"""`/livez`, `/readyz` and `/metrics`: for supervisors, load balancers and scrapes."""
+
+import asyncio
+
+from fastapi import FastAPI, Response
+from fastapi.responses import JSONResponse, PlainTextResponse
+
+from bronze.api.readiness import Readiness
+from bronze.telemetry.sdk import Telemetry
+
+
+def add(app: FastAPI, readiness: Readiness, telemetry: Telemetry) -> None:
+    """Tell how this process is."""
+
+    @app.get("/livez", summary="Whether the process runs")
+    async def livez() -> dict[str, str]:
+        return telemetry.alive()
+
+    @app.get("/readyz", summary="Whether submissions can be taken", responses={503: {"description": "They cannot"}})
+    async def readyz() -> JSONResponse:
+        ready, body = await readiness.check()
+        return JSONResponse(body, status_code=200 if ready else 503)
+
+    @app.get(
+        "/metrics",
+        summary="This process's metrics, in Prometheus' text format",
+        response_class=PlainTextResponse,
+    )
+    async def metrics() -> Response:
+        body, content_type = await asyncio.to_thread(telemetry.metrics)
+        return Response(body, media_type=content_type)

@@ -1,0 +1,150 @@
+"""`POST /v1/ingest/{source}`: one submission, accepted or refused as a whole."""
+
+import datetime as dt
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import unquote
+
+from fastapi import FastAPI, Request, Response
+
+from bronze.api import problems
+from bronze.api.body import BodyReader
+from bronze.api.ingest import Ingest, SubmissionHead
+from bronze.api.models import SubmissionAccepted, status_url
+from bronze.api.routes.sources import declared
+from bronze.api.submit_telemetry import SubmissionTelemetry
+from bronze.errors import Refusal, Refused
+from bronze.protocol.message import FILE_NAME_CHARS_MAX
+from bronze.records.media import JSON, NDJSON, Format
+from bronze.records.sources import CLASSIFICATION_ID_CHARS_MAX, Source
+from bronze.telemetry.context import traceparent
+from bronze.telemetry.sdk import Telemetry
+
+PATH = "/v1/ingest/{source}"
+KEY_CHARS_MAX = 255
+#: What `?on_invalid=` may say.
+REFUSE = "refuse"
+QUARANTINE = "quarantine"
+
+
+def _header(name: str, description: str) -> Mapping[str, Any]:
+    return {"name": name, "in": "header", "description": description, "schema": {"type": "string", "minLength": 1}}
+
+
+def _openapi(sources: Mapping[str, Source]) -> dict[str, Any]:
+    """What a submission is made of. Declared as the handler's parameters, FastAPI would parse them at each request,
+    for a tenth of its time.
+    """
+    return {
+        "parameters": [
+            {"name": "source", "in": "path", "required": True, "schema": {"type": "string", "enum": [*sources]}},
+            _header("Idempotency-Key", "A retry under the same key is the same submission: same 202, nothing twice."),
+            _header(
+                "Bronze-Classification-Id", "The run that records without a `classification_id` of their own belong to."
+            ),
+            _header("Bronze-File-Name", "The client's own file, kept as `_origin`; percent-encoded UTF-8."),
+            {
+                "name": "on_invalid",
+                "in": "query",
+                "description": "What becomes of a JSON record that does not fit the source: `refuse` refuses the "
+                "submission, `quarantine` keeps the record byte for byte and takes the others.",
+                "schema": {"type": "string", "enum": [REFUSE, QUARANTINE], "default": REFUSE},
+            },
+        ],
+        "requestBody": {
+            "required": True,
+            "content": {
+                NDJSON: {
+                    "schema": {"type": "string"},
+                    "example": '{"vehicle_id": "N14228", "manufacturer": "BOEING", "seats": 149}\n'
+                    '{"vehicle_id": "N24211", "manufacturer": "BOEING", "seats": 149}\n',
+                },
+                JSON: {
+                    "schema": {"oneOf": [{"type": "object"}, {"type": "array", "items": {"type": "object"}}]},
+                    "example": [{"vehicle_id": "N14228", "manufacturer": "BOEING", "seats": 149}],
+                },
+                **{str(form): {"schema": {"type": "string", "contentMediaType": str(form)}} for form in Format},
+            },
+        },
+    }
+
+
+def add(app: FastAPI, sources: Mapping[str, Source], bodies: BodyReader, ingest: Ingest, telemetry: Telemetry) -> None:
+    """Take submissions for these sources."""
+
+    @app.post(
+        PATH,
+        status_code=202,
+        summary="Send one submission",
+        responses={202: {"model": SubmissionAccepted}, **problems.responses(400, 404, 409, 413, 415, 422, 503)},
+        openapi_extra=_openapi(sources),
+    )
+    async def submit(request: Request) -> Response:
+        named = request.path_params["source"]
+        submission = SubmissionTelemetry(telemetry, named if named in sources else None)
+        with submission.refusals_counted():
+            source = declared(sources, named)
+            head = _head(request)
+            checked = await bodies.read(
+                source,
+                request.headers.get("content-type", "").partition(";")[0].strip().lower(),
+                request.headers.get("content-encoding", "identity").strip().lower(),
+                request.stream(),
+                submission,
+                keep_invalid=_keep_invalid(request),
+            )
+            try:
+                accepted = await ingest.submit(source, head, checked, submission)
+            finally:
+                checked.close()
+        return Response(
+            SubmissionAccepted.of(accepted).model_dump_json(),
+            status_code=202,
+            media_type=JSON,
+            headers={"Location": status_url(accepted.submission_id), "traceresponse": traceparent()},
+        )
+
+
+def _head(request: Request) -> SubmissionHead:
+    """What a request says beside its body. Raises `Refused`."""
+    return SubmissionHead(
+        received_at=dt.datetime.now(dt.UTC),
+        key=_key(request),
+        classification_id=_text(request, "Bronze-Classification-Id", CLASSIFICATION_ID_CHARS_MAX),
+        file_name=_text(request, "Bronze-File-Name", FILE_NAME_CHARS_MAX),
+    )
+
+
+def _key(request: Request) -> str | None:
+    key = request.headers.get("idempotency-key")
+    if key is not None and (not key.strip() or len(key) > KEY_CHARS_MAX):
+        raise Refused(
+            Refusal.INVALID_HEADER,
+            f"Idempotency-Key has 1 to {KEY_CHARS_MAX} characters; make a new UUID for each submission.",
+            header="Idempotency-Key",
+        )
+    return key
+
+
+def _text(request: Request, header: str, chars_max: int) -> str | None:
+    """A header of ours, in percent-encoded UTF-8, or its query equivalent; the header wins."""
+    query = header.removeprefix("Bronze-").replace("-", "_").lower()
+    raw = request.headers.get(header)
+    value = unquote(raw) if raw is not None else request.query_params.get(query)
+    if value is not None and not 1 <= len(value) <= chars_max:
+        raise Refused(
+            Refusal.INVALID_HEADER, f"{header} (or ?{query}=) has 1 to {chars_max} characters.", header=header
+        )
+    return value
+
+
+def _keep_invalid(request: Request) -> bool:
+    """Whether records that do not fit their source are kept in quarantine, and do not refuse the submission."""
+    value = request.query_params.get("on_invalid", REFUSE)
+    if value not in {REFUSE, QUARANTINE}:
+        raise Refused(
+            Refusal.INVALID_HEADER,
+            f"?on_invalid={value} is not known: say {REFUSE} (as without it) or {QUARANTINE}.",
+            header="on_invalid",
+        )
+    return value == QUARANTINE

@@ -1,0 +1,41 @@
+"""`GET /v1/lineage`: the submissions and objects around an id or a path."""
+
+from typing import Annotated
+
+from fastapi import FastAPI, Query
+
+from bronze.api import problems
+from bronze.errors import Refusal, Refused
+from bronze.lineage.lookup import LIMIT, LIMIT_MAX, By, Chain, Lookups
+
+
+def add(app: FastAPI, lookups: Lookups) -> None:
+    """Answer look-ups."""
+
+    @app.get(
+        "/v1/lineage",
+        summary="The whole chain of an id or a path: submissions and objects, in both directions",
+        responses=problems.responses(400, 404, 422, 503),
+    )
+    async def lineage(
+        id: Annotated[str | None, Query(description="Whichever of the four it is.")] = None,  # noqa: A002 - its name
+        classification_id: Annotated[str | None, Query(description="The run of some records.")] = None,
+        file_path: Annotated[str | None, Query(description="The key of an object.")] = None,
+        submission_id: Annotated[str | None, Query(description="Of a 202.")] = None,
+        trace_id: Annotated[str | None, Query(description="Of a request or of an upload.")] = None,
+        limit: Annotated[
+            int, Query(ge=1, le=LIMIT_MAX, description="Bound of the submissions and of the objects.")
+        ] = LIMIT,
+    ) -> Chain:
+        by: dict[By, str | None] = {
+            "classification_id": classification_id,
+            "file_path": file_path,
+            "submission_id": submission_id,
+            "trace_id": trace_id,
+        }
+        asked = [(kind, value) for kind, value in by.items() if value]
+        if len(asked) + bool(id) != 1:
+            raise Refused(
+                Refusal.INVALID_QUERY, f"Give exactly one of {', '.join(by)}; or id, where it may be any of these."
+            )
+        return await (lookups.any(id, limit) if id else lookups.chain(*asked[0], limit))

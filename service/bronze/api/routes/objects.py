@@ -1,0 +1,32 @@
+"""`GET /v1/objects/{file_path}`: what an object holds."""
+
+from fastapi import FastAPI
+
+from bronze.api import problems
+from bronze.api.models import ObjectContents
+from bronze.errors import Halted, Refusal, Refused
+from bronze.objects.reader import read_contents
+from bronze.protocol.keys import may_be_object
+from bronze.servers.bucket import Bucket
+
+
+def add(app: FastAPI, bucket: Bucket, prefix: str) -> None:
+    """Tell what the objects under a prefix hold."""
+
+    @app.get("/v1/objects/{file_path:path}", summary="What an object holds", responses=problems.responses(404, 503))
+    async def contents(file_path: str) -> ObjectContents:
+        return await _contents(bucket, prefix, file_path)
+
+
+async def _contents(bucket: Bucket, prefix: str, file_path: str) -> ObjectContents:
+    missing = Refused(Refusal.NOT_FOUND, f"There is no object {file_path!r} in the bucket.")
+    if not may_be_object(prefix, file_path):
+        raise missing
+    head = await bucket.head(file_path)
+    try:
+        contents = await read_contents(bucket, file_path) if head else None
+    except Halted as error:
+        raise Refused(Refusal.NOT_FOUND, f"{error}.") from error
+    if head is None or contents is None:
+        raise missing
+    return ObjectContents.of(contents, head)

@@ -1,0 +1,36 @@
+"""`GET /v1/sources`: what may be sent, and how its records look."""
+
+from collections.abc import Mapping
+
+from fastapi import FastAPI
+
+from bronze.api import problems, source_schema
+from bronze.api.source_schema import DeclaredSources, SourceSchema
+from bronze.errors import Refusal, Refused
+from bronze.records.sources import Source
+
+
+def declared(sources: Mapping[str, Source], name: str) -> Source:
+    """A declared source. Raises `Refused` (404) that lists the declared ones."""
+    source = sources.get(name)
+    if source is None:
+        raise Refused(
+            Refusal.UNKNOWN_SOURCE,
+            f"There is no source {name!r}. The sources are: {', '.join(sources)}.",
+            sources=[*sources],
+        )
+    return source
+
+
+def add(app: FastAPI, sources: Mapping[str, Source]) -> None:
+    """Tell of the declared sources."""
+
+    @app.get("/v1/sources", summary="The declared sources")
+    async def all_sources() -> DeclaredSources:
+        return source_schema.listed(sources.values())
+
+    @app.get(
+        "/v1/sources/{source}/schema", summary="What a source's records look like", responses=problems.responses(404)
+    )
+    async def schema(source: str) -> SourceSchema:
+        return source_schema.described(declared(sources, source))

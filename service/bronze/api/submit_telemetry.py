@@ -1,0 +1,152 @@
+"""The span and the measurements of one request to ingest, from its head to its answer.
+
+    POST /v1/ingest/{source}     made by the FastAPI instrumentation; what is known of the submission stands on it
+      send bronze.{source}       from the checked body to the durable ack of the queue
+
+A histogram is recorded in the context of what it measures, so that its exemplar leads there.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from opentelemetry.trace import Span, get_current_span
+from opentelemetry.util.types import AttributeValue
+
+from bronze.errors import ErrorCode, Fault, Gone, Outage, Refused, Unavailable
+from bronze.protocol.documents import CLASSIFICATIONS_LISTED_MAX
+from bronze.protocol.lane import Lane
+from bronze.protocol.message import Accepted
+from bronze.records.spool import Checked
+from bronze.telemetry.context import trace_id_hex, traceparent
+from bronze.telemetry.sdk import Telemetry
+from bronze.telemetry.signals import NATS, OTHER_SOURCE, Outcome, Stage, attribute, error_type, spans
+
+SEND = "send"
+
+
+@dataclass(frozen=True, slots=True)
+class Sending:
+    """The sending to the queue; `traceparent` is that of its span."""
+
+    span: Span
+    traceparent: str
+
+    def done(self, *, replayed: bool) -> None:
+        self.span.set_attribute(attribute.bronze_outcome, Outcome.REPLAYED if replayed else Outcome.ACCEPTED)
+
+
+class SubmissionTelemetry:
+    """What one request counts and says of itself. `source` is None where the sender named one that is not declared."""
+
+    def __init__(self, telemetry: Telemetry, source: str | None) -> None:
+        self._tracer = telemetry.tracer
+        self._instruments = telemetry.instruments
+        self._source = source
+        self._span = get_current_span()
+        #: How many records a refusal counts: those that were read so far, one at least.
+        self.records = 1
+        if source is not None:
+            self._span.set_attribute(attribute.bronze_source, source)
+
+    @property
+    def trace_id(self) -> str:
+        return trace_id_hex(self._span)
+
+    @contextmanager
+    def refusals_counted(self) -> Iterator[None]:
+        """Count the records of a submission that is not accepted, by what went wrong."""
+        try:
+            yield
+        except Exception as error:
+            self._refused(_code(error))
+            raise
+
+    def _refused(self, code: ErrorCode) -> None:
+        # that the outcome is unknown is not the same as that it was rejected
+        outcome = Outcome.UNKNOWN if code is Outage.OUTCOME_UNKNOWN else Outcome.REJECTED
+        said: dict[str, AttributeValue] = {attribute.bronze_outcome: outcome, attribute.error_type: code}
+        self._instruments.records.add(self.records, {attribute.bronze_source: self._source or OTHER_SOURCE, **said})
+        self._span.set_attributes(said)
+
+    def describe(self, accepted: Accepted, checked: Checked, classifications: Sequence[str]) -> None:
+        """Say on the request's span what was sent."""
+        self._span.set_attributes(
+            {
+                attribute.bronze_submission_id: accepted.submission_id,
+                attribute.bronze_classification_id: classifications[:CLASSIFICATIONS_LISTED_MAX],
+                attribute.bronze_classification_count: accepted.classification_count,
+                attribute.bronze_records: checked.records,
+                attribute.bronze_bytes: checked.body_bytes,
+            }
+        )
+
+    @contextmanager
+    def sending(self, lane: Lane, accepted: Accepted, checked: Checked) -> Iterator[Sending]:
+        """The span and the duration of the sending to the queue, also where it fails or is cancelled."""
+        messaging: dict[str, AttributeValue] = {
+            attribute.messaging_system: NATS,
+            attribute.messaging_destination_name: f"bronze.{accepted.source}",
+            attribute.messaging_operation_name: SEND,
+        }
+        failed: dict[str, AttributeValue] = {}
+        with self._tracer.start_as_current_span(
+            spans.send.name(accepted.source),
+            kind=spans.send.kind,
+            attributes={
+                **messaging,
+                attribute.messaging_operation_type: SEND,
+                attribute.messaging_batch_message_count: checked.messages,
+                attribute.messaging_message_body_size: checked.body_bytes,
+                attribute.bronze_source: accepted.source,
+                attribute.bronze_lane: str(lane.number),
+                attribute.bronze_submission_id: accepted.submission_id,
+                attribute.bronze_records: checked.records,
+            },
+        ) as span:
+            began_s = time.perf_counter()
+            try:
+                yield Sending(span, traceparent(span))
+            except BaseException as error:
+                failed = {attribute.error_type: error_type(error)}
+                span.set_attributes(failed)
+                raise
+            finally:
+                took_s = time.perf_counter() - began_s
+                self._instruments.messaging_client_sent_messages.add(checked.messages, messaging | failed)
+                self._instruments.messaging_client_operation_duration.record(
+                    took_s, {**messaging, attribute.messaging_operation_type: SEND, **failed}
+                )
+                self._instruments.stage_duration.record(
+                    took_s, {attribute.bronze_source: accepted.source, attribute.bronze_stage: Stage.ACCEPT}
+                )
+
+    def accepted(self, accepted: Accepted, checked: Checked) -> None:
+        """Count a submission that was accepted now."""
+        of = self._taken(accepted, Outcome.ACCEPTED)
+        self._instruments.bytes.add(checked.body_bytes, of)
+        for code, records in checked.invalid.items():
+            self._instruments.records_invalid.add(
+                records, {attribute.bronze_source: accepted.source, attribute.error_type: code}
+            )
+
+    def replayed(self, accepted: Accepted) -> None:
+        """Count a submission that was accepted before, under the same key."""
+        self._taken(accepted, Outcome.REPLAYED)
+
+    def _taken(self, accepted: Accepted, outcome: Outcome) -> dict[str, AttributeValue]:
+        of: dict[str, AttributeValue] = {attribute.bronze_source: accepted.source, attribute.bronze_outcome: outcome}
+        self._instruments.records.add(accepted.records + accepted.rejected, of)
+        self._span.set_attribute(attribute.bronze_outcome, outcome)
+        return of
+
+
+def _code(error: Exception) -> ErrorCode:
+    match error:
+        case Refused(code=code) | Unavailable(code=code):
+            return code
+        case Gone():
+            return Outage.QUEUE_AWAY
+        case _:
+            return Fault.INTERNAL

@@ -1,0 +1,48 @@
+"""Where a submission is, by its id: from its identity, else from the queue."""
+
+from collections.abc import Mapping
+
+from bronze.errors import Refusal, Refused
+from bronze.protocol.documents import Identity
+from bronze.protocol.lane import Lane
+from bronze.protocol.message import Accepted
+from bronze.protocol.submission_id import lane_of
+from bronze.servers.catalog import Catalog
+from bronze.servers.queue import Queue
+
+
+class SubmissionLookup:
+    """Finds submissions. `lanes` are by source and number."""
+
+    def __init__(
+        self, lanes: Mapping[tuple[str, int], Lane], lanes_per_source: int, queue: Queue, catalog: Catalog
+    ) -> None:
+        self._lanes = lanes
+        self._lanes_per_source = lanes_per_source
+        self._queue = queue
+        self._catalog = catalog
+
+    async def find(self, submission_id: str) -> tuple[Accepted, Identity | None]:
+        """A submission with its identity, which is None where nothing of it is stored yet. Raises `Refused` (404)."""
+        try:
+            number = lane_of(submission_id, self._lanes_per_source)
+        except ValueError as error:
+            raise _unknown(submission_id) from error
+        identity = await self._catalog.identity(submission_id)
+        if identity is not None:
+            return identity.accepted, identity
+        for lane in self._lanes.values():
+            if lane.number == number:
+                accepted = await self._queue.submitted(lane, submission_id)
+                if accepted is not None:
+                    return accepted, None
+        raise _unknown(submission_id)
+
+
+def _unknown(submission_id: str) -> Refused:
+    return Refused(
+        Refusal.NOT_FOUND,
+        f"Nothing is known of submission {submission_id!r}. Either it was never accepted, or its identity has expired: "
+        "24 hours after it was stored, 30 days if it had an Idempotency-Key. The records of an expired one stay in the "
+        "bucket, with its id in `_submission_id`.",
+    )
