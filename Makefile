@@ -9,7 +9,7 @@ READY := $(VENV)/.ready
 LOCAL := $(BIN)/python -m local
 
 .DEFAULT_GOAL := help
-.PHONY: help up status logs down demo test kill-test fuzz outage-test bench check generate lock
+.PHONY: help up status logs down demo unit test kill-test fuzz outage-test bench check generate lock
 MAKEFLAGS += --no-print-directory
 
 help: ## what there is
@@ -32,6 +32,10 @@ down: $(READY) ## stop what `up` started; its state stays
 
 demo: $(READY) ## all of it once, from fresh state on free ports, with proof: .local/evidence.json
 	@$(LOCAL) demo $(if $(SAMPLE),--sample $(SAMPLE))
+
+unit: T ?= tests/unit
+unit: $(READY) ## the tests that need no server, in less than a minute
+	$(BIN)/python -m pytest $(T)
 
 # most of a test's time is waiting for servers, so three run side by side
 test: T ?= --numprocesses 3 --dist loadfile --no-loadscope-reorder

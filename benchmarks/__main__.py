@@ -13,6 +13,7 @@ from rich.table import Column, Table
 from benchmarks import bulk, delivery, growth, lanes, memory, objects, outage_volume, small, telemetry
 from benchmarks.rounds import VARIANTS_ACROSS, Found, shown, tables
 from benchmarks.stand import Options, console, keep, say
+from local.watch import leave_nothing
 
 #: The data's way, in the order in which `make bench` runs it.
 PARTS: Mapping[str, Callable[[Options], Found]] = {
@@ -69,15 +70,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # what was started is stopped then, too
     wanted = dict.fromkeys(name for part in args.parts for name in part) or PARTS
     holds = True
-    for part in wanted:
-        say(f"--- {part}")
-        if part in OTHERS:
-            holds &= OTHERS[part]([]) == 0
-            continue
-        found = PARTS[part](Options(args.repeats, args.quick))
-        show(part, found)
-        keep(part, {"repeats": args.repeats, "quick": args.quick, **found.document()})
-        holds &= all(target.holds for target in found.targets)
+    with leave_nothing():
+        for part in wanted:
+            say(f"--- {part}")
+            if part in OTHERS:
+                holds &= OTHERS[part]([]) == 0
+                continue
+            found = PARTS[part](Options(args.repeats, args.quick))
+            show(part, found)
+            keep(part, {"repeats": args.repeats, "quick": args.quick, **found.document()})
+            holds &= all(target.holds for target in found.targets)
     return 0 if holds else 1
 
 

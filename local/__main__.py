@@ -27,6 +27,7 @@ from local.queues import unsent
 from local.settings import settings
 from local.stack import Ports, Stack, collector_state
 from local.supervision import Supervisor
+from local.watch import leave_nothing
 
 STATE = REPOSITORY / ".local"
 UP = STATE / "up"
@@ -71,9 +72,7 @@ def demo(sample: str | None = None) -> int:
     """The same from fresh state on free ports; stops what it started, and says by its exit code what it showed."""
     supervisor = Supervisor(DEMO)
     document = STATE / "evidence.json"
-    with _alone(DEMO):
-        if supervisor.runs():  # a demo was killed
-            supervisor.shutdown()
+    with _alone(DEMO), leave_nothing():
         shutil.rmtree(DEMO, ignore_errors=True)
         document.unlink(missing_ok=True)
         files = directory_of(sample)

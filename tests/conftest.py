@@ -1,6 +1,7 @@
 """The real servers, for every test that asks: on loopback, on free ports, each test with its own data."""
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from uuid import uuid4
 
@@ -9,6 +10,14 @@ import pytest
 from local import programs, servers
 from local.programs import Process
 from local.servers import S3Account
+from local.watch import leave_nothing
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """What tests start ends with them, whatever ends them; each worker of pytest-xdist is watched by itself too."""
+    watching = ExitStack()
+    watching.enter_context(leave_nothing())
+    config.add_cleanup(watching.close)
 
 
 @pytest.fixture(scope="session")
