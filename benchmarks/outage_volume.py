@@ -26,10 +26,10 @@ from rich.table import Table
 
 from benchmarks.stand import console, keep, memory_bytes, running, say, stack
 from local.exporters import SIGNALS, Exporters
+from local.otlp import Receiver, Request
 from local.programs import LOOPBACK, Process
 from local.servers import queues
 from local.stack import Stack, collector_state
-from tests.otlp import Receiver, Request
 
 SUBMISSIONS_PER_S = 50
 HOUR_S = 3600

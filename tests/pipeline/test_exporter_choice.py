@@ -16,11 +16,11 @@ from local import checks, exporters, servers
 from local.builds import Built
 from local.evidence import Prometheus
 from local.exporters import Exporters
+from local.otlp import Receiver
 from local.programs import LOOPBACK, LocalError, Program, free_ports, http_get, start
 from local.queues import unsent
 from local.stack import Ports, Stack
 from local.supervision import Supervisor
-from tests.otlp import Receiver
 from tests.system.blackbox import until
 
 USING = ("metrics/none", "traces/otlp-http", "logs/none")

@@ -20,8 +20,8 @@ import pytest
 from bronze.telemetry.schema import registry
 from local.builds import REPOSITORY, Built
 from local.exporters import PROMETHEUS, SIGNALS, known
+from local.otlp import GrpcReceiver, Receiver
 from local.programs import LOOPBACK, http_get
-from tests.otlp import GrpcReceiver, Receiver
 from tests.pipeline.emitter import HTTP, Emitter, Fact
 from tests.pipeline.rig import Rig, address, as_in_a_role, complaints
 from tests.system.blackbox import Metrics, until

@@ -12,8 +12,8 @@ import pytest
 from bronze.telemetry.signals import Outcome, attribute
 from local import programs, servers
 from local.builds import REPOSITORY
+from local.otlp import Receiver
 from local.programs import LOOPBACK, get_json
-from tests.otlp import Receiver
 from tests.pipeline.emitter import SOURCE, Emitter
 from tests.pipeline.rig import Rig, address
 from tests.system.blackbox import STOP_S_MAX, Metrics, until

@@ -19,9 +19,9 @@ import pytest
 
 from local.builds import build_all
 from local.exporters import Exporters
+from local.otlp import Receiver
 from local.programs import Process
 from local.stack import Ports, Stack
-from tests.otlp import Receiver
 from tests.system.blackbox import SOON, System, until, vehicles
 
 OUTAGE_S = float(os.environ.get("BRONZE_OUTAGE_S", "4"))

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from local.builds import build_all
+from local.otlp import Receiver
 from local.programs import LOOPBACK
 from local.stack import Ports, Stack
-from tests.otlp import Receiver
 from tests.system.blackbox import NDJSON, SOON, System, ndjson, until, vehicles
 
 CONNECTIONS = 32

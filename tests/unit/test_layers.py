@@ -254,6 +254,17 @@ def test_system_tests_import_nothing_of_ours() -> None:
         assert not {name for name in _imported(file) if name.partition(".")[0] == "bronze"}, file
 
 
+def test_nothing_but_tests_imports_tests() -> None:
+    """What others need too stands where both may import it, in `local`."""
+    others = [
+        file
+        for folder in ("benchmarks", "docs", "grafana", "local", "prometheus", "samples", "service")
+        for file in (TESTS.parent / folder).rglob("*.py")
+    ]
+    assert TESTS.parent / "benchmarks" / "outage_volume.py" in others
+    assert [file for file in others if any(name.partition(".")[0] == "tests" for name in _imported(file))] == []
+
+
 def test_the_table() -> None:
     """What may import what, lowest first: `pytest -s tests/unit/test_layers.py -k table` prints it."""
     lines = []

@@ -44,7 +44,7 @@ from bronze.telemetry import FASTAPI_TELEMETRY_OFF, Telemetry, logs, losses, sdk
 from bronze.telemetry.context import extract, inject, span_context, trace_id_hex, traceparent
 from bronze.telemetry.schema import registry
 from bronze.telemetry.signals import Outcome, Role, attribute, spans
-from tests.otlp import Receiver, attributes
+from local.otlp import Receiver, attributes
 
 UPLOADED = {attribute.bronze_source: "vehicles", attribute.bronze_outcome: Outcome.SUCCESS}
 

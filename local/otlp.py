@@ -1,4 +1,4 @@
-"""OTLP receivers: what any backend that speaks OTLP would get, by HTTP or by gRPC, kept for a test to look at."""
+"""OTLP receivers: what any backend that speaks OTLP would get, by HTTP or by gRPC, kept to be looked at."""
 
 import gzip
 import http.server
