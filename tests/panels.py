@@ -9,6 +9,16 @@ from typing import Any
 
 FOLDER = Path(__file__).resolve().parents[1] / "grafana" / "provisioning" / "dashboards"
 
+#: Values for the variables with which Prometheus takes every query.
+VALUES = {
+    "__rate_interval": "1m",
+    "__range": "30m",
+    "__range_s": "1800",
+    "period": "1h",
+    "source": "vehicles|status",
+    "instance": ".*",
+}
+
 _LABEL = re.compile(r"\{\{\s*(\w+)\s*\}\}")
 
 

@@ -6,6 +6,7 @@ from functools import cache
 
 from bronze.telemetry.schema import Metric, registry
 from bronze.telemetry.signals import attribute
+from local.builds import REPOSITORY
 
 #: What Prometheus' configuration makes of the resource, besides job and instance.
 RESOURCE = {attribute.service_name, attribute.service_version, attribute.deployment_environment_name}
@@ -39,3 +40,9 @@ def selectors(expr: str) -> Iterator[tuple[str, list[tuple[str, str, str]]]]:
     """The name of each selector, and its matchers as (label, operator, value)."""
     for name, matchers in _SELECTOR.findall(expr):
         yield name, _MATCHER.findall(matchers)
+
+
+def runbook() -> list[str]:
+    """The queries of the runbook."""
+    text = (REPOSITORY / "docs" / "runbook.md").read_text(encoding="utf-8")
+    return re.findall(r"(?ms)^```promql\n(.*?)\n```", text)

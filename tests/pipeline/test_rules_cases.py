@@ -1,27 +1,54 @@
-"""The cases of the alerts, run by the real promtool, and that they stand close to each threshold."""
+"""What the real promtool says of our rules, their cases, and the queries of dashboards and runbook."""
 
 import shutil
 import subprocess
+from collections.abc import Sequence
 from dataclasses import Field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from local.builds import Built
 from prometheus import rules
 from prometheus.rules import FOLDER, Thresholds
+from tests import panels
+from tests.panels import VALUES
+from tests.promql import runbook
 
 CASES = sorted((FOLDER.parent / "tests").glob("*.yaml"))
 
 
-def promtool(built: Built, case: Path) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run([built.promtool, "test", "rules", case], capture_output=True, text=True, check=False)
+def promtool(built: Built, *arguments: str | Path) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run([built.promtool, *arguments], capture_output=True, text=True, check=False)
+
+
+def check_taken(built: Built, queries: Sequence[str], file: Path) -> None:
+    """Prometheus takes each query, as it takes the expression of a rule."""
+    as_rules = [{"record": f"query:{number}", "expr": query} for number, query in enumerate(queries)]
+    file.write_text(yaml.safe_dump({"groups": [{"name": "queries", "rules": as_rules}]}))
+    outcome = promtool(built, "check", "rules", file)
+    assert outcome.returncode == 0, outcome.stdout + outcome.stderr
+
+
+def test_prometheus_takes_the_rules(built: Built) -> None:
+    outcome = promtool(built, "check", "rules", "--lint=all", "--lint-fatal", *FOLDER.glob("*.yaml"))
+    assert outcome.returncode == 0, outcome.stdout + outcome.stderr
+
+
+def test_prometheus_takes_every_query_of_the_dashboards(built: Built, tmp_path: Path) -> None:
+    queries = [query.asked(VALUES) for query in panels.queries() if query.datasource == "prometheus"]
+    check_taken(built, queries, tmp_path / "queries.yaml")
+
+
+def test_prometheus_takes_every_query_of_the_runbook(built: Built, tmp_path: Path) -> None:
+    check_taken(built, runbook(), tmp_path / "queries.yaml")
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda path: path.stem)
 def test_the_cases_pass(built: Built, case: Path) -> None:
-    outcome = promtool(built, case)
+    outcome = promtool(built, "test", "rules", case)
     assert outcome.returncode == 0, outcome.stdout + outcome.stderr
 
 
@@ -40,4 +67,4 @@ def test_the_cases_fail_when_a_threshold_changes(
     quickest_first = sorted(CASES, key=lambda case: case.stat().st_size)
     concerned = [case for case in quickest_first if was[case.name] != became[case.name]]
     assert concerned
-    assert any(promtool(built, tmp_path / "tests" / case.name).returncode for case in concerned)
+    assert any(promtool(built, "test", "rules", tmp_path / "tests" / case.name).returncode for case in concerned)

@@ -2,7 +2,6 @@
 
 import re
 import shutil
-import subprocess
 from collections import Counter
 from itertools import combinations
 from pathlib import Path
@@ -15,11 +14,10 @@ from bronze.telemetry.schema import registry
 from grafana import __main__ as command
 from grafana import boards
 from grafana.promql import FOREIGN, RANGE, STEP
-from local.builds import build_all
 from prometheus import rules
 from prometheus.rules import RUNBOOK_URL, Alert, Recording, Thresholds
 from tests import panels
-from tests.panels import Query
+from tests.panels import VALUES, Query
 from tests.promql import label, labels_of, selectors, series
 
 DOCUMENTS = panels.documents()
@@ -31,15 +29,6 @@ RULES = [rule for of_file in rules.groups(Thresholds()).values() for group in of
 ALERTS = {rule.name for rule in RULES if isinstance(rule, Alert)}
 RECORDINGS = {rule.name for rule in RULES if isinstance(rule, Recording)}
 
-#: Values for the variables with which Prometheus takes every query.
-VALUES = {
-    "__rate_interval": "1m",
-    "__range": "30m",
-    "__range_s": "1800",
-    "period": "1h",
-    "source": "vehicles|status",
-    "instance": ".*",
-}
 #: What Grafana itself puts in.
 BUILT_IN = {"__rate_interval", "__range", "__range_s", "__url_time_range", "__value", "__data"}
 
@@ -50,11 +39,6 @@ each_panel = pytest.mark.parametrize(
     ("uid", "panel"), PANELS, ids=[f"{uid}: {panel['title']}" for uid, panel in PANELS]
 )
 each_promql = pytest.mark.parametrize("query", PROMQL, ids=lambda q: f"{q.dashboard}: {q.panel} {q.ref_id}")
-
-
-@pytest.fixture(scope="session")
-def promtool() -> str:
-    return str(build_all().promtool)
 
 
 def test_the_dashboards_are_in_sync() -> None:
@@ -257,14 +241,6 @@ def test_exemplars_are_asked_of_histograms_alone() -> None:
     assert asked
     for query in asked:
         assert {name[-7:] for name in rules.names(query.asked(VALUES))} == {"_bucket"}
-
-
-def test_prometheus_takes_every_query(promtool: str, tmp_path: Path) -> None:
-    asked = [{"record": f"query:{n}", "expr": query.asked(VALUES)} for n, query in enumerate(PROMQL)]
-    file = tmp_path / "queries.yaml"
-    file.write_text(yaml.safe_dump({"groups": [{"name": "panels", "rules": asked}]}))
-    checked = subprocess.run([promtool, "check", "rules", str(file)], capture_output=True, text=True, check=False)
-    assert checked.returncode == 0, checked.stdout + checked.stderr
 
 
 def test_traceql_selects_attributes_of_the_schema() -> None:

@@ -1,9 +1,5 @@
 import configparser
 import os
-import signal
-import sys
-import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,15 +14,6 @@ from local.stack import Ports, Stack
 from local.supervision import SOCKET_PATH_BYTES_MAX, Supervisor, configuration
 
 BUILT = Built(Path("/x/otelcol"), Path("/x/prometheus"), Path("/x/promtool"), Path("/x/zipkin.jar"), Path("/x/bbolt"))
-
-
-def until(condition: Callable[[], bool], timeout_s: float = 60) -> bool:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.05)
-    return True
 
 
 def test_port_is_moved_by_its_setting() -> None:
@@ -133,31 +120,6 @@ def test_scrape_targets_follow_the_exporters(tmp_path: Path) -> None:
     for metrics, scraped in (("prometheus-scrape", True), ("prometheus", False)):
         assert Stack.create(tmp_path, Ports(), BUILT, Exporters(metrics=(metrics,))).servers
         assert target.exists() == scraped
-
-
-@pytest.mark.parametrize(("restarts", "state"), [(True, "RUNNING"), (False, "EXITED")])
-def test_what_dies_is_started_again(tmp_path: Path, restarts: bool, state: str) -> None:  # noqa: FBT001
-    """Under `make up` a program that dies runs again; a demo shows that it died. Nothing is left after a shutdown."""
-    pids = tmp_path / "pids"
-    code = f"import os, time; print(os.getpid(), file=open({str(pids)!r}, 'a', 1)); time.sleep(60)"
-    sleeper = Program("sleeper", (sys.executable, "-c", code), {}, lambda: None)
-
-    def started() -> list[int]:
-        return [int(pid) for pid in pids.read_text().split()] if pids.exists() else []
-
-    supervisor = Supervisor(tmp_path)
-    supervisor.launch([sleeper], restarts=restarts)
-    try:
-        supervisor.start(sleeper)
-        assert until(lambda: bool(started()) and supervisor.state("sleeper").state == "RUNNING")
-        supervisor.start(sleeper)  # runs already
-        os.kill(started()[0], signal.SIGKILL)
-        assert until(lambda: len(started()) == 1 + restarts and supervisor.state("sleeper").state == state)
-    finally:
-        supervisor.shutdown()
-    assert not supervisor.runs()
-    with pytest.raises(ProcessLookupError):
-        os.kill(started()[-1], 0)
 
 
 def test_deep_directory_has_a_short_socket(tmp_path: Path) -> None:

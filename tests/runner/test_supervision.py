@@ -1,0 +1,37 @@
+"""The supervisor behind `make up` and `make demo`, with a real supervisord."""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from local.programs import Program
+from local.supervision import Supervisor
+from tests.system.blackbox import until
+
+
+@pytest.mark.parametrize(("restarts", "state"), [(True, "RUNNING"), (False, "EXITED")])
+def test_what_dies_is_started_again(tmp_path: Path, restarts: bool, state: str) -> None:  # noqa: FBT001
+    """Under `make up` a program that dies runs again; a demo shows that it died. Nothing is left after a shutdown."""
+    pids = tmp_path / "pids"
+    code = f"import os, time; print(os.getpid(), file=open({str(pids)!r}, 'a', 1)); time.sleep(60)"
+    sleeper = Program("sleeper", (sys.executable, "-c", code), {}, lambda: None)
+
+    def started() -> list[int]:
+        return [int(pid) for pid in pids.read_text().split()] if pids.exists() else []
+
+    supervisor = Supervisor(tmp_path)
+    supervisor.launch([sleeper], restarts=restarts)
+    try:
+        supervisor.start(sleeper)
+        until("the sleeper runs", lambda: started() and supervisor.state("sleeper").state == "RUNNING")
+        supervisor.start(sleeper)  # runs already
+        os.kill(started()[0], signal.SIGKILL)
+        until(f"it is {state}", lambda: len(started()) == 1 + restarts and supervisor.state("sleeper").state == state)
+    finally:
+        supervisor.shutdown()
+    assert not supervisor.runs()
+    with pytest.raises(ProcessLookupError):
+        os.kill(started()[-1], 0)
