@@ -21,6 +21,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from local.machine import Deadline, limit_s
+
 LOOPBACK = "127.0.0.1"
 PORT_VARIABLE = "BRONZE_LOCAL_PORT_"
 READY_S_MAX = 60.0
@@ -132,16 +134,17 @@ def log_tail(log: Path, lines: int = 15) -> str:
 def wait_ready(program: Program, log: Path, alive: Callable[[], bool], timeout_s: float = READY_S_MAX) -> None:
     """Returns when the program is ours and works.
 
-    Raises `LocalError` with the reason and the end of its log when it dies or is not ready in time.
+    Raises `LocalError` with the reason and the end of its log when it dies or is not ready in time: in `timeout_s` as
+    `Deadline` has them.
     """
-    deadline = time.monotonic() + timeout_s
+    deadline = Deadline(timeout_s)
     while True:
         try:
             program.ready()
         except NotReady as reason:
             if not alive():
                 raise LocalError(f"{program.name} ended while it started\n{log_tail(log)}") from reason
-            if time.monotonic() > deadline:
+            if deadline.passed():
                 raise LocalError(
                     f"{program.name} was not ready after {timeout_s:g} s: {reason}\n{log_tail(log)}"
                 ) from reason
@@ -191,8 +194,10 @@ class Process:
             self._child.wait()
 
     def wait(self, timeout_s: float) -> int:
-        """The exit code (negative: the signal that ended it). Raises `subprocess.TimeoutExpired`."""
-        return self._child.wait(timeout_s)
+        """The exit code (negative: the signal that ended it). Raises `subprocess.TimeoutExpired` after `timeout_s`, or
+        later on a slow machine.
+        """
+        return self._child.wait(limit_s(timeout_s))
 
     def stop(self) -> None:
         """SIGTERM, and SIGKILL when that takes too long; returns when the process is gone."""

@@ -20,6 +20,7 @@ from typing import Any
 
 from supervisor.xmlrpc import SupervisorTransport  # type: ignore[import-untyped]
 
+from local.machine import Deadline
 from local.programs import LocalError, Program, environment, log_tail
 
 #: A socket's path may have 107 bytes, and the supervisor needs some of them.
@@ -83,9 +84,9 @@ class Supervisor:
             text=True,
             check=False,
         )
-        deadline = time.monotonic() + ANSWER_S_MAX
+        deadline = Deadline(ANSWER_S_MAX)
         while not self.runs():
-            if outcome.returncode != 0 or time.monotonic() > deadline:
+            if outcome.returncode != 0 or deadline.passed():
                 raise LocalError(f"the supervisor did not start: {outcome.stdout}\n{log_tail(self.log('supervisord'))}")
             time.sleep(0.05)
 
@@ -129,9 +130,9 @@ class Supervisor:
     def shutdown(self) -> None:
         """Stops every program, then the supervisor; returns when all processes are gone."""
         self._call("shutdown")
-        deadline = time.monotonic() + STOP_S_MAX
+        deadline = Deadline(STOP_S_MAX)
         while self._pidfile.exists():  # removed as its last act
-            if time.monotonic() > deadline:
+            if deadline.passed():
                 raise LocalError(f"the supervisor still runs\n{log_tail(self.log('supervisord'))}")
             time.sleep(0.05)
 

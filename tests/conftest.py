@@ -3,11 +3,13 @@
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import pytest
+import pytest_timeout  # type: ignore[import-untyped]
 
-from local import programs, servers
+from local import machine, programs, servers
 from local.programs import Process
 from local.servers import S3Account
 from local.watch import leave_nothing
@@ -18,6 +20,36 @@ def pytest_configure(config: pytest.Config) -> None:
     watching = ExitStack()
     watching.enter_context(leave_nothing())
     config.add_cleanup(watching.close)
+    config.pluginmanager.register(BusyMachine())
+
+
+def pytest_report_header() -> str:
+    return f"machine: {machine.describe()}"
+
+
+def pytest_timeout_set_timer(item: pytest.Item, settings: Any) -> object:
+    """Each test's limit of time grows with the load, too."""
+    limited = settings._replace(timeout=machine.limit_s(settings.timeout))
+    done: object = pytest_timeout.pytest_timeout_set_timer(item, limited)
+    return done
+
+
+class BusyMachine:
+    """Notes whether tests failed while the machine was too busy for limits of time, and says so at the end."""
+
+    def __init__(self) -> None:
+        self._failed: list[str] = []
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed and machine.is_too_busy():
+            self._failed.append(report.nodeid)
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        if self._failed:
+            terminalreporter.section("the machine was too busy", red=True)
+            terminalreporter.line(f"These failures may be its, and not the code's ({machine.describe()}):")
+            for test in self._failed:
+                terminalreporter.line(f"  {test}")
 
 
 @pytest.fixture(scope="session")

@@ -30,6 +30,7 @@ from bronze.telemetry import sdk
 from bronze.telemetry.sdk import Telemetry
 from bronze.telemetry.signals import Role, attribute
 from bronze.wiring import Edges, api_parts
+from local.machine import limit_s
 
 SOURCES = sources.built_in()
 RECEIVED_AT = "2026-11-24T12:34:56.000000+00:00"
@@ -143,7 +144,7 @@ class Heard:
 
 async def until(claim: Callable[[], bool | Awaitable[bool]], within_s: float = 20) -> None:
     """Returns when the claim holds; raises `TimeoutError` when it does not in time."""
-    async with asyncio.timeout(within_s):
+    async with asyncio.timeout(limit_s(within_s)):
         while True:
             holds = claim()
             if await holds if isinstance(holds, Awaitable) else holds:

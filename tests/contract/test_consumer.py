@@ -33,6 +33,7 @@ from bronze.servers.lane_lock import Lock, NatsLock
 from bronze.servers.queue import NatsQueue, boot_time_s
 from bronze.servers.s3 import S3Bucket
 from bronze.settings import Settings
+from local.machine import limit_s
 from local.programs import Process
 from tests.contract.making import SOURCES, Heard, Submission, cancelled, submission, until, vehicle, wide
 
@@ -76,7 +77,7 @@ class Parts:
             yield tasks
         finally:
             stop.set()
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(limit_s(10)):
                 await asyncio.gather(*tasks)
 
     async def submit(self, *records: bytes, key: str | None = None) -> Submission:

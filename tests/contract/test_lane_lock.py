@@ -11,6 +11,7 @@ from bronze.protocol.lane import Lane
 from bronze.servers.jetstream import JetStream
 from bronze.servers.key_value import Claims
 from bronze.servers.lane_lock import Lost, NatsLock, State
+from local.machine import limit_s
 from tests.contract.making import cancelled, until
 
 LANE = Lane("vehicles", 0, "20261124T120000000")
@@ -49,7 +50,7 @@ async def meanwhile(work: Coroutine[None, None, None]) -> AsyncIterator[asyncio.
 
 
 async def taken(lock: NatsLock) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(limit_s(10)):
         await lock.acquire()
 
 
@@ -90,7 +91,7 @@ async def test_a_lock_without_a_beat_is_taken_over_after_the_expiry_and_not_befo
         await wait
     with pytest.raises(Lost):
         await first.decoded()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(limit_s(10)):
         with pytest.raises(Lost):
             await first.keep()
 

@@ -29,6 +29,7 @@ from bronze.servers.jetstream import JetStream, Outgoing
 from bronze.servers.queue import NatsQueue, boot_time_s
 from bronze.servers.s3 import S3Bucket
 from bronze.settings import Settings
+from local.machine import limit_s
 from local.programs import Process
 from tests.contract.making import RECEIVED_AT, SOURCES, Heard, Submission, app_on, submission, until, wide
 
@@ -323,7 +324,7 @@ async def test_a_view_follows_and_says_how_far_behind_it_is(
     await asyncio.to_thread(nats.restart)
     await until(lambda: lags[-1] < 0.5)
     stop.set()
-    async with asyncio.timeout(1):
+    async with asyncio.timeout(limit_s(1)):
         await following
 
 

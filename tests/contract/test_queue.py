@@ -15,6 +15,7 @@ from bronze.records.sources import CLASSIFICATION_ID_CHARS_MAX
 from bronze.servers.jetstream import JetStream, Outgoing
 from bronze.servers.queue import NatsQueue, Superseded, boot_time_s
 from bronze.settings import Settings
+from local.machine import limit_s
 from local.programs import LOOPBACK, Process, free_ports
 from tests.contract.making import Submission, submission, until, vehicle, wide
 
@@ -233,7 +234,7 @@ async def test_a_server_that_is_killed_leaves_nothing_to_be_sent_later(
 
 async def patiently(queue: NatsQueue, lane: Lane, one: Submission) -> Accepted | None:
     """As a client does: again under the same id while the queue is away."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(limit_s(20)):
         while True:
             try:
                 return await submit(queue, lane, one)

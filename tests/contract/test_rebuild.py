@@ -18,6 +18,7 @@ from bronze.protocol.lane import Lane
 from bronze.servers.catalog import KEYED_S, UNKEYED_S, NatsCatalog
 from bronze.servers.catalog_rebuild import Rebuilt
 from bronze.servers.jetstream import JetStream, Outgoing
+from local.machine import limit_s
 from tests.contract.making import submission, until, vehicle, wide
 from tests.contract.test_lanes import Parts, parts
 
@@ -121,7 +122,7 @@ async def test_consumers_that_run_meanwhile_end_and_what_they_wrote_is_in_the_ca
             seen = found.objects
             await until(lambda: at_least(parts, seen + 5))
             await again.run(Rebuilt(parts.jetstream, parts.settings), spool, found, time.time())
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(limit_s(10)):
             with pytest.raises(Gone, match="start anew"):
                 await consumer
     stop.set()

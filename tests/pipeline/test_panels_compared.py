@@ -12,6 +12,7 @@ import pytest
 
 from local import programs, servers
 from local.builds import Built
+from local.machine import limit_s
 from local.programs import LOOPBACK
 from tests import panels
 from tests.panels import Query
@@ -32,7 +33,7 @@ def prometheus(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     past = state / "past.om"
     past.write_text("".join(f"{line}\n" for line in (*_series(), "# EOF")))
     made = [str(built.promtool), "tsdb", "create-blocks-from", "openmetrics", str(past), str(state / "data")]
-    subprocess.run(made, check=True, capture_output=True, timeout=60)
+    subprocess.run(made, check=True, capture_output=True, timeout=limit_s(60))
     port = programs.free_ports()
     with programs.start(servers.prometheus(state, port, {}, executable=built.prometheus), state / "log"):
         yield f"http://{LOOPBACK}:{port}/api/v1/"

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from local.builds import build_all
+from local.machine import limit_s
 from local.otlp import Receiver
 from local.programs import LOOPBACK
 from local.stack import Ports, Stack
@@ -94,7 +95,7 @@ def test_every_exemplar_leads_to_its_span(
     with system.queue(), system.running(system.role("api", **sampler), system.role("consumer", **sampler)):
         publisher = system.publisher("vehicles", "-", "--records", "1", **sampler)
         asyncio.run(submit(system.stack.ports.api, submissions))
-        _, errors = publisher.communicate(ndjson(vehicles("published", PUBLISHED)).decode(), timeout=120)
+        _, errors = publisher.communicate(ndjson(vehicles("published", PUBLISHED)).decode(), timeout=limit_s(120))
         assert publisher.returncode == 0, errors
         system.fence()
     # the roles have ended, and sent all that they had

@@ -4,7 +4,6 @@ import json
 import shutil
 import signal
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ from local import servers
 from local.builds import REPOSITORY, Built, build_all
 from local.evidence import Prometheus, Tempo, Trace
 from local.programs import LOOPBACK, NotReady, Process, Program, free_ports, get_json, http_get, start
+from tests.system.blackbox import until
 
 TRACE_ID = "00ab" + "c1" * 14  # leading zeros get lost easily
 SPAN_ID = "0d" * 8
@@ -93,13 +93,6 @@ def send_duration(port: int) -> None:
     send(port, "metrics", {"resourceMetrics": [{"resource": RESOURCE, "scopeMetrics": [{"metrics": [metric]}]}]})
 
 
-def eventually(question: Callable[[], object], timeout_s: float = 90) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not question():
-        assert time.monotonic() < deadline, "never came true"
-        time.sleep(0.1)
-
-
 def spans_stored(port: int) -> list[str]:
     try:
         return [span["name"] for span in json.loads(http_get(port, f"/api/v2/trace/{TRACE_ID}"))]
@@ -122,8 +115,8 @@ def test_delivers_through_an_outage(built: Built, tmp_path: Path) -> None:
         ):
             metrics = Prometheus(at_prometheus)
             bucket = 'bronze_upload_duration_seconds_bucket{job="bronze/consumer",instance="c-1"}'
-            eventually(lambda: spans_stored(at_zipkin))
-            eventually(lambda: metrics.exemplars(bucket, time.time() - 600, time.time() + 600))
+            until("the trace", lambda: spans_stored(at_zipkin), timeout_s=90)
+            until("the exemplar", lambda: metrics.exemplars(bucket, time.time() - 600, time.time() + 600), timeout_s=90)
             assert spans_stored(at_zipkin) == ["upload status"]
             assert metrics.exemplars(bucket, time.time() - 600, time.time() + 600) == [(0.3, TRACE_ID)]
             assert metrics.vector(f"sum by (le) ({bucket})") == {"0.1": 0, "2": 1, "+Inf": 1}
@@ -166,7 +159,11 @@ def test_a_strangers_tempo_is_not_ours(built: Built, tmp_path: Path) -> None:
         with pytest.raises(NotReady, match="not the Tempo of"):
             servers.tempo(tmp_path / "ours", port, executable=built.tempo, prometheus=free_ports()).ready()
         send_upload(port + 1)
-        eventually(lambda: Tempo(port).trace(TRACE_ID) == Trace(1, ("consumer",), "bronze/x.parquet"))
+        until(
+            "Tempo's trace",
+            lambda: Tempo(port).trace(TRACE_ID) == Trace(1, ("consumer",), "bronze/x.parquet"),
+            timeout_s=90,
+        )
 
 
 @pytest.mark.skipif(shutil.which("grafana") is None, reason="no `grafana` on PATH")
@@ -185,7 +182,11 @@ def test_grafana_comes_with_its_dashboards(built: Built, tmp_path: Path) -> None
             grafana("ours").ready()
         files = (REPOSITORY / "grafana" / "provisioning" / "dashboards").glob("*.json")
         ours = {json.loads(file.read_text())["uid"] for file in files}
-        eventually(lambda: {found["uid"] for found in get_json(port, "/api/search?type=dash-db")} == ours)
+        until(
+            "the dashboards",
+            lambda: {found["uid"] for found in get_json(port, "/api/search?type=dash-db")} == ours,
+            timeout_s=90,
+        )
 
 
 def test_a_strangers_bucket_is_not_ours(tmp_path: Path) -> None:

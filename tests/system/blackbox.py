@@ -20,6 +20,7 @@ import httpx
 import pyarrow.parquet as pq
 
 from local import servers
+from local.machine import Deadline, describe, limit_s
 from local.programs import LOOPBACK, Process, Program, environment, free_ports
 from local.stack import Stack
 
@@ -38,9 +39,9 @@ _LABEL = re.compile(r'(\w+)="([^"]+)"')  # an empty label is none, as Prometheus
 
 def until(what: str, probe: Callable[[], T | None], timeout_s: float = 30) -> T:
     """What a probe gives once that is true; fails after the deadline and says what did not come."""
-    deadline = time.monotonic() + timeout_s
+    deadline = Deadline(timeout_s)
     while not (found := probe()):
-        assert time.monotonic() < deadline, f"not within {timeout_s:g} s: {what}"
+        assert not deadline.passed(), f"not within {timeout_s:g} s: {what} ({describe()})"
         time.sleep(0.05)
     return found
 
@@ -113,7 +114,7 @@ class System:
     @cached_property
     def _http(self) -> httpx.Client:
         no_reuse = httpx.Limits(max_keepalive_connections=0)  # servers come and go
-        return httpx.Client(timeout=60, limits=no_reuse, trust_env=False)
+        return httpx.Client(timeout=limit_s(60), limits=no_reuse, trust_env=False)
 
     @property
     def url(self) -> str:

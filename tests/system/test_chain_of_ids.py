@@ -15,6 +15,7 @@ import pytest
 
 from local import servers
 from local.builds import REPOSITORY
+from local.machine import limit_s
 from local.programs import environment
 from tests.system.blackbox import STOP_S_MAX, System, until
 
@@ -35,7 +36,7 @@ def command(system: System, *arguments: str) -> "subprocess.CompletedProcess[str
         env={**environment(), "BRONZE_API_URL": system.url},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=limit_s(60),
         check=False,
     )
 

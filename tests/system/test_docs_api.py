@@ -10,6 +10,7 @@ import pytest
 
 from local import servers
 from local.builds import REPOSITORY
+from local.machine import limit_s
 from tests.system.blackbox import System
 
 GUIDE = REPOSITORY / "docs" / "api.md"
@@ -53,7 +54,7 @@ def test_an_example_does_what_it_says(name: str, system: System, tmp_path: Path)
         env=env | {"PATH": f"{bronze}{os.pathsep}{env['PATH']}"},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=limit_s(60),
         check=False,
     )
     assert outcome.returncode == 0, outcome.stderr

@@ -8,6 +8,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from local.machine import limit_s
 from tests.system.blackbox import System, drawn, ndjson, reported, until, vehicles
 
 TRACE = """\
@@ -71,7 +72,7 @@ def test_one_submission_is_followed_through_the_whole_chain(system: System, mark
     process = system.publisher(
         "vehicles", str(file), "--report", str(report), OTEL_RESOURCE_ATTRIBUTES=f"service.instance.id={publisher}"
     )
-    output = process.communicate(timeout=60)
+    output = process.communicate(timeout=limit_s(60))
     assert process.returncode == 0, output
     (receipt,) = reported(report)
     assert receipt["records"] == RECORDS

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from local import servers
 from local.builds import REPOSITORY
+from local.machine import limit_s
 from tests.system.blackbox import System
 
 EXAMPLES = os.environ.get("BRONZE_FUZZ_EXAMPLES", "15")
@@ -35,7 +36,7 @@ def test_no_answer_is_an_error_of_ours_or_undocumented(system: System, tmp_path:
         env={**system.client_env, "SCHEMATHESIS_HOOKS": "tests.system.fuzzing", "PYTHONPATH": str(REPOSITORY)},
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=limit_s(600),
         check=False,
     )
     assert outcome.returncode == 0, f"{outcome.stdout}\n{outcome.stderr}"

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 import httpx
 
+from local.machine import limit_s
 from tests.system.blackbox import Metrics, System, ndjson, until, vehicles
 
 #: By role: counters that exist at 0 before anything has happened, and are above it after traffic and a failure.
@@ -124,7 +125,7 @@ def test_a_publisher_is_scraped_while_it_runs(branch: System, mark: str) -> None
                     "bronze_publisher_submissions_total", bronze_outcome="accepted"
                 ),
             )
-            _, errors = publisher.communicate('{"vehicle_id": 1}\n', timeout=20)
+            _, errors = publisher.communicate('{"vehicle_id": 1}\n', timeout=limit_s(20))
             assert publisher.returncode == 1, errors
             assert "line 2" in errors
         finally:

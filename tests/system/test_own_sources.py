@@ -17,6 +17,7 @@ import jsonschema_rs
 import pytest
 
 from local.builds import REPOSITORY
+from local.machine import limit_s
 from local.programs import environment, free_ports
 from tests.system.blackbox import NO_EXEMPLARS, System, until
 
@@ -54,7 +55,7 @@ class Upgrade:
         own = {"BRONZE_SOURCES": str(file), "OTEL_EXPORTER_PROMETHEUS_PORT": str(free_ports())}
         program = self.new.role("api" if command == "serve" else "consumer", **own)
         outcome = subprocess.run(
-            program.command, env=environment(program), capture_output=True, text=True, timeout=60, check=False
+            program.command, env=environment(program), capture_output=True, text=True, timeout=limit_s(60), check=False
         )
         assert outcome.returncode == 2, (outcome.returncode, outcome.stdout, outcome.stderr)
         return outcome.stderr.removeprefix(f"bronze {command}: {file}: ").strip()
@@ -218,7 +219,7 @@ def test_old_and_new_objects_are_read_together(name: str, upgrade: Upgrade) -> N
         env={**os.environ, "OBJECTS": str(objects / upgrade.new.prefix / "source=things")},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=limit_s(60),
         check=False,
     )
     assert outcome.returncode == 0, outcome.stderr

@@ -13,13 +13,14 @@ import pyarrow.ipc
 import pyarrow.parquet as pq
 import zstandard
 
+from local.machine import limit_s
 from tests.system.blackbox import System, ndjson, reported, until, vehicles
 
 
 def publish(system: System, *arguments: str, code: int = 0) -> dict[str, Any]:
     """A `bronze publish` that ends with this code, and its summary."""
     process = system.publisher(*arguments, "--json")
-    out, errors = process.communicate(timeout=60)
+    out, errors = process.communicate(timeout=limit_s(60))
     assert process.returncode == code, errors
     summary: dict[str, Any] = json.loads(out)
     return summary
@@ -149,7 +150,7 @@ def test_a_rate_is_kept(system: System, mark: str, tmp_path: Path) -> None:
         until("some submissions", lambda: report.exists() and len(reported(report)) >= 12)
         assert len(reported(report)) <= 1 + (time.monotonic() - begun) * 20
         publisher.send_signal(signal.SIGINT)
-        publisher.communicate(timeout=10)
+        publisher.communicate(timeout=limit_s(10))
     finally:
         publisher.kill()
     assert publisher.returncode == 130

@@ -5,6 +5,7 @@ import subprocess
 from pathlib import Path
 
 from local import servers
+from local.machine import limit_s
 from tests.system.blackbox import NDJSON, System, until
 
 RUN = "run-of-quarantine"
@@ -17,7 +18,7 @@ def bronze(system: System, *arguments: str, code: int = 0) -> str:
         env={**system.client_env, **system.role("publisher").env},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=limit_s(60),
         check=False,
     )
     assert outcome.returncode == code, outcome.stderr

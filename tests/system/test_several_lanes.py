@@ -8,6 +8,7 @@ from typing import Any
 import httpx
 
 from local import servers
+from local.machine import limit_s
 from local.programs import Process, environment
 from tests.system.blackbox import System, ndjson, vehicles
 
@@ -23,7 +24,7 @@ def bronze(system: System, *arguments: str) -> str:
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=limit_s(60),
     )
     assert done.returncode == 0, done.stderr
     return done.stdout

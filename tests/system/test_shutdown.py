@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from local.machine import limit_s
 from local.programs import LOOPBACK, Process
 from tests.system.blackbox import STOP_S_MAX, System, ndjson, reported, until, vehicles
 
@@ -63,7 +64,7 @@ def load(system: System, mark: str, folder: Path) -> Iterator[tuple[list[Path], 
         enough.set()
         for thread, publisher in zip(feeding, started, strict=True):
             thread.join()
-            output = publisher.communicate(timeout=60)
+            output = publisher.communicate(timeout=limit_s(60))
             assert publisher.returncode == 0, output
     finally:
         enough.set()
@@ -111,14 +112,14 @@ def test_a_stopped_publisher_goes_on_where_it_was(
     try:
         until("the publisher is at work", lambda: accepted(report) >= 5)
         publisher.send_signal(number)
-        _, errors = publisher.communicate(timeout=STOP_S_MAX)
+        _, errors = publisher.communicate(timeout=limit_s(STOP_S_MAX))
     finally:
         publisher.kill()
     assert publisher.returncode == code
     assert f"--run {mark}" in errors
     assert accepted(report) * 5 < RECORDS
     again = system.publisher(*command)
-    output = again.communicate(timeout=60)
+    output = again.communicate(timeout=limit_s(60))
     assert again.returncode == 0, output
     system.fence()
     assert system.payloads(mark) == sorted(vehicles(mark, RECORDS))

@@ -10,6 +10,7 @@ from contextlib import closing, contextmanager
 from itertools import count
 from pathlib import Path
 
+from local.machine import limit_s
 from tests.system.blackbox import System, ndjson, until, vehicles
 
 KILLS = 10
@@ -31,7 +32,7 @@ def watcher(system: System, directory: Path, *options: str) -> Iterator["subproc
 
 def stopped(process: "subprocess.Popen[str]", number: signal.Signals = signal.SIGTERM) -> tuple[int, str, str]:
     process.send_signal(number)
-    out, errors = process.communicate(timeout=15)
+    out, errors = process.communicate(timeout=limit_s(15))
     return process.returncode, out, errors
 
 
@@ -94,7 +95,7 @@ def test_a_refused_file_holds_up_no_other(system: System, mark: str, tmp_path: P
     with watcher(system, tmp_path, "--json") as process:
         until("each file is sent or refused", lambda: len(noted(tmp_path)) == 3)
         second = system.publisher("vehicles", "--watch", str(tmp_path))
-        _, errors = second.communicate(timeout=60)
+        _, errors = second.communicate(timeout=limit_s(60))
         assert second.returncode == 2
         assert f"process {process.pid} watches already" in errors
         code, out, errors = stopped(process)

@@ -13,6 +13,7 @@ from bronze.api import prometheus
 from bronze.api.prometheus import ASK_S_MAX, Away, Prometheus, slowest
 from bronze.telemetry.schema import registry
 from grafana import promql
+from local.machine import limit_s
 from local.programs import LOOPBACK
 from prometheus import rules
 from prometheus.rules import Recording, Thresholds
@@ -97,7 +98,8 @@ async def test_a_prometheus_that_is_silent_is_away_soon_for_all_that_ask() -> No
         async with asking(port) as prometheus:
             told = await asyncio.gather(*(prometheus.glance() for _ in range(10)), return_exceptions=True)
     assert [str(one) for one in told if isinstance(one, Away)] == ["it has not answered within 2 s"] * 10
-    assert time.monotonic() - began < 2 * ASK_S_MAX
+    one_after_the_other_s = 10 * ASK_S_MAX
+    assert time.monotonic() - began < min(limit_s(2 * ASK_S_MAX), one_after_the_other_s)
 
 
 async def test_a_prometheus_that_is_not_there_is_away() -> None:

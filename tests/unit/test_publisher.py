@@ -53,6 +53,7 @@ from bronze.records import sources
 from bronze.settings import Settings
 from bronze.telemetry import Telemetry
 from bronze.telemetry.instruments import Instruments
+from local.machine import limit_s
 
 # --- the server
 
@@ -552,7 +553,7 @@ def test_several_files_at_once(api: Api, publish: Callable[..., Summary], tmp_pa
     together = threading.Barrier(2)
 
     def meets(seen: Seen) -> Answer:
-        together.wait(10)
+        together.wait(limit_s(10))
         return accepted(seen)
 
     api.script = [meets, meets]
@@ -579,7 +580,7 @@ def test_a_signal_with_several_files(api: Api, time: Time, publish: Callable[...
     together = threading.Barrier(2, action=lambda: time._hear(signal.SIGINT, None))
 
     def meets(seen: Seen) -> Answer:
-        together.wait(10)
+        together.wait(limit_s(10))
         return accepted(seen)
 
     api.script = [meets, meets]
@@ -742,7 +743,7 @@ def test_ctrl_c(api: Api, tmp_path: Path) -> None:
     file = ndjson(tmp_path / "f.ndjson", "{}", "{}", "{}")
     with command(api, "publish", "status", "-", "--records", "1", "--json") as process:
         api.script = [signalling(process, signal.SIGINT, accepted)]
-        out, err = process.communicate(file.read_text(), timeout=60)
+        out, err = process.communicate(file.read_text(), timeout=limit_s(60))
     assert process.returncode == 130, err
     assert json.loads(out)["records"] == 1
     assert "--run" in err
@@ -759,7 +760,7 @@ def test_sigterm_does_not_wait_for_an_answer_without_end(api: Api) -> None:
     with command(api, "simulate", "--interval-s", "0") as process:
         api.script = [accepted, accepted, signalling(process, signal.SIGTERM, silent)]
         try:
-            _, err = process.communicate(timeout=30)  # less than the time that a request may take
+            _, err = process.communicate(timeout=limit_s(30))  # less than the time that a request may take
         finally:
             silence.set()
     assert process.returncode == 0, err
@@ -771,16 +772,16 @@ def test_exit_codes(api: Api, tmp_path: Path) -> None:
     file = str(ndjson(tmp_path / "f.ndjson", "{}"))
     api.script = [accepted, problem(404, "unknown-source", "There is no source 'x'. The sources are: status.")]
     with command(api, "publish", "status", file, "--report", str(tmp_path / "r")) as process:
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=limit_s(60))
         assert (process.returncode, err) == (0, "")
         assert out.startswith("status: 1 records accepted in 1 submissions")
         assert len((tmp_path / "r").read_text().splitlines()) == 1
     with command(api, "publish", "x", file) as process:
-        _, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=limit_s(60))
         assert process.returncode == 1
         assert "The sources are: status." in err
     with command(api, "publish", "x", file, "--report", str(tmp_path / "none" / "r")) as process:
-        _, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=limit_s(60))
         assert process.returncode == 2
         assert "--report" in err
 

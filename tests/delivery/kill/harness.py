@@ -31,6 +31,7 @@ from bronze.servers.jetstream import (
     Outgoing,
 )
 from local import programs, servers
+from local.machine import Deadline
 from local.programs import LOOPBACK, NotReady, Process, Program, http_get
 from tests.delivery.kill import checker, wiring
 from tests.delivery.kill.checker import Found, Sent
@@ -63,9 +64,8 @@ SETTINGS = {
 
 async def attempts(deadline_s: float, missing: str) -> AsyncIterator[None]:
     """Attempts at what the caller waits for and breaks at; after the deadline the test has failed."""
-    loop = asyncio.get_running_loop()
-    give_up_s = loop.time() + deadline_s
-    while loop.time() < give_up_s:
+    deadline = Deadline(deadline_s)
+    while not deadline.passed():
         yield
         await asyncio.sleep(POLL_S)
     raise AssertionError(f"{missing}, in {deadline_s:g} s")

@@ -1,0 +1,74 @@
+"""How slow this machine is now: limits of time are chosen for two idle cores, and are multiplied with it elsewhere.
+
+    deadline = Deadline(30)
+    while not done():
+        if deadline.passed(): ...
+
+A claim such as "ends within 10 s" says the same as before on the machine that it was made for, where the factor is 1.
+"""
+
+import os
+import time
+from functools import cache
+
+#: CPU time of `_work` on the machine that the limits were chosen on, in seconds: 3 GHz, Python 3.11.
+REFERENCE_S = 0.0105
+#: What `make test` itself makes of two cores: three workers, and their servers.
+NORMAL_LOAD_PER_CORE = 2.0
+#: Above it, limits grow no more: what fails then says nothing of the code.
+SLOWNESS_MAX = 10.0
+
+
+def slowness() -> float:
+    """1 on the machine that the limits were chosen on, or a better one; up to `SLOWNESS_MAX`."""
+    return min(max(1.0, _slowness_of_core()) * max(1.0, load_per_core() / NORMAL_LOAD_PER_CORE), SLOWNESS_MAX)
+
+
+def is_too_busy() -> bool:
+    return slowness() == SLOWNESS_MAX
+
+
+def describe() -> str:
+    return (
+        f"{_cores()} cores, each at {1 / _slowness_of_core():.0%} of the reference, load {os.getloadavg()[0]:.1f}: "
+        f"limits of time are multiplied by {slowness():.1f}"
+    )
+
+
+def limit_s(seconds: float) -> float:
+    """A limit as it is now, for what takes one once; a `Deadline` looks again and again."""
+    return seconds * slowness()
+
+
+class Deadline:
+    """A limit from now on, that moves away while the machine is slow."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self._began = time.monotonic()
+
+    def passed(self) -> bool:
+        return time.monotonic() - self._began > limit_s(self.seconds)
+
+
+def load_per_core() -> float:
+    """The mean of the last minute: processes that run, wait to run, or wait for the disk."""
+    return os.getloadavg()[0] / _cores()
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+@cache
+def _slowness_of_core() -> float:
+    """By CPU time, which other processes hardly change; the best of some, since caches they do change."""
+    return min(_work_s() for _ in range(5)) / REFERENCE_S
+
+
+def _work_s() -> float:
+    began = time.thread_time()
+    total = 0
+    for number in range(200_000):
+        total += number * number % 7
+    return time.thread_time() - began
