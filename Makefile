@@ -9,7 +9,7 @@ READY := $(VENV)/.ready
 LOCAL := $(BIN)/python -m local
 
 .DEFAULT_GOAL := help
-.PHONY: help up status logs down demo unit test kill-test fuzz outage-test bench check generate lock
+.PHONY: help up status logs down demo unit test kill-test fuzz outage-test prove coverage bench check generate lock
 MAKEFLAGS += --no-print-directory
 
 help: ## what there is
@@ -33,13 +33,13 @@ down: $(READY) ## stop what `up` started; its state stays
 demo: $(READY) ## all of it once, from fresh state on free ports, with proof: .local/evidence.json
 	@$(LOCAL) demo $(if $(SAMPLE),--sample $(SAMPLE))
 
-unit: T ?= tests/unit
-unit: $(READY) ## the tests that need no server, in less than a minute
+unit: T ?= --numprocesses 2 tests/unit
+unit: $(READY) ## the tests that need no server: in less than a minute
 	$(BIN)/python -m pytest $(T)
 
 # most of a test's time is waiting for servers, so three run side by side
 test: T ?= --numprocesses 3 --dist loadfile --no-loadscope-reorder
-test: check ## check, then all tests; T="..." for pytest's arguments
+test: check ## check, then all tests: in 6 minutes on 2 idle cores; T="..." for pytest's arguments
 	$(BIN)/python -m pytest $(T)
 
 kill-test: SEED ?= random
@@ -55,6 +55,17 @@ fuzz: $(READY) ## ask all that the OpenAPI document offers, rightly and wrongly;
 outage-test: S ?= 180
 outage-test: $(READY) ## stop the telemetry pipeline's parts under load, for three minutes each; S=... seconds
 	BRONZE_OUTAGE_S=$(S) $(BIN)/python -m pytest -s tests/pipeline/test_outages.py $(T)
+
+prove: SEED ?= 1
+prove: HOURS ?= 1
+prove: $(READY) ## kill test, change, model, fuzz and outages for hours; again: goes on; docs/proof.md has what they found
+	@$(BIN)/python -m tests.prove --seed $(SEED) --hours $(HOURS)
+
+coverage: T ?= --numprocesses 2 tests/unit tests/contract tests/delivery/test_model.py
+coverage: $(READY) ## what the tests reach of the service; fails where the pure modules are below their floor
+	$(BIN)/python -m pytest --cov --cov-report= $(T)
+	$(BIN)/coverage report
+	$(BIN)/coverage report --rcfile=tests/pure.coveragerc
 
 bench: $(READY) ## how fast, how large, at what cost: .local/bench.json; B=bulk,small,telemetry for some, B=--help
 	@$(BIN)/python -m benchmarks $(B)
