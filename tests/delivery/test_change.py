@@ -7,6 +7,7 @@ import asyncio
 import os
 import random
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from signal import SIGKILL
@@ -70,7 +71,9 @@ async def some_accepted(clients: Clients) -> None:
             break
 
 
-async def test_another_number_of_lanes_under_load_loses_and_doubles_nothing(tmp_path: Path) -> None:
+async def test_another_number_of_lanes_under_load_loses_and_doubles_nothing(
+    tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
     """However often the command is killed: it is finished by running it again; each accepted record is stored once, in
     chains without a gap, and a retry across the change gets the 202 that it got.
     """
@@ -98,6 +101,9 @@ async def test_another_number_of_lanes_under_load_loses_and_doubles_nothing(tmp_
             assert (again.status_code, again.json()) == (202, answer)
         found = await system.drained()
         keep.cancel()
+    record_property("changes", len(CHANGES))
+    record_property("deaths of the command", deaths)
+    record_property("records accepted", len(clients.sent.accepted))
     assert deaths, "the command was not killed"
     verdict = check(clients.sent, with_retired(found))
     assert verdict, f"BRONZE_KILL_SEED={seed}, logs in {tmp_path}: {verdict}"

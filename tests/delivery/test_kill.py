@@ -8,7 +8,7 @@ import asyncio
 import os
 import random
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from signal import SIGKILL, SIGSTOP, Signals
@@ -88,7 +88,7 @@ def reasons(found: Found, word: str) -> set[str]:
 
 @pytest.mark.timeout(240 + 120 * ROUNDS)
 async def test_killed_anywhere_each_accepted_record_is_there_exactly_once(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], record_property: Callable[[str, object], None]
 ) -> None:
     """Whoever is killed or paused, wherever: each accepted record is in an object, or set aside for killing its
     decoder, exactly once; the catalog equals the bucket; no lane has a gap or an overlap; retries get what they got.
@@ -134,6 +134,9 @@ async def test_killed_anywhere_each_accepted_record_is_there_exactly_once(
             f"{len(sent.accepted)} records accepted, {len(found.objects)} objects, {len(found.quarantine)} set aside, "
             f"{len(sent.foreign)} records late with another body, {len(clients.late)} late copies\n"
         )
+    record_property("kills and pauses", system.kills.total())
+    record_property("records accepted", len(sent.accepted))
+    record_property("objects", len(found.objects))
     verdict = check(sent, found)
     assert verdict, f"BRONZE_KILL_SEED={seed}, logs in {tmp_path}: {verdict}"
     unfit = {record for record in sent.accepted if record.startswith('{"bad"')}

@@ -1,10 +1,14 @@
-"""The delivery protocol under every order of events that a random search reaches (`docs/delivery.md`)."""
+"""The delivery protocol under every order of events that a random search reaches (`docs/delivery.md`).
 
-from collections.abc import Iterator, Mapping, Sequence
+BRONZE_MODEL_SEED and BRONZE_MODEL_EXAMPLES make the search another one, and longer.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import pytest
-from hypothesis import HealthCheck, Phase, settings
+from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
@@ -29,6 +33,9 @@ from tests.delivery.model import (
     Wiring,
     World,
 )
+
+SEED = os.environ.get("BRONZE_MODEL_SEED")
+EXAMPLES = int(os.environ.get("BRONZE_MODEL_EXAMPLES", "100"))
 
 #: Two of them make a submission of two messages.
 LARGE_CHARS = 600_000
@@ -185,8 +192,10 @@ class Changed(Delivery):
         self._answer(self.world.changing, 0, fates, lag)
 
 
-def search(machine: type[Delivery], examples: int) -> None:
-    """A random search that is the same at each run (its seed is a digest of the machine)."""
+def search(machine: type[Delivery], examples: int, chosen: str | None = None) -> None:
+    """A random search that is the same at each run with the same seed; without one, a digest of the machine is it."""
+    if chosen:
+        machine = seed(int(chosen))(type(machine.__name__, (machine,), {}))
     run_state_machine_as_test(
         machine,
         settings=settings(
@@ -201,19 +210,22 @@ def search(machine: type[Delivery], examples: int) -> None:
     )
 
 
-def test_delivery() -> None:
+def test_delivery(record_property: Callable[[str, object], None]) -> None:
     """Whatever crashes, pauses, is lost, stale or late: each accepted record is stored once, and the books agree."""
-    search(Delivery, 100)
+    search(Delivery, EXAMPLES, SEED)
+    record_property("runs", EXAMPLES)
 
 
-def test_rolled_back() -> None:
+def test_rolled_back(record_property: Callable[[str, object], None]) -> None:
     """A queue that was rolled back never doubles what is stored or drops what it still has: the lane halts instead."""
-    search(RolledBack, 100)
+    search(RolledBack, EXAMPLES, SEED)
+    record_property("runs", EXAMPLES)
 
 
-def test_changed() -> None:
+def test_changed(record_property: Callable[[str, object], None]) -> None:
     """Another lane in the place of one that works, whoever dies on the way: nothing is lost or stored twice."""
-    search(Changed, 60)
+    search(Changed, EXAMPLES * 3 // 5, SEED)
+    record_property("runs", EXAMPLES * 3 // 5)
 
 
 @pytest.fixture
