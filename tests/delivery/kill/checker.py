@@ -1,7 +1,7 @@
 """What became of the records: bucket, catalog and queue are read as they are, and compared with what was accepted."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from io import BytesIO
 from itertools import pairwise
@@ -176,16 +176,19 @@ def read_bucket(account: S3Account) -> tuple[dict[str, tuple[Contents, list[str]
     objects: dict[str, tuple[Contents, list[str]]] = {}
     quarantine: dict[str, list[str]] = {}
     try:
-        for page in s3.get_paginator("list_objects_v2").paginate(Bucket=account.bucket):
-            for item in page.get("Contents", []):
-                key = item["Key"]
-                body = s3.get_object(Bucket=account.bucket, Key=key)["Body"].read()
-                if key.endswith(".parquet"):
-                    file = pq.ParquetFile(BytesIO(body))
-                    contents = msgspec.json.decode(file.metadata.metadata[FOOTER_KEY], type=Contents)
-                    objects[key] = contents, file.read(["_payload"]).column(0).to_pylist()
-                elif key.startswith("quarantine/"):
-                    quarantine[key] = records_of(body, apart=key.endswith(".rejected"))
+
+        def under(prefix: str) -> Iterator[tuple[str, bytes]]:
+            """What else is in the bucket comes and goes: a consumer's probe keys at its start."""
+            for page in s3.get_paginator("list_objects_v2").paginate(Bucket=account.bucket, Prefix=prefix):
+                for item in page.get("Contents", []):
+                    yield item["Key"], s3.get_object(Bucket=account.bucket, Key=item["Key"])["Body"].read()
+
+        for key, body in under("bronze/"):
+            file = pq.ParquetFile(BytesIO(body))
+            contents = msgspec.json.decode(file.metadata.metadata[FOOTER_KEY], type=Contents)
+            objects[key] = contents, file.read(["_payload"]).column(0).to_pylist()
+        for key, body in under("quarantine/"):
+            quarantine[key] = records_of(body, apart=key.endswith(".rejected"))
     finally:
         s3.close()
     return objects, quarantine
