@@ -1,6 +1,7 @@
 """The bucket on a real server: it takes a key once, and says which kind of "no" it gives."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from bronze.errors import Halted, Misconfigured, Unavailable
 from bronze.objects.reader import read_contents
 from bronze.servers import s3
-from bronze.servers.s3 import S3Bucket
+from bronze.servers.s3 import PROBE_AGE_S_MAX, PROBES, S3Bucket
 from bronze.settings import Settings
 from local.programs import LOOPBACK, free_ports
 from local.servers import S3Account
@@ -164,6 +165,22 @@ async def test_a_bucket_without_keys_for_it_is_misconfigured(
 async def test_the_race_at_start_passes_and_leaves_nothing(bucket: S3Bucket) -> None:
     await bucket.check_create_only()
     assert await listed(bucket.keys(".bronze/")) == []
+
+
+async def test_probe_keys_of_a_consumer_that_was_killed_are_deleted_once_they_are_old(
+    bucket: S3Bucket, s3_account: S3Account
+) -> None:
+    """A young one may be of another consumer's race, which its deletion would disturb."""
+    probes = [f"{PROBES}left-{number}" for number in range(2)]
+    for key in probes:
+        await bucket.create(key, b"", {}, TEXT)
+    for age_s, left in ((PROBE_AGE_S_MAX - 60, probes), (PROBE_AGE_S_MAX + 60, [])):
+        starting = S3Bucket(Settings(bucket=s3_account.bucket), now_s=lambda: time.time() + age_s)  # noqa: B023
+        try:
+            await starting.check_create_only()
+        finally:
+            starting.close()
+        assert await listed(bucket.keys(PROBES)) == left
 
 
 class Overwriting(S3Bucket):

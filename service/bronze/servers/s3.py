@@ -6,6 +6,8 @@ attempt.
 
 import asyncio
 import hashlib
+import logging
+import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -25,6 +27,8 @@ from bronze.servers.bucket import Head
 
 T = TypeVar("T")
 
+log = logging.getLogger(__name__)
+
 _OUTAGES = {
     401: Outage.DENIED,
     403: Outage.DENIED,
@@ -39,13 +43,20 @@ CONNECT_TIMEOUT_S = 3
 READ_TIMEOUT_S = 30
 RACERS = 4
 RACES = 3
+#: Keys that writers race for at a consumer's start. A consumer that is killed meanwhile leaves its key.
+PROBES = ".bronze/create-only/"
+#: An older probe key belongs to no race that is under way, whatever the clocks differ by.
+PROBE_AGE_S_MAX = 3600
+#: Old probe keys that one start deletes.
+PROBES_DELETED_MAX = 100
 
 
 class S3Bucket:
     """The bucket on S3."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, now_s: Callable[[], float] = time.time) -> None:
         self.name = settings.bucket
+        self._now_s = now_s
         self._create_only = not settings.create_only_missing
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="bucket")
         self._s3: S3Client = boto3.Session().client(
@@ -145,7 +156,7 @@ class S3Bucket:
         if not self._create_only:
             return
         for _ in range(RACES):
-            key = f".bronze/create-only/{uuid4().hex}"
+            key = f"{PROBES}{uuid4().hex}"
             try:
                 won = await asyncio.gather(
                     *(self.create(key, str(racer).encode(), {}, "text/plain") for racer in range(RACERS)),
@@ -163,6 +174,18 @@ class S3Bucket:
             failed = [one for one in won if isinstance(one, BaseException)]
             if True not in won and failed:
                 raise failed[0]
+        try:
+            await self._delete_old_probes()
+        except Unavailable as error:
+            log.warning("old probe keys under %s are left in bucket %s: %s", PROBES, self.name, error)
+
+    async def _delete_old_probes(self) -> None:
+        page = await self._call(
+            partial(self._s3.list_objects_v2, Bucket=self.name, Prefix=PROBES, MaxKeys=PROBES_DELETED_MAX)
+        )
+        for item in page.get("Contents", []):
+            if self._now_s() - item["LastModified"].timestamp() > PROBE_AGE_S_MAX:
+                await self._call(partial(self._s3.delete_object, Bucket=self.name, Key=item["Key"]))
 
 
 def _status(error: botocore.exceptions.ClientError) -> int:
