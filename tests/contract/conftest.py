@@ -1,5 +1,6 @@
 """The edges on the real servers: each test has a queue of its own, and a prefix of its own in the bucket."""
 
+import time
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
@@ -16,6 +17,8 @@ from bronze.telemetry.signals import Role
 from local.programs import LOOPBACK, Process
 from local.servers import S3Account
 from tests.contract.making import Heard
+from tests.contract.twins import MODEL, REAL
+from tests.delivery.servers import ModelJetStream, QueueServer
 
 
 @pytest.fixture
@@ -33,7 +36,12 @@ def settings(nats: Process, nats_name: str, prefix: str) -> Settings:
 
 
 @pytest_asyncio.fixture
-async def jetstream(settings: Settings) -> AsyncIterator[JetStream]:
+async def jetstream(request: pytest.FixtureRequest) -> AsyncIterator[JetStream]:
+    """A connection to the test's own nats-server, or to a model of one (`twins.on_both`)."""
+    if getattr(request, "param", REAL) == MODEL:
+        yield ModelJetStream(QueueServer(time.time))
+        return
+    settings: Settings = request.getfixturevalue("settings")
     stream = await JetStream.connect(settings.nats_url, server_name=settings.nats_server_name)
     yield stream
     await stream.close()

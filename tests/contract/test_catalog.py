@@ -17,6 +17,7 @@ from bronze.servers.catalog import KEYED_TTL, UNKEYED_TTL, NatsCatalog, Overtake
 from bronze.servers.jetstream import JetStream, Outgoing
 from bronze.settings import Settings
 from tests.contract.making import submission, vehicle
+from tests.contract.twins import on_both
 
 LANE = Lane("vehicles", 0, "20261124T120000000")
 BEGINNING = Position(None, 0)
@@ -69,12 +70,14 @@ async def entries(jetstream: JetStream, catalog: NatsCatalog) -> list[tuple[int,
     return [(entry["first"], entry["last"]) for entry in found]
 
 
+@on_both
 async def test_an_empty_chain_has_no_position(catalog: NatsCatalog) -> None:
     assert await catalog.position(LANE) == (BEGINNING, "")
     assert await catalog.identity("nobody") is None
     assert await catalog.identities(LANE, BEGINNING, ["nobody"]) == {}
 
 
+@on_both
 async def test_an_entry_moves_the_position_and_brings_its_identities(
     catalog: NatsCatalog, jetstream: JetStream
 ) -> None:
@@ -91,6 +94,7 @@ async def test_an_entry_moves_the_position_and_brings_its_identities(
     assert (await catalog.position(Lane("vehicles", 1, LANE.epoch)))[0] == BEGINNING
 
 
+@on_both
 async def test_of_writers_at_one_position_one_appends_and_the_others_are_overtaken(
     catalog: NatsCatalog, jetstream: JetStream
 ) -> None:
@@ -108,6 +112,7 @@ async def test_of_writers_at_one_position_one_appends_and_the_others_are_overtak
     assert list(kept) == [writers[winner].submission_id]
 
 
+@on_both
 async def test_a_lost_answer_is_seen_as_being_overtaken(catalog: NatsCatalog, jetstream: JetStream) -> None:
     """The same append again is refused: the position tells that it was made."""
     wrote = an_object(1, 1, [accepted("a")])
@@ -118,6 +123,7 @@ async def test_a_lost_answer_is_seen_as_being_overtaken(catalog: NatsCatalog, je
     assert await entries(jetstream, catalog) == [(1, 1)]
 
 
+@on_both
 async def test_999_submissions_and_their_entry_are_one_append(catalog: NatsCatalog) -> None:
     many = [accepted(str(number)) for number in range(999)]
     position = await catalog.append(LANE, BEGINNING, an_object(1, 999, many))
@@ -125,6 +131,7 @@ async def test_999_submissions_and_their_entry_are_one_append(catalog: NatsCatal
     assert sorted(found) == sorted(one.submission_id for one in many)
 
 
+@on_both
 async def test_identities_of_keyed_submissions_are_kept_longer(catalog: NatsCatalog, jetstream: JetStream) -> None:
     keyed, unkeyed = accepted("a", keyed=True), accepted("b")
     await catalog.append(LANE, BEGINNING, an_object(1, 2, [keyed, unkeyed]))
@@ -165,6 +172,7 @@ async def test_identities_are_never_older_than_the_position(
     assert list(found) == [one.submission_id]
 
 
+@on_both
 async def test_another_buckets_catalog_is_refused(
     catalog: NatsCatalog, jetstream: JetStream, settings: Settings
 ) -> None:
@@ -196,6 +204,7 @@ async def test_a_catalog_that_was_made_anew_halts(catalog: NatsCatalog, jetstrea
         await catalog.append(LANE, BEGINNING, an_object(1, 1))
 
 
+@on_both
 async def test_an_entry_that_cannot_be_read_halts(catalog: NatsCatalog, jetstream: JetStream) -> None:
     await jetstream.publish(Outgoing(LANE.entry_subject, b'{"first": "one"}', {}))
     with pytest.raises(Halted, match="cannot be read"):

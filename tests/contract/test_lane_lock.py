@@ -13,6 +13,7 @@ from bronze.servers.key_value import Claims
 from bronze.servers.lane_lock import Lost, NatsLock, State
 from local.machine import limit_s
 from tests.contract.making import cancelled, until
+from tests.contract.twins import on_both
 
 LANE = Lane("vehicles", 0, "20261124T120000000")
 EXPIRY_S = 0.5
@@ -64,6 +65,7 @@ class Looks(NatsLock):
         return await super()._load()
 
 
+@on_both
 async def test_of_two_one_owns_and_the_other_waits_while_it_beats(make: Make, claims: Claims) -> None:
     """For any number of expiries, by a clock that runs."""
     first = make("first")
@@ -75,6 +77,7 @@ async def test_of_two_one_owns_and_the_other_waits_while_it_beats(make: Make, cl
         assert not keep.done()
 
 
+@on_both
 async def test_a_lock_without_a_beat_is_taken_over_after_the_expiry_and_not_before(make: Make, claims: Claims) -> None:
     """By the waiter's own clock, from when it saw the last beat."""
     clock = Clock()
@@ -171,6 +174,7 @@ async def after_expiry(make: Make, owner: str) -> NatsLock:
     return lock
 
 
+@on_both
 async def test_beats_and_phases_at_once_do_not_lose_the_lock(make: Make, jetstream: JetStream) -> None:
     """They are written by two tasks, one after the other."""
     lock = make("first")

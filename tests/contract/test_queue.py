@@ -18,6 +18,7 @@ from bronze.settings import Settings
 from local.machine import limit_s
 from local.programs import LOOPBACK, Process, free_ports
 from tests.contract.making import Submission, submission, until, vehicle, wide
+from tests.contract.twins import on_both
 
 ONE = [vehicle("a")]
 MANY = wide("a", 3)
@@ -63,6 +64,7 @@ async def test_openers_that_race_open_the_same_lanes(settings: Settings) -> None
     ]
 
 
+@on_both
 @pytest.mark.parametrize(("name", "value"), [("bucket", "another"), ("prefix", "another"), ("lanes", 7)])
 async def test_other_settings_than_the_lanes_were_made_with_are_refused(
     jetstream: JetStream, lane: Lane, settings: Settings, name: str, value: object
@@ -87,6 +89,7 @@ async def test_no_server_on_the_port_is_unavailable() -> None:
 # --- submitting
 
 
+@on_both
 @pytest.mark.parametrize("records", [ONE, MANY], ids=["one message", "several"])
 async def test_what_is_submitted_is_read_whole_and_in_order(queue: NatsQueue, lane: Lane, records: list[bytes]) -> None:
     one = submission(*records)
@@ -103,6 +106,7 @@ async def test_what_is_submitted_is_read_whole_and_in_order(queue: NatsQueue, la
     assert (backlog.first, backlog.last, backlog.messages) == (1, len(records), len(records))
 
 
+@on_both
 async def test_messages_of_one_submission_stand_together_whoever_else_submits(queue: NatsQueue, lane: Lane) -> None:
     several = [submission(*wide(name, 3)) for name in "abcde"] + [submission(vehicle(f"s{n}")) for n in range(20)]
     assert await asyncio.gather(*(submit(queue, lane, one) for one in several)) == [None] * len(several)
@@ -111,6 +115,7 @@ async def test_messages_of_one_submission_stand_together_whoever_else_submits(qu
     assert sum(one != other for one, other in pairwise(ids)) == len(several) - 1
 
 
+@on_both
 @pytest.mark.parametrize("records", [ONE, MANY], ids=["one message", "several"])
 async def test_a_repeat_stores_nothing_and_gives_what_was_accepted(
     queue: NatsQueue, lane: Lane, records: list[bytes]
@@ -122,6 +127,7 @@ async def test_a_repeat_stores_nothing_and_gives_what_was_accepted(
     assert len(await everything(queue, lane)) == len(records)
 
 
+@on_both
 @pytest.mark.parametrize("other", [[vehicle("b")], wide("b", 2)], ids=["one message", "several"])
 async def test_another_body_under_the_same_key_surfaces(queue: NatsQueue, lane: Lane, other: list[bytes]) -> None:
     first = submission(*ONE, key="k")
@@ -132,6 +138,7 @@ async def test_another_body_under_the_same_key_surfaces(queue: NatsQueue, lane: 
     assert len(await everything(queue, lane)) == 1
 
 
+@on_both
 @pytest.mark.parametrize("records", [ONE, MANY], ids=["one message", "several"])
 async def test_of_racing_repeats_one_is_stored(queue: NatsQueue, lane: Lane, records: list[bytes]) -> None:
     repeats = [submission(*records, key="k", trace_id=f"{number:032}") for number in range(8)]
@@ -162,6 +169,7 @@ async def test_a_subject_that_was_taken_and_is_free_again_is_left_to_its_identit
         await connection.close()
 
 
+@on_both
 @pytest.mark.parametrize("records", [[vehicle("a", MESSAGE_BYTES_MAX - HEADER_BYTES_MAX - 2)], wide("a", 2)])
 async def test_the_largest_message_with_the_longest_headers_fits(
     queue: NatsQueue, lane: Lane, records: list[bytes]
@@ -181,6 +189,7 @@ async def test_the_largest_message_with_the_longest_headers_fits(
 # --- refusals and outages
 
 
+@on_both
 @pytest.mark.parametrize("records", [ONE, MANY], ids=["one message", "several"])
 async def test_a_full_queue_refuses_and_keeps_nothing(
     jetstream: JetStream, settings: Settings, records: list[bytes]
@@ -195,6 +204,7 @@ async def test_a_full_queue_refuses_and_keeps_nothing(
     assert len(await everything(queue, lane)) == 2
 
 
+@on_both
 @pytest.mark.parametrize("records", [ONE, MANY], ids=["one message", "several"])
 async def test_nothing_is_published_past_the_deadline(queue: NatsQueue, lane: Lane, records: list[bytes]) -> None:
     """What is published later than the grace foresees could be stored twice."""
@@ -203,6 +213,7 @@ async def test_nothing_is_published_past_the_deadline(queue: NatsQueue, lane: La
     assert await everything(queue, lane) == []
 
 
+@on_both
 @pytest.mark.parametrize("looks", [2, 3], ids=["waiting for its turn", "before the commit"])
 async def test_a_batch_whose_deadline_passes_on_the_way_is_not_stored_and_not_accepted(
     jetstream: JetStream, lane: Lane, settings: Settings, looks: int
@@ -290,6 +301,7 @@ async def test_a_server_without_a_free_batch_is_waited_for_until_the_deadline(
     assert len(await everything(queue, lane)) == 1
 
 
+@on_both
 async def test_batches_beyond_the_bound_of_this_process_wait_for_their_turn(
     jetstream: JetStream, lane: Lane, settings: Settings
 ) -> None:
@@ -318,6 +330,7 @@ async def filled(queue: NatsQueue, lane: Lane, messages: int) -> list[Message]:
     return await everything(queue, lane)
 
 
+@on_both
 async def test_a_read_goes_on_after_the_tail_and_a_purge_keeps_it(queue: NatsQueue, lane: Lane) -> None:
     messages = await filled(queue, lane, 5)
     anchor = Tail(messages[2].sequence, messages[2].time)
@@ -329,11 +342,13 @@ async def test_a_read_goes_on_after_the_tail_and_a_purge_keeps_it(queue: NatsQue
     assert await queue.get(lane, 3) == messages[2]
 
 
+@on_both
 async def test_a_hint_tells_whether_something_waits(queue: NatsQueue, lane: Lane) -> None:
     await filled(queue, lane, 2)
     assert [await queue.waiting(lane, after) for after in (0, 1, 2)] == [True, True, False]
 
 
+@on_both
 async def test_times_and_headers_are_the_same_from_a_replica_and_from_the_leader(queue: NatsQueue, lane: Lane) -> None:
     """To the letter, since they are compared."""
     one = submission(*ONE, origin="\N{SNOWMAN} : \\ ")
@@ -357,6 +372,7 @@ async def test_a_missing_message_is_a_gap_and_the_leader_decides(
     await queue.confirm_gap(lane, Gap(3))
 
 
+@on_both
 async def test_a_chain_that_begins_past_1_is_no_beginning(queue: NatsQueue, lane: Lane) -> None:
     """An empty chain over a purged stream: the catalog was lost."""
     await filled(queue, lane, 3)
@@ -367,6 +383,7 @@ async def test_a_chain_that_begins_past_1_is_no_beginning(queue: NatsQueue, lane
         await queue.confirm_gap(lane, gap.value)
 
 
+@on_both
 async def test_an_anchor_with_another_time_halts(queue: NatsQueue, lane: Lane) -> None:
     """The queue was rolled back, and filled again up to here."""
     messages = await filled(queue, lane, 3)
@@ -374,6 +391,7 @@ async def test_an_anchor_with_another_time_halts(queue: NatsQueue, lane: Lane) -
         await queue.read(lane, Tail(2, messages[0].time))
 
 
+@on_both
 async def test_an_anchor_beyond_the_end_is_a_gap(queue: NatsQueue, lane: Lane) -> None:
     """The queue was rolled back, and not filled again."""
     messages = await filled(queue, lane, 2)

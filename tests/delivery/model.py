@@ -10,7 +10,7 @@ import datetime as dt
 import logging
 import selectors
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
@@ -36,26 +36,30 @@ from bronze.protocol.documents import Contents, Entry, Identity, entry_of
 from bronze.protocol.keys import KEY_LAYOUT
 from bronze.protocol.lane import Lane, lane_subject
 from bronze.protocol.limits import Limits
-from bronze.protocol.message import Accepted, Kind, Message, records_of
+from bronze.protocol.message import Accepted, Kind, records_of
 from bronze.records import sources
 from bronze.records.json_intake import JsonIntake
-from bronze.servers import jetstream as js
-from bronze.servers.bucket import Head
-from bronze.servers.catalog import NatsCatalog
-from bronze.servers.jetstream import ApiError, JetStream, Outgoing, StreamState
+from bronze.servers.catalog import SUBJECTS, NatsCatalog
+from bronze.servers.jetstream import ApiError, Outgoing
 from bronze.servers.queue import NatsQueue, OpenLane
 from bronze.settings import Settings
 from bronze.telemetry import sdk
 from bronze.telemetry.instruments import Instruments
 from bronze.telemetry.sdk import Telemetry
+from tests.delivery.servers import ModelBucket, ModelJetStream, Object, QueueServer, Stream, at_once
 
 T = TypeVar("T")
 
 SOURCE = sources.built_in()["vehicles"]
 CATALOG = "BRONZE_CATALOG_20260101T000000000"
 SETTINGS = Settings(deadline_s=4, purge_grace_s=8)
-#: What the lane's stream says that it was made with.
-MADE_WITH = {"bronze.bucket": SETTINGS.bucket, "bronze.prefix": SETTINGS.prefix, "bronze.key_layout": KEY_LAYOUT}
+#: The streams, as the service makes them.
+LANE_CONFIG = {
+    "subjects": [lane_subject(SOURCE.name, 0)],
+    "allow_atomic": True,
+    "metadata": {"bronze.bucket": SETTINGS.bucket, "bronze.prefix": SETTINGS.prefix, "bronze.key_layout": KEY_LAYOUT},
+}
+CATALOG_CONFIG = {"name": CATALOG, "subjects": SUBJECTS, "allow_atomic": True, "allow_msg_ttl": True}
 #: Two writers that cut differently, as two versions of the service may.
 MESSAGES_MAX = (3, 2)
 #: A request that is older got no answer in time: from then on its reply is lost.
@@ -124,170 +128,19 @@ class Ask:
     asked_s: float
 
 
-class Stream:
-    """A stream: what was stored, by sequence, and when each batch was; what lies below `first` is purged."""
-
-    def __init__(self, name: str, time: Callable[[], str]) -> None:
-        self.name = name
-        self.log: list[Message] = []
-        self.commits: list[str] = []
-        self.first = 1
-        self.sealed = False
-        self._time = time
-
-    @property
-    def last(self) -> int:
-        return len(self.log)
-
-    def present(self) -> list[Message]:
-        return self.log[self.first - 1 :]
-
-    def view(self, lag: int) -> list[Message]:
-        """What a replica holds: one that lags lacks the newest messages and keeps what was purged."""
-        return self.log[: max(0, self.last - lag)] if lag else self.present()
-
-    def last_of(self, subject: str) -> Message | None:
-        return next((message for message in reversed(self.present()) if message.subject == subject), None)
-
-    def store(self, batch: Sequence[Outgoing]) -> int:
-        """All or none; what a message expects is checked against the stream before the batch."""
-        if self.sealed:
-            raise ApiError(js.SEALED, 400, "invalid operation on sealed stream")
-        for message in batch:
-            if message.headers.get(js.EXPECTED_STREAM, self.name) != self.name:
-                raise ApiError(js.WRONG_STREAM, 400, "expected stream does not match")
-            expected = message.headers.get(js.EXPECTED_LAST_SUBJECT_SEQUENCE)
-            there = self.last_of(message.subject)
-            if expected is not None and int(expected) != (there.sequence if there else 0):
-                raise ApiError(js.WRONG_LAST_SEQUENCE, 400, "wrong last sequence")
-        for message in batch:
-            self.log.append(
-                Message(self.last + 1, message.subject, self._time(), dict(message.headers), message.payload)
-            )
-        self.commits.append(self.log[-1].time)
-        return self.last
-
-    def roll_back(self, time: str) -> list[Message]:
-        """Be as it was at a time, nothing purged yet; gives what is lost."""
-        self.commits = [commit for commit in self.commits if commit <= time]
-        kept = [message for message in self.log if message.time <= time]
-        lost = self.log[len(kept) :]
-        self.log, self.first = kept, 1
-        return lost
-
-
-class Link(JetStream):
+class Link(ModelJetStream):
     """A process's connection to the queue. A patient one waits for the test at each request."""
 
     def __init__(self, process: "Process", *, patient: bool = True) -> None:
-        self._process = process
+        super().__init__(process.world.server, process.ask if patient else at_once)
         self._world = process.world
-        self._patient = patient
-
-    @property
-    def connected(self) -> bool:
-        return True
-
-    async def _meet(self, name: str, act: Callable[[int], T], *, writes: bool = False) -> T:
-        return await self._world.ask(self._process, name, act, writes=writes) if self._patient else act(0)
-
-    async def streams_of(self, subject: str) -> list[str]:
-        return [name for name in self._world.streams if (name != CATALOG) is subject.startswith("bronze.")]
-
-    async def state(self, stream: str) -> StreamState:
-        of = self._world.stream(stream)
-        return StreamState(stream, MADE_WITH, of.sealed, of.first, of.last, len(of.present()), self._world.time())
-
-    async def seal(self, stream: str) -> None:
-        def seal(_: int) -> None:
-            self._world.stream(stream).sealed = True
-
-        await self._meet("seal", seal, writes=True)
-
-    async def delete_stream(self, stream: str) -> None:
-        await self._meet("remove", lambda _: self._world.streams.pop(stream, None), writes=True)
 
     async def create_stream(self, config: Mapping[str, Any]) -> None:
-        await self._meet("make", lambda _: self._world.new_epoch(), writes=True)
-
-    async def publish(self, message: Outgoing) -> int:
-        return await self.publish_batch([message], 1)
-
-    async def publish_batch(
-        self, messages: Iterable[Outgoing], count: int, *, in_time: Callable[[], bool] = lambda: True
-    ) -> int:
-        batch = list(messages)
-        assert len(batch) == count
-        if not in_time():
-            raise Unavailable(Outage.QUEUE_AWAY, "the time for the batch ran out")
-        kind = batch[-1].subject.partition(".")[0]
-
-        def store(_: int) -> int:
-            return self._world.stream(CATALOG if kind != "bronze" else self._world.lane.stream).store(batch)
-
-        return await self._meet(f"store {kind}", store, writes=True)
-
-    async def get(self, stream: str, sequence: int) -> Message | None:
-        def get(_: int) -> Message | None:
-            return next((one for one in self._world.stream(stream).present() if one.sequence == sequence), None)
-
-        return await self._meet("get", get)
-
-    async def get_last(self, stream: str, subject: str) -> Message | None:
-        return await self._meet("get last", lambda _: self._world.stream(stream).last_of(subject))
+        """The lane's: the model names it, by its own time."""
+        await self._ask_server("make", lambda _: self._world.new_epoch(config), writes=True)
 
     async def has(self, stream: str, sequence: int) -> bool:
         return True  # a hint; this one always makes its reader look
-
-    async def read(self, stream: str, first: int, *, messages_max: int, bytes_max: int) -> list[Message]:
-        return await self._meet(
-            "read", lambda lag: [one for one in self._world.stream(stream).view(lag) if one.sequence >= first]
-        )
-
-    async def last_of(self, stream: str, subjects: Sequence[str]) -> list[Message]:
-        def last(lag: int) -> list[Message]:
-            newest = {message.subject: message for message in self._world.stream(stream).view(lag)}
-            return [newest[subject] for subject in subjects if subject in newest]
-
-        return await self._meet("identities", last)
-
-    async def purge_below(self, stream: str, sequence: int) -> None:
-        of = self._world.stream(stream)
-        of.first = max(of.first, min(sequence, of.last + 1))
-
-
-class ModelBucket:
-    """A process's connection to the bucket."""
-
-    name = "bronze"
-
-    def __init__(self, process: "Process") -> None:
-        self._process = process
-        self._objects = process.world.objects
-
-    async def _ask(self, name: str, act: Callable[[int], T], *, writes: bool = False) -> T:
-        return await self._process.world.ask(self._process, name, act, writes=writes)
-
-    def put(self, key: str, body: bytes) -> bool:
-        created = key not in self._objects
-        self._objects.setdefault(key, body)
-        return created
-
-    async def create(self, key: str, body: bytes, metadata: Mapping[str, str], content_type: str) -> bool:
-        return await self._ask("put", lambda _: self.put(key, body), writes=True)
-
-    async def head(self, key: str) -> Head | None:
-        return await self._ask("head", lambda _: Head(len(self._objects[key]), {}) if key in self._objects else None)
-
-    async def read(self, key: str, start: int, end: int) -> bytes:
-        return self._objects[key][start:end]
-
-    async def keys(self, prefix: str, start_after: str = "") -> AsyncIterator[str]:
-        for key in await self._ask("list", lambda _: sorted(self._objects)):
-            if key.startswith(prefix) and key > start_after:
-                yield key
-
-    async def check(self) -> None: ...
 
 
 # --- the processes
@@ -347,6 +200,10 @@ class Process:
         self.world = world
         self.tasks: list[asyncio.Task[None]] = []
 
+    async def ask(self, name: str, act: Callable[[int], T], *, writes: bool = False) -> T:
+        """Have the test decide what becomes of a request."""
+        return await self.world.ask(self, name, act, writes=writes)
+
     def start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = self.world.loop.create_task(work)
         self.tasks.append(task)
@@ -380,7 +237,7 @@ class Consumer(Process):
             self._lane,
             SOURCE,
             made_of.queue(link, SETTINGS),
-            made_of.bucket(self),
+            made_of.bucket(self.world.objects, self.ask),
             made_of.catalog(link, CATALOG),
             BothOwn(),
             _telemetry(),
@@ -497,7 +354,6 @@ class World:
         self.wiring = wiring
         self.loop = Loop()
         self._began = dt.datetime.fromisoformat(began).replace(tzinfo=dt.UTC)
-        self._time_ns = 0
         self._moments = 0
         self.unforeseen: list[BaseException] = []
         self._log = logging.getLogger("bronze")
@@ -505,15 +361,16 @@ class World:
         self._log.addHandler(self._handler)
         self._log.propagate = False
 
-        self.catalog = Stream(CATALOG, self.time)
-        #: the streams that there are, and the lane's of every epoch
-        self.streams = {CATALOG: self.catalog}
+        self.server = QueueServer(self.now_s)
+        self.server.create(CATALOG_CONFIG)
+        self.catalog = self.server.stream(CATALOG)
+        #: the lane's stream of every epoch
         self.epochs: list[tuple[Lane, Stream]] = []
         #: epochs that the change of the lanes leaves behind
         self.outdated: set[str] = set()
         self.changing: Changing | None = None
-        self.new_epoch()
-        self.objects: dict[str, bytes] = {}
+        self.new_epoch(LANE_CONFIG)
+        self.objects: dict[str, Object] = {}
         self.asks: list[Ask] = []
         self.late: list[Ask] = []
         self.clients: list[Client] = []
@@ -539,19 +396,12 @@ class World:
     def queue(self) -> Stream:
         return self.epochs[-1][1]
 
-    def stream(self, name: str) -> Stream:
-        if name not in self.streams:
-            raise js.Missing(name)
-        return self.streams[name]
-
-    def new_epoch(self) -> None:
+    def new_epoch(self, config: Mapping[str, Any]) -> None:
         """Make the lane's stream; the server refuses a second one."""
-        if len(self.streams) > 1:
-            raise ApiError(js.SUBJECTS_OVERLAP, 400, "subjects overlap with an existing stream")
         now = self._began + dt.timedelta(seconds=self.loop.time())
         lane = Lane(SOURCE.name, 0, f"{now:%Y%m%dT%H%M%S}{len(self.epochs):03}")
-        self.streams[lane.stream] = Stream(lane.stream, self.time)
-        self.epochs.append((lane, self.streams[lane.stream]))
+        self.server.create({**config, "name": lane.stream})
+        self.epochs.append((lane, self.server.stream(lane.stream)))
 
     def change(self) -> None:
         """Run the command that changes the lanes, for the first time or again."""
@@ -571,12 +421,6 @@ class World:
 
     def now_s(self) -> float:
         return self._began.timestamp() + self.loop.time()
-
-    def time(self) -> str:
-        """The servers' time: no two are equal."""
-        self._time_ns = max(self._time_ns + 1, int(self.loop.time() * 1e9))
-        seconds, ns = divmod(self._time_ns, 10**9)
-        return f"{self._began + dt.timedelta(seconds=seconds):%Y-%m-%dT%H:%M:%S}.{ns:09}Z"
 
     def moment(self) -> int:
         """A number for now: what happened before has a lower one."""
@@ -605,7 +449,7 @@ class World:
             case Outcome.DONE | Outcome.STALE:
                 try:
                     ask.reply.set_result(ask.act(lag if outcome is Outcome.STALE else 0))
-                except (ApiError, js.Missing) as error:
+                except (ApiError, Unavailable) as error:
                     ask.reply.set_exception(error)
             case Outcome.LOST:
                 self._apply(ask)
@@ -639,7 +483,7 @@ class World:
 
     @staticmethod
     def _apply(ask: Ask) -> None:
-        with suppress(ApiError, js.Missing):  # the server's "no" reaches nobody
+        with suppress(ApiError, Unavailable):  # the server's "no" reaches nobody
             ask.act(0)
 
     # --- crashes
@@ -696,7 +540,7 @@ class World:
 
     def poison(self, record: bytes) -> None:
         """A message that no version of the service has written, if there is a lane that takes it."""
-        if self.lane.stream not in self.streams or self.queue.sealed:
+        if self.lane.stream not in self.server.streams or self.queue.sealed:
             return
         self.queue.store([Outgoing(lane_subject(SOURCE.name, 0, "poison"), b"[" + record + b"]", {})])
         self.promised[record] = self.moment()
@@ -765,10 +609,10 @@ class World:
         return {one.accepted.submission_id: one for one in found}
 
     def stored(self) -> dict[str, Stored]:
-        return {key: _open(body) for key, body in self.objects.items() if not key.startswith("quarantine/")}
+        return {key: _open(one.body) for key, one in self.objects.items() if not key.startswith("quarantine/")}
 
     def aside(self) -> dict[str, list[bytes]]:
-        return {key: _records(body) for key, body in self.objects.items() if key.startswith("quarantine/")}
+        return {key: _records(one.body) for key, one in self.objects.items() if key.startswith("quarantine/")}
 
     def check(self) -> None:
         """The invariants of `docs/delivery.md`, once all has come to rest."""
@@ -791,7 +635,7 @@ class World:
         twice = [record for record, times in held.items() if times > 1]
         assert not twice, f"I1: stored twice: {twice}"
         halted = any(consumer.halted for consumer in self.consumers)
-        queues = [stream for name, stream in self.streams.items() if name != CATALOG]
+        queues = [stream for name, stream in self.server.streams.items() if name != CATALOG]
         waiting = {record for queue in queues for message in queue.present() for record in _records(message.content())}
         for record, promised in self.promised.items():
             kept = record in held or (halted and record in waiting)

@@ -25,7 +25,6 @@ from tests.delivery.model import (
     SERVICE,
     SETTINGS,
     Client,
-    ModelBucket,
     NewEpoch,
     Outcome,
     Process,
@@ -33,6 +32,7 @@ from tests.delivery.model import (
     Wiring,
     World,
 )
+from tests.delivery.servers import ModelBucket, Object
 
 SEED = os.environ.get("BRONZE_MODEL_SEED")
 EXAMPLES = int(os.environ.get("BRONZE_MODEL_EXAMPLES", "100"))
@@ -300,8 +300,8 @@ class OwnMind(LaneWriter):
 class Overwriting(ModelBucket):
     """A bucket whose PUT replaces what is there."""
 
-    def put(self, key: str, body: bytes) -> bool:
-        self._objects[key] = body
+    def put(self, key: str, new: Object) -> bool:
+        self._objects[key] = new
         return True
 
 
