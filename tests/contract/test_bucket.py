@@ -1,4 +1,4 @@
-"""The bucket on a real server: it takes a key once, and says which kind of "no" it gives."""
+"""The bucket takes a key once, the real one and that of the delivery model; the real one says which "no" it gives."""
 
 import asyncio
 import time
@@ -8,11 +8,12 @@ import pytest
 
 from bronze.errors import Halted, Misconfigured, Unavailable
 from bronze.objects.reader import read_contents
-from bronze.servers import s3
+from bronze.servers.bucket import Bucket
 from bronze.servers.s3 import PROBE_AGE_S_MAX, PROBES, S3Bucket
 from bronze.settings import Settings
 from local.programs import LOOPBACK, free_ports
 from local.servers import S3Account
+from tests.delivery.servers import ModelBucket
 
 TEXT = "text/plain"
 
@@ -21,68 +22,111 @@ async def listed(keys: AsyncIterator[str]) -> list[str]:
     return [key async for key in keys]
 
 
-async def test_of_writers_that_race_for_a_key_one_wins_and_its_bytes_stay(bucket: S3Bucket, prefix: str) -> None:
+# --- what the roles need, of the real bucket and of the model's
+
+
+@pytest.fixture(params=["SeaweedFS", "model"])
+def either(request: pytest.FixtureRequest) -> Bucket:
+    if request.param == "model":
+        return ModelBucket({})
+    real: S3Bucket = request.getfixturevalue("bucket")
+    return real
+
+
+async def test_of_writers_that_race_for_a_key_one_wins_and_its_bytes_stay(either: Bucket, prefix: str) -> None:
     for race in range(4):
         key = f"{prefix}/{race}"
-        won = await asyncio.gather(*(bucket.create(key, str(racer).encode(), {}, TEXT) for racer in range(4)))
+        won = await asyncio.gather(*(either.create(key, str(racer).encode(), {}, TEXT) for racer in range(4)))
         assert won.count(True) == 1
-        assert await bucket.read(key, 0, 1) == str(won.index(True)).encode()
+        assert await either.read(key, 0, 1) == str(won.index(True)).encode()
 
 
-async def test_a_key_that_is_taken_is_not_written(bucket: S3Bucket, prefix: str) -> None:
+async def test_a_key_that_is_taken_is_not_written(either: Bucket, prefix: str) -> None:
     key = f"{prefix}/key"
-    assert await bucket.create(key, b"first", {"bronze-first": "1"}, TEXT)
-    assert not await bucket.create(key, b"second", {"bronze-first": "2"}, TEXT)
-    head = await bucket.head(key)
+    assert await either.create(key, b"first", {"bronze-first": "1"}, TEXT)
+    assert not await either.create(key, b"second", {"bronze-first": "2"}, TEXT)
+    head = await either.head(key)
     assert head is not None
     assert (head.size, head.metadata["bronze-first"], len(head.metadata["sha256"])) == (5, "1", 64)
-    assert await bucket.read(key, 0, 5) == b"first"
+    assert await either.read(key, 0, 5) == b"first"
 
 
-async def test_what_is_not_there_is_none_and_no_error(bucket: S3Bucket, prefix: str) -> None:
-    assert await bucket.head(f"{prefix}/nothing") is None
-    assert await read_contents(bucket, f"{prefix}/nothing.parquet") is None
+async def test_what_is_not_there_is_none_and_no_error(either: Bucket, prefix: str) -> None:
+    assert await either.head(f"{prefix}/nothing") is None
+    assert await read_contents(either, f"{prefix}/nothing.parquet") is None
 
 
-async def test_a_range_is_read_and_no_more(bucket: S3Bucket, prefix: str) -> None:
-    await bucket.create(f"{prefix}/key", b"0123456789", {}, TEXT)
-    assert await bucket.read(f"{prefix}/key", 2, 5) == b"234"
-    assert await bucket.read(f"{prefix}/key", 9, 10) == b"9"
+async def test_a_range_is_read_and_no_more(either: Bucket, prefix: str) -> None:
+    await either.create(f"{prefix}/key", b"0123456789", {}, TEXT)
+    assert await either.read(f"{prefix}/key", 2, 5) == b"234"
+    assert await either.read(f"{prefix}/key", 9, 10) == b"9"
 
 
 @pytest.mark.parametrize("body", [b"", b"short", b"no Parquet, but long enough for a tail"])
-async def test_an_object_of_others_halts(bucket: S3Bucket, prefix: str, body: bytes) -> None:
+async def test_an_object_of_others_halts(either: Bucket, prefix: str, body: bytes) -> None:
     """Under a key of ours: to go on would be a guess."""
-    await bucket.create(f"{prefix}/key", body, {}, TEXT)
+    await either.create(f"{prefix}/key", body, {}, TEXT)
     with pytest.raises(Halted):
-        await read_contents(bucket, f"{prefix}/key")
+        await read_contents(either, f"{prefix}/key")
 
 
-async def test_keys_come_in_order_from_after_a_key_on(bucket: S3Bucket, prefix: str) -> None:
+async def test_keys_come_in_order_from_after_a_key_on(either: Bucket, prefix: str) -> None:
     """An hour's folder with its slash is before the hour's own keys, and after the hours before it."""
     keys = [f"{prefix}/hour={hour:02}/{name}" for hour in (9, 10, 11) for name in "ab"]
     for key in reversed(keys):
-        await bucket.create(key, b"", {}, TEXT)
-    assert await listed(bucket.keys(f"{prefix}/")) == keys
-    assert await listed(bucket.keys(f"{prefix}/", f"{prefix}/hour=10/")) == keys[2:]
-    assert await listed(bucket.keys(f"{prefix}/", keys[2])) == keys[3:]
-    assert await listed(bucket.keys(f"{prefix}/hour=10/")) == keys[2:4]
+        await either.create(key, b"", {}, TEXT)
+    assert await listed(either.keys(f"{prefix}/")) == keys
+    assert await listed(either.keys(f"{prefix}/", f"{prefix}/hour=10/")) == keys[2:]
+    assert await listed(either.keys(f"{prefix}/", keys[2])) == keys[3:]
+    assert await listed(either.keys(f"{prefix}/hour=10/")) == keys[2:4]
 
 
-async def test_a_listing_goes_on_past_its_pages(bucket: S3Bucket, prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A page has 1,000 keys; the client is asked for pages of 2 here."""
+async def test_what_is_read_of_a_key_that_is_not_there_is_denied(either: Bucket, prefix: str) -> None:
+    """Whoever reads has seen the object: that it is gone is no matter of waiting."""
+    with pytest.raises(Unavailable) as no:
+        await either.read(f"{prefix}/nothing", 0, 1)
+    assert no.value.code == "denied"
+
+
+async def test_a_range_ends_where_the_object_ends(either: Bucket, prefix: str) -> None:
+    await either.create(f"{prefix}/key", b"0123456789", {}, TEXT)
+    await either.create(f"{prefix}/empty", b"", {}, TEXT)
+    assert await either.read(f"{prefix}/key", 8, 20) == b"89"
+    assert await either.read(f"{prefix}/empty", 0, 0) == b""
+
+
+async def test_keys_of_other_prefixes_are_not_listed(either: Bucket, prefix: str) -> None:
+    """A prefix is the beginning of a key, not a folder; the order is that of the keys' bytes."""
+    for name in ("b", "a/1", "a0", "A", "a/\N{SNOWMAN}"):
+        await either.create(f"{prefix}/{name}", b"", {}, TEXT)
+    assert await listed(either.keys(f"{prefix}/a")) == [f"{prefix}/{name}" for name in ("a/1", "a/\N{SNOWMAN}", "a0")]
+    assert await listed(either.keys(f"{prefix}/a/")) == [f"{prefix}/{name}" for name in ("a/1", "a/\N{SNOWMAN}")]
+    assert await listed(either.keys(f"{prefix}/c")) == []
+
+
+async def test_a_bucket_that_is_there_passes_the_check(either: Bucket) -> None:
+    await either.check()
+
+
+# --- the real one alone
+
+
+async def test_a_listing_goes_on_past_its_pages(bucket: S3Bucket, s3_account: S3Account, prefix: str) -> None:
+    """A page has 1,000 keys; here it has 2."""
     keys = [f"{prefix}/{number}" for number in range(7)]
     for key in keys:
         await bucket.create(key, b"", {}, TEXT)
-    pages = bucket._s3.list_objects_v2
+    paged = S3Bucket(Settings(bucket=s3_account.bucket), page_keys_max=2)
     asked: list[str] = []
 
-    def small(**request: str) -> object:
-        asked.append(request["StartAfter"])
-        return pages(**request, MaxKeys=2)  # type: ignore[arg-type]
+    def note(params: Mapping[str, str], **_: object) -> None:
+        asked.append(params["StartAfter"])
 
-    monkeypatch.setattr(bucket._s3, "list_objects_v2", small)
-    assert await listed(bucket.keys(f"{prefix}/")) == keys
+    paged._s3.meta.events.register("before-parameter-build.s3.ListObjectsV2", note)
+    try:
+        assert await listed(paged.keys(f"{prefix}/")) == keys
+    finally:
+        paged.close()
     assert asked == ["", keys[1], keys[3], keys[5]]
 
 
@@ -119,11 +163,10 @@ async def test_a_server_that_does_not_answer_is_a_timeout(
         await reader.read()
         writer.close()
 
-    monkeypatch.setattr(s3, "READ_TIMEOUT_S", 0.2)
     server = await asyncio.start_server(silent, LOOPBACK, 0)
     async with server:
         monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://{LOOPBACK}:{server.sockets[0].getsockname()[1]}")
-        await refuses("timeout", S3Bucket(Settings()))
+        await refuses("timeout", S3Bucket(Settings(), read_timeout_s=0.2))
 
 
 async def refuses(kind: str, bucket: S3Bucket) -> None:

@@ -41,6 +41,8 @@ _OUTAGES = {
 THREADS = 8
 CONNECT_TIMEOUT_S = 3
 READ_TIMEOUT_S = 30
+#: Keys that one request lists; S3's own bound.
+PAGE_KEYS_MAX = 1_000
 RACERS = 4
 RACES = 3
 #: Keys that writers race for at a consumer's start. A consumer that is killed meanwhile leaves its key.
@@ -54,9 +56,17 @@ PROBES_DELETED_MAX = 100
 class S3Bucket:
     """The bucket on S3."""
 
-    def __init__(self, settings: Settings, now_s: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        now_s: Callable[[], float] = time.time,
+        read_timeout_s: float = READ_TIMEOUT_S,
+        page_keys_max: int = PAGE_KEYS_MAX,
+    ) -> None:
         self.name = settings.bucket
         self._now_s = now_s
+        self._page_keys_max = page_keys_max
         self._create_only = not settings.create_only_missing
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="bucket")
         self._s3: S3Client = boto3.Session().client(
@@ -64,7 +74,7 @@ class S3Bucket:
             config=Config(
                 retries={"total_max_attempts": 1, "mode": "standard"},
                 connect_timeout=CONNECT_TIMEOUT_S,
-                read_timeout=READ_TIMEOUT_S,
+                read_timeout=read_timeout_s,
                 max_pool_connections=THREADS,
                 request_checksum_calculation="when_required",  # several S3-alikes refuse the default trailer
                 response_checksum_validation="when_required",
@@ -138,7 +148,13 @@ class S3Bucket:
         """The keys under a prefix, in order, from after a key on."""
         while True:
             page = await self._call(
-                partial(self._s3.list_objects_v2, Bucket=self.name, Prefix=prefix, StartAfter=start_after)
+                partial(
+                    self._s3.list_objects_v2,
+                    Bucket=self.name,
+                    Prefix=prefix,
+                    StartAfter=start_after,
+                    MaxKeys=self._page_keys_max,
+                )
             )
             found = page.get("Contents", [])
             for item in found:
