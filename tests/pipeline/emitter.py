@@ -12,12 +12,9 @@ from typing import Any, Self
 
 import httpx
 from fastapi import FastAPI
-from opentelemetry.exporter.otlp.proto.http._log_exporter import OTLPLogExporter
-from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
-from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import Resource
 
-from bronze.telemetry import FASTAPI_TELEMETRY_OFF, Telemetry, sdk
+from bronze.telemetry import FASTAPI_TELEMETRY_OFF, Telemetry, losses, sdk
 from bronze.telemetry.context import extract
 from bronze.telemetry.schema import Metric, registry
 from bronze.telemetry.signals import OTHER_SOURCE, Role, attribute, spans
@@ -52,9 +49,9 @@ class Emitter:
         url = self.collector
         self.telemetry: Telemetry = sdk.assemble(
             resource,
-            metric_exporters=[OTLPMetricExporter(f"{url}/v1/metrics")],
-            span_exporters=[lambda meters: OTLPSpanExporter(f"{url}/v1/traces", meter_provider=meters)],
-            log_exporters=[lambda meters: OTLPLogExporter(f"{url}/v1/logs", meter_provider=meters)],
+            metric_exporters=[losses.CountedMetrics(f"{url}/v1/metrics")],
+            span_exporters=[lambda meters: losses.CountedSpans(meters, f"{url}/v1/traces")],
+            log_exporters=[lambda meters: losses.CountedLogs(meters, f"{url}/v1/logs")],
         )
         self._log = logging.getLogger(f"emitter.{self.instance}")
         self._log.propagate = False

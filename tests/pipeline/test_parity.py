@@ -8,10 +8,9 @@ from typing import Any
 
 import httpx
 import pytest
-from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
 from opentelemetry.sdk.resources import Resource
 
-from bronze.telemetry import Telemetry, sdk
+from bronze.telemetry import Telemetry, losses, sdk
 from bronze.telemetry.schema import registry
 from bronze.telemetry.signals import Outcome, Role, attribute
 from local import programs, servers
@@ -119,7 +118,7 @@ def consumer(backend: Backend) -> Iterator[Telemetry]:
 def double(backend: Backend) -> Telemetry:
     """Another process that says that it is the same one, and sends straight to the backend."""
     resource = sdk._resource(Role.CONSUMER).merge(Resource({attribute.service_instance_id: INSTANCE}))
-    return sdk.assemble(resource, metric_exporters=[OTLPMetricExporter(f"{backend.url}/api/v1/otlp/v1/metrics")])
+    return sdk.assemble(resource, metric_exporters=[losses.CountedMetrics(f"{backend.url}/api/v1/otlp/v1/metrics")])
 
 
 def counting(telemetry: Telemetry, probe: Callable[[], Any]) -> Callable[[], Any]:

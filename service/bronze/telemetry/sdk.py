@@ -16,9 +16,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, TextIO, TypeVar
 
-from opentelemetry.exporter.otlp.proto.http._log_exporter import OTLPLogExporter
-from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
-from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.exporter.prometheus import PrometheusMetricReader
 from opentelemetry.metrics import NoOpMeterProvider
 from opentelemetry.sdk._logs import LoggerProvider
@@ -215,17 +212,17 @@ def start(service_name: str, settings: Settings, *, log_stream: TextIO | None = 
     logs.configure(settings.log_format, settings.log_level, _identity(resource), log_stream)
     _check_words()
     try:
-        logs_to = _chosen(
+        logs_to: list[Callable[[MeterProvider], LogRecordExporter]] = _chosen(
             "OTEL_LOGS_EXPORTER",
-            lambda: lambda meters: OTLPLogExporter(meter_provider=meters),
+            lambda: losses.CountedLogs,
             lambda: lambda _: ConsoleLogRecordExporter(),
         )
         telemetry = assemble(
             resource,
-            metric_exporters=_chosen("OTEL_METRICS_EXPORTER", OTLPMetricExporter, ConsoleMetricExporter),
+            metric_exporters=_chosen("OTEL_METRICS_EXPORTER", losses.CountedMetrics, ConsoleMetricExporter),
             span_exporters=_chosen(
                 "OTEL_TRACES_EXPORTER",
-                lambda: lambda meters: OTLPSpanExporter(meter_provider=meters),
+                lambda: losses.CountedSpans,
                 lambda: lambda _: ConsoleSpanExporter(),
             ),
             log_exporters=logs_to,
@@ -260,26 +257,20 @@ def assemble(
         views=_views(),
     )
     for metrics_to in metric_exporters:
-        if isinstance(metrics_to, OTLPMetricExporter):
-            metrics_to.set_meter_provider(meters)
+        if isinstance(metrics_to, losses.CountedMetrics):
+            metrics_to.count_by(meters)
 
     # its own counts, of spans begun and open, would be three measurements a span; the processors count what is dropped
     tracers = TracerProvider(resource=resource, shutdown_on_exit=False, meter_provider=NoOpMeterProvider())
     spans_to = [make(meters) for make in span_exporters]
     for spans in (BatchSpanProcessor(exporter, meter_provider=meters) for exporter in spans_to):
         tracers.add_span_processor(spans)
-        losses.count_dropped(spans)
 
     loggers = LoggerProvider(resource, shutdown_on_exit=False, meter_provider=meters)
     logs_to = [make(meters) for make in log_exporters]
     for records in (BatchLogRecordProcessor(exporter, meter_provider=meters) for exporter in logs_to):
         loggers.add_log_record_processor(records)
-        losses.count_dropped(records)
-
-    exporters: list[SpanExporter | MetricExporter | LogRecordExporter] = [*metric_exporters, *spans_to, *logs_to]
-    for exporter in exporters:
-        if isinstance(exporter, (OTLPMetricExporter, OTLPSpanExporter, OTLPLogExporter)):
-            losses.count_failed(exporter)
+    losses.begin_dropped(meters, scraped)
 
     return Telemetry(
         tracer=tracers.get_tracer(bronze.__name__, bronze.__version__),
@@ -288,7 +279,7 @@ def assemble(
         _tracers=tracers,
         _meters=meters,
         _loggers=loggers,
-        _exporters=exporters,
+        _exporters=[*metric_exporters, *spans_to, *logs_to],
         _readers=readers,
         _scraped=scraped,
         _logs=logs.Exported(loggers),
