@@ -12,7 +12,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from bronze.api import columnar_reader
 from bronze.api.columnar_reader import ColumnarReaders, SpooledBody
 from bronze.api.columnar_worker import EXIT_DISK, STREAM_END
 from bronze.errors import Refused, Unavailable
@@ -43,6 +42,11 @@ def stream(table: pa.Table, compression: str | None = None, batch_rows: int = 50
 
 def settings(**chosen: int) -> Settings:
     return Settings().model_copy(update=chosen)
+
+
+def running(code: str) -> ColumnarReaders:
+    """ColumnarReaders whose children run this code instead."""
+    return ColumnarReaders(settings(), command=("-c", code))
 
 
 async def read(form: Format, data: bytes, readers: ColumnarReaders | None = None) -> Checked:
@@ -155,54 +159,49 @@ async def test_a_hostile_body_is_refused(
 
 
 @pytest.mark.parametrize("death", ["os.abort()", "os.kill(os.getpid(), 11)", "raise RuntimeError", "print('{')"])
-async def test_a_reader_that_dies_is_a_refusal(
-    death: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
+async def test_a_reader_that_dies_is_a_refusal(death: str, capfd: pytest.CaptureFixture[str]) -> None:
     """Whatever a body makes of its reader, the sender is told that it is the body."""
-    monkeypatch.setattr(columnar_reader, "COMMAND", ("-c", f"import os; {death}"))
     with pytest.raises(Refused, match="its reader crashed") as refused:
-        await read(PARQUET, parquet(GOOD))
+        await read(PARQUET, parquet(GOOD), running(f"import os; {death}"))
     assert (refused.value.status, refused.value.code) == UNREADABLE
 
 
-async def test_a_full_disk_is_not_the_senders(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(columnar_reader, "COMMAND", ("-c", f"import os; os._exit({EXIT_DISK})"))
+async def test_a_full_disk_is_not_the_senders() -> None:
     with pytest.raises(OSError, match="disk"):
-        await read(PARQUET, parquet(GOOD))
+        await read(PARQUET, parquet(GOOD), running(f"import os; os._exit({EXIT_DISK})"))
 
 
 # --- readers
 
 
+#: A reader that waits for ever.
+ENDLESS = "import signal; signal.pause()"
+
+
 @pytest.fixture
-def endless(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Each reader waits for ever."""
-    monkeypatch.setattr(columnar_reader, "COMMAND", ("-c", "import signal; signal.pause()"))
+def all_ended() -> Iterator[None]:
     yield
     assert children() == set()
 
 
-async def test_a_reader_that_only_waits_is_ended_in_time(endless: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(columnar_reader, "WALL_PER_CPU", 0.2)
+async def test_a_reader_that_only_waits_is_ended_in_time(all_ended: None) -> None:
+    readers = ColumnarReaders(settings(columnar_cpu_s_max=1), command=("-c", ENDLESS), wall_per_cpu=0.2)
     with pytest.raises(Refused, match="takes more than") as refused:
-        await read(PARQUET, parquet(GOOD), ColumnarReaders(settings(columnar_cpu_s_max=1)))
+        await read(PARQUET, parquet(GOOD), readers)
     assert (refused.value.status, refused.value.code) == COSTLY
 
 
-async def test_a_request_that_is_cancelled_takes_its_reader_with_it(endless: None) -> None:
-    reading = asyncio.create_task(read(PARQUET, parquet(GOOD)))
+async def test_a_request_that_is_cancelled_takes_its_reader_with_it(all_ended: None) -> None:
+    reading = asyncio.create_task(read(PARQUET, parquet(GOOD), running(ENDLESS)))
     await until(lambda: bool(children()))
     reading.cancel()
     with pytest.raises(asyncio.CancelledError):
         await reading
 
 
-async def test_so_many_read_at_once_and_others_wait_for_their_turn(
-    endless: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_so_many_read_at_once_and_others_wait_for_their_turn(all_ended: None) -> None:
     """Up to a bound; then it is 503, and its sender comes again."""
-    monkeypatch.setattr(columnar_reader, "TURN_WAIT_S", 0.2)
-    readers = ColumnarReaders(settings(columnar_readers_max=1))
+    readers = ColumnarReaders(settings(columnar_readers_max=1), command=("-c", ENDLESS), turn_wait_s=0.2)
     first = asyncio.create_task(read(PARQUET, parquet(GOOD), readers))
     await until(lambda: len(children()) == 1)
     with pytest.raises(Unavailable) as refused:
@@ -216,11 +215,7 @@ async def test_so_many_read_at_once_and_others_wait_for_their_turn(
 async def test_a_reader_knows_nothing_of_our_secrets(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Nor is there a way for `PYTHON*` to change what it runs."""
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-    monkeypatch.setattr(
-        columnar_reader,
-        "COMMAND",
-        ("-c", f"import os; open({str(tmp_path / 'env')!r}, 'w').write(str(dict(os.environ)))"),
-    )
+    telling = running(f"import os; open({str(tmp_path / 'env')!r}, 'w').write(str(dict(os.environ)))")
     with pytest.raises(Refused):
-        await read(PARQUET, parquet(GOOD))
+        await read(PARQUET, parquet(GOOD), telling)
     assert "AWS" not in (tmp_path / "env").read_text()

@@ -7,7 +7,7 @@ import asyncio
 import logging
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from tempfile import TemporaryFile
 
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 #: How long a body waits for a reader while others are read.
 TURN_WAIT_S = 30.0
 #: How much longer than its CPU time a reader may take: it lets others go first, and the machine may be busy.
-WALL_PER_CPU = 10
+WALL_PER_CPU = 10.0
 #: The child, by this interpreter.
 COMMAND = ("-I", "-m", "bronze.api.columnar_worker")
 #: All that the child is told by its environment: the allocator that gives memory back, and one arena of it.
@@ -54,8 +54,18 @@ class SpooledBody:
 class ColumnarReaders:
     """The children that read columnar bodies: so many at once, each within a bound of memory and of time."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        command: Sequence[str] = COMMAND,
+        turn_wait_s: float = TURN_WAIT_S,
+        wall_per_cpu: float = WALL_PER_CPU,
+    ) -> None:
         self._settings = settings
+        self._command = command
+        self._turn_wait_s = turn_wait_s
+        self._wall_per_cpu = wall_per_cpu
         self._turns = asyncio.Semaphore(settings.columnar_readers_max)
 
     async def read(self, source: Source, body: SpooledBody) -> Checked:
@@ -91,7 +101,7 @@ class ColumnarReaders:
     @asynccontextmanager
     async def _turn(self) -> AsyncIterator[None]:
         try:
-            async with asyncio.timeout(TURN_WAIT_S):
+            async with asyncio.timeout(self._turn_wait_s):
                 await self._turns.acquire()
         except TimeoutError as error:
             raise Unavailable(
@@ -107,18 +117,19 @@ class ColumnarReaders:
         # terminal ends the API and not the body
         child = await asyncio.create_subprocess_exec(
             sys.executable,
-            *COMMAND,
+            *self._command,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             env=ENVIRONMENT,
             pass_fds=(job.body, job.spool),
             start_new_session=True,
         )
+        wall_s_max = self._wall_per_cpu * job.cpu_s_max
         try:
-            async with asyncio.timeout(WALL_PER_CPU * job.cpu_s_max):
+            async with asyncio.timeout(wall_s_max):
                 said, _ = await child.communicate(msgspec.json.encode(job))
         except TimeoutError as error:
-            raise _too_costly(f"{WALL_PER_CPU * job.cpu_s_max} s") from error
+            raise _too_costly(f"{wall_s_max:g} s") from error
         finally:
             if child.returncode is None:
                 child.kill()
