@@ -50,7 +50,7 @@ from bronze.servers.catalog_rebuild import Rebuilt
 from bronze.servers.jetstream import JetStream
 from bronze.servers.key_value import Claims
 from bronze.servers.lane_lock import Lock, NatsLock
-from bronze.servers.queue import NatsQueue, Queue, boot_time_s
+from bronze.servers.queue import Lanes, NatsQueue, Queue, boot_time_s
 from bronze.servers.s3 import S3Bucket
 from bronze.settings import Settings
 from bronze.telemetry import sdk
@@ -92,12 +92,12 @@ async def edges(
     )
     bucket = S3Bucket(settings)
     try:
-        queue = NatsQueue(jetstream, settings)
         claims = Claims(jetstream, settings.queue_replicas)
+        queue = NatsQueue(jetstream, claims, settings)
         origin = str(settings.sources or "the built-in sources.toml")
         await _patiently(lambda: schema_registry.register(claims, declared, origin), stop)
         lanes = await _patiently(lambda: queue.open(declared), stop)
-        catalog = await _patiently(lambda: NatsCatalog.open(jetstream, settings), stop)
+        catalog = await _patiently(lambda: NatsCatalog.open(jetstream, claims, settings), stop)
         yield Edges(
             lanes,
             queue,
@@ -368,19 +368,21 @@ async def consume_role(settings: Settings, wire: Callable[[Edges], Edges] = lamb
     return 0
 
 
-async def change_lanes(settings: Settings, number: int) -> int:
-    """Run `bronze lanes`: change each source's number of lanes. Gives the exit code."""
+async def change_lanes(settings: Settings, number: int, wire: Callable[[Lanes], Lanes] = lambda queue: queue) -> int:
+    """Run `bronze lanes`: change each source's number of lanes. Gives the exit code.
+
+    `wire`: as for `serve`, of the queue.
+    """
     if number < 1:
         raise Misconfigured(f"{number} lanes: a source has one at least")
     chosen = settings.model_copy(update={"lanes": number})
     jetstream = await JetStream.connect(settings.nats_url, server_name=settings.nats_server_name)
     try:
-        catalog = await NatsCatalog.open(jetstream, settings)
+        claims = Claims(jetstream, settings.queue_replicas)
+        catalog = await NatsCatalog.open(jetstream, claims, settings)
+        queue = wire(NatsQueue(jetstream, claims, chosen))
         with Progress("messages to be stored") as progress:
-            change = Change(
-                NatsQueue(jetstream, chosen), catalog, list(sources.load(settings.sources)), number, progress.left
-            )
-            changed = await change.run()
+            changed = await Change(queue, catalog, list(sources.load(settings.sources)), number, progress.left).run()
     finally:
         await jetstream.close()
     report_lanes(number, changed=changed)
@@ -398,8 +400,9 @@ async def rebuild_catalog(settings: Settings, *, dry_run: bool) -> int:
             rebuild = Rebuild(bucket, settings.prefix, progress.step)
             await rebuild.look(spool, found)
             if not dry_run:
-                await rebuild.run(Rebuilt(jetstream, settings), spool, found, time.time())
-                queue = NatsQueue(jetstream, settings)
+                claims = Claims(jetstream, settings.queue_replicas)
+                await rebuild.run(Rebuilt(jetstream, claims, settings), spool, found, time.time())
+                queue = NatsQueue(jetstream, claims, settings)
                 lanes = [one.lane for source in sources.load(settings.sources) for one in await queue.lanes_of(source)]
                 await rebuild.compare(queue, lanes, found)
     finally:

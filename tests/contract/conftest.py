@@ -49,7 +49,7 @@ async def jetstream(request: pytest.FixtureRequest) -> AsyncIterator[JetStream]:
 
 @pytest.fixture
 def queue(jetstream: JetStream, settings: Settings) -> NatsQueue:
-    return NatsQueue(jetstream, settings)
+    return NatsQueue(jetstream, Claims(jetstream, 1), settings)
 
 
 @pytest_asyncio.fixture
@@ -60,7 +60,7 @@ async def lane(queue: NatsQueue) -> Lane:
 
 @pytest_asyncio.fixture
 async def catalog(jetstream: JetStream, settings: Settings) -> NatsCatalog:
-    return await NatsCatalog.open(jetstream, settings)
+    return await NatsCatalog.open(jetstream, Claims(jetstream, 1), settings)
 
 
 @pytest_asyncio.fixture

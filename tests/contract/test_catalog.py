@@ -15,6 +15,7 @@ from bronze.protocol.lane import Lane, lane_subject
 from bronze.protocol.message import Accepted, Message
 from bronze.servers.catalog import KEYED_TTL, UNKEYED_TTL, NatsCatalog, Overtaken
 from bronze.servers.jetstream import JetStream, Outgoing
+from bronze.servers.key_value import Claims
 from bronze.settings import Settings
 from tests.contract.making import submission, vehicle
 from tests.contract.twins import on_both
@@ -177,13 +178,13 @@ async def test_another_buckets_catalog_is_refused(
     catalog: NatsCatalog, jetstream: JetStream, settings: Settings
 ) -> None:
     with pytest.raises(Misconfigured, match=f"{settings.prefix}.*another"):
-        await NatsCatalog.open(jetstream, settings.model_copy(update={"prefix": "another"}))
+        await NatsCatalog.open(jetstream, Claims(jetstream, 1), settings.model_copy(update={"prefix": "another"}))
 
 
 async def test_openers_that_race_open_one_catalog(settings: Settings) -> None:
     connections = [await JetStream.connect(settings.nats_url) for _ in range(4)]
     try:
-        opened = await asyncio.gather(*(NatsCatalog.open(one, settings) for one in connections))
+        opened = await asyncio.gather(*(NatsCatalog.open(one, Claims(one, 1), settings) for one in connections))
     finally:
         for connection in connections:
             await connection.close()

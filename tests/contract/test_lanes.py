@@ -44,7 +44,7 @@ class Parts:
 
     def queue(self, lanes: int) -> NatsQueue:
         """The queue of a role with such a setting."""
-        return NatsQueue(self.jetstream, self.settings.model_copy(update={"lanes": lanes}))
+        return NatsQueue(self.jetstream, Claims(self.jetstream, 1), self.settings.model_copy(update={"lanes": lanes}))
 
     async def open(self, lanes: int) -> list[Lane]:
         return await self.queue(lanes).open(["vehicles"])
@@ -251,7 +251,7 @@ async def test_lanes_that_were_not_there_at_one_moment_are_not_worked_on(parts: 
 
     slow.meanwhile = there_and_back
     try:
-        queue = NatsQueue(slow, parts.settings.model_copy(update={"lanes": 2}))
+        queue = NatsQueue(slow, Claims(slow, 1), parts.settings.model_copy(update={"lanes": 2}))
         with pytest.raises(Unavailable, match="replaced while it was opened"):
             await queue.open(["vehicles"])
         assert await queue.open(["vehicles"]) == await parts.open(2)

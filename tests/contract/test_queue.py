@@ -13,6 +13,7 @@ from bronze.protocol.lane import Lane
 from bronze.protocol.message import FILE_NAME_CHARS_MAX, HEADER_BYTES_MAX, MESSAGE_BYTES_MAX, Accepted, Message, Part
 from bronze.records.sources import CLASSIFICATION_ID_CHARS_MAX
 from bronze.servers.jetstream import JetStream, Outgoing
+from bronze.servers.key_value import Claims
 from bronze.servers.queue import NatsQueue, Superseded, boot_time_s
 from bronze.settings import Settings
 from local.machine import limit_s
@@ -51,7 +52,9 @@ async def test_openers_that_race_open_the_same_lanes(settings: Settings) -> None
     several = settings.model_copy(update={"lanes": 2})
     connections = [await JetStream.connect(settings.nats_url) for _ in range(4)]
     try:
-        opened = await asyncio.gather(*(NatsQueue(one, several).open(["vehicles", "status"]) for one in connections))
+        opened = await asyncio.gather(
+            *(NatsQueue(one, Claims(one, 1), several).open(["vehicles", "status"]) for one in connections)
+        )
     finally:
         for connection in connections:
             await connection.close()
@@ -71,7 +74,7 @@ async def test_other_settings_than_the_lanes_were_made_with_are_refused(
 ) -> None:
     """Both values are named: what the stream was made with, and what the settings say."""
     with pytest.raises(Misconfigured) as refused:
-        await NatsQueue(jetstream, settings.model_copy(update={name: value})).open(["vehicles"])
+        await NatsQueue(jetstream, Claims(jetstream, 1), settings.model_copy(update={name: value})).open(["vehicles"])
     assert f"'{getattr(settings, name)}'" in str(refused.value)
     assert f"'{value}'" in str(refused.value)
 
@@ -164,7 +167,11 @@ async def test_a_subject_that_was_taken_and_is_free_again_is_left_to_its_identit
     connection = await PurgedMeanwhile.connect(settings.nats_url)
     try:
         with pytest.raises(Superseded):
-            await submit(NatsQueue(connection, settings), lane, submission(*ONE, key="k", trace_id="1" * 32))
+            await submit(
+                NatsQueue(connection, Claims(connection, 1), settings),
+                lane,
+                submission(*ONE, key="k", trace_id="1" * 32),
+            )
     finally:
         await connection.close()
 
@@ -194,7 +201,7 @@ async def test_the_largest_message_with_the_longest_headers_fits(
 async def test_a_full_queue_refuses_and_keeps_nothing(
     jetstream: JetStream, settings: Settings, records: list[bytes]
 ) -> None:
-    queue = NatsQueue(jetstream, settings.model_copy(update={"queue_bytes_max": 10_000}))
+    queue = NatsQueue(jetstream, Claims(jetstream, 1), settings.model_copy(update={"queue_bytes_max": 10_000}))
     (lane,) = await queue.open(["vehicles"])
     for _ in range(2):
         await submit(queue, lane, submission(vehicle("filler", 3_900)))
@@ -220,7 +227,7 @@ async def test_a_batch_whose_deadline_passes_on_the_way_is_not_stored_and_not_ac
 ) -> None:
     """The clock jumps past the deadline after so many looks at it, as it does when a process was paused."""
     clock = chain(repeat(0.0, looks), repeat(100.0))
-    queue = NatsQueue(jetstream, settings, now_s=lambda: next(clock))
+    queue = NatsQueue(jetstream, Claims(jetstream, 1), settings, now_s=lambda: next(clock))
     one = submission(*MANY)
     with pytest.raises(Unavailable):
         await queue.submit(lane, one.accepted, one.checked, 50.0)
@@ -305,7 +312,7 @@ async def test_a_server_without_a_free_batch_is_waited_for_until_the_deadline(
 async def test_batches_beyond_the_bound_of_this_process_wait_for_their_turn(
     jetstream: JetStream, lane: Lane, settings: Settings
 ) -> None:
-    queue = NatsQueue(jetstream, settings.model_copy(update={"open_batches_max": 1}))
+    queue = NatsQueue(jetstream, Claims(jetstream, 1), settings.model_copy(update={"open_batches_max": 1}))
     several = [submission(*wide(name, 2)) for name in "abcd"]
     assert await asyncio.gather(*(submit(queue, lane, one) for one in several)) == [None] * 4
 

@@ -18,6 +18,7 @@ from bronze.protocol.lane import Lane
 from bronze.servers.catalog import KEYED_S, UNKEYED_S, NatsCatalog
 from bronze.servers.catalog_rebuild import Rebuilt
 from bronze.servers.jetstream import JetStream, Outgoing
+from bronze.servers.key_value import Claims
 from local.machine import limit_s
 from tests.contract.making import submission, until, vehicle, wide
 from tests.contract.test_lanes import Parts, parts
@@ -34,14 +35,16 @@ async def rebuild(parts: Parts, lanes: Sequence[Lane], now_s: float | None = Non
     again = Rebuild(parts.bucket, parts.settings.prefix, nothing)
     with tempfile.TemporaryFile() as spool:
         await again.look(spool, found)
-        await again.run(Rebuilt(parts.jetstream, parts.settings), spool, found, now_s or time.time())
+        await again.run(
+            Rebuilt(parts.jetstream, Claims(parts.jetstream, 1), parts.settings), spool, found, now_s or time.time()
+        )
         await again.compare(parts.queue(len(lanes)), lanes, found)
     return found
 
 
 async def opened_anew(parts: Parts) -> Parts:
     """As a role that was started anew has them."""
-    return replace(parts, catalog=await NatsCatalog.open(parts.jetstream, parts.settings))
+    return replace(parts, catalog=await NatsCatalog.open(parts.jetstream, Claims(parts.jetstream, 1), parts.settings))
 
 
 async def look(parts: Parts) -> Found:
@@ -52,7 +55,7 @@ async def look(parts: Parts) -> Found:
 
 async def held(parts: Parts, ids: Sequence[str]) -> tuple[list[Entry], dict[str, Identity | None]]:
     """What the catalog that roles open now says: every entry, by lane in order, and these submissions' identities."""
-    catalog = await NatsCatalog.open(parts.jetstream, parts.settings)
+    catalog = await NatsCatalog.open(parts.jetstream, Claims(parts.jetstream, 1), parts.settings)
     entries, following = [], 1
     while read := await parts.jetstream.read(catalog._stream, following, messages_max=4_000, bytes_max=2**26):
         entries += [msgspec.json.decode(one.payload, type=Entry) for one in read if one.subject.startswith("catalog.")]
@@ -121,7 +124,9 @@ async def test_consumers_that_run_meanwhile_end_and_what_they_wrote_is_in_the_ca
             await again.look(spool, found)
             seen = found.objects
             await until(lambda: at_least(parts, seen + 5))
-            await again.run(Rebuilt(parts.jetstream, parts.settings), spool, found, time.time())
+            await again.run(
+                Rebuilt(parts.jetstream, Claims(parts.jetstream, 1), parts.settings), spool, found, time.time()
+            )
         async with asyncio.timeout(limit_s(10)):
             with pytest.raises(Gone, match="start anew"):
                 await consumer
@@ -263,6 +268,6 @@ async def test_a_lane_that_will_stop_is_named(parts: Parts) -> None:
 async def test_the_catalog_of_another_bucket_is_left_alone(parts: Parts) -> None:
     other = parts.settings.model_copy(update={"bucket": "another"})
     with pytest.raises(Misconfigured, match=r"'bronze.bucket': 'bronze.*'another'"):
-        await Rebuilt(parts.jetstream, other).begin()
+        await Rebuilt(parts.jetstream, Claims(parts.jetstream, 1), other).begin()
     with pytest.raises(Misconfigured, match=r"'bronze.bucket': 'bronze.*'another'.*BRONZE_BUCKET"):
-        await NatsCatalog.open(parts.jetstream, other)
+        await NatsCatalog.open(parts.jetstream, Claims(parts.jetstream, 1), other)

@@ -41,6 +41,7 @@ from bronze.records import sources
 from bronze.records.json_intake import JsonIntake
 from bronze.servers.catalog import SUBJECTS, NatsCatalog
 from bronze.servers.jetstream import ApiError, Outgoing
+from bronze.servers.key_value import Claims
 from bronze.servers.queue import NatsQueue, OpenLane
 from bronze.settings import Settings
 from bronze.telemetry import sdk
@@ -236,7 +237,7 @@ class Consumer(Process):
         return made_of.writer(
             self._lane,
             SOURCE,
-            made_of.queue(link, SETTINGS),
+            made_of.queue(link, Claims(link, 1), SETTINGS),
             made_of.bucket(self.world.objects, self.ask),
             made_of.catalog(link, CATALOG),
             BothOwn(),
@@ -261,7 +262,7 @@ class ApiProcess(Process):
         self.ingest = Ingest(
             {(SOURCE.name, 0): world.lane},
             SETTINGS.lanes,
-            world.wiring.queue(link, SETTINGS, world.loop.time),
+            world.wiring.queue(link, Claims(link, 1), SETTINGS, world.loop.time),
             world.wiring.catalog(link, CATALOG),
             SETTINGS.deadline_s,
             world.loop.time,
@@ -276,7 +277,7 @@ class Changing(Process):
         super().__init__(world)
         link, made_of = Link(self), world.wiring
         self._change = made_of.change(
-            made_of.changed(link, SETTINGS),
+            made_of.changed(link, Claims(link, 1), SETTINGS),
             NatsCatalog(link, CATALOG),
             [SOURCE.name],
             1,

@@ -12,6 +12,7 @@ from bronze.protocol.message import Accepted, Message
 from bronze.records.json_intake import JsonIntake
 from bronze.records.sources import built_in
 from bronze.servers.jetstream import WRONG_LAST_SEQUENCE, ApiError, JetStream, Outgoing
+from bronze.servers.key_value import Claims
 from bronze.servers.queue import NatsQueue, boot_time_s
 from bronze.settings import Settings
 
@@ -54,10 +55,10 @@ async def test_stored_submission_is_not_reported_as_refused() -> None:
         trace_id="0" * 32,
         traceparent="",
     )
+    jetstream = cast(JetStream, queue)
+    ours = NatsQueue(jetstream, Claims(jetstream, 1), Settings(deadline_s=0.5))
     with pytest.raises(Unavailable) as told:
-        await NatsQueue(cast(JetStream, queue), Settings(deadline_s=0.5)).submit(
-            Lane("vehicles", 0, "20260101T000000000"), accepted, checked, boot_time_s() + 0.5
-        )
+        await ours.submit(Lane("vehicles", 0, "20260101T000000000"), accepted, checked, boot_time_s() + 0.5)
     checked.close()
     assert queue.stored == 1
     assert told.value.code == "outcome-unknown"

@@ -49,7 +49,6 @@ MADE_PER_PIECE = {
     "SubmissionTelemetry": "a request's span and measurements",
     "Progress": "a command's progress bar",
     "Trail": "an object's spans",
-    "Claims": "until it is handed in",
 }
 
 

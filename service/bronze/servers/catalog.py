@@ -61,12 +61,11 @@ class NatsCatalog:
         self._stream = stream
 
     @classmethod
-    async def open(cls, jetstream: JetStream, settings: Settings) -> Self:
+    async def open(cls, jetstream: JetStream, claims: Claims, settings: Settings) -> Self:
         """The catalog of this queue; made where there is none.
 
         Raises `Misconfigured` where it is another bucket's, and `Unavailable` while it is rebuilt.
         """
-        claims = Claims(jetstream, settings.queue_replicas)
         metadata = stream_metadata(settings)
         name = await claims.stream(CLAIM, PREFIX, SUBJECTS, stream_config(settings, metadata))
         state = await jetstream.state(name)

@@ -35,10 +35,10 @@ class Rebuilt:
     Whoever worked with the one before is refused from then on, and starts anew.
     """
 
-    def __init__(self, jetstream: JetStream, settings: Settings) -> None:
+    def __init__(self, jetstream: JetStream, claims: Claims, settings: Settings) -> None:
         self._js = jetstream
+        self._claims = claims
         self._settings = settings
-        self._claims = Claims(jetstream, settings.queue_replicas)
         self._stream = named_now(PREFIX)
 
     async def begin(self) -> None:

@@ -86,11 +86,13 @@ class Lanes(Protocol):
 class NatsQueue:
     """The queue on JetStream."""
 
-    def __init__(self, jetstream: JetStream, settings: Settings, now_s: Callable[[], float] = boot_time_s) -> None:
+    def __init__(
+        self, jetstream: JetStream, claims: Claims, settings: Settings, now_s: Callable[[], float] = boot_time_s
+    ) -> None:
         self._js = jetstream
+        self._claims = claims
         self._settings = settings
         self._now_s = now_s
-        self._claims = Claims(jetstream, settings.queue_replicas)
         self._batches: dict[Lane, asyncio.Semaphore] = {}
 
     async def open(self, sources: Iterable[str]) -> list[Lane]:

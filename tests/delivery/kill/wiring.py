@@ -28,7 +28,7 @@ from bronze.protocol.message import Accepted
 from bronze.records.spool import Checked
 from bronze.servers.bucket import Bucket
 from bronze.servers.catalog import Catalog
-from bronze.servers.queue import NatsQueue, Queue
+from bronze.servers.queue import Lanes, Queue
 from bronze.wiring import Edges
 
 NAME = "BRONZE_KILL_NAME"
@@ -168,7 +168,7 @@ def decode_deadly() -> None:
     encoder.encode_object = crash
 
 
-class Doomed(NatsQueue):
+class Doomed(Wrapper):
     """A queue whose user dies before the act after so many."""
 
     left = int(os.environ.get(ACTS, "1000000"))
@@ -180,27 +180,27 @@ class Doomed(NatsQueue):
 
     async def hold(self, source: str, number: int, command: str) -> None:
         self._act()
-        await super().hold(source, number, command)
+        await self._edge.hold(source, number, command)
 
     async def seal(self, lane: Lane) -> None:
         self._act()
-        await super().seal(lane)
+        await self._edge.seal(lane)
 
     async def remove(self, lane: Lane) -> None:
         self._act()
-        await super().remove(lane)
+        await self._edge.remove(lane)
 
     async def make(self, source: str, number: int) -> None:
         self._act()
-        await super().make(source, number)
+        await self._edge.make(source, number)
 
 
 def main(role: str, *arguments: str) -> int:
     decode_deadly()
     chosen = settings.load()
     if role == "lanes":
-        vars(wiring)["NatsQueue"] = Doomed
-        return asyncio.run(wiring.change_lanes(chosen, *map(int, arguments)))
+        (number,) = map(int, arguments)
+        return asyncio.run(wiring.change_lanes(chosen, number, lambda queue: cast(Lanes, Doomed(queue))))
     if role == "serve":
         return asyncio.run(wiring.serve(chosen, wire))
     return asyncio.run(wiring.consume_role(chosen, wire))
