@@ -31,6 +31,7 @@ from bronze.telemetry.sdk import Telemetry
 from bronze.telemetry.signals import Role, attribute
 from bronze.wiring import Edges, api_parts
 from local.machine import limit_s
+from tests import factories
 
 SOURCES = sources.built_in()
 RECEIVED_AT = "2026-11-24T12:34:56.000000+00:00"
@@ -56,14 +57,11 @@ def submission(
     with checked._spool as spool:
         spool.seek(0)
         checked._spool = cast(Any, BytesIO(spool.read()))  # which needs no closing
-    accepted = Accepted(
+    accepted = factories.accepted(
         submission_id=keyed_id(source, key) if key else new_id(),
         source=source,
         digest=checked.digest,
         records=checked.records,
-        classification_id="run",
-        classification_default="run",
-        classification_count=1,
         received_at=RECEIVED_AT,
         trace_id=trace_id,
         traceparent=f"00-{trace_id}-{'0' * 15}1-01",

@@ -10,13 +10,13 @@ import pytest
 from bronze.errors import Halted, Misconfigured, Unavailable
 from bronze.protocol.chain import Position
 from bronze.protocol.documents import Contents, Identity, Stored, entry_of, identities_of
-from bronze.protocol.keys import object_key
-from bronze.protocol.lane import Lane, lane_subject
+from bronze.protocol.lane import Lane
 from bronze.protocol.message import Accepted, Message
 from bronze.servers.catalog import KEYED_TTL, UNKEYED_TTL, NatsCatalog, Overtaken
 from bronze.servers.jetstream import JetStream, Outgoing
 from bronze.servers.key_value import Claims
 from bronze.settings import Settings
+from tests import factories
 from tests.contract.making import submission, vehicle
 from tests.contract.twins import on_both
 
@@ -26,23 +26,10 @@ BEGINNING = Position(None, 0)
 
 def an_object(first: int, last: int, submissions: Sequence[Accepted] = ()) -> Contents:
     """What an object of these messages says of itself."""
-    time = "2026-11-24T12:34:56.123456789Z"
-    anchor = Message(first, lane_subject("vehicles", 0, "x"), time, {}, b"")
-    return Contents(
-        writer="test",
-        file_path=object_key("bronze", LANE, anchor),
-        source=LANE.source,
-        epoch=LANE.epoch,
-        lane=LANE.number,
-        first=first,
-        last=last,
-        last_time=time,
-        digest="",
-        messages=last - first + 1,
+    return factories.contents(
+        first,
+        last,
         records=len(submissions),
-        first_received_at=None,
-        last_received_at=None,
-        traceparent="",
         submissions=[
             Stored(
                 accepted=accepted,
@@ -55,8 +42,6 @@ def an_object(first: int, last: int, submissions: Sequence[Accepted] = ()) -> Co
             )
             for number, accepted in enumerate(submissions)
         ],
-        quarantined=[],
-        duplicates=[],
     )
 
 

@@ -7,33 +7,15 @@ import msgspec
 import pytest
 
 from bronze.protocol.documents import Contents, entry_of
-from bronze.protocol.lane import Lane
+from tests import factories
 from tests.delivery.kill.checker import Found, Sent, check
 
-LANE = Lane("vehicles", 0, "20260101T000000000")
+LANE = factories.LANE
 SENT = Sent(accepted={"one", "two", "three"}, unknown={"perhaps"}, refused={"never"}, foreign={"late"})
 
 
 def contents(key: str, first: int, last: int, records: int) -> Contents:
-    return Contents(
-        writer="test",
-        file_path=key,
-        source=LANE.source,
-        epoch=LANE.epoch,
-        lane=LANE.number,
-        first=first,
-        last=last,
-        last_time="",
-        digest="",
-        messages=last - first + 1,
-        records=records,
-        first_received_at=None,
-        last_received_at=None,
-        traceparent="",
-        submissions=[],
-        quarantined=[],
-        duplicates=[],
-    )
+    return factories.contents(first, last, file_path=key, last_time="", records=records)
 
 
 def found(*objects: tuple[Contents, list[str]], set_aside: str = "late") -> Found:

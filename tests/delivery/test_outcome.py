@@ -8,13 +8,14 @@ import pytest
 
 from bronze.errors import Outage, Unavailable
 from bronze.protocol.lane import Lane
-from bronze.protocol.message import Accepted, Message
+from bronze.protocol.message import Message
 from bronze.records.json_intake import JsonIntake
 from bronze.records.sources import built_in
 from bronze.servers.jetstream import WRONG_LAST_SEQUENCE, ApiError, JetStream, Outgoing
 from bronze.servers.key_value import Claims
 from bronze.servers.queue import NatsQueue, boot_time_s
 from bronze.settings import Settings
+from tests import factories
 
 
 class LostAck:
@@ -43,18 +44,7 @@ async def test_stored_submission_is_not_reported_as_refused() -> None:
     intake = JsonIntake(built_in()["vehicles"], body_bytes_max=1000, spool_memory_bytes_max=1000)
     intake.lines(b'{"vehicle_id": "N14228"}\n')
     checked = intake.finish()
-    accepted = Accepted(
-        submission_id="01939f4e-6b7c-7cc3-a4f5-0242ac120002",
-        source="vehicles",
-        digest=checked.digest,
-        records=1,
-        classification_id="run",
-        classification_default="run",
-        classification_count=1,
-        received_at="2026-01-01T00:00:00.000000+00:00",
-        trace_id="0" * 32,
-        traceparent="",
-    )
+    accepted = factories.accepted(digest=checked.digest)
     jetstream = cast(JetStream, queue)
     ours = NatsQueue(jetstream, Claims(jetstream, 1), Settings(deadline_s=0.5))
     with pytest.raises(Unavailable) as told:

@@ -27,24 +27,14 @@ from bronze.protocol.message import (
     Part,
     unix_time_s,
 )
+from tests import factories
 
 LANE = Lane("vehicles", 0, "20261124T120000000")
 LIMITS = Limits(bytes_max=1_000, messages_max=10, submissions_max=5, age_s_max=15)
 
 
 def accepted(submission: str = "a", digest: str = "d") -> Accepted:
-    return Accepted(
-        submission_id=submission,
-        source=LANE.source,
-        digest=digest,
-        records=1,
-        classification_id="run",
-        classification_default="run",
-        classification_count=1,
-        received_at="2026-11-24T12:34:56.000000+00:00",
-        trace_id="0" * 32,
-        traceparent=f"00-{'0' * 32}-{'0' * 16}-00",
-    )
+    return factories.accepted(submission_id=submission, digest=digest)
 
 
 def message(
@@ -57,24 +47,15 @@ def message(
 
 
 def contents(messages: Sequence[Message], submissions: Sequence[Stored] = ()) -> Contents:
-    return Contents(
-        writer="test",
+    return factories.contents(
+        messages[0].sequence,
+        messages[-1].sequence,
         file_path=object_key("bronze", LANE, messages[0]),
-        source=LANE.source,
-        epoch=LANE.epoch,
-        lane=LANE.number,
-        first=messages[0].sequence,
-        last=messages[-1].sequence,
         last_time=messages[-1].time,
         digest=limits.digest(messages),
         messages=len(messages),
         records=len(messages),
-        first_received_at=None,
-        last_received_at=None,
-        traceparent="",
         submissions=list(submissions),
-        quarantined=[],
-        duplicates=[],
     )
 
 

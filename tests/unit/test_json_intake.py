@@ -24,7 +24,6 @@ from bronze.protocol.message import (
     MESSAGES_MAX,
     ZSTD,
     ZSTD_BYTES_MIN,
-    Accepted,
     Kind,
     Part,
     content,
@@ -37,23 +36,15 @@ from bronze.protocol.submission_id import keyed_id, lane_of, new_id
 from bronze.records import sources
 from bronze.records.json_intake import JsonIntake
 from bronze.records.sources import CLASSIFICATION_ID_CHARS_MAX
+from tests import factories
 
 SOURCES = sources.built_in()
 RECORD_BYTES_MAX = MESSAGE_BYTES_MAX - HEADER_BYTES_MAX - 2
 #: What the queue adds: its first line, the expected stream and sequence, and the batch's headers.
 PROTOCOL_BYTES = 512
 
-ACCEPTED = Accepted(
-    submission_id="01939f4e-6b7c-7cc3-a4f5-0242ac120002",
-    source="vehicles",
-    digest="0" * 64,
-    records=2**31,
-    classification_id=None,
-    classification_default=None,
-    classification_count=0,
-    received_at="2026-11-24T12:00:00.000000+00:00",
-    trace_id="0" * 32,
-    traceparent=f"00-{'0' * 32}-{'0' * 16}-01",
+ACCEPTED = factories.accepted(
+    records=2**31, classification_id=None, classification_default=None, classification_count=0
 )
 
 

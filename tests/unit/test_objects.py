@@ -38,6 +38,7 @@ from bronze.records import sources
 from bronze.records.columns import columnar_schema, object_schema
 from bronze.records.json_intake import JsonIntake
 from bronze.records.sources import RESERVED, Field, FieldType
+from tests import factories
 
 SOURCES = sources.built_in()
 EPOCH = "20261124T120000000"
@@ -47,19 +48,14 @@ RUN = {"operator": "UA", "run_number": 1, "origin": "A", "destination": "B", "sc
 
 
 def accepted(source: str, submission: str = "s", **fields: Any) -> Accepted:
-    known: dict[str, Any] = {
+    facts: dict[str, Any] = {
         "submission_id": submission,
         "source": source,
         "digest": "d",
-        "records": 1,
-        "classification_id": "run",
-        "classification_default": "run",
-        "classification_count": 1,
         "received_at": "2026-11-24T12:34:56.000001+00:00",
-        "trace_id": "0" * 32,
         "traceparent": TRACEPARENT,
     }
-    return Accepted(**(known | fields))
+    return factories.accepted(**(facts | fields))
 
 
 def message(

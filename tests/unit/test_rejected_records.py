@@ -30,20 +30,10 @@ from bronze.protocol.message import (
 from bronze.records import sources
 from bronze.records.json_intake import JsonIntake
 from bronze.records.spool import Checked
+from tests import factories
 
 SOURCES = sources.built_in()
-ACCEPTED = Accepted(
-    submission_id="01939f4e-6b7c-7cc3-a4f5-0242ac120002",
-    source="vehicles",
-    digest="0" * 64,
-    records=1,
-    classification_id="run",
-    classification_default="run",
-    classification_count=1,
-    received_at="2026-11-24T12:00:00.000000+00:00",
-    trace_id="0" * 32,
-    traceparent=f"00-{'0' * 32}-{'0' * 16}-01",
-)
+ACCEPTED = factories.accepted()
 LANE = Lane("vehicles", 0, "20261124T120000")
 
 GOOD = [b'{"vehicle_id":"%d","x":null}' % n for n in range(5)]

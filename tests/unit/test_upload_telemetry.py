@@ -12,10 +12,11 @@ from bronze.consumer.upload_telemetry import Trail
 from bronze.objects.encoder import encode_object
 from bronze.protocol.chain import sort
 from bronze.protocol.lane import Lane, lane_subject
-from bronze.protocol.message import Accepted, Message, Part
+from bronze.protocol.message import Message, Part
 from bronze.records import sources
 from bronze.telemetry import sdk
 from bronze.telemetry.signals import LINKS_MAX, Stage, attribute, spans
+from tests import factories
 
 LANE = Lane("vehicles", 0, "20261124T120000000")
 SENT = "00000000000000aa"
@@ -29,15 +30,8 @@ Write = Callable[[str], Written]
 
 def message(sequence: int, *, sampled: bool) -> Message:
     """The one message of a submission, whose trace has the sequence as its id."""
-    accepted = Accepted(
+    accepted = factories.accepted(
         submission_id=f"s{sequence}",
-        source="vehicles",
-        digest="d",
-        records=1,
-        classification_id="run",
-        classification_default="run",
-        classification_count=1,
-        received_at="2026-11-24T12:34:56.000001+00:00",
         trace_id=f"{sequence:032x}",
         traceparent=f"00-{sequence:032x}-{SENT}-0{int(sampled)}",
     )
