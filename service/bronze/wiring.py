@@ -82,9 +82,17 @@ class Edges:
 
 @asynccontextmanager
 async def edges(
-    settings: Settings, declared: Mapping[str, Source], instance_id: str, stop: asyncio.Event
+    settings: Settings,
+    declared: Mapping[str, Source],
+    instance_id: str,
+    stop: asyncio.Event,
+    *,
+    creates_objects: bool = False,
 ) -> AsyncIterator[Edges]:
-    """The real edges, waited for at start unless told to stop. Raises `Told`, `Unavailable` or `Misconfigured`."""
+    """The real edges, waited for at start unless told to stop. Raises `Told`, `Unavailable` or `Misconfigured`.
+
+    A role that creates objects has the bucket checked for create-only PUT.
+    """
     # an instance id may be preset and then outlives the process; the lock has to see that its owner died
     owner = f"{instance_id}-{secrets.token_hex(4)}"
     jetstream = await _patiently(
@@ -98,6 +106,8 @@ async def edges(
         await _patiently(lambda: schema_registry.register(claims, declared, origin), stop)
         lanes = await _patiently(lambda: queue.open(declared), stop)
         catalog = await _patiently(lambda: NatsCatalog.open(jetstream, claims, settings), stop)
+        if creates_objects:
+            await _patiently(bucket.check_create_only, stop)
         yield Edges(
             lanes,
             queue,
@@ -334,9 +344,7 @@ async def consume_role(settings: Settings, wire: Callable[[Edges], Edges] = lamb
     try:
         server = telemetry.serve_metrics()
         try:
-            async with edges(settings, declared, telemetry.instance_id, stop) as real:
-                if isinstance(real.bucket, S3Bucket):
-                    await _patiently(real.bucket.check_create_only, stop)
+            async with edges(settings, declared, telemetry.instance_id, stop, creates_objects=True) as real:
                 edge = wire(real)
                 writers = [
                     LaneWriter(
