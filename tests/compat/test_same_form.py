@@ -1,0 +1,56 @@
+"""What this version writes has the form of what the recorded version wrote."""
+
+import difflib
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+
+from local.servers import S3Account
+from tests.compat import state
+from tests.compat.conftest import Written, read
+from tests.compat.form import form
+from tests.compat.record import record
+from tests.compat.scenario import BUCKET, SETTINGS
+from tests.compat.site import Site
+
+#: What was changed since, by intention: the text of before, that of now, and why readers of the old one go on to work.
+CHANGED: Sequence[tuple[str, str, str]] = ()
+SHOWN_LINES_MAX = 60
+
+
+@pytest.fixture(scope="module")
+def now(tmp_path_factory: pytest.TempPathFactory, s3_account: S3Account) -> Written:
+    """The same sent to this version."""
+    root = tmp_path_factory.mktemp("now")
+    with Site(root, replace(s3_account, bucket=BUCKET), SETTINGS) as site:
+        state.write_bucket(site.s3, BUCKET, {})
+        record(site, root / "written")
+    return read(root / "written")
+
+
+def as_changed(text: str) -> str:
+    for before, after, _ in CHANGED:
+        text = text.replace(before, after)
+    return text
+
+
+def differences(before: Sequence[str], after: Sequence[str]) -> str:
+    diff = list(difflib.unified_diff(before, after, "as recorded", "now", lineterm="", n=1))
+    return "\n".join(line[:600] for line in diff[:SHOWN_LINES_MAX])
+
+
+def test_what_is_written_has_the_form_that_was_recorded(written: Written, now: Written) -> None:
+    """Messages, entries, identities, claims, objects, quarantine, configurations and answers: the same fields in the
+    same order with the same values, but for ids, times and what is made of them.
+    """
+    different = differences([as_changed(line) for line in form(written)], form(now))
+    assert not different, different
+
+
+def test_metrics_and_spans_have_the_names_that_were_recorded(written: Written, now: Written) -> None:
+    """Dashboards, alerts and saved queries of users go by names: those of families, labels, spans and attributes."""
+    before, after = (json.dumps(one["telemetry"], indent=1).splitlines() for one in (written, now))
+    different = differences([as_changed(line) for line in before], after)
+    assert not different, different
