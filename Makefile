@@ -9,7 +9,7 @@ READY := $(VENV)/.ready
 LOCAL := $(BIN)/python -m local
 
 .DEFAULT_GOAL := help
-.PHONY: help up status logs down demo unit test kill-test fuzz outage-test prove coverage bench check generate lock
+.PHONY: help up status logs down demo unit test kill-test mixed fuzz outage-test prove coverage bench check generate lock
 MAKEFLAGS += --no-print-directory
 
 help: ## what there is
@@ -46,6 +46,11 @@ kill-test: SEED ?= random
 kill-test: ROUNDS ?= 10
 kill-test: $(READY) ## kill every process at every step; SEED=... repeats a run, ROUNDS=... makes it longer
 	BRONZE_KILL_SEED=$(SEED) BRONZE_KILL_ROUNDS=$(ROUNDS) $(BIN)/python -m pytest -s tests/delivery/test_kill.py $(T)
+
+mixed: S ?= 10
+mixed: $(READY) ## another version's API and consumer beside this one's, under load; BASE=commit, S=... seconds a phase
+	@test -n "$(BASE)" || { echo "error: BASE=commit says which version runs beside this one" >&2; exit 1; }
+	@$(BIN)/python -m tests.compat.mixed $(BASE) --seconds $(S) $(if $(SEED),--seed $(SEED))
 
 fuzz: N ?= 500
 fuzz: SEED ?= 1

@@ -28,7 +28,7 @@ _VOLATILE = (
     (re.compile(r"date=20[2-9]\d-\d\d-\d\d/hour=\d\d"), "date=DATE/hour=HOUR"),
     (re.compile(r"20[2-9]\d{5}T\d{9}"), "EPOCH"),
     (re.compile(r"(?<![0-9a-f])[0-9a-f]{32}(?![0-9a-f])"), "ID"),
-    (re.compile(r'"(owner|seconds)": ?("[^"]+"|[\d.]+)'), r'"\1":NEW'),
+    (re.compile(r'"(owner|seconds)": ?("[^"]*"|[\d.]+)'), r'"\1":NEW'),
     (re.compile(r'"(beat|bytes)": ?\d+'), r'"\1":N'),
     # of a consumer that is killed at any moment
     (re.compile(r'"phase":"\w+","attempt":\{"first":\d+,"size":\d+,"deaths":0,"limit":0,"until":\d+\}'), "ATTEMPT"),
@@ -63,8 +63,8 @@ def _queue(streams: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         config = stream["config"]
         metadata = {name: value for name, value in config["metadata"].items() if not name.startswith("_nats.")}
         yield f"stream {config['name']} {json.dumps({**config, 'metadata': metadata})}"
-        ordered = "_CATALOG_" not in config["name"] and not config["name"].startswith("KV_")
-        for message in stream["messages"] if ordered else _by_lane(stream["messages"]):
+        ordered = config["name"].startswith("BRONZE_") and "_CATALOG_" not in config["name"]
+        for message in stream["messages"] if ordered else sorted(stream["messages"], key=_side):
             number = message["sequence"] if ordered else "-"
             yield f"message {number} {message['subject']}"
             for name, value in message["headers"]:
@@ -72,16 +72,12 @@ def _queue(streams: Sequence[Mapping[str, Any]]) -> Iterator[str]:
             yield from (f"  {line}" for line in _content(dict(message["headers"]), state.as_bytes(message["payload"])))
 
 
-def _by_lane(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Lanes are written side by side: each has an order, and there is none between them."""
-
-    def source(message: Mapping[str, Any]) -> str:
-        payload = state.as_bytes(message["payload"])
-        if message["subject"].startswith("identity."):
-            return str(json.loads(payload)["accepted"]["source"])
-        return str(message["subject"])[: len("catalog.events.")].removeprefix("catalog.").strip(".")
-
-    return sorted(messages, key=source)
+def _side(message: Mapping[str, Any]) -> str:
+    """What is written side by side: the keys of the claims, and the catalog's lanes, each of which has an order."""
+    kind, _, rest = str(message["subject"]).partition(".")
+    if kind == "identity":
+        return str(json.loads(state.as_bytes(message["payload"]))["accepted"]["source"])
+    return rest.partition(".")[0] if kind == "catalog" else rest
 
 
 def _content(headers: Mapping[str, str], payload: bytes) -> Iterator[str]:

@@ -283,8 +283,8 @@ class Player:
 
         _, last, _ = readings()
         with denied(self._site, f"bronze/source=readings/*-{last:012}.parquet"):
-            env = {**self._heard.env, "BRONZE_OBJECT_MESSAGES_MAX": "3"}
-            consumer = self._site.started(self._site.role("consumer", "consume", **env))
+            # not heard: nobody knows what of it is sent before it is killed
+            consumer = self._site.started(self._site.role("consumer", "consume", BRONZE_OBJECT_MESSAGES_MAX="3"))
             until("two parts are stored", lambda: readings()[2] == last - 1)
             consumer.signal(SIGKILL)
 

@@ -5,8 +5,8 @@ from collections import defaultdict
 from types import TracebackType
 from typing import Any, Self
 
+from local.otlp import Receiver, attributes
 from local.programs import http_get
-from tests.otlp import Receiver, attributes
 
 _TYPE = re.compile(r"# TYPE (?P<name>\S+) (?P<type>.*)")
 _SAMPLE = re.compile(r"(?P<name>\w+)(?:\{(?P<labels>.*)\})? \S+")
