@@ -25,10 +25,10 @@ from benchmarks.sample import status
 from benchmarks.stand import SAMPLE, STATE, Options, console, one_line, running, say, stack
 from bronze.objects.encoder import Encoded, encode_object
 from bronze.objects.file_writer import FileWriter
-from bronze.protocol.chain import sort
+from bronze.protocol.chain import reconcile
 from bronze.protocol.keys import object_key
 from bronze.protocol.lane import Lane, lane_subject
-from bronze.protocol.message import Accepted, Kind, Message, Part, packed
+from bronze.protocol.message import AcceptedSubmission, Message, MessageKind, Part, compress
 from bronze.records import sources
 from local.exporters import Exporters
 from local.stack import Stack
@@ -73,13 +73,13 @@ class Making:
     @staticmethod
     def encoded(messages: Sequence[Message]) -> Encoded:
         key = object_key("bronze", LANE, messages[0])
-        cut = sort(LANE, messages, {})
+        cut = reconcile(LANE, messages, {})
         return encode_object(SOURCE, LANE, key, cut, f"00-{'4b' * 16}-{'00' * 7}01-01")
 
     def _message(self, records: int, moment: datetime) -> Message:
         taken = [self.lines[(self._at + n) % len(self.lines)] for n in range(records)]
         self._at += records
-        accepted = Accepted(
+        accepted = AcceptedSubmission(
             submission_id=str(uuid7()),
             source=SOURCE.name,
             digest="ab" * 32,
@@ -92,8 +92,8 @@ class Making:
             traceparent=f"00-{'4b' * 16}-{'00' * 7}01-01",
         )
         subject = lane_subject(SOURCE.name, 0, accepted.submission_id)
-        payload, zstd = packed(b"\n".join(taken))
-        headers = Part(accepted, 1, 1, 0, records, Kind.LINES, zstd).headers()
+        payload, zstd = compress(b"\n".join(taken))
+        headers = Part(accepted, 1, 1, 0, records, MessageKind.LINES, zstd).headers()
         sequence, self._sequence = self._sequence, self._sequence + 1
         stored = f"{moment:%Y-%m-%dT%H:%M:%S}.000000000Z"
         return Message(sequence, subject, stored, headers, payload)

@@ -5,13 +5,13 @@ from typing import Any
 from bronze.protocol.documents import Contents
 from bronze.protocol.keys import object_key
 from bronze.protocol.lane import Lane, lane_subject
-from bronze.protocol.message import Accepted, Message
+from bronze.protocol.message import AcceptedSubmission, Message
 
 LANE = Lane("vehicles", 0, "20261124T120000000")
 TIME = "2026-11-24T12:34:56.123456789Z"
 
 
-def accepted(**facts: Any) -> Accepted:
+def accepted(**facts: Any) -> AcceptedSubmission:
     """A submission of one record."""
     known: dict[str, Any] = {
         "submission_id": "01939f4e-6b7c-7cc3-a4f5-0242ac120002",
@@ -25,7 +25,7 @@ def accepted(**facts: Any) -> Accepted:
         "trace_id": "0" * 32,
         "traceparent": f"00-{'0' * 32}-{'0' * 16}-01",
     }
-    return Accepted(**(known | facts))
+    return AcceptedSubmission(**(known | facts))
 
 
 def contents(first: int, last: int, **facts: Any) -> Contents:

@@ -85,7 +85,7 @@ def run(args: argparse.Namespace, chosen: Settings) -> int:
     if args.role == "quarantine":
         from bronze import wiring
 
-        return asyncio.run(wiring.look_after_quarantine(args, chosen))
+        return asyncio.run(wiring.run_quarantine(args, chosen))
     if args.role in {"lanes", "catalog"}:
         from bronze import wiring
 

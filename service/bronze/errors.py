@@ -114,7 +114,7 @@ class Unavailable(BronzeError):
         self.members: Mapping[str, object] = members
 
 
-class Poison(BronzeError):
+class DeadLetter(BronzeError):
     """A message that cannot become rows. It is kept byte for byte in quarantine, and the chain goes on."""
 
 

@@ -19,10 +19,10 @@ import httpx
 import pyarrow as pa
 import uvicorn
 
-from bronze.admin.change_lanes import Change
+from bronze.admin.change_lanes import LaneChange
 from bronze.admin.progress import Progress
 from bronze.admin.quarantine_command import run
-from bronze.admin.rebuild_catalog import Found, Rebuild
+from bronze.admin.rebuild_catalog import BucketContents, Rebuild
 from bronze.admin.reports import report_lanes, report_rebuilt
 from bronze.api.app import Parts, create_app
 from bronze.api.body import BodyReader
@@ -35,8 +35,8 @@ from bronze.api.request_context import OwnContext
 from bronze.consumer.lane_writer import LaneWriter
 from bronze.consumer.run import consume
 from bronze.errors import Gone, Misconfigured, Unavailable
-from bronze.lineage.catalog_index import View
-from bronze.lineage.lookup import Lookups
+from bronze.lineage.catalog_index import CatalogIndex
+from bronze.lineage.lookup import LineageLookup
 from bronze.lineage.submission import SubmissionLookup
 from bronze.protocol.lane import Lane
 from bronze.protocol.limits import Limits
@@ -46,11 +46,11 @@ from bronze.servers import schema_registry
 from bronze.servers.bucket import Bucket
 from bronze.servers.catalog import Catalog, NatsCatalog
 from bronze.servers.catalog_feed import Feed
-from bronze.servers.catalog_rebuild import Rebuilt
+from bronze.servers.catalog_rebuild import CatalogReplacement
 from bronze.servers.jetstream import JetStream
-from bronze.servers.key_value import Claims
+from bronze.servers.key_value import KeyValueStore
 from bronze.servers.lane_lock import Lock, NatsLock
-from bronze.servers.queue import Lanes, NatsQueue, Queue, boot_time_s
+from bronze.servers.queue import LaneAdmin, NatsQueue, Queue, boot_time_s
 from bronze.servers.s3 import S3Bucket
 from bronze.settings import Settings
 from bronze.telemetry import sdk
@@ -69,7 +69,7 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 
 
 @dataclass(frozen=True)
-class Edges:
+class Servers:
     """What the roles act on."""
 
     lanes: list[Lane]
@@ -81,40 +81,40 @@ class Edges:
 
 
 @asynccontextmanager
-async def edges(
+async def open_servers(
     settings: Settings,
     declared: Mapping[str, Source],
     instance_id: str,
     stop: asyncio.Event,
     *,
     creates_objects: bool = False,
-) -> AsyncIterator[Edges]:
-    """The real edges, waited for at start unless told to stop. Raises `Told`, `Unavailable` or `Misconfigured`.
+) -> AsyncIterator[Servers]:
+    """The real servers, waited for at the start. Raises `StopRequested`, `Unavailable` or `Misconfigured`.
 
     A role that creates objects has the bucket checked for create-only PUT.
     """
     # an instance id may be preset and then outlives the process; the lock has to see that its owner died
     owner = f"{instance_id}-{secrets.token_hex(4)}"
-    jetstream = await _patiently(
+    jetstream = await _retry_until_available(
         lambda: JetStream.connect(settings.nats_url, server_name=settings.nats_server_name), stop
     )
     bucket = S3Bucket(settings)
     try:
-        claims = Claims(jetstream, settings.queue_replicas)
-        queue = NatsQueue(jetstream, claims, settings)
+        key_values = KeyValueStore(jetstream, settings.queue_replicas)
+        queue = NatsQueue(jetstream, key_values, settings)
         origin = str(settings.sources or "the built-in sources.toml")
-        await _patiently(lambda: schema_registry.register(claims, declared, origin), stop)
-        lanes = await _patiently(lambda: queue.open(declared), stop)
-        catalog = await _patiently(lambda: NatsCatalog.open(jetstream, claims, settings), stop)
+        await _retry_until_available(lambda: schema_registry.register(key_values, declared, origin), stop)
+        lanes = await _retry_until_available(lambda: queue.open(declared), stop)
+        catalog = await _retry_until_available(lambda: NatsCatalog.open(jetstream, key_values, settings), stop)
         if creates_objects:
-            await _patiently(bucket.check_create_only, stop)
-        yield Edges(
+            await _retry_until_available(bucket.check_create_only, stop)
+        yield Servers(
             lanes,
             queue,
             bucket,
             catalog,
             Feed(jetstream),
-            lambda lane: NatsLock(claims, lane, owner, settings.lock_expiry_s),
+            lambda lane: NatsLock(key_values, lane, owner, settings.lock_expiry_s),
         )
     finally:
         bucket.close()
@@ -135,12 +135,12 @@ async def prometheus(settings: Settings) -> AsyncIterator[Prometheus | None]:
         yield Prometheus(client)
 
 
-class Told(Exception):
+class StopRequested(Exception):
     """To stop, while it waited to start."""
 
 
-async def _patiently(step: Callable[[], Awaitable[T]], stop: asyncio.Event) -> T:
-    """Do a step of the start, and again for a while where what it needs is away. Raises `Told`."""
+async def _retry_until_available(step: Callable[[], Awaitable[T]], stop: asyncio.Event) -> T:
+    """Do a step of the start, and again for a while where what it needs is away. Raises `StopRequested`."""
     loop = asyncio.get_running_loop()
     give_up_s = loop.time() + START_WAIT_S
     told = asyncio.ensure_future(stop.wait())
@@ -150,7 +150,7 @@ async def _patiently(step: Callable[[], Awaitable[T]], stop: asyncio.Event) -> T
             await asyncio.wait({told, doing}, return_when=asyncio.FIRST_COMPLETED)
             if told.done():
                 doing.cancel()
-                raise Told
+                raise StopRequested
             try:
                 return doing.result()
             except Unavailable as error:
@@ -176,7 +176,7 @@ def _on_signals(act: Callable[[], None]) -> None:
         asyncio.get_running_loop().add_signal_handler(signum, act)
 
 
-def _settle() -> None:
+def _freeze_startup_objects() -> None:
     """What the start has made stays: the garbage collector need not go through it again, a tenth of a second each time.
 
     With telemetry on, the API takes a fifth more requests, and its p99 is less than half.
@@ -185,7 +185,7 @@ def _settle() -> None:
     gc.freeze()
 
 
-def _keep_freed() -> None:
+def _tune_malloc() -> None:
     """Have glibc keep up to 16 MiB of what is freed, and take pieces of less than 4 MiB from there.
 
     By its defaults, each piece of a body is taken from the system and given back: a fifth of the check's time.
@@ -208,8 +208,8 @@ def _listening(settings: Settings) -> socket.socket:
 def api_parts(
     settings: Settings,
     declared: Mapping[str, Source],
-    edge: Edges,
-    view: View,
+    edge: Servers,
+    view: CatalogIndex,
     glances: Prometheus | None,
     telemetry: Telemetry,
     on_gone: Callable[[Gone], None],
@@ -218,7 +218,7 @@ def api_parts(
     """The parts of the API, on these edges."""
     lanes = {(lane.source, lane.number): lane for lane in edge.lanes}
     submissions = SubmissionLookup(lanes, settings.lanes, edge.queue, edge.catalog)
-    lookups = Lookups(view, edge.bucket, submissions.find, settings.prefix)
+    lookups = LineageLookup(view, edge.bucket, submissions.find, settings.prefix)
     return Parts(
         sources=declared,
         bodies=BodyReader(settings, ColumnarReaders(settings)),
@@ -234,12 +234,12 @@ def api_parts(
     )
 
 
-async def serve(settings: Settings, wire: Callable[[Edges], Edges] = lambda edge: edge) -> int:
+async def serve(settings: Settings, wire: Callable[[Servers], Servers] = lambda edge: edge) -> int:
     """Run the API until it is told to stop; requests under way are answered first. Gives the exit code.
 
     `wire` may put other parts in the place of the real ones, as the kill test does.
     """
-    _keep_freed()
+    _tune_malloc()
     declared = sources.load(settings.sources)
     telemetry = sdk.start(Role.API, settings)
     telemetry.begin(declared)
@@ -248,7 +248,7 @@ async def serve(settings: Settings, wire: Callable[[Edges], Edges] = lambda edge
     _on_signals(stop.set)
     try:
         async with (
-            edges(settings, declared, telemetry.instance_id, stop) as real,
+            open_servers(settings, declared, telemetry.instance_id, stop) as real,
             prometheus(settings) as glances,
         ):
             edge = wire(real)
@@ -258,7 +258,7 @@ async def serve(settings: Settings, wire: Callable[[Edges], Edges] = lambda edge
                 failed.append(error)
                 server.should_exit = True
 
-            view = View(settings.view_dir, f"view-{settings.api_port}")
+            view = CatalogIndex(settings.view_dir, f"view-{settings.api_port}")
             server = uvicorn.Server(
                 uvicorn.Config(
                     OwnContext(create_app(api_parts(settings, declared, edge, view, glances, telemetry, fatal))),
@@ -281,9 +281,9 @@ async def serve(settings: Settings, wire: Callable[[Edges], Edges] = lambda edge
             with _listening(settings) as listener:
                 log.info("listening on http://%s:%d", settings.api_host, settings.api_port)
                 async with _following(view, edge.feed, telemetry.instruments.catalog_lag.set):
-                    _settle()
+                    _freeze_startup_objects()
                     await server.serve(sockets=[listener])
-    except Told:
+    except StopRequested:
         log.info("told to stop before the start was over")
     finally:
         await asyncio.to_thread(telemetry.shutdown)
@@ -291,7 +291,7 @@ async def serve(settings: Settings, wire: Callable[[Edges], Edges] = lambda edge
 
 
 @asynccontextmanager
-async def _following(view: View, feed: Feed, report: Callable[[float], None]) -> AsyncIterator[None]:
+async def _following(view: CatalogIndex, feed: Feed, report: Callable[[float], None]) -> AsyncIterator[None]:
     """The view, brought up to date meanwhile; told to stop, and not cancelled, which the NATS client may swallow."""
     stop = asyncio.Event()
     await view.open()
@@ -308,8 +308,8 @@ async def with_feed(settings: Settings, follow: Callable[[Feed, asyncio.Event], 
     """Give the catalog's feed to a follower until it is told to stop. Gives the exit code."""
     stop = asyncio.Event()
     _on_signals(stop.set)
-    with suppress(Told):
-        jetstream = await _patiently(
+    with suppress(StopRequested):
+        jetstream = await _retry_until_available(
             lambda: JetStream.connect(settings.nats_url, server_name=settings.nats_server_name), stop
         )
         try:
@@ -319,7 +319,7 @@ async def with_feed(settings: Settings, follow: Callable[[Feed, asyncio.Event], 
     return 0
 
 
-async def look_after_quarantine(args: argparse.Namespace, settings: Settings) -> int:
+async def run_quarantine(args: argparse.Namespace, settings: Settings) -> int:
     """Run a command of `bronze quarantine`, on the bucket alone. Gives the exit code."""
     bucket = S3Bucket(settings)
     try:
@@ -328,7 +328,7 @@ async def look_after_quarantine(args: argparse.Namespace, settings: Settings) ->
         bucket.close()
 
 
-async def consume_role(settings: Settings, wire: Callable[[Edges], Edges] = lambda edge: edge) -> int:
+async def consume_role(settings: Settings, wire: Callable[[Servers], Servers] = lambda edge: edge) -> int:
     """Run the consumer until it is told to stop; what is under way is finished first. Gives the exit code.
 
     `wire`: as for `serve`.
@@ -344,7 +344,7 @@ async def consume_role(settings: Settings, wire: Callable[[Edges], Edges] = lamb
     try:
         server = telemetry.serve_metrics()
         try:
-            async with edges(settings, declared, telemetry.instance_id, stop, creates_objects=True) as real:
+            async with open_servers(settings, declared, telemetry.instance_id, stop, creates_objects=True) as real:
                 edge = wire(real)
                 writers = [
                     LaneWriter(
@@ -362,11 +362,11 @@ async def consume_role(settings: Settings, wire: Callable[[Edges], Edges] = lamb
                     for lane in edge.lanes
                 ]
                 log.info("consuming %d lanes", len(writers))
-                _settle()
+                _freeze_startup_objects()
                 await consume(writers, stop)
         finally:
             server.close()
-    except Told:
+    except StopRequested:
         log.info("told to stop before the start was over")
     except Gone as error:
         log.critical("%s", error)
@@ -376,7 +376,9 @@ async def consume_role(settings: Settings, wire: Callable[[Edges], Edges] = lamb
     return 0
 
 
-async def change_lanes(settings: Settings, number: int, wire: Callable[[Lanes], Lanes] = lambda queue: queue) -> int:
+async def change_lanes(
+    settings: Settings, number: int, wire: Callable[[LaneAdmin], LaneAdmin] = lambda queue: queue
+) -> int:
     """Run `bronze lanes`: change each source's number of lanes. Gives the exit code.
 
     `wire`: as for `serve`, of the queue.
@@ -386,11 +388,13 @@ async def change_lanes(settings: Settings, number: int, wire: Callable[[Lanes], 
     chosen = settings.model_copy(update={"lanes": number})
     jetstream = await JetStream.connect(settings.nats_url, server_name=settings.nats_server_name)
     try:
-        claims = Claims(jetstream, settings.queue_replicas)
-        catalog = await NatsCatalog.open(jetstream, claims, settings)
-        queue = wire(NatsQueue(jetstream, claims, chosen))
+        key_values = KeyValueStore(jetstream, settings.queue_replicas)
+        catalog = await NatsCatalog.open(jetstream, key_values, settings)
+        queue = wire(NatsQueue(jetstream, key_values, chosen))
         with Progress("messages to be stored") as progress:
-            changed = await Change(queue, catalog, list(sources.load(settings.sources)), number, progress.left).run()
+            changed = await LaneChange(
+                queue, catalog, list(sources.load(settings.sources)), number, progress.left
+            ).run()
     finally:
         await jetstream.close()
     report_lanes(number, changed=changed)
@@ -401,16 +405,16 @@ async def rebuild_catalog(settings: Settings, *, dry_run: bool) -> int:
     """Run `bronze catalog rebuild`: make the catalog anew, from the bucket. Gives the exit code."""
     jetstream = await JetStream.connect(settings.nats_url, server_name=settings.nats_server_name)
     bucket = S3Bucket(settings)
-    found = Found()
+    found = BucketContents()
     try:
         await bucket.check()
         with Progress("objects read") as progress, tempfile.TemporaryFile() as spool:
             rebuild = Rebuild(bucket, settings.prefix, progress.step)
             await rebuild.look(spool, found)
             if not dry_run:
-                claims = Claims(jetstream, settings.queue_replicas)
-                await rebuild.run(Rebuilt(jetstream, claims, settings), spool, found, time.time())
-                queue = NatsQueue(jetstream, claims, settings)
+                key_values = KeyValueStore(jetstream, settings.queue_replicas)
+                await rebuild.run(CatalogReplacement(jetstream, key_values, settings), spool, found, time.time())
+                queue = NatsQueue(jetstream, key_values, settings)
                 lanes = [one.lane for source in sources.load(settings.sources) for one in await queue.lanes_of(source)]
                 await rebuild.compare(queue, lanes, found)
     finally:

@@ -9,7 +9,7 @@ import pytest_asyncio
 from bronze.protocol.lane import Lane
 from bronze.servers.catalog import NatsCatalog
 from bronze.servers.jetstream import JetStream
-from bronze.servers.key_value import Claims
+from bronze.servers.key_value import KeyValueStore
 from bronze.servers.queue import NatsQueue
 from bronze.servers.s3 import S3Bucket
 from bronze.settings import Settings
@@ -49,7 +49,7 @@ async def jetstream(request: pytest.FixtureRequest) -> AsyncIterator[JetStream]:
 
 @pytest.fixture
 def queue(jetstream: JetStream, settings: Settings) -> NatsQueue:
-    return NatsQueue(jetstream, Claims(jetstream, 1), settings)
+    return NatsQueue(jetstream, KeyValueStore(jetstream, 1), settings)
 
 
 @pytest_asyncio.fixture
@@ -60,14 +60,14 @@ async def lane(queue: NatsQueue) -> Lane:
 
 @pytest_asyncio.fixture
 async def catalog(jetstream: JetStream, settings: Settings) -> NatsCatalog:
-    return await NatsCatalog.open(jetstream, Claims(jetstream, 1), settings)
+    return await NatsCatalog.open(jetstream, KeyValueStore(jetstream, 1), settings)
 
 
 @pytest_asyncio.fixture
-async def claims(jetstream: JetStream) -> Claims:
-    claims = Claims(jetstream, 1)
-    await claims.open()
-    return claims
+async def key_values(jetstream: JetStream) -> KeyValueStore:
+    key_values = KeyValueStore(jetstream, 1)
+    await key_values.open()
+    return key_values
 
 
 @pytest.fixture

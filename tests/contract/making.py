@@ -15,13 +15,13 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from bronze.api.app import create_app
 from bronze.errors import Gone
-from bronze.lineage.catalog_index import View
+from bronze.lineage.catalog_index import CatalogIndex
 from bronze.protocol.lane import Lane
-from bronze.protocol.message import Accepted
+from bronze.protocol.message import AcceptedSubmission
 from bronze.protocol.submission_id import keyed_id, new_id
 from bronze.records import sources
 from bronze.records.json_intake import JsonIntake
-from bronze.records.spool import Checked
+from bronze.records.spool import CheckedSubmission
 from bronze.servers.bucket import Bucket
 from bronze.servers.catalog import Catalog
 from bronze.servers.queue import Queue
@@ -29,7 +29,7 @@ from bronze.settings import Settings
 from bronze.telemetry import sdk
 from bronze.telemetry.sdk import Telemetry
 from bronze.telemetry.signals import Role, attribute
-from bronze.wiring import Edges, api_parts
+from bronze.wiring import Servers, api_parts
 from local.machine import limit_s
 from tests import factories
 
@@ -39,8 +39,8 @@ RECEIVED_AT = "2026-11-24T12:34:56.000000+00:00"
 
 @dataclass(frozen=True)
 class Submission:
-    accepted: Accepted
-    checked: Checked
+    accepted: AcceptedSubmission
+    checked: CheckedSubmission
 
     @property
     def id(self) -> str:
@@ -89,12 +89,12 @@ def app_on(
     catalog: Catalog,
     telemetry: Telemetry,
     on_gone: Callable[[Gone], None] = lambda _: None,
-    view: View | None = None,
+    view: CatalogIndex | None = None,
 ) -> FastAPI:
     """The API on these parts, with no Prometheus beside it."""
     nothing = cast(Any, None)  # the API uses neither feed nor lock
-    edges = Edges(list(lanes), queue, bucket, catalog, feed=nothing, lock=nothing)
-    return create_app(api_parts(settings, SOURCES, edges, view or View(), None, telemetry, on_gone))
+    edges = Servers(list(lanes), queue, bucket, catalog, feed=nothing, lock=nothing)
+    return create_app(api_parts(settings, SOURCES, edges, view or CatalogIndex(), None, telemetry, on_gone))
 
 
 class Heard:

@@ -19,11 +19,11 @@ from bronze.api.problems import PROBLEM
 from bronze.errors import Halted
 from bronze.objects.encoder import encode_object
 from bronze.objects.footer import CONTENT_TYPE, user_metadata
-from bronze.protocol.chain import Position, sort
+from bronze.protocol.chain import Position, reconcile
 from bronze.protocol.keys import object_key
 from bronze.protocol.lane import Lane
 from bronze.protocol.message import HEADER_BYTES_MAX, MESSAGE_BYTES_MAX, Part
-from bronze.records.media import JSON, MEDIA_TYPES, NDJSON, Format
+from bronze.records.media import JSON, MEDIA_TYPES, NDJSON, ColumnarType
 from bronze.servers.catalog import NatsCatalog
 from bronze.servers.jetstream import JetStream
 from bronze.servers.queue import NatsQueue
@@ -380,7 +380,7 @@ async def test_a_submission_is_followed_from_accepted_to_stored_and_purged(
 
     messages = await api.queue.read(api.lane, None)
     key = object_key(prefix, api.lane, messages[0])
-    cut = sort(api.lane, messages, {})
+    cut = reconcile(api.lane, messages, {})
     wrote = encode_object(SOURCES["vehicles"], api.lane, key, cut, f"00-{TRACE_ID}-{'1' * 16}-01")
     await bucket.create(key, wrote.body, user_metadata(wrote.contents), CONTENT_TYPE)
     await catalog.append(api.lane, Position(None, 0), wrote.contents)
@@ -515,7 +515,7 @@ async def test_the_documents_examples_are_taken(api: Served) -> None:
     contents = operation["requestBody"]["content"]
     assert list(contents) == [*MEDIA_TYPES]
     binary = {media for media, content in contents.items() if "contentMediaType" in content["schema"]}
-    assert binary == {*Format}
+    assert binary == {*ColumnarType}
     for media in contents.keys() - binary:
         example = contents[media]["example"]
         body = example if isinstance(example, str) else json.dumps(example)

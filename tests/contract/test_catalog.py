@@ -9,12 +9,12 @@ import pytest
 
 from bronze.errors import Halted, Misconfigured, Unavailable
 from bronze.protocol.chain import Position
-from bronze.protocol.documents import Contents, Identity, Stored, entry_of, identities_of
+from bronze.protocol.documents import Contents, Identity, StoredSubmission, entry_of, identities_of
 from bronze.protocol.lane import Lane
-from bronze.protocol.message import Accepted, Message
+from bronze.protocol.message import AcceptedSubmission, Message
 from bronze.servers.catalog import KEYED_TTL, UNKEYED_TTL, NatsCatalog, Overtaken
 from bronze.servers.jetstream import JetStream, Outgoing
-from bronze.servers.key_value import Claims
+from bronze.servers.key_value import KeyValueStore
 from bronze.settings import Settings
 from tests import factories
 from tests.contract.making import submission, vehicle
@@ -24,14 +24,14 @@ LANE = Lane("vehicles", 0, "20261124T120000000")
 BEGINNING = Position(None, 0)
 
 
-def an_object(first: int, last: int, submissions: Sequence[Accepted] = ()) -> Contents:
+def an_object(first: int, last: int, submissions: Sequence[AcceptedSubmission] = ()) -> Contents:
     """What an object of these messages says of itself."""
     return factories.contents(
         first,
         last,
         records=len(submissions),
         submissions=[
-            Stored(
+            StoredSubmission(
                 accepted=accepted,
                 first_sequence=first + number,
                 parts=1,
@@ -45,7 +45,7 @@ def an_object(first: int, last: int, submissions: Sequence[Accepted] = ()) -> Co
     )
 
 
-def accepted(name: str, *, keyed: bool = False) -> Accepted:
+def accepted(name: str, *, keyed: bool = False) -> AcceptedSubmission:
     return submission(vehicle(name), key=name if keyed else None).accepted
 
 
@@ -163,13 +163,15 @@ async def test_another_buckets_catalog_is_refused(
     catalog: NatsCatalog, jetstream: JetStream, settings: Settings
 ) -> None:
     with pytest.raises(Misconfigured, match=f"{settings.prefix}.*another"):
-        await NatsCatalog.open(jetstream, Claims(jetstream, 1), settings.model_copy(update={"prefix": "another"}))
+        await NatsCatalog.open(
+            jetstream, KeyValueStore(jetstream, 1), settings.model_copy(update={"prefix": "another"})
+        )
 
 
 async def test_openers_that_race_open_one_catalog(settings: Settings) -> None:
     connections = [await JetStream.connect(settings.nats_url) for _ in range(4)]
     try:
-        opened = await asyncio.gather(*(NatsCatalog.open(one, Claims(one, 1), settings) for one in connections))
+        opened = await asyncio.gather(*(NatsCatalog.open(one, KeyValueStore(one, 1), settings) for one in connections))
     finally:
         for connection in connections:
             await connection.close()

@@ -15,8 +15,8 @@ import pytest
 from bronze.api.columnar_reader import ColumnarReaders, SpooledBody
 from bronze.api.columnar_worker import EXIT_DISK, STREAM_END
 from bronze.errors import Refused, Unavailable
-from bronze.records.media import Format
-from bronze.records.spool import Checked
+from bronze.records.media import ColumnarType
+from bronze.records.spool import CheckedSubmission
 from bronze.settings import Settings
 from tests.contract.making import SOURCES, until
 
@@ -49,7 +49,7 @@ def running(code: str) -> ColumnarReaders:
     return ColumnarReaders(settings(), command=("-c", code))
 
 
-async def read(form: Format, data: bytes, readers: ColumnarReaders | None = None) -> Checked:
+async def read(form: ColumnarType, data: bytes, readers: ColumnarReaders | None = None) -> CheckedSubmission:
     body = SpooledBody(form, 2**30)
     try:
         body.take(data)
@@ -112,7 +112,7 @@ def spoilt_page() -> bytes:
     return whole[:4] + b"\xff" * (len(whole) - footer - 4) + whole[-footer:]
 
 
-ARROW, PARQUET = Format.ARROW_STREAM, Format.PARQUET
+ARROW, PARQUET = ColumnarType.ARROW_STREAM, ColumnarType.PARQUET
 COSTLY = (413, "body-too-costly")
 UNREADABLE = (400, "unreadable-body")
 
@@ -146,7 +146,7 @@ UNREADABLE = (400, "unreadable-body")
     ],
 )
 async def test_a_hostile_body_is_refused(
-    form: Format, make: Callable[[], bytes], expected: tuple[int, str], word: str
+    form: ColumnarType, make: Callable[[], bytes], expected: tuple[int, str], word: str
 ) -> None:
     """By a documented word, within its bounds of memory and time; and the next body is read."""
     readers = ColumnarReaders(settings(columnar_cpu_s_max=1, columnar_memory_bytes_max=MEMORY_BYTES_MAX))

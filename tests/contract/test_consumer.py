@@ -28,7 +28,7 @@ from bronze.protocol.message import FORMAT, HEADER_ENCODING, HEADER_FORMAT, ZSTD
 from bronze.servers.bucket import Bucket
 from bronze.servers.catalog import Catalog, NatsCatalog
 from bronze.servers.jetstream import JetStream, Outgoing
-from bronze.servers.key_value import Claims
+from bronze.servers.key_value import KeyValueStore
 from bronze.servers.lane_lock import Lock, NatsLock
 from bronze.servers.queue import NatsQueue, boot_time_s
 from bronze.servers.s3 import S3Bucket
@@ -129,7 +129,7 @@ async def parts(
     queue: NatsQueue,
     bucket: S3Bucket,
     catalog: NatsCatalog,
-    claims: Claims,
+    key_values: KeyValueStore,
     heard: Heard,
 ) -> Parts:
     return Parts(
@@ -138,7 +138,7 @@ async def parts(
         queue,
         bucket,
         catalog,
-        lambda: NatsLock(claims, lane, object().__repr__(), settings.lock_expiry_s),
+        lambda: NatsLock(key_values, lane, object().__repr__(), settings.lock_expiry_s),
         heard,
         wiring.limits(settings),
     )

@@ -12,7 +12,7 @@ from bronze.errors import Gone, Unavailable
 from bronze.protocol.message import Message
 from bronze.servers import jetstream as js
 from bronze.servers.jetstream import ApiError, JetStream, Missing, Outgoing
-from bronze.servers.key_value import HELD, Claims, Taken
+from bronze.servers.key_value import HELD, KeyChanged, KeyValueStore
 from tests.contract.making import until
 from tests.contract.twins import on_both
 from tests.delivery.servers import BATCH_DISABLED, BATCH_INCOMPLETE, BATCH_TOO_LARGE, TTL_DISABLED, TTL_INVALID
@@ -446,44 +446,44 @@ async def test_a_stream_that_was_replaced_is_gone(jetstream: JetStream) -> None:
 
 
 @pytest.fixture
-def claims(jetstream: JetStream) -> Claims:
-    return Claims(jetstream, 1)
+def key_values(jetstream: JetStream) -> KeyValueStore:
+    return KeyValueStore(jetstream, 1)
 
 
-async def test_of_writers_that_race_for_a_revision_one_wins(claims: Claims) -> None:
+async def test_of_writers_that_race_for_a_revision_one_wins(key_values: KeyValueStore) -> None:
     """A key holds its last value alone, whatever the others hold."""
-    await claims.open()
-    await claims.open()
-    assert await claims.get("lock.a.0.x") == (b"", 0)
+    await key_values.open()
+    await key_values.open()
+    assert await key_values.get("lock.a.0.x") == (b"", 0)
     revision = 0
     for turn in range(3):
-        race = (claims.put("lock.a.0.x", b"%d by %d" % (turn, racer), revision) for racer in range(4))
+        race = (key_values.put("lock.a.0.x", b"%d by %d" % (turn, racer), revision) for racer in range(4))
         answers = await asyncio.gather(*race, return_exceptions=True)
         (won,) = (one for one in answers if isinstance(one, int))
-        assert sum(isinstance(one, Taken) for one in answers) == 3
-        value, revision = await claims.get("lock.a.0.x")
+        assert sum(isinstance(one, KeyChanged) for one in answers) == 3
+        value, revision = await key_values.get("lock.a.0.x")
         assert (value, revision) == (b"%d by %d" % (turn, answers.index(won)), won)
-        await claims.put("lock.other.0.x", b"", (await claims.get("lock.other.0.x"))[1])
-    assert await claims.get("lock.other.0.y") == (b"", 0)
+        await key_values.put("lock.other.0.x", b"", (await key_values.get("lock.other.0.x"))[1])
+    assert await key_values.get("lock.other.0.y") == (b"", 0)
 
 
-async def test_keys_are_listed_by_their_beginning(claims: Claims) -> None:
-    await claims.open()
+async def test_keys_are_listed_by_their_beginning(key_values: KeyValueStore) -> None:
+    await key_values.open()
     for key in ("schema.vehicles", "schema.status", "stream.vehicles.0"):
-        await claims.put(key, b"value", 0)
-    assert sorted(await claims.names("schema.")) == ["status", "vehicles"]
-    assert await claims.names("lock.") == []
+        await key_values.put(key, b"value", 0)
+    assert sorted(await key_values.names("schema.")) == ["status", "vehicles"]
+    assert await key_values.names("lock.") == []
 
 
-async def test_makers_that_race_for_a_stream_make_one(jetstream: JetStream, claims: Claims) -> None:
+async def test_makers_that_race_for_a_stream_make_one(jetstream: JetStream, key_values: KeyValueStore) -> None:
     """Who holds the key for a command keeps the others from it until it is given back."""
     config = {"storage": "file", "num_replicas": 1, "allow_direct": True}
-    names = await asyncio.gather(*(claims.stream("stream.a", "A", ["a.*"], config) for _ in range(4)))
+    names = await asyncio.gather(*(key_values.stream("stream.a", "A", ["a.*"], config) for _ in range(4)))
     assert await jetstream.streams_of("a.*") == sorted(set(names))
     assert len(set(names)) == 1
-    await claims.hold("stream.b", "bronze lanes 2")
-    assert (await claims.get("stream.b"))[0] == HELD + b"bronze lanes 2"
+    await key_values.hold("stream.b", "bronze lanes 2")
+    assert (await key_values.get("stream.b"))[0] == HELD + b"bronze lanes 2"
     with pytest.raises(Unavailable, match="bronze lanes 2"):
-        await claims.stream("stream.b", "B", ["b.*"], config)
-    await claims.give("stream.b")
-    assert (await claims.get("stream.b"))[0] == b""
+        await key_values.stream("stream.b", "B", ["b.*"], config)
+    await key_values.release("stream.b")
+    assert (await key_values.get("stream.b"))[0] == b""

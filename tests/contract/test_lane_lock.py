@@ -9,8 +9,8 @@ import pytest
 from bronze.protocol.attempts import Attempt
 from bronze.protocol.lane import Lane
 from bronze.servers.jetstream import JetStream
-from bronze.servers.key_value import Claims
-from bronze.servers.lane_lock import Lost, NatsLock, State
+from bronze.servers.key_value import KeyValueStore
+from bronze.servers.lane_lock import LockLost, LockState, NatsLock
 from local.machine import limit_s
 from tests.contract.making import cancelled, until
 from tests.contract.twins import on_both
@@ -34,9 +34,9 @@ Make = Callable[..., NatsLock]
 
 
 @pytest.fixture
-def make(claims: Claims) -> Make:
+def make(key_values: KeyValueStore) -> Make:
     def make(owner: str, now_s: Callable[[], float] | None = None, lane: Lane = LANE) -> NatsLock:
-        return NatsLock(claims, lane, owner, EXPIRY_S, now_s or Clock())
+        return NatsLock(key_values, lane, owner, EXPIRY_S, now_s or Clock())
 
     return make
 
@@ -60,16 +60,16 @@ class Looks(NatsLock):
 
     looks = 0
 
-    async def _load(self) -> tuple[State, int]:
+    async def _load(self) -> tuple[LockState, int]:
         self.looks += 1
         return await super()._load()
 
 
 @on_both
-async def test_of_two_one_owns_and_the_other_waits_while_it_beats(make: Make, claims: Claims) -> None:
+async def test_of_two_one_owns_and_the_other_waits_while_it_beats(make: Make, key_values: KeyValueStore) -> None:
     """For any number of expiries, by a clock that runs."""
     first = make("first")
-    second = Looks(claims, LANE, "second", EXPIRY_S)
+    second = Looks(key_values, LANE, "second", EXPIRY_S)
     await taken(first)
     async with meanwhile(first.keep()) as keep, meanwhile(second.acquire()) as wait:
         await until(lambda: second.looks > 15)  # five an expiry
@@ -78,10 +78,12 @@ async def test_of_two_one_owns_and_the_other_waits_while_it_beats(make: Make, cl
 
 
 @on_both
-async def test_a_lock_without_a_beat_is_taken_over_after_the_expiry_and_not_before(make: Make, claims: Claims) -> None:
+async def test_a_lock_without_a_beat_is_taken_over_after_the_expiry_and_not_before(
+    make: Make, key_values: KeyValueStore
+) -> None:
     """By the waiter's own clock, from when it saw the last beat."""
     clock = Clock()
-    first, second = make("first"), Looks(claims, LANE, "second", EXPIRY_S, clock)
+    first, second = make("first"), Looks(key_values, LANE, "second", EXPIRY_S, clock)
     await taken(first)
     async with meanwhile(second.acquire()) as wait:
         await until(lambda: second.looks > 2)
@@ -92,10 +94,10 @@ async def test_a_lock_without_a_beat_is_taken_over_after_the_expiry_and_not_befo
         clock.s = EXPIRY_S
         await until(wait.done)
         await wait
-    with pytest.raises(Lost):
+    with pytest.raises(LockLost):
         await first.decoded()
     async with asyncio.timeout(limit_s(10)):
-        with pytest.raises(Lost):
+        with pytest.raises(LockLost):
             await first.keep()
 
 
@@ -125,7 +127,7 @@ async def test_a_lock_that_is_given_back_is_taken_at_once(make: Make) -> None:
     await taken(first)
     await first.release()
     await taken(second)
-    with pytest.raises(Lost):
+    with pytest.raises(LockLost):
         await first.release()
 
 

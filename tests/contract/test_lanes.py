@@ -11,7 +11,7 @@ import pytest
 import pytest_asyncio
 
 from bronze import wiring
-from bronze.admin.change_lanes import Change
+from bronze.admin.change_lanes import LaneChange
 from bronze.consumer.lane_writer import LaneWriter
 from bronze.consumer.run import consume
 from bronze.errors import Gone, Misconfigured, Unavailable
@@ -20,9 +20,9 @@ from bronze.protocol.lane import Lane
 from bronze.protocol.submission_id import lane_of
 from bronze.servers.catalog import NatsCatalog
 from bronze.servers.jetstream import SEALED, ApiError, JetStream, Outgoing, StreamState
-from bronze.servers.key_value import Claims
+from bronze.servers.key_value import KeyValueStore
 from bronze.servers.lane_lock import NatsLock
-from bronze.servers.queue import Lanes, NatsQueue, boot_time_s
+from bronze.servers.queue import LaneAdmin, NatsQueue, boot_time_s
 from bronze.servers.s3 import S3Bucket
 from bronze.settings import Settings
 from local.machine import limit_s
@@ -39,19 +39,21 @@ class Parts:
     jetstream: JetStream
     bucket: S3Bucket
     catalog: NatsCatalog
-    claims: Claims
+    key_values: KeyValueStore
     heard: Heard
 
     def queue(self, lanes: int) -> NatsQueue:
         """The queue of a role with such a setting."""
-        return NatsQueue(self.jetstream, Claims(self.jetstream, 1), self.settings.model_copy(update={"lanes": lanes}))
+        return NatsQueue(
+            self.jetstream, KeyValueStore(self.jetstream, 1), self.settings.model_copy(update={"lanes": lanes})
+        )
 
     async def open(self, lanes: int) -> list[Lane]:
         return await self.queue(lanes).open(["vehicles"])
 
-    def change(self, lanes: int, queue: Lanes | None = None, **waits: float) -> Change:
+    def change(self, lanes: int, queue: LaneAdmin | None = None, **waits: float) -> LaneChange:
         queue = queue or self.queue(lanes)
-        return Change(queue, self.catalog, ["vehicles"], lanes, lambda _: None, **{"settled_s": SETTLED_S, **waits})
+        return LaneChange(queue, self.catalog, ["vehicles"], lanes, lambda _: None, **{"settled_s": SETTLED_S, **waits})
 
     async def submit(self, lanes: Sequence[Lane], one: Submission) -> None:
         """As an API that works on these lanes."""
@@ -69,7 +71,7 @@ class Parts:
                 self.queue(len(lanes)),
                 self.bucket,
                 self.catalog,
-                NatsLock(self.claims, lane, object().__repr__(), self.settings.lock_expiry_s),
+                NatsLock(self.key_values, lane, object().__repr__(), self.settings.lock_expiry_s),
                 self.heard.telemetry,
                 prefix=self.settings.prefix,
                 limits=wiring.limits(self.settings),
@@ -93,9 +95,14 @@ class Parts:
 
 @pytest_asyncio.fixture
 async def parts(
-    settings: Settings, jetstream: JetStream, bucket: S3Bucket, catalog: NatsCatalog, claims: Claims, heard: Heard
+    settings: Settings,
+    jetstream: JetStream,
+    bucket: S3Bucket,
+    catalog: NatsCatalog,
+    key_values: KeyValueStore,
+    heard: Heard,
 ) -> Parts:
-    return Parts(settings, jetstream, bucket, catalog, claims, heard)
+    return Parts(settings, jetstream, bucket, catalog, key_values, heard)
 
 
 @pytest.mark.parametrize(("before", "after"), [(2, 3), (3, 1)])
@@ -176,7 +183,7 @@ class CutShort:
 
     def __getattr__(self, name: str) -> Any:
         call = getattr(self._queue, name)
-        if name not in {"hold", "seal", "remove", "make", "give"}:
+        if name not in {"hold", "seal", "remove", "make", "release"}:
             return call
 
         async def act(*arguments: Any) -> None:
@@ -197,7 +204,7 @@ async def test_a_command_that_was_cut_short_anywhere_is_finished_by_the_next(par
         sent.append(submission(vehicle(str(acts)), key=str(acts)))
         await parts.submit(old, sent[-1])
         async with parts.consuming(old):
-            short = parts.change(after, cast(Lanes, CutShort(parts.queue(after), acts)), settled_s=0)
+            short = parts.change(after, cast(LaneAdmin, CutShort(parts.queue(after), acts)), settled_s=0)
             try:
                 await short.run()
             except Cut:
@@ -251,7 +258,7 @@ async def test_lanes_that_were_not_there_at_one_moment_are_not_worked_on(parts: 
 
     slow.meanwhile = there_and_back
     try:
-        queue = NatsQueue(slow, Claims(slow, 1), parts.settings.model_copy(update={"lanes": 2}))
+        queue = NatsQueue(slow, KeyValueStore(slow, 1), parts.settings.model_copy(update={"lanes": 2}))
         with pytest.raises(Unavailable, match="replaced while it was opened"):
             await queue.open(["vehicles"])
         assert await queue.open(["vehicles"]) == await parts.open(2)

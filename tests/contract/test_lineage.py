@@ -13,18 +13,18 @@ import pytest_asyncio
 
 from bronze.errors import Refused, Unavailable
 from bronze.lineage import catalog_index, lookup
-from bronze.lineage.catalog_index import View
-from bronze.lineage.lookup import Chain, Held, Lookups
+from bronze.lineage.catalog_index import CatalogIndex
+from bronze.lineage.lookup import Lineage, LineageLookup, ObjectShare
 from bronze.lineage.submission import SubmissionLookup
 from bronze.objects.encoder import encode_object
 from bronze.objects.footer import CONTENT_TYPE, user_metadata
-from bronze.protocol.chain import Position, Tail, sort
+from bronze.protocol.chain import Position, Tail, reconcile
 from bronze.protocol.documents import Contents, entry_of
 from bronze.protocol.keys import object_key
 from bronze.protocol.lane import Lane
 from bronze.protocol.submission_id import new_id
 from bronze.servers.catalog import REBUILDING, NatsCatalog
-from bronze.servers.catalog_feed import Feed, Place
+from bronze.servers.catalog_feed import Feed, FeedPosition
 from bronze.servers.jetstream import JetStream, Outgoing
 from bronze.servers.queue import NatsQueue, boot_time_s
 from bronze.servers.s3 import S3Bucket
@@ -65,7 +65,7 @@ class Data:
         ids = list(dict.fromkeys(message.submission_id for message in messages))
         identities = await self.catalog.identities(self.lane, self._position, ids)
         key = object_key(self.prefix, self.lane, messages[0])
-        cut = sort(self.lane, messages, identities)
+        cut = reconcile(self.lane, messages, identities)
         wrote = encode_object(SOURCES["vehicles"], self.lane, key, cut, f"00-{upload}-{'1' * 16}-01", WRITTEN_AT)
         await self.bucket.create(key, wrote.body, user_metadata(wrote.contents), CONTENT_TYPE)
         self._position = await self.catalog.append(self.lane, self._position, wrote.contents)
@@ -83,9 +83,9 @@ def feed(jetstream: JetStream, catalog: NatsCatalog) -> Feed:
 
 
 @pytest_asyncio.fixture
-async def seen(feed: Feed) -> AsyncIterator[View]:
+async def seen(feed: Feed) -> AsyncIterator[CatalogIndex]:
     """A view that nobody keeps up to date but the test."""
-    view = await View().open()
+    view = await CatalogIndex().open()
     yield view
     await view.close()
 
@@ -96,34 +96,36 @@ def submissions(data: Data) -> SubmissionLookup:
 
 
 @pytest.fixture
-def looking(seen: View, bucket: S3Bucket, submissions: SubmissionLookup, prefix: str) -> Lookups:
-    return Lookups(seen, bucket, submissions.find, prefix)
+def looking(seen: CatalogIndex, bucket: S3Bucket, submissions: SubmissionLookup, prefix: str) -> LineageLookup:
+    return LineageLookup(seen, bucket, submissions.find, prefix)
 
 
-async def caught_up(view: View, feed: Feed) -> None:
+async def caught_up(view: CatalogIndex, feed: Feed) -> None:
     while not await view.catch_up(feed):
         pass
 
 
-def ids(chain: Chain) -> list[str]:
+def ids(chain: Lineage) -> list[str]:
     return [one.submission_id for one in chain.submissions]
 
 
-def paths(chain: Chain) -> list[str]:
+def paths(chain: Lineage) -> list[str]:
     return [one.file_path for one in chain.objects]
 
 
-async def test_each_id_leads_to_the_same_chain(data: Data, looking: Lookups, seen: View, feed: Feed) -> None:
+async def test_each_id_leads_to_the_same_chain(
+    data: Data, looking: LineageLookup, seen: CatalogIndex, feed: Feed
+) -> None:
     """By its own id, its trace, its run, its object and the upload's trace: whose data, which write, when."""
     one = of_runs("run-1", trace_id="1" * 32, origin="fleet.csv")
     other = of_runs("run-2", trace_id="2" * 32)
     wrote = await data.store(one, other)
     await caught_up(seen, feed)
-    by_id = await looking.chain("submission_id", one.id)
+    by_id = await looking.lineage("submission_id", one.id)
     (line,), (of,) = by_id.submissions, by_id.objects
     assert (line.submission_id, line.source, line.status, line.records) == (one.id, "vehicles", "stored", 1)
     assert (line.classification_id, line.classification_count, line.origin) == ("run-1", 1, "fleet.csv")
-    assert (line.trace_id, line.objects) == ("1" * 32, [Held(wrote.file_path, 1)])
+    assert (line.trace_id, line.objects) == ("1" * 32, [ObjectShare(wrote.file_path, 1)])
     first = await data.queue.get(data.lane, 1)
     assert first
     assert (line.received_at, line.queued_at, line.stored_at) == (RECEIVED_AT, first.time, WRITTEN_AT)
@@ -133,15 +135,17 @@ async def test_each_id_leads_to_the_same_chain(data: Data, looking: Lookups, see
     assert head
     assert of.bytes == head.size
     for by, value in (("trace_id", "1" * 32), ("classification_id", "run-1")):
-        same = await looking.chain(by, value)  # type: ignore[arg-type]
+        same = await looking.lineage(by, value)  # type: ignore[arg-type]
         assert (same.by, same.value, same.submissions, same.objects) == (by, value, [line], [of])
-    by_path = await looking.chain("file_path", wrote.file_path)
+    by_path = await looking.lineage("file_path", wrote.file_path)
     assert (ids(by_path), by_path.objects) == ([one.id, other.id], [of])
     assert (by_path.truncated, by_path.complete) == (False, True)
-    assert paths(await looking.chain("trace_id", UPLOAD)) == [wrote.file_path]
+    assert paths(await looking.lineage("trace_id", UPLOAD)) == [wrote.file_path]
 
 
-async def test_any_text_is_taken_for_what_it_is(data: Data, looking: Lookups, seen: View, feed: Feed) -> None:
+async def test_any_text_is_taken_for_what_it_is(
+    data: Data, looking: LineageLookup, seen: CatalogIndex, feed: Feed
+) -> None:
     run = new_id()  # as the API assigns it: it looks like a submission's id
     one = of_runs(run, trace_id="1" * 32)
     wrote = await data.store(one)
@@ -154,34 +158,34 @@ async def test_any_text_is_taken_for_what_it_is(data: Data, looking: Lookups, se
         (wrote.file_path, "file_path"),
         (f" s3://bronze/{wrote.file_path}\n", "file_path"),
     ):
-        found = await looking.any(text)
+        found = await looking.guess(text)
         assert (found.by, ids(found), paths(found)) == (by, [one.id], [wrote.file_path])
     with pytest.raises(Refused, match=r"nobody.*classification_id"):
-        await looking.any("nobody")
+        await looking.guess("nobody")
     with pytest.raises(Refused, match=r"submission_id nor as classification_id"):
-        await looking.any(new_id())
+        await looking.guess(new_id())
 
 
 async def test_a_submission_over_several_objects_is_told_whole(
-    data: Data, looking: Lookups, seen: View, feed: Feed
+    data: Data, looking: LineageLookup, seen: CatalogIndex, feed: Feed
 ) -> None:
     """From each of its objects; until its last part is stored, it is accepted."""
     large = submission(*wide("a", 3))
     first = await data.store(large, messages_max=2)
     await caught_up(seen, feed)
-    (line,) = (await looking.chain("submission_id", large.id)).submissions
-    assert (line.status, line.records, line.objects) == ("accepted", 3, [Held(first.file_path, 2)])
+    (line,) = (await looking.lineage("submission_id", large.id)).submissions
+    assert (line.status, line.records, line.objects) == ("accepted", 3, [ObjectShare(first.file_path, 2)])
     second = await data.store()
     await caught_up(seen, feed)
     for by, value in (("file_path", first.file_path), ("submission_id", large.id), ("classification_id", "run")):
-        (line,) = (await looking.chain(by, value)).submissions  # type: ignore[arg-type]
+        (line,) = (await looking.lineage(by, value)).submissions  # type: ignore[arg-type]
         assert (line.status, line.records) == ("stored", 3)
-        assert line.objects == [Held(first.file_path, 2), Held(second.file_path, 1)]
-    assert paths(await looking.chain("submission_id", large.id)) == [first.file_path, second.file_path]
+        assert line.objects == [ObjectShare(first.file_path, 2), ObjectShare(second.file_path, 1)]
+    assert paths(await looking.lineage("submission_id", large.id)) == [first.file_path, second.file_path]
 
 
 async def test_a_run_among_many_of_a_submission_is_found_by_the_objects_column(
-    data: Data, looking: Lookups, seen: View, feed: Feed
+    data: Data, looking: LineageLookup, seen: CatalogIndex, feed: Feed
 ) -> None:
     """Also where the object has more runs than are listed; a run that lies between them and is not there is not."""
     runs = [f"run-{number:04}" for number in range(0, 600, 2)]
@@ -190,20 +194,20 @@ async def test_a_run_among_many_of_a_submission_is_found_by_the_objects_column(
     later = await data.store(few)
     last = await data.store(single)
     await caught_up(seen, feed)
-    found = await looking.chain("classification_id", "run-0598")  # not among the first 128
+    found = await looking.lineage("classification_id", "run-0598")  # not among the first 128
     assert (ids(found), paths(found), found.complete) == ([many.id], [wrote.file_path], True)
     assert (found.submissions[0].classification_id, found.submissions[0].classification_count) == (None, 300)
-    found = await looking.chain("classification_id", "run-0100")
+    found = await looking.lineage("classification_id", "run-0100")
     assert (ids(found), paths(found)) == ([many.id, single.id], [wrote.file_path, last.file_path])
-    found = await looking.chain("classification_id", "few-2")
+    found = await looking.lineage("classification_id", "few-2")
     assert (ids(found), paths(found)) == ([few.id], [later.file_path])
     with pytest.raises(Refused):
-        await looking.chain("classification_id", "run-0101")
+        await looking.lineage("classification_id", "run-0101")
     assert await seen.to_search("zzz", 9) == []
 
 
 async def test_more_candidates_than_are_searched_make_an_answer_incomplete(
-    data: Data, looking: Lookups, seen: View, feed: Feed, monkeypatch: pytest.MonkeyPatch
+    data: Data, looking: LineageLookup, seen: CatalogIndex, feed: Feed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The newest are searched; where nothing is found, nobody can tell, which is not the same as not there."""
     many = [f"a-{number:04}" for number in range(200)]
@@ -211,49 +215,51 @@ async def test_more_candidates_than_are_searched_make_an_answer_incomplete(
         await data.store(of_runs(*many, f"b-{number}", "z"))
     await caught_up(seen, feed)
     monkeypatch.setattr(lookup, "SEARCHED_MAX", 2)
-    found = await looking.chain("classification_id", "z")
+    found = await looking.lineage("classification_id", "z")
     assert (len(found.objects), found.complete) == (2, False)
     with pytest.raises(Unavailable, match="not each"):
-        await looking.chain("classification_id", "b-0")
+        await looking.lineage("classification_id", "b-0")
 
 
-async def test_a_limit_truncates_and_says_so(data: Data, looking: Lookups, seen: View, feed: Feed) -> None:
+async def test_a_limit_truncates_and_says_so(
+    data: Data, looking: LineageLookup, seen: CatalogIndex, feed: Feed
+) -> None:
     wrote = await data.store(*(of_runs("run") for _ in range(3)))
     await data.store(of_runs("run"))
     await caught_up(seen, feed)
-    found = await looking.chain("file_path", wrote.file_path, limit=2)
+    found = await looking.lineage("file_path", wrote.file_path, limit=2)
     assert (len(found.submissions), len(found.objects), found.truncated) == (2, 1, True)
-    found = await looking.chain("classification_id", "run", limit=1)
+    found = await looking.lineage("classification_id", "run", limit=1)
     assert (len(found.submissions), len(found.objects), found.truncated) == (1, 1, True)
-    found = await looking.chain("classification_id", "run", limit=4)
+    found = await looking.lineage("classification_id", "run", limit=4)
     assert (len(found.submissions), len(found.objects), found.truncated) == (4, 2, False)
 
 
 async def test_what_the_view_has_not_seen_is_asked_of_those_who_know(
-    data: Data, looking: Lookups, seen: View, feed: Feed
+    data: Data, looking: LineageLookup, seen: CatalogIndex, feed: Feed
 ) -> None:
     """A submission that waits, one that was just stored, and its object: the same answers as the view's later."""
     one = of_runs("run", origin="a.csv")
     await data.send(one)
-    waiting = await looking.chain("submission_id", one.id)
+    waiting = await looking.lineage("submission_id", one.id)
     (line,) = waiting.submissions
     assert (line.status, line.records, line.origin, line.objects) == ("accepted", 1, "a.csv", [])
     assert waiting.objects == []
     wrote = await data.store()
-    fresh = [await looking.chain("submission_id", one.id), await looking.chain("file_path", wrote.file_path)]
+    fresh = [await looking.lineage("submission_id", one.id), await looking.lineage("file_path", wrote.file_path)]
     await caught_up(seen, feed)
-    later = [await looking.chain("submission_id", one.id), await looking.chain("file_path", wrote.file_path)]
+    later = [await looking.lineage("submission_id", one.id), await looking.lineage("file_path", wrote.file_path)]
     assert [replace(chain, lag_s=0) for chain in fresh] == [replace(chain, lag_s=0) for chain in later]
 
 
 async def test_a_view_that_is_behind_does_not_say_that_nothing_is_there(
-    looking: Lookups, monkeypatch: pytest.MonkeyPatch
+    looking: LineageLookup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(Refused):
-        await looking.chain("trace_id", "1" * 32)
+        await looking.lineage("trace_id", "1" * 32)
     monkeypatch.setattr(lookup, "LAG_S_MAX", 0)
     with pytest.raises(Unavailable, match="behind") as raised:
-        await looking.chain("trace_id", "1" * 32)
+        await looking.lineage("trace_id", "1" * 32)
     assert raised.value.code == "undecided"
 
 
@@ -263,38 +269,38 @@ async def test_a_view_is_kept_lost_and_made_again(
     """Opened again it goes on where it was; deleted, spoilt or of another catalog it begins anew."""
     one = of_runs("run")
     await data.store(one)
-    first = await View(tmp_path).open()
+    first = await CatalogIndex(tmp_path).open()
     await caught_up(first, feed)
-    place = first.place
-    beside = await View(tmp_path).open()  # the file is taken: it has one of its own
-    assert beside.place == Place()
+    position = first.position
+    beside = await CatalogIndex(tmp_path).open()  # the file is taken: it has one of its own
+    assert beside.position == FeedPosition()
     await beside.close()
-    said = await Lookups(first, bucket, submissions.find, prefix).chain("submission_id", one.id)
+    said = await LineageLookup(first, bucket, submissions.find, prefix).lineage("submission_id", one.id)
     await first.close()
 
-    kept = await View(tmp_path).open()
-    assert kept.place == place
+    kept = await CatalogIndex(tmp_path).open()
+    assert kept.position == position
     await kept.close()
     file = tmp_path / "view.sqlite"
     for spoil in (file.unlink, lambda: file.write_bytes(b"no database" * 1_000)):
         spoil()
-        anew = await View(tmp_path).open()
-        assert anew.place == Place()
+        anew = await CatalogIndex(tmp_path).open()
+        assert anew.position == FeedPosition()
         await caught_up(anew, feed)
-        again = await Lookups(anew, bucket, submissions.find, prefix).chain("submission_id", one.id)
+        again = await LineageLookup(anew, bucket, submissions.find, prefix).lineage("submission_id", one.id)
         assert replace(again, lag_s=0) == replace(said, lag_s=0)
         await anew.close()
 
 
 async def test_another_catalog_begins_the_view_anew(
-    data: Data, seen: View, feed: Feed, jetstream: JetStream, catalog: NatsCatalog
+    data: Data, seen: CatalogIndex, feed: Feed, jetstream: JetStream, catalog: NatsCatalog
 ) -> None:
     """A catalog that was made again is another stream, which is taken when it is whole; what the old one said is gone
     from the view.
     """
     await data.store(of_runs("run"))
     await caught_up(seen, feed)
-    before = seen.place
+    before = seen.position
     await jetstream.api(f"STREAM.DELETE.{catalog._stream}")
     with pytest.raises(Unavailable):
         await seen.catch_up(feed)
@@ -302,23 +308,23 @@ async def test_another_catalog_begins_the_view_anew(
     await jetstream.create_stream({**config, "metadata": {REBUILDING: "yes"}})
     with pytest.raises(Unavailable, match="being rebuilt"):
         await seen.catch_up(feed)
-    assert seen.place == before
+    assert seen.position == before
     await jetstream.update_stream("ANOTHER", metadata={})
     await caught_up(seen, feed)
-    assert (seen.place.stream, seen.place.sequence) == ("ANOTHER", 0)
+    assert (seen.position.stream, seen.position.sequence) == ("ANOTHER", 0)
     assert before.stream != "ANOTHER"
-    assert await seen.by_id(catalog_index.Id.RUN, "run", 9, lambda noted: noted) == []
+    assert await seen.by_id(catalog_index.IdKind.CLASSIFICATION, "run", 9, lambda noted: noted) == []
 
 
 async def test_a_view_follows_and_says_how_far_behind_it_is(
-    data: Data, seen: View, feed: Feed, nats: Process, jetstream: JetStream
+    data: Data, seen: CatalogIndex, feed: Feed, nats: Process, jetstream: JetStream
 ) -> None:
     """The lag grows while the queue is away, shrinks after it, and a stop is heeded at once."""
     lags: list[float] = []
     stop = asyncio.Event()
     following = asyncio.create_task(seen.follow(feed, stop, lags.append))
     await data.store(of_runs("run"))
-    await until(lambda: seen.place.sequence > 0)
+    await until(lambda: seen.position.sequence > 0)
     await asyncio.to_thread(nats.stop)
     await until(lambda: seen.lag_s > 1.5 and lags[-1] > 1)
     await asyncio.to_thread(nats.restart)
@@ -329,7 +335,7 @@ async def test_a_view_follows_and_says_how_far_behind_it_is(
 
 
 async def test_an_entry_that_cannot_be_read_is_left_out(
-    data: Data, seen: View, feed: Feed, jetstream: JetStream
+    data: Data, seen: CatalogIndex, feed: Feed, jetstream: JetStream
 ) -> None:
     """And an entry of before, which says less, is read."""
     await jetstream.publish(Outgoing("catalog.vehicles.9.x", b'{"first": "one"}', {}))
@@ -350,7 +356,7 @@ async def test_an_entry_that_cannot_be_read_is_left_out(
 
 
 async def test_one_of_the_ids_is_asked_for_and_refusals_are_problems(
-    settings: Settings, data: Data, looking: Lookups, seen: View, feed: Feed, heard: Heard
+    settings: Settings, data: Data, looking: LineageLookup, seen: CatalogIndex, feed: Feed, heard: Heard
 ) -> None:
     one = of_runs("run")
     await data.store(one)
@@ -363,7 +369,7 @@ async def test_one_of_the_ids_is_asked_for_and_refusals_are_problems(
             return await client.get("/v1/lineage", params=query)
 
         said = (await ask(submission_id=one.id)).json()
-        known = asdict(await looking.chain("submission_id", one.id))
+        known = asdict(await looking.lineage("submission_id", one.id))
         assert {**said, "lag_s": 0} == {**known, "lag_s": 0}
         assert (await ask(id=one.id)).json()["by"] == "submission_id"
         answers: Sequence[tuple[dict[str, str | int], int, str]] = [

@@ -14,15 +14,15 @@ import pyarrow.parquet as pq
 import pytest
 import pytest_asyncio
 
-from bronze.admin.quarantine import Mistaken, find, load
+from bronze.admin.quarantine import CommandError, find, load
 from bronze.admin.quarantine_command import run
-from bronze.admin.quarantine_replay import mended, replay
+from bronze.admin.quarantine_replay import match_lines, replay
 from bronze.consumer.lane_writer import LaneWriter
 from bronze.protocol.lane import Lane, lane_subject
 from bronze.records.media import NDJSON
 from bronze.servers.catalog import NatsCatalog
 from bronze.servers.jetstream import JetStream, Outgoing
-from bronze.servers.key_value import Claims
+from bronze.servers.key_value import KeyValueStore
 from bronze.servers.lane_lock import NatsLock
 from bronze.servers.queue import NatsQueue
 from bronze.servers.s3 import S3Bucket
@@ -48,7 +48,7 @@ class Served:
     queue: NatsQueue
     bucket: S3Bucket
     catalog: NatsCatalog
-    claims: Claims
+    key_values: KeyValueStore
     api: Heard
     consumer: Heard
 
@@ -65,7 +65,7 @@ class Served:
             self.queue,
             self.bucket,
             self.catalog,
-            NatsLock(self.claims, self.lane, "test", self.settings.lock_expiry_s),
+            NatsLock(self.key_values, self.lane, "test", self.settings.lock_expiry_s),
             self.consumer.telemetry,
             prefix=self.settings.prefix,
             limits=limits(self.settings),
@@ -102,14 +102,19 @@ class Served:
 
 @pytest_asyncio.fixture
 async def served(
-    settings: Settings, queue: NatsQueue, bucket: S3Bucket, catalog: NatsCatalog, claims: Claims, heard: Heard
+    settings: Settings,
+    queue: NatsQueue,
+    bucket: S3Bucket,
+    catalog: NatsCatalog,
+    key_values: KeyValueStore,
+    heard: Heard,
 ) -> AsyncIterator[Served]:
     lanes = await queue.open(SOURCES)
     api = Heard(Role.API)
     app = app_on(settings, lanes, queue, bucket, catalog, api.telemetry)
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url="http://api") as client:
-        yield Served(client, settings, lanes[0], queue, bucket, catalog, claims, api, heard)
+        yield Served(client, settings, lanes[0], queue, bucket, catalog, key_values, api, heard)
     api.telemetry.shutdown()
 
 
@@ -203,17 +208,17 @@ async def test_mended_records_are_replayed_once(served: Served) -> None:
     async with served.consuming():
         (key,) = (await served.done(accepted))["quarantine"]
         aside = await load(served.bucket, key)
-        (still_bad,) = mended([aside], [b'{"vehicle_id":"b"}', BROKEN])
-        with pytest.raises(Mistaken, match=r"record 2 of its submission"):
+        (still_bad,) = match_lines([aside], [b'{"vehicle_id":"b"}', BROKEN])
+        with pytest.raises(CommandError, match=r"record 2 of its submission"):
             await replay(served.bucket, served.client, still_bad)
-        (again,) = mended([aside], [b'{"vehicle_id":"b"}', b'{"vehicle_id":"c"}'])
+        (again,) = match_lines([aside], [b'{"vehicle_id":"b"}', b'{"vehicle_id":"c"}'])
         mark = await replay(served.bucket, served.client, again)
-        (other,) = mended([aside], [b'{"vehicle_id":"b"}', b""])
-        with pytest.raises(Mistaken, match=mark.submission_id):  # as after a crash before the mark
+        (other,) = match_lines([aside], [b'{"vehicle_id":"b"}', b""])
+        with pytest.raises(CommandError, match=mark.submission_id):  # as after a crash before the mark
             await replay(served.bucket, served.client, other)
         marked = await load(served.bucket, key)
         assert marked.replayed == mark
-        (again,) = mended([marked], [b'{"vehicle_id":"b"}', b'{"vehicle_id":"c"}'])
+        (again,) = match_lines([marked], [b'{"vehicle_id":"b"}', b'{"vehicle_id":"c"}'])
         assert await replay(served.bucket, served.client, again) == mark
         await served.done(await served.post(GOOD, "/v1/ingest/vehicles"))  # a lane is in order
     rows = [row for row in await served.rows() if row["_submission_id"] == mark.submission_id]
@@ -243,7 +248,7 @@ async def test_poison_is_listed_and_replayed_by_its_headers(
         found = [one async for one in find(served.bucket, source="vehicles", submission_id=other)]
         (poison,) = [one for one in found if served.lane.epoch in one.key]
         assert [(one.index, one.raw) for one in poison.records] == [(0, b'{"vehicle_id":1}')]
-        (again,) = mended([poison], [GOOD])
+        (again,) = match_lines([poison], [GOOD])
         mark = await replay(served.bucket, served.client, again)
         assert (await served.client.get(f"/v1/submissions/{mark.submission_id}")).json()["classification_id"] == "run"
     args = Namespace(action="list", source="vehicles", since="", json=True)
@@ -252,15 +257,15 @@ async def test_poison_is_listed_and_replayed_by_its_headers(
     ours = {one["submission_id"]: one for one in listed if served.lane.epoch in one["key"]}
     assert ours[other]["replayed_as"] == mark.submission_id
     assert ours["x"]["records"] == [{"index": None, "kind": None, "field": None, "reason": None}]
-    with pytest.raises(Mistaken, match="cannot be told apart"):
-        mended([await load(served.bucket, ours["x"]["key"])], [b"{}"])
+    with pytest.raises(CommandError, match="cannot be told apart"):
+        match_lines([await load(served.bucket, ours["x"]["key"])], [b"{}"])
 
 
 async def test_a_replay_asks_until_the_api_answers(served: Served) -> None:
     """What stands before it may fail or answer for it: a 503 is waited out, and a page of somebody else's is told."""
     async with served.consuming():
         (key,) = (await served.done(await served.post(WRONG)))["quarantine"]
-    (again,) = mended([await load(served.bucket, key)], [GOOD])
+    (again,) = match_lines([await load(served.bucket, key)], [GOOD])
     before = [httpx.Response(503, text="away"), httpx.Response(404, text="<html>")]
 
     async def answer(request: httpx.Request) -> httpx.Response:
@@ -269,7 +274,7 @@ async def test_a_replay_asks_until_the_api_answers(served: Served) -> None:
         return await served.post(request.content, request.url.path, Idempotency_Key=request.headers["idempotency-key"])
 
     async with httpx.AsyncClient(base_url="http://front", transport=httpx.MockTransport(answer)) as front:
-        with pytest.raises(Mistaken, match="http://front/v1/ingest/vehicles answers 404"):
+        with pytest.raises(CommandError, match="http://front/v1/ingest/vehicles answers 404"):
             await replay(served.bucket, front, again)
         assert before == []
         assert (await replay(served.bucket, front, again)).records == 1

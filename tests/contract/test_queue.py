@@ -10,10 +10,17 @@ import pytest
 from bronze.errors import Halted, Misconfigured, Unavailable
 from bronze.protocol.chain import Gap, Tail
 from bronze.protocol.lane import Lane
-from bronze.protocol.message import FILE_NAME_CHARS_MAX, HEADER_BYTES_MAX, MESSAGE_BYTES_MAX, Accepted, Message, Part
+from bronze.protocol.message import (
+    FILE_NAME_CHARS_MAX,
+    HEADER_BYTES_MAX,
+    MESSAGE_BYTES_MAX,
+    AcceptedSubmission,
+    Message,
+    Part,
+)
 from bronze.records.sources import CLASSIFICATION_ID_CHARS_MAX
 from bronze.servers.jetstream import JetStream, Outgoing
-from bronze.servers.key_value import Claims
+from bronze.servers.key_value import KeyValueStore
 from bronze.servers.queue import NatsQueue, Superseded, boot_time_s
 from bronze.settings import Settings
 from local.machine import limit_s
@@ -25,7 +32,7 @@ ONE = [vehicle("a")]
 MANY = wide("a", 3)
 
 
-async def submit(queue: NatsQueue, lane: Lane, one: Submission, within_s: float = 10) -> Accepted | None:
+async def submit(queue: NatsQueue, lane: Lane, one: Submission, within_s: float = 10) -> AcceptedSubmission | None:
     return await queue.submit(lane, one.accepted, one.checked, boot_time_s() + within_s)
 
 
@@ -53,7 +60,7 @@ async def test_openers_that_race_open_the_same_lanes(settings: Settings) -> None
     connections = [await JetStream.connect(settings.nats_url) for _ in range(4)]
     try:
         opened = await asyncio.gather(
-            *(NatsQueue(one, Claims(one, 1), several).open(["vehicles", "status"]) for one in connections)
+            *(NatsQueue(one, KeyValueStore(one, 1), several).open(["vehicles", "status"]) for one in connections)
         )
     finally:
         for connection in connections:
@@ -74,7 +81,9 @@ async def test_other_settings_than_the_lanes_were_made_with_are_refused(
 ) -> None:
     """Both values are named: what the stream was made with, and what the settings say."""
     with pytest.raises(Misconfigured) as refused:
-        await NatsQueue(jetstream, Claims(jetstream, 1), settings.model_copy(update={name: value})).open(["vehicles"])
+        await NatsQueue(jetstream, KeyValueStore(jetstream, 1), settings.model_copy(update={name: value})).open(
+            ["vehicles"]
+        )
     assert f"'{getattr(settings, name)}'" in str(refused.value)
     assert f"'{value}'" in str(refused.value)
 
@@ -168,7 +177,7 @@ async def test_a_subject_that_was_taken_and_is_free_again_is_left_to_its_identit
     try:
         with pytest.raises(Superseded):
             await submit(
-                NatsQueue(connection, Claims(connection, 1), settings),
+                NatsQueue(connection, KeyValueStore(connection, 1), settings),
                 lane,
                 submission(*ONE, key="k", trace_id="1" * 32),
             )
@@ -201,7 +210,7 @@ async def test_the_largest_message_with_the_longest_headers_fits(
 async def test_a_full_queue_refuses_and_keeps_nothing(
     jetstream: JetStream, settings: Settings, records: list[bytes]
 ) -> None:
-    queue = NatsQueue(jetstream, Claims(jetstream, 1), settings.model_copy(update={"queue_bytes_max": 10_000}))
+    queue = NatsQueue(jetstream, KeyValueStore(jetstream, 1), settings.model_copy(update={"queue_bytes_max": 10_000}))
     (lane,) = await queue.open(["vehicles"])
     for _ in range(2):
         await submit(queue, lane, submission(vehicle("filler", 3_900)))
@@ -227,7 +236,7 @@ async def test_a_batch_whose_deadline_passes_on_the_way_is_not_stored_and_not_ac
 ) -> None:
     """The clock jumps past the deadline after so many looks at it, as it does when a process was paused."""
     clock = chain(repeat(0.0, looks), repeat(100.0))
-    queue = NatsQueue(jetstream, Claims(jetstream, 1), settings, now_s=lambda: next(clock))
+    queue = NatsQueue(jetstream, KeyValueStore(jetstream, 1), settings, now_s=lambda: next(clock))
     one = submission(*MANY)
     with pytest.raises(Unavailable):
         await queue.submit(lane, one.accepted, one.checked, 50.0)
@@ -250,7 +259,7 @@ async def test_a_server_that_is_killed_leaves_nothing_to_be_sent_later(
     assert {message.submission_id for message in await everything(queue, lane)} == {after.id}
 
 
-async def patiently(queue: NatsQueue, lane: Lane, one: Submission) -> Accepted | None:
+async def patiently(queue: NatsQueue, lane: Lane, one: Submission) -> AcceptedSubmission | None:
     """As a client does: again under the same id while the queue is away."""
     async with asyncio.timeout(limit_s(20)):
         while True:
@@ -312,7 +321,7 @@ async def test_a_server_without_a_free_batch_is_waited_for_until_the_deadline(
 async def test_batches_beyond_the_bound_of_this_process_wait_for_their_turn(
     jetstream: JetStream, lane: Lane, settings: Settings
 ) -> None:
-    queue = NatsQueue(jetstream, Claims(jetstream, 1), settings.model_copy(update={"open_batches_max": 1}))
+    queue = NatsQueue(jetstream, KeyValueStore(jetstream, 1), settings.model_copy(update={"open_batches_max": 1}))
     several = [submission(*wide(name, 2)) for name in "abcd"]
     assert await asyncio.gather(*(submit(queue, lane, one) for one in several)) == [None] * 4
 

@@ -11,14 +11,14 @@ from typing import Any
 import msgspec
 import pytest
 
-from bronze.admin.rebuild_catalog import Found, Rebuild
+from bronze.admin.rebuild_catalog import BucketContents, Rebuild
 from bronze.errors import Gone, Halted, Misconfigured, Unavailable
-from bronze.protocol.documents import Entry, Identity
+from bronze.protocol.documents import CatalogEntry, Identity
 from bronze.protocol.lane import Lane
 from bronze.servers.catalog import KEYED_S, UNKEYED_S, NatsCatalog
-from bronze.servers.catalog_rebuild import Rebuilt
+from bronze.servers.catalog_rebuild import CatalogReplacement
 from bronze.servers.jetstream import JetStream, Outgoing
-from bronze.servers.key_value import Claims
+from bronze.servers.key_value import KeyValueStore
 from local.machine import limit_s
 from tests.contract.making import submission, until, vehicle, wide
 from tests.contract.test_lanes import Parts, parts
@@ -29,14 +29,17 @@ __all__ = ["parts"]
 def nothing() -> None: ...
 
 
-async def rebuild(parts: Parts, lanes: Sequence[Lane], now_s: float | None = None) -> Found:
+async def rebuild(parts: Parts, lanes: Sequence[Lane], now_s: float | None = None) -> BucketContents:
     """As the command does it."""
-    found = Found()
+    found = BucketContents()
     again = Rebuild(parts.bucket, parts.settings.prefix, nothing)
     with tempfile.TemporaryFile() as spool:
         await again.look(spool, found)
         await again.run(
-            Rebuilt(parts.jetstream, Claims(parts.jetstream, 1), parts.settings), spool, found, now_s or time.time()
+            CatalogReplacement(parts.jetstream, KeyValueStore(parts.jetstream, 1), parts.settings),
+            spool,
+            found,
+            now_s or time.time(),
         )
         await again.compare(parts.queue(len(lanes)), lanes, found)
     return found
@@ -44,21 +47,25 @@ async def rebuild(parts: Parts, lanes: Sequence[Lane], now_s: float | None = Non
 
 async def opened_anew(parts: Parts) -> Parts:
     """As a role that was started anew has them."""
-    return replace(parts, catalog=await NatsCatalog.open(parts.jetstream, Claims(parts.jetstream, 1), parts.settings))
+    return replace(
+        parts, catalog=await NatsCatalog.open(parts.jetstream, KeyValueStore(parts.jetstream, 1), parts.settings)
+    )
 
 
-async def look(parts: Parts) -> Found:
-    found = Found()
+async def look(parts: Parts) -> BucketContents:
+    found = BucketContents()
     await Rebuild(parts.bucket, parts.settings.prefix, nothing).look(BytesIO(), found)
     return found
 
 
-async def held(parts: Parts, ids: Sequence[str]) -> tuple[list[Entry], dict[str, Identity | None]]:
+async def held(parts: Parts, ids: Sequence[str]) -> tuple[list[CatalogEntry], dict[str, Identity | None]]:
     """What the catalog that roles open now says: every entry, by lane in order, and these submissions' identities."""
-    catalog = await NatsCatalog.open(parts.jetstream, Claims(parts.jetstream, 1), parts.settings)
+    catalog = await NatsCatalog.open(parts.jetstream, KeyValueStore(parts.jetstream, 1), parts.settings)
     entries, following = [], 1
     while read := await parts.jetstream.read(catalog._stream, following, messages_max=4_000, bytes_max=2**26):
-        entries += [msgspec.json.decode(one.payload, type=Entry) for one in read if one.subject.startswith("catalog.")]
+        entries += [
+            msgspec.json.decode(one.payload, type=CatalogEntry) for one in read if one.subject.startswith("catalog.")
+        ]
         following = read[-1].sequence + 1
     entries.sort(key=lambda entry: (entry.epoch, entry.lane))  # stable: a lane's stay in order
     return entries, {one: await catalog.identity(one) for one in ids}
@@ -118,14 +125,17 @@ async def test_consumers_that_run_meanwhile_end_and_what_they_wrote_is_in_the_ca
     sending = asyncio.create_task(send())
     async with parts.consuming(lanes) as consumer:
         await until(lambda: at_least(parts, 5))
-        found = Found()
+        found = BucketContents()
         again = Rebuild(parts.bucket, parts.settings.prefix, nothing)
         with tempfile.TemporaryFile() as spool:
             await again.look(spool, found)
             seen = found.objects
             await until(lambda: at_least(parts, seen + 5))
             await again.run(
-                Rebuilt(parts.jetstream, Claims(parts.jetstream, 1), parts.settings), spool, found, time.time()
+                CatalogReplacement(parts.jetstream, KeyValueStore(parts.jetstream, 1), parts.settings),
+                spool,
+                found,
+                time.time(),
             )
         async with asyncio.timeout(limit_s(10)):
             with pytest.raises(Gone, match="start anew"):
@@ -268,6 +278,6 @@ async def test_a_lane_that_will_stop_is_named(parts: Parts) -> None:
 async def test_the_catalog_of_another_bucket_is_left_alone(parts: Parts) -> None:
     other = parts.settings.model_copy(update={"bucket": "another"})
     with pytest.raises(Misconfigured, match=r"'bronze.bucket': 'bronze.*'another'"):
-        await Rebuilt(parts.jetstream, Claims(parts.jetstream, 1), other).begin()
+        await CatalogReplacement(parts.jetstream, KeyValueStore(parts.jetstream, 1), other).begin()
     with pytest.raises(Misconfigured, match=r"'bronze.bucket': 'bronze.*'another'.*BRONZE_BUCKET"):
-        await NatsCatalog.open(parts.jetstream, Claims(parts.jetstream, 1), other)
+        await NatsCatalog.open(parts.jetstream, KeyValueStore(parts.jetstream, 1), other)

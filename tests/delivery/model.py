@@ -25,24 +25,24 @@ from opentelemetry.metrics import NoOpMeter
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.trace import NoOpTracer
 
-from bronze.admin.change_lanes import Change
+from bronze.admin.change_lanes import LaneChange
 from bronze.api.ingest import Ingest, SubmissionHead
 from bronze.api.submit_telemetry import SubmissionTelemetry
 from bronze.consumer.lane_writer import LaneWriter
 from bronze.errors import Gone, Outage, Refused, Unavailable
 from bronze.objects.footer import TAIL_BYTES, contents_of_footer, footer_start
 from bronze.protocol.attempts import Attempt
-from bronze.protocol.documents import Contents, Entry, Identity, entry_of
+from bronze.protocol.documents import CatalogEntry, Contents, Identity, entry_of
 from bronze.protocol.keys import KEY_LAYOUT
 from bronze.protocol.lane import Lane, lane_subject
 from bronze.protocol.limits import Limits
-from bronze.protocol.message import Accepted, Kind, records_of
+from bronze.protocol.message import AcceptedSubmission, MessageKind, split_records
 from bronze.records import sources
 from bronze.records.json_intake import JsonIntake
 from bronze.servers.catalog import SUBJECTS, NatsCatalog
 from bronze.servers.jetstream import ApiError, Outgoing
-from bronze.servers.key_value import Claims
-from bronze.servers.queue import NatsQueue, OpenLane
+from bronze.servers.key_value import KeyValueStore
+from bronze.servers.queue import LaneState, NatsQueue
 from bronze.settings import Settings
 from bronze.telemetry import sdk
 from bronze.telemetry.instruments import Instruments
@@ -151,16 +151,16 @@ class Unclaimed(NatsQueue):
     """The queue of the command that changes the lanes; no role of the model makes a stream, so none has to be held."""
 
     async def hold(self, source: str, number: int, command: str) -> None: ...
-    async def give(self, source: str, number: int) -> None: ...
+    async def release(self, source: str, number: int) -> None: ...
 
 
-class NewEpoch(Change):
+class NewEpoch(LaneChange):
     """The command that changes the lanes: here to one of a new epoch, which is all that makes it another."""
 
     #: the epochs to leave
     outdated: AbstractSet[str] = frozenset()
 
-    def _as_wanted(self, there: Sequence[OpenLane]) -> bool:
+    def _as_wanted(self, there: Sequence[LaneState]) -> bool:
         return bool(there) and not any(one.sealed or one.lane.epoch in self.outdated for one in there)
 
 
@@ -237,7 +237,7 @@ class Consumer(Process):
         return made_of.writer(
             self._lane,
             SOURCE,
-            made_of.queue(link, Claims(link, 1), SETTINGS),
+            made_of.queue(link, KeyValueStore(link, 1), SETTINGS),
             made_of.bucket(self.world.objects, self.ask),
             made_of.catalog(link, CATALOG),
             BothOwn(),
@@ -262,7 +262,7 @@ class ApiProcess(Process):
         self.ingest = Ingest(
             {(SOURCE.name, 0): world.lane},
             SETTINGS.lanes,
-            world.wiring.queue(link, Claims(link, 1), SETTINGS, world.loop.time),
+            world.wiring.queue(link, KeyValueStore(link, 1), SETTINGS, world.loop.time),
             world.wiring.catalog(link, CATALOG),
             SETTINGS.deadline_s,
             world.loop.time,
@@ -277,7 +277,7 @@ class Changing(Process):
         super().__init__(world)
         link, made_of = Link(self), world.wiring
         self._change = made_of.change(
-            made_of.changed(link, Claims(link, 1), SETTINGS),
+            made_of.changed(link, KeyValueStore(link, 1), SETTINGS),
             NatsCatalog(link, CATALOG),
             [SOURCE.name],
             1,
@@ -311,7 +311,7 @@ class Client:
 
     records: Sequence[bytes]
     key: str | None = None
-    answers: list[Accepted] = field(default_factory=list)
+    answers: list[AcceptedSubmission] = field(default_factory=list)
     refused: Refused | None = None
     sending: asyncio.Task[None] | None = None
 
@@ -594,9 +594,9 @@ class World:
                 return
         raise AssertionError("it does not come to rest")
 
-    def entries(self) -> list[Entry]:
+    def entries(self) -> list[CatalogEntry]:
         return [
-            msgspec.json.decode(message.payload, type=Entry)
+            msgspec.json.decode(message.payload, type=CatalogEntry)
             for message in self.catalog.log
             if message.subject.startswith("catalog.")
         ]
@@ -695,7 +695,7 @@ class World:
 
 
 def _records(content: bytes) -> list[bytes]:
-    return records_of(Kind.RECORDS if content.startswith(b"[") else Kind.LINES, content)
+    return split_records(MessageKind.RECORDS if content.startswith(b"[") else MessageKind.LINES, content)
 
 
 @lru_cache(64)

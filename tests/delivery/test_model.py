@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
 from bronze.consumer.lane_writer import LaneWriter
-from bronze.consumer.upload_telemetry import Trail
+from bronze.consumer.upload_telemetry import UploadTelemetry
 from bronze.objects.encoder import Encoded
 from bronze.protocol.chain import Position, Tail, follow
 from bronze.protocol.documents import Contents, Identity
 from bronze.protocol.lane import Lane
 from bronze.protocol.message import Message
 from bronze.servers.catalog import NatsCatalog
-from bronze.servers.queue import READ_BYTES_MAX, READ_MESSAGES_MAX, NatsQueue, OpenLane
+from bronze.servers.queue import READ_BYTES_MAX, READ_MESSAGES_MAX, LaneState, NatsQueue
 from tests.delivery.model import (
     SERVICE,
     SETTINGS,
@@ -292,7 +292,7 @@ class NoIdentities(NatsCatalog):
 class OwnMind(LaneWriter):
     """Goes on from what it meant to write, not from what is in the bucket."""
 
-    async def _create(self, encoded: Encoded, trail: Trail, read: Sequence[Message]) -> Contents:
+    async def _create(self, encoded: Encoded, trail: UploadTelemetry, read: Sequence[Message]) -> Contents:
         await super()._create(encoded, trail, read)
         return encoded.contents
 
@@ -308,7 +308,7 @@ class Overwriting(ModelBucket):
 class NotSealed(Unclaimed):
     """Replaces a lane that still takes messages."""
 
-    async def lanes_of(self, source: str) -> list[OpenLane]:
+    async def lanes_of(self, source: str) -> list[LaneState]:
         return [replace(one, sealed=False) for one in await super().lanes_of(source)]
 
     async def seal(self, lane: Lane) -> None: ...
@@ -317,7 +317,7 @@ class NotSealed(Unclaimed):
 class NotDrained(NewEpoch):
     """Replaces a lane whatever it still holds."""
 
-    async def _drain(self, lanes: Sequence[OpenLane]) -> None: ...
+    async def _drain(self, lanes: Sequence[LaneState]) -> None: ...
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from bronze.protocol.message import Message
 from bronze.records.json_intake import JsonIntake
 from bronze.records.sources import built_in
 from bronze.servers.jetstream import WRONG_LAST_SEQUENCE, ApiError, JetStream, Outgoing
-from bronze.servers.key_value import Claims
+from bronze.servers.key_value import KeyValueStore
 from bronze.servers.queue import NatsQueue, boot_time_s
 from bronze.settings import Settings
 from tests import factories
@@ -46,7 +46,7 @@ async def test_stored_submission_is_not_reported_as_refused() -> None:
     checked = intake.finish()
     accepted = factories.accepted(digest=checked.digest)
     jetstream = cast(JetStream, queue)
-    ours = NatsQueue(jetstream, Claims(jetstream, 1), Settings(deadline_s=0.5))
+    ours = NatsQueue(jetstream, KeyValueStore(jetstream, 1), Settings(deadline_s=0.5))
     with pytest.raises(Unavailable) as told:
         await ours.submit(Lane("vehicles", 0, "20260101T000000000"), accepted, checked, boot_time_s() + 0.5)
     checked.close()

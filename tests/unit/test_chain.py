@@ -11,18 +11,18 @@ from hypothesis import strategies as st
 from bronze.errors import Halted
 from bronze.protocol import limits
 from bronze.protocol.attempts import DEATHS_TOLERATED, Attempt
-from bronze.protocol.chain import Gap, Position, Tail, check_covered, follow, set_aside, sort
-from bronze.protocol.documents import Contents, Entry, Identity, Stored, entry_of, identities_of
+from bronze.protocol.chain import Gap, Position, Tail, check_covered, follow, quarantined_message, reconcile
+from bronze.protocol.documents import CatalogEntry, Contents, Identity, StoredSubmission, entry_of, identities_of
 from bronze.protocol.keys import first_of_key, hour_prefix, may_be_object, object_key
 from bronze.protocol.lane import Lane, lane_subject
-from bronze.protocol.limits import Limits, next_cut, understood
+from bronze.protocol.limits import Limits, next_cut, readable_prefix
 from bronze.protocol.message import (
     FORMAT,
     HEADER_FORMAT,
     HEADER_SCHEMA_VERSION,
     HEADER_SUBMISSION,
     MESSAGE_BYTES_MAX,
-    Accepted,
+    AcceptedSubmission,
     Message,
     Part,
     unix_time_s,
@@ -33,7 +33,7 @@ LANE = Lane("vehicles", 0, "20261124T120000000")
 LIMITS = Limits(bytes_max=1_000, messages_max=10, submissions_max=5, age_s_max=15)
 
 
-def accepted(submission: str = "a", digest: str = "d") -> Accepted:
+def accepted(submission: str = "a", digest: str = "d") -> AcceptedSubmission:
     return factories.accepted(submission_id=submission, digest=digest)
 
 
@@ -46,7 +46,7 @@ def message(
     return Message(sequence, lane_subject("vehicles", 0, submission), time, headers, b"x" * size)
 
 
-def contents(messages: Sequence[Message], submissions: Sequence[Stored] = ()) -> Contents:
+def contents(messages: Sequence[Message], submissions: Sequence[StoredSubmission] = ()) -> Contents:
     return factories.contents(
         messages[0].sequence,
         messages[-1].sequence,
@@ -204,8 +204,8 @@ def test_a_newer_format_is_left_with_all_that_follows() -> None:
         Message(3, messages[2].subject, messages[2].time, newer, b""),
         messages[3],
     ]
-    assert understood(mixed, 1) == mixed[:2]
-    assert understood(messages, 1) == messages
+    assert readable_prefix(mixed, 1) == mixed[:2]
+    assert readable_prefix(messages, 1) == messages
 
 
 def test_a_newer_version_of_the_source_is_left_with_all_that_follows() -> None:
@@ -215,7 +215,7 @@ def test_a_newer_version_of_the_source_is_left_with_all_that_follows() -> None:
         Message(one.sequence, one.subject, one.time, {HEADER_SCHEMA_VERSION: version} if version else {}, b"")
         for one, version in zip(run(1, 5), versions, strict=True)
     ]
-    assert [len(understood(messages, version)) for version in (1, 2, 3)] == [2, 3, 5]
+    assert [len(readable_prefix(messages, version)) for version in (1, 2, 3)] == [2, 3, 5]
 
 
 # --- rules 3 and 8: what becomes of each message
@@ -249,10 +249,10 @@ def test_an_identity_decides_what_becomes_of_a_message(known: Identity | None, b
     """The second part of a submission that began at 10; the same place is a continuation, another is too late."""
     late = message(11, part="2/2")
     identities = {known.accepted.submission_id: known} if known else {}
-    parts = sort(LANE, [late], identities)
-    found = {"kept": len(parts.kept), "duplicate": len(parts.duplicates), "poison": len(parts.poison)}
+    parts = reconcile(LANE, [late], identities)
+    found = {"kept": len(parts.accepted), "duplicate": len(parts.duplicates), "poison": len(parts.dead_letters)}
     assert found == {"kept": 0, "duplicate": 0, "poison": 0} | {becomes: 1}
-    for kept in parts.kept:
+    for kept in parts.accepted:
         assert kept.first_sequence == 10
         assert kept.earlier == identities.get("a")
 
@@ -262,9 +262,9 @@ def test_an_identity_decides_what_becomes_of_a_message(known: Identity | None, b
 )
 def test_what_does_not_say_whose_it_is_is_poison(headers: Mapping[str, str]) -> None:
     odd = Message(1, lane_subject("vehicles", 0, "a"), message(1).time, headers, b"")
-    parts = sort(LANE, [odd, message(2, "b")], {})
-    assert [bad for bad, _ in parts.poison] == [odd]
-    assert [kept.message.sequence for kept in parts.kept] == [2]
+    parts = reconcile(LANE, [odd, message(2, "b")], {})
+    assert [bad for bad, _ in parts.dead_letters] == [odd]
+    assert [kept.message.sequence for kept in parts.accepted] == [2]
 
 
 # --- rules 4 and 5: the object decides, the catalog is written from it
@@ -290,7 +290,7 @@ def test_the_largest_entry_fits_one_message() -> None:
     """
     brief, long = "é" * 63, '"' * 256
     submissions = [
-        Stored(
+        StoredSubmission(
             accepted=msgspec.structs.replace(
                 accepted(str(UUID(int=number))),
                 records=10**8,
@@ -308,7 +308,7 @@ def test_the_largest_entry_fits_one_message() -> None:
         )
         for number in range(999)
     ]
-    aside = [set_aside(LANE, message(10**12 + number), "bad") for number in range(4096)]
+    aside = [quarantined_message(LANE, message(10**12 + number), "bad") for number in range(4096)]
     full = msgspec.structs.replace(
         contents([message(1)], submissions), quarantined=aside, classifications=[brief] * 128, classification_count=999
     )
@@ -318,7 +318,7 @@ def test_the_largest_entry_fits_one_message() -> None:
 
 
 def test_entry_and_identities_say_what_the_object_says() -> None:
-    stored = Stored(
+    stored = StoredSubmission(
         accepted=accepted("a"),
         first_sequence=1,
         parts=3,
@@ -331,7 +331,7 @@ def test_entry_and_identities_say_what_the_object_says() -> None:
     entry = entry_of(wrote)
     assert (entry.first, entry.last, entry.last_time, entry.messages) == (2, 4, message(4).time, 3)
     assert [(one.submission_id, one.records) for one in entry.submissions] == [("a", 7)]
-    assert msgspec.json.decode(msgspec.json.encode(entry), type=Entry) == entry
+    assert msgspec.json.decode(msgspec.json.encode(entry), type=CatalogEntry) == entry
     (one,) = identities_of(wrote)
     assert (one.epoch, one.lane, one.first_sequence, one.parts, one.parts_done) == (LANE.epoch, 0, 1, 3, 2)
     assert one.objects == ["earlier", "this"]

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 
 from bronze.errors import Refused
 from bronze.records import sources
-from bronze.records.arrow_json import plain
-from bronze.records.columnar_intake import PAYLOAD_BYTES_MAX, PAYLOAD_ROWS_MAX, ColumnarIntake, Packer, Read
+from bronze.records.arrow_json import json_values
+from bronze.records.columnar_intake import PAYLOAD_BYTES_MAX, PAYLOAD_ROWS_MAX, ColumnarIntake, ReadBody, RowPacker
 from bronze.records.columns import columnar_schema
 from bronze.records.sources import Source
 
@@ -45,22 +45,22 @@ IDS = pa.array(["a"])
 class Spool(BytesIO):
     """What was written stays."""
 
-    def messages(self, read: Read) -> list[pa.RecordBatch]:
+    def messages(self, read: ReadBody) -> list[pa.RecordBatch]:
         streams = [pa.ipc.open_stream(content) for content in self.contents(read)]
         return [batch for stream in streams for batch in stream]
 
-    def contents(self, read: Read) -> list[bytes]:
+    def contents(self, read: ReadBody) -> list[bytes]:
         body = self.getvalue()
         payloads = [(body[piece.start : piece.end], piece.zstd) for piece in read.slices]
         return [zstandard.decompress(payload) if zstd else payload for payload, zstd in payloads]
 
 
-def take(*batches: pa.RecordBatch, source: Source = RUNS) -> tuple[Read, list[pa.RecordBatch]]:
+def take(*batches: pa.RecordBatch, source: Source = RUNS) -> tuple[ReadBody, list[pa.RecordBatch]]:
     read, messages, _ = take_whole(*batches, source=source)
     return read, messages
 
 
-def take_whole(*batches: pa.RecordBatch, source: Source = RUNS) -> tuple[Read, list[pa.RecordBatch], list[bytes]]:
+def take_whole(*batches: pa.RecordBatch, source: Source = RUNS) -> tuple[ReadBody, list[pa.RecordBatch], list[bytes]]:
     spool = Spool()
     taken = ColumnarIntake(source, batches[0].schema, spool)
     for batch in batches:
@@ -296,7 +296,7 @@ def values_of(kind: pa.DataType) -> st.SearchStrategy[Any]:
 def test_nested_values_are_as_arrow_has_them(data: st.DataObject, kind: pa.DataType, start: int) -> None:
     """Through nulls at each level and slices of arrays."""
     values = data.draw(st.lists(values_of(kind), min_size=4, max_size=6))
-    assert plain(pa.array(values, kind).slice(start)) == values[start:]
+    assert json_values(pa.array(values, kind).slice(start)) == values[start:]
 
 
 # --- messages
@@ -354,7 +354,7 @@ def test_an_empty_packer_waits_for_rows() -> None:
     """Rows that fill no message are written at the end, and not before."""
     spool = BytesIO()
     schema = columnar_schema(RUNS)
-    packer = Packer(schema, spool)
+    packer = RowPacker(schema, spool)
     packer.add(pa.RecordBatch.from_pylist([{"id": "a"}], schema=schema))
     assert packer.slices == []
     packer.finish()

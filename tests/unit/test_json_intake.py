@@ -12,7 +12,7 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bronze.errors import Poison, Refused
+from bronze.errors import DeadLetter, Refused
 from bronze.protocol.message import (
     FILE_NAME_CHARS_MAX,
     FORMAT,
@@ -24,13 +24,13 @@ from bronze.protocol.message import (
     MESSAGES_MAX,
     ZSTD,
     ZSTD_BYTES_MIN,
-    Kind,
+    MessageKind,
     Part,
-    content,
+    compress,
     content_bytes,
+    decompress,
     format_version,
-    packed,
-    records_of,
+    split_records,
 )
 from bronze.protocol.submission_id import keyed_id, lane_of, new_id
 from bronze.records import sources
@@ -76,7 +76,7 @@ def take(
             checked.classifications,
             checked.unclassified,
             [(part.number, part.count, part.first_record, part.records) for part, _ in parts],
-            [content(part.headers(), payload) for part, payload in parts],
+            [decompress(part.headers(), payload) for part, payload in parts],
         )
     finally:
         intake.close()
@@ -148,7 +148,7 @@ def test_any_split_of_ndjson_gives_the_same_messages_with_the_records_bytes(
 def test_a_json_array_and_ndjson_give_the_same_messages(records: Sequence[bytes], indent: bytes) -> None:
     array = indent + b"[" + indent + (indent + b"," + indent).join(records) + indent + b"]" + indent
     (message,) = document(array).contents
-    assert records_of(Kind.RECORDS if b"\n" in array else Kind.LINES, message) == records
+    assert split_records(MessageKind.RECORDS if b"\n" in array else MessageKind.LINES, message) == records
     if b"\n" not in array:
         assert [message] == lines([b"\n".join(records)]).contents
 
@@ -188,7 +188,7 @@ def test_large_bodies_become_messages_of_whole_records_within_the_bound(cuts: It
     sizes = [RECORD_BYTES_MAX, 10, 500_000, 500_000, 60_000, RECORD_BYTES_MAX - 40, 17, 18]
     records = [large(max(size, 17)) for size in sizes]
     taken = lines(split(b"\n".join(records), cuts))
-    packed = [records_of(Kind.LINES, payload) for payload in taken.contents]
+    packed = [split_records(MessageKind.LINES, payload) for payload in taken.contents]
     assert [record for message in packed for record in message] == records
     assert max(map(len, taken.contents)) <= MESSAGE_BYTES_MAX - HEADER_BYTES_MAX
     first = 0
@@ -336,7 +336,7 @@ _IDS = st.text(min_size=1, max_size=CLASSIFICATION_ID_CHARS_MAX)
     origin=st.none() | st.text(min_size=1, max_size=FILE_NAME_CHARS_MAX),
     keyed=st.booleans(),
     place=st.tuples(st.integers(1, MESSAGES_MAX), st.integers(0, 2**31), st.integers(1, 2**31)),
-    kind=st.sampled_from(Kind),
+    kind=st.sampled_from(MessageKind),
     zstd=st.booleans(),
 )
 def test_a_part_survives_its_headers(
@@ -346,7 +346,7 @@ def test_a_part_survives_its_headers(
     *,
     keyed: bool,
     place: tuple[int, int, int],
-    kind: Kind,
+    kind: MessageKind,
     zstd: bool,
 ) -> None:
     """Headers are ASCII in one line each, and what was written is what is read, in any script."""
@@ -359,7 +359,7 @@ def test_a_part_survives_its_headers(
     assert all(value.isascii() and value.isprintable() for value in headers.values())
     assert Part.parse(headers) == part
     assert format_version(headers) == (
-        FORMAT if kind is Kind.LINES else 3 if zstd else 1 if kind is Kind.RECORDS else 2
+        FORMAT if kind is MessageKind.LINES else 3 if zstd else 1 if kind is MessageKind.RECORDS else 2
     )
 
 
@@ -367,9 +367,9 @@ def test_a_part_survives_its_headers(
 def test_what_is_compressed_is_what_comes_out(body: bytes, times: int) -> None:
     """Its size can be told without decoding it; what is small, or saves little, is left as it is."""
     whole = body * times
-    payload, zstd = packed(whole)
+    payload, zstd = compress(whole)
     headers = ZSTD_HEADERS if zstd else {}
-    assert content(headers, payload) == whole
+    assert decompress(headers, payload) == whole
     assert content_bytes(headers, payload) == len(whole)
     assert not zstd or (len(payload) < len(whole) and len(whole) >= ZSTD_BYTES_MIN)
 
@@ -408,8 +408,8 @@ FRAME = zstandard.compress(b"[" + b" " * 5_000 + b"]")
 )
 def test_a_payload_that_is_not_what_its_headers_say_is_poison(encoding: str, payload: bytes, reason: str) -> None:
     """A frame that claims gigabytes is not even begun."""
-    with pytest.raises(Poison, match=reason):
-        content({HEADER_ENCODING: encoding}, payload)
+    with pytest.raises(DeadLetter, match=reason):
+        decompress({HEADER_ENCODING: encoding}, payload)
 
 
 @pytest.mark.parametrize("character", ["\N{PILE OF POO}", "\0", '"', "\\"])
@@ -443,7 +443,7 @@ def test_headers_stay_within_their_bound_at_the_extremes(character: str) -> None
 )
 def test_headers_that_are_not_ours_are_poison(change: dict[str, str | None]) -> None:
     headers = Part(ACCEPTED, 1, 1, 0, 1).headers() | change
-    with pytest.raises(Poison):
+    with pytest.raises(DeadLetter):
         Part.parse({name: value for name, value in headers.items() if value is not None})
 
 

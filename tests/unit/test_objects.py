@@ -25,15 +25,15 @@ from hypothesis import strategies as st
 from bronze.errors import Refused
 from bronze.objects import encoder, file_writer
 from bronze.objects.encoder import Encoded, encode_object
-from bronze.objects.footer import TAIL_BYTES, NotOurs, contents_of_footer, footer_start, user_metadata
+from bronze.objects.footer import TAIL_BYTES, NotABronzeObject, contents_of_footer, footer_start, user_metadata
 from bronze.objects.rows import ARROW_ROWS_MIN, _times
-from bronze.objects.search import holders
-from bronze.protocol.chain import Sorted, sort
+from bronze.objects.search import submissions_with
+from bronze.protocol.chain import ReconciledCut, reconcile
 from bronze.protocol.documents import Contents, Identity, identities_of
 from bronze.protocol.keys import object_key, quarantine_key
 from bronze.protocol.lane import Lane, lane_subject
 from bronze.protocol.limits import digest
-from bronze.protocol.message import HEADER_ENCODING, ZSTD, Accepted, Kind, Message, Part
+from bronze.protocol.message import HEADER_ENCODING, ZSTD, AcceptedSubmission, Message, MessageKind, Part
 from bronze.records import sources
 from bronze.records.columns import columnar_schema, object_schema
 from bronze.records.json_intake import JsonIntake
@@ -47,7 +47,7 @@ TRACEPARENT = f"00-{'a' * 32}-{'b' * 16}-01"
 RUN = {"operator": "UA", "run_number": 1, "origin": "A", "destination": "B", "scheduled_at": "2013-01-01T05:15:00Z"}
 
 
-def accepted(source: str, submission: str = "s", **fields: Any) -> Accepted:
+def accepted(source: str, submission: str = "s", **fields: Any) -> AcceptedSubmission:
     facts: dict[str, Any] = {
         "submission_id": submission,
         "source": source,
@@ -63,26 +63,26 @@ def message(
     records: Sequence[bytes],
     source: str,
     *,
-    of: Accepted | None = None,
+    of: AcceptedSubmission | None = None,
     part: tuple[int, int] = (1, 1),
     first_record: int = 0,
     said: int | None = None,
-    kind: Kind = Kind.RECORDS,
+    kind: MessageKind = MessageKind.RECORDS,
 ) -> Message:
     """A message of the given records, whose headers may say otherwise."""
     of = of or accepted(source, f"s{sequence}")
     headers = Part(of, *part, first_record, len(records) if said is None else said, kind).headers()
-    payload = b"\n".join(records) if kind is Kind.LINES else b"[" + b",".join(records) + b"]"
+    payload = b"\n".join(records) if kind is MessageKind.LINES else b"[" + b",".join(records) + b"]"
     return Message(sequence, lane_subject(source, 0, of.submission_id), TIME, headers, payload)
 
 
 def encode(source: str, messages: Sequence[Message], identities: Sequence[Identity] = ()) -> Encoded:
     lane = Lane(source, 0, EPOCH)
-    cut = sort(lane, messages, {one.accepted.submission_id: one for one in identities})
+    cut = reconcile(lane, messages, {one.accepted.submission_id: one for one in identities})
     return encode_cut(source, lane, cut)
 
 
-def encode_cut(source: str, lane: Lane, cut: Sorted) -> Encoded:
+def encode_cut(source: str, lane: Lane, cut: ReconciledCut) -> Encoded:
     return encode_object(SOURCES[source], lane, object_key("bronze", lane, cut.messages[0]), cut, TRACEPARENT)
 
 
@@ -179,7 +179,7 @@ def test_records_are_read_as_the_version_that_they_were_checked_against() -> Non
         message(2, [record], "vehicles", of=accepted("vehicles", "s2", schema_version=2)),
     ]
     lane = Lane("vehicles", 0, EPOCH)
-    encoded = encode_object(grown(), lane, "key", sort(lane, messages, {}), TRACEPARENT)
+    encoded = encode_object(grown(), lane, "key", reconcile(lane, messages, {}), TRACEPARENT)
     assert encoded.contents.quarantined == []
     read = table(encoded).select(["vehicle_id", "colour", "price", "_schema_version", "_payload"]).to_pylist()
     assert [tuple(row.values()) for row in read] == [
@@ -196,7 +196,7 @@ def test_a_decimal_is_a_number_or_a_string_of_digits(sent: str) -> None:
     intake = JsonIntake(grown(), body_bytes_max=2**20, spool_memory_bytes_max=2**20)
     intake.lines(record + b"\n")
     intake.close()
-    cut = sort(lane, [message(1, [record], "vehicles", of=of)], {})
+    cut = reconcile(lane, [message(1, [record], "vehicles", of=of)], {})
     encoded = encode_object(grown(), lane, "key", cut, TRACEPARENT)
     assert str(table(encoded).column("price").to_pylist()) == "[Decimal('1.50')]"
 
@@ -268,7 +268,7 @@ def test_what_the_intake_accepts_becomes_rows(data: st.DataObject, source: str) 
     assert "\n".join(read.column("_payload").to_pylist()).encode() == body
     # by lines, and so many that Arrow reads them, the rows are the same
     times = ARROW_ROWS_MIN
-    many = [message(n, records, source, of=accepted(source, "s1"), kind=Kind.LINES) for n in range(1, times + 1)]
+    many = [message(n, records, source, of=accepted(source, "s1"), kind=MessageKind.LINES) for n in range(1, times + 1)]
     assert table(encode(source, many)).equals(pa.concat_tables([read] * times))
 
 
@@ -293,14 +293,14 @@ def test_arrow_reads_the_lines_of_many_messages_as_they_were_meant(monkeypatch: 
         for n in range(100)
     ]
     messages = [
-        message(1, records[:10], "status", kind=Kind.LINES),
+        message(1, records[:10], "status", kind=MessageKind.LINES),
         message(
             2,
             records[10:],
             "status",
             of=accepted("status", "s2", classification_default="two"),
             first_record=5,
-            kind=Kind.LINES,
+            kind=MessageKind.LINES,
         ),
     ]
     read = table(by_arrow(monkeypatch, messages))
@@ -325,7 +325,7 @@ def test_arrow_reads_the_lines_of_many_messages_as_they_were_meant(monkeypatch: 
 def test_what_arrow_does_not_read_is_decoded_as_it_was_checked(odd: str) -> None:
     """One such record among many takes none of them into quarantine, and its values are those that were checked."""
     records = [PLAIN.encode()] * 100 + [odd.encode()]
-    encoded = encode("status", [message(1, records, "status", kind=Kind.LINES)])
+    encoded = encode("status", [message(1, records, "status", kind=MessageKind.LINES)])
     assert encoded.contents.quarantined == []
     assert table(encoded).equals(table(encode("status", [message(1, records, "status", of=accepted("status", "s1"))])))
 
@@ -344,8 +344,12 @@ def test_what_arrow_does_not_read_is_decoded_as_it_was_checked(odd: str) -> None
 def test_lines_that_are_not_what_the_headers_say_are_poison(spoilt: list[str], reason: str) -> None:
     """Also where the sum over several messages, or of rows and lines, would be right."""
     records = [PLAIN.encode()] * 100
-    bad = message(2, [line.encode() for line in spoilt], "status", said=2, kind=Kind.LINES)
-    messages = [message(1, records, "status", kind=Kind.LINES), bad, message(3, records, "status", kind=Kind.LINES)]
+    bad = message(2, [line.encode() for line in spoilt], "status", said=2, kind=MessageKind.LINES)
+    messages = [
+        message(1, records, "status", kind=MessageKind.LINES),
+        bad,
+        message(3, records, "status", kind=MessageKind.LINES),
+    ]
     encoded = encode("status", messages)
     (aside,) = encoded.contents.quarantined
     assert (aside.sequence, reason in aside.reason) == (2, True)
@@ -402,7 +406,7 @@ def columnar(columns: Mapping[str, Any], schema: pa.Schema = COLUMNS, said: int 
 
 def of_stream(payload: bytes, said: int = 1, **facts: Any) -> Message:
     of = accepted("vehicles", "columnar", **facts)
-    headers = Part(of, 1, 1, 0, said, Kind.COLUMNAR).headers()
+    headers = Part(of, 1, 1, 0, said, MessageKind.COLUMNAR).headers()
     return Message(1, lane_subject("vehicles", 0, of.submission_id), TIME, headers, payload)
 
 
@@ -433,7 +437,7 @@ def test_a_columnar_message_of_an_earlier_version_has_nulls_where_fields_were_ad
     added = Field("colour", FieldType.STRING, "-", since=2)
     newer = replace(vehicles, version=2, fields=(*vehicles.fields, added))
     lane = Lane("vehicles", 0, EPOCH)
-    cut = sort(lane, [columnar({"vehicle_id": ["a"]})], {})
+    cut = reconcile(lane, [columnar({"vehicle_id": ["a"]})], {})
     (row,) = table(encode_object(newer, lane, "key", cut, TRACEPARENT)).to_pylist()
     assert (row["vehicle_id"], row["colour"], row["_schema_version"]) == ("a", None, 1)
 
@@ -534,7 +538,7 @@ def test_a_range_of_nothing_but_poison_and_duplicates_is_an_object_without_rows(
 def test_a_message_that_kills_its_decoder_is_set_aside_without_being_decoded() -> None:
     lane = Lane("vehicles", 0, EPOCH)
     fatal = message(1, [b'{"vehicle_id":"a"}'], "vehicles")
-    encoded = encode_cut("vehicles", lane, sort(lane, [fatal], {}, undecoded=True))
+    encoded = encode_cut("vehicles", lane, reconcile(lane, [fatal], {}, undecoded=True))
     assert [(one.sequence, one.records) for one in encoded.contents.quarantined] == [(1, 1)]
     assert encoded.contents.records == 0
     assert encoded.contents.submissions[0].parts_quarantined == 1
@@ -577,24 +581,24 @@ def test_the_rows_of_a_run_are_found_by_submission(monkeypatch: pytest.MonkeyPat
 
     encoded = encode("vehicles", [of("a", *(f"run-{n:03}" for n in range(200))), of("bb", "run-150", "run-150", "x")])
     for run, expected in {"run-003": {"a": 1}, "run-150": {"a": 1, "bb": 2}, "x": {"bb": 1}, "run-1500": {}}.items():
-        assert holders(BytesIO(encoded.body), run) == expected
+        assert submissions_with(BytesIO(encoded.body), run) == expected
     said = encoded.contents
     assert (len(said.classifications), said.classification_count) == (128, 201)
     assert (said.classification_least, said.classification_greatest) == ("run-000", "x")
-    with pytest.raises(NotOurs):
-        holders(BytesIO(encoded.body[:-1]), "x")
+    with pytest.raises(NotABronzeObject):
+        submissions_with(BytesIO(encoded.body[:-1]), "x")
 
 
 @pytest.mark.parametrize("body", [b"PAR1" + b"\xff" * 40 + b"PAR1", b"x" * 50, b"PAR1" + b"\0" * 20 + b"\4\0\0\0PAR1"])
 def test_what_is_no_parquet_file_is_not_ours(body: bytes) -> None:
-    with pytest.raises(NotOurs):
+    with pytest.raises(NotABronzeObject):
         by_footer(body)
 
 
 def test_a_parquet_file_of_another_writer_is_not_ours() -> None:
     sink = pa.BufferOutputStream()
     pq.write_table(pa.table({"a": [1]}), sink)
-    with pytest.raises(NotOurs, match="does not say"):
+    with pytest.raises(NotABronzeObject, match="does not say"):
         by_footer(sink.getvalue().to_pybytes())
 
 

@@ -11,10 +11,10 @@ import httpx
 import pytest
 
 from bronze.api import page
-from bronze.api.page import Page, Reached, Tile
-from bronze.api.prometheus import Glance, Prometheus, Write
+from bronze.api.page import Page, Tile, TimelineStep
+from bronze.api.prometheus import BronzeWrite, Glance, Prometheus
 from bronze.errors import Outage, Refusal, Refused, Unavailable
-from bronze.lineage.lookup import By, Chain, Held, ObjectLine, SubmissionLine
+from bronze.lineage.lookup import By, Lineage, LineageObject, LineageSubmission, ObjectShare
 from bronze.servers.bucket import Head
 from local.programs import LOOPBACK, free_ports
 
@@ -22,7 +22,7 @@ PATH = "bronze/source=vehicles/date=2026-11-27/hour=22/e-0-000000000001.parquet"
 TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
 RECEIVED, QUEUED, STORED = (f"2026-11-27T22:28:0{second}Z" for second in ("0.100", "0.104123456", "1.3"))
 
-SUBMISSION = SubmissionLine(
+SUBMISSION = LineageSubmission(
     submission_id="01939f4e-6b7c-7cc3-a4f5-0242ac120002",
     source="vehicles",
     status="stored",
@@ -34,10 +34,10 @@ SUBMISSION = SubmissionLine(
     received_at=RECEIVED,
     queued_at=QUEUED,
     stored_at=STORED,
-    objects=[Held(PATH, 3)],
+    objects=[ObjectShare(PATH, 3)],
 )
-OBJECT = ObjectLine(PATH, "vehicles", "e", 0, 1, 4, 4, 2, 5, 2048, TRACE_ID, STORED)
-CHAIN = Chain(
+OBJECT = LineageObject(PATH, "vehicles", "e", 0, 1, 4, 4, 2, 5, 2048, TRACE_ID, STORED)
+CHAIN = Lineage(
     "submission_id", SUBMISSION.submission_id, [SUBMISSION], [OBJECT], truncated=False, complete=True, lag_s=0
 )
 GLANCE = Glance(
@@ -61,17 +61,17 @@ GLANCE = Glance(
 class Answers:
     """Look-ups that answer what they are told to, and a bucket that has nothing, and says so when it answers."""
 
-    chain_found: Chain | Exception = CHAIN
-    by_trace: Mapping[str, Chain] = field(default_factory=dict)
+    chain_found: Lineage | Exception = CHAIN
+    by_trace: Mapping[str, Lineage] = field(default_factory=dict)
     name: str = "bronze"
     answers: asyncio.Event = field(default_factory=asyncio.Event)
 
-    async def any(self, text: str, limit: int = 100) -> Chain:
+    async def guess(self, text: str, limit: int = 100) -> Lineage:
         if isinstance(self.chain_found, Exception):
             raise self.chain_found
         return self.chain_found
 
-    async def chain(self, by: By, value: str, limit: int = 100) -> Chain:
+    async def lineage(self, by: By, value: str, limit: int = 100) -> Lineage:
         if value not in self.by_trace:
             raise Refused(Refusal.NOT_FOUND, "Nothing of it.")
         return self.by_trace[value]
@@ -167,7 +167,7 @@ async def test_a_chain_shows_each_thing_with_its_links() -> None:
         (replace(CHAIN, objects=[]), 200, "None yet: it is accepted and waits in the queue."),
     ],
 )
-async def test_every_answer_has_its_words(answer: Chain | Exception, status: int, words: str) -> None:
+async def test_every_answer_has_its_words(answer: Lineage | Exception, status: int, words: str) -> None:
     shown = await made(Answers(answer)).show(" x ")
     assert shown.status == status
     assert words in re.sub(r"\s+", " ", shown.html)
@@ -206,14 +206,17 @@ async def test_a_prometheus_that_is_away_costs_the_figures_only() -> None:
 
 def test_the_way_of_a_submission_ends_where_it_is() -> None:
     """Times count from when it was received; what is to come is there, and what is not known is not."""
-    assert page.way(SUBMISSION, [OBJECT]) == [
-        Reached("Received", RECEIVED),
-        Reached("Durable in the queue", QUEUED, 0.004123),
-        Reached("Written to the bucket", STORED, 1.2),
+    assert page.timeline(SUBMISSION, [OBJECT]) == [
+        TimelineStep("Received", RECEIVED),
+        TimelineStep("Durable in the queue", QUEUED, 0.004123),
+        TimelineStep("Written to the bucket", STORED, 1.2),
     ]
-    assert page.way(SUBMISSION, [OBJECT, replace(OBJECT, file_path="another")]) == []
+    assert page.timeline(SUBMISSION, [OBJECT, replace(OBJECT, file_path="another")]) == []
     waiting = replace(SUBMISSION, queued_at=None, stored_at=None, objects=[])
-    assert page.way(waiting, []) == [Reached("Received", RECEIVED), Reached("Written to the bucket", None)]
+    assert page.timeline(waiting, []) == [
+        TimelineStep("Received", RECEIVED),
+        TimelineStep("Written to the bucket", None),
+    ]
 
 
 def test_a_figure_is_judged_where_there_is_a_line_and_says_so_in_words() -> None:
@@ -237,7 +240,7 @@ async def test_the_slowest_writes_lead_to_their_objects() -> None:
         "2" * 32: replace(CHAIN, objects=[replace(one, trace_id="2" * 32) for one in (OBJECT, other)]),
         "3" * 32: replace(CHAIN, objects=[of_another]),
     }
-    writes = [Write(0.1, "vehicles", dt.datetime.now(dt.UTC), digit * 32) for digit in "1234"]
+    writes = [BronzeWrite(0.1, "vehicles", dt.datetime.now(dt.UTC), digit * 32) for digit in "1234"]
     found = await made(Answers(by_trace=known))._objects_of(writes)
     assert [objects and len(objects) for _, objects in found] == [1, 2, None, None]
 

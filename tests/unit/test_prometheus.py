@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from bronze.api import prometheus
-from bronze.api.prometheus import ASK_S_MAX, Away, Prometheus, slowest
+from bronze.api.prometheus import ASK_S_MAX, Prometheus, PrometheusUnavailable, slowest
 from bronze.telemetry.schema import registry
 from grafana import promql
 from local.machine import limit_s
@@ -97,7 +97,9 @@ async def test_a_prometheus_that_is_silent_is_away_soon_for_all_that_ask() -> No
     with silent() as port:
         async with asking(port) as prometheus:
             told = await asyncio.gather(*(prometheus.glance() for _ in range(10)), return_exceptions=True)
-    assert [str(one) for one in told if isinstance(one, Away)] == ["it has not answered within 2 s"] * 10
+    assert [str(one) for one in told if isinstance(one, PrometheusUnavailable)] == [
+        "it has not answered within 2 s"
+    ] * 10
     one_after_the_other_s = 10 * ASK_S_MAX
     assert time.monotonic() - began < min(limit_s(2 * ASK_S_MAX), one_after_the_other_s)
 
@@ -106,7 +108,7 @@ async def test_a_prometheus_that_is_not_there_is_away() -> None:
     with silent() as port:
         pass
     async with asking(port) as prometheus:
-        with pytest.raises(Away, match="connect"):
+        with pytest.raises(PrometheusUnavailable, match="connect"):
             await prometheus.glance()
 
 
@@ -118,5 +120,5 @@ async def test_what_is_no_prometheus_is_told() -> None:
 
     server = await asyncio.start_server(hello, LOOPBACK, 0)
     async with server, asking(server.sockets[0].getsockname()[1]) as prometheus:
-        with pytest.raises(Away, match="what answers is no Prometheus"):
+        with pytest.raises(PrometheusUnavailable, match="what answers is no Prometheus"):
             await prometheus.glance()

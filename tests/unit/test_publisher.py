@@ -47,7 +47,7 @@ from prometheus_client import CollectorRegistry
 from bronze import publisher
 from bronze.errors import Misconfigured, Refused
 from bronze.protocol.message import MESSAGE_BYTES_MAX
-from bronze.publisher import Batch, Format, Plan, Sender, Stop, Summary, batches, reading
+from bronze.publisher import Batch, FileFormat, Plan, Sender, Stop, Summary, batches, reading
 from bronze.publisher.fleet import fleet
 from bronze.records import sources
 from bronze.settings import Settings
@@ -266,7 +266,7 @@ def ndjson(path: Path, *lines: str) -> Path:
 
 def read(data: bytes, records_max: int = 10, bytes_max: int = 10_000) -> list[Batch]:
     stream = io.BytesIO(data)
-    records = reading.records("f.ndjson", stream, Format.NDJSON, lambda: sources.built_in()["status"])
+    records = reading.records("f.ndjson", stream, FileFormat.NDJSON, lambda: sources.built_in()["status"])
     return list(batches("f.ndjson", records, records_max=records_max, bytes_max=bytes_max, position=stream.tell))
 
 
@@ -306,7 +306,7 @@ def test_a_batch_fits_a_message() -> None:
 def test_a_line_without_end_is_refused_with_its_number() -> None:
     """A line that no message can take ends the reading, after what stands before it was given out."""
     stream = io.BytesIO(b"{}\n\n" + b"x" * (MESSAGE_BYTES_MAX + 1))
-    records = reading.records("f.ndjson", stream, Format.NDJSON, lambda: sources.built_in()["status"])
+    records = reading.records("f.ndjson", stream, FileFormat.NDJSON, lambda: sources.built_in()["status"])
     found = batches("f.ndjson", records, records_max=10, bytes_max=10)
     assert next(found).numbers == (1,)
     with pytest.raises(Refused, match=r"f\.ndjson, line 3 is longer"):

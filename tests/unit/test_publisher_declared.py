@@ -8,7 +8,7 @@ import pytest
 
 from bronze.api import source_schema
 from bronze.errors import Misconfigured, Refused, Unavailable
-from bronze.publisher.declared import Declared
+from bronze.publisher.declared import RemoteSource
 from bronze.records import sources
 
 OWN = sources.parse(
@@ -27,7 +27,7 @@ fields = [
 WHOLE = httpx.Response(200, text=source_schema.described(OWN["readings"]).model_dump_json())
 
 
-def asking(*answers: httpx.Response | Exception, waits: list[float] | None = None) -> tuple[Declared, list[str]]:
+def asking(*answers: httpx.Response | Exception, waits: list[float] | None = None) -> tuple[RemoteSource, list[str]]:
     """One that asks an API which answers so, and the paths that it was asked for."""
     script, asked = list(answers), list[str]()
 
@@ -43,7 +43,7 @@ def asking(*answers: httpx.Response | Exception, waits: list[float] | None = Non
         return False
 
     http = httpx.Client(base_url="http://api/bronze", transport=httpx.MockTransport(answer))
-    return Declared(http, "readings", retry_for_s=60, wait=wait), asked
+    return RemoteSource(http, "readings", retry_for_s=60, wait=wait), asked
 
 
 def test_the_source_is_the_one_that_the_api_declares() -> None:

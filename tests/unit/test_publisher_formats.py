@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from bronze.errors import Refused
 from bronze.protocol.message import MESSAGE_BYTES_MAX
-from bronze.publisher import Format, reading
+from bronze.publisher import FileFormat, reading
 from bronze.publisher.formats import Record, format_of
 from bronze.publisher.reading import classified
 from bronze.records import sources
@@ -28,15 +28,15 @@ from bronze.records import sources
 STATUS, VEHICLES = (sources.built_in()[name] for name in ("status", "vehicles"))
 
 
-def read(data: bytes, form: Format, source: sources.Source = VEHICLES, file: str = "f") -> list[Record]:
+def read(data: bytes, form: FileFormat, source: sources.Source = VEHICLES, file: str = "f") -> list[Record]:
     return list(reading.records(file, io.BytesIO(data), form, lambda: source))
 
 
-def values(data: bytes, form: Format, source: sources.Source = VEHICLES) -> list[Any]:
+def values(data: bytes, form: FileFormat, source: sources.Source = VEHICLES) -> list[Any]:
     return [json.loads(record, parse_float=Decimal) for _, record in read(data, form, source)]
 
 
-def refusal(data: bytes, form: Format, file: str = "f") -> str:
+def refusal(data: bytes, form: FileFormat, file: str = "f") -> str:
     with pytest.raises(Refused) as refused:
         read(data, form, file=file)
     return refused.value.detail
@@ -45,22 +45,22 @@ def refusal(data: bytes, form: Format, file: str = "f") -> str:
 @pytest.mark.parametrize(
     ("file", "form"),
     [
-        ("a.csv", Format.CSV),
-        ("A.CSV.GZ", Format.CSV),
-        ("a.b.jsonl.zst", Format.NDJSON),
-        ("a.json", Format.JSON),
-        ("a.parquet", Format.PARQUET),
-        ("a.feather", Format.ARROW),
-        ("-", Format.NDJSON),
+        ("a.csv", FileFormat.CSV),
+        ("A.CSV.GZ", FileFormat.CSV),
+        ("a.b.jsonl.zst", FileFormat.NDJSON),
+        ("a.json", FileFormat.JSON),
+        ("a.parquet", FileFormat.PARQUET),
+        ("a.feather", FileFormat.ARROW),
+        ("-", FileFormat.NDJSON),
         ("a.csv.part", None),
         ("a.gz", None),
         ("csv", None),
     ],
 )
-def test_a_name_tells_the_format(file: str, form: Format | None) -> None:
+def test_a_name_tells_the_format(file: str, form: FileFormat | None) -> None:
     """The end of the name, in any case, below its compression; a name that ends in nothing known tells nothing."""
     assert format_of(file) is form
-    assert format_of(file, Format.ARROW) is Format.ARROW
+    assert format_of(file, FileFormat.ARROW) is FileFormat.ARROW
 
 
 # --- JSON
@@ -80,7 +80,7 @@ json_values = st.recursive(
 def test_json_keeps_every_value(records: list[dict[str, Any]], *, indent: int | None, array: bool) -> None:
     """However it is laid out, an array's records, or those one after another, come out as they are, a line each."""
     text = json.dumps(records, indent=indent) if array else "\n".join(json.dumps(r, indent=indent) for r in records)
-    out = read(text.encode(), Format.JSON)
+    out = read(text.encode(), FileFormat.JSON)
     assert [json.loads(record) for _, record in out] == records
     assert [record.count(b"\n") for _, record in out] == [1] * len(records)
     assert [number for number, _ in out] == list(range(1, len(records) + 1))
@@ -89,7 +89,7 @@ def test_json_keeps_every_value(records: list[dict[str, Any]], *, indent: int | 
 def test_json_keeps_every_digit() -> None:
     """Numbers keep their text: big integers and decimals do not pass through a float."""
     text = b'[ {"a": 123456789012345678901234567890, "b": 0.10, "c": 1E400,\n "d": "\xc3\xa9\\n"} ]'
-    assert read(text, Format.JSON) == [
+    assert read(text, FileFormat.JSON) == [
         (1, b'{"a": 123456789012345678901234567890, "b": 0.10, "c": 1E400,  "d": "\xc3\xa9\\n"}\n')
     ]
 
@@ -98,9 +98,9 @@ def test_json_is_read_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """A document of many times what is read at once; and a record that no message can take ends it with its number."""
     record = {"a": "x" * 300_000, "b": "é" * 100}
     many = [record | {"n": n} for n in range(20)]
-    assert values(json.dumps(many, ensure_ascii=False).encode(), Format.JSON) == many
+    assert values(json.dumps(many, ensure_ascii=False).encode(), FileFormat.JSON) == many
     much = json.dumps([*many, {"a": "x" * MESSAGE_BYTES_MAX}, *many]).encode()
-    assert refusal(much, Format.JSON).startswith(f"f, record 21 is longer than {MESSAGE_BYTES_MAX} bytes")
+    assert refusal(much, FileFormat.JSON).startswith(f"f, record 21 is longer than {MESSAGE_BYTES_MAX} bytes")
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ def test_json_is_read_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_what_is_no_json(text: bytes, told: str) -> None:
-    assert told in refusal(text, Format.JSON)
+    assert told in refusal(text, FileFormat.JSON)
 
 
 # --- CSV
@@ -126,18 +126,18 @@ def test_what_is_no_json(text: bytes, told: str) -> None:
 def test_csv_is_typed_as_declared() -> None:
     """A declared column has its type, an empty value is null, what is not declared is text."""
     text = 'vehicle_id,year_built,seats,engine,note,speed\r\nN1, 1999 ,007,,"a, ""b""\r\nc",1.5\r\n\r\n2,,-0,,,\r\n'
-    assert values(text.encode("utf-8-sig"), Format.CSV, VEHICLES) == [
+    assert values(text.encode("utf-8-sig"), FileFormat.CSV, VEHICLES) == [
         {"vehicle_id": "N1", "year_built": 1999, "seats": 7, "engine": None, "note": 'a, "b"\r\nc', "speed": "1.5"},
         {"vehicle_id": "2", "year_built": None, "seats": 0, "engine": None, "note": None, "speed": None},
     ]
-    assert [number for number, _ in read(text.encode(), Format.CSV)] == [2, 5]
+    assert [number for number, _ in read(text.encode(), FileFormat.CSV)] == [2, 5]
 
 
 @pytest.mark.parametrize("time", ["2013-02-08T05:17:00-05:00", "2013-02-08T10:17:00.123456Z"])
 def test_csv_of_times_and_numbers(time: str) -> None:
     """What a status needs passes the declaration as it is written in CSV."""
     header = "operator,run_number,origin,destination,scheduled_at,delay_min"
-    (record,) = read(f"{header}\nUA,1018,EWR,IAH,{time},-2.50\n".encode(), Format.CSV, STATUS)
+    (record,) = read(f"{header}\nUA,1018,EWR,IAH,{time},-2.50\n".encode(), FileFormat.CSV, STATUS)
     decoded: Any = msgspec.json.decode(record[1], type=STATUS.record_type)
     assert decoded.scheduled_at == dt.datetime.fromisoformat(time)
     assert (decoded.run_number, decoded.delay_min) == (1018, -2.5)
@@ -146,7 +146,7 @@ def test_csv_of_times_and_numbers(time: str) -> None:
 @pytest.mark.parametrize(("column", "value"), [("seats", "many"), ("seats", "1.5"), ("year_built", "nan")])
 def test_csv_of_another_type(column: str, value: str) -> None:
     """A value that is not what its column declares stays what it is, for the API to refuse or to set aside."""
-    ((_, record),) = read(f"vehicle_id,{column}\nN1,{value}\n".encode(), Format.CSV, VEHICLES)
+    ((_, record),) = read(f"vehicle_id,{column}\nN1,{value}\n".encode(), FileFormat.CSV, VEHICLES)
     assert json.loads(record)[column] == value
     with pytest.raises(msgspec.ValidationError, match=column):
         msgspec.json.decode(record, type=VEHICLES.record_type)
@@ -158,7 +158,7 @@ def test_csv_keeps_every_text(rows: Sequence[Sequence[str]]) -> None:
     out = io.StringIO(newline="")
     csv.writer(out).writerows([("a", "b"), *rows])
     expected = [{"a": a or None, "b": b or None} for a, b in rows]
-    assert values(out.getvalue().encode(), Format.CSV) == expected
+    assert values(out.getvalue().encode(), FileFormat.CSV) == expected
 
 
 @pytest.mark.parametrize(
@@ -173,7 +173,7 @@ def test_csv_keeps_every_text(rows: Sequence[Sequence[str]]) -> None:
     ],
 )
 def test_what_is_no_csv(text: bytes, told: str) -> None:
-    assert told in refusal(text, Format.CSV)
+    assert told in refusal(text, FileFormat.CSV)
 
 
 # --- columns
@@ -219,9 +219,9 @@ def arrow(table: pa.Table, opening: Any) -> bytes:
 
 
 FILES = {
-    "parquet": (parquet, Format.PARQUET),
-    "arrow file": (lambda table: arrow(table, pa.ipc.new_file), Format.ARROW),
-    "arrow stream": (lambda table: arrow(table, pa.ipc.new_stream), Format.ARROW),
+    "parquet": (parquet, FileFormat.PARQUET),
+    "arrow file": (lambda table: arrow(table, pa.ipc.new_file), FileFormat.ARROW),
+    "arrow stream": (lambda table: arrow(table, pa.ipc.new_stream), FileFormat.ARROW),
 }
 
 
@@ -248,20 +248,22 @@ def test_decimals_are_what_is_declared() -> None:
     table = pa.table(
         {"delay_min": pa.array([Decimal("1.50")]), "run_number": pa.array([Decimal(7)]), "x": [Decimal(1)]}
     )
-    assert values(parquet(table), Format.PARQUET, STATUS) == [{"delay_min": Decimal("1.5"), "run_number": 7, "x": "1"}]
+    assert values(parquet(table), FileFormat.PARQUET, STATUS) == [
+        {"delay_min": Decimal("1.5"), "run_number": 7, "x": "1"}
+    ]
 
 
 def test_what_is_no_columnar_file() -> None:
     """Something else, a part of one, two columns of one name: each is said, with the file."""
     whole = parquet(TABLE)
-    assert "is no parquet file that can be read" in refusal(whole[:100], Format.PARQUET)
-    assert "is no parquet file that can be read" in refusal(whole[:100] + whole[-8:], Format.PARQUET)
-    assert "is no arrow file that can be read" in refusal(b"hello", Format.ARROW)
-    assert "is no arrow file that can be read" in refusal(arrow(TABLE, pa.ipc.new_stream)[:3000], Format.ARROW)
+    assert "is no parquet file that can be read" in refusal(whole[:100], FileFormat.PARQUET)
+    assert "is no parquet file that can be read" in refusal(whole[:100] + whole[-8:], FileFormat.PARQUET)
+    assert "is no arrow file that can be read" in refusal(b"hello", FileFormat.ARROW)
+    assert "is no arrow file that can be read" in refusal(arrow(TABLE, pa.ipc.new_stream)[:3000], FileFormat.ARROW)
     twice = pa.Table.from_arrays([pa.array([1]), pa.array([2])], names=["a", "a"])
-    assert "two columns of one name" in refusal(parquet(twice), Format.PARQUET)
+    assert "two columns of one name" in refusal(parquet(twice), FileFormat.PARQUET)
     large = pa.table({"a": ["x" * MESSAGE_BYTES_MAX]})
-    assert "record 1 is longer than" in refusal(parquet(large), Format.PARQUET)
+    assert "record 1 is longer than" in refusal(parquet(large), FileFormat.PARQUET)
 
 
 # --- compression
@@ -272,11 +274,11 @@ def test_compressed_text() -> None:
     parts = [b'{"a":1}\n', b'{"a":2}\n']
     compress = zstandard.ZstdCompressor().compress
     for file, data in (("f.gz", b"".join(map(gzip.compress, parts))), ("f.zst", b"".join(map(compress, parts)))):
-        assert read(data, Format.NDJSON, file=file) == [(1, parts[0]), (2, parts[1])]
-        assert len(read(data, Format.JSON, file=file)) == 2
-        assert "cannot be decompressed" in refusal(data[:-3], Format.NDJSON, file=file)
-        assert "cannot be decompressed" in refusal(b"hello", Format.NDJSON, file=file)
-        assert "unpack it" in refusal(data, Format.PARQUET, file=file)
+        assert read(data, FileFormat.NDJSON, file=file) == [(1, parts[0]), (2, parts[1])]
+        assert len(read(data, FileFormat.JSON, file=file)) == 2
+        assert "cannot be decompressed" in refusal(data[:-3], FileFormat.NDJSON, file=file)
+        assert "cannot be decompressed" in refusal(b"hello", FileFormat.NDJSON, file=file)
+        assert "unpack it" in refusal(data, FileFormat.PARQUET, file=file)
 
 
 # --- the run

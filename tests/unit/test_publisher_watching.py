@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from bronze.errors import Misconfigured, Unavailable
-from bronze.publisher import Format, files, publishing, watching
-from bronze.publisher.files import Signature, opened
-from bronze.publisher.watching import Settling, State, look
+from bronze.publisher import FileFormat, files, publishing, watching
+from bronze.publisher.files import Signature, open_file
+from bronze.publisher.watching import SettlingFiles, WatchState, look
 
 
 def found(**sizes: int) -> Mapping[str, Signature]:
@@ -18,7 +18,7 @@ def found(**sizes: int) -> Mapping[str, Signature]:
 
 def test_a_file_is_complete_once_it_rests() -> None:
     """It has to be seen unchanged for so long; each change begins anew, and so does a file that comes back."""
-    settling = Settling(2)
+    settling = SettlingFiles(2)
     assert settling.complete(found(a=1), 0) == []
     assert settling.complete(found(a=1), 1.9) == []
     assert settling.complete(found(a=1, b=1), 2) == ["a"]
@@ -35,24 +35,24 @@ def test_what_is_looked_at(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
 
-    def seen(pattern: str, chosen: Format | None = None) -> set[str]:
+    def seen(pattern: str, chosen: FileFormat | None = None) -> set[str]:
         return {str(Path(path).relative_to(tmp_path)) for path in look(tmp_path, pattern, chosen)}
 
     assert seen("*") == {"a.csv", "b.parquet"}
     assert seen("*.csv") == {"a.csv"}
     assert seen("**/*.csv") == {"a.csv", "below/f.csv", "h.csv/i.csv"}
-    assert seen("*", Format.CSV) == {"a.csv", "b.parquet", "c.csv.part", "e.txt"}
+    assert seen("*", FileFormat.CSV) == {"a.csv", "b.parquet", "c.csv.part", "e.txt"}
 
 
 def test_a_state_remembers(tmp_path: Path) -> None:
     """What was noted is known at the next start, until the file changes; what was sent, by its content too."""
     file = tmp_path / "deep" / "state.sqlite"
     old, new = Signature(1, 2), Signature(1, 5)
-    with State.opened(file) as state:
+    with WatchState.opened(file) as state:
         assert not state.knows("a", old)
         state.note("a", old, 7, "d")
         state.set_aside("b", old, "it is wrong")
-    with State.opened(file) as state:
+    with WatchState.opened(file) as state:
         assert state.knows("a", old)
         assert state.knows("b", old)
         assert not state.knows("a", new)
@@ -69,12 +69,12 @@ def test_a_state_has_one_watcher(tmp_path: Path) -> None:
     """The second is told which process has it."""
     file = tmp_path / "state.sqlite"
     with (
-        State.opened(file),
+        WatchState.opened(file),
         pytest.raises(Misconfigured, match=f"process {os.getpid()} watches already"),
-        State.opened(file),
+        WatchState.opened(file),
     ):
         pass
-    with State.opened(file):
+    with WatchState.opened(file):
         pass
 
 
@@ -83,7 +83,7 @@ def test_what_cannot_be_a_state(tmp_path: Path) -> None:
     other = tmp_path / "other.sqlite"
     other.write_text("hello, this is no database" * 10)
     for file in (other, other / "below.sqlite"):
-        with pytest.raises(Misconfigured, match="--state"), State.opened(file):
+        with pytest.raises(Misconfigured, match="--state"), WatchState.opened(file):
             pass
 
 
@@ -97,7 +97,7 @@ def test_a_file_that_changes_is_not_sent_on(tmp_path: Path) -> None:
     """What is read has to be what the keys were made of."""
     file = tmp_path / "a.ndjson"
     file.write_text("{}\n")
-    with opened(str(file)) as one:
+    with open_file(str(file)) as one:
         one.check()
         file.write_text("{}\n{}\n")
         with pytest.raises(Unavailable, match="changed while it was sent"):
@@ -109,7 +109,7 @@ def test_keys(tmp_path: Path) -> None:
     file = tmp_path / "a.ndjson"
 
     def key(path: Path, run: str = "", classification_id: str | None = None) -> str:
-        with opened(str(path)) as one:
+        with open_file(str(path)) as one:
             return files.key(one, run, classification_id)
 
     file.write_text("{}\n")
@@ -138,7 +138,7 @@ class Waits:
 def test_a_pace_is_kept() -> None:
     """So many records a second over all; what comes late does not hurry afterwards; a stop does not wait on."""
     time = Waits()
-    pace = publishing.Pace(100, time.wait, time.clock)
+    pace = publishing.RateLimit(100, time.wait, time.clock)
     begun = []
     for _ in range(3):
         pace.take(50)
@@ -151,5 +151,5 @@ def test_a_pace_is_kept() -> None:
     time.stop = True
     with pytest.raises(KeyboardInterrupt):
         pace.take(1)
-    publishing.Pace(None, time.wait, time.clock).take(10**9)
+    publishing.RateLimit(None, time.wait, time.clock).take(10**9)
     assert time.now_s < 12

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bronze.admin.quarantine import Aside, Mistaken, Record
-from bronze.admin.quarantine_replay import mended
-from bronze.errors import Poison, Refused
+from bronze.admin.quarantine import CommandError, QuarantinedObject, Record
+from bronze.admin.quarantine_replay import match_lines
+from bronze.errors import DeadLetter, Refused
 from bronze.objects.encoder import encode_object
 from bronze.protocol import rejected_records
-from bronze.protocol.chain import sort
+from bronze.protocol.chain import reconcile
 from bronze.protocol.keys import quarantine_key
 from bronze.protocol.lane import Lane, lane_subject
 from bronze.protocol.message import (
@@ -22,14 +22,14 @@ from bronze.protocol.message import (
     HEADER_FORMAT,
     HEADER_KIND,
     MESSAGE_BYTES_MAX,
-    Accepted,
-    Kind,
+    AcceptedSubmission,
     Message,
+    MessageKind,
     Part,
 )
 from bronze.records import sources
 from bronze.records.json_intake import JsonIntake
-from bronze.records.spool import Checked
+from bronze.records.spool import CheckedSubmission
 from tests import factories
 
 SOURCES = sources.built_in()
@@ -48,7 +48,7 @@ BAD: dict[bytes, tuple[str, str | None]] = {
 }
 
 
-def check(body: bytes, cuts: Sequence[int] = ()) -> tuple[Checked, list[tuple[Part, bytes]]]:
+def check(body: bytes, cuts: Sequence[int] = ()) -> tuple[CheckedSubmission, list[tuple[Part, bytes]]]:
     """A body's submission and its messages, with what is bad kept apart."""
     intake = JsonIntake(SOURCES["vehicles"], body_bytes_max=2**30, spool_memory_bytes_max=2**24, keep_invalid=True)
     ends = sorted({min(end, len(body)) for end in cuts} | {len(body)})
@@ -73,26 +73,26 @@ def rows(parts: Sequence[tuple[Part, bytes]]) -> list[tuple[int, bytes]]:
         )
         for sequence, (part, payload) in enumerate(parts, start=1)
     ]
-    encoded = encode_object(SOURCES["vehicles"], LANE, "k.parquet", sort(LANE, messages, {}), "00-0-0-00")
+    encoded = encode_object(SOURCES["vehicles"], LANE, "k.parquet", reconcile(LANE, messages, {}), "00-0-0-00")
     contents = encoded.contents
-    apart = [one for one in messages if one.headers.get(HEADER_KIND) == Kind.REJECTED]
+    apart = [one for one in messages if one.headers.get(HEADER_KIND) == MessageKind.REJECTED]
     assert [one.key for one in contents.quarantined] == [
-        quarantine_key(LANE, one.sequence, Kind.REJECTED) for one in apart
+        quarantine_key(LANE, one.sequence, MessageKind.REJECTED) for one in apart
     ]
     (stored,) = contents.submissions
     assert stored.quarantined == [one.key for one in contents.quarantined]
     assert (stored.parts_done, stored.parts_quarantined) == (len(parts), len(apart))
-    assert contents.records == sum(part.records for part, _ in parts if part.kind is not Kind.REJECTED)
+    assert contents.records == sum(part.records for part, _ in parts if part.kind is not MessageKind.REJECTED)
     table = pq.read_table(pa.BufferReader(encoded.body), columns=["_record_index", "_payload"])
     return [(row["_record_index"], row["_payload"].encode()) for row in table.to_pylist()]
 
 
-def kept_apart(parts: Sequence[tuple[Part, bytes]]) -> list[tuple[rejected_records.Note, bytes]]:
-    found: list[tuple[rejected_records.Note, bytes]] = []
+def kept_apart(parts: Sequence[tuple[Part, bytes]]) -> list[tuple[rejected_records.RejectionNote, bytes]]:
+    found: list[tuple[rejected_records.RejectionNote, bytes]] = []
     for part, payload in parts:
-        if part.kind is Kind.REJECTED:
+        if part.kind is MessageKind.REJECTED:
             head, records = rejected_records.unpack(payload)
-            assert msgspec.json.decode(head, type=Accepted) == part.accepted
+            assert msgspec.json.decode(head, type=AcceptedSubmission) == part.accepted
             assert (part.first_record, part.records) == (records[0][0].index, len(records))
             found += records
     return found
@@ -121,8 +121,8 @@ def test_what_has_no_gap_is_as_it_would_be_without_the_bad_records() -> None:
     good = b'{"vehicle_id":"a"}'
     parts = [part for part, _ in check(b"\n".join([b"{", good, good, b"{"]))[1]]
     assert [(part.kind, part.first_record, part.records) for part in parts] == [
-        (Kind.LINES, 1, 2),
-        (Kind.REJECTED, 0, 2),
+        (MessageKind.LINES, 1, 2),
+        (MessageKind.REJECTED, 0, 2),
     ]
     assert [part.headers()[HEADER_FORMAT] for part in parts] == ["4", "2"]
 
@@ -156,15 +156,17 @@ def test_a_bad_record_that_fits_no_message_with_its_note_refuses_the_submission(
     ],
 )
 def test_what_is_no_such_message_is_poison(payload: bytes, wrong: str) -> None:
-    with pytest.raises(Poison, match=wrong):
+    with pytest.raises(DeadLetter, match=wrong):
         rejected_records.unpack(payload)
 
 
 # --- mended lines
 
 
-def aside(*records: bytes, key: str = "quarantine/source=vehicles/e-0-1.rejected", accepted: bool = True) -> Aside:
-    return Aside(
+def aside(
+    *records: bytes, key: str = "quarantine/source=vehicles/e-0-1.rejected", accepted: bool = True
+) -> QuarantinedObject:
+    return QuarantinedObject(
         key=key,
         source="vehicles",
         submission_id="s",
@@ -178,7 +180,7 @@ def aside(*records: bytes, key: str = "quarantine/source=vehicles/e-0-1.rejected
 
 
 def test_a_mended_line_belongs_to_its_record_and_an_empty_one_gives_it_up() -> None:
-    one, two = mended([aside(b"a", b"b\n c"), aside(b"d")], [b"", b" B ", b"D"])
+    one, two = match_lines([aside(b"a", b"b\n c"), aside(b"d")], [b"", b" B ", b"D"])
     assert (one.lines, one.indices, two.lines, two.indices) == ([b"B"], [2], [b"D"], [0])
     assert aside(b"a", b"b\r\n c").lines() == [b"a", b"b  c"]
 
@@ -187,6 +189,6 @@ def test_a_mended_line_belongs_to_its_record_and_an_empty_one_gives_it_up() -> N
     ("of", "lines", "wrong"),
     [(aside(b"a", b"b"), [b"a"], "1 lines, and 2 records"), (aside(b"a", accepted=False), [b"a"], "nothing is known")],
 )
-def test_lines_that_cannot_be_told_apart_are_a_mistake(of: Aside, lines: list[bytes], wrong: str) -> None:
-    with pytest.raises(Mistaken, match=wrong):
-        mended([of], lines)
+def test_lines_that_cannot_be_told_apart_are_a_mistake(of: QuarantinedObject, lines: list[bytes], wrong: str) -> None:
+    with pytest.raises(CommandError, match=wrong):
+        match_lines([of], lines)

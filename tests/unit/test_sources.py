@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from bronze.errors import Misconfigured
 from bronze.records import sources
-from bronze.records.sources import Field, FieldType, Schema, Shape, Source, conflict
+from bronze.records.sources import Field, FieldType, RegisteredField, RegisteredSchema, Source, incompatibility
 
 FIELD = '{ name = "a", type = "string", description = "d" }'
 #: Each type as it may be declared.
@@ -137,75 +137,89 @@ def test_a_decimal_is_kept_to_the_digit_or_refused(value: Decimal, precision: in
 
 # --- versions
 
-INT = Shape("int64", required=False, since=1)
-NEW = Shape("string", required=False, since=2)
+INT = RegisteredField("int64", required=False, since=1)
+NEW = RegisteredField("string", required=False, since=2)
 
 
 @pytest.mark.parametrize(
     ("registered", "declared", "reason"),
     [
-        pytest.param(Schema(1, {"a": INT}), Schema(1, {"a": INT}), None, id="the same"),
-        pytest.param(Schema(1, {"a": INT}), Schema(2, {"a": INT, "b": NEW}), None, id="an optional field more"),
-        pytest.param(Schema(2, {"a": INT, "b": NEW}), Schema(1, {"a": INT}), None, id="an older process"),
-        pytest.param(Schema(1, {"a": INT}), Schema(3, {"b": NEW, "a": INT}), None, id="two versions on, other order"),
-        pytest.param(Schema(1, {"a": INT}), Schema(2, {"a": INT}), None, id="a version without a change"),
+        pytest.param(RegisteredSchema(1, {"a": INT}), RegisteredSchema(1, {"a": INT}), None, id="the same"),
         pytest.param(
-            Schema(1, {"a": INT}),
-            Schema(2, {"a": Shape("string", required=False, since=1)}),
+            RegisteredSchema(1, {"a": INT}),
+            RegisteredSchema(2, {"a": INT, "b": NEW}),
+            None,
+            id="an optional field more",
+        ),
+        pytest.param(
+            RegisteredSchema(2, {"a": INT, "b": NEW}), RegisteredSchema(1, {"a": INT}), None, id="an older process"
+        ),
+        pytest.param(
+            RegisteredSchema(1, {"a": INT}),
+            RegisteredSchema(3, {"b": NEW, "a": INT}),
+            None,
+            id="two versions on, other order",
+        ),
+        pytest.param(
+            RegisteredSchema(1, {"a": INT}), RegisteredSchema(2, {"a": INT}), None, id="a version without a change"
+        ),
+        pytest.param(
+            RegisteredSchema(1, {"a": INT}),
+            RegisteredSchema(2, {"a": RegisteredField("string", required=False, since=1)}),
             "field a: version 1, which is registered, has int64, optional, since version 1; "
             "version 2, which is declared, has string, optional, since version 1; a field is never removed",
             id="another type",
         ),
         pytest.param(
-            Schema(1, {"a": INT}),
-            Schema(2, {"a": Shape("int64", required=True, since=1)}),
+            RegisteredSchema(1, {"a": INT}),
+            RegisteredSchema(2, {"a": RegisteredField("int64", required=True, since=1)}),
             "has int64, required, since version 1; a field is never removed",
             id="required from now on",
         ),
         pytest.param(
-            Schema(1, {"a": Shape("int64", required=True, since=1)}),
-            Schema(2, {"a": INT}),
+            RegisteredSchema(1, {"a": RegisteredField("int64", required=True, since=1)}),
+            RegisteredSchema(2, {"a": INT}),
             "has int64, optional, since version 1; a field is never removed",
             id="no longer required",
         ),
         pytest.param(
-            Schema(1, {"a": INT, "c": INT}),
-            Schema(2, {"a": INT}),
+            RegisteredSchema(1, {"a": INT, "c": INT}),
+            RegisteredSchema(2, {"a": INT}),
             "field c: version 1, which is registered, has int64, optional, since version 1; "
             "version 2, which is declared, has no such field",
             id="removed",
         ),
         pytest.param(
-            Schema(1, {"a": INT}),
-            Schema(2, {"a": INT, "c": INT}),
+            RegisteredSchema(1, {"a": INT}),
+            RegisteredSchema(2, {"a": INT, "c": INT}),
             "is optional and says since = 2 or later",
             id="added without since",
         ),
         pytest.param(
-            Schema(1, {"a": INT}),
-            Schema(1, {"a": INT, "c": INT}),
+            RegisteredSchema(1, {"a": INT}),
+            RegisteredSchema(1, {"a": INT, "c": INT}),
             "is optional and says since = 2 or later, and the source's version is raised",
             id="added at the same version",
         ),
         pytest.param(
-            Schema(2, {"a": INT, "b": NEW}),
-            Schema(1, {"a": INT, "b": INT}),
+            RegisteredSchema(2, {"a": INT, "b": NEW}),
+            RegisteredSchema(1, {"a": INT, "b": INT}),
             "field b: version 2, which is registered, has string, optional, since version 2; "
             "version 1, which is declared, has int64",
             id="an older process that differs",
         ),
         pytest.param(
-            Schema(3, {"a": INT, "b": NEW}),
-            Schema(2, {"a": INT}),
+            RegisteredSchema(3, {"a": INT, "b": NEW}),
+            RegisteredSchema(2, {"a": INT}),
             "field b: version 3, which is registered, has string",
             id="an older process that lacks what it should have",
         ),
     ],
 )
 def test_two_versions_can_be_read_together_or_the_field_is_named(
-    registered: Schema, declared: Schema, reason: str | None
+    registered: RegisteredSchema, declared: RegisteredSchema, reason: str | None
 ) -> None:
-    why = conflict(registered, declared)
+    why = incompatibility(registered, declared)
     assert (why is None) == (reason is None)
     assert (reason or "") in (why or "")
 
@@ -234,5 +248,5 @@ def versioned(draw: st.DrawFn) -> Source:
 @given(versioned(), st.integers(1, 4))
 def test_every_version_of_a_source_can_be_read_with_every_other(source: Source, version: int) -> None:
     earlier = source.at(version)
-    assert conflict(earlier.schema, source.schema) is None
-    assert conflict(source.schema, earlier.schema) is None
+    assert incompatibility(earlier.schema, source.schema) is None
+    assert incompatibility(source.schema, earlier.schema) is None

@@ -19,7 +19,7 @@ from opentelemetry.semconv._incubating import attributes as incubating
 from opentelemetry.semconv._incubating.metrics import http_metrics, messaging_metrics, otel_metrics
 from opentelemetry.semconv.metrics import http_metrics as stable_http_metrics
 
-from bronze.errors import Fault, Halted, Misconfigured, Outage, Poison, Refusal, Refused, Unavailable
+from bronze.errors import DeadLetter, Fault, Halted, Misconfigured, Outage, Refusal, Refused, Unavailable
 from bronze.telemetry import schema
 from bronze.telemetry.instruments import Instruments
 from bronze.telemetry.schema import Metric, registry
@@ -266,7 +266,7 @@ def test_a_source_that_is_not_declared_counts_as_other() -> None:
     [
         (Refused(Refusal.MALFORMED_JSON, ""), Refusal.MALFORMED_JSON),
         (Unavailable(Outage.QUEUE_FULL, ""), Outage.QUEUE_FULL),
-        (Poison(), Fault.POISON),
+        (DeadLetter(), Fault.POISON),
         (Halted(), Fault.HALTED),
         (TimeoutError(), Outage.TIMEOUT),
         (KeyError(), Fault.INTERNAL),

@@ -8,9 +8,9 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from bronze.consumer.upload_telemetry import Trail
+from bronze.consumer.upload_telemetry import UploadTelemetry
 from bronze.objects.encoder import encode_object
-from bronze.protocol.chain import sort
+from bronze.protocol.chain import reconcile
 from bronze.protocol.lane import Lane, lane_subject
 from bronze.protocol.message import Message, Part
 from bronze.records import sources
@@ -55,8 +55,8 @@ def write(monkeypatch: pytest.MonkeyPatch) -> Iterator[Write]:
 
     def write(submissions: str) -> Written:
         cut = [message(number, sampled=letter == "x") for number, letter in enumerate(submissions, start=1)]
-        parts = sort(LANE, cut, {})
-        trail = Trail(telemetry, LANE, parts, 0)
+        parts = reconcile(LANE, cut, {})
+        trail = UploadTelemetry(telemetry, LANE, parts, 0)
         with trail.stage(Stage.ENCODE, spans.encode):
             encoded = encode_object(sources.built_in()["vehicles"], LANE, "key", parts, trail.traceparent)
         trail.put_done(encoded.contents, len(encoded.body))

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from bronze.errors import Gone, Outage, Unavailable
 from bronze.servers.catalog import Catalog
 from bronze.servers.jetstream import Missing
-from bronze.servers.queue import Lanes, OpenLane
+from bronze.servers.queue import LaneAdmin, LaneState
 
 POLL_S = 0.1
 #: Drained has to be seen for this long: a cluster may still be applying what it took before the seal.
@@ -20,7 +20,7 @@ SETTLED_S = 1.0
 STALLED_S = 300.0
 
 
-class Change:
+class LaneChange:
     """The change of a queue's sources to a number of lanes, the queue's own settings saying to how many.
 
     `told` hears how many messages are still to be stored.
@@ -28,7 +28,7 @@ class Change:
 
     def __init__(
         self,
-        queue: Lanes,
+        queue: LaneAdmin,
         catalog: Catalog,
         sources: Sequence[str],
         lanes: int,
@@ -75,18 +75,18 @@ class Change:
                     await self._queue.make(source, number)
         for source in self._sources:
             for number in range(self._lanes):
-                await self._queue.give(source, number)
+                await self._queue.release(source, number)
         return changed
 
     async def _old(self) -> list[str]:
         """The sources whose lanes are not as they have to be."""
         return [source for source in self._sources if not self._as_wanted(await self._queue.lanes_of(source))]
 
-    def _as_wanted(self, there: Sequence[OpenLane]) -> bool:
+    def _as_wanted(self, there: Sequence[LaneState]) -> bool:
         numbers = sorted(one.lane.number for one in there)
         return numbers == list(range(self._lanes)) and all(one.of == self._lanes and not one.sealed for one in there)
 
-    async def _drain(self, lanes: Sequence[OpenLane]) -> None:
+    async def _drain(self, lanes: Sequence[LaneState]) -> None:
         """Wait until the consumers have stored all that sealed lanes hold."""
         seen, moved_s = -1, time.monotonic()
         while seen != 0 or time.monotonic() - moved_s < self._settled_s:
@@ -104,7 +104,7 @@ class Change:
                 )
             await asyncio.sleep(POLL_S)
 
-    async def _left(self, one: OpenLane) -> int:
+    async def _left(self, one: LaneState) -> int:
         try:
             last = (await self._queue.state(one.lane)).last
         except (Missing, Gone):

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from bronze.errors import Misconfigured, Outage, Unavailable
-from bronze.servers.catalog_feed import Feed, Noted, Place
+from bronze.servers.catalog_feed import Feed, FeedEntry, FeedPosition
 from bronze.settings import Settings
 
 FOLLOW = "follow"
@@ -139,38 +139,38 @@ def _after(began: str | None, time: str | None) -> str:
 
 async def follow(args: argparse.Namespace, feed: Feed, stop: asyncio.Event) -> None:
     """Print each new object until told to stop, also those that land while the queue is away for a while."""
-    show: Callable[[Noted], None] = _show_json if args.json else _show
+    show: Callable[[FeedEntry], None] = _show_json if args.json else _show
     since: str | None = args.since
-    place = Place() if args.from_start or since else None
+    position = FeedPosition() if args.from_start or since else None
     away = False
     while not stop.is_set():
         wait_s = RETRY_S
         try:
-            place = place or await feed.end()
-            news = await feed.read(place, since=since)
+            position = position or await feed.end()
+            page = await feed.read(position, since=since)
         except Unavailable as error:
             if not away:
                 print(f"bronze lineage: waiting: {error}", file=sys.stderr)
             away = True
         else:
             away = False
-            place = news.place
-            since = None if place.sequence else since
-            for noted in news.entries:
+            position = page.position
+            since = None if position.sequence else since
+            for noted in page.entries:
                 if args.source in {None, noted.entry.source}:
                     show(noted)
             sys.stdout.flush()
-            wait_s = 0 if news.left else POLL_S
+            wait_s = 0 if page.remaining else POLL_S
         with suppress(TimeoutError):
             await asyncio.wait_for(stop.wait(), wait_s)
 
 
-def _show(noted: Noted) -> None:
+def _show(noted: FeedEntry) -> None:
     entry = noted.entry
     print(f"{_moment(noted.stored_at)}  {entry.source}  {entry.records:>9,} records  {entry.file_path}")
 
 
-def _show_json(noted: Noted) -> None:
+def _show_json(noted: FeedEntry) -> None:
     entry = {"sequence": noted.sequence, "time": noted.time, **msgspec.to_builtins(noted.entry)}
     print(msgspec.json.encode(entry).decode())
 

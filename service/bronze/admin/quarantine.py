@@ -12,9 +12,9 @@ from urllib.parse import unquote
 
 import msgspec
 
-from bronze.errors import Halted, Poison
+from bronze.errors import DeadLetter, Halted
 from bronze.protocol import rejected_records
-from bronze.protocol.message import GAP, Accepted, Kind, Part, records_of
+from bronze.protocol.message import PLACEHOLDER, AcceptedSubmission, MessageKind, Part, split_records
 
 if TYPE_CHECKING:
     from bronze.servers.bucket import Bucket, Head
@@ -27,11 +27,11 @@ MESSAGE = ".message"
 REPLAYED = ".replayed"
 
 
-class Mistaken(Exception):
+class CommandError(Exception):
     """What was asked for cannot be done; the message says why, and what can."""
 
 
-class Replayed(msgspec.Struct, frozen=True, kw_only=True):
+class ReplayMark(msgspec.Struct, frozen=True, kw_only=True):
     """The mark of what was replayed: as which submission, how many records, and their digest (SHA-256)."""
 
     submission_id: str
@@ -51,7 +51,7 @@ class Record:
 
 
 @dataclass(frozen=True, slots=True)
-class Aside:
+class QuarantinedObject:
     """An object of the quarantine. `accepted` is None where nobody can tell any more what its submission was."""
 
     key: str
@@ -59,11 +59,11 @@ class Aside:
     submission_id: str
     stored_at: str
     reason: str
-    accepted: Accepted | None
+    accepted: AcceptedSubmission | None
     records: Sequence[Record]
     #: whether the records are told apart: else the only one is the whole message, whatever it is
     apart: bool
-    replayed: Replayed | None
+    replayed: ReplayMark | None
 
     def listed(self) -> dict[str, object]:
         """All but the records' bytes."""
@@ -97,7 +97,7 @@ class Aside:
 
 async def find(
     bucket: "Bucket", *, source: str | None = None, since: str = "", submission_id: str | None = None
-) -> AsyncIterator[Aside]:
+) -> AsyncIterator[QuarantinedObject]:
     """What is in quarantine, by source and in the order of its lanes; `since` is a server's time, or its beginning."""
     keys = [key async for key in bucket.keys(f"{FOLDER}source={source}/" if source else FOLDER)]
     marked = {key for key in keys if key.endswith(REPLAYED)}
@@ -107,11 +107,11 @@ async def find(
             yield await _aside(bucket, key, head, replayed=key + REPLAYED in marked)
 
 
-async def load(bucket: "Bucket", key: str) -> Aside:
-    """What lies under a key; raises `Mistaken`."""
+async def load(bucket: "Bucket", key: str) -> QuarantinedObject:
+    """What lies under a key; raises `CommandError`."""
     head = await bucket.head(key) if key.startswith(FOLDER) and key.endswith((REJECTED, MESSAGE)) else None
     if head is None:
-        raise Mistaken(f"{key} is not in quarantine; `bronze quarantine list` says what is")
+        raise CommandError(f"{key} is not in quarantine; `bronze quarantine list` says what is")
     return await _aside(bucket, key, head, replayed=await bucket.head(key + REPLAYED) is not None)
 
 
@@ -123,10 +123,10 @@ def _submission_id(head: "Head") -> str:
     return head.metadata.get("bronze-subject", "").rpartition(".")[2]
 
 
-async def _aside(bucket: "Bucket", key: str, head: "Head", *, replayed: bool) -> Aside:
+async def _aside(bucket: "Bucket", key: str, head: "Head", *, replayed: bool) -> QuarantinedObject:
     payload = await bucket.read(key, 0, head.size) if head.size else b""
     accepted, records = await _records(bucket, key, payload, unquote(head.metadata.get("bronze-file-path", "")))
-    return Aside(
+    return QuarantinedObject(
         key=key,
         source=key.removeprefix(f"{FOLDER}source=").partition("/")[0],
         submission_id=_submission_id(head),
@@ -139,24 +139,26 @@ async def _aside(bucket: "Bucket", key: str, head: "Head", *, replayed: bool) ->
     )
 
 
-async def _records(bucket: "Bucket", key: str, payload: bytes, file_path: str) -> tuple[Accepted | None, list[Record]]:
+async def _records(
+    bucket: "Bucket", key: str, payload: bytes, file_path: str
+) -> tuple[AcceptedSubmission | None, list[Record]]:
     """The submission, if it is known, and its records, if they can be told apart."""
     if key.endswith(REJECTED):
         try:
             first_line, noted = rejected_records.unpack(payload)
-            said = msgspec.json.decode(first_line, type=Accepted)
-        except (Poison, msgspec.DecodeError):
+            said = msgspec.json.decode(first_line, type=AcceptedSubmission)
+        except (DeadLetter, msgspec.DecodeError):
             return None, []
         return said, [Record(raw, note.index, note.kind, note.field, note.reason) for note, raw in noted]
     part = await _part(bucket, key, file_path)
     accepted = part.accepted if part else None
     try:
-        raws = records_of(part.kind if part else Kind.RECORDS, payload)
+        raws = split_records(part.kind if part else MessageKind.RECORDS, payload)
     except (msgspec.DecodeError, RecursionError):
         return accepted, []
     first = part.first_record if part else None
     return accepted, [
-        Record(raw, None if first is None else first + place) for place, raw in enumerate(raws) if raw != GAP
+        Record(raw, None if first is None else first + place) for place, raw in enumerate(raws) if raw != PLACEHOLDER
     ]
 
 
@@ -170,10 +172,10 @@ async def _part(bucket: "Bucket", key: str, file_path: str) -> Part | None:
         contents = await read_contents(bucket, file_path) if file_path else None
         headers = next((one.headers for one in contents.quarantined if one.key == key), None) if contents else None
         return Part.parse(headers) if headers else None
-    except (Halted, Poison):
+    except (Halted, DeadLetter):
         return None
 
 
-async def _mark(bucket: "Bucket", key: str) -> Replayed | None:
+async def _mark(bucket: "Bucket", key: str) -> ReplayMark | None:
     head = await bucket.head(key + REPLAYED)
-    return msgspec.json.decode(await bucket.read(key + REPLAYED, 0, head.size), type=Replayed) if head else None
+    return msgspec.json.decode(await bucket.read(key + REPLAYED, 0, head.size), type=ReplayMark) if head else None

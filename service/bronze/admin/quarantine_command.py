@@ -14,8 +14,8 @@ from bronze.settings import Settings
 
 if TYPE_CHECKING:
     from bronze.servers.bucket import Bucket
-from bronze.admin.quarantine import Aside, Mistaken, find, load
-from bronze.admin.quarantine_replay import TIMEOUT, mended, replay
+from bronze.admin.quarantine import CommandError, QuarantinedObject, find, load
+from bronze.admin.quarantine_replay import TIMEOUT, match_lines, replay
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -59,21 +59,21 @@ async def run(args: argparse.Namespace, settings: Settings, bucket: "Bucket") ->
                 _export(args.output, await _chosen(args, bucket))
             case _:
                 await _replay(args.file, await _chosen(args, bucket), settings, bucket)
-    except (Mistaken, OSError) as error:
+    except (CommandError, OSError) as error:
         print(f"bronze quarantine: {error}", file=sys.stderr)
         return 1
     return 0
 
 
-async def _chosen(args: argparse.Namespace, bucket: "Bucket") -> list[Aside]:
+async def _chosen(args: argparse.Namespace, bucket: "Bucket") -> list[QuarantinedObject]:
     """What the command line names."""
     if bool(args.keys) == bool(args.submission):
-        raise Mistaken("name keys, or a submission with --submission")
+        raise CommandError("name keys, or a submission with --submission")
     if args.keys:
         return [await load(bucket, key) for key in dict.fromkeys(args.keys)]
     found = [aside async for aside in find(bucket, submission_id=args.submission)]
     if not found:
-        raise Mistaken(f"nothing of submission {args.submission} is in quarantine")
+        raise CommandError(f"nothing of submission {args.submission} is in quarantine")
     return found
 
 
@@ -85,7 +85,7 @@ async def _list(args: argparse.Namespace, bucket: "Bucket") -> None:
             print(*aside.text(), sep="\n")
 
 
-def _export(output: Path | None, asides: Sequence[Aside]) -> None:
+def _export(output: Path | None, asides: Sequence[QuarantinedObject]) -> None:
     content = b"".join(line + b"\n" for aside in asides for line in aside.lines())
     if output:
         output.write_bytes(content)
@@ -93,10 +93,10 @@ def _export(output: Path | None, asides: Sequence[Aside]) -> None:
         sys.stdout.buffer.write(content)
 
 
-async def _replay(file: Path | None, asides: Sequence[Aside], settings: Settings, bucket: "Bucket") -> None:
+async def _replay(file: Path | None, asides: Sequence[QuarantinedObject], settings: Settings, bucket: "Bucket") -> None:
     lines = _lines(file) if file else [line for aside in asides for line in aside.lines()]
     async with httpx.AsyncClient(base_url=settings.api_url, timeout=TIMEOUT) as http:
-        for again in mended(asides, lines):
+        for again in match_lines(asides, lines):
             if not again.lines:
                 print(f"{again.aside.key}: given up, every line is empty")
                 continue

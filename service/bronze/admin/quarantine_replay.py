@@ -11,11 +11,11 @@ import httpx
 import msgspec
 
 from bronze.errors import Outage, Unavailable
-from bronze.protocol.message import Accepted
+from bronze.protocol.message import AcceptedSubmission
 
 if TYPE_CHECKING:
     from bronze.servers.bucket import Bucket
-from bronze.admin.quarantine import REPLAYED, Aside, Mistaken, Replayed
+from bronze.admin.quarantine import REPLAYED, CommandError, QuarantinedObject, ReplayMark
 
 TIMEOUT = httpx.Timeout(45, connect=5)
 ATTEMPTS = 8
@@ -23,11 +23,11 @@ BACK_OFF_S_MAX = 8.0
 
 
 @dataclass(frozen=True, slots=True)
-class Again:
+class Replay:
     """The records of one quarantine object, mended; `indices` are those in the body that they came in."""
 
-    aside: Aside
-    accepted: Accepted
+    aside: QuarantinedObject
+    accepted: AcceptedSubmission
     lines: Sequence[bytes]
     indices: Sequence[int | None]
 
@@ -40,31 +40,33 @@ class Again:
         return hashlib.sha256(self.body).hexdigest()
 
 
-def mended(asides: Sequence[Aside], lines: Sequence[bytes]) -> list[Again]:
-    """The lines of a mended export, each for its record; an empty one gives its record up. Raises `Mistaken`."""
+def match_lines(asides: Sequence[QuarantinedObject], lines: Sequence[bytes]) -> list[Replay]:
+    """The lines of a mended export, each for its record; an empty one gives its record up. Raises `CommandError`."""
     wanted = sum(len(aside.records) for aside in asides)
     if len(lines) != wanted:
-        raise Mistaken(
+        raise CommandError(
             f"there are {len(lines)} lines, and {wanted} records in quarantine: one line is one record, in the order "
             "of the export; leave the line of a record empty that is to be given up"
         )
     rest = iter(lines)
-    found: list[Again] = []
+    found: list[Replay] = []
     for aside in asides:
         if not aside.apart:
-            raise Mistaken(f"the records of {aside.key} cannot be told apart: mend it by hand, and publish it as new")
+            raise CommandError(
+                f"the records of {aside.key} cannot be told apart: mend it by hand, and publish it as new"
+            )
         if aside.accepted is None:
-            raise Mistaken(f"nothing is known of the submission of {aside.key}: publish its records as new")
+            raise CommandError(f"nothing is known of the submission of {aside.key}: publish its records as new")
         kept = [(line, one.index) for one in aside.records if (line := next(rest).strip())]
-        found.append(Again(aside, aside.accepted, [line for line, _ in kept], [index for _, index in kept]))
+        found.append(Replay(aside, aside.accepted, [line for line, _ in kept], [index for _, index in kept]))
     return found
 
 
-async def replay(bucket: "Bucket", http: httpx.AsyncClient, again: Again) -> Replayed:
+async def replay(bucket: "Bucket", http: httpx.AsyncClient, again: Replay) -> ReplayMark:
     """Send mended records, once: as one submission, whose key is that of the quarantine object.
 
     A key for each selection of records would let a second, larger selection send the first one's again. Raises
-    `Mistaken` where the API refuses them, or has accepted others in their place, and `Unavailable`.
+    `CommandError` where the API refuses them, or has accepted others in their place, and `Unavailable`.
     """
     aside = again.aside
     if aside.replayed:
@@ -80,8 +82,8 @@ async def replay(bucket: "Bucket", http: httpx.AsyncClient, again: Again) -> Rep
         index = again.indices[place] if isinstance(place, int) else None
         named = f" (record {index} of its submission)" if index is not None else ""
         told = said.get("detail", f"{answer.url} answers {answer.status_code}")
-        raise Mistaken(f"{aside.key}: {told}{named}")
-    mark = Replayed(submission_id=str(said["submission_id"]), records=len(again.lines), digest=again.digest)
+        raise CommandError(f"{aside.key}: {told}{named}")
+    mark = ReplayMark(submission_id=str(said["submission_id"]), records=len(again.lines), digest=again.digest)
     await bucket.create(aside.key + REPLAYED, msgspec.json.encode(mark), {}, "application/json")
     return mark
 
@@ -94,13 +96,15 @@ def _said(answer: httpx.Response) -> dict[str, object]:
         return {}
 
 
-def _replayed_differently(key: str, submission_id: str) -> Mistaken:
-    return Mistaken(
+def _replayed_differently(key: str, submission_id: str) -> CommandError:
+    return CommandError(
         f"{key} was replayed with other records already, as submission {submission_id}: publish what is missing as new"
     )
 
 
-async def _send(http: httpx.AsyncClient, source: str, key: str, accepted: Accepted, body: bytes) -> httpx.Response:
+async def _send(
+    http: httpx.AsyncClient, source: str, key: str, accepted: AcceptedSubmission, body: bytes
+) -> httpx.Response:
     """The API's answer, asked for until there is one: the key makes that safe."""
     headers = {"Content-Type": "application/x-ndjson", "Idempotency-Key": key}
     if accepted.classification_default is not None:

@@ -17,7 +17,7 @@ from bronze.protocol.documents import Contents
 from bronze.protocol.keys import lane_of_key
 from bronze.protocol.lane import Lane
 from bronze.servers.bucket import Bucket
-from bronze.servers.catalog_rebuild import Rebuilt
+from bronze.servers.catalog_rebuild import CatalogReplacement
 from bronze.servers.queue import Queue
 
 #: Footers that are read at once.
@@ -27,7 +27,7 @@ OBJECTS = 200
 
 
 @dataclass
-class Found:
+class BucketContents:
     """What the bucket holds. `ends` is each lane's last object's `last` and its stored time."""
 
     objects: int = 0
@@ -72,7 +72,7 @@ class Rebuild:
         self._prefix = prefix
         self._told = told
 
-    async def look(self, spool: BinaryIO, found: Found) -> None:
+    async def look(self, spool: BinaryIO, found: BucketContents) -> None:
         """Read every object that was not found yet into a spool, and check that the chains are whole.
 
         Raises `Halted` where they are not.
@@ -82,7 +82,7 @@ class Rebuild:
             spool.write(msgspec.json.encode(contents) + b"\n")
             self._told()
 
-    async def run(self, catalog: Rebuilt, spool: BinaryIO, found: Found, now_s: float) -> None:
+    async def run(self, catalog: CatalogReplacement, spool: BinaryIO, found: BucketContents, now_s: float) -> None:
         """Replace the catalog by one of what was found in a look, and since then."""
         await catalog.begin()
         spool.seek(0, 2)
@@ -97,7 +97,7 @@ class Rebuild:
         found.identities += await catalog.append(batch, now_s)
         await catalog.done()
 
-    async def compare(self, queue: Queue, lanes: Iterable[Lane], found: Found) -> None:
+    async def compare(self, queue: Queue, lanes: Iterable[Lane], found: BucketContents) -> None:
         """Warn of each lane that will stop, since the queue does not go on where its chain in the bucket ends."""
         for lane in lanes:
             last, time = found.ends.get(lane, (0, ""))
@@ -108,7 +108,7 @@ class Rebuild:
                     "go on from there. An object is missing in the bucket, or the queue was rolled back"
                 )
 
-    async def _objects(self, found: Found) -> AsyncIterator[tuple[str, Lane, int, Contents]]:
+    async def _objects(self, found: BucketContents) -> AsyncIterator[tuple[str, Lane, int, Contents]]:
         """The objects past those that were found, in the order of their keys, which is that of each lane's chain."""
         known = {lane: last for lane, (last, _) in found.ends.items()}
         reading: list[tuple[str, Lane, int, asyncio.Task[Contents | None]]] = []

@@ -2,7 +2,7 @@
 
 import sys
 
-from bronze.admin.rebuild_catalog import Found
+from bronze.admin.rebuild_catalog import BucketContents
 
 
 def report_lanes(number: int, *, changed: bool) -> None:
@@ -14,7 +14,7 @@ def report_lanes(number: int, *, changed: bool) -> None:
     print(f"Set BRONZE_LANES={number} and start the API and the consumers anew: with another number they refuse to.")
 
 
-def report_rebuilt(found: Found, *, dry_run: bool) -> None:
+def report_rebuilt(found: BucketContents, *, dry_run: bool) -> None:
     for warning in found.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     print(

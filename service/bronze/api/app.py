@@ -14,7 +14,7 @@ from bronze.api.page import Page
 from bronze.api.readiness import Readiness
 from bronze.api.routes import health, ingest, lineage, objects, page, sources, submissions
 from bronze.errors import Gone
-from bronze.lineage.lookup import Lookups
+from bronze.lineage.lookup import LineageLookup
 from bronze.lineage.submission import SubmissionLookup
 from bronze.records.sources import Source
 from bronze.servers.bucket import Bucket
@@ -29,7 +29,7 @@ class Parts:
     bodies: BodyReader
     ingest: Ingest
     submissions: SubmissionLookup
-    lookups: Lookups
+    lookups: LineageLookup
     bucket: Bucket
     prefix: str
     page: Page

@@ -12,10 +12,10 @@ from bronze.api.submit_telemetry import SubmissionTelemetry
 from bronze.errors import Refusal, Refused
 from bronze.records.encodings import ENCODINGS
 from bronze.records.json_intake import JsonIntake
-from bronze.records.media import JSON, MEDIA_TYPES, NDJSON, Format
+from bronze.records.media import JSON, MEDIA_TYPES, NDJSON, ColumnarType
 from bronze.records.refusals import too_large
 from bronze.records.sources import Source
-from bronze.records.spool import Checked
+from bronze.records.spool import CheckedSubmission
 from bronze.settings import Settings
 
 #: A piece beyond this, about a millisecond's work, is checked in a thread, so that others are served meanwhile; so is
@@ -38,7 +38,7 @@ class Intake(Protocol):
         """How many were read so far."""
 
     def take(self, piece: bytes) -> None: ...
-    async def finish(self) -> Checked: ...
+    async def finish(self) -> CheckedSubmission: ...
     def close(self) -> None: ...
 
 
@@ -58,7 +58,7 @@ class BodyReader:
         telemetry: SubmissionTelemetry,
         *,
         keep_invalid: bool,
-    ) -> Checked:
+    ) -> CheckedSubmission:
         """Read and check the whole body. With `keep_invalid`, records that do not fit the source refuse nothing.
 
         Raises `Refused`; what is still on its way then is read, within bounds, so that the sender sees the answer.
@@ -90,7 +90,7 @@ class BodyReader:
             telemetry.records = max(1, intake.records)
 
     def _intake(self, source: Source, media_type: str, *, keep_invalid: bool) -> Intake:
-        if media_type in [*Format]:
+        if media_type in [*ColumnarType]:
             if keep_invalid:
                 raise Refused(
                     Refusal.INVALID_HEADER,
@@ -98,7 +98,9 @@ class BodyReader:
                     "taken or refused as a whole.",
                     header="on_invalid",
                 )
-            return _Columnar(source, SpooledBody(Format(media_type), self._settings.body_bytes_max), self._columnar)
+            return _Columnar(
+                source, SpooledBody(ColumnarType(media_type), self._settings.body_bytes_max), self._columnar
+            )
         bytes_max = self._settings.json_body_bytes_max if media_type == JSON else self._settings.body_bytes_max
         intake = JsonIntake(
             source,
@@ -124,7 +126,7 @@ class _Lines:
     def take(self, piece: bytes) -> None:
         self._intake.lines(piece)
 
-    async def finish(self) -> Checked:
+    async def finish(self) -> CheckedSubmission:
         return self._intake.finish()
 
     def close(self) -> None:
@@ -145,10 +147,10 @@ class _Document(_Lines):
         if len(self._document) > self._bytes_max:
             raise too_large(self._bytes_max, "Send NDJSON (application/x-ndjson), which is streamed.")
 
-    async def finish(self) -> Checked:
+    async def finish(self) -> CheckedSubmission:
         return await _run(self._parsed, inline=len(self._document) <= self._inline_bytes_max)
 
-    def _parsed(self) -> Checked:
+    def _parsed(self) -> CheckedSubmission:
         self._intake.document(bytes(self._document))
         return self._intake.finish()
 
@@ -165,7 +167,7 @@ class _Columnar:
     def take(self, piece: bytes) -> None:
         self._body.take(piece)
 
-    async def finish(self) -> Checked:
+    async def finish(self) -> CheckedSubmission:
         checked = await self._readers.read(self._source, self._body)
         self._body.close()
         self.records = checked.records

@@ -13,13 +13,13 @@ from tempfile import TemporaryFile
 
 import msgspec
 
-from bronze.api.columnar_worker import EXIT_DISK, EXIT_MEMORY, Job, Rejected
+from bronze.api.columnar_worker import EXIT_DISK, EXIT_MEMORY, ReadJob, RefusedBody
 from bronze.errors import Outage, Refusal, Refused, Unavailable
-from bronze.records.columnar_intake import Read
-from bronze.records.media import Format
+from bronze.records.columnar_intake import ReadBody
+from bronze.records.media import ColumnarType
 from bronze.records.refusals import empty, unreadable
 from bronze.records.sources import Source
-from bronze.records.spool import Checked, Tally
+from bronze.records.spool import BodyDigest, CheckedSubmission
 from bronze.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -37,9 +37,9 @@ ENVIRONMENT = {"ARROW_DEFAULT_MEMORY_POOL": "system", "MALLOC_ARENA_MAX": "1", "
 class SpooledBody:
     """A decoded body on its way to disk."""
 
-    def __init__(self, form: Format, body_bytes_max: int) -> None:
+    def __init__(self, form: ColumnarType, body_bytes_max: int) -> None:
         self.form = form
-        self.tally = Tally(body_bytes_max)
+        self.tally = BodyDigest(body_bytes_max)
         self.file = TemporaryFile()  # noqa: SIM115
 
     def take(self, piece: bytes) -> None:
@@ -68,14 +68,14 @@ class ColumnarReaders:
         self._wall_per_cpu = wall_per_cpu
         self._turns = asyncio.Semaphore(settings.columnar_readers_max)
 
-    async def read(self, source: Source, body: SpooledBody) -> Checked:
+    async def read(self, source: Source, body: SpooledBody) -> CheckedSubmission:
         """The submission that a whole body is. Raises `Refused`, and `Unavailable` where no reader comes free."""
         if not body.tally.bytes:
             raise empty("Send one row at least.")
         body.file.flush()
         spool = TemporaryFile()  # noqa: SIM115
         try:
-            job = Job(
+            job = ReadJob(
                 source=source,
                 format=body.form,
                 body=body.file.fileno(),
@@ -85,7 +85,7 @@ class ColumnarReaders:
             )
             async with self._turn():
                 read = await self._read(job)
-            return Checked(
+            return CheckedSubmission(
                 spool,
                 read.slices,
                 tally=body.tally,
@@ -112,7 +112,7 @@ class ColumnarReaders:
         finally:
             self._turns.release()
 
-    async def _read(self, job: Job) -> Read:
+    async def _read(self, job: ReadJob) -> ReadBody:
         # never a fork of this process, which has threads and an event loop; a session of its own, so that Ctrl-C in a
         # terminal ends the API and not the body
         child = await asyncio.create_subprocess_exec(
@@ -147,17 +147,17 @@ class ColumnarReaders:
                 raise _crashed(job, f"exit code {code}")
 
 
-def _told(said: bytes, job: Job) -> Read:
+def _told(said: bytes, job: ReadJob) -> ReadBody:
     try:
-        verdict = msgspec.json.decode(said, type=Read | Rejected)
+        verdict = msgspec.json.decode(said, type=ReadBody | RefusedBody)
     except msgspec.DecodeError as error:
         raise _crashed(job, f"no verdict: {error}") from error
-    if isinstance(verdict, Rejected):
+    if isinstance(verdict, RefusedBody):
         raise Refused(verdict.code, verdict.detail, **verdict.members)
     return verdict
 
 
-def _crashed(job: Job, how: str) -> Refused:
+def _crashed(job: ReadJob, how: str) -> Refused:
     log.error("a body of %s ended its reader: %s", job.format, how)
     return unreadable(job.format, "its reader crashed")
 

@@ -19,8 +19,8 @@ import pyarrow.parquet as pq
 
 from bronze.errors import Refusal, Refused
 from bronze.protocol.message import MESSAGE_BYTES_MAX, MESSAGES_MAX
-from bronze.records.columnar_intake import ColumnarIntake, Read
-from bronze.records.media import Format
+from bronze.records.columnar_intake import ColumnarIntake, ReadBody
+from bronze.records.media import ColumnarType
 from bronze.records.refusals import unreadable
 from bronze.records.sources import Source
 
@@ -39,18 +39,18 @@ EXIT_MEMORY = 7
 EXIT_DISK = 8
 
 
-class Job(msgspec.Struct, frozen=True, kw_only=True):
+class ReadJob(msgspec.Struct, frozen=True, kw_only=True):
     """What to read, within what; `body` and `spool` are file descriptors."""
 
     source: Source
-    format: Format
+    format: ColumnarType
     body: int
     spool: int
     memory_bytes_max: int
     cpu_s_max: int
 
 
-class Rejected(msgspec.Struct, frozen=True, tag=True):
+class RefusedBody(msgspec.Struct, frozen=True, tag=True):
     """What `Refused` says."""
 
     code: Refusal
@@ -60,12 +60,12 @@ class Rejected(msgspec.Struct, frozen=True, tag=True):
 
 def main() -> NoReturn:
     """Do the job on standard input."""
-    job = msgspec.json.decode(sys.stdin.buffer.read(), type=Job)
+    job = msgspec.json.decode(sys.stdin.buffer.read(), type=ReadJob)
     confine(job)
     try:
-        verdict: Read | Rejected = read(job)
+        verdict: ReadBody | RefusedBody = read(job)
     except Refused as error:
-        verdict = Rejected(Refusal[error.code.name], error.detail, dict(error.members))
+        verdict = RefusedBody(Refusal[error.code.name], error.detail, dict(error.members))
     except MemoryError:
         os._exit(EXIT_MEMORY)
     except OSError:
@@ -76,7 +76,7 @@ def main() -> NoReturn:
     os._exit(0)  # what the body left behind is not tidied up
 
 
-def confine(job: Job) -> None:
+def confine(job: ReadJob) -> None:
     """Limits that cannot be raised again: memory, CPU, the spool's size; no core dump, and others first."""
     for limit, soft, hard in (
         (resource.RLIMIT_CORE, 0, 0),
@@ -90,13 +90,13 @@ def confine(job: Job) -> None:
     pa.set_io_thread_count(1)
 
 
-def read(job: Job) -> Read:
+def read(job: ReadJob) -> ReadBody:
     """The body's records as messages in the spool; raises `Refused`, and `MemoryError` past the limit."""
     # by name: a file of its own, which begins at its beginning
     path = f"/proc/self/fd/{job.body}"
     size = os.fstat(job.body).st_size
     with _unreadable(job.format), _open(path, job.format) as file, os.fdopen(job.spool, "wb") as spool:
-        names, batches = (_parquet if job.format is Format.PARQUET else _stream)(file, size)
+        names, batches = (_parquet if job.format is ColumnarType.PARQUET else _stream)(file, size)
         taken = ColumnarIntake(job.source, names, spool)
         for batch in batches:
             taken.add(batch)
@@ -104,7 +104,7 @@ def read(job: Job) -> Read:
 
 
 @contextmanager
-def _unreadable(form: Format) -> Iterator[None]:
+def _unreadable(form: ColumnarType) -> Iterator[None]:
     try:
         yield
     except pa.ArrowMemoryError:
@@ -115,14 +115,16 @@ def _unreadable(form: Format) -> Iterator[None]:
         raise unreadable(form, str(error)) from error
 
 
-def _open(path: str, form: Format) -> pa.NativeFile:
+def _open(path: str, form: ColumnarType) -> pa.NativeFile:
     # a mapped stream's buffers are used where they lie; a mapped Parquet file has nothing to gain
-    return pa.OSFile(path) if form is Format.PARQUET else pa.memory_map(path)
+    return pa.OSFile(path) if form is ColumnarType.PARQUET else pa.memory_map(path)
 
 
 def _stream(file: pa.NativeFile, size: int) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
     if file.read_at(len(FILE_MARK), 0) == FILE_MARK:
-        raise unreadable(Format.ARROW_STREAM, "it is an Arrow file, and the stream is what is taken (ipc.new_stream)")
+        raise unreadable(
+            ColumnarType.ARROW_STREAM, "it is an Arrow file, and the stream is what is taken (ipc.new_stream)"
+        )
     reader = pa.ipc.open_stream(file)
 
     def batches() -> Iterator[pa.RecordBatch]:
@@ -132,7 +134,7 @@ def _stream(file: pa.NativeFile, size: int) -> tuple[pa.Schema, Iterator[pa.Reco
             yield from (batch.slice(start, step) for start in range(0, batch.num_rows, step))
         # a stream that was cut between two batches reads as one that has ended
         if file.tell() != size or file.read_at(len(STREAM_END), max(0, size - len(STREAM_END))) != STREAM_END:
-            raise unreadable(Format.ARROW_STREAM, "it does not end with its end-of-stream mark: close the writer")
+            raise unreadable(ColumnarType.ARROW_STREAM, "it does not end with its end-of-stream mark: close the writer")
 
     return reader.schema, batches()
 
@@ -156,7 +158,9 @@ def _parquet(file: pa.NativeFile, _: int) -> tuple[pa.Schema, Iterator[pa.Record
             rows += batch.num_rows
             yield batch
         if rows != reader.metadata.num_rows:
-            raise unreadable(Format.PARQUET, f"it has {rows} rows, and its footer says {reader.metadata.num_rows}")
+            raise unreadable(
+                ColumnarType.PARQUET, f"it has {rows} rows, and its footer says {reader.metadata.num_rows}"
+            )
 
     return reader.schema_arrow, batches()
 

@@ -9,10 +9,10 @@ import msgspec
 from bronze.api.submit_telemetry import SubmissionTelemetry
 from bronze.errors import Gone, Outage, Refusal, Refused, Unavailable
 from bronze.protocol.lane import Lane
-from bronze.protocol.message import Accepted
+from bronze.protocol.message import AcceptedSubmission
 from bronze.protocol.submission_id import keyed_id, lane_of, new_id
 from bronze.records.sources import Source
-from bronze.records.spool import Checked
+from bronze.records.spool import CheckedSubmission
 from bronze.servers.catalog import Catalog
 from bronze.servers.queue import Queue, Superseded
 
@@ -54,8 +54,8 @@ class Ingest:
         self._now_s = now_s
 
     async def submit(
-        self, source: Source, head: SubmissionHead, checked: Checked, telemetry: SubmissionTelemetry
-    ) -> Accepted:
+        self, source: Source, head: SubmissionHead, checked: CheckedSubmission, telemetry: SubmissionTelemetry
+    ) -> AcceptedSubmission:
         """Make a submission durable; of one that was accepted before under its key, give that one.
 
         Raises `Refused` where the key belongs to another body, `Unavailable`, and `Gone`.
@@ -82,7 +82,9 @@ class Ingest:
         telemetry.replayed(earlier)
         return earlier
 
-    async def _publish(self, lane: Lane, accepted: Accepted, checked: Checked) -> Accepted | None:
+    async def _publish(
+        self, lane: Lane, accepted: AcceptedSubmission, checked: CheckedSubmission
+    ) -> AcceptedSubmission | None:
         """Rule 2: the identity first, then the subject. What was there and is purged is found at the identity."""
         superseded = False
         for _ in range(ATTEMPTS):
@@ -108,8 +110,8 @@ class Ingest:
 
 
 def _accepted(
-    source: Source, head: SubmissionHead, checked: Checked, telemetry: SubmissionTelemetry
-) -> tuple[Accepted, list[str]]:
+    source: Source, head: SubmissionHead, checked: CheckedSubmission, telemetry: SubmissionTelemetry
+) -> tuple[AcceptedSubmission, list[str]]:
     """The submission as it will be accepted, and the classification_ids that its records belong to."""
     classifications = list(checked.classifications)
     default = None
@@ -118,7 +120,7 @@ def _accepted(
         default = head.classification_id or new_id()
     if default is not None and (checked.unclassified or not classifications) and default not in classifications:
         classifications.append(default)
-    accepted = Accepted(
+    accepted = AcceptedSubmission(
         submission_id=keyed_id(source.name, head.key) if head.key else new_id(),
         source=source.name,
         digest=checked.digest,

@@ -2,8 +2,8 @@
 
 from pydantic import BaseModel, Field
 
-from bronze.protocol.documents import Contents, Identity, State, state_of, trace_id_of
-from bronze.protocol.message import Accepted, Kind
+from bronze.protocol.documents import Contents, Identity, SubmissionState, state_of, trace_id_of
+from bronze.protocol.message import AcceptedSubmission, MessageKind
 from bronze.servers.bucket import Head
 
 
@@ -30,7 +30,7 @@ class SubmissionAccepted(BaseModel):
     status_url: str = Field(examples=["/v1/submissions/01939f4e-6b7c-7cc3-a4f5-0242ac120002"])
 
     @classmethod
-    def of(cls, accepted: Accepted) -> "SubmissionAccepted":
+    def of(cls, accepted: AcceptedSubmission) -> "SubmissionAccepted":
         return cls(
             submission_id=accepted.submission_id,
             classification_id=accepted.classification_id,
@@ -55,7 +55,7 @@ class SubmissionStatus(BaseModel):
     """
 
     submission_id: str
-    status: State
+    status: SubmissionState
     source: str
     records: int
     rejected: int
@@ -68,7 +68,7 @@ class SubmissionStatus(BaseModel):
     quarantine: list[str]
 
     @classmethod
-    def of(cls, accepted: Accepted, identity: Identity | None) -> "SubmissionStatus":
+    def of(cls, accepted: AcceptedSubmission, identity: Identity | None) -> "SubmissionStatus":
         """By its identity; without one, nothing of it is stored yet."""
         return cls(
             submission_id=accepted.submission_id,
@@ -88,7 +88,7 @@ class SubmissionStatus(BaseModel):
         )
 
 
-class StoredSubmission(BaseModel):
+class SubmissionInObject(BaseModel):
     """A submission in an object: `records` are those in it."""
 
     submission_id: str
@@ -100,12 +100,12 @@ class StoredSubmission(BaseModel):
     url: str
 
 
-class QuarantinedMessage(BaseModel):
+class QuarantineLink(BaseModel):
     """A message in an object's range that became no rows; it is kept under `key`."""
 
     sequence: int
     key: str
-    kind: Kind
+    kind: MessageKind
     records: int
     reason: str
 
@@ -128,8 +128,8 @@ class ObjectContents(BaseModel):
     trace_id: str
     first_received_at: str | None
     last_received_at: str | None
-    submissions: list[StoredSubmission]
-    quarantined: list[QuarantinedMessage]
+    submissions: list[SubmissionInObject]
+    quarantined: list[QuarantineLink]
     duplicates: int
 
     @classmethod
@@ -151,7 +151,7 @@ class ObjectContents(BaseModel):
             first_received_at=contents.first_received_at,
             last_received_at=contents.last_received_at,
             submissions=[
-                StoredSubmission(
+                SubmissionInObject(
                     submission_id=stored.accepted.submission_id,
                     records=stored.records,
                     trace_id=stored.accepted.trace_id,
@@ -163,7 +163,7 @@ class ObjectContents(BaseModel):
                 for stored in contents.submissions
             ],
             quarantined=[
-                QuarantinedMessage(
+                QuarantineLink(
                     sequence=message.sequence,
                     key=message.key,
                     kind=message.kind,

@@ -16,9 +16,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from bronze import __version__
-from bronze.api.prometheus import UPLOAD_S_MAX, Away, Glance, Prometheus, Write
+from bronze.api.prometheus import UPLOAD_S_MAX, BronzeWrite, Glance, Prometheus, PrometheusUnavailable
 from bronze.errors import Refused, Unavailable
-from bronze.lineage.lookup import By, Chain, ObjectLine, SubmissionLine
+from bronze.lineage.lookup import By, Lineage, LineageObject, LineageSubmission
 from bronze.objects.preview import NoPreview, Preview, first_rows
 from bronze.objects.reader import examine
 from bronze.servers.bucket import Bucket
@@ -33,15 +33,15 @@ OBJECTS_S_MAX = 2.0
 READING_MAX = 2
 
 
-class Chains(Protocol):
+class LineageSource(Protocol):
     """What the page needs of look-ups; `lineage.lookup` says what they raise."""
 
-    async def chain(self, by: By, value: str, limit: int = ...) -> Chain: ...
-    async def any(self, text: str, limit: int = ...) -> Chain: ...
+    async def lineage(self, by: By, value: str, limit: int = ...) -> Lineage: ...
+    async def guess(self, text: str, limit: int = ...) -> Lineage: ...
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
+class RenderedPage:
     """A page, and the status that it is sent with."""
 
     html: str
@@ -49,7 +49,7 @@ class Shown:
 
 
 @dataclass(frozen=True, slots=True)
-class Problem:
+class PageProblem:
     title: str
     detail: str
 
@@ -65,7 +65,7 @@ class Tile:
 
 
 @dataclass(frozen=True, slots=True)
-class Reached:
+class TimelineStep:
     """A step of a submission's way. `after_s` counts from when it was received; without `at` it is still to come."""
 
     what: str
@@ -76,8 +76,10 @@ class Reached:
 class Page:
     """Asks, and renders what it is told. `trace_url` has `{trace_id}` where the id stands."""
 
-    def __init__(self, chains: Chains, bucket: Bucket, prometheus: Prometheus | None, trace_url: str | None) -> None:
-        self._chains = chains
+    def __init__(
+        self, chains: LineageSource, bucket: Bucket, prometheus: Prometheus | None, trace_url: str | None
+    ) -> None:
+        self._lookups = chains
         self._bucket = bucket
         self._prometheus = prometheus
         self._reading: set[asyncio.Task[Preview | None]] = set()
@@ -108,35 +110,35 @@ class Page:
             "Cache-Control": "no-store",
         }
 
-    async def show(self, asked: str) -> Shown:
+    async def show(self, asked: str) -> RenderedPage:
         """What is known of an id or a path; without one, the state at a glance."""
         q = asked.strip()
         if not q:
             return await self._state()
         if len(q) > Q_CHARS_MAX:
-            problem = Problem("That is no id", f"An id or a path has {Q_CHARS_MAX:,} characters at most.")
+            problem = PageProblem("That is no id", f"An id or a path has {Q_CHARS_MAX:,} characters at most.")
             return await self._render(400, q=q[:Q_CHARS_MAX], problem=problem)
         try:
             async with asyncio.timeout(LOOK_UP_S_MAX):
-                chain = await self._chains.any(q, LISTED_MAX)
+                chain = await self._lookups.guess(q, LISTED_MAX)
         except Refused as error:
             # the search worked, and this is its answer: for a browser a 404 would be an error of the page
-            return await self._render(200, q=q, problem=Problem("Nothing found", error.detail))
+            return await self._render(200, q=q, problem=PageProblem("Nothing found", error.detail))
         except (Unavailable, TimeoutError) as error:
             detail = f"{str(error) or 'It took too long'}. Try again."
-            return await self._render(503, q=q, problem=Problem("Nobody can tell now", detail))
+            return await self._render(503, q=q, problem=PageProblem("Nobody can tell now", detail))
         preview, no_preview = await self._rows(chain)
         alone = chain.submissions[0] if len(chain.submissions) == 1 else None
         return await self._render(
             q=q,
             chain=chain,
-            way=way(alone, chain.objects) if alone else (),
+            way=timeline(alone, chain.objects) if alone else (),
             held={one.file_path: one.records for one in alone.objects} if alone else {},
             preview=preview,
             no_preview=no_preview,
         )
 
-    async def _rows(self, chain: Chain) -> tuple[Preview | None, str | None]:
+    async def _rows(self, chain: Lineage) -> tuple[Preview | None, str | None]:
         """Of the one object, if there is one; or why not.
 
         It takes a thread of those that check submissions, for as long as the bucket takes to answer: few at once.
@@ -167,21 +169,23 @@ class Page:
         if not reading.cancelled():
             reading.exception()  # of one that nobody waits for any more
 
-    async def _state(self) -> Shown:
+    async def _state(self) -> RenderedPage:
         if self._prometheus is None:
             return await self._render()
         try:
             glance = await self._prometheus.glance()
-        except Away as error:
+        except PrometheusUnavailable as error:
             return await self._render(away=str(error))
         return await self._render(glance=glance, tiles=tiles(glance), writes=await self._objects_of(glance.slowest))
 
-    async def _objects_of(self, writes: Sequence[Write]) -> list[tuple[Write, Sequence[ObjectLine] | None]]:
+    async def _objects_of(
+        self, writes: Sequence[BronzeWrite]
+    ) -> list[tuple[BronzeWrite, Sequence[LineageObject] | None]]:
         """Each write with the objects that were written in its trace; None where they are not known (yet)."""
 
-        async def objects(write: Write) -> Sequence[ObjectLine] | None:
+        async def objects(write: BronzeWrite) -> Sequence[LineageObject] | None:
             try:
-                chain = await self._chains.chain("trace_id", write.trace_id, LISTED_MAX)
+                chain = await self._lookups.lineage("trace_id", write.trace_id, LISTED_MAX)
             except (Refused, Unavailable):
                 return None
             return [one for one in chain.objects if one.trace_id == write.trace_id] or None
@@ -196,26 +200,26 @@ class Page:
             for write, task in zip(writes, tasks, strict=True)
         ]
 
-    async def _render(self, status: int = 200, **values: object) -> Shown:
+    async def _render(self, status: int = 200, **values: object) -> RenderedPage:
         nothing = dict.fromkeys(("q", "problem", "chain", "glance", "away", "preview", "no_preview"), None)
         html = await asyncio.to_thread(self._template.render, nothing | {"q": ""} | values)
-        return Shown(html, status)
+        return RenderedPage(html, status)
 
 
 # --- what is shown
 
 
-def way(submission: SubmissionLine, objects: Sequence[ObjectLine]) -> list[Reached]:
+def timeline(submission: LineageSubmission, objects: Sequence[LineageObject]) -> list[TimelineStep]:
     """A submission's steps in time, to each of its objects; none where not all of these are there."""
     if {one.file_path for one in objects} != {held.file_path for held in submission.objects}:
         return []
     began = submission.received_at
 
-    def reached(what: str, at: str | None) -> Reached:
-        return Reached(what, at or None, between(began, at) if began and at else None)
+    def reached(what: str, at: str | None) -> TimelineStep:
+        return TimelineStep(what, at or None, between(began, at) if began and at else None)
 
     written: list[str | None] = [one.stored_at for one in objects] or [submission.stored_at]
-    steps = [Reached("Received", began), reached("Durable in the queue", submission.queued_at)]
+    steps = [TimelineStep("Received", began), reached("Durable in the queue", submission.queued_at)]
     known = [step for step in steps if step.at]
     return known + [reached("Written to the bucket", at) for at in written]
 

@@ -66,7 +66,7 @@ EXEMPLARS = _UPLOADS
 
 
 @dataclass(frozen=True)
-class Write:
+class BronzeWrite:
     """A Bronze write that Prometheus has an exemplar of."""
 
     duration_s: float
@@ -92,7 +92,7 @@ class Glance:
     queue_depth: float | None
     queue_oldest_age_s: float | None
     #: The slowest first.
-    slowest: tuple[Write, ...]
+    slowest: tuple[BronzeWrite, ...]
 
     @property
     def in_flight(self) -> float | None:
@@ -102,7 +102,7 @@ class Glance:
         return self.accepted - sum(ended or 0 for ended in (self.stored, self.quarantined, self.duplicates))
 
 
-class Away(Exception):
+class PrometheusUnavailable(Exception):
     """Prometheus does not answer, or something else does; says what happened."""
 
 
@@ -113,21 +113,21 @@ class Prometheus:
         self._client = client
         self._monotonic_s = monotonic_s
         self._asking = asyncio.Lock()
-        self._answer: Glance | Away | None = None
+        self._answer: Glance | PrometheusUnavailable | None = None
         self._answered_s = -math.inf
 
     async def glance(self) -> Glance:
-        """The state as of `FRESH_S` ago or later, within `ASK_S_MAX`. Raises `Away`."""
+        """The state as of `FRESH_S` ago or later, within `ASK_S_MAX`. Raises `PrometheusUnavailable`."""
         async with self._asking:
             if self._monotonic_s() - self._answered_s > FRESH_S:
                 try:
                     self._answer = await self._ask(time.time())
-                except Away as error:
+                except PrometheusUnavailable as error:
                     self._answer = error
                 self._answered_s = self._monotonic_s()
         if isinstance(self._answer, Glance):
             return self._answer
-        raise Away(str(self._answer))
+        raise PrometheusUnavailable(str(self._answer))
 
     async def _ask(self, now_s: float) -> Glance:
         try:
@@ -137,11 +137,11 @@ class Prometheus:
                     asyncio.gather(*(self._value(query, now_s) for query in QUERIES.values())),
                 )
         except TimeoutError as error:
-            raise Away(f"it has not answered within {ASK_S_MAX:g} s") from error
+            raise PrometheusUnavailable(f"it has not answered within {ASK_S_MAX:g} s") from error
         except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise Away(str(error) or type(error).__name__) from error
+            raise PrometheusUnavailable(str(error) or type(error).__name__) from error
         except (ValueError, KeyError, TypeError) as error:
-            raise Away("what answers is no Prometheus") from error
+            raise PrometheusUnavailable("what answers is no Prometheus") from error
         return Glance(**dict(zip(QUERIES, values, strict=True)), slowest=slowest)
 
     async def _value(self, query: str, now_s: float) -> float | None:
@@ -150,7 +150,7 @@ class Prometheus:
         value = float(result[0]["value"][1]) if result else math.nan
         return None if math.isnan(value) else value
 
-    async def _slowest(self, now_s: float) -> tuple[Write, ...]:
+    async def _slowest(self, now_s: float) -> tuple[BronzeWrite, ...]:
         found = await self._get("query_exemplars", query=EXEMPLARS, start=now_s - WINDOW_S, end=now_s + 1)
         return slowest(found)
 
@@ -159,14 +159,14 @@ class Prometheus:
         return answer.raise_for_status().json()["data"]
 
 
-def slowest(found: list[dict[str, Any]]) -> tuple[Write, ...]:
+def slowest(found: list[dict[str, Any]]) -> tuple[BronzeWrite, ...]:
     """The slowest writes among the exemplars of `/api/v1/query_exemplars`, each once.
 
     An exemplar is kept at each export for as long as its bucket has no newer one, so the same write comes up again;
     several writes of one trace are several.
     """
     writes = {
-        (one["labels"]["trace_id"], float(one["value"])): Write(
+        (one["labels"]["trace_id"], float(one["value"])): BronzeWrite(
             float(one["value"]),
             series["seriesLabels"].get("bronze_source", ""),
             dt.datetime.fromtimestamp(float(one["timestamp"]), dt.UTC),

@@ -17,8 +17,8 @@ from opentelemetry.util.types import AttributeValue
 from bronze.errors import ErrorCode, Fault, Gone, Outage, Refused, Unavailable
 from bronze.protocol.documents import CLASSIFICATIONS_LISTED_MAX
 from bronze.protocol.lane import Lane
-from bronze.protocol.message import Accepted
-from bronze.records.spool import Checked
+from bronze.protocol.message import AcceptedSubmission
+from bronze.records.spool import CheckedSubmission
 from bronze.telemetry.context import trace_id_hex, traceparent
 from bronze.telemetry.sdk import Telemetry
 from bronze.telemetry.signals import NATS, OTHER_SOURCE, Outcome, Stage, attribute, error_type, spans
@@ -70,7 +70,9 @@ class SubmissionTelemetry:
         self._instruments.records.add(self.records, {attribute.bronze_source: self._source or OTHER_SOURCE, **said})
         self._span.set_attributes(said)
 
-    def describe(self, accepted: Accepted, checked: Checked, classifications: Sequence[str]) -> None:
+    def describe(
+        self, accepted: AcceptedSubmission, checked: CheckedSubmission, classifications: Sequence[str]
+    ) -> None:
         """Say on the request's span what was sent."""
         self._span.set_attributes(
             {
@@ -83,7 +85,7 @@ class SubmissionTelemetry:
         )
 
     @contextmanager
-    def sending(self, lane: Lane, accepted: Accepted, checked: Checked) -> Iterator[Sending]:
+    def sending(self, lane: Lane, accepted: AcceptedSubmission, checked: CheckedSubmission) -> Iterator[Sending]:
         """The span and the duration of the sending to the queue, also where it fails or is cancelled."""
         messaging: dict[str, AttributeValue] = {
             attribute.messaging_system: NATS,
@@ -122,7 +124,7 @@ class SubmissionTelemetry:
                     took_s, {attribute.bronze_source: accepted.source, attribute.bronze_stage: Stage.ACCEPT}
                 )
 
-    def accepted(self, accepted: Accepted, checked: Checked) -> None:
+    def accepted(self, accepted: AcceptedSubmission, checked: CheckedSubmission) -> None:
         """Count a submission that was accepted now."""
         of = self._taken(accepted, Outcome.ACCEPTED)
         self._instruments.bytes.add(checked.body_bytes, of)
@@ -131,11 +133,11 @@ class SubmissionTelemetry:
                 records, {attribute.bronze_source: accepted.source, attribute.error_type: code}
             )
 
-    def replayed(self, accepted: Accepted) -> None:
+    def replayed(self, accepted: AcceptedSubmission) -> None:
         """Count a submission that was accepted before, under the same key."""
         self._taken(accepted, Outcome.REPLAYED)
 
-    def _taken(self, accepted: Accepted, outcome: Outcome) -> dict[str, AttributeValue]:
+    def _taken(self, accepted: AcceptedSubmission, outcome: Outcome) -> dict[str, AttributeValue]:
         of: dict[str, AttributeValue] = {attribute.bronze_source: accepted.source, attribute.bronze_outcome: outcome}
         self._instruments.records.add(accepted.records + accepted.rejected, of)
         self._span.set_attribute(attribute.bronze_outcome, outcome)

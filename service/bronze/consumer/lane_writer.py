@@ -14,23 +14,23 @@ from contextlib import contextmanager, suppress
 from typing import NoReturn
 from urllib.parse import quote
 
-from bronze.consumer.tasks import cancel, unless_stopped, wait_or_stop
-from bronze.consumer.upload_telemetry import Trail
-from bronze.errors import BronzeError, Fault, Gone, Halted, Outage, Poison, Unavailable
+from bronze.consumer.tasks import cancel, run_unless_stopped, wait_unless_stopped
+from bronze.consumer.upload_telemetry import UploadTelemetry
+from bronze.errors import BronzeError, DeadLetter, Fault, Gone, Halted, Outage, Unavailable
 from bronze.objects import encoder
 from bronze.objects.encoder import Encoded
 from bronze.objects.footer import CONTENT_TYPE, user_metadata
 from bronze.objects.reader import read_contents
-from bronze.protocol.chain import Gap, Position, Tail, check_covered, rolled_back, sort
-from bronze.protocol.documents import Contents, SetAside
+from bronze.protocol.chain import Gap, Position, Tail, check_covered, reconcile, rolled_back
+from bronze.protocol.documents import Contents, QuarantinedMessage
 from bronze.protocol.keys import first_of_key, hour_prefix, object_key
 from bronze.protocol.lane import Lane
-from bronze.protocol.limits import Limits, due, full, next_cut, understood
-from bronze.protocol.message import FORMAT, Kind, Message, unix_time_s
+from bronze.protocol.limits import Limits, due, full, next_cut, readable_prefix
+from bronze.protocol.message import FORMAT, Message, MessageKind, unix_time_s
 from bronze.records.sources import Source
 from bronze.servers.bucket import Bucket
 from bronze.servers.catalog import Catalog, Overtaken
-from bronze.servers.lane_lock import Lock, Lost
+from bronze.servers.lane_lock import Lock, LockLost
 from bronze.servers.queue import Queue
 from bronze.telemetry.sdk import Telemetry
 from bronze.telemetry.signals import Stage, Step, attribute, error_type, spans
@@ -93,7 +93,7 @@ class LaneWriter:
             try:
                 await self._own(stop)
                 wait_s = BACK_OFF_S_MIN
-            except (Overtaken, Lost) as error:
+            except (Overtaken, LockLost) as error:
                 log.info("lane %s: %s", self._lane.stream, type(error).__name__)
                 wait_s = BACK_OFF_S_MIN
             except Gone:
@@ -108,13 +108,13 @@ class LaneWriter:
                 log.warning("lane %s waits %.1f s: %s", self._lane.stream, wait_s, error)
             except Exception:
                 log.exception("lane %s: not foreseen", self._lane.stream)
-            await wait_or_stop(stop, wait_s)
+            await wait_unless_stopped(stop, wait_s)
             wait_s = min(wait_s * 2, BACK_OFF_S_MAX)
 
     async def _own(self, stop: asyncio.Event) -> None:
         """Write while the lock is ours."""
         with self._step(Step.LOCK):
-            await unless_stopped(stop, self._lock.acquire())
+            await run_unless_stopped(stop, self._lock.acquire())
         if stop.is_set():
             return
         keep = asyncio.create_task(self._lock.keep())
@@ -125,7 +125,7 @@ class LaneWriter:
         finally:
             await cancel(keep, write)
             if keep.cancelled():
-                with suppress(Unavailable, Lost):
+                with suppress(Unavailable, LockLost):
                     await self._lock.release()
 
     async def _write(self, stop: asyncio.Event) -> None:
@@ -136,14 +136,14 @@ class LaneWriter:
         while not stop.is_set():
             with self._step(Step.READ):
                 pending += await self._read(position, pending)
-                ready = understood(pending, self._source.version)
+                ready = readable_prefix(pending, self._source.version)
                 if pending and not ready:
                     raise NewerFormat(
                         f"message {pending[0].sequence} is of a newer format than {FORMAT}, or of a newer version of "
                         f"{self._source.name} than {self._source.version}"
                     )
             if not due(ready, self._now_s(), self._limits):
-                await wait_or_stop(stop, POLL_S)
+                await wait_unless_stopped(stop, POLL_S)
                 continue
             limits = self._lock.attempt.bound(ready[0].sequence, self._limits)
             position = await self._store(position, next_cut(ready, limits), pending)
@@ -199,8 +199,8 @@ class LaneWriter:
             ids = list(dict.fromkeys(message.submission_id for message in cut))
             identities = await self._catalog.identities(lane, position, ids)
         attempt = self._lock.attempt
-        parts = sort(lane, cut, identities, undecoded=attempt.hopeless(cut))
-        trail = Trail(self._telemetry, lane, parts, self._read_ns)
+        parts = reconcile(lane, cut, identities, undecoded=attempt.hopeless(cut))
+        trail = UploadTelemetry(self._telemetry, lane, parts, self._read_ns)
         try:
             with self._step(Step.ENCODE):
                 await self._lock.decoding(attempt.begin(cut))
@@ -223,7 +223,7 @@ class LaneWriter:
         trail.close()
         return position
 
-    async def _create(self, encoded: Encoded, trail: Trail, read: Sequence[Message]) -> Contents:
+    async def _create(self, encoded: Encoded, trail: UploadTelemetry, read: Sequence[Message]) -> Contents:
         """Put the object under its key. From then on what is in the bucket decides, whoever wrote it."""
         key = encoded.contents.file_path
         wait_s = BACK_OFF_S_MIN
@@ -267,7 +267,9 @@ class LaneWriter:
             raise Unavailable(Outage.CONFLICT, f"{key} was there and is gone")
         return contents
 
-    async def _set_aside(self, aside: SetAside, file_path: str, position: Position, read: Sequence[Message]) -> None:
+    async def _set_aside(
+        self, aside: QuarantinedMessage, file_path: str, position: Position, read: Sequence[Message]
+    ) -> None:
         """Keep a message's content byte for byte. Its headers stand in the footer of the object that lists it."""
         message = next((one for one in read if one.sequence == aside.sequence), None)
         message = message or await self._queue.get(self._lane, aside.sequence)
@@ -282,10 +284,10 @@ class LaneWriter:
         }
         try:
             kept = message.content()
-        except Poison:
+        except DeadLetter:
             kept = message.payload
         created = await self._bucket.create(aside.key, kept, metadata, "application/octet-stream")
-        if created and aside.kind is Kind.REJECTED:
+        if created and aside.kind is MessageKind.REJECTED:
             log.info("%d rejected records of %s are kept as %s", aside.records, message.submission_id, aside.key)
         elif created:
             self._count(Step.ENCODE, Fault.POISON)
@@ -350,7 +352,7 @@ class LaneWriter:
         except NewerFormat:
             self._count(step, Fault.UNKNOWN_FORMAT)
             raise
-        except (Overtaken, Lost):
+        except (Overtaken, LockLost):
             raise  # another writer's doing, and no error
         except Exception as error:
             self._count(step, error_type(error))

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Sequence
 
 from bronze.consumer.lane_writer import LaneWriter
-from bronze.consumer.tasks import cancel, or_stop
+from bronze.consumer.tasks import cancel, stop_on_error
 
 #: What a stop waits for the writes under way; a supervisor kills after 10 s, and telemetry wants its own.
 STOP_GRACE_S = 6.0
@@ -15,8 +15,8 @@ async def consume(writers: Sequence[LaneWriter], stop: asyncio.Event) -> None:
 
     Raises `Gone` where a stream was replaced: then this process has none to work on, and stops likewise.
     """
-    tend = [asyncio.create_task(or_stop(writer.tend(), stop)) for writer in writers]
-    write = [asyncio.create_task(or_stop(writer.run(stop), stop)) for writer in writers]
+    tend = [asyncio.create_task(stop_on_error(writer.tend(), stop)) for writer in writers]
+    write = [asyncio.create_task(stop_on_error(writer.run(stop), stop)) for writer in writers]
     await stop.wait()
     _, late = await asyncio.wait(write, timeout=STOP_GRACE_S)
     await cancel(*late, *tend)

@@ -8,7 +8,7 @@ from typing import Any
 CANCEL_AGAIN_S = 0.5
 
 
-async def or_stop(work: Coroutine[None, None, None], stop: asyncio.Event) -> None:
+async def stop_on_error(work: Coroutine[None, None, None], stop: asyncio.Event) -> None:
     """Do the work; if it fails, all the others stop."""
     try:
         await work
@@ -17,13 +17,13 @@ async def or_stop(work: Coroutine[None, None, None], stop: asyncio.Event) -> Non
         raise
 
 
-async def wait_or_stop(stop: asyncio.Event, seconds: float) -> None:
+async def wait_unless_stopped(stop: asyncio.Event, seconds: float) -> None:
     """Wait, or less if stopped."""
     with suppress(TimeoutError):
         await asyncio.wait_for(stop.wait(), seconds)
 
 
-async def unless_stopped(stop: asyncio.Event, work: Coroutine[None, None, None]) -> None:
+async def run_unless_stopped(stop: asyncio.Event, work: Coroutine[None, None, None]) -> None:
     """Do the work, or give it up if stopped."""
     tasks: set[asyncio.Task[Any]] = {asyncio.create_task(work), asyncio.create_task(stop.wait())}
     try:

@@ -18,10 +18,10 @@ from opentelemetry.context import Context
 from opentelemetry.trace import Link, Span, Status, StatusCode, set_span_in_context
 from opentelemetry.util.types import AttributeValue
 
-from bronze.protocol.chain import Kept, Sorted
+from bronze.protocol.chain import AcceptedMessage, ReconciledCut
 from bronze.protocol.documents import Contents
 from bronze.protocol.lane import Lane
-from bronze.protocol.message import Accepted, unix_time_s
+from bronze.protocol.message import AcceptedSubmission, unix_time_s
 from bronze.telemetry.context import extract, traceparent
 from bronze.telemetry.sdk import Telemetry
 from bronze.telemetry.signals import LINKS_MAX, NATS, Outcome, SpanSignal, Stage, attribute, error_type, events, spans
@@ -30,10 +30,10 @@ RECEIVE = "receive"
 PROCESS = "process"
 
 
-class Trail:
+class UploadTelemetry:
     """From the cut to the catalog entry of one object. Call `close` in any case."""
 
-    def __init__(self, telemetry: Telemetry, lane: Lane, cut: Sorted, read_ns: int) -> None:
+    def __init__(self, telemetry: Telemetry, lane: Lane, cut: ReconciledCut, read_ns: int) -> None:
         self._telemetry = telemetry
         self._instruments = telemetry.instruments
         self._lane = lane
@@ -46,8 +46,8 @@ class Trail:
         self._began_s = time.perf_counter()
         self._read_ns = read_ns
         self._process: dict[str, Span] = {}
-        by_submission: dict[str, list[Kept]] = {}
-        for kept in cut.kept:
+        by_submission: dict[str, list[AcceptedMessage]] = {}
+        for kept in cut.accepted:
             by_submission.setdefault(kept.part.accepted.submission_id, []).append(kept)
         for submission_id, parts in by_submission.items():
             self._process[submission_id] = self._start_process(parts)
@@ -78,7 +78,7 @@ class Trail:
             max(0.0, wait_s), {**self._source, attribute.bronze_stage: Stage.WAIT}, context=self.context
         )
 
-    def _start_process(self, parts: Sequence[Kept]) -> Span:
+    def _start_process(self, parts: Sequence[AcceptedMessage]) -> Span:
         accepted = parts[0].part.accepted
         return self._telemetry.tracer.start_span(
             spans.process.name(self._lane.source),
@@ -165,7 +165,7 @@ class Trail:
         add(twice, {**self._source, attribute.bronze_outcome: Outcome.DUPLICATE})
         now_s, now_ns = time.time(), time.time_ns()
         ours = contents.traceparent == self.traceparent
-        times = {kept.part.accepted.submission_id: kept.message.time for kept in self._cut.kept}
+        times = {kept.part.accepted.submission_id: kept.message.time for kept in self._cut.accepted}
         for stored in contents.submissions:
             span = self._process.get(stored.accepted.submission_id)
             if span is None:
@@ -197,7 +197,7 @@ class Trail:
             span.end()
 
 
-def _classification(accepted: Accepted) -> dict[str, AttributeValue]:
+def _classification(accepted: AcceptedSubmission) -> dict[str, AttributeValue]:
     listed = [accepted.classification_id] if accepted.classification_id else []
     return {
         attribute.bronze_classification_id: listed,

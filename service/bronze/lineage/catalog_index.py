@@ -19,8 +19,8 @@ from typing import Self, TypeVar
 import msgspec
 
 from bronze.errors import Unavailable
-from bronze.protocol.documents import Entry, trace_id_of
-from bronze.servers.catalog_feed import Feed, News, Noted, Place
+from bronze.protocol.documents import CatalogEntry, trace_id_of
+from bronze.servers.catalog_feed import Feed, FeedEntry, FeedPage, FeedPosition
 
 T = TypeVar("T")
 
@@ -52,16 +52,16 @@ CREATE TABLE ids (  -- short, since there are some of them for each submission; 
 """
 
 
-class Id(IntEnum):
+class IdKind(IntEnum):
     """What an id in the view is."""
 
     SUBMISSION = 1
     TRACE = 2  # of a request or of an upload
-    RUN = 3  # a classification_id that all records of a submission have
-    RUN_SOMEWHERE = 4  # one that some rows of the object have: its column tells which
+    CLASSIFICATION = 3  # a classification_id that all records of a submission have
+    CLASSIFICATION_IN_COLUMN = 4  # one that some rows of the object have: its column tells which
 
 
-class View:
+class CatalogIndex:
     """The catalog by id. One thread does all that is done in the database, so nothing else needs a lock."""
 
     def __init__(self, folder: Path | None = None, name: str = "view") -> None:
@@ -72,10 +72,10 @@ class View:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="view")
         self._file = folder / f"{name}.sqlite" if folder else None
         self._whole_s = time.monotonic()
-        self.place = Place()
+        self.position = FeedPosition()
 
     async def open(self) -> Self:
-        """Open the database and find the place up to which it is."""
+        """Open the database and find the position up to which it is."""
         await self._do(self._open)
         return self
 
@@ -112,33 +112,33 @@ class View:
     async def catch_up(self, feed: Feed) -> bool:
         """Take one read of the feed; whether that was all that there is."""
         asked_s = time.monotonic()
-        news = await feed.read(self.place)
-        if news.entries or news.place != self.place:
-            await self._do(self._take, news)
-            self.place = news.place
-        if news.left:
+        page = await feed.read(self.position)
+        if page.entries or page.position != self.position:
+            await self._do(self._take, page)
+            self.position = page.position
+        if page.remaining:
             return False
         self._whole_s = asked_s
         return True
 
-    def _take(self, news: News) -> None:
+    def _take(self, page: FeedPage) -> None:
         """All of it, or nothing."""
         with self._db:
             self._db.execute("BEGIN")
-            if news.place.stream != self.place.stream:
+            if page.position.stream != self.position.stream:
                 self._db.execute("DELETE FROM entries")
                 self._db.execute("DELETE FROM ids")
             self._db.execute("DELETE FROM place")
-            self._db.execute("INSERT INTO place VALUES (?, ?)", (news.place.stream, news.place.sequence))
-            self._db.executemany("INSERT OR REPLACE INTO entries VALUES (?, ?, ?, ?, ?, ?, ?)", map(_row, news.entries))
+            self._db.execute("INSERT INTO place VALUES (?, ?)", (page.position.stream, page.position.sequence))
+            self._db.executemany("INSERT OR REPLACE INTO entries VALUES (?, ?, ?, ?, ?, ?, ?)", map(_row, page.entries))
             self._db.executemany(
                 "INSERT OR IGNORE INTO ids VALUES (?, ?)",
-                ((_hash(*one), noted.sequence) for noted in news.entries for one in _ids(noted.entry)),
+                ((_hash(*one), noted.sequence) for noted in page.entries for one in _ids(noted.entry)),
             )
 
     # --- looking up; `pick` is called in the view's thread, an entry at a time, so that what it drops is not kept
 
-    async def by_id(self, kind: Id, text: str, limit: int, pick: Callable[[Noted], T]) -> list[T]:
+    async def by_id(self, kind: IdKind, text: str, limit: int, pick: Callable[[FeedEntry], T]) -> list[T]:
         """What is picked of the entries with an id, in the order in which they were stored."""
         return await self._do(
             self._picked,
@@ -148,7 +148,7 @@ class View:
             lambda noted: pick(noted) if (text, kind) in _ids(noted.entry) else None,
         )
 
-    async def by_path(self, file_path: str, pick: Callable[[Noted], T]) -> list[T]:
+    async def by_path(self, file_path: str, pick: Callable[[FeedEntry], T]) -> list[T]:
         """What is picked of the entry of an object."""
         return await self._do(
             self._picked,
@@ -171,13 +171,13 @@ class View:
                 SELECT sequence, file_path FROM ids JOIN entries USING (sequence) WHERE hash = ?2
             ) ORDER BY sequence DESC LIMIT ?3
             """,
-            (run, _hash(run, Id.RUN_SOMEWHERE), limit),
+            (run, _hash(run, IdKind.CLASSIFICATION_IN_COLUMN), limit),
         )
         return [file_path for (file_path,) in found]
 
-    def _picked(self, query: str, values: Sequence[object], pick: Callable[[Noted], T | None]) -> list[T]:
+    def _picked(self, query: str, values: Sequence[object], pick: Callable[[FeedEntry], T | None]) -> list[T]:
         found = (
-            pick(Noted(sequence, stored, msgspec.json.decode(entry, type=Entry)))
+            pick(FeedEntry(sequence, stored, msgspec.json.decode(entry, type=CatalogEntry)))
             for sequence, stored, entry in self._db.execute(query, values)
         )
         return [one for one in found if one is not None]
@@ -218,7 +218,7 @@ class View:
             script = "".join(f'DROP TABLE "{name}";' for (name,) in tables)
             db.executescript(f"BEGIN; {script} {SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT")
         found = db.execute("SELECT stream, sequence FROM place").fetchone()
-        self.place = Place(*found) if found else Place()
+        self.position = FeedPosition(*found) if found else FeedPosition()
         return db
 
 
@@ -227,7 +227,7 @@ def _broken(error: Exception) -> bool:
     return isinstance(error, sqlite3.DatabaseError) and not isinstance(error, sqlite3.OperationalError)
 
 
-def _row(noted: Noted) -> tuple[int, str, str, bytes, bool, str | None, str | None]:
+def _row(noted: FeedEntry) -> tuple[int, str, str, bytes, bool, str | None, str | None]:
     entry = noted.entry
     return (
         noted.sequence,
@@ -240,32 +240,32 @@ def _row(noted: Noted) -> tuple[int, str, str, bytes, bool, str | None, str | No
     )
 
 
-def _has_more_runs(entry: Entry) -> bool:
+def _has_more_runs(entry: CatalogEntry) -> bool:
     """Whether a submission of the object does not say which run its records belong to."""
     return any(one.classification_id is None for one in entry.submissions)
 
 
-def _lists_runs(entry: Entry) -> bool:
+def _lists_runs(entry: CatalogEntry) -> bool:
     return entry.classification_count == len(entry.classifications)
 
 
-def _hash(text: str, kind: Id) -> int:
+def _hash(text: str, kind: IdKind) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8, salt=bytes([kind])).digest(), signed=True)
 
 
-def _ids(entry: Entry) -> Iterable[tuple[str, Id]]:
+def _ids(entry: CatalogEntry) -> Iterable[tuple[str, IdKind]]:
     """The ids that lead to an object."""
     yield from _traces(trace_id_of(entry.traceparent))
     for one in entry.submissions:
-        yield one.submission_id, Id.SUBMISSION
+        yield one.submission_id, IdKind.SUBMISSION
         yield from _traces(one.trace_id)
         if one.classification_id is not None:
-            yield one.classification_id, Id.RUN
+            yield one.classification_id, IdKind.CLASSIFICATION
     if _has_more_runs(entry) and _lists_runs(entry):
         for run in entry.classifications:
-            yield run, Id.RUN_SOMEWHERE
+            yield run, IdKind.CLASSIFICATION_IN_COLUMN
 
 
-def _traces(trace_id: str) -> Iterable[tuple[str, Id]]:
+def _traces(trace_id: str) -> Iterable[tuple[str, IdKind]]:
     if trace_id.strip("0"):  # else there was none
-        yield trace_id, Id.TRACE
+        yield trace_id, IdKind.TRACE

@@ -13,15 +13,23 @@ from typing import BinaryIO, Literal
 from uuid import UUID
 
 from bronze.errors import Halted, Outage, Refusal, Refused, Unavailable
-from bronze.lineage.catalog_index import Id, View
-from bronze.objects.footer import NotOurs
+from bronze.lineage.catalog_index import CatalogIndex, IdKind
+from bronze.objects.footer import NotABronzeObject
 from bronze.objects.reader import examine, read_contents
-from bronze.objects.search import holders
-from bronze.protocol.documents import Entry, EntrySubmission, Identity, State, entry_of, state_of, trace_id_of
+from bronze.objects.search import submissions_with
+from bronze.protocol.documents import (
+    CatalogEntry,
+    EntrySubmission,
+    Identity,
+    SubmissionState,
+    entry_of,
+    state_of,
+    trace_id_of,
+)
 from bronze.protocol.keys import may_be_object
-from bronze.protocol.message import Accepted
+from bronze.protocol.message import AcceptedSubmission
 from bronze.servers.bucket import Bucket
-from bronze.servers.catalog_feed import Noted
+from bronze.servers.catalog_feed import FeedEntry
 
 By = Literal["classification_id", "file_path", "submission_id", "trace_id"]
 
@@ -41,7 +49,7 @@ _TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}"
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
+class ObjectShare:
     """What of a submission lies in one object."""
 
     file_path: str
@@ -49,7 +57,7 @@ class Held:
 
 
 @dataclass(frozen=True, slots=True)
-class SubmissionLine:
+class LineageSubmission:
     """A submission of a chain. Times are RFC 3339 in UTC, each None where it is not known (yet).
 
     `received_at`: the API had its request; `queued_at`: the queue had stored its first message; `stored_at`: the last
@@ -58,7 +66,7 @@ class SubmissionLine:
 
     submission_id: str
     source: str
-    status: State
+    status: SubmissionState
     records: int
     classification_id: str | None
     classification_count: int | None
@@ -67,11 +75,11 @@ class SubmissionLine:
     received_at: str | None
     queued_at: str | None
     stored_at: str | None
-    objects: list[Held] = field(default_factory=list)
+    objects: list[ObjectShare] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
-class ObjectLine:
+class LineageObject:
     """An object of a chain: messages `first` to `last` of its lane.
 
     `trace_id` is that of its upload, the Bronze write; `bytes` is None where the bucket did not say.
@@ -92,7 +100,7 @@ class ObjectLine:
 
 
 @dataclass(frozen=True, slots=True)
-class Chain:
+class Lineage:
     """What is known by an id or a path, in the order in which it was stored.
 
     `truncated`: there is more than the limit let through. `complete`: False where more objects may hold the
@@ -101,21 +109,21 @@ class Chain:
 
     by: By
     value: str
-    submissions: list[SubmissionLine]
-    objects: list[ObjectLine]
+    submissions: list[LineageSubmission]
+    objects: list[LineageObject]
     truncated: bool
     complete: bool
     lag_s: float
 
 
-class Lookups:
+class LineageLookup:
     """Answers chains. Raises `Refused` (404) where nothing is found and `Unavailable` where nobody can tell."""
 
     def __init__(
         self,
-        view: View,
+        view: CatalogIndex,
         bucket: Bucket,
-        whereabouts: Callable[[str], Awaitable[tuple[Accepted, Identity | None]]],
+        whereabouts: Callable[[str], Awaitable[tuple[AcceptedSubmission, Identity | None]]],
         prefix: str,
     ) -> None:
         """`whereabouts` is what identity and queue know of a submission; it raises `Refused`."""
@@ -125,18 +133,18 @@ class Lookups:
         self._prefix = prefix
         self._searching = asyncio.Semaphore(SEARCHED_AT_ONCE)
 
-    async def chain(self, by: By, value: str, limit: int = LIMIT) -> Chain:
+    async def lineage(self, by: By, value: str, limit: int = LIMIT) -> Lineage:
         """The chain of an id or a path; `limit` bounds its submissions and its objects."""
         complete, waiting = True, None
         match by:
             case "file_path":
                 found = await self._of_object(value)
             case "submission_id":
-                found = await self._view.by_id(Id.SUBMISSION, value, limit + 1, partial(_of_submission, value))
+                found = await self._view.by_id(IdKind.SUBMISSION, value, limit + 1, partial(_of_submission, value))
                 if not found:
                     found, waiting = await self._not_in_view(value)
             case "trace_id":
-                found = await self._view.by_id(Id.TRACE, value, limit + 1, partial(_of_trace, value))
+                found = await self._view.by_id(IdKind.TRACE, value, limit + 1, partial(_of_trace, value))
             case "classification_id":
                 found, complete = await self._of_a_run(value, limit)
         if not found and not waiting:
@@ -149,7 +157,7 @@ class Lookups:
                 parts.setdefault(part.submission_id, []).append((one.object, part))
         truncated = len(found) > limit or len(parts) > limit
         lines = [await self._submission(of, limit) for of in list(parts.values())[:limit]]
-        return Chain(
+        return Lineage(
             by=by,
             value=value,
             submissions=lines or ([waiting] if waiting else []),
@@ -159,11 +167,11 @@ class Lookups:
             lag_s=round(self._view.lag_s, 3),
         )
 
-    async def any(self, text: str, limit: int = LIMIT) -> Chain:
+    async def guess(self, text: str, limit: int = LIMIT) -> Lineage:
         """The chain of whatever this is: an id of any kind, a path, an `s3://` address or a `traceparent`."""
         for by, value in guesses(text):
             with suppress(Refused):
-                return await self.chain(by, value, limit)
+                return await self.lineage(by, value, limit)
         tried = " nor as ".join(by for by, _ in guesses(text))
         raise Refused(Refusal.NOT_FOUND, f"Nothing is known of {text!r}, as {tried}.")
 
@@ -191,21 +199,21 @@ class Lookups:
         found = await self._view.by_path(file_path, _Found.of)
         if not found:
             entry = await self._entry(file_path)
-            return [_Found.of(Noted(0, "", entry))] if entry else []
+            return [_Found.of(FeedEntry(0, "", entry))] if entry else []
         return found
 
-    async def _not_in_view(self, submission_id: str) -> tuple[list["_Found"], SubmissionLine | None]:
+    async def _not_in_view(self, submission_id: str) -> tuple[list["_Found"], LineageSubmission | None]:
         """A submission that is new: in objects that the view has not seen, or waiting in the queue."""
         with suppress(Refused):
             accepted, identity = await self._whereabouts(submission_id)
             entries = [await self._entry(key) for key in (identity.objects if identity else [])]
-            found = [_of_submission(submission_id, Noted(0, "", entry)) for entry in entries if entry]
+            found = [_of_submission(submission_id, FeedEntry(0, "", entry)) for entry in entries if entry]
             return found, None if found else _waiting(accepted)
         return [], None
 
     async def _of_a_run(self, run: str, limit: int) -> tuple[list["_Found"], bool]:
         """What the view knows by itself, and what the columns of other objects say; False: not all were searched."""
-        found = await self._view.by_id(Id.RUN, run, limit + 1, partial(_of_run, run))
+        found = await self._view.by_id(IdKind.CLASSIFICATION, run, limit + 1, partial(_of_run, run))
         candidates = await self._view.to_search(run, SEARCHED_MAX + 1)
         held: dict[str, Mapping[str, int]] = {}
 
@@ -225,7 +233,7 @@ class Lookups:
                 found += await self._view.by_path(file_path, partial(_of_ids, rows))
         return sorted(found, key=lambda one: one.sequence), len(held) == len(candidates)
 
-    async def _entry(self, file_path: str) -> Entry | None:
+    async def _entry(self, file_path: str) -> CatalogEntry | None:
         """What the object itself says; None where it is none of ours."""
         if not may_be_object(self._prefix, file_path):
             return None
@@ -237,15 +245,17 @@ class Lookups:
 
     # --- lines
 
-    async def _submission(self, parts: Sequence["_Part"], limit: int) -> SubmissionLine:
+    async def _submission(self, parts: Sequence["_Part"], limit: int) -> LineageSubmission:
         """A submission by its parts in the objects found; where these are not all of it, by all."""
         if any(one.records_accepted is not None for _, one in parts):
             submission_id = parts[0][1].submission_id
-            found = await self._view.by_id(Id.SUBMISSION, submission_id, limit, partial(_of_submission, submission_id))
+            found = await self._view.by_id(
+                IdKind.SUBMISSION, submission_id, limit, partial(_of_submission, submission_id)
+            )
             parts = [(one.object, part) for one in found for part in one.parts] or parts
         parts = sorted(parts, key=lambda part: part[0].first)
         (first, one), (last, latest) = parts[0], parts[-1]
-        return SubmissionLine(
+        return LineageSubmission(
             submission_id=one.submission_id,
             source=first.source,
             status=state_of(latest),
@@ -257,10 +267,10 @@ class Lookups:
             received_at=one.received_at or None,
             queued_at=one.queued_at or None,
             stored_at=last.stored_at,
-            objects=[Held(of.file_path, part.records) for of, part in parts],
+            objects=[ObjectShare(of.file_path, part.records) for of, part in parts],
         )
 
-    async def _sized(self, lines: Sequence[ObjectLine]) -> list[ObjectLine]:
+    async def _sized(self, lines: Sequence[LineageObject]) -> list[LineageObject]:
         """The objects with their sizes, as far as the bucket says them in time."""
         sizes: dict[str, int] = {}
 
@@ -283,17 +293,17 @@ class _Found:
     """Of an entry only what an answer needs: a thousand of them are not held whole."""
 
     sequence: int
-    object: ObjectLine
+    object: LineageObject
     parts: list[EntrySubmission]
 
     @classmethod
-    def of(cls, noted: Noted, wanted: Callable[[EntrySubmission], bool] = lambda _: True) -> "_Found":
+    def of(cls, noted: FeedEntry, wanted: Callable[[EntrySubmission], bool] = lambda _: True) -> "_Found":
         parts = [one for one in noted.entry.submissions if wanted(one)]
         return cls(noted.sequence, _object(noted.entry, noted.stored_at), parts)
 
 
 #: A submission in one of its objects.
-_Part = tuple[ObjectLine, EntrySubmission]
+_Part = tuple[LineageObject, EntrySubmission]
 
 
 def guesses(text: str) -> list[tuple[By, str]]:
@@ -315,31 +325,31 @@ def guesses(text: str) -> list[tuple[By, str]]:
     return [run]
 
 
-def _of_submission(submission_id: str, noted: Noted) -> _Found:
+def _of_submission(submission_id: str, noted: FeedEntry) -> _Found:
     return _of_ids({submission_id}, noted)
 
 
-def _of_ids(submission_ids: Container[str], noted: Noted) -> _Found:
+def _of_ids(submission_ids: Container[str], noted: FeedEntry) -> _Found:
     return _Found.of(noted, lambda one: one.submission_id in submission_ids)
 
 
-def _of_trace(trace_id: str, noted: Noted) -> _Found:
+def _of_trace(trace_id: str, noted: FeedEntry) -> _Found:
     return _Found.of(noted, lambda one: one.trace_id == trace_id)
 
 
-def _of_run(run: str, noted: Noted) -> _Found:
+def _of_run(run: str, noted: FeedEntry) -> _Found:
     return _Found.of(noted, lambda one: one.classification_id == run)
 
 
 def _holders(run: str, file: BinaryIO) -> Mapping[str, int]:
     try:
-        return holders(file, run)
-    except NotOurs:
+        return submissions_with(file, run)
+    except NotABronzeObject:
         return {}
 
 
-def _object(entry: Entry, stored_at: str) -> ObjectLine:
-    return ObjectLine(
+def _object(entry: CatalogEntry, stored_at: str) -> LineageObject:
+    return LineageObject(
         file_path=entry.file_path,
         source=entry.source,
         epoch=entry.epoch,
@@ -355,9 +365,9 @@ def _object(entry: Entry, stored_at: str) -> ObjectLine:
     )
 
 
-def _waiting(accepted: Accepted) -> SubmissionLine:
+def _waiting(accepted: AcceptedSubmission) -> LineageSubmission:
     """A submission that is in no object yet."""
-    return SubmissionLine(
+    return LineageSubmission(
         submission_id=accepted.submission_id,
         source=accepted.source,
         status="accepted",

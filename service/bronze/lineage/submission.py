@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from bronze.errors import Refusal, Refused
 from bronze.protocol.documents import Identity
 from bronze.protocol.lane import Lane
-from bronze.protocol.message import Accepted
+from bronze.protocol.message import AcceptedSubmission
 from bronze.protocol.submission_id import lane_of
 from bronze.servers.catalog import Catalog
 from bronze.servers.queue import Queue
@@ -22,7 +22,7 @@ class SubmissionLookup:
         self._queue = queue
         self._catalog = catalog
 
-    async def find(self, submission_id: str) -> tuple[Accepted, Identity | None]:
+    async def find(self, submission_id: str) -> tuple[AcceptedSubmission, Identity | None]:
         """A submission with its identity, which is None where nothing of it is stored yet. Raises `Refused` (404)."""
         try:
             number = lane_of(submission_id, self._lanes_per_source)

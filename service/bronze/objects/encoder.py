@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.json
 
 from bronze import __version__
-from bronze.errors import Poison
+from bronze.errors import DeadLetter
 from bronze.objects.file_writer import FileWriter
 from bronze.objects.footer import FOOTER_KEY
 from bronze.objects.rows import (
@@ -25,11 +25,11 @@ from bronze.objects.rows import (
     lines_batch,
     record_batch,
 )
-from bronze.protocol.chain import Kept, Sorted, set_aside
-from bronze.protocol.documents import CLASSIFICATIONS_LISTED_MAX, Contents, Stored
+from bronze.protocol.chain import AcceptedMessage, ReconciledCut, quarantined_message
+from bronze.protocol.documents import CLASSIFICATIONS_LISTED_MAX, Contents, StoredSubmission
 from bronze.protocol.lane import Lane
 from bronze.protocol.limits import digest
-from bronze.protocol.message import Kind, Message
+from bronze.protocol.message import Message, MessageKind
 from bronze.records.columns import object_schema
 from bronze.records.sources import CLASSIFICATION_ID, Source
 
@@ -42,11 +42,13 @@ class Encoded:
     contents: Contents
 
 
-def encode_object(source: Source, lane: Lane, key: str, cut: Sorted, traceparent: str, written_at: str = "") -> Encoded:
+def encode_object(
+    source: Source, lane: Lane, key: str, cut: ReconciledCut, traceparent: str, written_at: str = ""
+) -> Encoded:
     """Encode a cut as the object that lies under `key`. A message that cannot become rows is listed as set aside."""
     with ThreadPoolExecutor(1) as thread:  # none is begun before a row group is full
         filling = _Filling(source, key, thread)
-        filling.take(cut.kept)
+        filling.take(cut.accepted)
         return filling.object(lane, cut, traceparent, written_at)
 
 
@@ -62,22 +64,22 @@ class _Filling:
         self._runs: list[pa.Array] = []
         self._poison: list[tuple[Message, str]] = []
 
-    def take(self, messages: Iterable[Kept]) -> None:
-        group: list[Kept] = []
+    def take(self, messages: Iterable[AcceptedMessage]) -> None:
+        group: list[AcceptedMessage] = []
         rows = size = 0
         for one in messages:
-            if one.part.kind is Kind.REJECTED:
+            if one.part.kind is MessageKind.REJECTED:
                 self._poison.append(
                     (one.message, f"its records do not fit {self._source.name}; its sender had them kept apart")
                 )
             elif one.undecoded:
                 self._poison.append((one.message, one.undecoded))
-            elif one.part.kind is Kind.COLUMNAR:
+            elif one.part.kind is MessageKind.COLUMNAR:
                 self._take_together(group)
                 group, rows, size = [], 0, 0
                 try:
                     self._add([one], columnar_batch(self._source, self._columns, self._key, one))
-                except Poison as error:
+                except DeadLetter as error:
                     self._poison.append((one.message, str(error)))
             else:
                 group.append(one)
@@ -88,7 +90,7 @@ class _Filling:
                     group, rows, size = [], 0, 0
         self._take_together(group)
 
-    def _take_together(self, group: Sequence[Kept]) -> None:
+    def _take_together(self, group: Sequence[AcceptedMessage]) -> None:
         batch = lines_batch(self._source, self._columns, self._key, group)
         if batch is not None:
             self._add(group, batch)
@@ -97,7 +99,7 @@ class _Filling:
         for one in group:
             try:
                 decoded.append(decode_message(self._source, one))
-            except Poison as error:
+            except DeadLetter as error:
                 self._poison.append((one.message, str(error)))
         if decoded:
             self._add_together(decoded)
@@ -105,7 +107,7 @@ class _Filling:
     def _add_together(self, group: Sequence["DecodedMessage"]) -> None:
         try:
             batch = record_batch(self._source, self._columns, self._key, group)
-        except Poison as error:
+        except DeadLetter as error:
             if len(group) == 1:
                 self._poison.append((group[0].one.message, str(error)))
                 return
@@ -114,15 +116,15 @@ class _Filling:
         else:
             self._add([decoded.one for decoded in group], batch)
 
-    def _add(self, of: Iterable[Kept], batch: pa.RecordBatch) -> None:
+    def _add(self, of: Iterable[AcceptedMessage], batch: pa.RecordBatch) -> None:
         self._writing.add(batch)
         self._runs.append(batch.column(CLASSIFICATION_ID).unique())  # a copy: the column may hold its whole message
         self._rows |= {one.message.sequence: one.part.records for one in of}
 
-    def object(self, lane: Lane, cut: Sorted, traceparent: str, written_at: str) -> Encoded:
+    def object(self, lane: Lane, cut: ReconciledCut, traceparent: str, written_at: str) -> Encoded:
         """The whole object."""
-        poison = sorted([*cut.poison, *self._poison], key=lambda one: one[0].sequence)
-        aside = [set_aside(lane, message, reason) for message, reason in poison]
+        poison = sorted([*cut.dead_letters, *self._poison], key=lambda one: one[0].sequence)
+        aside = [quarantined_message(lane, message, reason) for message, reason in poison]
         stored = _stored_submissions(self._key, cut, self._rows, {one.sequence: one.key for one in aside})
         received = sorted(one.accepted.received_at for one in stored)
         runs = pa.chunked_array(self._runs, pa.string()).unique()
@@ -154,20 +156,22 @@ class _Filling:
         return Encoded(self._writing.finish({FOOTER_KEY: msgspec.json.encode(contents)}), contents)
 
 
-def _stored_submissions(key: str, cut: Sorted, rows: Mapping[int, int], aside: Mapping[int, str]) -> list[Stored]:
+def _stored_submissions(
+    key: str, cut: ReconciledCut, rows: Mapping[int, int], aside: Mapping[int, str]
+) -> list[StoredSubmission]:
     """Each submission of a cut with what its identity needs, in the order of their first messages.
 
     `rows` and `aside` are the number of rows and the key in quarantine, by the message's sequence.
     """
-    stored: dict[str, Stored] = {}
-    for one in cut.kept:
+    stored: dict[str, StoredSubmission] = {}
+    for one in cut.accepted:
         accepted = one.part.accepted
         before = stored.get(accepted.submission_id)
         earlier = one.earlier if before is None else None
         so_far = before or earlier
         set_aside_here = aside.get(one.message.sequence)
         objects = before.objects if before else [*(earlier.objects if earlier else []), key]
-        stored[accepted.submission_id] = Stored(
+        stored[accepted.submission_id] = StoredSubmission(
             accepted=accepted,
             first_sequence=one.first_sequence,
             parts=one.part.count,

@@ -16,7 +16,7 @@ MAGIC = b"PAR1"
 TAIL_BYTES = 8
 
 
-class NotOurs(Exception):
+class NotABronzeObject(Exception):
     """A file that this package did not write."""
 
 
@@ -37,20 +37,20 @@ def user_metadata(contents: Contents) -> dict[str, str]:
 
 
 def footer_start(size: int, tail: bytes) -> int:
-    """Where the footer of a file of `size` bytes begins, by its last `TAIL_BYTES`; raises `NotOurs`."""
+    """Where the footer of a file of `size` bytes begins, by its last `TAIL_BYTES`; raises `NotABronzeObject`."""
     if len(tail) != TAIL_BYTES or tail[4:] != MAGIC:
-        raise NotOurs("it is no Parquet file")
+        raise NotABronzeObject("it is no Parquet file")
     length: int = struct.unpack("<I", tail[:4])[0]
     start = size - TAIL_BYTES - length
     if start < len(MAGIC):
-        raise NotOurs("it is no Parquet file")
+        raise NotABronzeObject("it is no Parquet file")
     return start
 
 
 def contents_of_footer(footer: bytes) -> Contents:
-    """What an object holds, by its footer and tail; raises `NotOurs`."""
+    """What an object holds, by its footer and tail; raises `NotABronzeObject`."""
     try:
         metadata = pq.read_metadata(pa.BufferReader(MAGIC + footer)).metadata or {}
         return msgspec.json.decode(metadata[FOOTER_KEY], type=Contents)
     except (pa.ArrowException, OSError, KeyError, msgspec.DecodeError) as error:
-        raise NotOurs(f"its footer does not say what it holds: {error}") from error
+        raise NotABronzeObject(f"its footer does not say what it holds: {error}") from error

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, BinaryIO, TypeVar, cast
 
 from bronze.errors import Halted
-from bronze.objects.footer import TAIL_BYTES, NotOurs, contents_of_footer, footer_start
+from bronze.objects.footer import TAIL_BYTES, NotABronzeObject, contents_of_footer, footer_start
 from bronze.protocol.documents import Contents
 from bronze.servers.bucket import Bucket
 
@@ -25,7 +25,7 @@ async def read_contents(bucket: Bucket, key: str) -> Contents | None:
         tail = await bucket.read(key, max(0, head.size - TAIL_BYTES), head.size)
         footer = await bucket.read(key, footer_start(head.size, tail), head.size)
         return contents_of_footer(footer)
-    except NotOurs as error:
+    except NotABronzeObject as error:
         raise Halted(f"{key} is not an object of ours: {error}") from error
 
 

@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.json
 
-from bronze.errors import Poison
-from bronze.protocol.chain import Kept
-from bronze.protocol.message import Kind, Part, records_of
+from bronze.errors import DeadLetter
+from bronze.protocol.chain import AcceptedMessage
+from bronze.protocol.message import MessageKind, Part, split_records
 from bronze.records.columns import ARROW_TYPES, arrow_type, columnar_schema
 from bronze.records.sources import CLASSIFICATION_ID, Field, FieldType, Source
 
@@ -29,7 +29,7 @@ ARROW_ROWS_MIN = 64
 class DecodedMessage:
     """A message's records, as structs of their source and as received; the index in the body and the run of each."""
 
-    one: Kept
+    one: AcceptedMessage
     records: list[Any]
     raw: list[bytes]
     indices: Sequence[int]
@@ -37,38 +37,38 @@ class DecodedMessage:
     received_at: dt.datetime
 
 
-def decode_message(source: Source, one: Kept) -> DecodedMessage:
+def decode_message(source: Source, one: AcceptedMessage) -> DecodedMessage:
     content = one.message.content()
     checked_as = source.at(one.part.accepted.schema_version)
-    sparse = one.part.kind is Kind.SPARSE
+    sparse = one.part.kind is MessageKind.SPARSE
     record_type: Any = checked_as.text_type | None if sparse else checked_as.text_type
     try:
-        raw = records_of(one.part.kind, content)
-        if one.part.kind is Kind.LINES:
+        raw = split_records(one.part.kind, content)
+        if one.part.kind is MessageKind.LINES:
             records = list(map(msgspec.json.Decoder(record_type).decode, raw))
         else:
             records = msgspec.json.decode(content, type=list[record_type])
         received_at = dt.datetime.fromisoformat(one.part.accepted.received_at)
     except (msgspec.DecodeError, RecursionError, ValueError) as error:
-        raise Poison(f"its records cannot be decoded as {source.name}: {error}") from error
+        raise DeadLetter(f"its records cannot be decoded as {source.name}: {error}") from error
     indices: Sequence[int] = range(one.part.first_record, one.part.first_record + len(records))
     if sparse:
         there = [place for place, record in enumerate(records) if record is not None]
         records, raw = [records[place] for place in there], [raw[place] for place in there]
         indices = [indices[place] for place in there]
     if len(records) != one.part.records or not records:
-        raise Poison(f"it holds {len(records)} records, and its headers say {one.part.records}")
+        raise DeadLetter(f"it holds {len(records)} records, and its headers say {one.part.records}")
     default = one.part.accepted.classification_default
     classifications: list[Any] = [record.classification_id or default for record in records]
     if None in classifications:
-        raise Poison("a record names no classification_id, and its submission has none")
+        raise DeadLetter("a record names no classification_id, and its submission has none")
     return DecodedMessage(one, records, raw, indices, classifications, received_at)
 
 
 def record_batch(source: Source, columns: pa.Schema, key: str, messages: Sequence[DecodedMessage]) -> pa.RecordBatch:
     """The rows of some messages: together, since a message may be one record, and an array costs as much as its rows.
 
-    Raises `Poison` where the records of any of them fit no column.
+    Raises `DeadLetter` where the records of any of them fit no column.
     """
     records = [record for message in messages for record in message.records]
     parts = [message.one.part for message in messages]
@@ -77,14 +77,16 @@ def record_batch(source: Source, columns: pa.Schema, key: str, messages: Sequenc
         arrays = [_column(field, records, versions) for field in source.fields]
         payloads = pa.array([raw for message in messages for raw in message.raw], pa.binary()).cast(pa.string())
     except (pa.ArrowTypeError, OverflowError, ValueError) as error:  # an ArrowInvalid is a ValueError
-        raise Poison(f"its records do not fit {source.name}'s columns: {error}") from error
+        raise DeadLetter(f"its records do not fit {source.name}'s columns: {error}") from error
     named = pa.array([name for message in messages for name in message.classifications], pa.string())
     received = [message.received_at for message in messages]
     indices = [index for message in messages for index in message.indices]
     return _rows(columns, key, parts, indices, received, arrays, named, payloads)
 
 
-def lines_batch(source: Source, columns: pa.Schema, key: str, messages: Sequence[Kept]) -> pa.RecordBatch | None:
+def lines_batch(
+    source: Source, columns: pa.Schema, key: str, messages: Sequence[AcceptedMessage]
+) -> pa.RecordBatch | None:
     """The rows of some messages of lines, by Arrow's JSON reader, without an object for each value.
 
     They were checked, so a value that it reads is the one that was meant. None where it reads less, or other lines than
@@ -92,7 +94,9 @@ def lines_batch(source: Source, columns: pa.Schema, key: str, messages: Sequence
     """
     parts = [one.part for one in messages]
     expected = sum(part.records for part in parts)
-    as_checked = all(part.kind is Kind.LINES and part.accepted.schema_version == source.version for part in parts)
+    as_checked = all(
+        part.kind is MessageKind.LINES and part.accepted.schema_version == source.version for part in parts
+    )
     if not as_checked or expected < ARROW_ROWS_MIN:
         return None
     try:
@@ -107,7 +111,7 @@ def lines_batch(source: Source, columns: pa.Schema, key: str, messages: Sequence
         arrays = [read[field.name].cast(arrow_type(field)) for field in source.fields]
         payloads = pc.split_pattern(pa.array([content], pa.binary()), b"\n").values.cast(pa.string())
         received = [dt.datetime.fromisoformat(part.accepted.received_at) for part in parts]
-    except (Poison, pa.ArrowException, ValueError):
+    except (DeadLetter, pa.ArrowException, ValueError):
         return None
     one_a_line = table.num_rows == len(payloads) == expected and (
         len(messages) == 1
@@ -132,10 +136,10 @@ def _read_as(source: Source) -> pa.Schema:
     return pa.schema([*fields, (CLASSIFICATION_ID, pa.string())])
 
 
-def columnar_batch(source: Source, columns: pa.Schema, key: str, one: Kept) -> pa.RecordBatch:
+def columnar_batch(source: Source, columns: pa.Schema, key: str, one: AcceptedMessage) -> pa.RecordBatch:
     """The rows of an Arrow stream that `columnar_intake` wrote; a field that was added since is null.
 
-    Raises `Poison` where it is anything else.
+    Raises `DeadLetter` where it is anything else.
     """
     accepted = one.part.accepted
     wanted = columnar_schema(source.at(accepted.schema_version))
@@ -143,22 +147,22 @@ def columnar_batch(source: Source, columns: pa.Schema, key: str, one: Kept) -> p
         received_at = dt.datetime.fromisoformat(accepted.received_at)
         with pa.ipc.open_stream(one.message.content()) as stream:
             if not stream.schema.equals(wanted):
-                raise Poison(f"its columns are not those of {source.name}, version {accepted.schema_version}")
+                raise DeadLetter(f"its columns are not those of {source.name}, version {accepted.schema_version}")
             table = stream.read_all().combine_chunks()
         table.validate(full=True)
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise Poison(f"its columns cannot be decoded as {source.name}: {error}") from error
+        raise DeadLetter(f"its columns cannot be decoded as {source.name}: {error}") from error
     count = table.num_rows
     if count != one.part.records or not count:
-        raise Poison(f"it holds {count} records, and its headers say {one.part.records}")
+        raise DeadLetter(f"it holds {count} records, and its headers say {one.part.records}")
     found = {field.name: table.column(field.name).combine_chunks() for field in wanted}
     null = [field.name for field in wanted if not field.nullable and found[field.name].null_count]
     if null:
-        raise Poison(f"its column {null[0]} has nulls, and the field is required")
+        raise DeadLetter(f"its column {null[0]} has nulls, and the field is required")
     named = found[CLASSIFICATION_ID]
     if named.null_count:
         if accepted.classification_default is None:
-            raise Poison("a record names no classification_id, and its submission has none")
+            raise DeadLetter("a record names no classification_id, and its submission has none")
         named = named.fill_null(accepted.classification_default)
     arrays = [
         found[field.name] if field.name in found else pa.nulls(count, arrow_type(field)) for field in source.fields

@@ -9,11 +9,11 @@ import pyarrow.compute as pc
 import pyarrow.json
 import pyarrow.parquet as pq
 
-from bronze.objects.footer import NotOurs
+from bronze.objects.footer import NotABronzeObject
 
 
-def holders(file: BinaryIO, classification_id: str) -> Mapping[str, int]:
-    """The submissions that have rows of a run in an object, with how many; raises `NotOurs`.
+def submissions_with(file: BinaryIO, classification_id: str) -> Mapping[str, int]:
+    """The submissions that have rows of a run in an object, with how many; raises `NotABronzeObject`.
 
     Of the file only the row groups are read that may have some, and two columns of these.
     """
@@ -29,5 +29,5 @@ def holders(file: BinaryIO, classification_id: str) -> Mapping[str, int]:
                 rows = parquet.read_row_group(group, ["classification_id", "_submission_id"])
                 found.update(rows.filter(pc.equal(rows[0], classification_id))[1].to_pylist())
     except (pa.ArrowException, KeyError, IndexError) as error:
-        raise NotOurs(f"its rows cannot be read: {error}") from error
+        raise NotABronzeObject(f"its rows cannot be read: {error}") from error
     return found

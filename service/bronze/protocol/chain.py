@@ -6,20 +6,20 @@ The stream has an order; the bucket takes each key once; an object says where th
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from bronze.errors import Halted, Poison
+from bronze.errors import DeadLetter, Halted
 from bronze.protocol.attempts import DEATHS_TOLERATED
-from bronze.protocol.documents import Contents, Duplicate, Entry, Identity, SetAside
+from bronze.protocol.documents import CatalogEntry, Contents, Duplicate, Identity, QuarantinedMessage
 from bronze.protocol.keys import quarantine_key
 from bronze.protocol.lane import Lane
 from bronze.protocol.limits import digest
-from bronze.protocol.message import Kind, Message, Part
+from bronze.protocol.message import Message, MessageKind, Part
 
 
 @dataclass(frozen=True, slots=True)
 class Position:
     """Where a lane's chain stands: after the object of its last catalog entry, or at its very beginning."""
 
-    entry: Entry | None
+    entry: CatalogEntry | None
     entry_sequence: int
 
     @property
@@ -83,7 +83,7 @@ def rolled_back(sequence: int, what: str) -> Halted:
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class AcceptedMessage:
     """A message whose records go into the object, with the part that it is and where its submission began."""
 
     message: Message
@@ -96,32 +96,32 @@ class Kept:
 
 
 @dataclass(frozen=True, slots=True)
-class Sorted:
+class ReconciledCut:
     """A cut, by what becomes of each message; a poison message is beside its reason."""
 
     messages: Sequence[Message]
-    kept: Sequence[Kept]
+    accepted: Sequence[AcceptedMessage]
     duplicates: Sequence[Duplicate]
-    poison: Sequence[tuple[Message, str]]
+    dead_letters: Sequence[tuple[Message, str]]
 
 
-def sort(
+def reconcile(
     lane: Lane,
     messages: Sequence[Message],
     identities: Mapping[str, Identity],
     *,
     undecoded: bool = False,
-) -> Sorted:
+) -> ReconciledCut:
     """Sort a cut by the identities of its submissions; `undecoded` sets its only message aside unread (rule 7)."""
-    kept: list[Kept] = []
+    kept: list[AcceptedMessage] = []
     duplicates: list[Duplicate] = []
     poison: list[tuple[Message, str]] = []
     for message in messages:
         try:
             part = Part.parse(message.headers)
             if part.accepted.submission_id != message.submission_id:
-                raise Poison("its subject and its headers name different submissions")
-        except Poison as error:
+                raise DeadLetter("its subject and its headers name different submissions")
+        except DeadLetter as error:
             poison.append((message, str(error)))
             continue
         first_sequence = message.sequence - part.number + 1
@@ -139,8 +139,8 @@ def sort(
                 poison.append((message, "a late submission under a key that another body was stored with"))
         else:
             why = f"its consumer died {DEATHS_TOLERATED} times while decoding it" if undecoded else None
-            kept.append(Kept(message, part, first_sequence, identity, why))
-    return Sorted(messages, kept, duplicates, poison)
+            kept.append(AcceptedMessage(message, part, first_sequence, identity, why))
+    return ReconciledCut(messages, kept, duplicates, poison)
 
 
 def _same_place(identity: Identity, lane: Lane, first_sequence: int) -> bool:
@@ -151,13 +151,13 @@ def _same_place(identity: Identity, lane: Lane, first_sequence: int) -> bool:
     )
 
 
-def set_aside(lane: Lane, message: Message, reason: str) -> SetAside:
+def quarantined_message(lane: Lane, message: Message, reason: str) -> QuarantinedMessage:
     try:
         part = Part.parse(message.headers)
         records, kind = part.records, part.kind
-    except Poison:
-        records, kind = 0, Kind.RECORDS  # nobody can tell
-    return SetAside(
+    except DeadLetter:
+        records, kind = 0, MessageKind.RECORDS  # nobody can tell
+    return QuarantinedMessage(
         sequence=message.sequence,
         key=quarantine_key(lane, message.sequence, kind),
         reason=reason,

@@ -4,7 +4,7 @@ from typing import Literal
 
 import msgspec
 
-from bronze.protocol.message import Accepted, Kind
+from bronze.protocol.message import AcceptedSubmission, MessageKind
 
 CLASSIFICATIONS_LISTED_MAX = 128
 
@@ -19,7 +19,7 @@ def trace_id_of(traceparent: str) -> str:
     return parts[1] if len(parts) == 4 else "0" * 32
 
 
-class Stored(msgspec.Struct, frozen=True, kw_only=True):
+class StoredSubmission(msgspec.Struct, frozen=True, kw_only=True):
     """A submission in an object, with what its identity needs: `parts_done` of `parts` up to and with this object.
 
     `records` are those in this object; `objects` are all that hold a part of it so far, and `quarantined` the keys of
@@ -27,7 +27,7 @@ class Stored(msgspec.Struct, frozen=True, kw_only=True):
     own string.
     """
 
-    accepted: Accepted
+    accepted: AcceptedSubmission
     first_sequence: int
     parts: int
     parts_done: int
@@ -38,7 +38,7 @@ class Stored(msgspec.Struct, frozen=True, kw_only=True):
     quarantined: list[str] = []
 
 
-class SetAside(msgspec.Struct, frozen=True, kw_only=True):
+class QuarantinedMessage(msgspec.Struct, frozen=True, kw_only=True):
     """A message that is kept in quarantine under `key`, byte for byte; its headers stand here.
 
     `kind` is `rejected` where it holds what its sender had kept apart, and nothing is wrong with the message.
@@ -49,7 +49,7 @@ class SetAside(msgspec.Struct, frozen=True, kw_only=True):
     reason: str
     records: int
     headers: dict[str, str]
-    kind: Kind = Kind.RECORDS
+    kind: MessageKind = MessageKind.RECORDS
 
 
 class Duplicate(msgspec.Struct, frozen=True, kw_only=True):
@@ -82,8 +82,8 @@ class Contents(msgspec.Struct, frozen=True, kw_only=True):
     first_received_at: str | None
     last_received_at: str | None
     traceparent: str
-    submissions: list[Stored]
-    quarantined: list[SetAside]
+    submissions: list[StoredSubmission]
+    quarantined: list[QuarantinedMessage]
     duplicates: list[Duplicate]
     written_at: str = ""
     classifications: list[str] = []
@@ -113,7 +113,7 @@ class EntrySubmission(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=T
     origin: str | None = None
 
 
-class Entry(msgspec.Struct, frozen=True, kw_only=True):
+class CatalogEntry(msgspec.Struct, frozen=True, kw_only=True):
     """The catalog's note that an object exists; `last` is the chain's position, `last_time` proves its anchor.
 
     The rest is for whoever follows the feed or looks an object up, as in `Contents`.
@@ -142,7 +142,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
 class Identity(msgspec.Struct, frozen=True, kw_only=True):
     """Where a submission is: the first sequence of its messages decides which of two is the late duplicate."""
 
-    accepted: Accepted
+    accepted: AcceptedSubmission
     epoch: str
     lane: int
     first_sequence: int
@@ -154,18 +154,18 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
 
 
 #: Where a submission is.
-State = Literal["accepted", "stored", "quarantined"]
+SubmissionState = Literal["accepted", "stored", "quarantined"]
 
 
-def state_of(submission: Identity | EntrySubmission) -> State:
+def state_of(submission: Identity | EntrySubmission) -> SubmissionState:
     """`stored` when all its parts are in objects, `quarantined` if any of them was set aside, by its last object."""
     if submission.parts_done != submission.parts:
         return "accepted"
     return "quarantined" if submission.parts_quarantined else "stored"
 
 
-def entry_of(contents: Contents) -> Entry:
-    return Entry(
+def entry_of(contents: Contents) -> CatalogEntry:
+    return CatalogEntry(
         file_path=contents.file_path,
         source=contents.source,
         epoch=contents.epoch,
@@ -187,7 +187,7 @@ def entry_of(contents: Contents) -> Entry:
     )
 
 
-def _entry_submission(stored: Stored) -> EntrySubmission:
+def _entry_submission(stored: StoredSubmission) -> EntrySubmission:
     accepted = stored.accepted
     return EntrySubmission(
         submission_id=accepted.submission_id,

@@ -48,7 +48,7 @@ def next_cut(pending: Sequence[Message], limits: Limits) -> list[Message]:
     return taken
 
 
-def understood(messages: Sequence[Message], version: int) -> list[Message]:
+def readable_prefix(messages: Sequence[Message], version: int) -> list[Message]:
     """The messages before the first of a newer format, or of a newer version of the source than `version`.
 
     That one is left to a newer consumer.

@@ -1,8 +1,8 @@
 """Messages: what the queue stores. A part of one submission with its headers, content and payload.
 
-A message's content is what its `Kind` says, most often whole records, a line each, exactly as received; its payload is
-the content, or a zstd frame of it. Its headers say which submission it is a part of. The same facts, `Accepted`, stand
-in the messages, in the identity and in the object's footer.
+A message's content is what its `MessageKind` says, most often whole records, one per line, exactly as received; its
+payload is the content, or a zstd frame of it. Its headers say which submission it is a part of. The same facts,
+`AcceptedSubmission`, stand in the messages, in the identity and in the object's footer.
 """
 
 import datetime as dt
@@ -14,7 +14,7 @@ from enum import StrEnum
 import msgspec
 import zstandard
 
-from bronze.errors import Poison
+from bronze.errors import DeadLetter
 
 #: The newest version of the message's format; a consumer leaves a newer one to a newer consumer.
 FORMAT = 4
@@ -41,10 +41,10 @@ HEADER_RECORDS = "Bronze-Records"
 HEADER_SUBMISSION = "Bronze-Submission"
 
 #: What stands in a message for a record that is kept elsewhere, so that a record's place tells its index.
-GAP = b"null"
+PLACEHOLDER = b"null"
 
 
-class Accepted(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class AcceptedSubmission(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What is known of a submission once it is accepted; the 202 is made from it, now and at any retry.
 
     `digest` is the SHA-256 of the decoded body; `received_at` is RFC 3339 in UTC, in microseconds.
@@ -70,7 +70,7 @@ class Accepted(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     rejected: int = 0
 
 
-class Kind(StrEnum):
+class MessageKind(StrEnum):
     """What a message's content is."""
 
     RECORDS = "records"  # a JSON array of records, each as received
@@ -81,7 +81,13 @@ class Kind(StrEnum):
 
 
 #: The first version of the format that knows a kind, and the first that knows compressed content.
-_FORMAT_OF: Mapping[Kind, int] = {Kind.RECORDS: 1, Kind.COLUMNAR: 2, Kind.SPARSE: 2, Kind.REJECTED: 2, Kind.LINES: 4}
+_FORMAT_OF: Mapping[MessageKind, int] = {
+    MessageKind.RECORDS: 1,
+    MessageKind.COLUMNAR: 2,
+    MessageKind.SPARSE: 2,
+    MessageKind.REJECTED: 2,
+    MessageKind.LINES: 4,
+}
 _FORMAT_OF_ZSTD = 3
 
 
@@ -89,12 +95,12 @@ _FORMAT_OF_ZSTD = 3
 class Part:
     """A message's place in its submission: part `number` of `count`, with `records` from `first_record` on."""
 
-    accepted: Accepted
+    accepted: AcceptedSubmission
     number: int
     count: int
     first_record: int
     records: int
-    kind: Kind = Kind.RECORDS
+    kind: MessageKind = MessageKind.RECORDS
     zstd: bool = False
 
     def headers(self) -> dict[str, str]:
@@ -104,7 +110,7 @@ class Part:
         version = max(_FORMAT_OF[self.kind], _FORMAT_OF_ZSTD if self.zstd else 1)
         return {
             HEADER_FORMAT: str(version),
-            **({HEADER_KIND: self.kind} if self.kind is not Kind.RECORDS else {}),
+            **({HEADER_KIND: self.kind} if self.kind is not MessageKind.RECORDS else {}),
             **({HEADER_ENCODING: ZSTD} if self.zstd else {}),
             # beside the rest, which an older consumer may not be able to read
             HEADER_SCHEMA_VERSION: str(self.accepted.schema_version),
@@ -116,24 +122,24 @@ class Part:
 
     @classmethod
     def parse(cls, headers: Mapping[str, str]) -> "Part":
-        """The part that a message's headers tell of; raises `Poison`."""
+        """The part that a message's headers tell of; raises `DeadLetter`."""
         try:
             number, _, count = headers[HEADER_PART].partition("/")
             part = cls(
-                accepted=msgspec.json.decode(headers[HEADER_SUBMISSION], type=Accepted),
+                accepted=msgspec.json.decode(headers[HEADER_SUBMISSION], type=AcceptedSubmission),
                 number=int(number),
                 count=int(count),
                 first_record=int(headers[HEADER_FIRST_RECORD]),
                 records=int(headers[HEADER_RECORDS]),
-                kind=Kind(headers.get(HEADER_KIND, Kind.RECORDS)),
+                kind=MessageKind(headers.get(HEADER_KIND, MessageKind.RECORDS)),
                 zstd=_is_zstd(headers),
             )
         except KeyError as error:
-            raise Poison(f"the message has no header {error}") from error
+            raise DeadLetter(f"the message has no header {error}") from error
         except (ValueError, msgspec.DecodeError) as error:
-            raise Poison(f"the message's headers cannot be read: {error}") from error
+            raise DeadLetter(f"the message's headers cannot be read: {error}") from error
         if not 1 <= part.number <= part.count <= MESSAGES_MAX or part.first_record < 0:
-            raise Poison(f"the message's part {headers[HEADER_PART]!r} is impossible")
+            raise DeadLetter(f"the message's part {headers[HEADER_PART]!r} is impossible")
         return part
 
 
@@ -145,7 +151,7 @@ def _is_zstd(headers: Mapping[str, str]) -> bool:
     return encoding is not None
 
 
-def packed(content: bytes) -> tuple[bytes, bool]:
+def compress(content: bytes) -> tuple[bytes, bool]:
     """A message's payload, and whether it is one zstd frame that says its size: else that would save too little."""
     if len(content) < ZSTD_BYTES_MIN:
         return content, False
@@ -163,25 +169,25 @@ def content_bytes(headers: Mapping[str, str], payload: bytes) -> int:
         return len(payload)
 
 
-def content(headers: Mapping[str, str], payload: bytes) -> bytes:
-    """A message's content; raises `Poison` where its payload is not what its headers say."""
+def decompress(headers: Mapping[str, str], payload: bytes) -> bytes:
+    """A message's content; raises `DeadLetter` where its payload is not what its headers say."""
     try:
         if not _is_zstd(headers):
             return payload
         size = zstandard.frame_content_size(payload)
         if not 0 <= size <= MESSAGE_BYTES_MAX:
-            raise Poison(f"its payload is a zstd frame of {size} bytes")
+            raise DeadLetter(f"its payload is a zstd frame of {size} bytes")
         return zstandard.decompress(payload)
     except (ValueError, zstandard.ZstdError) as error:
-        raise Poison(f"its payload cannot be decoded: {error}") from error
+        raise DeadLetter(f"its payload cannot be decoded: {error}") from error
 
 
-def records_of(kind: Kind, content: bytes) -> list[bytes]:
-    """The records in the content of a message that holds them as received; `GAP` for each that is kept elsewhere.
+def split_records(kind: MessageKind, content: bytes) -> list[bytes]:
+    """The records in the content of a message that holds them as received; `PLACEHOLDER` for each that lies elsewhere.
 
     Raises `msgspec.DecodeError` or `RecursionError` where they cannot be told apart.
     """
-    if kind is Kind.LINES:
+    if kind is MessageKind.LINES:
         return content.split(b"\n")
     return list(map(bytes, msgspec.json.decode(content, type=list[msgspec.Raw])))
 
@@ -217,8 +223,8 @@ class Message:
         return content_bytes(self.headers, self.payload)
 
     def content(self) -> bytes:
-        """What its payload holds; raises `Poison`."""
-        return content(self.headers, self.payload)
+        """What its payload holds; raises `DeadLetter`."""
+        return decompress(self.headers, self.payload)
 
     @property
     def submission_id(self) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from bronze.errors import Poison
+from bronze.errors import DeadLetter
 
 #: Bound of the first line with its newline, in bytes: three texts of 256 characters, of 6 bytes each, and ids.
 HEAD_BYTES_MAX = 6 * 2**10
@@ -20,7 +20,7 @@ HEAD_BYTES_MAX = 6 * 2**10
 REASON_CHARS_MAX = 300
 
 
-class Note(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class RejectionNote(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Why a record was rejected: its `index` in the body, the `kind` of what is wrong with it, and its `size` in bytes.
 
     `kind` is the word that a refusal would have had; `field` is there where one is to blame.
@@ -33,10 +33,10 @@ class Note(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     field: str | None = None
 
 
-def note(index: int, kind: str, reason: str, field: str | None, record: bytes) -> bytes:
+def encode_note(index: int, kind: str, reason: str, field: str | None, record: bytes) -> bytes:
     """A record's note, encoded."""
     return msgspec.json.encode(
-        Note(index=index, kind=kind, reason=reason[:REASON_CHARS_MAX], field=field, size=len(record))
+        RejectionNote(index=index, kind=kind, reason=reason[:REASON_CHARS_MAX], field=field, size=len(record))
     )
 
 
@@ -50,22 +50,22 @@ def pack(notes: Sequence[bytes], records: Sequence[bytes]) -> bytes:
     return b"".join([b"[", b",".join(notes), b"]\n", *(record + b"\n" for record in records)])
 
 
-def unpack(payload: bytes) -> tuple[bytes, list[tuple[Note, bytes]]]:
-    """The first line, and each record with its note; raises `Poison`."""
+def unpack(payload: bytes) -> tuple[bytes, list[tuple[RejectionNote, bytes]]]:
+    """The first line, and each record with its note; raises `DeadLetter`."""
     head, _, rest = payload.partition(b"\n")
     noted, _, body = rest.partition(b"\n")
     try:
-        notes = msgspec.json.decode(noted, type=list[Note])
+        notes = msgspec.json.decode(noted, type=list[RejectionNote])
     except (msgspec.DecodeError, RecursionError) as error:
-        raise Poison(f"its notes cannot be read: {error}") from error
-    records: list[tuple[Note, bytes]] = []
+        raise DeadLetter(f"its notes cannot be read: {error}") from error
+    records: list[tuple[RejectionNote, bytes]] = []
     at = 0
     for one in notes:
         end = at + one.size
         if one.size < 0 or body[end : end + 1] != b"\n":
-            raise Poison(f"record {one.index} is not where its note says")
+            raise DeadLetter(f"record {one.index} is not where its note says")
         records.append((one, body[at:end]))
         at = end + 1
     if at != len(body):
-        raise Poison("it holds more than its notes say")
+        raise DeadLetter("it holds more than its notes say")
     return head, records

@@ -14,7 +14,7 @@ Libraries: httpx, msgspec, opentelemetry, pyarrow, rich.
 
 from bronze.publisher.batches import Batch, batches
 from bronze.publisher.command import publish_arguments, run_publish, run_simulate, simulate_arguments
-from bronze.publisher.formats import STDIN, Format
+from bronze.publisher.formats import STDIN, FileFormat
 from bronze.publisher.plan import BATCH_BYTES, BATCH_RECORDS, RETRY_FOR_S, Plan
 from bronze.publisher.progress import Summary
 from bronze.publisher.publishing import publish
@@ -31,7 +31,7 @@ __all__ = [
     "RETRY_FOR_S",
     "STDIN",
     "Batch",
-    "Format",
+    "FileFormat",
     "Plan",
     "Receipt",
     "Sender",

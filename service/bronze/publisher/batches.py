@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from bronze.errors import Refused
-from bronze.publisher.files import Opened
-from bronze.publisher.formats import Asked, Record, called, told_format
+from bronze.publisher.files import OpenFile
+from bronze.publisher.formats import Record, SourceGetter, display_name, required_format
 from bronze.publisher.plan import Plan
 from bronze.publisher.reading import classified, records
 
@@ -31,13 +31,13 @@ class Batch:
     def place(self, record: int | None = None) -> str:
         """Where one of the batch's records stands, or all of them."""
         if record is not None and 0 <= record < len(self.numbers):
-            return f"{called(self.file)}, {self.unit} {self.numbers[record]}"
-        return f"{called(self.file)}, {self.unit}s {self.numbers[0]} to {self.numbers[-1]}"
+            return f"{display_name(self.file)}, {self.unit} {self.numbers[record]}"
+        return f"{display_name(self.file)}, {self.unit}s {self.numbers[0]} to {self.numbers[-1]}"
 
 
-def batches_of(file: Opened, plan: Plan, source: Asked) -> Iterator[Batch]:
+def batches_of(file: OpenFile, plan: Plan, source: SourceGetter) -> Iterator[Batch]:
     """A file's records in batches, by a plan. Raises `Misconfigured` where nothing tells its format, and `Refused`."""
-    form = told_format(file.path, plan.format)
+    form = required_format(file.path, plan.format)
     read = records(file.path, file.stream, form, source)
     if column := plan.classification_column:
         read = ((number, classified(record, column)) for number, record in read)

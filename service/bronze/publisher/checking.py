@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from bronze.errors import Refused
 from bronze.publisher.batches import Batch, batches_of
-from bronze.publisher.files import opened
+from bronze.publisher.files import open_file
 from bronze.publisher.plan import Plan
 from bronze.records.json_intake import JsonIntake
 from bronze.records.sources import Source
@@ -49,7 +49,7 @@ def check(plan: Plan, source: Source, files: Sequence[str]) -> Findings:
     for path in files:
         findings.files += 1
         try:
-            with opened(path) as file:
+            with open_file(path) as file:
                 for batch in batches_of(file, plan, lambda: source):
                     findings.records += batch.records
                     for problem in _problems(source, batch):

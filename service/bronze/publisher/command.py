@@ -12,8 +12,8 @@ from typing import TextIO
 
 from bronze.errors import BronzeError, Misconfigured
 from bronze.publisher import checking
-from bronze.publisher.declared import Declared
-from bronze.publisher.formats import EXTENSIONS, STDIN, Format, told_format
+from bronze.publisher.declared import RemoteSource
+from bronze.publisher.formats import EXTENSIONS, STDIN, FileFormat, required_format
 from bronze.publisher.plan import BATCH_BYTES, BATCH_RECORDS, RETRY_FOR_S, Plan
 from bronze.publisher.progress import Summary
 from bronze.publisher.publishing import publish
@@ -51,7 +51,9 @@ def publish_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"the file's name tells its format ({', '.join(EXTENSIONS)}; text may be .gz or .zst); - is standard "
         "input, NDJSON by default",
     )
-    parser.add_argument("--format", choices=[*map(str, Format)], help="the format of all files, whatever their names")
+    parser.add_argument(
+        "--format", choices=[*map(str, FileFormat)], help="the format of all files, whatever their names"
+    )
 
     of_what = parser.add_argument_group("what the records belong to")
     of_what.add_argument(
@@ -133,7 +135,7 @@ def run_publish(args: argparse.Namespace, settings: Settings, telemetry: Telemet
     plan = Plan(
         source=args.source,
         run=uuid.uuid4().hex if args.again else args.run,
-        format=Format(args.format) if args.format else None,
+        format=FileFormat(args.format) if args.format else None,
         records_max=args.records,
         bytes_max=args.bytes,
         classification_id=args.classification_id,
@@ -189,7 +191,7 @@ def _sent(
 def _dry_run(args: argparse.Namespace, settings: Settings, plan: Plan) -> int:
     try:
         with client(settings) as http:
-            declared = Declared(http, plan.source)()
+            declared = RemoteSource(http, plan.source)()
         findings = checking.check(plan, declared, args.files)
     except (BronzeError, OSError) as error:
         print(f"bronze publish: {error}", file=sys.stderr)
@@ -207,7 +209,7 @@ def _check(args: argparse.Namespace, plan: Plan) -> None:
     if args.watch and (args.dry_run or args.again):
         raise Misconfigured("--watch sends each file once: --dry-run and --again are for files")
     for file in args.files:
-        told_format(file, plan.format)
+        required_format(file, plan.format)
 
 
 def _report(args: argparse.Namespace, stack: ExitStack) -> TextIO | None:

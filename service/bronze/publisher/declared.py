@@ -26,7 +26,7 @@ class _Answer(msgspec.Struct):
     fields: list[dict[str, object]]
 
 
-class Declared:
+class RemoteSource:
     """The source as the API has it: asked when it is needed first, and then known.
 
     `wait` waits so many seconds and says whether to stop. Without patience, `retry_for_s`, it is asked once.
@@ -81,6 +81,6 @@ class Declared:
             raise failure(response, lambda _record: f"source {self._source}")
         try:
             table = msgspec.json.decode(response.content, type=_Answer)
-            return sources.of_table(self._source, msgspec.to_builtins(table), str(url))
+            return sources.source_from_table(self._source, msgspec.to_builtins(table), str(url))
         except (msgspec.DecodeError, Misconfigured) as error:
             raise Misconfigured(f"{url} does not answer as the ingestion API does: {error}") from error

@@ -28,7 +28,7 @@ class Signature(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Opened:
+class OpenFile:
     """A file that is open, its content known where it is a regular file."""
 
     path: str
@@ -49,19 +49,19 @@ class Opened:
 
 
 @contextmanager
-def opened(path: str) -> Iterator[Opened]:
+def open_file(path: str) -> Iterator[OpenFile]:
     """Opens a file for reading, and reads a regular one once to know its content. Raises `OSError`."""
     if path == STDIN:
-        yield Opened(path, sys.stdin.buffer, None, None)
+        yield OpenFile(path, sys.stdin.buffer, None, None)
         return
     with Path(path).open("rb") as stream:
         told = os.fstat(stream.fileno())
         if not stat.S_ISREG(told.st_mode):
-            yield Opened(path, stream, None, None)
+            yield OpenFile(path, stream, None, None)
             return
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
         stream.seek(0)
-        yield Opened(path, stream, digest, Signature.of(told))
+        yield OpenFile(path, stream, digest, Signature.of(told))
 
 
 def size(files: Sequence[str]) -> int | None:
@@ -72,7 +72,7 @@ def size(files: Sequence[str]) -> int | None:
     return sum(s.st_size for s in told) if all(stat.S_ISREG(s.st_mode) for s in told) else None
 
 
-def key(file: Opened, run: str, classification_id: str | None) -> str:
+def key(file: OpenFile, run: str, classification_id: str | None) -> str:
     """What a file's submissions are sent under, beside their number: the same for the same content at the same path.
 
     `run` sets sendings apart that mean the same file to be there more than once.

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from bronze.publisher.formats import Format
+from bronze.publisher.formats import FileFormat
 
 #: Of a submission: the body then fits one message of the queue, its cheapest way.
 BATCH_RECORDS = 1_000
@@ -16,7 +16,7 @@ class Plan:
 
     source: str
     run: str | None = None
-    format: Format | None = None
+    format: FileFormat | None = None
     records_max: int = BATCH_RECORDS
     bytes_max: int = BATCH_BYTES
     classification_id: str | None = None

@@ -12,8 +12,8 @@ from typing import TextIO
 from bronze.errors import BronzeError, Misconfigured, Refused
 from bronze.publisher import files as filing
 from bronze.publisher.batches import Batch, batches_of
-from bronze.publisher.declared import Declared
-from bronze.publisher.files import Opened, opened
+from bronze.publisher.declared import RemoteSource
+from bronze.publisher.files import OpenFile, open_file
 from bronze.publisher.formats import STDIN
 from bronze.publisher.plan import Plan
 from bronze.publisher.progress import Bar, Report, Summary
@@ -26,7 +26,7 @@ from bronze.telemetry.signals import Role
 _log = logging.getLogger(__name__)
 
 
-class Pace:
+class RateLimit:
     """So many records a second and no more, over all files; without a rate, as fast as it goes."""
 
     def __init__(self, rate: float | None, wait: Callable[[float], bool], clock: Callable[[], float]) -> None:
@@ -48,14 +48,14 @@ class Pace:
             raise KeyboardInterrupt
 
 
-class Run:
+class PublishRun:
     """Sends file after file by one plan, and counts what became of it; several threads may."""
 
     def __init__(
         self,
         plan: Plan,
         sender: Sender,
-        declared: Declared,
+        declared: RemoteSource,
         *,
         stop: Stop,
         bar: Bar,
@@ -71,10 +71,12 @@ class Run:
         self._report = report
         self._clock = clock
         self._begun_s = clock()
-        self._pace = Pace(plan.rate, stop.wait, clock)
+        self._pace = RateLimit(plan.rate, stop.wait, clock)
         self._counting = threading.Lock()
 
-    def send(self, path: str, *, known: Callable[[Opened], bool] = lambda _file: False) -> tuple[int | None, Opened]:
+    def send(
+        self, path: str, *, known: Callable[[OpenFile], bool] = lambda _file: False
+    ) -> tuple[int | None, OpenFile]:
         """All records of a file, each accepted; how many, None where the content is known, and the file as it was.
 
         Raises what `Sender.send` does; `Refused` for a file that cannot be read as what it is, `Unavailable` for one
@@ -82,7 +84,7 @@ class Run:
         """
         with ExitStack() as stack:
             with self._stop.interruptible():
-                file = stack.enter_context(opened(path))
+                file = stack.enter_context(open_file(path))
             if known(file):
                 return None, file
             read = batches_of(file, self.plan, self._declared)
@@ -108,7 +110,7 @@ class Run:
         summary.retries = self._sender.retries
         return summary
 
-    def _named(self, file: Opened) -> str:
+    def _named(self, file: OpenFile) -> str:
         """The run that sets this sending apart; a stream is no one's content, so each sending of it is a run."""
         if file.digest is None and self.summary.run is None:
             self.summary.run = uuid.uuid4().hex
@@ -144,7 +146,7 @@ def running(
     report: TextIO | None = None,
     progress: bool = False,
     clock: Callable[[], float] = time.monotonic,
-) -> Iterator[Run]:
+) -> Iterator[PublishRun]:
     """A run with all that it needs, for as long as it is open. Raises `Misconfigured`."""
     telemetry.instruments.zero(Role.PUBLISHER, [plan.source])
     with ExitStack() as stack:
@@ -162,10 +164,10 @@ def running(
             classification_id=plan.classification_id,
             on_invalid=plan.on_invalid,
         )
-        yield Run(
+        yield PublishRun(
             plan,
             sender,
-            Declared(http, plan.source, retry_for_s=plan.retry_for_s, wait=stop.wait),
+            RemoteSource(http, plan.source, retry_for_s=plan.retry_for_s, wait=stop.wait),
             stop=stop,
             bar=bar,
             report=Report(report) if report else None,

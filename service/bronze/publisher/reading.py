@@ -8,13 +8,13 @@ from typing import Any, BinaryIO, cast
 import msgspec
 
 from bronze.errors import Refusal, Refused
-from bronze.publisher.formats import COMPRESSIONS, Asked, Format, Record, unreadable
+from bronze.publisher.formats import COMPRESSIONS, FileFormat, Record, SourceGetter, unreadable
 from bronze.publisher.text_files import CHUNK_BYTES, _encode, csv_records, json_records, ndjson
 from bronze.records.encodings import ENCODINGS, Decoder
 from bronze.records.sources import CLASSIFICATION_ID
 
 
-def records(file: str, stream: BinaryIO, form: Format, source: Asked) -> Iterator[Record]:
+def records(file: str, stream: BinaryIO, form: FileFormat, source: SourceGetter) -> Iterator[Record]:
     """The records of an open file, in order.
 
     `source` is asked only by a format that does not type its values. Raises `Refused` for what cannot be read, once
@@ -26,7 +26,7 @@ def records(file: str, stream: BinaryIO, form: Format, source: Asked) -> Iterato
         raise unreadable(file, Refusal.INVALID_UTF8, f"is not UTF-8: {error}") from error
 
 
-def _plain(file: str, stream: BinaryIO, form: Format) -> BinaryIO:
+def _plain(file: str, stream: BinaryIO, form: FileFormat) -> BinaryIO:
     """The stream without its compression, which the end of the file's name tells."""
     suffix = PurePath(file.lower()).suffix
     if suffix not in COMPRESSIONS:
@@ -87,22 +87,22 @@ def classified(record: bytes, column: str) -> bytes:
     return _encode(fields) + b"\n"
 
 
-def _parquet(file: str, stream: BinaryIO, source: Asked) -> Iterator[Record]:
+def _parquet(file: str, stream: BinaryIO, source: SourceGetter) -> Iterator[Record]:
     from bronze.publisher import columnar_files  # heavy, and most files are text
 
     return columnar_files.parquet(file, stream, source)
 
 
-def _arrow(file: str, stream: BinaryIO, source: Asked) -> Iterator[Record]:
+def _arrow(file: str, stream: BinaryIO, source: SourceGetter) -> Iterator[Record]:
     from bronze.publisher import columnar_files
 
     return columnar_files.arrow(file, stream, source)
 
 
-_READERS: Mapping[Format, Callable[[str, BinaryIO, Asked], Iterator[Record]]] = {
-    Format.NDJSON: ndjson,
-    Format.JSON: json_records,
-    Format.CSV: csv_records,
-    Format.PARQUET: _parquet,
-    Format.ARROW: _arrow,
+_READERS: Mapping[FileFormat, Callable[[str, BinaryIO, SourceGetter], Iterator[Record]]] = {
+    FileFormat.NDJSON: ndjson,
+    FileFormat.JSON: json_records,
+    FileFormat.CSV: csv_records,
+    FileFormat.PARQUET: _parquet,
+    FileFormat.ARROW: _arrow,
 }

@@ -15,7 +15,7 @@ import msgspec
 
 from bronze.errors import Refusal, Refused
 from bronze.protocol.message import MESSAGE_BYTES_MAX
-from bronze.publisher.formats import Asked, Format, Record, too_long, unreadable
+from bronze.publisher.formats import FileFormat, Record, SourceGetter, too_long, unreadable
 from bronze.records.sources import FieldType
 
 CHUNK_BYTES = 2**18
@@ -31,7 +31,7 @@ def ndjson(file: str, stream: BinaryIO, _source: object) -> Iterator[Record]:
         if not line:
             return
         if len(line) > MESSAGE_BYTES_MAX:
-            raise too_long(file, Format.NDJSON.unit, number)
+            raise too_long(file, FileFormat.NDJSON.unit, number)
         if line.strip(b" \t\r\n"):
             yield number, line
 
@@ -82,13 +82,13 @@ def json_records(file: str, stream: BinaryIO, _source: object) -> Iterator[Recor
         except json.JSONDecodeError as error:
             cut_off = error.msg.startswith("Unterminated") or error.pos >= len(text) - _TOKEN_CHARS
             if cut_off and not ended:
-                raise too_long(file, Format.JSON.unit, number) from error
+                raise too_long(file, FileFormat.JSON.unit, number) from error
             raise malformed(error.msg) from error
         except (ValueError, RecursionError) as error:
             raise malformed(str(error)) from error
         record = text[at:end].replace("\n", " ").replace("\r", " ").encode()
         if len(record) >= MESSAGE_BYTES_MAX:
-            raise too_long(file, Format.JSON.unit, number)
+            raise too_long(file, FileFormat.JSON.unit, number)
         yield number, record + b"\n"
         number, at = number + 1, end
 
@@ -97,7 +97,7 @@ def _no_json(constant: str) -> object:
     raise ValueError(f"{constant} is no JSON")
 
 
-def csv_records(file: str, stream: BinaryIO, source: Asked) -> Iterator[Record]:
+def csv_records(file: str, stream: BinaryIO, source: SourceGetter) -> Iterator[Record]:
     """A header row, then a record a row; an empty value is null, others are typed as their source declares them."""
     csv.field_size_limit(MESSAGE_BYTES_MAX)
     rows = csv.reader(_lines(file, stream), strict=True)
@@ -129,7 +129,7 @@ def _lines(file: str, stream: BinaryIO) -> Iterator[str]:
     for number in count(1):
         line = stream.readline(MESSAGE_BYTES_MAX + 1)
         if len(line) > MESSAGE_BYTES_MAX:
-            raise too_long(file, Format.CSV.unit, number)
+            raise too_long(file, FileFormat.CSV.unit, number)
         if not line:
             return
         yield decode(line)

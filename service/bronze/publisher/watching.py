@@ -19,10 +19,10 @@ from typing import Self, TextIO
 
 from bronze.errors import BronzeError, Misconfigured, Refused, Unavailable
 from bronze.publisher.files import Signature
-from bronze.publisher.formats import Format, format_of
+from bronze.publisher.formats import FileFormat, format_of
 from bronze.publisher.plan import Plan
 from bronze.publisher.progress import Summary
-from bronze.publisher.publishing import Run, each, running
+from bronze.publisher.publishing import PublishRun, each, running
 from bronze.publisher.stopping import Stop
 from bronze.settings import Settings
 from bronze.telemetry import Telemetry
@@ -50,10 +50,10 @@ CREATE TABLE IF NOT EXISTS files (
 
 _log = logging.getLogger(__name__)
 
-Found = Mapping[str, Signature]
+FilesFound = Mapping[str, Signature]
 
 
-def look(directory: Path, pattern: str, chosen: Format | None) -> Found:
+def look(directory: Path, pattern: str, chosen: FileFormat | None) -> FilesFound:
     """The files that are there and that we can read, by path. Hidden ones are left alone, and so is what stands below
     a hidden directory or has no format: a file that is being copied often has such a name. Raises `OSError` if the
     directory is gone.
@@ -73,14 +73,14 @@ def look(directory: Path, pattern: str, chosen: Format | None) -> Found:
     return found
 
 
-class Settling:
+class SettlingFiles:
     """Which files are complete: those that have not changed for so long, by our own clock."""
 
     def __init__(self, settle_s: float) -> None:
         self._settle_s = settle_s
         self._since: dict[str, tuple[Signature, float]] = {}
 
-    def complete(self, found: Found, now_s: float) -> list[str]:
+    def complete(self, found: FilesFound, now_s: float) -> list[str]:
         """Those of the files that are complete now, the oldest first. Asked again and again, with all files."""
         self._since = {
             path: known if (known := self._since.get(path)) and known[0] == signature else (signature, now_s)
@@ -90,7 +90,7 @@ class Settling:
         return sorted(settled, key=lambda path: (found[path].mtime_ns, path))
 
 
-class State:
+class WatchState:
     """What became of each file, on disk before it is believed. One watcher at a time has it."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
@@ -174,12 +174,14 @@ def _take(lock: TextIO, file: Path) -> None:
 class Watcher:
     """Looks at a directory again and again, and sends what is complete and new there."""
 
-    def __init__(self, run: Run, state: State, directory: Path, *, pattern: str, settle_s: float, stop: Stop) -> None:
+    def __init__(
+        self, run: PublishRun, state: WatchState, directory: Path, *, pattern: str, settle_s: float, stop: Stop
+    ) -> None:
         self._run = run
         self._state = state
         self._directory = directory
         self._pattern = pattern
-        self._settling = Settling(settle_s)
+        self._settling = SettlingFiles(settle_s)
         self._stop = stop
         self._unread: dict[str, Signature] = {}
         self._poll_s = min(POLL_S_MAX, max(settle_s / 2, 0.05))
@@ -202,7 +204,7 @@ class Watcher:
         """What the state calls a file: it may move with its directory."""
         return str(Path(path).relative_to(self._directory))
 
-    def _send(self, found: Found, path: str) -> None:
+    def _send(self, found: FilesFound, path: str) -> None:
         name, signature = self._name(path), found[path]
         try:
             records, file = self._run.send(path, known=lambda file: self._state.sent(name, file.digest))
@@ -252,7 +254,7 @@ def watch(
     _check(pattern)
     file = state or directory / STATE / f"{PurePath(plan.source).name}.sqlite"
     with (
-        State.opened(file) as known,
+        WatchState.opened(file) as known,
         running(settings, telemetry, plan, stop=stop, report=report, progress=progress, clock=clock) as run,
     ):
         watcher = Watcher(run, known, directory, pattern=pattern, settle_s=settle_s, stop=stop)

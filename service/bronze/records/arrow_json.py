@@ -12,7 +12,7 @@ from pyarrow import types
 from bronze.records.arrow_cast import BYTES_TYPES, is_any, storage
 
 
-def plain(column: pa.Array) -> list[Any]:
+def json_values(column: pa.Array) -> list[Any]:
     """A column's values as JSON has them.
 
     Integers and finite floats are numbers; decimals are texts, and so are what JSON has no number for (`NaN`,
@@ -44,11 +44,11 @@ def plain(column: pa.Array) -> list[Any]:
     if types.is_map(kind):
         pairs = column.cast(pa.list_(pa.struct([kind.key_field, kind.item_field])))
         flat = pc.list_flatten(pairs)
-        return _lists(pairs, [list(pair) for pair in zip(*map(plain, flat.flatten()), strict=True)])
+        return _lists(pairs, [list(pair) for pair in zip(*map(json_values, flat.flatten()), strict=True)])
     if types.is_nested(kind) and not types.is_union(kind):
-        return _lists(column, plain(pc.list_flatten(column)))
+        return _lists(column, json_values(pc.list_flatten(column)))
     if types.is_union(kind):
-        return [plain(pa.repeat(one.value, 1))[0] for one in column]
+        return [json_values(pa.repeat(one.value, 1))[0] for one in column]
     return list(column.to_pylist())
 
 
@@ -59,7 +59,7 @@ def _number(value: float | None) -> float | str | None:
 
 
 def _structs(column: pa.Array, names: Sequence[str]) -> list[Any]:
-    columns = [plain(child) for child in column.flatten()]
+    columns = [json_values(child) for child in column.flatten()]
     rows = zip(*columns, strict=True) if columns else [()] * len(column)
     # an object holds a name once; a struct may hold it more often
     made = dict if len(set(names)) == len(names) else list

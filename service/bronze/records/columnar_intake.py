@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from pyarrow import types
 
 from bronze.errors import Refusal, Refused
-from bronze.protocol.message import HEADER_BYTES_MAX, MESSAGE_BYTES_MAX, MESSAGES_MAX, Kind, packed
+from bronze.protocol.message import HEADER_BYTES_MAX, MESSAGE_BYTES_MAX, MESSAGES_MAX, MessageKind, compress
 from bronze.records.arrow_cast import (
     cast_unaltered,
     castable,
@@ -22,11 +22,11 @@ from bronze.records.arrow_cast import (
     storage,
     storage_type,
 )
-from bronze.records.arrow_json import plain
+from bronze.records.arrow_json import json_values
 from bronze.records.columns import columnar_schema
 from bronze.records.refusals import SAID_CHARS_MAX, empty, record_too_large, too_many_messages, violation
 from bronze.records.sources import CLASSIFICATION_ID, CLASSIFICATION_ID_CHARS_MAX, Source
-from bronze.records.spool import Slice
+from bronze.records.spool import MessageSlice
 
 PAYLOAD_BYTES_MAX = MESSAGE_BYTES_MAX - HEADER_BYTES_MAX
 #: Rows of one message: so many empty ones would be small here, and large in the consumer.
@@ -35,10 +35,10 @@ PAYLOAD_ROWS_MAX = 16 * 2**10
 CLASSIFICATIONS_BYTES_MAX = 16 * 2**20
 
 
-class Read(msgspec.Struct, frozen=True, tag=True):
+class ReadBody(msgspec.Struct, frozen=True, tag=True):
     """The body is in the spool, as messages."""
 
-    slices: list[Slice]
+    slices: list[MessageSlice]
     classifications: list[str]
     unclassified: int
 
@@ -50,7 +50,7 @@ class ColumnarIntake:
         self._source = source
         self._foreign = foreign
         self._schema = columnar_schema(source)
-        self._packer = Packer(self._schema, spool)
+        self._packer = RowPacker(self._schema, spool)
         self._records = 0
         self._classifications: dict[str, None] = {}
         self._classifications_bytes = 0
@@ -74,11 +74,11 @@ class ColumnarIntake:
         self._packer.add(pa.RecordBatch.from_arrays(rows, schema=self._schema))
         self._records += batch.num_rows
 
-    def finish(self) -> Read:
+    def finish(self) -> ReadBody:
         if not self._records:
             raise empty("Send one row at least.")
         self._packer.finish()
-        return Read(self._packer.slices, list(self._classifications), self._unclassified)
+        return ReadBody(self._packer.slices, list(self._classifications), self._unclassified)
 
     def _given(self, name: str) -> pa.DataType:
         return storage_type(self._foreign.field(name).type)
@@ -144,7 +144,7 @@ class ColumnarIntake:
     def _payloads(self, batch: pa.RecordBatch) -> pa.Array:
         if not self._undeclared:
             return pa.nulls(batch.num_rows, pa.string())
-        columns = [plain(batch.column(name)) for name in self._undeclared]
+        columns = [json_values(batch.column(name)) for name in self._undeclared]
         encode = msgspec.json.Encoder().encode
         return pa.array(
             [encode(dict(zip(self._undeclared, row, strict=True))).decode() for row in zip(*columns, strict=True)],
@@ -155,7 +155,7 @@ class ColumnarIntake:
         return violation(self._source, said, record=None if at is None else self._records + at, field=field)
 
 
-class Packer:
+class RowPacker:
     """Packs rows into messages: Arrow streams of whole rows, as full as the bounds let them be."""
 
     def __init__(self, schema: pa.Schema, spool: IO[bytes]) -> None:
@@ -166,7 +166,7 @@ class Packer:
         self._waiting_bytes = 0
         self._waiting_rows = 0
         self._records = 0
-        self.slices: list[Slice] = []
+        self.slices: list[MessageSlice] = []
 
     def add(self, rows: pa.RecordBatch) -> None:
         self._waiting.append(rows)
@@ -207,10 +207,10 @@ class Packer:
     def _write(self, rows: pa.RecordBatch) -> None:
         if len(self.slices) == MESSAGES_MAX:
             raise too_many_messages()
-        payload, zstd = packed(_ipc_stream(self._schema, rows))
+        payload, zstd = compress(_ipc_stream(self._schema, rows))
         start = self.slices[-1].end if self.slices else 0
         end = start + self._spool.write(payload)
-        self.slices.append(Slice(start, end, self._records, rows.num_rows, Kind.COLUMNAR, zstd))
+        self.slices.append(MessageSlice(start, end, self._records, rows.num_rows, MessageKind.COLUMNAR, zstd))
         self._records += rows.num_rows
 
 

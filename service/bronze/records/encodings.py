@@ -21,7 +21,7 @@ class Decoder(Protocol):
     def finish(self) -> None: ...
 
 
-class Identity:
+class NoEncoding:
     """No content encoding."""
 
     def feed(self, data: bytes) -> Iterator[bytes]:
@@ -107,4 +107,4 @@ def _corrupt(encoding: str, why: str) -> Refused:
     )
 
 
-ENCODINGS: Mapping[str, type[Decoder]] = {"identity": Identity, "gzip": Gzip, "zstd": Zstd}
+ENCODINGS: Mapping[str, type[Decoder]] = {"identity": NoEncoding, "gzip": Gzip, "zstd": Zstd}

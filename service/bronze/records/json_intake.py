@@ -13,10 +13,17 @@ import msgspec
 
 from bronze.errors import Refusal, Refused
 from bronze.protocol import rejected_records
-from bronze.protocol.message import GAP, HEADER_BYTES_MAX, MESSAGE_BYTES_MAX, MESSAGES_MAX, Kind, packed
+from bronze.protocol.message import (
+    HEADER_BYTES_MAX,
+    MESSAGE_BYTES_MAX,
+    MESSAGES_MAX,
+    PLACEHOLDER,
+    MessageKind,
+    compress,
+)
 from bronze.records.refusals import empty, not_utf8, record_too_large, too_many_messages, violation
 from bronze.records.sources import CLASSIFICATION_ID, Field, FieldType, Source
-from bronze.records.spool import Checked, Slice, Tally
+from bronze.records.spool import BodyDigest, CheckedSubmission, MessageSlice
 
 #: How much of a body is checked at once, in bytes: what its records become, ten times that, stays in the CPU's cache.
 CHECKED_AT_ONCE_BYTES = 64 * 2**10
@@ -55,23 +62,23 @@ class JsonIntake:
         self._timestamps = [field.name for field in source.fields if field.type is FieldType.TIMESTAMP]
         self._decimals = [field for field in source.fields if field.type is FieldType.DECIMAL]
         self._spool: SpooledTemporaryFile[bytes] = SpooledTemporaryFile(spool_memory_bytes_max)  # noqa: SIM115
-        self._tally = Tally(body_bytes_max)
+        self._tally = BodyDigest(body_bytes_max)
         self._records = 0
         self._spooled_bytes = 0
-        self._slices: list[Slice] = []
+        self._slices: list[MessageSlice] = []
         self._pending: list[bytes] = []
         self._pending_bytes = 0
         #: gaps in what is pending, and after it
         self._gaps = 0
         self._gap = 0
         self._invalid: Counter[str] = Counter()
-        self._rejected_slices: list[Slice] = []
+        self._rejected_slices: list[MessageSlice] = []
         self._notes: list[bytes] = []
         self._rejected: list[bytes] = []
         self._rejected_bytes = 0
         self._rejected_first = 0
         self._rest = b""
-        self._whole = Kind.LINES  # what a message is that has no gaps
+        self._whole = MessageKind.LINES  # what a message is that has no gaps
         self._classifications: dict[str, None] = {}
         self._unclassified = 0
 
@@ -113,10 +120,10 @@ class JsonIntake:
         except (msgspec.DecodeError, RecursionError) as error:
             raise Refused(Refusal.MALFORMED_JSON, f"The body is not JSON: {error}.") from error
         if b"\n" in body:
-            self._whole = Kind.RECORDS
+            self._whole = MessageKind.RECORDS
         self._add([bytes(record) for record in records])
 
-    def finish(self) -> Checked:
+    def finish(self) -> CheckedSubmission:
         """The submission, once its body has ended; raises `Refused` for what is missing."""
         if self._rest:
             self._take(self._rest)
@@ -125,7 +132,7 @@ class JsonIntake:
             raise empty("Send one JSON object a line.")
         self._flush()
         self._flush_rejected()
-        return Checked(
+        return CheckedSubmission(
             self._spool,
             [*self._slices, *self._rejected_slices],
             tally=self._tally,
@@ -226,11 +233,11 @@ class JsonIntake:
 
     def _close_gap(self, room: int) -> None:
         """What is pending goes on after records that were rejected: behind gaps, or in a new message."""
-        size = self._gap * (len(GAP) + 1)
+        size = self._gap * (len(PLACEHOLDER) + 1)
         if self._pending_bytes + size > room:
             self._flush()
         if self._pending:
-            self._pending += [GAP] * self._gap
+            self._pending += [PLACEHOLDER] * self._gap
             self._pending_bytes += size
             self._gaps += self._gap
         self._gap = 0
@@ -240,8 +247,8 @@ class JsonIntake:
         if not self._pending:
             return
         first = self._records - self._gap - len(self._pending)
-        kind = Kind.SPARSE if self._gaps else self._whole
-        content = b"\n".join(self._pending) if kind is Kind.LINES else b"[" + b",".join(self._pending) + b"]"
+        kind = MessageKind.SPARSE if self._gaps else self._whole
+        content = b"\n".join(self._pending) if kind is MessageKind.LINES else b"[" + b",".join(self._pending) + b"]"
         self._slices.append(self._spool_message(content, first, len(self._pending) - self._gaps, kind))
         self._pending = []
         self._pending_bytes = 0
@@ -251,7 +258,7 @@ class JsonIntake:
         """Refuse the submission for a record, or keep the record apart where the sender asked for that."""
         if not self._keep_invalid:
             raise self._refusal(invalid) from invalid
-        note = rejected_records.note(self._records, invalid.code, invalid.reason, invalid.field, record)
+        note = rejected_records.encode_note(self._records, invalid.code, invalid.reason, invalid.field, record)
         size = rejected_records.size(note, record)
         room = MESSAGE_BYTES_MAX - HEADER_BYTES_MAX - rejected_records.HEAD_BYTES_MAX - len(b"[]\n")
         if self._rejected_bytes + size > room:
@@ -273,19 +280,19 @@ class JsonIntake:
             return
         payload = rejected_records.pack(self._notes, self._rejected)
         self._rejected_slices.append(
-            self._spool_message(payload, self._rejected_first, len(self._notes), Kind.REJECTED)
+            self._spool_message(payload, self._rejected_first, len(self._notes), MessageKind.REJECTED)
         )
         self._notes = []
         self._rejected = []
         self._rejected_bytes = 0
 
-    def _spool_message(self, content: bytes, first_record: int, records: int, kind: Kind) -> Slice:
+    def _spool_message(self, content: bytes, first_record: int, records: int, kind: MessageKind) -> MessageSlice:
         if len(self._slices) + len(self._rejected_slices) == MESSAGES_MAX:
             raise too_many_messages()
         # what was rejected is not whole yet: its first line is missing
-        payload, zstd = (content, False) if kind is Kind.REJECTED else packed(content)
+        payload, zstd = (content, False) if kind is MessageKind.REJECTED else compress(content)
         start, self._spooled_bytes = self._spooled_bytes, self._spooled_bytes + self._spool.write(payload)
-        return Slice(start, self._spooled_bytes, first_record, records, kind, zstd)
+        return MessageSlice(start, self._spooled_bytes, first_record, records, kind, zstd)
 
     def _refusal(self, invalid: _Invalid) -> Refused:
         record = self._records

@@ -7,7 +7,7 @@ NDJSON = "application/x-ndjson"
 JSON = "application/json"
 
 
-class Format(StrEnum):
+class ColumnarType(StrEnum):
     """The media types of columnar bodies."""
 
     ARROW_STREAM = "application/vnd.apache.arrow.stream"
@@ -18,6 +18,6 @@ class Format(StrEnum):
 MEDIA_TYPES: Mapping[str, str] = {
     NDJSON: "one JSON object per line",
     JSON: "an object or an array of objects",
-    Format.ARROW_STREAM: "an Arrow IPC stream",
-    Format.PARQUET: "a Parquet file",
+    ColumnarType.ARROW_STREAM: "an Arrow IPC stream",
+    ColumnarType.PARQUET: "a Parquet file",
 }

@@ -2,7 +2,7 @@
 
 from bronze.errors import Refusal, Refused
 from bronze.protocol.message import MESSAGES_MAX
-from bronze.records.media import Format
+from bronze.records.media import ColumnarType
 from bronze.records.sources import Source
 
 #: How much of a library's error is repeated, in characters.
@@ -54,7 +54,7 @@ def not_utf8(reason: str, *, record: int | None = None) -> Refused:
     return Refused(Refusal.INVALID_UTF8, f"{place} is not UTF-8: {reason}. JSON is UTF-8 (RFC 8259).", record=record)
 
 
-def unreadable(form: Format, why: str) -> Refused:
+def unreadable(form: ColumnarType, why: str) -> Refused:
     """A body that is no whole body of its form."""
     said = " ".join(why[:SAID_CHARS_MAX].split()).rstrip(".")
     return Refused(

@@ -100,7 +100,7 @@ class Field(msgspec.Struct, frozen=True):
         return True
 
 
-class Shape(msgspec.Struct, frozen=True):
+class RegisteredField(msgspec.Struct, frozen=True):
     """What of a field its readers rest on: it never changes."""
 
     type: str
@@ -111,11 +111,11 @@ class Shape(msgspec.Struct, frozen=True):
         return f"{self.type}, {'required' if self.required else 'optional'}, since version {self.since}"
 
 
-class Schema(msgspec.Struct, frozen=True):
+class RegisteredSchema(msgspec.Struct, frozen=True):
     """The fields of a source at a version, as they are registered."""
 
     version: int
-    fields: dict[str, Shape]
+    fields: dict[str, RegisteredField]
 
 
 @dataclass(frozen=True)
@@ -146,9 +146,11 @@ class Source:
         return msgspec.defstruct(f"{self.name}_record", fields, kw_only=True, gc=False)
 
     @property
-    def schema(self) -> Schema:
-        shapes = {field.name: Shape(field.declared_type, field.required, field.since) for field in self.fields}
-        return Schema(self.version, shapes)
+    def schema(self) -> RegisteredSchema:
+        shapes = {
+            field.name: RegisteredField(field.declared_type, field.required, field.since) for field in self.fields
+        }
+        return RegisteredSchema(self.version, shapes)
 
     def at(self, version: int) -> "Source":
         """The source as it was at an earlier version, which records of that time were checked against."""
@@ -164,7 +166,7 @@ class Source:
         return {}
 
 
-def conflict(registered: Schema, declared: Schema) -> str | None:
+def incompatibility(registered: RegisteredSchema, declared: RegisteredSchema) -> str | None:
     """Why two versions of a source cannot be read together: the field, and both values. None where they can.
 
     They can where the newer one, without the fields that it added since the older one, is the older one.
@@ -233,10 +235,10 @@ def parse(text: str, origin: str) -> Mapping[str, Source]:
         raise Misconfigured(f"{origin}: {error}") from error
     if not tables:
         raise Misconfigured(f"{origin}: declares no source; a table [name] with description and fields declares one")
-    return {name: of_table(name, table, origin) for name, table in tables.items()}
+    return {name: source_from_table(name, table, origin) for name, table in tables.items()}
 
 
-def of_table(name: str, table: object, origin: str) -> Source:
+def source_from_table(name: str, table: object, origin: str) -> Source:
     """The source that a table of a file declares, or the API's answer to what is declared. Raises as `parse` does."""
     if not _NAME.fullmatch(name):
         raise Misconfigured(f"{origin}: source {name!r}: a name is a-z, 0-9 and _, and starts with a letter")

@@ -7,31 +7,31 @@ from typing import IO
 
 import msgspec
 
-from bronze.protocol.message import Accepted, Kind, Part
+from bronze.protocol.message import AcceptedSubmission, MessageKind, Part
 from bronze.records.refusals import too_large
 
 
 @dataclass(frozen=True, slots=True)
-class Slice:
+class MessageSlice:
     """One message's payload, as a place in the spool."""
 
     start: int
     end: int
     first_record: int
     records: int
-    kind: Kind
+    kind: MessageKind
     zstd: bool = False
 
 
-class Checked:
+class CheckedSubmission:
     """A submission that was checked whole: what its messages hold, spooled within a memory bound."""
 
     def __init__(
         self,
         spool: IO[bytes],
-        slices: Sequence[Slice],
+        slices: Sequence[MessageSlice],
         *,
-        tally: "Tally",
+        tally: "BodyDigest",
         records: int,
         classifications: Iterable[str],
         unclassified: int,
@@ -57,12 +57,12 @@ class Checked:
     def messages(self) -> int:
         return len(self._slices)
 
-    def parts(self, accepted: Accepted) -> Iterator[tuple[Part, bytes]]:
+    def parts(self, accepted: AcceptedSubmission) -> Iterator[tuple[Part, bytes]]:
         """The submission's messages, in order."""
         for number, piece in enumerate(self._slices, start=1):
             self._spool.seek(piece.start)
             payload = self._spool.read(piece.end - piece.start)
-            if piece.kind is Kind.REJECTED:
+            if piece.kind is MessageKind.REJECTED:
                 payload = msgspec.json.encode(accepted) + b"\n" + payload
             count = len(self._slices)
             yield Part(accepted, number, count, piece.first_record, piece.records, piece.kind, piece.zstd), payload
@@ -71,7 +71,7 @@ class Checked:
         self._spool.close()
 
 
-class Tally:
+class BodyDigest:
     """The digest and the size of a decoded body, within a bound."""
 
     def __init__(self, bytes_max: int) -> None:

@@ -12,12 +12,12 @@ import msgspec
 
 from bronze.errors import Halted, Misconfigured, Outage, Unavailable
 from bronze.protocol.chain import Position
-from bronze.protocol.documents import Contents, Entry, Identity, entry_of, identities_of
+from bronze.protocol.documents import CatalogEntry, Contents, Identity, entry_of, identities_of
 from bronze.protocol.lane import Lane
 from bronze.protocol.message import Message
 from bronze.servers import jetstream as js
 from bronze.servers.jetstream import ApiError, JetStream, Outgoing
-from bronze.servers.key_value import Claims
+from bronze.servers.key_value import KeyValueStore
 from bronze.settings import Settings
 
 ENTRIES = "catalog.>"
@@ -61,13 +61,13 @@ class NatsCatalog:
         self._stream = stream
 
     @classmethod
-    async def open(cls, jetstream: JetStream, claims: Claims, settings: Settings) -> Self:
+    async def open(cls, jetstream: JetStream, key_values: KeyValueStore, settings: Settings) -> Self:
         """The catalog of this queue; made where there is none.
 
         Raises `Misconfigured` where it is another bucket's, and `Unavailable` while it is rebuilt.
         """
         metadata = stream_metadata(settings)
-        name = await claims.stream(CLAIM, PREFIX, SUBJECTS, stream_config(settings, metadata))
+        name = await key_values.stream(CLAIM, PREFIX, SUBJECTS, stream_config(settings, metadata))
         state = await jetstream.state(name)
         made_with = {key: state.metadata.get(key) for key in metadata}
         if made_with != metadata:
@@ -88,7 +88,7 @@ class NatsCatalog:
             message = await self._js.get_last(self._stream, lane.entry_subject)
         if message is None:
             return Position(None, 0), ""
-        return Position(decode(message, Entry), message.sequence), message.time
+        return Position(decode(message, CatalogEntry), message.sequence), message.time
 
     async def identity(self, submission_id: str) -> Identity | None:
         """A submission's identity, from the leader."""

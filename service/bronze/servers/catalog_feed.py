@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bronze.errors import Halted, Outage, Unavailable
-from bronze.protocol.documents import Entry
+from bronze.protocol.documents import CatalogEntry
 from bronze.servers.catalog import ENTRIES, REBUILDING, decode
 from bronze.servers.jetstream import JetStream
 
@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class FeedPosition:
     """A place in the feed: after that sequence of that stream. A catalog that was made anew is another stream."""
 
     stream: str = ""
@@ -25,12 +25,12 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True)
-class Noted:
+class FeedEntry:
     """An entry as the feed has it; `time` is when the server stored it."""
 
     sequence: int
     time: str
-    entry: Entry
+    entry: CatalogEntry
 
     @property
     def stored_at(self) -> str:
@@ -39,12 +39,12 @@ class Noted:
 
 
 @dataclass(frozen=True, slots=True)
-class News:
-    """What the feed has after a place: entries in order, the place after them, and how many more there are."""
+class FeedPage:
+    """What the feed has after a position: entries in order, the position after them, and how many more there are."""
 
-    place: Place
-    entries: Sequence[Noted]
-    left: int
+    position: FeedPosition
+    entries: Sequence[FeedEntry]
+    remaining: int
 
 
 class Feed:
@@ -54,36 +54,36 @@ class Feed:
         self._js = jetstream
         self._stream: str | None = None
 
-    async def read(self, after: Place, *, since: str | None = None) -> News:
-        """What follows a place, as much as one read takes; from the beginning where the catalog is another one.
+    async def read(self, after: FeedPosition, *, since: str | None = None) -> FeedPage:
+        """What follows a position, as much as one read takes; from the beginning where the catalog is another one.
 
         `since`, a server's time, says where to begin instead. Raises `Unavailable`.
         """
         stream = await self._found()
-        place = after if after.stream == stream else Place(stream)
+        position = after if after.stream == stream else FeedPosition(stream)
         try:
             messages, left = await self._js.read_of(
                 stream,
                 ENTRIES,
-                since or place.sequence + 1,
+                since or position.sequence + 1,
                 messages_max=FEED_MESSAGES_MAX,
                 bytes_max=FEED_BYTES_MAX,
             )
         except Unavailable:
             self._stream = None  # it may have been replaced
             raise
-        entries: list[Noted] = []
+        entries: list[FeedEntry] = []
         for message in messages:
             try:
-                entries.append(Noted(message.sequence, message.time, decode(message, Entry)))
+                entries.append(FeedEntry(message.sequence, message.time, decode(message, CatalogEntry)))
             except Halted as error:
                 log.error("left out: %s", error)
-        return News(Place(stream, messages[-1].sequence) if messages else place, entries, left)
+        return FeedPage(FeedPosition(stream, messages[-1].sequence) if messages else position, entries, left)
 
-    async def end(self) -> Place:
-        """The place after all that there is now."""
+    async def end(self) -> FeedPosition:
+        """The position after all that there is now."""
         stream = await self._found()
-        return Place(stream, (await self._js.state(stream)).last)
+        return FeedPosition(stream, (await self._js.state(stream)).last)
 
     async def _found(self) -> str:
         if self._stream is None:

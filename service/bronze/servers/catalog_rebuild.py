@@ -22,24 +22,24 @@ from bronze.servers.catalog import (
     stream_metadata,
 )
 from bronze.servers.jetstream import ApiError, JetStream, Outgoing
-from bronze.servers.key_value import Claims, named_now
+from bronze.servers.key_value import KeyValueStore, timestamped_name
 from bronze.settings import Settings
 
 #: The server takes 1,000 messages in one batch.
 BATCH_MESSAGES = 1_000
 
 
-class Rebuilt:
+class CatalogReplacement:
     """A catalog in the place of the one that there is, as long as it is not whole: no role takes it before `done`.
 
     Whoever worked with the one before is refused from then on, and starts anew.
     """
 
-    def __init__(self, jetstream: JetStream, claims: Claims, settings: Settings) -> None:
+    def __init__(self, jetstream: JetStream, key_values: KeyValueStore, settings: Settings) -> None:
         self._js = jetstream
-        self._claims = claims
+        self._key_values = key_values
         self._settings = settings
-        self._stream = named_now(PREFIX)
+        self._stream = timestamped_name(PREFIX)
 
     async def begin(self) -> None:
         """Take the place of the catalog that there is. Raises `Misconfigured` where that is another bucket's."""
@@ -50,8 +50,8 @@ class Rebuilt:
             made_with = {key: metadata.get(key) for key in wanted}
             if made_with != wanted:
                 raise Misconfigured(f"the catalog {name} was made with {made_with}, and the settings say {wanted}")
-        await self._claims.open()
-        await self._claims.hold(CLAIM, REBUILD)
+        await self._key_values.open()
+        await self._key_values.hold(CLAIM, REBUILD)
         for name in there:
             await self._js.delete_stream(name)
         config = stream_config(self._settings, {**wanted, REBUILDING: "yes"})
@@ -97,4 +97,4 @@ class Rebuilt:
         """The catalog is whole: roles take it."""
         metadata = stream_metadata(self._settings)
         await self._js.update_stream(self._stream, metadata=metadata)
-        await self._claims.give(CLAIM)
+        await self._key_values.release(CLAIM)

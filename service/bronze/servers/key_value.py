@@ -23,11 +23,11 @@ POLL_S = 0.1
 HELD = b"held: "
 
 
-class Taken(Exception):
+class KeyChanged(Exception):
     """Another has written the key since it was read."""
 
 
-class Claims:
+class KeyValueStore:
     """The keys; made where they are not."""
 
     def __init__(self, jetstream: JetStream, replicas: int) -> None:
@@ -64,13 +64,13 @@ class Claims:
         return [found.subject.removeprefix(subject) for found in await self._js.last_of(STREAM, [f"{subject}*"])]
 
     async def put(self, key: str, value: bytes, revision: int) -> int:
-        """Write a key that is still at a revision, and give the new one. Raises `Taken`."""
+        """Write a key that is still at a revision, and give the new one. Raises `KeyChanged`."""
         headers = {js.EXPECTED_LAST_SUBJECT_SEQUENCE: str(revision), js.EXPECTED_STREAM: STREAM}
         try:
             return await self._js.publish(Outgoing(f"{SUBJECT}{key}", value, headers))
         except ApiError as error:
             if error.err_code in {js.WRONG_LAST_SEQUENCE, js.SUBJECT_WRITE_IN_FLIGHT}:
-                raise Taken from error
+                raise KeyChanged from error
             raise Unavailable(Outage.QUEUE_AWAY, f"the queue refuses the key {key}: {error}") from error
 
     async def stream(self, key: str, prefix: str, subjects: list[str], config: Mapping[str, object]) -> str:
@@ -100,11 +100,11 @@ class Claims:
             if revision and time.monotonic() - seen_s < CLAIM_S:
                 await asyncio.sleep(POLL_S)
                 continue
-            name = named_now(prefix)
+            name = timestamped_name(prefix)
             try:
                 await self.put(key, name.encode(), revision)
                 await self._js.create_stream({**config, "name": name, "subjects": subjects})
-            except Taken:
+            except KeyChanged:
                 continue
             except ApiError as error:
                 # a claim of before came through after all
@@ -115,7 +115,7 @@ class Claims:
         """From now on nobody makes the key's stream but the command that holds it; `give` ends that."""
         await self._set(key, HELD + command.encode())
 
-    async def give(self, key: str) -> None:
+    async def release(self, key: str) -> None:
         """The command is done with the key."""
         await self._set(key, b"")
 
@@ -124,10 +124,10 @@ class Claims:
             there, revision = await self.get(key)
             if there == value:
                 return
-            with suppress(Taken):
+            with suppress(KeyChanged):
                 await self.put(key, value, revision)
 
 
-def named_now(prefix: str) -> str:
+def timestamped_name(prefix: str) -> str:
     """The name of a stream that is made now."""
     return f"{prefix}_{dt.datetime.now(dt.UTC).strftime('%Y%m%dT%H%M%S%f')[:-3]}"

@@ -16,12 +16,12 @@ import msgspec
 from bronze.errors import Halted, Unavailable
 from bronze.protocol.attempts import Attempt
 from bronze.protocol.lane import Lane
-from bronze.servers.key_value import Claims, Taken
+from bronze.servers.key_value import KeyChanged, KeyValueStore
 
 BEATS_PER_EXPIRY = 5
 
 
-class Phase(StrEnum):
+class LockPhase(StrEnum):
     """What the owner was doing; a death in any other phase than `decoding` says nothing of a message."""
 
     FREE = "free"
@@ -29,16 +29,16 @@ class Phase(StrEnum):
     DECODING = "decoding"
 
 
-class State(msgspec.Struct, frozen=True, kw_only=True):
+class LockState(msgspec.Struct, frozen=True, kw_only=True):
     """What the key holds. An empty owner is a lock that was given back."""
 
     owner: str = ""
     beat: int = 0
-    phase: Phase = Phase.FREE
+    phase: LockPhase = LockPhase.FREE
     attempt: Attempt = Attempt()
 
 
-class Lost(Exception):
+class LockLost(Exception):
     """Another has the lock now."""
 
 
@@ -59,18 +59,18 @@ class NatsLock:
 
     def __init__(
         self,
-        claims: Claims,
+        key_values: KeyValueStore,
         lane: Lane,
         owner: str,
         expiry_s: float,
         now_s: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._claims = claims
+        self._key_values = key_values
         self._key = f"lock.{lane.source}.{lane.number}.{lane.epoch}"
         self._owner = owner
         self._expiry_s = expiry_s
         self._now_s = now_s
-        self._state = State()
+        self._state = LockState()
         self._revision = 0
         self._writing = asyncio.Lock()
 
@@ -88,27 +88,27 @@ class NatsLock:
                 seen, seen_s = revision, self._now_s()
             mine_before = state.owner == self._owner
             if mine_before or not state.owner or self._now_s() - seen_s >= self._expiry_s:
-                died = state.phase is Phase.DECODING and not mine_before
+                died = state.phase is LockPhase.DECODING and not mine_before
                 attempt = state.attempt.died() if died else state.attempt
                 self._revision = revision
                 try:
-                    await self._write(owner=self._owner, phase=Phase.HELD, attempt=attempt)
-                except Lost:
+                    await self._write(owner=self._owner, phase=LockPhase.HELD, attempt=attempt)
+                except LockLost:
                     continue
                 else:
                     return
             await asyncio.sleep(self._expiry_s / BEATS_PER_EXPIRY)
 
     async def decoding(self, attempt: Attempt) -> None:
-        """Note what is about to be decoded: if we die of it, the next owner knows. Raises `Lost`."""
-        await self._write(phase=Phase.DECODING, attempt=attempt)
+        """Note what is about to be decoded: if we die of it, the next owner knows. Raises `LockLost`."""
+        await self._write(phase=LockPhase.DECODING, attempt=attempt)
 
     async def decoded(self) -> None:
-        """Note that decoding was survived. Raises `Lost`."""
-        await self._write(phase=Phase.HELD)
+        """Note that decoding was survived. Raises `LockLost`."""
+        await self._write(phase=LockPhase.HELD)
 
     async def keep(self) -> None:
-        """Beat for as long as the lock is ours; raises `Lost` when it is not."""
+        """Beat for as long as the lock is ours; raises `LockLost` when it is not."""
         while True:
             await asyncio.sleep(self._expiry_s / BEATS_PER_EXPIRY)
             try:
@@ -118,12 +118,12 @@ class NatsLock:
 
     async def release(self) -> None:
         """Give the lock back, so that the next owner does not wait."""
-        await self._write(owner="", phase=Phase.FREE)
+        await self._write(owner="", phase=LockPhase.FREE)
 
-    async def _load(self) -> tuple[State, int]:
-        value, revision = await self._claims.get(self._key)
+    async def _load(self) -> tuple[LockState, int]:
+        value, revision = await self._key_values.get(self._key)
         try:
-            return (msgspec.json.decode(value, type=State) if value else State()), revision
+            return (msgspec.json.decode(value, type=LockState) if value else LockState()), revision
         except msgspec.DecodeError as error:
             raise Halted(f"the lock {self._key} cannot be read: {error}") from error
 
@@ -131,7 +131,7 @@ class NatsLock:
         async with self._writing:  # the beat and the phases come from two tasks
             state = msgspec.structs.replace(self._state, beat=self._state.beat + 1, **changes)
             try:
-                self._revision = await self._claims.put(self._key, msgspec.json.encode(state), self._revision)
-            except Taken as error:
-                raise Lost from error
+                self._revision = await self._key_values.put(self._key, msgspec.json.encode(state), self._revision)
+            except KeyChanged as error:
+                raise LockLost from error
             self._state = state

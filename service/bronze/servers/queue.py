@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Protocol
 
-from bronze.errors import Misconfigured, Outage, Poison, Unavailable
+from bronze.errors import DeadLetter, Misconfigured, Outage, Unavailable
 from bronze.protocol.chain import Gap, Tail, follow, rolled_back
 from bronze.protocol.keys import KEY_LAYOUT
 from bronze.protocol.lane import Lane, lane_subject, stream_prefix
-from bronze.protocol.message import Accepted, Message, Part
-from bronze.records.spool import Checked
+from bronze.protocol.message import AcceptedSubmission, Message, Part
+from bronze.records.spool import CheckedSubmission
 from bronze.servers import jetstream as js
 from bronze.servers.jetstream import ApiError, JetStream, Missing, Outgoing, StreamState
-from bronze.servers.key_value import Claims, named_now
+from bronze.servers.key_value import KeyValueStore, timestamped_name
 from bronze.settings import Settings
 
 RETRY_WAIT_S = 0.1
@@ -36,7 +36,7 @@ LANES = "bronze.lanes"
 
 
 @dataclass(frozen=True, slots=True)
-class OpenLane:
+class LaneState:
     """A lane that exists: of how many its stream was made as one, and whether it takes nothing more."""
 
     lane: Lane
@@ -61,8 +61,10 @@ class Queue(Protocol):
     """
 
     async def open(self, sources: Iterable[str]) -> list[Lane]: ...
-    async def submit(self, lane: Lane, accepted: Accepted, checked: Checked, deadline_s: float) -> Accepted | None: ...
-    async def submitted(self, lane: Lane, submission_id: str) -> Accepted | None: ...
+    async def submit(
+        self, lane: Lane, accepted: AcceptedSubmission, checked: CheckedSubmission, deadline_s: float
+    ) -> AcceptedSubmission | None: ...
+    async def submitted(self, lane: Lane, submission_id: str) -> AcceptedSubmission | None: ...
     async def waiting(self, lane: Lane, after: int) -> bool: ...
     async def read(self, lane: Lane, tail: Tail | None) -> list[Message]: ...
     async def confirm_gap(self, lane: Lane, gap: Gap) -> None: ...
@@ -71,13 +73,13 @@ class Queue(Protocol):
     async def purge_below(self, lane: Lane, sequence: int) -> None: ...
 
 
-class Lanes(Protocol):
+class LaneAdmin(Protocol):
     """What the change of the number of lanes needs of a queue."""
 
-    async def lanes_of(self, source: str) -> list[OpenLane]: ...
+    async def lanes_of(self, source: str) -> list[LaneState]: ...
     async def state(self, lane: Lane) -> StreamState: ...
     async def hold(self, source: str, number: int, command: str) -> None: ...
-    async def give(self, source: str, number: int) -> None: ...
+    async def release(self, source: str, number: int) -> None: ...
     async def seal(self, lane: Lane) -> None: ...
     async def remove(self, lane: Lane) -> None: ...
     async def make(self, source: str, number: int) -> None: ...
@@ -87,10 +89,14 @@ class NatsQueue:
     """The queue on JetStream."""
 
     def __init__(
-        self, jetstream: JetStream, claims: Claims, settings: Settings, now_s: Callable[[], float] = boot_time_s
+        self,
+        jetstream: JetStream,
+        key_values: KeyValueStore,
+        settings: Settings,
+        now_s: Callable[[], float] = boot_time_s,
     ) -> None:
         self._js = jetstream
-        self._claims = claims
+        self._key_values = key_values
         self._settings = settings
         self._now_s = now_s
         self._batches: dict[Lane, asyncio.Semaphore] = {}
@@ -108,7 +114,7 @@ class NatsQueue:
         return lanes
 
     async def _open(self, source: str, number: int) -> Lane:
-        name = await self._claims.stream(
+        name = await self._key_values.stream(
             _claim(source, number), stream_prefix(source, number), [lane_subject(source, number)], self._config()
         )
         await self._check_made_with(name, self._made_with())
@@ -149,7 +155,7 @@ class NatsQueue:
 
     # --- the change of the number of lanes (`admin/change_lanes.py`)
 
-    async def lanes_of(self, source: str) -> list[OpenLane]:
+    async def lanes_of(self, source: str) -> list[LaneState]:
         """A source's lanes as they are, whatever number the settings say.
 
         Raises `Misconfigured` where one was made for another bucket, prefix or layout.
@@ -159,15 +165,15 @@ class NatsQueue:
             state = await self._check_made_with(name, self._place())
             number, epoch = name.removeprefix(f"{stream_prefix(source, '')}").split("_")
             lane = Lane(source, int(number), epoch)
-            found.append(OpenLane(lane, int(state.metadata.get(LANES, 0)), sealed=state.sealed))
+            found.append(LaneState(lane, int(state.metadata.get(LANES, 0)), sealed=state.sealed))
         return found
 
     async def hold(self, source: str, number: int, command: str) -> None:
         """From now on no role makes this lane's stream, until `give`."""
-        await self._claims.hold(_claim(source, number), command)
+        await self._key_values.hold(_claim(source, number), command)
 
-    async def give(self, source: str, number: int) -> None:
-        await self._claims.give(_claim(source, number))
+    async def release(self, source: str, number: int) -> None:
+        await self._key_values.release(_claim(source, number))
 
     async def seal(self, lane: Lane) -> None:
         """Have a lane take nothing more, for good; what it has can be read."""
@@ -181,7 +187,7 @@ class NatsQueue:
         """Make a lane's stream under a held claim, unless there is one."""
         stream = {
             **self._config(),
-            "name": named_now(stream_prefix(source, number)),
+            "name": timestamped_name(stream_prefix(source, number)),
             "subjects": [lane_subject(source, number)],
         }
         try:
@@ -192,10 +198,12 @@ class NatsQueue:
 
     # --- the API's side
 
-    async def submit(self, lane: Lane, accepted: Accepted, checked: Checked, deadline_s: float) -> Accepted | None:
+    async def submit(
+        self, lane: Lane, accepted: AcceptedSubmission, checked: CheckedSubmission, deadline_s: float
+    ) -> AcceptedSubmission | None:
         """Store a submission's messages, unless its subject is taken: then give what stands there.
 
-        None: stored now. An `Accepted`: an earlier one stands there; equal digests mean the same submission.
+        None: stored now. An `AcceptedSubmission`: an earlier one stands there; equal digests mean the same submission.
         Raises `Unavailable`: `queue-full` and `queue-away` (nothing was stored), `outcome-unknown` (it may have
         been, and asking again under the same key tells); `Superseded` where the subject was taken and is free again;
         `Gone` where the stream is another one than at start.
@@ -249,7 +257,9 @@ class NatsQueue:
             )
         raise Unavailable(Outage.QUEUE_AWAY, "The queue is away. Nothing was stored.")
 
-    async def _publish(self, lane: Lane, accepted: Accepted, checked: Checked, deadline_s: float) -> bool:
+    async def _publish(
+        self, lane: Lane, accepted: AcceptedSubmission, checked: CheckedSubmission, deadline_s: float
+    ) -> bool:
         """False: nothing was sent, the deadline passed while others had the batches."""
         if checked.messages == 1:
             await self._js.publish(next(_outgoing(lane, accepted, checked)))
@@ -264,7 +274,7 @@ class NatsQueue:
             )
         return True
 
-    async def submitted(self, lane: Lane, submission_id: str) -> Accepted | None:
+    async def submitted(self, lane: Lane, submission_id: str) -> AcceptedSubmission | None:
         """What stands in the lane under a submission's subject, from the leader."""
         async with self._named(lane):
             message = await self._js.get_last(lane.stream, lane_subject(lane.source, lane.number, submission_id))
@@ -272,7 +282,7 @@ class NatsQueue:
             return None
         try:
             return Part.parse(message.headers).accepted
-        except Poison as error:
+        except DeadLetter as error:
             raise Unavailable(
                 Outage.QUEUE_AWAY, f"What stands under {submission_id} cannot be read: {error}"
             ) from error
@@ -322,7 +332,7 @@ def _claim(source: str, number: int) -> str:
     return f"stream.{source}.{number}"
 
 
-def _outgoing(lane: Lane, accepted: Accepted, checked: Checked) -> Iterator[Outgoing]:
+def _outgoing(lane: Lane, accepted: AcceptedSubmission, checked: CheckedSubmission) -> Iterator[Outgoing]:
     subject = lane_subject(lane.source, lane.number, accepted.submission_id)
     for part, payload in checked.parts(accepted):
         headers = part.headers()

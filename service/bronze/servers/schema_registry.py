@@ -10,23 +10,23 @@ from collections.abc import Mapping
 import msgspec
 
 from bronze.errors import Misconfigured
-from bronze.records.sources import Schema, Source, conflict
-from bronze.servers.key_value import Claims, Taken
+from bronze.records.sources import RegisteredSchema, Source, incompatibility
+from bronze.servers.key_value import KeyChanged, KeyValueStore
 
 log = logging.getLogger(__name__)
 
 PREFIX = "schema."
 
 
-async def register(claims: Claims, declared: Mapping[str, Source], origin: str) -> None:
+async def register(key_values: KeyValueStore, declared: Mapping[str, Source], origin: str) -> None:
     """Register the declared sources, which the file `origin` declares.
 
     Raises `Misconfigured` that names file, source, field and both values where one contradicts what is registered.
     """
-    await claims.open()
+    await key_values.open()
     for source in declared.values():
-        await _register(claims, source, f"{origin}: source {source.name}")
-    for name in await claims.names(PREFIX):
+        await _register(key_values, source, f"{origin}: source {source.name}")
+    for name in await key_values.names(PREFIX):
         if name not in declared:
             log.warning(
                 "%s no longer declares the source %s: its objects stay, and what of it is still queued waits for a "
@@ -36,29 +36,29 @@ async def register(claims: Claims, declared: Mapping[str, Source], origin: str) 
             )
 
 
-async def _register(claims: Claims, source: Source, place: str) -> None:
+async def _register(key_values: KeyValueStore, source: Source, place: str) -> None:
     mine = source.schema
     key = f"{PREFIX}{source.name}"
     while True:
-        value, revision = await claims.get(key)
+        value, revision = await key_values.get(key)
         if value:
             there = _read(value, place)
-            if why := conflict(there, mine):
+            if why := incompatibility(there, mine):
                 raise Misconfigured(f"{place}, {why}")
             if there.version > mine.version:
                 log.info("%s: version %d is registered, this is %d", place, there.version, mine.version)
             if there.version >= mine.version:
                 return
         try:
-            await claims.put(key, msgspec.json.encode(mine), revision)
-        except Taken:
+            await key_values.put(key, msgspec.json.encode(mine), revision)
+        except KeyChanged:
             continue
         log.info("%s: registered version %d", place, mine.version)
         return
 
 
-def _read(value: bytes, place: str) -> Schema:
+def _read(value: bytes, place: str) -> RegisteredSchema:
     try:
-        return msgspec.json.decode(value, type=Schema)
+        return msgspec.json.decode(value, type=RegisteredSchema)
     except msgspec.DecodeError as error:
         raise Misconfigured(f"{place}: what is registered of it cannot be read: {error}") from error

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from opentelemetry.trace import SpanKind
 
-from bronze.errors import ErrorCode, Fault, Halted, Misconfigured, Outage, Poison, Refused, Unavailable
+from bronze.errors import DeadLetter, ErrorCode, Fault, Halted, Misconfigured, Outage, Refused, Unavailable
 from bronze.telemetry import schema
 
 #: `bronze.source` where a client named a source that is not declared: its word is unbounded.
@@ -79,7 +79,7 @@ def error_type(error: BaseException) -> ErrorCode:
     match error:
         case Refused(code=code) | Unavailable(code=code):
             return code
-        case Poison():
+        case DeadLetter():
             return Fault.POISON
         case Halted():
             return Fault.HALTED

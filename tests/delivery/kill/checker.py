@@ -13,9 +13,9 @@ import pyarrow.parquet as pq
 
 from bronze.objects.footer import FOOTER_KEY
 from bronze.protocol import message, rejected_records
-from bronze.protocol.documents import Contents, Entry, Identity, entry_of
+from bronze.protocol.documents import CatalogEntry, Contents, Identity, entry_of
 from bronze.protocol.lane import Lane
-from bronze.protocol.message import GAP, Kind
+from bronze.protocol.message import PLACEHOLDER, MessageKind
 from bronze.servers.catalog import KEYED_TTL, UNKEYED_TTL
 from bronze.servers.jetstream import TTL, JetStream
 from local.servers import S3Account
@@ -49,7 +49,7 @@ class Found:
     #: the records of each message that was set aside, by key
     quarantine: Mapping[str, list[str]]
     #: in the catalog's order
-    entries: list[Entry]
+    entries: list[CatalogEntry]
     #: the last identity of each submission, with its time to live, by submission_id
     identities: Mapping[str, tuple[Identity, str]]
     #: first and last sequence of each lane's stream, by the stream's name
@@ -135,8 +135,8 @@ def _check_catalog(verdict: Verdict, found: Found) -> None:
         ]
 
 
-def _by_lane(entries: Iterable[Entry]) -> Mapping[tuple[str, int, str], list[Entry]]:
-    lanes: dict[tuple[str, int, str], list[Entry]] = defaultdict(list)
+def _by_lane(entries: Iterable[CatalogEntry]) -> Mapping[tuple[str, int, str], list[CatalogEntry]]:
+    lanes: dict[tuple[str, int, str], list[CatalogEntry]] = defaultdict(list)
     for entry in entries:
         lanes[entry.source, entry.lane, entry.epoch].append(entry)
     return lanes
@@ -160,8 +160,8 @@ def records_of(content: bytes, *, apart: bool) -> list[str]:
     """A message's records, each exactly as it was sent; `apart`: of those that were rejected."""
     if apart:
         return [raw.decode() for _, raw in rejected_records.unpack(content)[1]]
-    raws = message.records_of(Kind.RECORDS if content.startswith(b"[") else Kind.LINES, content)
-    return [raw.decode() for raw in raws if raw != GAP]
+    raws = message.split_records(MessageKind.RECORDS if content.startswith(b"[") else MessageKind.LINES, content)
+    return [raw.decode() for raw in raws if raw != PLACEHOLDER]
 
 
 def read_bucket(account: S3Account) -> tuple[dict[str, tuple[Contents, list[str]]], dict[str, list[str]]]:
@@ -200,18 +200,18 @@ async def streams(jetstream: JetStream, subject: str) -> list[str]:
     return names
 
 
-async def read_catalog(jetstream: JetStream) -> tuple[list[Entry], dict[str, tuple[Identity, str]]]:
+async def read_catalog(jetstream: JetStream) -> tuple[list[CatalogEntry], dict[str, tuple[Identity, str]]]:
     """Every entry, in order, and the last identity of each submission with its time to live."""
     (stream,) = await streams(jetstream, "catalog.>")
     state = await jetstream.state(stream)
-    entries: list[Entry] = []
+    entries: list[CatalogEntry] = []
     identities: dict[str, tuple[Identity, str]] = {}
     first = state.first
     while first <= state.last:
         messages = await jetstream.read(stream, first, messages_max=1000, bytes_max=2**24)
         for one in messages:
             if one.subject.startswith("catalog."):
-                entries.append(msgspec.json.decode(one.payload, type=Entry))
+                entries.append(msgspec.json.decode(one.payload, type=CatalogEntry))
             else:
                 identities[one.submission_id] = msgspec.json.decode(one.payload, type=Identity), one.headers[TTL]
         first = messages[-1].sequence + 1

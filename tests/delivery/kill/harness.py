@@ -21,7 +21,7 @@ import zstandard
 
 from bronze.errors import Unavailable
 from bronze.protocol.lane import Lane, lane_subject
-from bronze.protocol.message import HEADER_KIND, HEADER_SUBMISSION, Kind, Message, Part, content
+from bronze.protocol.message import HEADER_KIND, HEADER_SUBMISSION, Message, MessageKind, Part, decompress
 from bronze.servers.jetstream import (
     EXPECTED_LAST_SUBJECT_SEQUENCE,
     EXPECTED_STREAM,
@@ -381,7 +381,7 @@ class Clients:
                 record
                 for one in copies
                 for record in checker.records_of(
-                    content(one.headers, one.payload), apart=one.headers.get(HEADER_KIND) == Kind.REJECTED
+                    decompress(one.headers, one.payload), apart=one.headers.get(HEADER_KIND) == MessageKind.REJECTED
                 )
             )
         else:

@@ -21,15 +21,15 @@ from bronze.objects import encoder
 from bronze.objects.encoder import Encoded
 from bronze.objects.footer import CONTENT_TYPE, TAIL_BYTES, contents_of_footer, footer_start
 from bronze.protocol.attempts import Attempt
-from bronze.protocol.chain import Position, Sorted
+from bronze.protocol.chain import Position, ReconciledCut
 from bronze.protocol.documents import Contents
 from bronze.protocol.lane import Lane
-from bronze.protocol.message import Accepted
-from bronze.records.spool import Checked
+from bronze.protocol.message import AcceptedSubmission
+from bronze.records.spool import CheckedSubmission
 from bronze.servers.bucket import Bucket
 from bronze.servers.catalog import Catalog
-from bronze.servers.queue import Lanes, Queue
-from bronze.wiring import Edges
+from bronze.servers.queue import LaneAdmin, Queue
+from bronze.wiring import Servers
 
 NAME = "BRONZE_KILL_NAME"
 ORDERS = "BRONZE_KILL_ORDERS"
@@ -76,8 +76,10 @@ class Wrapper:
 
 
 class KilledQueue(Wrapper):
-    async def submit(self, lane: Lane, accepted: Accepted, checked: Checked, deadline_s: float) -> Accepted | None:
-        earlier: Accepted | None = await self._edge.submit(lane, accepted, checked, deadline_s)
+    async def submit(
+        self, lane: Lane, accepted: AcceptedSubmission, checked: CheckedSubmission, deadline_s: float
+    ) -> AcceptedSubmission | None:
+        earlier: AcceptedSubmission | None = await self._edge.submit(lane, accepted, checked, deadline_s)
         obey(Step.PUBLISH_202)
         return earlier
 
@@ -99,7 +101,7 @@ class KilledBucket(Wrapper):
 class CatalogFirst(Wrapper):
     """The negative control: a bucket that has the catalog entry appended before the object is there."""
 
-    def __init__(self, edges: Edges) -> None:
+    def __init__(self, edges: Servers) -> None:
         super().__init__(edges.bucket)
         self._edges = edges
 
@@ -141,7 +143,7 @@ class Handed:
         pass
 
 
-def wire(edges: Edges) -> Edges:
+def wire(edges: Servers) -> Servers:
     """The service's edges under orders."""
     if os.environ.get(CATALOG_FIRST):
         bucket, catalog = cast(Bucket, CatalogFirst(edges)), cast(Catalog, CatalogDone(edges.catalog))
@@ -160,8 +162,8 @@ def decode_deadly() -> None:
     """Make decoding what it is where a library crashes on some input: the end of the process."""
     encode = encoder.encode_object
 
-    def crash(source: Any, lane: Lane, key: str, cut: Sorted, traceparent: str, written_at: str = "") -> Encoded:
-        if any(DEADLY in one.message.content() and not one.undecoded for one in cut.kept):
+    def crash(source: Any, lane: Lane, key: str, cut: ReconciledCut, traceparent: str, written_at: str = "") -> Encoded:
+        if any(DEADLY in one.message.content() and not one.undecoded for one in cut.accepted):
             os.kill(os.getpid(), signal.SIGKILL)
         return encode(source, lane, key, cut, traceparent, written_at)
 
@@ -200,7 +202,7 @@ def main(role: str, *arguments: str) -> int:
     chosen = settings.load()
     if role == "lanes":
         (number,) = map(int, arguments)
-        return asyncio.run(wiring.change_lanes(chosen, number, lambda queue: cast(Lanes, Doomed(queue))))
+        return asyncio.run(wiring.change_lanes(chosen, number, lambda queue: cast(LaneAdmin, Doomed(queue))))
     if role == "serve":
         return asyncio.run(wiring.serve(chosen, wire))
     return asyncio.run(wiring.consume_role(chosen, wire))

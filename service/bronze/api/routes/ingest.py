@@ -15,7 +15,7 @@ from bronze.api.routes.sources import declared
 from bronze.api.submit_telemetry import SubmissionTelemetry
 from bronze.errors import Refusal, Refused
 from bronze.protocol.message import FILE_NAME_CHARS_MAX
-from bronze.records.media import JSON, NDJSON, Format
+from bronze.records.media import JSON, NDJSON, ColumnarType
 from bronze.records.sources import CLASSIFICATION_ID_CHARS_MAX, Source
 from bronze.telemetry.context import traceparent
 from bronze.telemetry.sdk import Telemetry
@@ -63,7 +63,7 @@ def _openapi(sources: Mapping[str, Source]) -> dict[str, Any]:
                     "schema": {"oneOf": [{"type": "object"}, {"type": "array", "items": {"type": "object"}}]},
                     "example": [{"vehicle_id": "N14228", "manufacturer": "BOEING", "seats": 149}],
                 },
-                **{str(form): {"schema": {"type": "string", "contentMediaType": str(form)}} for form in Format},
+                **{str(form): {"schema": {"type": "string", "contentMediaType": str(form)}} for form in ColumnarType},
             },
         },
     }

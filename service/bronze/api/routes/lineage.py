@@ -6,10 +6,10 @@ from fastapi import FastAPI, Query
 
 from bronze.api import problems
 from bronze.errors import Refusal, Refused
-from bronze.lineage.lookup import LIMIT, LIMIT_MAX, By, Chain, Lookups
+from bronze.lineage.lookup import LIMIT, LIMIT_MAX, By, Lineage, LineageLookup
 
 
-def add(app: FastAPI, lookups: Lookups) -> None:
+def add(app: FastAPI, lookups: LineageLookup) -> None:
     """Answer look-ups."""
 
     @app.get(
@@ -26,7 +26,7 @@ def add(app: FastAPI, lookups: Lookups) -> None:
         limit: Annotated[
             int, Query(ge=1, le=LIMIT_MAX, description="Bound of the submissions and of the objects.")
         ] = LIMIT,
-    ) -> Chain:
+    ) -> Lineage:
         by: dict[By, str | None] = {
             "classification_id": classification_id,
             "file_path": file_path,
@@ -38,4 +38,4 @@ def add(app: FastAPI, lookups: Lookups) -> None:
             raise Refused(
                 Refusal.INVALID_QUERY, f"Give exactly one of {', '.join(by)}; or id, where it may be any of these."
             )
-        return await (lookups.any(id, limit) if id else lookups.chain(*asked[0], limit))
+        return await (lookups.guess(id, limit) if id else lookups.lineage(*asked[0], limit))
