@@ -12,7 +12,7 @@ import pytest
 import pytest_asyncio
 
 from bronze.errors import Refused, Unavailable
-from bronze.lineage import catalog_index, lookup
+from bronze.lineage import catalog_index
 from bronze.lineage.catalog_index import CatalogIndex
 from bronze.lineage.lookup import Lineage, LineageLookup, ObjectShare
 from bronze.lineage.submission import SubmissionLookup
@@ -207,14 +207,19 @@ async def test_a_run_among_many_of_a_submission_is_found_by_the_objects_column(
 
 
 async def test_more_candidates_than_are_searched_make_an_answer_incomplete(
-    data: Data, looking: LineageLookup, seen: CatalogIndex, feed: Feed, monkeypatch: pytest.MonkeyPatch
+    data: Data,
+    seen: CatalogIndex,
+    bucket: S3Bucket,
+    submissions: SubmissionLookup,
+    prefix: str,
+    feed: Feed,
 ) -> None:
     """The newest are searched; where nothing is found, nobody can tell, which is not the same as not there."""
     many = [f"a-{number:04}" for number in range(200)]
     for number in range(3):
         await data.store(of_runs(*many, f"b-{number}", "z"))
     await caught_up(seen, feed)
-    monkeypatch.setattr(lookup, "SEARCHED_MAX", 2)
+    looking = LineageLookup(seen, bucket, submissions.find, prefix, searched_max=2)
     found = await looking.lineage("classification_id", "z")
     assert (len(found.objects), found.complete) == (2, False)
     with pytest.raises(Unavailable, match="not each"):
@@ -253,13 +258,13 @@ async def test_what_the_view_has_not_seen_is_asked_of_those_who_know(
 
 
 async def test_a_view_that_is_behind_does_not_say_that_nothing_is_there(
-    looking: LineageLookup, monkeypatch: pytest.MonkeyPatch
+    looking: LineageLookup, seen: CatalogIndex, bucket: S3Bucket, submissions: SubmissionLookup, prefix: str
 ) -> None:
     with pytest.raises(Refused):
         await looking.lineage("trace_id", "1" * 32)
-    monkeypatch.setattr(lookup, "LAG_S_MAX", 0)
+    stricter = LineageLookup(seen, bucket, submissions.find, prefix, lag_s_max=0)
     with pytest.raises(Unavailable, match="behind") as raised:
-        await looking.lineage("trace_id", "1" * 32)
+        await stricter.lineage("trace_id", "1" * 32)
     assert raised.value.code == "undecided"
 
 

@@ -48,7 +48,7 @@ MADE_PER_PIECE = {
     "SpooledBody": "a request's body",
     "SubmissionTelemetry": "a request's span and measurements",
     "Progress": "a command's progress bar",
-    "Trail": "an object's spans",
+    "UploadTelemetry": "an object's spans and measurements",
 }
 
 

@@ -173,11 +173,10 @@ async def test_every_answer_has_its_words(answer: Lineage | Exception, status: i
     assert words in re.sub(r"\s+", " ", shown.html)
 
 
-async def test_rows_are_read_for_few_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_rows_are_read_for_few_at_once() -> None:
     """They wait in threads that check submissions too: however many look at a bucket that hangs, two are taken."""
-    monkeypatch.setattr(page, "LOOK_UP_S_MAX", 0.1)
     answers = Answers()
-    shown = Page(answers, answers, None, None)
+    shown = Page(answers, answers, None, None, look_up_s_max=0.1)
     many = await asyncio.gather(*(shown.show("x") for _ in range(page.READING_MAX + 3)))
     assert sum("The bucket does not answer." in one.html for one in many) == page.READING_MAX
     assert sum("Others look at rows just now." in one.html for one in many) == 3

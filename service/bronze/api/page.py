@@ -77,9 +77,16 @@ class Page:
     """Asks, and renders what it is told. `trace_url` has `{trace_id}` where the id stands."""
 
     def __init__(
-        self, chains: LineageSource, bucket: Bucket, prometheus: Prometheus | None, trace_url: str | None
+        self,
+        lookups: LineageSource,
+        bucket: Bucket,
+        prometheus: Prometheus | None,
+        trace_url: str | None,
+        *,
+        look_up_s_max: float = LOOK_UP_S_MAX,
     ) -> None:
-        self._lookups = chains
+        self._look_up_s_max = look_up_s_max
+        self._lookups = lookups
         self._bucket = bucket
         self._prometheus = prometheus
         self._reading: set[asyncio.Task[Preview | None]] = set()
@@ -119,7 +126,7 @@ class Page:
             problem = PageProblem("That is no id", f"An id or a path has {Q_CHARS_MAX:,} characters at most.")
             return await self._render(400, q=q[:Q_CHARS_MAX], problem=problem)
         try:
-            async with asyncio.timeout(LOOK_UP_S_MAX):
+            async with asyncio.timeout(self._look_up_s_max):
                 chain = await self._lookups.guess(q, LISTED_MAX)
         except Refused as error:
             # the search worked, and this is its answer: for a browser a 404 would be an error of the page
@@ -150,7 +157,7 @@ class Page:
         reading = asyncio.create_task(examine(self._bucket, chain.objects[0].file_path, first_rows))
         self._reading.add(reading)
         reading.add_done_callback(self._read)
-        await asyncio.wait({reading}, timeout=LOOK_UP_S_MAX)
+        await asyncio.wait({reading}, timeout=self._look_up_s_max)
         if not reading.done():
             return None, "The bucket does not answer."
         match reading.exception():

@@ -125,12 +125,17 @@ class LineageLookup:
         bucket: Bucket,
         whereabouts: Callable[[str], Awaitable[tuple[AcceptedSubmission, Identity | None]]],
         prefix: str,
+        *,
+        searched_max: int = SEARCHED_MAX,
+        lag_s_max: float = LAG_S_MAX,
     ) -> None:
         """`whereabouts` is what identity and queue know of a submission; it raises `Refused`."""
         self._view = view
         self._bucket = bucket
         self._whereabouts = whereabouts
         self._prefix = prefix
+        self._searched_max = searched_max
+        self._lag_s_max = lag_s_max
         self._searching = asyncio.Semaphore(SEARCHED_AT_ONCE)
 
     async def lineage(self, by: By, value: str, limit: int = LIMIT) -> Lineage:
@@ -177,7 +182,7 @@ class LineageLookup:
 
     def _unknown(self, by: By, value: str, *, complete: bool) -> Refused | Unavailable:
         lag_s = self._view.lag_s
-        if lag_s > LAG_S_MAX:
+        if lag_s > self._lag_s_max:
             return Unavailable(
                 Outage.UNDECIDED,
                 f"Nothing is known of {by} {value!r} yet: the view is {lag_s:.0f} s behind the catalog.",
@@ -214,14 +219,14 @@ class LineageLookup:
     async def _of_a_run(self, run: str, limit: int) -> tuple[list["_Found"], bool]:
         """What the view knows by itself, and what the columns of other objects say; False: not all were searched."""
         found = await self._view.by_id(IdKind.CLASSIFICATION, run, limit + 1, partial(_of_run, run))
-        candidates = await self._view.to_search(run, SEARCHED_MAX + 1)
+        candidates = await self._view.to_search(run, self._searched_max + 1)
         held: dict[str, Mapping[str, int]] = {}
 
         async def search(file_path: str) -> None:
             async with self._searching:
                 held[file_path] = await examine(self._bucket, file_path, partial(_holders, run)) or {}
 
-        searches = [asyncio.ensure_future(search(one)) for one in candidates[:SEARCHED_MAX]]
+        searches = [asyncio.ensure_future(search(one)) for one in candidates[: self._searched_max]]
         if searches:
             _, late = await asyncio.wait(searches, timeout=SEARCH_S_MAX)
             for one in late:

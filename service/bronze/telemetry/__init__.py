@@ -9,7 +9,7 @@ sdk, logs, scrape  where it all goes
 losses       what did not get there, counted
 
 Imports: errors, settings.
-Libraries: fastapi, opentelemetry, prometheus_client, yaml.
+Libraries: fastapi, opentelemetry, prometheus_client, requests, yaml.
 """
 
 from bronze.telemetry.sdk import FASTAPI_TELEMETRY_OFF, Telemetry, start
