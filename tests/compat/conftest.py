@@ -15,6 +15,7 @@ from tests.compat import state
 from tests.compat.record import WRITTEN
 from tests.compat.scenario import BUCKET, SETTINGS
 from tests.compat.site import Site
+from tests.compat.state import Call
 
 Written = dict[str, Any]
 
@@ -43,9 +44,17 @@ def site(tmp_path: Path, s3_account: S3Account, written: Written) -> Iterator[Si
 
 
 def renew(site: Site, written: Written) -> None:
-    """Identities have a time to live, which goes on in a queue that is kept: each is written once more, as it was."""
+    """Write each identity once more, as it was. Their time to live goes on in a queue that is kept: those that are
+    still there are taken away first, so that the test is the same today and in a year.
+    """
     catalog = next(one for one in written["queue"] if "identity.*" in one["config"]["subjects"])
-    last = {one["subject"]: one for one in catalog["messages"] if one["subject"].startswith("identity.")}
-    for subject, message in last.items():
+    old = [one for one in catalog["messages"] if one["subject"].startswith("identity.")]
+
+    async def take_away(call: Call) -> None:
+        for one in old:
+            await call(f"STREAM.MSG.DELETE.{catalog['config']['name']}", seq=one["sequence"])
+
+    state.on_queue(site.nats_port, take_away)
+    for subject, message in {one["subject"]: one for one in old}.items():
         ttl = {name: value for name, value in message["headers"] if name == "Nats-TTL"}
         state.publish(site.nats_port, subject, state.as_bytes(message["payload"]), ttl)
