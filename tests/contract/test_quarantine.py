@@ -257,7 +257,7 @@ async def test_poison_is_listed_and_replayed_by_its_headers(
     ours = {one["submission_id"]: one for one in listed if served.lane.epoch in one["key"]}
     assert ours[other]["replayed_as"] == mark.submission_id
     assert ours["x"]["records"] == [{"index": None, "kind": None, "field": None, "reason": None}]
-    with pytest.raises(CommandError, match="cannot be told apart"):
+    with pytest.raises(CommandError, match="cannot be separated"):
         match_lines([await load(served.bucket, ours["x"]["key"])], [b"{}"])
 
 

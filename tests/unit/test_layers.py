@@ -37,7 +37,6 @@ OUTSIDE = {
     "sqlite3",
     "subprocess",
     "threading",
-    "urllib",
 }
 #: Libraries that only compute. What is pure imports no others.
 COMPUTING = {"msgspec", "pyarrow", "uuid_utils", "zstandard"}

@@ -30,10 +30,11 @@ from bronze.objects.rows import ARROW_ROWS_MIN, _times
 from bronze.objects.search import submissions_with
 from bronze.protocol.chain import ReconciledCut, reconcile
 from bronze.protocol.documents import Contents, Identity, identities_of
-from bronze.protocol.keys import object_key, quarantine_key
+from bronze.protocol.keys import object_key
 from bronze.protocol.lane import Lane, lane_subject
 from bronze.protocol.limits import digest
 from bronze.protocol.message import HEADER_ENCODING, ZSTD, AcceptedSubmission, Message, MessageKind, Part
+from bronze.protocol.quarantine import quarantine_key
 from bronze.records import sources
 from bronze.records.columns import columnar_schema, object_schema
 from bronze.records.json_intake import JsonIntake

@@ -15,7 +15,6 @@ from bronze.errors import DeadLetter, Refused
 from bronze.objects.encoder import encode_object
 from bronze.protocol import rejected_records
 from bronze.protocol.chain import reconcile
-from bronze.protocol.keys import quarantine_key
 from bronze.protocol.lane import Lane, lane_subject
 from bronze.protocol.message import (
     HEADER_BYTES_MAX,
@@ -27,6 +26,7 @@ from bronze.protocol.message import (
     MessageKind,
     Part,
 )
+from bronze.protocol.quarantine import quarantine_key
 from bronze.records import sources
 from bronze.records.json_intake import JsonIntake
 from bronze.records.spool import CheckedSubmission
@@ -174,7 +174,7 @@ def aside(
         reason="",
         accepted=ACCEPTED if accepted else None,
         records=[Record(raw, 2 * index) for index, raw in enumerate(records)],
-        apart=True,
+        separable=True,
         replayed=None,
     )
 
@@ -187,7 +187,7 @@ def test_a_mended_line_belongs_to_its_record_and_an_empty_one_gives_it_up() -> N
 
 @pytest.mark.parametrize(
     ("of", "lines", "wrong"),
-    [(aside(b"a", b"b"), [b"a"], "1 lines, and 2 records"), (aside(b"a", accepted=False), [b"a"], "nothing is known")],
+    [(aside(b"a", b"b"), [b"a"], "1 lines, and 2 records"), (aside(b"a", accepted=False), [b"a"], "is not known")],
 )
 def test_lines_that_cannot_be_told_apart_are_a_mistake(of: QuarantinedObject, lines: list[bytes], wrong: str) -> None:
     with pytest.raises(CommandError, match=wrong):

@@ -1,5 +1,5 @@
 """The commands of an operator.
 
-A role. Imports: errors, objects, protocol, servers, settings.
+A role. Imports: client, errors, objects, protocol, records, servers, settings.
 Libraries: httpx, msgspec, rich.
 """

@@ -17,6 +17,7 @@ import msgspec
 from rich.console import Console
 from rich.markup import escape
 
+from bronze import client
 from bronze.errors import Misconfigured, Outage, Unavailable
 from bronze.servers.catalog_feed import Feed, FeedEntry, FeedPosition
 from bronze.settings import Settings
@@ -24,7 +25,6 @@ from bronze.settings import Settings
 FOLLOW = "follow"
 POLL_S = 0.2
 RETRY_S = 0.5
-TIMEOUT = httpx.Timeout(30, connect=5)
 
 _DURATION = re.compile(r"(\d+)([smhd])")
 _UNIT_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -63,25 +63,32 @@ def wants_follow(args: argparse.Namespace) -> bool:
 
 
 def run_ask(args: argparse.Namespace, settings: Settings) -> int:
-    """Print the chain; 1 where nothing is known, 2 where the API does not take the question. Raises `Unavailable`."""
+    """Print the lineage. The exit code is 1 if nothing is known, and 2 if the API refuses the question.
+
+    Raises `Unavailable`.
+    """
     by = ("id", "classification_id", "file_path", "submission_id", "trace_id")
     asked = {name: getattr(args, name) for name in by if getattr(args, name)}
-    url = f"{(args.url or settings.api_url).rstrip('/')}/v1/lineage"
+    with client.connect(settings, args.url) as http:
+        url = http.base_url.join("v1/lineage")
+        try:
+            response = http.get(url, params={**asked, "limit": args.limit})
+        except httpx.RequestError as error:
+            raise client.unreachable(error, url) from error
+    if response.is_error:
+        failure = client.failure(response, lambda _: "bronze lineage")
+        if isinstance(failure, Unavailable):
+            raise failure
+        print(f"bronze lineage: {client.problem_of(response).detail or failure.detail}", file=sys.stderr)
+        return 1 if failure.status == httpx.codes.NOT_FOUND else 2
     try:
-        answer = httpx.get(url, params={**asked, "limit": args.limit}, timeout=TIMEOUT)
-        said = answer.json()
-    except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
-        raise Unavailable(Outage.UNAVAILABLE, f"{url} does not answer: {error or type(error).__name__}") from error
-    if answer.status_code != httpx.codes.OK:
-        detail = str(said.get("detail", answer.reason_phrase))
-        if answer.status_code >= httpx.codes.INTERNAL_SERVER_ERROR:
-            raise Unavailable(Outage.UNAVAILABLE, detail)
-        print(f"bronze lineage: {detail}", file=sys.stderr)
-        return 1 if answer.status_code == httpx.codes.NOT_FOUND else 2
+        lineage = response.json()
+    except ValueError as error:
+        raise Unavailable(Outage.UNAVAILABLE, f"{url} does not answer as the API does: {error}") from error
     if args.json:
-        print(answer.text)
+        print(response.text)
     else:
-        _print(said)
+        _print(lineage)
     return 0
 
 

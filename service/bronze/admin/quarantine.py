@@ -7,24 +7,22 @@ what was replayed gets a mark beside it.
 
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-from urllib.parse import unquote
 
 import msgspec
 
 from bronze.errors import DeadLetter, Halted
 from bronze.protocol import rejected_records
 from bronze.protocol.message import PLACEHOLDER, AcceptedSubmission, MessageKind, Part, split_records
-
-if TYPE_CHECKING:
-    from bronze.servers.bucket import Bucket, Head
-
-
-FOLDER = "quarantine/"
-REJECTED = ".rejected"
-MESSAGE = ".message"
-#: The end of the mark's key, after that of what was replayed.
-REPLAYED = ".replayed"
+from bronze.protocol.quarantine import (
+    FOLDER,
+    REJECTED,
+    REPLAYED,
+    QuarantineMetadata,
+    is_quarantined,
+    source_folder,
+    source_of,
+)
+from bronze.servers.bucket import Bucket, Head
 
 
 class CommandError(Exception):
@@ -61,8 +59,8 @@ class QuarantinedObject:
     reason: str
     accepted: AcceptedSubmission | None
     records: Sequence[Record]
-    #: whether the records are told apart: else the only one is the whole message, whatever it is
-    apart: bool
+    #: whether the records could be separated: else the only one is the whole message
+    separable: bool
     replayed: ReplayMark | None
 
     def listed(self) -> dict[str, object]:
@@ -90,57 +88,56 @@ class QuarantinedObject:
 
     def lines(self) -> list[bytes]:
         """Each record as one line: a line's end is a blank to JSON outside of strings, and an error inside."""
-        if not self.apart:
+        if not self.separable:
             return [self.records[0].raw]
         return [b" ".join(one.raw.splitlines()) for one in self.records]
 
 
 async def find(
-    bucket: "Bucket", *, source: str | None = None, since: str = "", submission_id: str | None = None
+    bucket: Bucket, *, source: str | None = None, since: str = "", submission_id: str | None = None
 ) -> AsyncIterator[QuarantinedObject]:
-    """What is in quarantine, by source and in the order of its lanes; `since` is a server's time, or its beginning."""
-    keys = [key async for key in bucket.keys(f"{FOLDER}source={source}/" if source else FOLDER)]
-    marked = {key for key in keys if key.endswith(REPLAYED)}
+    """The objects in quarantine, by source and in the order of its lanes.
+
+    `since` is a time of the queue's server (RFC 3339, UTC), or the beginning of one.
+    """
+    keys = [key async for key in bucket.keys(source_folder(source) if source else FOLDER)]
+    marks = {key for key in keys if key.endswith(REPLAYED)}
     for key in keys:
-        head = await bucket.head(key) if key.endswith((REJECTED, MESSAGE)) else None
-        if head and _stored_at(head) >= since and submission_id in {None, _submission_id(head)}:
-            yield await _aside(bucket, key, head, replayed=key + REPLAYED in marked)
+        head = await bucket.head(key) if is_quarantined(key) else None
+        if head is None:
+            continue
+        metadata = QuarantineMetadata.parse(head.metadata)
+        if metadata.time >= since and submission_id in {None, metadata.submission_id}:
+            yield await _load(bucket, key, head, replayed=key + REPLAYED in marks)
 
 
-async def load(bucket: "Bucket", key: str) -> QuarantinedObject:
-    """What lies under a key; raises `CommandError`."""
-    head = await bucket.head(key) if key.startswith(FOLDER) and key.endswith((REJECTED, MESSAGE)) else None
+async def load(bucket: Bucket, key: str) -> QuarantinedObject:
+    """The object under a key; raises `CommandError`."""
+    head = await bucket.head(key) if is_quarantined(key) else None
     if head is None:
-        raise CommandError(f"{key} is not in quarantine; `bronze quarantine list` says what is")
-    return await _aside(bucket, key, head, replayed=await bucket.head(key + REPLAYED) is not None)
+        raise CommandError(f"{key} is not in quarantine; `bronze quarantine list` shows what is")
+    return await _load(bucket, key, head, replayed=await bucket.head(key + REPLAYED) is not None)
 
 
-def _stored_at(head: "Head") -> str:
-    return head.metadata.get("bronze-time", "")
-
-
-def _submission_id(head: "Head") -> str:
-    return head.metadata.get("bronze-subject", "").rpartition(".")[2]
-
-
-async def _aside(bucket: "Bucket", key: str, head: "Head", *, replayed: bool) -> QuarantinedObject:
+async def _load(bucket: Bucket, key: str, head: Head, *, replayed: bool) -> QuarantinedObject:
+    metadata = QuarantineMetadata.parse(head.metadata)
     payload = await bucket.read(key, 0, head.size) if head.size else b""
-    accepted, records = await _records(bucket, key, payload, unquote(head.metadata.get("bronze-file-path", "")))
+    accepted, records = await _records(bucket, key, payload, metadata.file_path)
     return QuarantinedObject(
         key=key,
-        source=key.removeprefix(f"{FOLDER}source=").partition("/")[0],
-        submission_id=_submission_id(head),
-        stored_at=_stored_at(head),
-        reason=head.metadata.get("bronze-reason", ""),
+        source=source_of(key),
+        submission_id=metadata.submission_id,
+        stored_at=metadata.time,
+        reason=metadata.reason,
         accepted=accepted,
         records=records or [Record(payload)],
-        apart=bool(records),
+        separable=bool(records),
         replayed=await _mark(bucket, key) if replayed else None,
     )
 
 
 async def _records(
-    bucket: "Bucket", key: str, payload: bytes, file_path: str
+    bucket: Bucket, key: str, payload: bytes, file_path: str
 ) -> tuple[AcceptedSubmission | None, list[Record]]:
     """The submission, if it is known, and its records, if they can be told apart."""
     if key.endswith(REJECTED):
@@ -162,11 +159,10 @@ async def _records(
     ]
 
 
-async def _part(bucket: "Bucket", key: str, file_path: str) -> Part | None:
+async def _part(bucket: Bucket, key: str, file_path: str) -> Part | None:
     """The part that a message was, by the headers that the object which lists it has kept."""
-    from bronze.objects.reader import (
-        read_contents,  # a publisher, whose command line is ours too, does without what it loads
-    )
+    # not at import: the command line of publishers, too, imports this module, and they do without PyArrow
+    from bronze.objects.reader import read_contents
 
     try:
         contents = await read_contents(bucket, file_path) if file_path else None
@@ -176,6 +172,6 @@ async def _part(bucket: "Bucket", key: str, file_path: str) -> Part | None:
         return None
 
 
-async def _mark(bucket: "Bucket", key: str) -> ReplayMark | None:
+async def _mark(bucket: Bucket, key: str) -> ReplayMark | None:
     head = await bucket.head(key + REPLAYED)
     return msgspec.json.decode(await bucket.read(key + REPLAYED, 0, head.size), type=ReplayMark) if head else None

@@ -5,17 +5,14 @@ import datetime as dt
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-import httpx
 import msgspec
 
-from bronze.settings import Settings
-
-if TYPE_CHECKING:
-    from bronze.servers.bucket import Bucket
+from bronze import client
 from bronze.admin.quarantine import CommandError, QuarantinedObject, find, load
-from bronze.admin.quarantine_replay import TIMEOUT, match_lines, replay
+from bronze.admin.quarantine_replay import match_lines, replay
+from bronze.servers.bucket import Bucket
+from bronze.settings import Settings
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,7 +46,7 @@ def _time(text: str) -> str:
     return moment.astimezone(dt.UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
-async def run(args: argparse.Namespace, settings: Settings, bucket: "Bucket") -> int:
+async def run(args: argparse.Namespace, settings: Settings, bucket: Bucket) -> int:
     """Do what the command line says; the exit code is 1 where it cannot be done."""
     try:
         match args.action:
@@ -65,7 +62,7 @@ async def run(args: argparse.Namespace, settings: Settings, bucket: "Bucket") ->
     return 0
 
 
-async def _chosen(args: argparse.Namespace, bucket: "Bucket") -> list[QuarantinedObject]:
+async def _chosen(args: argparse.Namespace, bucket: Bucket) -> list[QuarantinedObject]:
     """What the command line names."""
     if bool(args.keys) == bool(args.submission):
         raise CommandError("name keys, or a submission with --submission")
@@ -77,7 +74,7 @@ async def _chosen(args: argparse.Namespace, bucket: "Bucket") -> list[Quarantine
     return found
 
 
-async def _list(args: argparse.Namespace, bucket: "Bucket") -> None:
+async def _list(args: argparse.Namespace, bucket: Bucket) -> None:
     async for aside in find(bucket, source=args.source, since=args.since or ""):
         if args.json:
             print(msgspec.json.encode(aside.listed()).decode())
@@ -93,16 +90,16 @@ def _export(output: Path | None, asides: Sequence[QuarantinedObject]) -> None:
         sys.stdout.buffer.write(content)
 
 
-async def _replay(file: Path | None, asides: Sequence[QuarantinedObject], settings: Settings, bucket: "Bucket") -> None:
-    lines = _lines(file) if file else [line for aside in asides for line in aside.lines()]
-    async with httpx.AsyncClient(base_url=settings.api_url, timeout=TIMEOUT) as http:
-        for again in match_lines(asides, lines):
-            if not again.lines:
-                print(f"{again.aside.key}: given up, every line is empty")
+async def _replay(file: Path | None, objects: Sequence[QuarantinedObject], settings: Settings, bucket: Bucket) -> None:
+    lines = _lines(file) if file else [line for quarantined in objects for line in quarantined.lines()]
+    async with client.connect_async(settings) as http:
+        for corrected in match_lines(objects, lines):
+            if not corrected.lines:
+                print(f"{corrected.quarantined.key}: dropped, every line is empty")
                 continue
-            mark = await replay(bucket, http, again)
-            done = "replayed before" if again.aside.replayed else "replayed"
-            print(f"{again.aside.key}: {mark.records} records {done}, as submission {mark.submission_id}")
+            mark = await replay(bucket, http, corrected)
+            done = "replayed before" if corrected.quarantined.replayed else "replayed"
+            print(f"{corrected.quarantined.key}: {mark.records} records {done}, as submission {mark.submission_id}")
 
 
 def _lines(file: Path) -> list[bytes]:

@@ -12,7 +12,6 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import NoReturn
-from urllib.parse import quote
 
 from bronze.consumer.tasks import cancel, run_unless_stopped, wait_unless_stopped
 from bronze.consumer.upload_telemetry import UploadTelemetry
@@ -21,12 +20,14 @@ from bronze.objects import encoder
 from bronze.objects.encoder import Encoded
 from bronze.objects.footer import CONTENT_TYPE, user_metadata
 from bronze.objects.reader import read_contents
+from bronze.protocol import quarantine
 from bronze.protocol.chain import Gap, Position, Tail, check_covered, reconcile, rolled_back
 from bronze.protocol.documents import Contents, QuarantinedMessage
 from bronze.protocol.keys import first_of_key, hour_prefix, object_key
 from bronze.protocol.lane import Lane
 from bronze.protocol.limits import Limits, due, full, next_cut, readable_prefix
 from bronze.protocol.message import FORMAT, Message, MessageKind, unix_time_s
+from bronze.protocol.quarantine import QuarantineMetadata
 from bronze.records.sources import Source
 from bronze.servers.bucket import Bucket
 from bronze.servers.catalog import Catalog, Overtaken
@@ -43,9 +44,6 @@ BACK_OFF_S_MIN = 0.1
 BACK_OFF_S_MAX = 5.0
 #: How long a lane whose next message only a newer consumer knows is left alone.
 NEWER_FORMAT_WAIT_S = 30.0
-#: An object's user metadata is 2 KB in all.
-REASON_CHARS_MAX = 512
-FILE_PATH_CHARS_MAX = 1_024
 
 
 class NewerFormat(BronzeError):
@@ -275,18 +273,12 @@ class LaneWriter:
         message = message or await self._queue.get(self._lane, aside.sequence)
         if message is None:
             await self._explain(position, Gap(aside.sequence))
-        metadata = {
-            "bronze-reason": aside.reason.encode("ascii", "replace").decode()[:REASON_CHARS_MAX],
-            "bronze-subject": message.subject,
-            "bronze-sequence": str(message.sequence),
-            "bronze-time": message.time,
-            "bronze-file-path": quote(file_path, safe="/=")[:FILE_PATH_CHARS_MAX],
-        }
+        metadata = QuarantineMetadata(aside.reason, message.subject, str(message.sequence), message.time, file_path)
         try:
             kept = message.content()
         except DeadLetter:
             kept = message.payload
-        created = await self._bucket.create(aside.key, kept, metadata, "application/octet-stream")
+        created = await self._bucket.create(aside.key, kept, metadata.encode(), quarantine.CONTENT_TYPE)
         if created and aside.kind is MessageKind.REJECTED:
             log.info("%d rejected records of %s are kept as %s", aside.records, message.submission_id, aside.key)
         elif created:

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from bronze.errors import DeadLetter, Halted
 from bronze.protocol.attempts import DEATHS_TOLERATED
 from bronze.protocol.documents import CatalogEntry, Contents, Duplicate, Identity, QuarantinedMessage
-from bronze.protocol.keys import quarantine_key
 from bronze.protocol.lane import Lane
 from bronze.protocol.limits import digest
 from bronze.protocol.message import Message, MessageKind, Part
+from bronze.protocol.quarantine import quarantine_key
 
 
 @dataclass(frozen=True, slots=True)

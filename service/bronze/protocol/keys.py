@@ -3,7 +3,7 @@
 import re
 
 from bronze.protocol.lane import Lane
-from bronze.protocol.message import Message, MessageKind
+from bronze.protocol.message import Message
 
 #: Version of the keys' layout; stands in each lane's stream, so that roles of different layouts never share one.
 KEY_LAYOUT = "1"
@@ -49,9 +49,3 @@ def lane_of_key(key: str) -> tuple[Lane, int] | None:
     """The lane and the first sequence that an object's key tells of; None where it is no such key."""
     found = _OBJECT_KEY.fullmatch(key)
     return (Lane(found["source"], int(found["lane"]), found["epoch"]), int(found["first"])) if found else None
-
-
-def quarantine_key(lane: Lane, sequence: int, kind: MessageKind = MessageKind.RECORDS) -> str:
-    """The key of a message that is set aside; its end says whether it holds rejected records."""
-    end = "rejected" if kind is MessageKind.REJECTED else "message"
-    return f"quarantine/source={lane.source}/{lane.epoch}-{lane.number}-{sequence:012}.{end}"

@@ -8,7 +8,7 @@ command line.
 A submission's Idempotency-Key is made from its file's path and content and from its number in the file, so a repeated
 request, run or command never makes a second copy.
 
-A role. Imports: errors, protocol, records, settings, telemetry.
+A role. Imports: client, errors, protocol, records, settings, telemetry.
 Libraries: httpx, msgspec, opentelemetry, pyarrow, rich.
 """
 
@@ -18,7 +18,7 @@ from bronze.publisher.formats import STDIN, FileFormat
 from bronze.publisher.plan import BATCH_BYTES, BATCH_RECORDS, RETRY_FOR_S, Plan
 from bronze.publisher.progress import Summary
 from bronze.publisher.publishing import publish
-from bronze.publisher.sending import BACK_OFF_S_FIRST, BACK_OFF_S_MAX, Receipt, Sender, client, file_name
+from bronze.publisher.sending import BACK_OFF_S_FIRST, BACK_OFF_S_MAX, Receipt, Sender, file_name
 from bronze.publisher.simulating import simulate
 from bronze.publisher.stopping import Stop
 from bronze.publisher.watching import watch
@@ -38,7 +38,6 @@ __all__ = [
     "Stop",
     "Summary",
     "batches",
-    "client",
     "file_name",
     "publish",
     "publish_arguments",

@@ -10,6 +10,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TextIO
 
+from bronze.client import connect
 from bronze.errors import BronzeError, Misconfigured
 from bronze.publisher import checking
 from bronze.publisher.declared import RemoteSource
@@ -17,7 +18,6 @@ from bronze.publisher.formats import EXTENSIONS, STDIN, FileFormat, required_for
 from bronze.publisher.plan import BATCH_BYTES, BATCH_RECORDS, RETRY_FOR_S, Plan
 from bronze.publisher.progress import Summary
 from bronze.publisher.publishing import publish
-from bronze.publisher.sending import client
 from bronze.publisher.simulating import INTERVAL_S, simulate
 from bronze.publisher.stopping import Stop
 from bronze.publisher.watching import PATTERN, SETTLE_S, watch
@@ -190,7 +190,7 @@ def _sent(
 
 def _dry_run(args: argparse.Namespace, settings: Settings, plan: Plan) -> int:
     try:
-        with client(settings) as http:
+        with connect(settings) as http:
             declared = RemoteSource(http, plan.source)()
         findings = checking.check(plan, declared, args.files)
     except (BronzeError, OSError) as error:

@@ -10,8 +10,9 @@ from itertools import count
 import httpx
 import msgspec
 
+from bronze.client import failure, unreachable
 from bronze.errors import Misconfigured, Unavailable
-from bronze.publisher.sending import away, back_off_s, failure
+from bronze.publisher.sending import back_off_s
 from bronze.records import sources
 from bronze.records.sources import Source
 
@@ -76,7 +77,7 @@ class RemoteSource:
         try:
             response = self._http.get(url)
         except httpx.RequestError as error:
-            raise away(error, url) from error
+            raise unreachable(error, url) from error
         if response.is_error:
             raise failure(response, lambda _record: f"source {self._source}")
         try:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TextIO
 
+from bronze.client import connect
 from bronze.errors import BronzeError, Misconfigured, Refused
 from bronze.publisher import files as filing
 from bronze.publisher.batches import Batch, batches_of
@@ -17,7 +18,7 @@ from bronze.publisher.files import OpenFile, open_file
 from bronze.publisher.formats import STDIN
 from bronze.publisher.plan import Plan
 from bronze.publisher.progress import Bar, Report, Summary
-from bronze.publisher.sending import Sender, client
+from bronze.publisher.sending import Sender
 from bronze.publisher.stopping import Stop
 from bronze.settings import Settings
 from bronze.telemetry import Telemetry
@@ -150,7 +151,7 @@ def running(
     """A run with all that it needs, for as long as it is open. Raises `Misconfigured`."""
     telemetry.instruments.zero(Role.PUBLISHER, [plan.source])
     with ExitStack() as stack:
-        http = stack.enter_context(client(settings))
+        http = stack.enter_context(connect(settings))
         stack.enter_context(scraped(telemetry))
         telemetry.flush()  # the zeros first: without them, the first counts are no increase
         bar = stack.enter_context(Bar(plan.source, size, shown=progress))

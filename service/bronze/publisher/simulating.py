@@ -8,12 +8,13 @@ from collections.abc import Callable
 
 import msgspec
 
+from bronze.client import connect
 from bronze.errors import BronzeError
 from bronze.publisher.batches import Batch
 from bronze.publisher.fleet import fleet
 from bronze.publisher.plan import RETRY_FOR_S
 from bronze.publisher.publishing import scraped
-from bronze.publisher.sending import Sender, client
+from bronze.publisher.sending import Sender
 from bronze.publisher.stopping import Stop
 from bronze.records import sources
 from bronze.settings import Settings
@@ -40,7 +41,7 @@ def simulate(
     """
     run = uuid.uuid4().hex
     telemetry.instruments.zero(Role.PUBLISHER, sources.load(settings.sources))
-    with client(settings) as http, scraped(telemetry):
+    with connect(settings) as http, scraped(telemetry):
         telemetry.flush()
         sender = Sender(http, telemetry, retry_for_s=RETRY_FOR_S, wait=stop.wait, clock=clock)
         for number, (source, records) in enumerate(fleet(dice or random.Random())):  # noqa: S311  a game

@@ -3,7 +3,6 @@
 import datetime as dt
 from collections.abc import Mapping
 from typing import Any
-from urllib.parse import unquote
 
 from fastapi import FastAPI, Request, Response
 
@@ -14,6 +13,7 @@ from bronze.api.models import SubmissionAccepted, status_url
 from bronze.api.routes.sources import declared
 from bronze.api.submit_telemetry import SubmissionTelemetry
 from bronze.errors import Refusal, Refused
+from bronze.protocol import request_headers
 from bronze.protocol.message import FILE_NAME_CHARS_MAX
 from bronze.records.media import JSON, NDJSON, ColumnarType
 from bronze.records.sources import CLASSIFICATION_ID_CHARS_MAX, Source
@@ -38,11 +38,15 @@ def _openapi(sources: Mapping[str, Source]) -> dict[str, Any]:
     return {
         "parameters": [
             {"name": "source", "in": "path", "required": True, "schema": {"type": "string", "enum": [*sources]}},
-            _header("Idempotency-Key", "A retry under the same key is the same submission: same 202, nothing twice."),
             _header(
-                "Bronze-Classification-Id", "The run that records without a `classification_id` of their own belong to."
+                request_headers.IDEMPOTENCY_KEY,
+                "A retry under the same key is the same submission: same 202, nothing twice.",
             ),
-            _header("Bronze-File-Name", "The client's own file, kept as `_origin`; percent-encoded UTF-8."),
+            _header(
+                request_headers.CLASSIFICATION_ID,
+                "The run that records without a `classification_id` of their own belong to.",
+            ),
+            _header(request_headers.FILE_NAME, "The client's own file, kept as `_origin`; percent-encoded UTF-8."),
             {
                 "name": "on_invalid",
                 "in": "query",
@@ -110,18 +114,18 @@ def _head(request: Request) -> SubmissionHead:
     return SubmissionHead(
         received_at=dt.datetime.now(dt.UTC),
         key=_key(request),
-        classification_id=_text(request, "Bronze-Classification-Id", CLASSIFICATION_ID_CHARS_MAX),
-        file_name=_text(request, "Bronze-File-Name", FILE_NAME_CHARS_MAX),
+        classification_id=_text(request, request_headers.CLASSIFICATION_ID, CLASSIFICATION_ID_CHARS_MAX),
+        file_name=_text(request, request_headers.FILE_NAME, FILE_NAME_CHARS_MAX),
     )
 
 
 def _key(request: Request) -> str | None:
-    key = request.headers.get("idempotency-key")
+    key = request.headers.get(request_headers.IDEMPOTENCY_KEY)
     if key is not None and (not key.strip() or len(key) > KEY_CHARS_MAX):
         raise Refused(
             Refusal.INVALID_HEADER,
             f"Idempotency-Key has 1 to {KEY_CHARS_MAX} characters; make a new UUID for each submission.",
-            header="Idempotency-Key",
+            header=request_headers.IDEMPOTENCY_KEY,
         )
     return key
 
@@ -130,7 +134,7 @@ def _text(request: Request, header: str, chars_max: int) -> str | None:
     """A header of ours, in percent-encoded UTF-8, or its query equivalent; the header wins."""
     query = header.removeprefix("Bronze-").replace("-", "_").lower()
     raw = request.headers.get(header)
-    value = unquote(raw) if raw is not None else request.query_params.get(query)
+    value = request_headers.decode(raw) if raw is not None else request.query_params.get(query)
     if value is not None and not 1 <= len(value) <= chars_max:
         raise Refused(
             Refusal.INVALID_HEADER, f"{header} (or ?{query}=) has 1 to {chars_max} characters.", header=header

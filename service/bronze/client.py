@@ -1,0 +1,111 @@
+"""The HTTP client of every command that calls the API, and what an answer that is an error means.
+
+Imports: errors, settings.
+Libraries: httpx, msgspec.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from email.utils import parsedate_to_datetime
+
+import httpx
+import msgspec
+
+from bronze.errors import ErrorCode, Fault, Misconfigured, Outage, Refused, Unavailable, error_code
+from bronze.settings import Settings
+
+#: Longer than the API's own deadline, so that the API is the one that says how a submission ended.
+TIMEOUT = httpx.Timeout(45, connect=5)
+
+
+class Problem(msgspec.Struct, frozen=True):
+    """The members of a problem document (RFC 9457) that commands use."""
+
+    type: str = "about:blank"
+    title: str = ""
+    detail: str = ""
+    record: int | None = None
+    submission_id: str | None = None
+
+
+def connect(settings: Settings, url: str | None = None) -> httpx.Client:
+    """A client of the API at the settings' address, or at another one. Raises `Misconfigured` for no HTTP address."""
+    return httpx.Client(base_url=_address(settings, url), timeout=TIMEOUT)
+
+
+def connect_async(settings: Settings) -> httpx.AsyncClient:
+    """The same, for a command that runs in an event loop."""
+    return httpx.AsyncClient(base_url=_address(settings), timeout=TIMEOUT)
+
+
+def _address(settings: Settings, url: str | None = None) -> httpx.URL:
+    name, address = ("--url", url) if url else ("BRONZE_API_URL", settings.api_url)
+    try:
+        base_url = httpx.URL(address)
+    except httpx.InvalidURL as error:
+        raise Misconfigured(f"{name}: {address!r}: {error}") from error
+    if base_url.scheme not in {"http", "https"} or not base_url.host:
+        raise Misconfigured(f"{name}: {address!r} is no http address")
+    return base_url
+
+
+def unreachable(error: httpx.RequestError, url: httpx.URL) -> Unavailable:
+    """What it means that there is no answer."""
+    if isinstance(error, httpx.TimeoutException):
+        what = f"{url.host} does not answer: {type(error).__name__}"
+        return Unavailable(Outage.TIMEOUT, what, retry_after_s=0)
+    address = f"{url.scheme}://{url.netloc.decode()}"  # without a password
+    what = f"no API is reached at {address}, where BRONZE_API_URL has it: {error}"
+    return Unavailable(Outage.UNAVAILABLE, what, retry_after_s=0)
+
+
+def failure(response: httpx.Response, place: Callable[[int | None], str]) -> Refused | Unavailable:
+    """What an answer that is an error means: `Unavailable` for what may succeed later.
+
+    `place` says where a record comes from, by its index in the body, or where all of them do.
+    """
+    status = response.status_code
+    problem = problem_of(response)
+    code = _code(status, problem)
+    said = f"{status} {problem.detail or problem.title or response.reason_phrase}"
+    if status == httpx.codes.TOO_MANY_REQUESTS or response.is_server_error:
+        answers = f"{response.url.host} answers {said}"
+        return Unavailable(code, answers, retry_after_s=_retry_after_s(response), status=status)
+    return Refused(code, f"{place(problem.record)}: {said}", status=status, record=problem.record)
+
+
+def problem_of(response: httpx.Response) -> Problem:
+    """The problem document of an answer; an empty one where something else answered, such as a proxy."""
+    try:
+        return msgspec.json.decode(response.content, type=Problem)
+    except msgspec.DecodeError:
+        return Problem()
+
+
+def _code(status: int, problem: Problem) -> ErrorCode:
+    """The code that the problem's type ends in, else one that the status stands for."""
+    word = problem.type.rpartition("/")[2]
+    if code := error_code(word):
+        return code
+    match status:
+        case 401 | 403:
+            return Outage.DENIED
+        case 429:
+            return Outage.THROTTLED
+        case 502 | 503 | 504:
+            return Outage.UNAVAILABLE
+        case _:
+            return Fault.INTERNAL
+
+
+def _retry_after_s(response: httpx.Response) -> int:
+    """The header's wish, seconds or a date (RFC 9110); 0 if there is none."""
+    value = response.headers.get("Retry-After", "").strip()
+    if value.isdecimal():
+        return int(value)
+    try:
+        at = parsedate_to_datetime(value)
+    except ValueError:
+        return 0
+    return max(0, math.ceil(at.timestamp() - time.time()))
