@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
@@ -63,15 +63,16 @@ def started(command: Sequence[str], folder: Path, tests: int) -> Iterator[Run]:
 
         found = until("every test has started what it starts", waiting, timeout_s=120)
         known = with_variable(MARK, mark)
-        known |= {child for one in known for child in one.children(recursive=True)}
+        known |= {child for one in known for child in below(one)}
         sys.stdout.write(f"{len(known)} processes: {names(known)}\n")
-        assert sum(one.name() == "nats-server" for one in known) >= 2 * tests
+        assert sum(name_of(one) == "nats-server" for one in known) >= 2 * tests
         run = Run(psutil.Process(process.pid), mark, frozenset(known), found)
         try:
             yield run
         finally:
             for one in run.left():
-                one.kill()
+                with suppress(psutil.NoSuchProcess):
+                    one.kill()
 
 
 def with_variable(name: str, value: str) -> set[psutil.Process]:
@@ -86,6 +87,13 @@ def with_variable(name: str, value: str) -> set[psutil.Process]:
     return {process for process in psutil.process_iter() if has(process)}
 
 
+def below(process: psutil.Process) -> list[psutil.Process]:
+    try:
+        return process.children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+
+
 def alive(process: psutil.Process) -> bool:
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
@@ -93,8 +101,15 @@ def alive(process: psutil.Process) -> bool:
         return False
 
 
+def name_of(process: psutil.Process) -> str:
+    try:
+        return process.name()
+    except psutil.NoSuchProcess:
+        return "one that has ended"
+
+
 def names(processes: set[psutil.Process]) -> str:
-    return ", ".join(sorted(process.name() for process in processes))
+    return ", ".join(sorted(map(name_of, processes)))
 
 
 def check_ends(what: str, left: Callable[[], set[psutil.Process]]) -> None:
@@ -128,11 +143,8 @@ def press_ctrl_c(run: psutil.Process) -> None:
         pytest.param(
             run_pytest(f"{BUSY}::test_everything"), 1, psutil.Process.kill, id="kill -9, every sort of server"
         ),
-        pytest.param(run_pytest(ONE), 1, press_ctrl_c, id="Ctrl-C"),
-        pytest.param(run_make(ONE), 1, press_ctrl_c, id="Ctrl-C at make"),
         pytest.param(run_make(ONE), 1, psutil.Process.terminate, id="SIGTERM to make"),
-        pytest.param(run_pytest("-n2", ONE, TWO), 2, press_ctrl_c, id="Ctrl-C with workers"),
-        pytest.param(run_make("-n2", ONE, TWO), 2, psutil.Process.terminate, id="SIGTERM to make with workers"),
+        pytest.param(run_make("-n2", ONE, TWO), 2, press_ctrl_c, id="Ctrl-C with workers"),
         pytest.param(run_pytest("-n2", ONE, TWO), 2, psutil.Process.kill, id="kill -9 of the controller"),
     ],
 )
@@ -152,4 +164,4 @@ def test_a_killed_worker_leaves_no_process_behind(tmp_path: Path) -> None:
         theirs = with_variable(WORKER, killed)
         worker.kill()
         check_ends("what the worker started", lambda: set(filter(alive, theirs)))
-        assert {"nats-server"} <= {process.name() for process in with_variable(WORKER, other)}
+        assert "nats-server" in map(name_of, with_variable(WORKER, other))

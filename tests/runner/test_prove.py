@@ -1,6 +1,7 @@
 """`make prove`: rounds from a seed, that go on where they ended, and a page of what they found."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ def test_it(record_property):
     record_property("tries", 2)
     seed = int(os.environ["SEED_OF_ROUND"])
     print(seed)
-    assert seed != 7003
+    assert seed != 7002
 """
 
 
@@ -22,7 +23,7 @@ def test_it(record_property):
 def suites(tmp_path: Path) -> list[Suite]:
     file = tmp_path / "test_seeded.py"
     file.write_text(TEST)
-    return [Suite("seeded", "the third round fails", [str(file)], {"SEED_OF_ROUND": "{seed}"})]
+    return [Suite("seeded", "the second round fails", [str(file)], {"SEED_OF_ROUND": "{seed}"})]
 
 
 def test_a_second_call_goes_on_and_the_page_says_what_failed(tmp_path: Path, suites: list[Suite]) -> None:
@@ -31,19 +32,17 @@ def test_a_second_call_goes_on_and_the_page_says_what_failed(tmp_path: Path, sui
     assert prove(7, seconds / 3600, suites, tmp_path, tmp_path)
     assert prove(7, 0, suites, tmp_path, tmp_path)  # nothing is left to do
     assert prove(8, seconds / 3600, suites, tmp_path, tmp_path)
-    assert prove(7, seconds / 3600, suites, tmp_path, tmp_path)
     assert not prove(7, seconds / 3600, suites, tmp_path, tmp_path)
     results = read(tmp_path / "proof.jsonl")
     assert [(one.seed, one.round, one.passed, one.figures) for one in results] == [
         (7, 1, True, {"tries": 2}),
         (8, 1, True, {"tries": 2}),
-        (7, 2, True, {"tries": 2}),
-        (7, 3, False, {"tries": 2}),
+        (7, 2, False, {"tries": 2}),
     ]
     page = (tmp_path / "proof.md").read_text()
     assert page == written(results, suites)
-    assert "| seeded | the third round fails | 4 | 1 | 0.00 | 8 tries |" in page
-    assert f"Failed: `SEED_OF_ROUND=7003 pytest {suites[0].tests[0]}`" in page
+    assert re.search(r"\| seeded \| the second round fails \| 3 \| 1 \| 0\.\d\d \| 6 tries \|", page)
+    assert f"Failed: `SEED_OF_ROUND=7002 pytest {suites[0].tests[0]}`" in page
 
 
 def test_a_suite_that_cannot_run_is_no_result(tmp_path: Path) -> None:
