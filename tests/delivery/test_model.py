@@ -37,6 +37,8 @@ from tests.delivery.servers import ModelBucket, Object
 SEED = os.environ.get("BRONZE_MODEL_SEED")
 EXAMPLES = int(os.environ.get("BRONZE_MODEL_EXAMPLES", "100"))
 
+pytestmark = pytest.mark.timeout(200 + EXAMPLES)
+
 #: Two of them make a submission of two messages.
 LARGE_CHARS = 600_000
 POISONS_MAX = 3

@@ -2,7 +2,10 @@
 
 import os
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
+
+import pytest
 
 from local import servers
 from local.builds import REPOSITORY
@@ -10,14 +13,19 @@ from local.machine import limit_s
 from tests.system.blackbox import System
 
 EXAMPLES = os.environ.get("BRONZE_FUZZ_EXAMPLES", "15")
+FUZZ_S_MAX = 600
 SEED = os.environ.get("BRONZE_FUZZ_SEED", "1")
 
 
-def test_no_answer_is_an_error_of_ours_or_undocumented(system: System, tmp_path: Path) -> None:
+@pytest.mark.timeout(FUZZ_S_MAX + 60)
+def test_no_answer_is_an_error_of_ours_or_undocumented(
+    system: System, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
     """No 5xx, no status, content type or body that the document does not have, and no other check of Schemathesis'.
 
     BRONZE_FUZZ_EXAMPLES requests an operation, and BRONZE_FUZZ_SEED, make it longer and another.
     """
+    record_property("requests per operation", EXAMPLES)
     outcome = subprocess.run(
         [
             servers.executable("schemathesis"),
@@ -36,7 +44,7 @@ def test_no_answer_is_an_error_of_ours_or_undocumented(system: System, tmp_path:
         env={**system.client_env, "SCHEMATHESIS_HOOKS": "tests.system.fuzzing", "PYTHONPATH": str(REPOSITORY)},
         capture_output=True,
         text=True,
-        timeout=limit_s(600),
+        timeout=limit_s(FUZZ_S_MAX),
         check=False,
     )
     assert outcome.returncode == 0, f"{outcome.stdout}\n{outcome.stderr}"
