@@ -3,16 +3,18 @@
     with leave_nothing():
         ...  # what is started here, and what that starts in turn, is gone afterwards
 
-A second process, the watcher, holds the end of a pipe whose other end only the first one has: the kernel closes it when
-the first one is gone. What was started is found by a variable in its environment, which children of children inherit,
-whatever sessions and process groups they make, and also a daemon that left its parent. Other ways miss some of these: a
-signal at the parent's death is not inherited, a process group ends at the first `setsid`, and a cgroup needs rights.
+A second process, the watcher, holds the end of a pipe whose other end the first one has: the kernel closes it when the
+first one is gone. (Where a fork holds it too, the first one's own end still tells.) What was started is found by a
+variable in its environment, which children of children inherit, whatever sessions and process groups they make, and
+also a daemon that left its parent. Other ways miss some of these: a signal at the parent's death is not inherited, a
+process group ends at the first `setsid`, and a cgroup needs rights.
 
 The watcher needs nothing but Python: it is started as a script.
 """
 
 import os
 import secrets
+import select
 import signal
 import subprocess
 import sys
@@ -37,7 +39,7 @@ def leave_nothing() -> Iterator[None]:
     name = secrets.token_hex(8)
     started_by = f"{outer}{SEPARATOR}{name}" if outer else name
     with subprocess.Popen(
-        [sys.executable, "-I", __file__, started_by],
+        [sys.executable, "-I", __file__, started_by, str(os.getpid())],
         env=unmarked,
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,  # who reads our output does not wait for the watcher
@@ -71,8 +73,17 @@ def started(started_by: str) -> set[int]:
     return found - {os.getpid()}
 
 
+def wait_for_end(process: int) -> None:
+    """Returns when the process has ended, or has closed its end of the pipe."""
+    poll = select.poll()
+    poll.register(sys.stdin, select.POLLHUP)
+    with suppress(OSError):  # it has ended already, or this kernel cannot
+        poll.register(os.pidfd_open(process), select.POLLIN)
+    poll.poll()
+
+
 def main() -> None:
-    sys.stdin.buffer.read()  # returns when nobody has the other end
+    wait_for_end(int(sys.argv[2]))
     while victims := started(sys.argv[1]):  # again and again: some start others meanwhile
         for pid in victims:
             with suppress(ProcessLookupError, PermissionError):
