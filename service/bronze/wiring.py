@@ -2,23 +2,19 @@
 
 import argparse
 import asyncio
-import ctypes
-import gc
 import logging
 import secrets
-import signal
 import socket
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from typing import TypeVar
 
 import httpx
-import pyarrow as pa
 import uvicorn
 
+from bronze import process
 from bronze.admin.change_lanes import LaneChange
 from bronze.admin.progress import Progress
 from bronze.admin.quarantine_command import run
@@ -34,10 +30,11 @@ from bronze.api.readiness import Readiness
 from bronze.api.request_context import OwnContext
 from bronze.consumer.lane_writer import LaneWriter
 from bronze.consumer.run import consume
-from bronze.errors import Gone, Misconfigured, Unavailable
+from bronze.errors import Gone, Misconfigured
 from bronze.lineage.catalog_index import CatalogIndex
 from bronze.lineage.lookup import LineageLookup
 from bronze.lineage.submission import SubmissionLookup
+from bronze.process import STOP_GRACE_S, StopRequested, on_stop_signals, retry_until_available
 from bronze.protocol.lane import Lane
 from bronze.protocol.limits import Limits
 from bronze.records import sources
@@ -57,15 +54,7 @@ from bronze.telemetry import sdk
 from bronze.telemetry.sdk import Telemetry
 from bronze.telemetry.signals import Role, attribute
 
-T = TypeVar("T")
-
 log = logging.getLogger(__name__)
-
-START_WAIT_S = 60.0
-#: What a stop waits for the requests under way; a supervisor kills after 10 s, and telemetry wants its own.
-STOP_GRACE_S = 6
-#: Options of glibc's mallopt(3), by its malloc.h.
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 
 
 @dataclass(frozen=True)
@@ -95,7 +84,7 @@ async def open_servers(
     """
     # an instance id may be preset and then outlives the process; the lock has to see that its owner died
     owner = f"{instance_id}-{secrets.token_hex(4)}"
-    jetstream = await _retry_until_available(
+    jetstream = await retry_until_available(
         lambda: JetStream.connect(settings.nats_url, server_name=settings.nats_server_name), stop
     )
     bucket = S3Bucket(settings)
@@ -103,11 +92,11 @@ async def open_servers(
         key_values = KeyValueStore(jetstream, settings.queue_replicas)
         queue = NatsQueue(jetstream, key_values, settings)
         origin = str(settings.sources or "the built-in sources.toml")
-        await _retry_until_available(lambda: schema_registry.register(key_values, declared, origin), stop)
-        lanes = await _retry_until_available(lambda: queue.open(declared), stop)
-        catalog = await _retry_until_available(lambda: NatsCatalog.open(jetstream, key_values, settings), stop)
+        await retry_until_available(lambda: schema_registry.register(key_values, declared, origin), stop)
+        lanes = await retry_until_available(lambda: queue.open(declared), stop)
+        catalog = await retry_until_available(lambda: NatsCatalog.open(jetstream, key_values, settings), stop)
         if creates_objects:
-            await _retry_until_available(bucket.check_create_only, stop)
+            await retry_until_available(bucket.check_create_only, stop)
         yield Servers(
             lanes,
             queue,
@@ -135,33 +124,6 @@ async def prometheus(settings: Settings) -> AsyncIterator[Prometheus | None]:
         yield Prometheus(client)
 
 
-class StopRequested(Exception):
-    """To stop, while it waited to start."""
-
-
-async def _retry_until_available(step: Callable[[], Awaitable[T]], stop: asyncio.Event) -> T:
-    """Do a step of the start, and again for a while where what it needs is away. Raises `StopRequested`."""
-    loop = asyncio.get_running_loop()
-    give_up_s = loop.time() + START_WAIT_S
-    told = asyncio.ensure_future(stop.wait())
-    try:
-        while True:
-            doing = asyncio.ensure_future(step())
-            await asyncio.wait({told, doing}, return_when=asyncio.FIRST_COMPLETED)
-            if told.done():
-                doing.cancel()
-                raise StopRequested
-            try:
-                return doing.result()
-            except Unavailable as error:
-                if loop.time() >= give_up_s:
-                    raise
-                log.warning("waiting to start: %s", error)
-            await asyncio.wait({told}, timeout=1)
-    finally:
-        told.cancel()
-
-
 def limits(settings: Settings) -> Limits:
     return Limits(
         bytes_max=settings.object_bytes_max,
@@ -169,30 +131,6 @@ def limits(settings: Settings) -> Limits:
         submissions_max=settings.object_submissions_max,
         age_s_max=settings.flush_age_s,
     )
-
-
-def _on_signals(act: Callable[[], None]) -> None:
-    for signum in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(signum, act)
-
-
-def _freeze_startup_objects() -> None:
-    """What the start has made stays: the garbage collector need not go through it again, a tenth of a second each time.
-
-    With telemetry on, the API takes a fifth more requests, and its p99 is less than half.
-    """
-    gc.collect()
-    gc.freeze()
-
-
-def _tune_malloc() -> None:
-    """Have glibc keep up to 16 MiB of what is freed, and take pieces of less than 4 MiB from there.
-
-    By its defaults, each piece of a body is taken from the system and given back: a fifth of the check's time.
-    """
-    if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
-        mallopt(M_MMAP_THRESHOLD, 4 * 2**20)
-        mallopt(M_TRIM_THRESHOLD, 16 * 2**20)
 
 
 def _listening(settings: Settings) -> socket.socket:
@@ -208,80 +146,81 @@ def _listening(settings: Settings) -> socket.socket:
 def api_parts(
     settings: Settings,
     declared: Mapping[str, Source],
-    edge: Servers,
-    view: CatalogIndex,
-    glances: Prometheus | None,
+    servers: Servers,
+    index: CatalogIndex,
+    prometheus_client: Prometheus | None,
     telemetry: Telemetry,
     on_gone: Callable[[Gone], None],
     now_s: Callable[[], float] = boot_time_s,
 ) -> Parts:
     """The parts of the API, on these edges."""
-    lanes = {(lane.source, lane.number): lane for lane in edge.lanes}
-    submissions = SubmissionLookup(lanes, settings.lanes, edge.queue, edge.catalog)
-    lookups = LineageLookup(view, edge.bucket, submissions.find, settings.prefix)
+    lanes = {(lane.source, lane.number): lane for lane in servers.lanes}
+    submissions = SubmissionLookup(lanes, settings.lanes, servers.queue, servers.catalog)
+    lookups = LineageLookup(index, servers.bucket, submissions.find, settings.prefix)
     return Parts(
         sources=declared,
         bodies=BodyReader(settings, ColumnarReaders(settings)),
-        ingest=Ingest(lanes, settings.lanes, edge.queue, edge.catalog, settings.deadline_s, now_s),
+        ingest=Ingest(lanes, settings.lanes, servers.queue, servers.catalog, settings.deadline_s, now_s),
         submissions=submissions,
         lookups=lookups,
-        bucket=edge.bucket,
+        bucket=servers.bucket,
         prefix=settings.prefix,
-        page=Page(lookups, edge.bucket, glances, settings.trace_url),
-        readiness=Readiness(edge.lanes, edge.queue, edge.catalog, edge.bucket, telemetry.instance_id),
+        page=Page(lookups, servers.bucket, prometheus_client, settings.trace_url),
+        readiness=Readiness(servers.lanes, servers.queue, servers.catalog, servers.bucket, telemetry.instance_id),
         telemetry=telemetry,
         on_gone=on_gone,
     )
 
 
-async def serve(settings: Settings, wire: Callable[[Servers], Servers] = lambda edge: edge) -> int:
+async def serve(settings: Settings, wire: Callable[[Servers], Servers] = lambda servers: servers) -> int:
     """Run the API until it is told to stop; requests under way are answered first. Gives the exit code.
 
     `wire` may put other parts in the place of the real ones, as the kill test does.
     """
-    _tune_malloc()
+    process.tune_malloc()
     declared = sources.load(settings.sources)
     telemetry = sdk.start(Role.API, settings)
     telemetry.begin(declared)
     failed: list[Gone] = []
     stop = asyncio.Event()
-    _on_signals(stop.set)
+    on_stop_signals(stop.set)
     try:
         async with (
             open_servers(settings, declared, telemetry.instance_id, stop) as real,
-            prometheus(settings) as glances,
+            prometheus(settings) as prometheus_client,
         ):
-            edge = wire(real)
+            servers = wire(real)
 
             def fatal(error: Gone) -> None:
                 log.critical("%s", error)
                 failed.append(error)
                 server.should_exit = True
 
-            view = CatalogIndex(settings.view_dir, f"view-{settings.api_port}")
+            index = CatalogIndex(settings.view_dir, f"view-{settings.api_port}")
             server = uvicorn.Server(
                 uvicorn.Config(
-                    OwnContext(create_app(api_parts(settings, declared, edge, view, glances, telemetry, fatal))),
+                    OwnContext(
+                        create_app(api_parts(settings, declared, servers, index, prometheus_client, telemetry, fatal))
+                    ),
                     log_config=None,
                     access_log=False,
                     lifespan="off",
-                    timeout_graceful_shutdown=STOP_GRACE_S,
+                    timeout_graceful_shutdown=int(STOP_GRACE_S),
                     h11_max_incomplete_event_size=None,
                 )
             )
 
-            def told() -> None:
+            def stop_serving() -> None:
                 server.should_exit = True
 
-            _on_signals(
-                told
-            )  # until uvicorn listens to them; at its end it raises what it heard, while we are not done
+            # until uvicorn handles the signals; at its end it raises those that it got, while this is not done
+            on_stop_signals(stop_serving)
             if stop.is_set():
-                told()
+                stop_serving()
             with _listening(settings) as listener:
                 log.info("listening on http://%s:%d", settings.api_host, settings.api_port)
-                async with _following(view, edge.feed, telemetry.instruments.catalog_lag.set):
-                    _freeze_startup_objects()
+                async with _following(index, servers.feed, telemetry.instruments.catalog_lag.set):
+                    process.freeze_startup_objects()
                     await server.serve(sockets=[listener])
     except StopRequested:
         log.info("told to stop before the start was over")
@@ -291,25 +230,25 @@ async def serve(settings: Settings, wire: Callable[[Servers], Servers] = lambda 
 
 
 @asynccontextmanager
-async def _following(view: CatalogIndex, feed: Feed, report: Callable[[float], None]) -> AsyncIterator[None]:
-    """The view, brought up to date meanwhile; told to stop, and not cancelled, which the NATS client may swallow."""
+async def _following(index: CatalogIndex, feed: Feed, report: Callable[[float], None]) -> AsyncIterator[None]:
+    """The index, brought up to date meanwhile; told to stop, and not cancelled, which the NATS client may swallow."""
     stop = asyncio.Event()
-    await view.open()
-    following = asyncio.create_task(view.follow(feed, stop, report))
+    await index.open()
+    following = asyncio.create_task(index.follow(feed, stop, report))
     try:
         yield
     finally:
         stop.set()
         await following
-        await view.close()
+        await index.close()
 
 
 async def with_feed(settings: Settings, follow: Callable[[Feed, asyncio.Event], Awaitable[None]]) -> int:
     """Give the catalog's feed to a follower until it is told to stop. Gives the exit code."""
     stop = asyncio.Event()
-    _on_signals(stop.set)
+    on_stop_signals(stop.set)
     with suppress(StopRequested):
-        jetstream = await _retry_until_available(
+        jetstream = await retry_until_available(
             lambda: JetStream.connect(settings.nats_url, server_name=settings.nats_server_name), stop
         )
         try:
@@ -328,41 +267,41 @@ async def run_quarantine(args: argparse.Namespace, settings: Settings) -> int:
         bucket.close()
 
 
-async def consume_role(settings: Settings, wire: Callable[[Servers], Servers] = lambda edge: edge) -> int:
+async def consume_role(settings: Settings, wire: Callable[[Servers], Servers] = lambda servers: servers) -> int:
     """Run the consumer until it is told to stop; what is under way is finished first. Gives the exit code.
 
     `wire`: as for `serve`.
     """
-    pa.set_memory_pool(pa.system_memory_pool())  # Arrow's own keeps what an object took: 40 MB more at the peak
+    process.return_arrow_memory()
     declared = sources.load(settings.sources)
     telemetry = sdk.start(Role.CONSUMER, settings)
     for source in declared:
         telemetry.instruments.delivery_objective.set(settings.delivery_objective_s, {attribute.bronze_source: source})
     telemetry.begin(declared)
     stop = asyncio.Event()
-    _on_signals(stop.set)
+    on_stop_signals(stop.set)
     try:
         server = telemetry.serve_metrics()
         try:
             async with open_servers(settings, declared, telemetry.instance_id, stop, creates_objects=True) as real:
-                edge = wire(real)
+                servers = wire(real)
                 writers = [
                     LaneWriter(
                         lane,
                         declared[lane.source],
-                        edge.queue,
-                        edge.bucket,
-                        edge.catalog,
-                        edge.lock(lane),
+                        servers.queue,
+                        servers.bucket,
+                        servers.catalog,
+                        servers.lock(lane),
                         telemetry,
                         prefix=settings.prefix,
                         limits=limits(settings),
                         purge_grace_s=settings.purge_grace_s,
                     )
-                    for lane in edge.lanes
+                    for lane in servers.lanes
                 ]
                 log.info("consuming %d lanes", len(writers))
-                _freeze_startup_objects()
+                process.freeze_startup_objects()
                 await consume(writers, stop)
         finally:
             server.close()

@@ -23,11 +23,12 @@ from bronze.protocol.documents import Contents, entry_of
 from bronze.protocol.keys import object_key
 from bronze.protocol.lane import Lane
 from bronze.protocol.submission_id import new_id
-from bronze.servers.catalog import REBUILDING, NatsCatalog
+from bronze.servers.catalog import NatsCatalog
 from bronze.servers.catalog_feed import Feed, FeedPosition
 from bronze.servers.jetstream import JetStream, Outgoing
 from bronze.servers.queue import NatsQueue, boot_time_s
 from bronze.servers.s3 import S3Bucket
+from bronze.servers.stream_metadata import REBUILDING
 from bronze.settings import Settings
 from local.machine import limit_s
 from local.programs import Process

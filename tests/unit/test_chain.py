@@ -12,7 +12,15 @@ from bronze.errors import Halted
 from bronze.protocol import limits
 from bronze.protocol.attempts import DEATHS_TOLERATED, Attempt
 from bronze.protocol.chain import Gap, Position, Tail, check_covered, follow, quarantined_message, reconcile
-from bronze.protocol.documents import CatalogEntry, Contents, Identity, StoredSubmission, entry_of, identities_of
+from bronze.protocol.documents import (
+    OBJECT_FACTS,
+    CatalogEntry,
+    Contents,
+    Identity,
+    StoredSubmission,
+    entry_of,
+    identities_of,
+)
 from bronze.protocol.keys import first_of_key, hour_prefix, may_be_object, object_key
 from bronze.protocol.lane import Lane, lane_subject
 from bronze.protocol.limits import Limits, next_cut, readable_prefix
@@ -412,3 +420,13 @@ def test_deaths_count_at_one_beginning_even_if_the_cut_grows() -> None:
         attempt = attempt.begin(run(1, last)).died()
     assert attempt.bound(1, WIDE).messages_max == 4
     assert attempt.begin(run(2, 8)).deaths == 0
+
+
+def test_a_footer_and_its_entry_state_the_same_facts() -> None:
+    """A fact that is added to both, and not to the list, would be missing from every entry."""
+    footer, entry = (
+        {field.name: field.type for field in msgspec.structs.fields(kind)} for kind in (Contents, CatalogEntry)
+    )
+    alike = {name for name in footer.keys() & entry.keys() if footer[name] == entry[name]}
+    assert alike == {*OBJECT_FACTS, "classifications"}
+    assert {"submissions", "quarantined", "duplicates"} == footer.keys() & entry.keys() - alike

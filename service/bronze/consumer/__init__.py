@@ -1,5 +1,5 @@
 """The consumer: lanes become objects.
 
-A role. Imports: errors, objects, protocol, records, servers, telemetry.
+A role. Imports: errors, objects, process, protocol, records, servers, telemetry.
 Libraries: opentelemetry.
 """

@@ -5,9 +5,7 @@ from collections.abc import Sequence
 
 from bronze.consumer.lane_writer import LaneWriter
 from bronze.consumer.tasks import cancel, stop_on_error
-
-#: What a stop waits for the writes under way; a supervisor kills after 10 s, and telemetry wants its own.
-STOP_GRACE_S = 6.0
+from bronze.process import STOP_GRACE_S
 
 
 async def consume(writers: Sequence[LaneWriter], stop: asyncio.Event) -> None:

@@ -164,26 +164,22 @@ def state_of(submission: Identity | EntrySubmission) -> SubmissionState:
     return "quarantined" if submission.parts_quarantined else "stored"
 
 
+#: The facts of an object that its footer and its entry both state, under the same names. One base class for both would
+#: be shorter, but it would change the order in which either is written.
+OBJECT_FACTS = (
+    *("file_path", "source", "epoch", "lane", "first", "last", "last_time", "records", "messages", "traceparent"),
+    *("written_at", "classification_count", "classification_least", "classification_greatest"),
+)
+
+
 def entry_of(contents: Contents) -> CatalogEntry:
+    """The catalog's entry of an object, by its footer."""
     return CatalogEntry(
-        file_path=contents.file_path,
-        source=contents.source,
-        epoch=contents.epoch,
-        lane=contents.lane,
-        first=contents.first,
-        last=contents.last,
-        last_time=contents.last_time,
-        records=contents.records,
-        messages=contents.messages,
-        traceparent=contents.traceparent,
+        **{fact: getattr(contents, fact) for fact in OBJECT_FACTS},
         submissions=[_entry_submission(stored) for stored in contents.submissions],
-        quarantined=[aside.key for aside in contents.quarantined],
+        quarantined=[message.key for message in contents.quarantined],
         duplicates=len(contents.duplicates),
-        written_at=contents.written_at,
-        classifications=[one for one in contents.classifications if _brief(one)],
-        classification_count=contents.classification_count,
-        classification_least=contents.classification_least,
-        classification_greatest=contents.classification_greatest,
+        classifications=[name for name in contents.classifications if _brief(name)],
     )
 
 

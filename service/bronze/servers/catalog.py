@@ -10,12 +10,13 @@ from typing import Protocol, Self, TypeVar
 
 import msgspec
 
-from bronze.errors import Halted, Misconfigured, Outage, Unavailable
+from bronze.errors import Halted, Outage, Unavailable
 from bronze.protocol.chain import Position
 from bronze.protocol.documents import CatalogEntry, Contents, Identity, entry_of, identities_of
 from bronze.protocol.lane import Lane
 from bronze.protocol.message import Message
 from bronze.servers import jetstream as js
+from bronze.servers import stream_metadata
 from bronze.servers.jetstream import ApiError, JetStream, Outgoing
 from bronze.servers.key_value import KeyValueStore
 from bronze.settings import Settings
@@ -30,9 +31,9 @@ UNKEYED_TTL = f"{UNKEYED_S // 3600}h"
 
 PREFIX = "BRONZE_CATALOG"
 CLAIM = "stream.catalog"
-#: The command that makes the catalog anew, and the key that its stream's metadata have until it is whole.
+#: The command that rebuilds the catalog.
 REBUILD = "bronze catalog rebuild"
-REBUILDING = "bronze.rebuilding"
+ADVICE = "Set BRONZE_BUCKET and BRONZE_PREFIX as they were, or use another queue"
 
 T = TypeVar("T")
 
@@ -66,16 +67,11 @@ class NatsCatalog:
 
         Raises `Misconfigured` where it is another bucket's, and `Unavailable` while it is rebuilt.
         """
-        metadata = stream_metadata(settings)
+        metadata = stream_metadata.of_catalog(settings)
         name = await key_values.stream(CLAIM, PREFIX, SUBJECTS, stream_config(settings, metadata))
         state = await jetstream.state(name)
-        made_with = {key: state.metadata.get(key) for key in metadata}
-        if made_with != metadata:
-            raise Misconfigured(
-                f"the catalog {name} was made with {made_with}, and the settings say {metadata}: "
-                "set BRONZE_BUCKET and BRONZE_PREFIX as they were, or use another queue"
-            )
-        if REBUILDING in state.metadata:
+        stream_metadata.check(state, metadata, ADVICE)
+        if stream_metadata.REBUILDING in state.metadata:
             raise Unavailable(
                 Outage.QUEUE_AWAY,
                 f"the catalog is being rebuilt by `{REBUILD}`: if that does not run any more, run it again",
@@ -144,10 +140,6 @@ class NatsCatalog:
     def _named(self) -> AbstractAsyncContextManager[None]:
         """Raises `Gone` where the catalog was replaced by another."""
         return self._js.named(self._stream, SUBJECTS[0])
-
-
-def stream_metadata(settings: Settings) -> dict[str, str]:
-    return {"bronze.bucket": settings.bucket, "bronze.prefix": settings.prefix}
 
 
 def stream_config(settings: Settings, metadata: Mapping[str, str]) -> dict[str, object]:

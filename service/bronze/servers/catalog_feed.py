@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from bronze.errors import Halted, Outage, Unavailable
 from bronze.protocol.documents import CatalogEntry
-from bronze.servers.catalog import ENTRIES, REBUILDING, decode
+from bronze.servers import stream_metadata
+from bronze.servers.catalog import ENTRIES, decode
 from bronze.servers.jetstream import JetStream
 
 #: One read of the feed.
@@ -90,7 +91,7 @@ class Feed:
             stream = next(iter(await self._js.streams_of(ENTRIES)), None)
             if stream is None:
                 raise Unavailable(Outage.QUEUE_AWAY, "the queue has no catalog")
-            if REBUILDING in (await self._js.state(stream)).metadata:
+            if stream_metadata.REBUILDING in (await self._js.state(stream)).metadata:
                 raise Unavailable(Outage.QUEUE_AWAY, "the catalog is being rebuilt")  # half of it would look like all
             self._stream = stream
         return self._stream

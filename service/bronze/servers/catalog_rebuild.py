@@ -4,22 +4,22 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from bronze.errors import Misconfigured, Outage, Unavailable
+from bronze.errors import Outage, Unavailable
 from bronze.protocol.documents import Contents, entry_of, identities_of
 from bronze.protocol.lane import Lane
 from bronze.protocol.message import unix_time_s
 from bronze.servers import jetstream as js
+from bronze.servers import stream_metadata
 from bronze.servers.catalog import (
+    ADVICE,
     CLAIM,
     KEYED_S,
     PREFIX,
     REBUILD,
-    REBUILDING,
     SUBJECTS,
     UNKEYED_S,
     identity_message,
     stream_config,
-    stream_metadata,
 )
 from bronze.servers.jetstream import ApiError, JetStream, Outgoing
 from bronze.servers.key_value import KeyValueStore, timestamped_name
@@ -43,18 +43,15 @@ class CatalogReplacement:
 
     async def begin(self) -> None:
         """Take the place of the catalog that there is. Raises `Misconfigured` where that is another bucket's."""
-        wanted = stream_metadata(self._settings)
+        metadata = stream_metadata.of_catalog(self._settings)
         there = await self._js.streams_of(SUBJECTS[0])
         for name in there:
-            metadata = (await self._js.state(name)).metadata
-            made_with = {key: metadata.get(key) for key in wanted}
-            if made_with != wanted:
-                raise Misconfigured(f"the catalog {name} was made with {made_with}, and the settings say {wanted}")
+            stream_metadata.check(await self._js.state(name), metadata, ADVICE)
         await self._key_values.open()
         await self._key_values.hold(CLAIM, REBUILD)
         for name in there:
             await self._js.delete_stream(name)
-        config = stream_config(self._settings, {**wanted, REBUILDING: "yes"})
+        config = stream_config(self._settings, {**metadata, stream_metadata.REBUILDING: "yes"})
         try:
             await self._js.create_stream({**config, "name": self._stream, "subjects": SUBJECTS})
         except ApiError as error:
@@ -95,6 +92,6 @@ class CatalogReplacement:
 
     async def done(self) -> None:
         """The catalog is whole: roles take it."""
-        metadata = stream_metadata(self._settings)
+        metadata = stream_metadata.of_catalog(self._settings)
         await self._js.update_stream(self._stream, metadata=metadata)
         await self._key_values.release(CLAIM)

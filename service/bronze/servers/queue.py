@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -10,11 +10,11 @@ from typing import Protocol
 
 from bronze.errors import DeadLetter, Misconfigured, Outage, Unavailable
 from bronze.protocol.chain import Gap, Tail, follow, rolled_back
-from bronze.protocol.keys import KEY_LAYOUT
 from bronze.protocol.lane import Lane, lane_subject, stream_prefix
 from bronze.protocol.message import AcceptedSubmission, Message, Part
 from bronze.records.spool import CheckedSubmission
 from bronze.servers import jetstream as js
+from bronze.servers import stream_metadata
 from bronze.servers.jetstream import ApiError, JetStream, Missing, Outgoing, StreamState
 from bronze.servers.key_value import KeyValueStore, timestamped_name
 from bronze.settings import Settings
@@ -31,8 +31,10 @@ READ_BYTES_MAX = 16 * 2**20
 _PASSING = frozenset({js.SUBJECT_WRITE_IN_FLIGHT, js.TOO_MANY_OPEN_BATCHES, js.STREAM_FULL})
 
 
-#: The key of a stream's metadata under which the number of its source's lanes stands.
-LANES = "bronze.lanes"
+ADVICE = (
+    "Set BRONZE_BUCKET, BRONZE_PREFIX and BRONZE_LANES as they were, or use another queue; `bronze lanes N` changes "
+    "the number of lanes"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,19 +119,8 @@ class NatsQueue:
         name = await self._key_values.stream(
             _claim(source, number), stream_prefix(source, number), [lane_subject(source, number)], self._config()
         )
-        await self._check_made_with(name, self._made_with())
+        stream_metadata.check(await self._js.state(name), stream_metadata.of_lane(self._settings), ADVICE)
         return Lane(source, number, name.rpartition("_")[2])
-
-    async def _check_made_with(self, name: str, wanted: Mapping[str, str]) -> StreamState:
-        state = await self._js.state(name)
-        made_with = {key: state.metadata.get(key) for key in wanted}
-        if made_with != wanted:
-            raise Misconfigured(
-                f"the stream {name} was made with {made_with}, and the settings say {dict(wanted)}: "
-                "set BRONZE_BUCKET, BRONZE_PREFIX and BRONZE_LANES as they were, or use another queue; "
-                "`bronze lanes N` changes the number of lanes"
-            )
-        return state
 
     def _config(self) -> dict[str, object]:
         return {
@@ -140,17 +131,7 @@ class NatsQueue:
             "num_replicas": self._settings.queue_replicas,
             "allow_atomic": True,
             "allow_direct": True,
-            "metadata": self._made_with(),
-        }
-
-    def _made_with(self) -> dict[str, str]:
-        return {**self._place(), LANES: str(self._settings.lanes)}
-
-    def _place(self) -> dict[str, str]:
-        return {
-            "bronze.bucket": self._settings.bucket,
-            "bronze.prefix": self._settings.prefix,
-            "bronze.key_layout": KEY_LAYOUT,
+            "metadata": stream_metadata.of_lane(self._settings),
         }
 
     # --- the change of the number of lanes (`admin/change_lanes.py`)
@@ -162,10 +143,11 @@ class NatsQueue:
         """
         found = []
         for name in sorted(await self._js.streams_of(lane_subject(source, "*"))):
-            state = await self._check_made_with(name, self._place())
+            state = await self._js.state(name)
+            stream_metadata.check(state, stream_metadata.of_objects(self._settings), ADVICE)
             number, epoch = name.removeprefix(f"{stream_prefix(source, '')}").split("_")
             lane = Lane(source, int(number), epoch)
-            found.append(LaneState(lane, int(state.metadata.get(LANES, 0)), sealed=state.sealed))
+            found.append(LaneState(lane, int(state.metadata.get(stream_metadata.LANES, 0)), sealed=state.sealed))
         return found
 
     async def hold(self, source: str, number: int, command: str) -> None:

@@ -1,0 +1,86 @@
+"""The process of a role: how it starts, is told to stop, and uses memory.
+
+Imports: errors.
+Libraries: pyarrow.
+"""
+
+import asyncio
+import ctypes
+import gc
+import logging
+import signal
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import pyarrow as pa
+
+from bronze.errors import Unavailable
+
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+#: How long a start waits for a server that does not answer.
+START_WAIT_S = 60.0
+START_RETRY_S = 1.0
+#: How long a stop waits for the requests or writes under way. A supervisor kills after 10 s, and telemetry needs some.
+STOP_GRACE_S = 6.0
+#: Options of glibc's mallopt(3), by its malloc.h.
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+
+
+class StopRequested(Exception):
+    """A stop signal arrived during start-up."""
+
+
+async def retry_until_available(step: Callable[[], Awaitable[T]], stop: asyncio.Event) -> T:
+    """Do a step of the start; while it raises `Unavailable`, do it again for `START_WAIT_S`. Raises `StopRequested`."""
+    loop = asyncio.get_running_loop()
+    give_up_s = loop.time() + START_WAIT_S
+    stopped = asyncio.ensure_future(stop.wait())
+    try:
+        while True:
+            attempt = asyncio.ensure_future(step())
+            await asyncio.wait({stopped, attempt}, return_when=asyncio.FIRST_COMPLETED)
+            if stopped.done():
+                attempt.cancel()
+                raise StopRequested
+            try:
+                return attempt.result()
+            except Unavailable as error:
+                if loop.time() >= give_up_s:
+                    raise
+                log.warning("waiting to start: %s", error)
+            await asyncio.wait({stopped}, timeout=START_RETRY_S)
+    finally:
+        stopped.cancel()
+
+
+def on_stop_signals(act: Callable[[], None]) -> None:
+    """Call a function on SIGTERM and SIGINT, in the event loop."""
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(signum, act)
+
+
+def freeze_startup_objects() -> None:
+    """Have the garbage collector leave alone what the start has made: each pass over it takes a tenth of a second.
+
+    With telemetry on, the API takes a fifth more requests, and its p99 is less than half.
+    """
+    gc.collect()
+    gc.freeze()
+
+
+def tune_malloc() -> None:
+    """Have glibc keep up to 16 MiB of freed memory, and take pieces of less than 4 MiB from there.
+
+    By its defaults, each piece of a body is taken from the system and given back: a fifth of the check's time.
+    """
+    if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
+        mallopt(M_MMAP_THRESHOLD, 4 * 2**20)
+        mallopt(M_TRIM_THRESHOLD, 16 * 2**20)
+
+
+def return_arrow_memory() -> None:
+    """Have Arrow use the system's allocator: its own keeps the memory of an object, 40 MB more at the peak."""
+    pa.set_memory_pool(pa.system_memory_pool())
