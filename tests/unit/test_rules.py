@@ -170,12 +170,12 @@ def test_every_alert_says_what_to_do() -> None:
 
 
 def test_the_runbook_has_an_entry_for_each_alert_and_no_other() -> None:
-    """An entry says what the alert means, where to look, and what to do."""
+    """An entry says what the alert means, what users notice, what to check, and what to do."""
     text = (FOLDER.parent.parent / "docs" / "runbook.md").read_text(encoding="utf-8")
     entries = dict(re.findall(r"(?ms)^### (\w+)\n(.*?)(?=^#|\Z)", text))
     assert list(entries) == list(dict.fromkeys(alert.name for alert in ALERTS))
     for name, entry in entries.items():
-        assert re.findall(r"(?m)^\*\*(.+?)\*\*", entry) == ["Means.", "Look.", "Do."], name
+        assert re.findall(r"(?m)^\*\*(.+?)\*\*", entry) == ["Meaning.", "User impact.", "Check.", "Action."], name
 
 
 def test_the_queries_of_the_runbook_read_what_is_emitted() -> None:
