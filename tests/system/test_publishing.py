@@ -1,4 +1,4 @@
-"""`bronze publish` as its users know it: files of every format, sent once, checked, paced, resumed."""
+"""`bronze publish` from the outside: files of every format are sent once, checked, rate-limited and continued."""
 
 import gzip
 import json
@@ -18,7 +18,7 @@ from tests.system.blackbox import System, ndjson, reported, until, vehicles
 
 
 def publish(system: System, *arguments: str, code: int = 0) -> dict[str, Any]:
-    """A `bronze publish` that ends with this code, and its summary."""
+    """Runs `bronze publish`, which has to end with this exit code, and returns its summary."""
     process = system.publisher(*arguments, "--json")
     out, errors = process.communicate(timeout=limit_s(60))
     assert process.returncode == code, errors
@@ -26,7 +26,7 @@ def publish(system: System, *arguments: str, code: int = 0) -> dict[str, Any]:
     return summary
 
 
-def of_file(system: System, name: str, source: str = "vehicles") -> list[dict[str, Any]]:
+def rows_of_file(system: System, name: str, source: str = "vehicles") -> list[dict[str, Any]]:
     """A file's rows in the bucket, in the order of the file."""
     rows = [row for row in system.rows(source) if row["_origin"] == name]
     return sorted(rows, key=lambda row: row["vehicle_id"])
@@ -36,8 +36,8 @@ def fleet(mark: str, count: int = 3) -> list[dict[str, Any]]:
     return [{"vehicle_id": f"{mark}-{i}", "seats": i, "engine": None, "note": f"é, {i}\n"} for i in range(count)]
 
 
-def written(folder: Path, mark: str) -> list[Path]:
-    """The same records in a file of every format, each with a mark of its own."""
+def write_all_formats(folder: Path, mark: str) -> list[Path]:
+    """Writes the same records to a file of every format, marked with the file's name."""
     names = ["csv", "csv.gz", "json", "json.zst", "ndjson.gz", "parquet", "arrow", "arrows"]
     files = [folder / f"{mark}.{name}" for name in names]
     for file in files:
@@ -67,39 +67,39 @@ def written(folder: Path, mark: str) -> list[Path]:
 
 
 def test_files_of_every_format(system: System, mark: str, tmp_path: Path) -> None:
-    """Several at once, each with the same rows in the bucket: typed, null where there is nothing, with what is not
-    declared, and under the run that was given. All of them once more adds nothing, and says so.
+    """Files sent in parallel have the same rows in the bucket: with declared types, nulls for empty values, undeclared
+    fields, and the given classification. Sending all files again adds nothing, and the summary says so.
     """
-    files = written(tmp_path, mark)
+    files = write_all_formats(tmp_path, mark)
     command = ("vehicles", *map(str, files), "--parallel", "3", "--records", "2", "--classification-id", f"run {mark}")
     summary = publish(system, *command)
     assert (summary["files"], summary["records"], summary["records_again"]) == (8, 24, 0)
     assert summary["submissions"] == 16
-    again = publish(system, *command)
-    assert (again["records"], again["records_again"]) == (24, 24)
+    repeated = publish(system, *command)
+    assert (repeated["records"], repeated["records_again"]) == (24, 24)
     system.fence()
     for file in files:
-        rows = of_file(system, file.name)
-        kept: list[Mapping[str, Any]] = [json.loads(row["_payload"]) for row in rows]
-        assert [dict(one) for one in kept] == fleet(file.name), file.name
+        rows = rows_of_file(system, file.name)
+        payloads: list[Mapping[str, Any]] = [json.loads(row["_payload"]) for row in rows]
+        assert [dict(payload) for payload in payloads] == fleet(file.name), file.name
         assert [(row["seats"], row["engine"], row["classification_id"]) for row in rows] == [
             (i, None, f"run {mark}") for i in range(3)
         ]
 
 
-def test_a_column_names_the_run(system: System, mark: str, tmp_path: Path) -> None:
-    """Each record belongs to the run that its column names, and to the given one where it names none."""
+def test_a_column_gives_the_classification(system: System, mark: str, tmp_path: Path) -> None:
+    """Each record belongs to the classification in its column, or to that of the option if the column is empty."""
     file = tmp_path / f"{mark}.csv"
     file.write_text(f"vehicle_id,leg\n{mark}-0,{mark}-a\n{mark}-1,\n{mark}-2,{mark}-b\n")
     publish(system, "vehicles", str(file), "--classification-column", "leg", "--classification-id", mark)
     system.fence()
-    rows = of_file(system, file.name)
+    rows = rows_of_file(system, file.name)
     assert [row["classification_id"] for row in rows] == [f"{mark}-a", mark, f"{mark}-b"]
 
 
-def test_a_killed_publisher_goes_on_where_it_was(system: System, mark: str, tmp_path: Path) -> None:
-    """After kill -9 the same command adds what was missing: each record exactly once, without a word about runs. Cut
-    otherwise, the file would be other submissions: that is refused, with what to do.
+def test_a_killed_publisher_continues(system: System, mark: str, tmp_path: Path) -> None:
+    """After kill -9 the same command sends the missing records, so that each is stored exactly once, without `--run`.
+    With other options the file would be split into other submissions: that is refused, and the error says what to do.
     """
     file, report = tmp_path / "fleet.ndjson", tmp_path / "report"
     records = vehicles(mark, 400)
@@ -123,32 +123,32 @@ def test_a_killed_publisher_goes_on_where_it_was(system: System, mark: str, tmp_
 
 
 def test_a_dry_run_sends_nothing(system: System, mark: str, tmp_path: Path) -> None:
-    """Every wrong record of all files is named by file, line and field."""
-    one, two, good = tmp_path / "one.csv", tmp_path / "two.json", tmp_path / "good.csv"
-    one.write_text(f"vehicle_id,seats\n{mark}-0,1\n,2\n{mark}-2,many\n{mark}-3,3\n")
-    two.write_text(json.dumps([{"vehicle_id": mark}, {"vehicle_id": mark, "year_built": "old"}]))
+    """Every invalid record of all files is reported with file, line and field."""
+    rows, array, good = tmp_path / "one.csv", tmp_path / "two.json", tmp_path / "good.csv"
+    rows.write_text(f"vehicle_id,seats\n{mark}-0,1\n,2\n{mark}-2,many\n{mark}-3,3\n")
+    array.write_text(json.dumps([{"vehicle_id": mark}, {"vehicle_id": mark, "year_built": "old"}]))
     good.write_text(f"vehicle_id,seats\n{mark}-0,1\n")
-    found = publish(system, "vehicles", *map(str, (one, good, two)), "--dry-run", code=1)
-    assert (found["files"], found["records"], found["invalid"]) == (3, 7, 3)
-    places = [problem.partition(": ")[0] for problem in found["problems"]]
+    findings = publish(system, "vehicles", *map(str, (rows, good, array)), "--dry-run", code=1)
+    assert (findings["files"], findings["records"], findings["invalid"]) == (3, 7, 3)
+    places = [problem.partition(": ")[0] for problem in findings["problems"]]
     assert places == [
-        f"{one}, line 3, field vehicle_id",
-        f"{one}, line 4, field seats",
-        f"{two}, record 2, field year_built",
+        f"{rows}, line 3, field vehicle_id",
+        f"{rows}, line 4, field seats",
+        f"{array}, record 2, field year_built",
     ]
     system.fence()
     assert system.payloads(mark) == []
 
 
 def test_a_rate_is_kept(system: System, mark: str, tmp_path: Path) -> None:
-    """There are never more submissions than the rate allows since the start."""
+    """There are never more submissions than the rate allows for the time since the start."""
     file, report = tmp_path / "fleet.ndjson", tmp_path / "report"
     file.write_bytes(ndjson(vehicles(mark, 1_000)))
-    begun = time.monotonic()
+    started = time.monotonic()
     publisher = system.publisher("vehicles", str(file), "--records", "2", "--rate", "40", "--report", str(report))
     try:
         until("some submissions", lambda: report.exists() and len(reported(report)) >= 12)
-        assert len(reported(report)) <= 1 + (time.monotonic() - begun) * 20
+        assert len(reported(report)) <= 1 + (time.monotonic() - started) * 20
         publisher.send_signal(signal.SIGINT)
         publisher.communicate(timeout=limit_s(10))
     finally:
@@ -156,9 +156,9 @@ def test_a_rate_is_kept(system: System, mark: str, tmp_path: Path) -> None:
     assert publisher.returncode == 130
 
 
-def test_records_that_do_not_fit_are_set_aside(system: System, mark: str, tmp_path: Path) -> None:
-    """With `--on-invalid quarantine`, the good records are in the bucket and the others are counted; without it the
-    file is refused with the record's place.
+def test_records_that_do_not_fit_go_to_quarantine(system: System, mark: str, tmp_path: Path) -> None:
+    """With `--on-invalid quarantine`, valid records are in the bucket and the others are counted. Without it, the file
+    is refused, and the error has the position of the record.
     """
     file = tmp_path / f"{mark}.csv"
     file.write_text(f"vehicle_id,seats\n{mark}-0,1\n{mark}-1,many\n{mark}-2,2\n")
@@ -167,4 +167,4 @@ def test_records_that_do_not_fit_are_set_aside(system: System, mark: str, tmp_pa
     summary = publish(system, "vehicles", str(file), "--on-invalid", "quarantine")
     assert (summary["records"], summary["records_rejected"]) == (2, 1)
     system.fence()
-    assert [(row["seats"], row["_record_index"]) for row in of_file(system, file.name)] == [(1, 0), (2, 2)]
+    assert [(row["seats"], row["_record_index"]) for row in rows_of_file(system, file.name)] == [(1, 0), (2, 2)]

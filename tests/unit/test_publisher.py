@@ -1,4 +1,4 @@
-"""The publisher against a real HTTP server on loopback that answers by a script. Nothing here waits: time is faked."""
+"""The publisher against a real HTTP server on loopback with scripted answers. Time is simulated, so no test waits."""
 
 import argparse
 import datetime as dt
@@ -60,7 +60,7 @@ from local.machine import limit_s
 
 @dataclass
 class Seen:
-    """A request as the server had it."""
+    """A request as the server received it."""
 
     path: str
     headers: dict[str, str]
@@ -73,7 +73,7 @@ class Seen:
 
 @dataclass
 class Answer:
-    """What the server does with a request; without a status it drops the connection."""
+    """The answer of the server to a request; without a status, the server drops the connection."""
 
     status: int | None
     body: bytes = b""
@@ -99,7 +99,7 @@ Step = Answer | Callable[[Seen], Answer]
 
 
 class Api:
-    """Answers request after request by a script, and what comes after its end with 202."""
+    """Answers requests according to a script, and later requests with 202."""
 
     def __init__(self) -> None:
         self.script: list[Step] = []
@@ -148,7 +148,7 @@ def api() -> Iterator[Api]:
 
 
 class Exported(MetricExporter):
-    """Keeps what a collector would have had."""
+    """Keeps the metrics that a collector would receive."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -173,21 +173,21 @@ class Exported(MetricExporter):
                     if metric.name == "bronze.publisher.submissions":
                         for point in metric.data.data_points:
                             assert isinstance(point, NumberDataPoint)
-                            of = point.attributes or {}
-                            points[str(of["bronze.source"]), str(of["bronze.outcome"])] = point.value
+                            labels = point.attributes or {}
+                            points[str(labels["bronze.source"]), str(labels["bronze.outcome"])] = point.value
         return points
 
 
 @dataclass
 class Observed:
-    """The publisher's telemetry, and what it said."""
+    """The publisher's telemetry, and what it exported."""
 
     telemetry: Telemetry
     exported: Exported
     _spans: InMemorySpanExporter
 
     def counts(self) -> dict[str, float]:
-        """Submissions by outcome, over all sources."""
+        """Submissions by outcome, for all sources together."""
         self.telemetry.flush()
         counts: Counter[str] = Counter()
         for (_, outcome), value in self.exported.submissions().items():
@@ -223,7 +223,7 @@ def observed(monkeypatch: pytest.MonkeyPatch) -> Iterator[Observed]:
 
 
 class Time(Stop):
-    """Waits without waiting, and wants to stop after so many waits."""
+    """A simulated clock; requests a stop after a number of waits."""
 
     def __init__(self, waits_max: int = 1_000) -> None:
         super().__init__()
@@ -237,7 +237,7 @@ class Time(Stop):
     def wait(self, timeout_s: float) -> bool:
         self.waits.append(timeout_s)
         self.now_s += timeout_s
-        return self.wanted or len(self.waits) >= self._waits_max
+        return self.requested or len(self.waits) >= self._waits_max
 
 
 @pytest.fixture
@@ -248,10 +248,10 @@ def time() -> Time:
 @pytest.fixture
 def publish(api: Api, observed: Observed, time: Time) -> Callable[..., Summary]:
     def run(*files: Path, source: str = "status", **options: Any) -> Summary:
-        ways: dict[str, Any] = {"stop": time, "clock": time.clock}
-        ways |= {name: options.pop(name) for name in ("stop", "report") if name in options}
+        arguments: dict[str, Any] = {"stop": time, "clock": time.clock}
+        arguments |= {name: options.pop(name) for name in ("stop", "report") if name in options}
         plan = Plan(source, **({"records_max": 2} | options))
-        return publisher.publish(Settings(api_url=api.url), observed.telemetry, plan, [*map(str, files)], **ways)
+        return publisher.publish(Settings(api_url=api.url), observed.telemetry, plan, [*map(str, files)], **arguments)
 
     return run
 
@@ -279,48 +279,48 @@ def read(data: bytes, records_max: int = 10, bytes_max: int = 10_000) -> list[Ba
 def test_batches_hold_every_record_once(
     lines: list[bytes], *, ends_with_newline: bool, records_max: int, bytes_max: int
 ) -> None:
-    """Whatever the bounds, the batches are the file's records in order, each within the bounds and with its line."""
+    """With any bounds, the batches are the file's records in order, within the bounds and with their line numbers."""
     data = b"\n".join(lines) + (b"\n" if ends_with_newline else b"")
-    out = read(data, records_max, bytes_max)
-    assert b"".join(b.body for b in out).splitlines() == [line for line in lines if line.strip()]
-    for batch in out:
+    result = read(data, records_max, bytes_max)
+    assert b"".join(b.body for b in result).splitlines() == [line for line in lines if line.strip()]
+    for batch in result:
         assert 1 <= batch.records <= records_max
         assert len(batch.body) <= bytes_max or batch.records == 1
         assert [lines[number - 1] for number in batch.numbers] == batch.body.splitlines()
 
 
-def test_progress_counts_what_was_read() -> None:
-    """What the batches say was read adds up to the file, blank lines and all."""
+def test_progress_counts_all_bytes_of_a_file() -> None:
+    """The bytes read of all batches add up to the file's size, including blank lines."""
     data = b"\n{}\n\n{}\n{}\n"
     assert sum(batch.bytes_read for batch in read(data, records_max=2)) == len(data)
 
 
 def test_a_batch_fits_a_message() -> None:
-    """By default, a submission is one message in the queue, also when its records are large."""
+    """By default, a submission is one message in the queue, even if its records are large."""
     data = b"".join(b'{"a":"%s"}\n' % (b"x" * 2_000) for _ in range(1_000))
-    out = read(data, publisher.BATCH_RECORDS, publisher.BATCH_BYTES)
-    assert len(out) > 1
-    assert max(len(batch.body) for batch in out) <= publisher.BATCH_BYTES < MESSAGE_BYTES_MAX
+    result = read(data, publisher.BATCH_RECORDS, publisher.BATCH_BYTES)
+    assert len(result) > 1
+    assert max(len(batch.body) for batch in result) <= publisher.BATCH_BYTES < MESSAGE_BYTES_MAX
 
 
 def test_a_line_without_end_is_refused_with_its_number() -> None:
-    """A line that no message can take ends the reading, after what stands before it was given out."""
+    """A line that is larger than a message ends the reading, after the records before it were yielded."""
     stream = io.BytesIO(b"{}\n\n" + b"x" * (MESSAGE_BYTES_MAX + 1))
     records = reading.records("f.ndjson", stream, FileFormat.NDJSON, lambda: sources.built_in()["status"])
-    found = batches("f.ndjson", records, records_max=10, bytes_max=10)
-    assert next(found).numbers == (1,)
+    result = batches("f.ndjson", records, records_max=10, bytes_max=10)
+    assert next(result).numbers == (1,)
     with pytest.raises(Refused, match=r"f\.ndjson, line 3 is longer"):
-        next(found)
+        next(result)
 
 
 # --- sending
 
 
 def test_everything_is_sent_in_order(api: Api, publish: Callable[..., Summary], tmp_path: Path) -> None:
-    """Each batch is one submission of one file, under a key of its own, and the summary adds up."""
-    one = ndjson(tmp_path / "one.ndjson", '{"n":1}', "", '{"n":2}', '{"n":3}')
-    two = ndjson(tmp_path / "two.ndjson", '{"n":4}')
-    summary = publish(one, two)
+    """Each batch is one submission of one file, with its own key, and the summary adds up."""
+    first = ndjson(tmp_path / "one.ndjson", '{"n":1}', "", '{"n":2}', '{"n":3}')
+    second = ndjson(tmp_path / "two.ndjson", '{"n":4}')
+    summary = publish(first, second)
     assert [seen.body for seen in api.seen] == [b'{"n":1}\n{"n":2}\n', b'{"n":3}\n', b'{"n":4}\n']
     assert {seen.path for seen in api.seen} == {"/v1/ingest/status"}
     assert {seen.headers["Content-Type"] for seen in api.seen} == {"application/x-ndjson"}
@@ -331,7 +331,7 @@ def test_everything_is_sent_in_order(api: Api, publish: Callable[..., Summary], 
 
 
 def test_a_file_sent_again_uses_the_same_keys(api: Api, publish: Callable[..., Summary], tmp_path: Path) -> None:
-    """The keys are a function of path, content, run and classification, so that the API knows what it has."""
+    """The keys depend on path, content, publish run and classification, so that the API recognizes a repetition."""
     file = ndjson(tmp_path / "f.ndjson", "{}", "{}", "{}")
     for options in ({}, {}, {"run": "r"}, {"run": "r"}, {"classification_id": "c"}):
         publish(file, **options)
@@ -345,7 +345,7 @@ def test_a_file_sent_again_uses_the_same_keys(api: Api, publish: Callable[..., S
 
 @pytest.mark.parametrize("name", ["plain.ndjson", "Flüge 100%.ndjson", "飛行.ndjson"])
 def test_a_file_name_survives_the_header(api: Api, publish: Callable[..., Summary], tmp_path: Path, name: str) -> None:
-    """The header is percent-encoded UTF-8: whatever the file is called, its name comes back."""
+    """The header is percent-encoded UTF-8, so any file name can be decoded from it."""
     publish(ndjson(tmp_path / name, "{}"))
     assert unquote(api.seen[0].headers["Bronze-File-Name"]) == name
 
@@ -360,7 +360,7 @@ def test_standard_input_has_no_file_name(
 
 
 def test_the_report_names_each_submission(api: Api, publish: Callable[..., Summary], tmp_path: Path) -> None:
-    """A line for each accepted submission leads from the file's lines to submission and trace."""
+    """The report has a line for each accepted submission, with the file's lines, the submission and the trace."""
     file = ndjson(tmp_path / "f.ndjson", "{}", "", "{}", "{}")
     report = io.StringIO()
     publish(file, report=report)
@@ -371,7 +371,7 @@ def test_the_report_names_each_submission(api: Api, publish: Callable[..., Summa
 
 
 def test_the_address_may_have_a_path(api: Api, observed: Observed, time: Time, tmp_path: Path) -> None:
-    """An API behind a gateway's path is reached there, and no password gets into a span."""
+    """The API can be behind a path of a gateway, and no password gets into a span."""
     file = ndjson(tmp_path / "f.ndjson", "{}")
     url = api.url.replace("//", "//me:secret@") + "/bronze"
     publisher.publish(Settings(api_url=url), observed.telemetry, Plan("status"), [str(file)], stop=time)
@@ -382,8 +382,8 @@ def test_the_address_may_have_a_path(api: Api, observed: Observed, time: Time, t
 
 
 @pytest.mark.parametrize("url", ["localhost:8000", "ftp://localhost", "http://", "http://:x"])
-def test_an_address_that_cannot_be_one(observed: Observed, time: Time, url: str) -> None:
-    """A wrong address is said at once, not tried for five minutes."""
+def test_an_invalid_address_is_an_error(observed: Observed, time: Time, url: str) -> None:
+    """An invalid address is reported at once, without retries."""
     with pytest.raises(Misconfigured, match="BRONZE_API_URL"):
         publisher.publish(Settings(api_url=url), observed.telemetry, Plan("status"), [], stop=time)
     assert not time.waits
@@ -392,10 +392,10 @@ def test_an_address_that_cannot_be_one(observed: Observed, time: Time, url: str)
 # --- retries
 
 
-def test_a_submission_is_tried_again_under_its_key(
+def test_a_submission_is_retried_with_its_key(
     api: Api, observed: Observed, time: Time, publish: Callable[..., Summary], tmp_path: Path
 ) -> None:
-    """503, a dropped connection and 500 pass: same key, same body, same trace, one acceptance."""
+    """After 503, a dropped connection and 500, a submission is retried: same key, body and trace, accepted once."""
     api.script = [BUSY, DROPPED, Answer(500)]
     summary = publish(ndjson(tmp_path / "f.ndjson", '{"n":1}'))
     assert len(api.seen) == 4
@@ -416,7 +416,7 @@ def test_a_submission_is_tried_again_under_its_key(
 
 
 def test_back_off_grows_to_its_bound(api: Api, time: Time, publish: Callable[..., Summary], tmp_path: Path) -> None:
-    """The waits double up to a bound, with jitter below."""
+    """The waits double up to a bound; jitter makes them shorter."""
     api.script = [Answer(502)] * 12
     publish(ndjson(tmp_path / "f.ndjson", "{}"), retry_for_s=10_000)
     highest = [min(publisher.BACK_OFF_S_MAX, publisher.BACK_OFF_S_FIRST * 2**n) for n in range(12)]
@@ -427,20 +427,23 @@ def test_back_off_grows_to_its_bound(api: Api, time: Time, publish: Callable[...
 def test_it_gives_up_in_time(
     api: Api, observed: Observed, time: Time, publish: Callable[..., Summary], tmp_path: Path
 ) -> None:
-    """Retries are bounded; what is given up is counted as unknown, and nothing is sent after it."""
+    """Retries end after a time. The submission then counts as unknown, and nothing is sent after it."""
     api.script = [accepted, *[BUSY] * 1_000]
     summary = publish(ndjson(tmp_path / "f.ndjson", *["{}"] * 6), retry_for_s=60)
     assert 60 - publisher.BACK_OFF_S_MAX <= time.now_s <= 60
     assert summary.records == 2
     assert summary.error is not None
     assert "queue is full" in summary.error
-    assert "lines 3 to 4 were accepted is unknown" in summary.error
+    assert "it is unknown whether" in summary.error
+    assert "lines 3 to 4 were accepted" in summary.error
     assert len({seen.key for seen in api.seen}) == 2
     assert observed.counts() == {"accepted": 1, "rejected": 0, "unknown": 1}
 
 
-def test_a_long_wish_is_not_waited_for(api: Api, time: Time, publish: Callable[..., Summary], tmp_path: Path) -> None:
-    """`Retry-After` beyond the bound ends the run at once."""
+def test_a_long_retry_after_is_not_waited_for(
+    api: Api, time: Time, publish: Callable[..., Summary], tmp_path: Path
+) -> None:
+    """A `Retry-After` beyond the time for retries ends the publish run at once."""
     api.script = [problem(429, "throttled", "Slow down.", {"Retry-After": "3600"})]
     summary = publish(ndjson(tmp_path / "f.ndjson", "{}"), retry_for_s=300)
     assert summary.error is not None
@@ -450,7 +453,7 @@ def test_a_long_wish_is_not_waited_for(api: Api, time: Time, publish: Callable[.
 
 
 def test_retry_after_may_be_a_date(api: Api, time: Time, publish: Callable[..., Summary], tmp_path: Path) -> None:
-    """`Retry-After` as a date is honoured too, and nonsense is not."""
+    """`Retry-After` may be a date; an invalid value is ignored."""
     later = format_datetime(dt.datetime.now(dt.UTC) + dt.timedelta(seconds=100), usegmt=True)
     api.script = [Answer(503, headers={"Retry-After": later}), Answer(503, headers={"Retry-After": "soon"})]
     publish(ndjson(tmp_path / "f.ndjson", "{}"))
@@ -458,8 +461,8 @@ def test_retry_after_may_be_a_date(api: Api, time: Time, publish: Callable[..., 
     assert time.waits[1] < 2
 
 
-def test_a_timeout_is_tried_again(observed: Observed, time: Time) -> None:
-    """No answer in time may mean that it was accepted: the same key tells."""
+def test_a_timeout_is_retried(observed: Observed, time: Time) -> None:
+    """After a timeout the submission may have been accepted, so it is retried with the same key."""
     keys = []
 
     def answer(request: httpx.Request) -> httpx.Response:
@@ -482,7 +485,7 @@ def test_a_timeout_is_tried_again(observed: Observed, time: Time) -> None:
 def test_a_refusal_names_the_line(
     api: Api, observed: Observed, time: Time, publish: Callable[..., Summary], tmp_path: Path
 ) -> None:
-    """A refusal ends the run: it says what the API says, and the line of the record in the file."""
+    """A refusal ends the publish run; the error has the API's text and the line of the record in the file."""
     api.script = [accepted, problem(422, "schema-violation", "Record 1, field n: Expected `int`.", record=1)]
     file = ndjson(tmp_path / "f.ndjson", '{"n":1}', '{"n":2}', "", '{"n":3}', "", '{"n":"x"}', '{"n":5}')
     summary = publish(file)
@@ -501,7 +504,7 @@ def test_a_refusal_names_the_line(
 
 @pytest.mark.parametrize("body", [b"<html>no</html>", b"", b"[]", b'{"detail": 5}'])
 def test_a_refusal_of_a_proxy(api: Api, publish: Callable[..., Summary], tmp_path: Path, body: bytes) -> None:
-    """A refusal without a problem document is one all the same, with the place of the whole submission."""
+    """A refusal without a problem document is reported with the lines of the whole submission."""
     api.script = [Answer(403, body)]
     file = ndjson(tmp_path / "f.ndjson", "{}", "{}")
     assert publish(file).error == f"{file}, lines 1 to 2: 403 Forbidden"
@@ -517,10 +520,10 @@ def test_a_refusal_of_a_proxy(api: Api, publish: Callable[..., Summary], tmp_pat
     ],
     ids=["success", "redirect", "no receipt", "another count"],
 )
-def test_what_is_no_ingestion_api_takes_nothing(
+def test_answers_of_other_servers_do_not_count_as_accepted(
     api: Api, observed: Observed, publish: Callable[..., Summary], tmp_path: Path, answer: Answer
 ) -> None:
-    """Nothing counts as accepted but a 202 that says so of all records."""
+    """Only a 202 that accounts for all records counts as accepted."""
     api.script = [answer]
     summary = publish(ndjson(tmp_path / "f.ndjson", "{}", "{}"))
     assert summary.error is not None
@@ -528,19 +531,19 @@ def test_what_is_no_ingestion_api_takes_nothing(
     assert observed.counts() == {"accepted": 0, "rejected": 0, "unknown": 1}
 
 
-# --- several files, and what belongs to all of them
+# --- several files, and options for all records
 
 
-def test_what_belongs_to_all_records(api: Api, publish: Callable[..., Summary], tmp_path: Path) -> None:
-    """The run goes as a header, percent-encoded, what is to become of invalid records as a query; those that the API
-    sets aside are counted.
+def test_options_for_all_records(api: Api, publish: Callable[..., Summary], tmp_path: Path) -> None:
+    """The classification is sent as a percent-encoded header, `on_invalid` as a query parameter; records that go to
+    quarantine are counted.
     """
 
-    def set_aside(seen: Seen) -> Answer:
+    def quarantine_first(seen: Seen) -> Answer:
         receipt = {"submission_id": "s", "records": 1, "rejected": 1, "trace_id": "another"}
         return Answer(202, json.dumps(receipt).encode())
 
-    api.script = [set_aside]
+    api.script = [quarantine_first]
     file = ndjson(tmp_path / "f.ndjson", "{}", "{}", "{}")
     summary = publish(file, classification_id="Flug 100% ü", on_invalid="quarantine")
     assert {seen.path for seen in api.seen} == {"/v1/ingest/status?on_invalid=quarantine"}
@@ -549,14 +552,14 @@ def test_what_belongs_to_all_records(api: Api, publish: Callable[..., Summary], 
 
 
 def test_several_files_at_once(api: Api, publish: Callable[..., Summary], tmp_path: Path) -> None:
-    """Two requests are under way together; each file stays in order, and every record is sent once."""
-    together = threading.Barrier(2)
+    """Two requests run at the same time; each file stays in order, and every record is sent once."""
+    barrier = threading.Barrier(2)
 
-    def meets(seen: Seen) -> Answer:
-        together.wait(limit_s(10))
+    def answer_together(seen: Seen) -> Answer:
+        barrier.wait(limit_s(10))
         return accepted(seen)
 
-    api.script = [meets, meets]
+    api.script = [answer_together, answer_together]
     files = [ndjson(tmp_path / f"{f}.ndjson", *[f'{{"f":{f},"n":{n}}}' for n in range(5)]) for f in range(4)]
     summary = publish(*files, parallel=2)
     assert (summary.files, summary.records, summary.submissions, summary.error) == (4, 20, 12, None)
@@ -566,7 +569,7 @@ def test_several_files_at_once(api: Api, publish: Callable[..., Summary], tmp_pa
 
 
 def test_a_failure_among_several_files(api: Api, publish: Callable[..., Summary], tmp_path: Path) -> None:
-    """What is under way comes to its end, and no other file is begun."""
+    """Requests that are running are finished, and no other file is started."""
     api.script = [problem(422, "schema-violation", "Record 0: no.", record=0)] * 2
     files = [ndjson(tmp_path / f"{f}.ndjson", f'{{"f":{f}}}') for f in range(9)]
     summary = publish(*files, parallel=2)
@@ -576,14 +579,14 @@ def test_a_failure_among_several_files(api: Api, publish: Callable[..., Summary]
 
 
 def test_a_signal_with_several_files(api: Api, time: Time, publish: Callable[..., Summary], tmp_path: Path) -> None:
-    """The requests that are under way count, and nothing is sent after them."""
-    together = threading.Barrier(2, action=lambda: time._hear(signal.SIGINT, None))
+    """The requests that are running count, and nothing is sent after them."""
+    barrier = threading.Barrier(2, action=lambda: time._on_signal(signal.SIGINT, None))
 
-    def meets(seen: Seen) -> Answer:
-        together.wait(limit_s(10))
+    def answer_together(seen: Seen) -> Answer:
+        barrier.wait(limit_s(10))
         return accepted(seen)
 
-    api.script = [meets, meets]
+    api.script = [answer_together, answer_together]
     files = [ndjson(tmp_path / f"{f}.ndjson", *["{}"] * 9) for f in range(4)]
     summary = publish(*files, parallel=2)
     assert summary.error == "stopped"
@@ -596,30 +599,30 @@ def test_a_signal_with_several_files(api: Api, time: Time, publish: Callable[...
 def test_zeros_are_exported_before_anything_is_sent(
     api: Api, observed: Observed, publish: Callable[..., Summary], tmp_path: Path
 ) -> None:
-    """The first count is an increase, and no new series: its zero has left before the first request."""
-    at_first: dict[tuple[str, str], float] = {}
+    """The zeros are exported before the first request, so that the first count is an increase of an existing series."""
+    exported: dict[tuple[str, str], float] = {}
 
     def first(seen: Seen) -> Answer:
-        at_first.update(observed.exported.submissions())
+        exported.update(observed.exported.submissions())
         return accepted(seen)
 
     api.script = [first]
     publish(ndjson(tmp_path / "f.ndjson", "{}"))
-    assert at_first == {("status", outcome): 0 for outcome in ("accepted", "rejected", "unknown")}
+    assert exported == {("status", outcome): 0 for outcome in ("accepted", "rejected", "unknown")}
 
 
 def test_each_submission_begins_a_trace(
     api: Api, observed: Observed, publish: Callable[..., Summary], tmp_path: Path
 ) -> None:
-    """A submission is a trace of its own, which the API continues by `traceparent`."""
+    """Each submission has its own trace, which the API continues by `traceparent`."""
     with observed.telemetry.tracer.start_as_current_span("not the parent"):
         publish(ndjson(tmp_path / "f.ndjson", "{}", "{}", "{}"))
-    ours = [span for span in observed.spans() if span.kind is SpanKind.CLIENT]
-    assert [span.parent for span in ours] == [None, None]
-    assert [span.name for span in ours] == ["POST /v1/ingest/status"] * 2
+    client_spans = [span for span in observed.spans() if span.kind is SpanKind.CLIENT]
+    assert [span.parent for span in client_spans] == [None, None]
+    assert [span.name for span in client_spans] == ["POST /v1/ingest/status"] * 2
     sent = [seen.headers["traceparent"].split("-")[1:3] for seen in api.seen]
-    assert sent == [[f"{span.context.trace_id:032x}", f"{span.context.span_id:016x}"] for span in ours]
-    assert ours[0].attributes == {
+    assert sent == [[f"{span.context.trace_id:032x}", f"{span.context.span_id:016x}"] for span in client_spans]
+    assert client_spans[0].attributes == {
         "http.request.method": "POST",
         "url.full": f"{api.url}/v1/ingest/status",
         "server.address": "127.0.0.1",
@@ -633,41 +636,39 @@ def test_each_submission_begins_a_trace(
     }
 
 
-def test_a_taken_metrics_port_stops_no_publisher(
+def test_a_publisher_runs_if_the_metrics_port_is_in_use(
     api: Api,
     publish: Callable[..., Summary],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Where another publisher has the port, `/metrics` goes to a free one, which the log names."""
-    scraped: list[str] = []
+    """If another process uses the port, `/metrics` is served on a free port, which the log names."""
+    pages: list[str] = []
 
     def scrape(seen: Seen) -> Answer:
         port = caplog.messages[0].rsplit("port ", 1)[1].split()[0]
-        scraped.append(httpx.get(f"http://127.0.0.1:{port}/metrics").text)
+        pages.append(httpx.get(f"http://127.0.0.1:{port}/metrics").text)
         return accepted(seen)
 
     api.script = [scrape]
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        monkeypatch.setenv("OTEL_EXPORTER_PROMETHEUS_PORT", str(taken.getsockname()[1]))
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        monkeypatch.setenv("OTEL_EXPORTER_PROMETHEUS_PORT", str(other.getsockname()[1]))
         assert publish(ndjson(tmp_path / "f.ndjson", "{}")).error is None
-    assert "bronze_publisher_submissions_total" in scraped[0]
+    assert "bronze_publisher_submissions_total" in pages[0]
 
 
 # --- stopping
 
 
-def test_the_request_in_flight_comes_to_its_end(
-    api: Api, time: Time, publish: Callable[..., Summary], tmp_path: Path
-) -> None:
-    """A signal during a request: its answer counts, and nothing is sent after it."""
+def test_a_running_request_is_finished(api: Api, time: Time, publish: Callable[..., Summary], tmp_path: Path) -> None:
+    """After a signal during a request, its answer counts, and nothing is sent after it."""
 
-    def interrupted(seen: Seen) -> Answer:
-        time._hear(signal.SIGINT, None)
+    def interrupt(seen: Seen) -> Answer:
+        time._on_signal(signal.SIGINT, None)
         return accepted(seen)
 
-    api.script = [interrupted]
+    api.script = [interrupt]
     summary = publish(ndjson(tmp_path / "f.ndjson", *["{}"] * 4))
     assert (summary.submissions, summary.records, summary.error) == (1, 2, "stopped")
     assert len(api.seen) == 1
@@ -676,11 +677,11 @@ def test_the_request_in_flight_comes_to_its_end(
 def test_a_signal_ends_the_wait_for_input(
     api: Api, time: Time, publish: Callable[..., Summary], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Standard input that says nothing does not hold up Ctrl-C."""
+    """Ctrl-C ends a publisher that waits for standard input."""
 
     class Interrupted(io.BytesIO):
         def readline(self, size: int | None = -1, /) -> bytes:
-            time._hear(signal.SIGINT, None)
+            time._on_signal(signal.SIGINT, None)
             return b"{}\n"
 
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(Interrupted()))
@@ -688,14 +689,14 @@ def test_a_signal_ends_the_wait_for_input(
     assert not api.seen
 
 
-def test_a_signal_ends_the_wait_for_the_next_try(
+def test_a_signal_ends_the_wait_for_a_retry(
     api: Api, observed: Observed, publish: Callable[..., Summary], tmp_path: Path
 ) -> None:
-    """Whoever stops does not wait for an API that is away, and is told that the outcome is unknown."""
+    """A stop does not wait for an API that does not answer; the error says that the outcome is unknown."""
     api.script = [BUSY]
     summary = publish(ndjson(tmp_path / "f.ndjson", "{}"), stop=Time(waits_max=1))
     assert summary.error is not None
-    assert "is unknown" in summary.error
+    assert "it is unknown whether" in summary.error
     assert observed.counts()["unknown"] == 1
 
 
@@ -709,7 +710,7 @@ bronze.__main__.main()
 
 @contextmanager
 def command(api: Api, *arguments: str) -> Iterator["subprocess.Popen[str]"]:
-    """The command in a process of its own."""
+    """The command in a separate process."""
     environment = os.environ | {
         "BRONZE_API_URL": api.url,
         "OTEL_EXPORTER_PROMETHEUS_PORT": "0",
@@ -730,45 +731,45 @@ def command(api: Api, *arguments: str) -> Iterator["subprocess.Popen[str]"]:
             process.kill()
 
 
-def signalling(process: "subprocess.Popen[str]", number: int, then: Callable[[Seen], Answer]) -> Step:
+def send_signal(process: "subprocess.Popen[str]", number: int, answer: Callable[[Seen], Answer]) -> Step:
     def step(seen: Seen) -> Answer:
         process.send_signal(number)
-        return then(seen)
+        return answer(seen)
 
     return step
 
 
 def test_ctrl_c(api: Api, tmp_path: Path) -> None:
-    """Ctrl-C during a request: exit code 130, and a summary that counts it."""
+    """Ctrl-C during a request gives exit code 130 and a summary that counts the request."""
     file = ndjson(tmp_path / "f.ndjson", "{}", "{}", "{}")
     with command(api, "publish", "status", "-", "--records", "1", "--json") as process:
-        api.script = [signalling(process, signal.SIGINT, accepted)]
+        api.script = [send_signal(process, signal.SIGINT, accepted)]
         out, err = process.communicate(file.read_text(), timeout=limit_s(60))
     assert process.returncode == 130, err
     assert json.loads(out)["records"] == 1
     assert "--run" in err
 
 
-def test_sigterm_does_not_wait_for_an_answer_without_end(api: Api) -> None:
-    """SIGTERM ends a simulation in time with exit code 0, even when the API never answers."""
-    silence = threading.Event()
+def test_sigterm_does_not_wait_for_an_api_that_never_answers(api: Api) -> None:
+    """SIGTERM ends a simulation in time with exit code 0, even if the API never answers."""
+    test_ended = threading.Event()
 
-    def silent(_: Seen) -> Answer:
-        silence.wait()
+    def never_answer(_: Seen) -> Answer:
+        test_ended.wait()
         return DROPPED
 
     with command(api, "simulate", "--interval-s", "0") as process:
-        api.script = [accepted, accepted, signalling(process, signal.SIGTERM, silent)]
+        api.script = [accepted, accepted, send_signal(process, signal.SIGTERM, never_answer)]
         try:
             _, err = process.communicate(timeout=limit_s(30))  # less than the time that a request may take
         finally:
-            silence.set()
+            test_ended.set()
     assert process.returncode == 0, err
     assert len(api.seen) == 3
 
 
 def test_exit_codes(api: Api, tmp_path: Path) -> None:
-    """0 when all was accepted, 1 with the reason on standard error when not, 2 for usage."""
+    """0 if everything was accepted, 1 with the reason on standard error if not, 2 for wrong usage."""
     file = str(ndjson(tmp_path / "f.ndjson", "{}"))
     api.script = [accepted, problem(404, "unknown-source", "There is no source 'x'. The sources are: status.")]
     with command(api, "publish", "status", file, "--report", str(tmp_path / "r")) as process:
@@ -797,7 +798,7 @@ def test_exit_codes(api: Api, tmp_path: Path) -> None:
     ],
 )
 def test_usage(arguments: Sequence[str], capsys: pytest.CaptureFixture[str]) -> None:
-    """What cannot work is said before anything is sent, with exit code 2."""
+    """Wrong usage is reported before anything is sent, with exit code 2."""
     parser = argparse.ArgumentParser()
     publisher.publish_arguments(parser)
     with pytest.raises(SystemExit) as stopped:
@@ -807,7 +808,7 @@ def test_usage(arguments: Sequence[str], capsys: pytest.CaptureFixture[str]) -> 
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "option"),
     [
         (["status"], "--watch"),
         (["status", "{file}", "--watch", "{folder}"], "not both"),
@@ -817,16 +818,16 @@ def test_usage(arguments: Sequence[str], capsys: pytest.CaptureFixture[str]) -> 
         (["status", "{file}", "--report", "{folder}/none/r"], "--report"),
     ],
 )
-def test_options_that_do_not_go_together(
-    arguments: Sequence[str], told: str, observed: Observed, tmp_path: Path
+def test_options_that_exclude_each_other(
+    arguments: Sequence[str], option: str, observed: Observed, tmp_path: Path
 ) -> None:
-    """It is said before anything is sent; the command then ends with exit code 2."""
+    """The error is raised before anything is sent; the command then ends with exit code 2."""
     file = ndjson(tmp_path / "f.ndjson", "{}")
     ndjson(tmp_path / "f.ndjson.txt", "{}")
     parser = argparse.ArgumentParser()
     publisher.publish_arguments(parser)
     args = parser.parse_args([argument.format(file=file, folder=tmp_path) for argument in arguments])
-    with pytest.raises(Misconfigured, match=told):
+    with pytest.raises(Misconfigured, match=option):
         publisher.run_publish(args, Settings(api_url="http://127.0.0.1:9"), observed.telemetry)
 
 
@@ -834,21 +835,21 @@ def test_options_that_do_not_go_together(
 
 
 def test_the_fleet_is_plausible() -> None:
-    """Every simulated record is of its source, and each run has one status and one end."""
+    """Every simulated record fits its source, and each trip has one status and one result or failure."""
     declared = sources.built_in()
-    runs: dict[str, Counter[str]] = {source: Counter() for source in declared}
+    trips: dict[str, Counter[str]] = {source: Counter() for source in declared}
     for source, records in islice(fleet(random.Random(1)), 400):
         assert records
         for record in records:
             decoded: Any = msgspec.json.decode(msgspec.json.encode(record), type=declared[source].record_type)
-            runs[source][decoded.classification_id] += 1
-    assert set(runs["vehicles"]) == {None}
-    assert max(runs["status"].values()) == 1
-    assert runs["status"] == runs["results"] + runs["failures"]
+            trips[source][decoded.classification_id] += 1
+    assert set(trips["vehicles"]) == {None}
+    assert max(trips["status"].values()) == 1
+    assert trips["status"] == trips["results"] + trips["failures"]
 
 
 def test_a_simulation_outlives_the_api(api: Api, observed: Observed) -> None:
-    """An outage longer than its patience, a refusal and a stranger on the port: it goes on, and counts each."""
+    """It continues after an outage longer than its retries, a refusal and a foreign answer, and counts each."""
     outage = publisher.RETRY_FOR_S / (publisher.BACK_OFF_S_MAX / 2)
     refusal = problem(422, "schema-violation", "No.", record=0)
     api.script = [*[Answer(503)] * int(outage + 10), refusal, Answer(200)]
@@ -862,7 +863,7 @@ def test_a_simulation_outlives_the_api(api: Api, observed: Observed) -> None:
 
 
 def test_a_simulation_is_slow(api: Api, observed: Observed) -> None:
-    """One submission in each interval, with the zeros of all sources before."""
+    """It sends one submission per interval, and the zeros of all sources before the first."""
     time = Time(waits_max=3)
     publisher.simulate(Settings(api_url=api.url), observed.telemetry, stop=time, interval_s=5, clock=time.clock)
     assert time.waits == [5, 5, 5]

@@ -1,4 +1,4 @@
-"""What the API declares is what files are read by."""
+"""The declaration of a source that the publisher reads from the API."""
 
 import threading
 from collections.abc import Callable
@@ -24,15 +24,17 @@ fields = [
 """,
     "own.toml",
 )
-WHOLE = httpx.Response(200, text=source_schema.described(OWN["readings"]).model_dump_json())
+DECLARATION = httpx.Response(200, text=source_schema.described(OWN["readings"]).model_dump_json())
 
 
-def asking(*answers: httpx.Response | Exception, waits: list[float] | None = None) -> tuple[RemoteSource, list[str]]:
-    """One that asks an API which answers so, and the paths that it was asked for."""
-    script, asked = list(answers), list[str]()
+def remote_source(
+    *answers: httpx.Response | Exception, waits: list[float] | None = None
+) -> tuple[RemoteSource, list[str]]:
+    """A remote source whose API gives these answers, and the paths of the requests to it."""
+    script, paths = list(answers), list[str]()
 
     def answer(request: httpx.Request) -> httpx.Response:
-        asked.append(request.url.path)
+        paths.append(request.url.path)
         step = script.pop(0)
         if isinstance(step, Exception):
             raise step
@@ -43,30 +45,34 @@ def asking(*answers: httpx.Response | Exception, waits: list[float] | None = Non
         return False
 
     http = httpx.Client(base_url="http://api/bronze", transport=httpx.MockTransport(answer))
-    return RemoteSource(http, "readings", retry_for_s=60, wait=wait), asked
+    return RemoteSource(http, "readings", retry_for_s=60, wait=wait), paths
 
 
-def test_the_source_is_the_one_that_the_api_declares() -> None:
-    """Whole, with its decimals; asked once, whoever asks."""
-    ask, asked = asking(WHOLE)
-    threads = [threading.Thread(target=ask) for _ in range(3)]
+def test_the_source_is_as_the_api_declares_it() -> None:
+    """The declaration is complete, including decimals, and several threads request it once."""
+    source, paths = remote_source(DECLARATION)
+    threads = [threading.Thread(target=source) for _ in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert ask() == OWN["readings"]
-    assert asked == ["/bronze/v1/sources/readings/schema"]
+    assert source() == OWN["readings"]
+    assert paths == ["/bronze/v1/sources/readings/schema"]
 
 
-def test_an_api_that_is_away_is_waited_for() -> None:
-    """As for a submission: within its patience, as it wishes."""
+def test_an_unavailable_api_is_waited_for() -> None:
+    """As for a submission: for the time of retries, and as `Retry-After` says."""
     waits: list[float] = []
-    ask, _ = asking(httpx.ConnectError("no"), httpx.Response(503, headers={"Retry-After": "7"}), WHOLE, waits=waits)
-    assert ask() == OWN["readings"]
+    unavailable: list[httpx.Response | Exception] = [
+        httpx.ConnectError("no"),
+        httpx.Response(503, headers={"Retry-After": "7"}),
+    ]
+    source, _ = remote_source(*unavailable, DECLARATION, waits=waits)
+    assert source() == OWN["readings"]
     assert waits[1] == 7
-    ask, _ = asking(*[httpx.Response(503, headers={"Retry-After": "25"})] * 9)
+    source, _ = remote_source(*[httpx.Response(503, headers={"Retry-After": "25"})] * 9)
     with pytest.raises(Unavailable, match="503"):
-        ask()
+        source()
 
 
 @pytest.mark.parametrize(
@@ -81,8 +87,8 @@ def test_an_api_that_is_away_is_waited_for() -> None:
         (lambda: httpx.Response(200, json={"description": "", "version": 1, "fields": [{"name": "a"}]}), Misconfigured),
     ],
 )
-def test_what_declares_nothing(answer: Callable[[], httpx.Response], error: type[Exception]) -> None:
-    """An unknown source is the API's to name; anything else is no ingestion API."""
-    ask, _ = asking(answer())
+def test_answers_without_a_declaration(answer: Callable[[], httpx.Response], error: type[Exception]) -> None:
+    """The API refuses an unknown source; any other answer is not that of an ingestion API."""
+    source, _ = remote_source(answer())
     with pytest.raises(error):
-        ask()
+        source()

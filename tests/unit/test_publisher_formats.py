@@ -1,4 +1,4 @@
-"""Files of every format as JSON records: nothing lost, and what is wrong has its place."""
+"""Files of every format become JSON records without loss, and errors have a position."""
 
 import csv
 import datetime as dt
@@ -22,7 +22,7 @@ from bronze.errors import Refused
 from bronze.protocol.message import MESSAGE_BYTES_MAX
 from bronze.publisher import FileFormat, reading
 from bronze.publisher.formats import Record, format_of
-from bronze.publisher.reading import classified
+from bronze.publisher.reading import with_classification_id
 from bronze.records import sources
 
 STATUS, VEHICLES = (sources.built_in()[name] for name in ("status", "vehicles"))
@@ -57,8 +57,8 @@ def refusal(data: bytes, form: FileFormat, file: str = "f") -> str:
         ("csv", None),
     ],
 )
-def test_a_name_tells_the_format(file: str, form: FileFormat | None) -> None:
-    """The end of the name, in any case, below its compression; a name that ends in nothing known tells nothing."""
+def test_the_file_name_determines_the_format(file: str, form: FileFormat | None) -> None:
+    """The extension counts in upper and lower case, without that of a compression. Other names have no format."""
     assert format_of(file) is form
     assert format_of(file, FileFormat.ARROW) is FileFormat.ARROW
 
@@ -78,24 +78,24 @@ json_values = st.recursive(
     array=st.booleans(),
 )
 def test_json_keeps_every_value(records: list[dict[str, Any]], *, indent: int | None, array: bool) -> None:
-    """However it is laid out, an array's records, or those one after another, come out as they are, a line each."""
+    """In any layout, the elements of an array, or concatenated values, become one unchanged record per line."""
     text = json.dumps(records, indent=indent) if array else "\n".join(json.dumps(r, indent=indent) for r in records)
-    out = read(text.encode(), FileFormat.JSON)
-    assert [json.loads(record) for _, record in out] == records
-    assert [record.count(b"\n") for _, record in out] == [1] * len(records)
-    assert [number for number, _ in out] == list(range(1, len(records) + 1))
+    result = read(text.encode(), FileFormat.JSON)
+    assert [json.loads(record) for _, record in result] == records
+    assert [record.count(b"\n") for _, record in result] == [1] * len(records)
+    assert [number for number, _ in result] == list(range(1, len(records) + 1))
 
 
 def test_json_keeps_every_digit() -> None:
-    """Numbers keep their text: big integers and decimals do not pass through a float."""
+    """Numbers keep their text: large integers and decimals are not converted to a float."""
     text = b'[ {"a": 123456789012345678901234567890, "b": 0.10, "c": 1E400,\n "d": "\xc3\xa9\\n"} ]'
     assert read(text, FileFormat.JSON) == [
         (1, b'{"a": 123456789012345678901234567890, "b": 0.10, "c": 1E400,  "d": "\xc3\xa9\\n"}\n')
     ]
 
 
-def test_json_is_read_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A document of many times what is read at once; and a record that no message can take ends it with its number."""
+def test_json_is_read_in_chunks() -> None:
+    """A document may be many times larger than a chunk. A record larger than a message is refused with its number."""
     record = {"a": "x" * 300_000, "b": "é" * 100}
     many = [record | {"n": n} for n in range(20)]
     assert values(json.dumps(many, ensure_ascii=False).encode(), FileFormat.JSON) == many
@@ -104,27 +104,27 @@ def test_json_is_read_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "reason"),
     [
         (b'[{"a":1} {"a":2}]', "after 1 records: a comma is missing"),
         (b'[{"a":1},]', "after 1 records"),
-        (b'[{"a":1}', "after 1 records: it ends before its array does"),
-        (b'[{"a":1}] x', "there is more after the end"),
-        (b'[{"a":NaN}]', "after 0 records: NaN is no JSON"),
+        (b'[{"a":1}', "after 1 records: the file ends before its array does"),
+        (b'[{"a":1}] x', "there is more text after the end of the array"),
+        (b'[{"a":NaN}]', "after 0 records: NaN is not allowed in JSON"),
         (b'{"a":1}\n{"a"}', "after 1 records"),
         (b'[{"a":"\xff"}]', "is not UTF-8"),
         (b"[" * 100_000, "is not JSON after 0 records"),
     ],
 )
-def test_what_is_no_json(text: bytes, told: str) -> None:
-    assert told in refusal(text, FileFormat.JSON)
+def test_malformed_json(text: bytes, reason: str) -> None:
+    assert reason in refusal(text, FileFormat.JSON)
 
 
 # --- CSV
 
 
 def test_csv_is_typed_as_declared() -> None:
-    """A declared column has its type, an empty value is null, what is not declared is text."""
+    """A declared column has its type, an empty value is null, an undeclared column is text."""
     text = 'vehicle_id,year_built,seats,engine,note,speed\r\nN1, 1999 ,007,,"a, ""b""\r\nc",1.5\r\n\r\n2,,-0,,,\r\n'
     assert values(text.encode("utf-8-sig"), FileFormat.CSV, VEHICLES) == [
         {"vehicle_id": "N1", "year_built": 1999, "seats": 7, "engine": None, "note": 'a, "b"\r\nc', "speed": "1.5"},
@@ -135,7 +135,7 @@ def test_csv_is_typed_as_declared() -> None:
 
 @pytest.mark.parametrize("time", ["2013-02-08T05:17:00-05:00", "2013-02-08T10:17:00.123456Z"])
 def test_csv_of_times_and_numbers(time: str) -> None:
-    """What a status needs passes the declaration as it is written in CSV."""
+    """A status in CSV fits the declaration of its source."""
     header = "operator,run_number,origin,destination,scheduled_at,delay_min"
     (record,) = read(f"{header}\nUA,1018,EWR,IAH,{time},-2.50\n".encode(), FileFormat.CSV, STATUS)
     decoded: Any = msgspec.json.decode(record[1], type=STATUS.record_type)
@@ -144,8 +144,8 @@ def test_csv_of_times_and_numbers(time: str) -> None:
 
 
 @pytest.mark.parametrize(("column", "value"), [("seats", "many"), ("seats", "1.5"), ("year_built", "nan")])
-def test_csv_of_another_type(column: str, value: str) -> None:
-    """A value that is not what its column declares stays what it is, for the API to refuse or to set aside."""
+def test_csv_values_that_do_not_fit_their_type(column: str, value: str) -> None:
+    """A value that does not fit the type of its column stays text, so that the API refuses or quarantines it."""
     ((_, record),) = read(f"vehicle_id,{column}\nN1,{value}\n".encode(), FileFormat.CSV, VEHICLES)
     assert json.loads(record)[column] == value
     with pytest.raises(msgspec.ValidationError, match=column):
@@ -154,26 +154,26 @@ def test_csv_of_another_type(column: str, value: str) -> None:
 
 @given(rows=st.lists(st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\0")), min_size=2, max_size=2)))
 def test_csv_keeps_every_text(rows: Sequence[Sequence[str]]) -> None:
-    """Quotes, commas, line ends and all; only that an empty value and no value are one."""
-    out = io.StringIO(newline="")
-    csv.writer(out).writerows([("a", "b"), *rows])
+    """Quotes, commas and line breaks are kept; only an empty value and a missing value are the same."""
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows([("a", "b"), *rows])
     expected = [{"a": a or None, "b": b or None} for a, b in rows]
-    assert values(out.getvalue().encode(), FileFormat.CSV) == expected
+    assert values(text.getvalue().encode(), FileFormat.CSV) == expected
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "reason"),
     [
-        (b"a,b\n1,2\n1,2,3\n", "line 3: it has 3 values for 2 columns"),
-        (b"a,a\n1,2\n", "line 1: the header row has to name each column"),
-        (b"a,\n1,2\n", "line 1: the header row has to name each column"),
+        (b"a,b\n1,2\n1,2,3\n", "line 3: the row has 3 values for 2 columns"),
+        (b"a,a\n1,2\n", "line 1: the header row must give each column a name"),
+        (b"a,\n1,2\n", "line 1: the header row must give each column a name"),
         (b'a,b\n1,"2\n', "line 2"),
         (b"a,b\n1,\xff\n", "is not UTF-8"),
         (b"a\n" + b"x" * (MESSAGE_BYTES_MAX + 1), "line 2 is longer than"),
     ],
 )
-def test_what_is_no_csv(text: bytes, told: str) -> None:
-    assert told in refusal(text, FileFormat.CSV)
+def test_malformed_csv(text: bytes, reason: str) -> None:
+    assert reason in refusal(text, FileFormat.CSV)
 
 
 # --- columns
@@ -211,9 +211,9 @@ def parquet(table: pa.Table) -> bytes:
     return out.getvalue()
 
 
-def arrow(table: pa.Table, opening: Any) -> bytes:
+def arrow(table: pa.Table, open_writer: Any) -> bytes:
     out = io.BytesIO()
-    with opening(out, table.schema) as writer:
+    with open_writer(out, table.schema) as writer:
         writer.write_table(table)
     return out.getvalue()
 
@@ -227,24 +227,24 @@ FILES = {
 
 @pytest.mark.parametrize("file", FILES)
 def test_columns_become_records(file: str) -> None:
-    """Each type has a form in JSON that loses nothing, nulls are null, and rows are numbered from 1."""
-    written, form = FILES[file]
-    first, second = values(written(TABLE), form)
+    """Each type is converted to JSON without loss, nulls stay null, and rows are numbered from 1."""
+    write, form = FILES[file]
+    first, second = values(write(TABLE), form)
     assert first == {name: value for name, (_, value) in COLUMNS.items()}
     assert second == dict.fromkeys(COLUMNS)
-    assert [number for number, _ in read(written(TABLE), form)] == [1, 2]
+    assert [number for number, _ in read(write(TABLE), form)] == [1, 2]
 
 
 @pytest.mark.parametrize("file", FILES)
 def test_many_rows_come_in_order(file: str) -> None:
-    """More rows than are objects at once."""
-    written, form = FILES[file]
+    """More rows than are held as Python objects at the same time."""
+    write, form = FILES[file]
     table = pa.table({"n": pa.array(range(2_500))})
-    assert [record["n"] for record in values(written(table), form)] == list(range(2_500))
+    assert [record["n"] for record in values(write(table), form)] == list(range(2_500))
 
 
-def test_decimals_are_what_is_declared() -> None:
-    """A decimal column of a field that is declared as a number is sent as one, where that is exact."""
+def test_decimals_have_the_declared_type() -> None:
+    """A decimal column whose field is declared as a number is sent as a number, if the conversion is exact."""
     table = pa.table(
         {"delay_min": pa.array([Decimal("1.50")]), "run_number": pa.array([Decimal(7)]), "x": [Decimal(1)]}
     )
@@ -253,15 +253,15 @@ def test_decimals_are_what_is_declared() -> None:
     ]
 
 
-def test_what_is_no_columnar_file() -> None:
-    """Something else, a part of one, two columns of one name: each is said, with the file."""
-    whole = parquet(TABLE)
-    assert "is no parquet file that can be read" in refusal(whole[:100], FileFormat.PARQUET)
-    assert "is no parquet file that can be read" in refusal(whole[:100] + whole[-8:], FileFormat.PARQUET)
-    assert "is no arrow file that can be read" in refusal(b"hello", FileFormat.ARROW)
-    assert "is no arrow file that can be read" in refusal(arrow(TABLE, pa.ipc.new_stream)[:3000], FileFormat.ARROW)
-    twice = pa.Table.from_arrays([pa.array([1]), pa.array([2])], names=["a", "a"])
-    assert "two columns of one name" in refusal(parquet(twice), FileFormat.PARQUET)
+def test_unreadable_columnar_files() -> None:
+    """Other content, an incomplete file and two columns with the same name are refused, each with the file's name."""
+    complete = parquet(TABLE)
+    assert "is not a readable parquet file" in refusal(complete[:100], FileFormat.PARQUET)
+    assert "is not a readable parquet file" in refusal(complete[:100] + complete[-8:], FileFormat.PARQUET)
+    assert "is not a readable arrow file" in refusal(b"hello", FileFormat.ARROW)
+    assert "is not a readable arrow file" in refusal(arrow(TABLE, pa.ipc.new_stream)[:3000], FileFormat.ARROW)
+    duplicate_columns = pa.Table.from_arrays([pa.array([1]), pa.array([2])], names=["a", "a"])
+    assert "two columns with the same name" in refusal(parquet(duplicate_columns), FileFormat.PARQUET)
     large = pa.table({"a": ["x" * MESSAGE_BYTES_MAX]})
     assert "record 1 is longer than" in refusal(parquet(large), FileFormat.PARQUET)
 
@@ -270,7 +270,7 @@ def test_what_is_no_columnar_file() -> None:
 
 
 def test_compressed_text() -> None:
-    """By gzip and zstd, several members one after another, of any text."""
+    """Compression by gzip and zstd, with several concatenated members, for any text format."""
     parts = [b'{"a":1}\n', b'{"a":2}\n']
     compress = zstandard.ZstdCompressor().compress
     for file, data in (("f.gz", b"".join(map(gzip.compress, parts))), ("f.zst", b"".join(map(compress, parts)))):
@@ -278,14 +278,14 @@ def test_compressed_text() -> None:
         assert len(read(data, FileFormat.JSON, file=file)) == 2
         assert "cannot be decompressed" in refusal(data[:-3], FileFormat.NDJSON, file=file)
         assert "cannot be decompressed" in refusal(b"hello", FileFormat.NDJSON, file=file)
-        assert "unpack it" in refusal(data, FileFormat.PARQUET, file=file)
+        assert "decompress the file first" in refusal(data, FileFormat.PARQUET, file=file)
 
 
-# --- the run
+# --- the classification
 
 
 @pytest.mark.parametrize(
-    ("record", "out"),
+    ("record", "expected"),
     [
         (b'{"run": "r1", "n": 1.50}\n', b'{"run":"r1","n":1.50,"classification_id":"r1"}\n'),
         (
@@ -301,6 +301,6 @@ def test_compressed_text() -> None:
         (b"nonsense\n", None),
     ],
 )
-def test_a_column_names_the_run(record: bytes, out: bytes | None) -> None:
-    """A text or number becomes the record's `classification_id`; a record without one stays as it is."""
-    assert classified(record, "run") == (out or record)
+def test_a_column_gives_the_classification(record: bytes, expected: bytes | None) -> None:
+    """A text or number becomes the record's `classification_id`; a record without such a value is unchanged."""
+    assert with_classification_id(record, "run") == (expected or record)

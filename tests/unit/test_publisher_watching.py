@@ -1,4 +1,4 @@
-"""What a watcher decides: which files are complete, which are known, and that it is alone."""
+"""The decisions of a watcher: which files are complete, which are known, and that it is the only watcher."""
 
 import os
 from collections.abc import Mapping
@@ -9,15 +9,15 @@ import pytest
 from bronze.errors import Misconfigured, Unavailable
 from bronze.publisher import FileFormat, files, publishing, watching
 from bronze.publisher.files import Signature, open_file
-from bronze.publisher.watching import SettlingFiles, WatchState, look
+from bronze.publisher.watching import SettlingFiles, WatchState, find_files
 
 
 def found(**sizes: int) -> Mapping[str, Signature]:
     return {path: Signature(size, size) for path, size in sizes.items()}
 
 
-def test_a_file_is_complete_once_it_rests() -> None:
-    """It has to be seen unchanged for so long; each change begins anew, and so does a file that comes back."""
+def test_a_file_is_complete_when_it_has_not_changed_for_a_while() -> None:
+    """Each change starts the time again, and so does a file that was deleted and comes back."""
     settling = SettlingFiles(2)
     assert settling.complete(found(a=1), 0) == []
     assert settling.complete(found(a=1), 1.9) == []
@@ -25,65 +25,65 @@ def test_a_file_is_complete_once_it_rests() -> None:
     assert settling.complete(found(a=2, b=1), 3) == []
     assert settling.complete(found(a=2), 4) == []
     assert settling.complete(found(a=2, b=1), 5) == ["a"]
-    assert settling.complete(found(a=2, b=1), 7) == ["b", "a"]  # the oldest first
+    assert settling.complete(found(a=2, b=1), 7) == ["b", "a"]  # oldest first
 
 
-def test_what_is_looked_at(tmp_path: Path) -> None:
-    """Files whose format is known; nothing hidden, half copied, or below a directory unless the pattern says so."""
+def test_which_files_are_found(tmp_path: Path) -> None:
+    """Files of a known format: none that are hidden or half copied; subdirectories only if the pattern includes them."""
     names = ["a.csv", "b.parquet", "c.csv.part", ".d.csv", "e.txt", "below/f.csv", ".bronze/g.csv", "h.csv/i.csv"]
     for name in names:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
 
-    def seen(pattern: str, chosen: FileFormat | None = None) -> set[str]:
-        return {str(Path(path).relative_to(tmp_path)) for path in look(tmp_path, pattern, chosen)}
+    def names_found(pattern: str, chosen: FileFormat | None = None) -> set[str]:
+        return {str(Path(path).relative_to(tmp_path)) for path in find_files(tmp_path, pattern, chosen)}
 
-    assert seen("*") == {"a.csv", "b.parquet"}
-    assert seen("*.csv") == {"a.csv"}
-    assert seen("**/*.csv") == {"a.csv", "below/f.csv", "h.csv/i.csv"}
-    assert seen("*", FileFormat.CSV) == {"a.csv", "b.parquet", "c.csv.part", "e.txt"}
+    assert names_found("*") == {"a.csv", "b.parquet"}
+    assert names_found("*.csv") == {"a.csv"}
+    assert names_found("**/*.csv") == {"a.csv", "below/f.csv", "h.csv/i.csv"}
+    assert names_found("*", FileFormat.CSV) == {"a.csv", "b.parquet", "c.csv.part", "e.txt"}
 
 
 def test_a_state_remembers(tmp_path: Path) -> None:
-    """What was noted is known at the next start, until the file changes; what was sent, by its content too."""
+    """After a restart, files are known until they change; files that were sent are also known by their content."""
     file = tmp_path / "deep" / "state.sqlite"
     old, new = Signature(1, 2), Signature(1, 5)
-    with WatchState.opened(file) as state:
-        assert not state.knows("a", old)
-        state.note("a", old, 7, "d")
-        state.set_aside("b", old, "it is wrong")
-    with WatchState.opened(file) as state:
-        assert state.knows("a", old)
-        assert state.knows("b", old)
-        assert not state.knows("a", new)
-        assert state.sent("a", "d")
-        assert not state.sent("a", "e")
-        assert not state.sent("b", "d")
-        assert not state.sent("c", None)
-        state.touched("a", new)
-        assert state.sent("a", "d")
-        assert not state.knows("a", old)
+    with WatchState.open(file) as state:
+        assert not state.is_known("a", old)
+        state.mark_sent("a", old, 7, "d")
+        state.mark_refused("b", old, "it is wrong")
+    with WatchState.open(file) as state:
+        assert state.is_known("a", old)
+        assert state.is_known("b", old)
+        assert not state.is_known("a", new)
+        assert state.was_sent("a", "d")
+        assert not state.was_sent("a", "e")
+        assert not state.was_sent("b", "d")
+        assert not state.was_sent("c", None)
+        state.mark_unchanged("a", new)
+        assert state.was_sent("a", "d")
+        assert not state.is_known("a", old)
 
 
 def test_a_state_has_one_watcher(tmp_path: Path) -> None:
-    """The second is told which process has it."""
+    """The error of the second watcher names the process of the first."""
     file = tmp_path / "state.sqlite"
     with (
-        WatchState.opened(file),
-        pytest.raises(Misconfigured, match=f"process {os.getpid()} watches already"),
-        WatchState.opened(file),
+        WatchState.open(file),
+        pytest.raises(Misconfigured, match=f"process {os.getpid()} already watches"),
+        WatchState.open(file),
     ):
         pass
-    with WatchState.opened(file):
+    with WatchState.open(file):
         pass
 
 
-def test_what_cannot_be_a_state(tmp_path: Path) -> None:
-    """Another file, and a place where none can be, are said with what to do."""
+def test_an_invalid_state_file_is_an_error(tmp_path: Path) -> None:
+    """A file of another kind, and a path that cannot be created, are errors that say what to do."""
     other = tmp_path / "other.sqlite"
     other.write_text("hello, this is no database" * 10)
     for file in (other, other / "below.sqlite"):
-        with pytest.raises(Misconfigured, match="--state"), WatchState.opened(file):
+        with pytest.raises(Misconfigured, match="--state"), WatchState.open(file):
             pass
 
 
@@ -93,24 +93,24 @@ def test_a_pattern_stays_in_the_directory(pattern: str) -> None:
         watching._check(pattern)
 
 
-def test_a_file_that_changes_is_not_sent_on(tmp_path: Path) -> None:
-    """What is read has to be what the keys were made of."""
+def test_sending_stops_if_the_file_changes(tmp_path: Path) -> None:
+    """The content that is sent has to be the content that the keys were computed from."""
     file = tmp_path / "a.ndjson"
     file.write_text("{}\n")
-    with open_file(str(file)) as one:
-        one.check()
+    with open_file(str(file)) as opened:
+        opened.check()
         file.write_text("{}\n{}\n")
-        with pytest.raises(Unavailable, match="changed while it was sent"):
-            one.check()
+        with pytest.raises(Unavailable, match="changed while it was being sent"):
+            opened.check()
 
 
 def test_keys(tmp_path: Path) -> None:
-    """A key is a function of path, content, run and classification, however the path is written."""
+    """A key depends on path, content, publish run and classification, but not on the spelling of the path."""
     file = tmp_path / "a.ndjson"
 
     def key(path: Path, run: str = "", classification_id: str | None = None) -> str:
-        with open_file(str(path)) as one:
-            return files.key(one, run, classification_id)
+        with open_file(str(path)) as opened:
+            return files.key_prefix(opened, run, classification_id)
 
     file.write_text("{}\n")
     first = key(file)
@@ -121,7 +121,7 @@ def test_keys(tmp_path: Path) -> None:
 
 
 class Waits:
-    """A clock that waits itself."""
+    """A simulated clock, which a wait moves forward."""
 
     def __init__(self) -> None:
         self.now_s = 0.0
@@ -135,21 +135,21 @@ class Waits:
         return self.stop
 
 
-def test_a_pace_is_kept() -> None:
-    """So many records a second over all; what comes late does not hurry afterwards; a stop does not wait on."""
+def test_a_rate_limit_is_kept() -> None:
+    """The limit is for all records together, a pause does not allow a burst afterwards, and a stop ends the wait."""
     time = Waits()
-    pace = publishing.RateLimit(100, time.wait, time.clock)
-    begun = []
+    limit = publishing.RateLimit(100, time.wait, time.clock)
+    start_times = []
     for _ in range(3):
-        pace.take(50)
-        begun.append(time.now_s)
-    assert begun == [0, 0.5, 1.0]
+        limit.acquire(50)
+        start_times.append(time.now_s)
+    assert start_times == [0, 0.5, 1.0]
     time.now_s = 10
-    pace.take(50)
-    pace.take(50)
+    limit.acquire(50)
+    limit.acquire(50)
     assert time.now_s == 10.5
     time.stop = True
     with pytest.raises(KeyboardInterrupt):
-        pace.take(1)
-    publishing.RateLimit(None, time.wait, time.clock).take(10**9)
+        limit.acquire(1)
+    publishing.RateLimit(None, time.wait, time.clock).acquire(10**9)
     assert time.now_s < 12

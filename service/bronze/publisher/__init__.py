@@ -1,12 +1,17 @@
-"""The publisher: sends the records of files to the ingestion API, watches for files that arrive, or plays a slow fleet.
+"""The publisher: sends the records of files to the ingestion API, watches a directory, or simulates a vehicle fleet.
 
-The way of a record: `files` knows a file's content, `reading` reads its records by `formats`, `batches` makes
-submissions of them, `sending` sends each until there is an answer, `publishing` does so for several files and
-`watching` for those that arrive; `progress` tells. `checking` only checks, `simulating` needs no file, `command` is the
-command line.
+files       opens a file and identifies its content
+formats     recognizes its format
+reading     reads its records, with text_files and columnar_files; declared has the source's fields
+batches     makes submissions of them
+sending     sends one submission, with retries
+publishing  does so for several files, watching for files that arrive; progress shows the result
+checking    checks records without sending them
+simulating  sends invented records
+command     the command line
 
-A submission's Idempotency-Key is made from its file's path and content and from its number in the file, so a repeated
-request, run or command never makes a second copy.
+A submission's Idempotency-Key is computed from its file's path and content and from its number in the file. So a
+repeated request or command never stores a second copy.
 
 A role. Imports: client, errors, protocol, records, settings, telemetry.
 Libraries: httpx, msgspec, opentelemetry, pyarrow, rich.

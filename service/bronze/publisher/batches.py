@@ -1,4 +1,4 @@
-"""Batches: records of one file that become one submission."""
+"""Batches: the records of one file that become one submission."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -7,15 +7,15 @@ from bronze.errors import Refused
 from bronze.publisher.files import OpenFile
 from bronze.publisher.formats import Record, SourceGetter, display_name, required_format
 from bronze.publisher.plan import Plan
-from bronze.publisher.reading import classified, records
+from bronze.publisher.reading import records, with_classification_id
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What becomes one submission: records of one file, a line of JSON each.
+    """The content of one submission: records of one file, as lines of JSON.
 
-    `numbers` are those of the records in the file, from 1, counted in `unit`, a line or a record; `bytes_read` is what
-    of the file was read for it.
+    `numbers` are the positions of the records in the file, from 1, in units of `unit` (line or record). `bytes_read` is
+    the number of bytes of the file that were read for this batch.
     """
 
     file: str
@@ -29,21 +29,24 @@ class Batch:
         return len(self.numbers)
 
     def place(self, record: int | None = None) -> str:
-        """Where one of the batch's records stands, or all of them."""
+        """The position in the file of one record of the batch (by its index in the batch), or of all its records."""
         if record is not None and 0 <= record < len(self.numbers):
             return f"{display_name(self.file)}, {self.unit} {self.numbers[record]}"
         return f"{display_name(self.file)}, {self.unit}s {self.numbers[0]} to {self.numbers[-1]}"
 
 
 def batches_of(file: OpenFile, plan: Plan, source: SourceGetter) -> Iterator[Batch]:
-    """A file's records in batches, by a plan. Raises `Misconfigured` where nothing tells its format, and `Refused`."""
+    """A file's records in batches, according to a plan.
+
+    Raises `Misconfigured` if the file's format is unknown, and `Refused` if the file cannot be read.
+    """
     form = required_format(file.path, plan.format)
-    read = records(file.path, file.stream, form, source)
+    numbered = records(file.path, file.stream, form, source)
     if column := plan.classification_column:
-        read = ((number, classified(record, column)) for number, record in read)
+        numbered = ((number, with_classification_id(record, column)) for number, record in numbered)
     return batches(
         file.path,
-        read,
+        numbered,
         records_max=plan.records_max,
         bytes_max=plan.bytes_max,
         unit=form.unit,
@@ -62,17 +65,18 @@ def batches(
 ) -> Iterator[Batch]:
     """The records of a file in batches, in order; holds one batch in memory.
 
-    A larger record than `bytes_max` makes a batch of its own. `position` is how many bytes were read by now. What the
-    records raise, it raises once what stands before it was given out.
+    A record that is larger than `bytes_max` becomes a batch of its own. `position` returns how many bytes of the file
+    were read so far. If `records` raises `Refused`, the records before the error are yielded first.
     """
     body: list[bytes] = []
     numbers: list[int] = []
-    size = read = 0
+    size = position_before = 0
 
-    def cut() -> Batch:
-        nonlocal size, read
-        before, read = read, position()
-        batch = Batch(file, b"".join(body), tuple(numbers), read - before, unit)
+    def finish() -> Batch:
+        nonlocal size, position_before
+        position_now = position()
+        batch = Batch(file, b"".join(body), tuple(numbers), position_now - position_before, unit)
+        position_before = position_now
         body.clear()
         numbers.clear()
         size = 0
@@ -81,15 +85,15 @@ def batches(
     try:
         for number, record in records:
             if body and size + len(record) > bytes_max:
-                yield cut()
+                yield finish()
             body.append(record)
             numbers.append(number)
             size += len(record)
             if len(body) == records_max:
-                yield cut()
+                yield finish()
     except Refused:
         if body:
-            yield cut()
+            yield finish()
         raise
     if body:
-        yield cut()
+        yield finish()

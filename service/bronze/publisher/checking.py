@@ -1,4 +1,4 @@
-"""Checking: what the API would say of files, without sending any of it."""
+"""Checking: finds the records that the API would refuse, without sending anything."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -16,7 +16,7 @@ PROBLEMS_MAX = 100
 
 @dataclass
 class Findings:
-    """What was found: how many records, how many of them are wrong, and the first of what is."""
+    """The result of a check: how many records, how many of them are invalid, and the first problems."""
 
     source: str
     files: int = 0
@@ -25,7 +25,7 @@ class Findings:
     problems: list[str] = field(default_factory=list)
 
     @property
-    def good(self) -> bool:
+    def all_valid(self) -> bool:
         return not self.problems
 
     def add(self, problem: str, records: int = 1) -> None:
@@ -34,17 +34,17 @@ class Findings:
             self.problems.append(problem)
 
     def text(self) -> str:
-        verdict = "all of them fit" if self.good else f"{self.invalid:,} do not fit"
+        result = "all of them fit the source" if self.all_valid else f"{self.invalid:,} do not fit the source"
         more = [f"and {self.invalid - len(self.problems):,} more"] if self.invalid > len(self.problems) else []
-        end = f"{self.source}: {self.records:,} records in {self.files:,} files, {verdict}; nothing was sent"
-        return "\n".join([*self.problems, *more, end])
+        total = f"{self.source}: {self.records:,} records in {self.files:,} files, {result}; nothing was sent"
+        return "\n".join([*self.problems, *more, total])
 
     def json(self) -> str:
         return json.dumps(vars(self))
 
 
 def check(plan: Plan, source: Source, files: Sequence[str]) -> Findings:
-    """Checks every record of files as the API does. Raises `OSError`."""
+    """Checks every record of the files as the API does. Raises `OSError`."""
     findings = Findings(plan.source)
     for path in files:
         findings.files += 1
@@ -61,25 +61,25 @@ def check(plan: Plan, source: Source, files: Sequence[str]) -> Findings:
 
 def _problems(source: Source, batch: Batch) -> Iterator[str]:
     lines = batch.body.splitlines(keepends=True)
-    begin = 0
-    while begin < len(lines):
+    start = 0
+    while start < len(lines):
         intake = JsonIntake(source, body_bytes_max=2**62, spool_memory_bytes_max=2**62)
         try:
-            intake.lines(b"".join(lines[begin:]))
+            intake.lines(b"".join(lines[start:]))
             intake.finish().close()
         except Refused as error:
-            found = error.members.get("record")
-            at = begin + found if isinstance(found, int) else len(lines) - 1
-            yield f"{batch.place(at)}{_told(error)}"
-            begin = at + 1
+            record = error.members.get("record")
+            index = start + record if isinstance(record, int) else len(lines) - 1
+            yield f"{batch.place(index)}{_reason(error)}"
+            start = index + 1
         else:
             return
         finally:
             intake.close()
 
 
-def _told(error: Refused) -> str:
-    """What is wrong with a record, without the API's advice to whoever sent it."""
-    name = error.members.get("field")
-    what = error.detail.partition(". The source")[0].partition(": ")[2] or error.detail
-    return f", field {name}: {what}" if name else f": {what}"
+def _reason(error: Refused) -> str:
+    """What is wrong with a record, without the API's advice to the sender."""
+    field_name = error.members.get("field")
+    reason = error.detail.partition(". The source")[0].partition(": ")[2] or error.detail
+    return f", field {field_name}: {reason}" if field_name else f": {reason}"

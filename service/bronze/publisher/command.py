@@ -1,4 +1,4 @@
-"""The command's part: `bronze publish` and `bronze simulate`."""
+"""The command line: `bronze publish` and `bronze simulate`."""
 
 import argparse
 import math
@@ -27,111 +27,157 @@ from bronze.telemetry import Telemetry
 
 _EXIT_CODES = """\
 exit codes:
-  0    all was accepted (--dry-run: all fits; --watch: told to stop, no file was refused)
+  0    everything was accepted (--dry-run: all records fit; --watch: stopped, and no file was refused)
   1    something was not accepted, or does not fit
-  2    what was asked for cannot work: arguments, settings, a directory that is watched already
-  130  stopped by Ctrl-C, 143 by SIGTERM; the same command again goes on from there
+  2    the command cannot run: wrong arguments or settings, or the directory already has a watcher
+  130  stopped by Ctrl-C (143: by SIGTERM); run the same command again to continue
 """
 
 
 def publish_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `bronze publish`."""
     parser.description = (
-        "Sends the records of files to the API. A file is known by its path and content: sent again, after\n"
-        "Ctrl-C, a crash or by mistake, nothing of it is accepted twice within 30 days."
+        "Sends the records of files to the API. A file is identified by its path and content. If you send it again\n"
+        "(after Ctrl-C, after a crash, or by mistake), nothing in it is accepted twice within 30 days."
     )
     parser.epilog = _EXIT_CODES
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("source", metavar="SOURCE", help="what the records are: vehicles, status, ...")
+    _file_arguments(parser)
+    _record_arguments(parser)
+    _sending_arguments(parser)
+    _watch_arguments(parser)
+    _output_arguments(parser)
+
+
+def _file_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", metavar="SOURCE", help="the source of the records: vehicles, status, ...")
     parser.add_argument(
         "files",
         metavar="FILE",
         nargs="*",
         type=_file,
-        help=f"the file's name tells its format ({', '.join(EXTENSIONS)}; text may be .gz or .zst); - is standard "
-        "input, NDJSON by default",
+        help=f"the file name extension determines the format ({', '.join(EXTENSIONS)}; text may also have .gz or .zst "
+        "after it); - is standard input, NDJSON by default",
     )
     parser.add_argument(
         "--format", choices=[*map(str, FileFormat)], help="the format of all files, whatever their names"
     )
 
-    of_what = parser.add_argument_group("what the records belong to")
-    of_what.add_argument(
-        "--classification-id", metavar="ID", type=_classification, help="the run of records that name none themselves"
+
+def _record_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("records")
+    group.add_argument(
+        "--classification-id",
+        metavar="ID",
+        type=_classification,
+        help="the classification of records that do not contain one",
     )
-    of_what.add_argument(
-        "--classification-column", metavar="NAME", help="the column, or field, that names each record's run"
+    group.add_argument(
+        "--classification-column",
+        metavar="NAME",
+        help="the column (or field) that contains the classification of each record",
     )
-    of_what.add_argument(
+    group.add_argument(
         "--on-invalid",
         choices=["refuse", "quarantine"],
-        help="what becomes of records that do not fit: their submission is refused (the default), or they are set "
-        "aside in quarantine and the others accepted",
+        help="what happens to records that do not fit the source: the whole submission is refused (default), or these "
+        "records go to quarantine and the others are accepted",
     )
 
-    how = parser.add_argument_group("how they are sent")
-    how.add_argument(
-        "--records", type=_positive, default=BATCH_RECORDS, help="most records of a submission (%(default)s)"
+
+def _sending_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("sending")
+    group.add_argument(
+        "--records",
+        type=_positive,
+        default=BATCH_RECORDS,
+        help="maximum number of records per submission (%(default)s)",
     )
-    how.add_argument("--bytes", type=_positive, default=BATCH_BYTES, help="most bytes of a submission (%(default)s)")
-    how.add_argument("--rate", metavar="R", type=_rate, help="most records a second, over all files")
-    how.add_argument("--parallel", metavar="N", type=_positive, default=1, help="how many files at once (%(default)s)")
-    how.add_argument(
+    group.add_argument(
+        "--bytes", type=_positive, default=BATCH_BYTES, help="maximum size of a submission in bytes (%(default)s)"
+    )
+    group.add_argument(
+        "--rate", metavar="R", type=_rate, help="maximum number of records per second, for all files together"
+    )
+    group.add_argument(
+        "--parallel",
+        metavar="N",
+        type=_positive,
+        default=1,
+        help="number of files that are sent in parallel (%(default)s)",
+    )
+    group.add_argument(
         "--retry-for",
         metavar="SECONDS",
         type=_seconds,
         default=RETRY_FOR_S,
-        help="how long a submission is tried again while the API is away or busy (%(default)g)",
+        help="how long to retry a submission while the API does not answer or is busy (%(default)g)",
     )
-    again = how.add_mutually_exclusive_group()
-    again.add_argument("--again", action="store_true", help="send the files once more, though they were sent before")
-    again.add_argument(
+    run = group.add_mutually_exclusive_group()
+    run.add_argument(
+        "--again", action="store_true", help="send the files again as new data, even if they were sent before"
+    )
+    run.add_argument(
         "--run",
         metavar="ID",
         type=_run,
-        help="a name for this sending: the same files under another name are sent once more, under the same name not; "
-        "goes on with --again or standard input",
+        help="a name for this publish run. With a new name, the same files are sent again as new data; with the same "
+        "name they are not. Use it to continue a publish run that was started with --again or that reads standard "
+        "input",
     )
-    how.add_argument("--dry-run", action="store_true", help="check every record as the API would, and send nothing")
+    group.add_argument("--dry-run", action="store_true", help="check every record as the API would, and send nothing")
 
-    arriving = parser.add_argument_group("files that arrive")
-    arriving.add_argument(
-        "--watch", metavar="DIR", type=_directory, help="send each file that arrives there, once, until it is stopped"
+
+def _watch_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("watching a directory")
+    group.add_argument(
+        "--watch",
+        metavar="DIR",
+        type=_directory,
+        help="watch this directory and send each new file once; runs until it is stopped",
     )
-    arriving.add_argument(
-        "--pattern", default=PATTERN, help="which of them: '*.csv', or '**/*.csv' with those below (%(default)s)"
+    group.add_argument(
+        "--pattern",
+        default=PATTERN,
+        help="which files: '*.csv', or '**/*.csv' to include subdirectories (default %(default)s)",
     )
-    arriving.add_argument(
+    group.add_argument(
         "--settle",
         metavar="SECONDS",
         type=_seconds,
         default=SETTLE_S,
-        help="a file is complete once it has not changed for so long (%(default)g)",
+        help="a file is complete when it has not changed for this number of seconds (%(default)g)",
     )
-    arriving.add_argument(
-        "--state", metavar="FILE", type=Path, help="where to remember what was sent (DIR/.bronze/SOURCE.sqlite)"
+    group.add_argument(
+        "--state",
+        metavar="FILE",
+        type=Path,
+        help="the SQLite file that records which files were sent (default DIR/.bronze/SOURCE.sqlite)",
     )
 
-    said = parser.add_argument_group("what is said")
-    said.add_argument("--json", action="store_true", help="the summary as one line of JSON")
-    said.add_argument(
-        "--report", metavar="FILE", type=Path, help="write a line of JSON there for each accepted submission"
+
+def _output_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("output")
+    group.add_argument("--json", action="store_true", help="print the summary as one line of JSON")
+    group.add_argument(
+        "--report", metavar="FILE", type=Path, help="write one line of JSON for each accepted submission to this file"
     )
 
 
 def simulate_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `bronze simulate`."""
+    parser.description = "Sends invented records of a vehicle fleet to the API, slowly, until it is stopped."
     parser.add_argument(
         "--interval-s",
         metavar="SECONDS",
         type=_seconds,
         default=INTERVAL_S,
-        help="from one submission to the next (%(default)g)",
+        help="seconds between two submissions (%(default)g)",
     )
 
 
 def run_publish(args: argparse.Namespace, settings: Settings, telemetry: Telemetry) -> int:
-    """`bronze publish`; `_EXIT_CODES` says what it returns. Raises `Misconfigured`."""
+    """Runs `bronze publish`; returns one of `_EXIT_CODES`. Raises `Misconfigured`."""
     plan = Plan(
         source=args.source,
         run=uuid.uuid4().hex if args.again else args.run,
@@ -152,13 +198,13 @@ def run_publish(args: argparse.Namespace, settings: Settings, telemetry: Telemet
     with ExitStack() as stack:
         report = _report(args, stack)
         stack.enter_context(stop.by_signals())
-        summary = _sent(args, settings, telemetry, plan, stop, report)
+        summary = _send(args, settings, telemetry, plan, stop, report)
     if summary.error:
         run = f" with --run {summary.run}" if summary.run else ""
-        again = "start the watcher again" if args.watch else f"send the same files again{run}"
+        continuation = "start the watcher again" if args.watch else f"send the same files again{run}"
         print(
             f"bronze publish: {summary.error}\n"
-            f"{summary.records:,} records were accepted before. To go on, {again}: what was accepted is not accepted "
+            f"{summary.records:,} records were accepted before that. To continue, {continuation}; nothing is accepted "
             "twice.",
             file=sys.stderr,
         )
@@ -168,7 +214,7 @@ def run_publish(args: argparse.Namespace, settings: Settings, telemetry: Telemet
     return 1 if summary.error or summary.refused else 0
 
 
-def _sent(
+def _send(
     args: argparse.Namespace, settings: Settings, telemetry: Telemetry, plan: Plan, stop: Stop, report: TextIO | None
 ) -> Summary:
     progress = sys.stderr.isatty()
@@ -199,21 +245,21 @@ def _dry_run(args: argparse.Namespace, settings: Settings, plan: Plan) -> int:
     except KeyboardInterrupt:
         return 130
     print(findings.json() if args.json else findings.text())
-    return 0 if findings.good else 1
+    return 0 if findings.all_valid else 1
 
 
 def _check(args: argparse.Namespace, plan: Plan) -> None:
-    """Raises `Misconfigured` for options that do not go together."""
+    """Raises `Misconfigured` for options that exclude each other."""
     if bool(args.files) == bool(args.watch):
-        raise Misconfigured("name files to send, or a directory with --watch, and not both")
+        raise Misconfigured("give either files to send, or a directory with --watch, but not both")
     if args.watch and (args.dry_run or args.again):
-        raise Misconfigured("--watch sends each file once: --dry-run and --again are for files")
+        raise Misconfigured("--watch sends each file once: --dry-run and --again cannot be used with it")
     for file in args.files:
         required_format(file, plan.format)
 
 
 def _report(args: argparse.Namespace, stack: ExitStack) -> TextIO | None:
-    """Where accepted submissions are told; a watcher that is started again goes on with its own."""
+    """The file of the report; a watcher appends to it, so that a restart keeps it."""
     file: Path | None = args.report
     try:
         return stack.enter_context(file.open("a" if args.watch else "w", encoding="utf-8")) if file else None
@@ -222,7 +268,7 @@ def _report(args: argparse.Namespace, stack: ExitStack) -> TextIO | None:
 
 
 def run_simulate(args: argparse.Namespace, settings: Settings, telemetry: Telemetry) -> int:
-    """`bronze simulate`: 0 once it was told to stop."""
+    """Runs `bronze simulate`; returns 0 when it was stopped."""
     stop = Stop()
     with stop.by_signals(), suppress(KeyboardInterrupt):
         simulate(settings, telemetry, stop=stop, interval_s=args.interval_s)
@@ -231,7 +277,7 @@ def run_simulate(args: argparse.Namespace, settings: Settings, telemetry: Teleme
 
 def _file(text: str) -> str:
     if text != STDIN and (Path(text).is_dir() or not os.access(text, os.R_OK)):
-        raise argparse.ArgumentTypeError(f"{text}: no file that can be read")
+        raise argparse.ArgumentTypeError(f"{text}: not a readable file")
     return text
 
 
@@ -253,24 +299,24 @@ def _seconds(text: str) -> float:
 
 def _run(text: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", text):
-        raise argparse.ArgumentTypeError(f"{text}: 1 to 64 letters, digits, dots, dashes or underscores")
+        raise argparse.ArgumentTypeError(f"{text}: not 1 to 64 letters, digits, dots, dashes or underscores")
     return text
 
 
 def _rate(text: str) -> float:
     rate = _seconds(text)
     if not rate:
-        raise argparse.ArgumentTypeError(f"{text}: not a number of records a second")
+        raise argparse.ArgumentTypeError(f"{text}: not a number of records per second")
     return rate
 
 
 def _classification(text: str) -> str:
     if not 1 <= len(text) <= CLASSIFICATION_ID_CHARS_MAX:
-        raise argparse.ArgumentTypeError(f"1 to {CLASSIFICATION_ID_CHARS_MAX} characters")
+        raise argparse.ArgumentTypeError(f"not 1 to {CLASSIFICATION_ID_CHARS_MAX} characters")
     return text
 
 
 def _directory(text: str) -> Path:
     if not Path(text).is_dir():
-        raise argparse.ArgumentTypeError(f"{text}: no directory")
+        raise argparse.ArgumentTypeError(f"{text}: not a directory")
     return Path(text)

@@ -1,4 +1,4 @@
-"""What a source's fields are, as the API that takes its records declares them."""
+"""The declaration of a source, read from the API that the records are sent to."""
 
 import logging
 import random
@@ -20,7 +20,7 @@ _log = logging.getLogger(__name__)
 
 
 class _Answer(msgspec.Struct):
-    """What of the answer declares a source; it is the declaration itself."""
+    """The part of the API's answer that is the declaration of the source."""
 
     description: str
     version: int
@@ -28,9 +28,9 @@ class _Answer(msgspec.Struct):
 
 
 class RemoteSource:
-    """The source as the API has it: asked when it is needed first, and then known.
+    """The source as the API declares it. The API is asked on the first call; later calls return the same declaration.
 
-    `wait` waits so many seconds and says whether to stop. Without patience, `retry_for_s`, it is asked once.
+    `wait` waits for a number of seconds and returns whether to stop. With `retry_for_s` 0, there are no retries.
     """
 
     def __init__(
@@ -45,34 +45,34 @@ class RemoteSource:
         self._source = source
         self._retry_for_s = retry_for_s
         self._wait = wait
-        self._asking = threading.Lock()
-        self._known: Source | None = None
+        self._lock = threading.Lock()
+        self._declaration: Source | None = None
 
     def __call__(self) -> Source:
-        """Raises `Refused` if the API knows no such source, `Unavailable`, and `Misconfigured` if what answers is no
-        ingestion API.
+        """Raises `Refused` if the API has no such source, `Unavailable` if it does not answer, and `Misconfigured` if
+        the answer is not that of the ingestion API.
         """
-        with self._asking:
-            if self._known is None:
-                self._known = self._until_answered()
-            return self._known
+        with self._lock:
+            if self._declaration is None:
+                self._declaration = self._request_with_retries()
+            return self._declaration
 
-    def _until_answered(self) -> Source:
-        spent_s, jitter = 0.0, random.Random()  # noqa: S311  it spreads publishers, it hides nothing
+    def _request_with_retries(self) -> Source:
+        waited_s, jitter = 0.0, random.Random()  # noqa: S311  only spreads retries; not for cryptography
         for attempt in count(1):
             try:
-                return self._ask()
+                return self._request()
             except Unavailable as error:
                 delay_s = max(back_off_s(attempt, jitter), error.retry_after_s)
-                spent_s += delay_s
-                if spent_s > self._retry_for_s:
+                waited_s += delay_s
+                if waited_s > self._retry_for_s:
                     raise
-                _log.warning("%s; asked again in %.1f s", error.detail, delay_s)
+                _log.warning("%s; trying again in %.1f s", error.detail, delay_s)
                 if self._wait(delay_s):
                     raise
         raise AssertionError  # count() has no end
 
-    def _ask(self) -> Source:
+    def _request(self) -> Source:
         url = self._http.base_url.join(f"v1/sources/{urllib.parse.quote(self._source, safe='')}/schema")
         try:
             response = self._http.get(url)
@@ -84,4 +84,6 @@ class RemoteSource:
             table = msgspec.json.decode(response.content, type=_Answer)
             return sources.source_from_table(self._source, msgspec.to_builtins(table), str(url))
         except (msgspec.DecodeError, Misconfigured) as error:
-            raise Misconfigured(f"{url} does not answer as the ingestion API does: {error}") from error
+            raise Misconfigured(
+                f"{url} does not answer as the ingestion API does: {error}. Check BRONZE_API_URL"
+            ) from error

@@ -1,4 +1,4 @@
-"""Files: which content one has, and whether it still has it."""
+"""Files: the content that identifies a file, and the check that it has not changed."""
 
 import hashlib
 import os
@@ -17,19 +17,19 @@ _KEY_CHARS = 32
 
 
 class Signature(NamedTuple):
-    """What changes when a file does, short of reading it."""
+    """Size and time of a file: they show that a file changed without reading it."""
 
     size: int
     mtime_ns: int
 
     @classmethod
-    def of(cls, told: os.stat_result) -> "Signature":
-        return cls(told.st_size, told.st_mtime_ns)
+    def of(cls, status: os.stat_result) -> "Signature":
+        return cls(status.st_size, status.st_mtime_ns)
 
 
 @dataclass(frozen=True, slots=True)
 class OpenFile:
-    """A file that is open, its content known where it is a regular file."""
+    """An open file. `digest` (of its content) and `signature` are None if it is not a regular file."""
 
     path: str
     stream: BinaryIO
@@ -37,46 +37,47 @@ class OpenFile:
     signature: Signature | None
 
     def position(self) -> int:
-        """How many of its bytes were read; 0 where nobody knows."""
+        """How many bytes of the file were read; 0 if it is not a regular file."""
         return self.stream.tell() if self.signature else 0
 
     def check(self) -> None:
-        """Raises `Unavailable` if the file is not what it was when it was opened."""
+        """Raises `Unavailable` if the file has changed since it was opened."""
         if self.signature and Signature.of(os.fstat(self.stream.fileno())) != self.signature:
             raise Unavailable(
-                Outage.UNAVAILABLE, f"{self.path} changed while it was sent: send it again once it is complete"
+                Outage.UNAVAILABLE, f"{self.path} changed while it was being sent: send it again when it is complete"
             )
 
 
 @contextmanager
 def open_file(path: str) -> Iterator[OpenFile]:
-    """Opens a file for reading, and reads a regular one once to know its content. Raises `OSError`."""
+    """Opens a file for reading. Reads a regular file once to compute its digest. Raises `OSError`."""
     if path == STDIN:
         yield OpenFile(path, sys.stdin.buffer, None, None)
         return
     with Path(path).open("rb") as stream:
-        told = os.fstat(stream.fileno())
-        if not stat.S_ISREG(told.st_mode):
+        status = os.fstat(stream.fileno())
+        if not stat.S_ISREG(status.st_mode):
             yield OpenFile(path, stream, None, None)
             return
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
         stream.seek(0)
-        yield OpenFile(path, stream, digest, Signature.of(told))
+        yield OpenFile(path, stream, digest, Signature.of(status))
 
 
-def size(files: Sequence[str]) -> int | None:
-    """The size of all files in bytes, if each has one."""
+def total_size(files: Sequence[str]) -> int | None:
+    """The size of all files together in bytes; None if one of them is not a regular file."""
     if STDIN in files:
         return None
-    told = [Path(file).stat() for file in files]
-    return sum(s.st_size for s in told) if all(stat.S_ISREG(s.st_mode) for s in told) else None
+    statuses = [Path(file).stat() for file in files]
+    return sum(s.st_size for s in statuses) if all(stat.S_ISREG(s.st_mode) for s in statuses) else None
 
 
-def key(file: OpenFile, run: str, classification_id: str | None) -> str:
-    """What a file's submissions are sent under, beside their number: the same for the same content at the same path.
+def key_prefix(file: OpenFile, run: str, classification_id: str | None) -> str:
+    """The first part of the Idempotency-Keys of a file's submissions, before their number.
 
-    `run` sets sendings apart that mean the same file to be there more than once.
+    It is the same for the same content at the same path. Publish runs with different names have different keys, so that
+    a file can be stored more than once on purpose.
     """
     path = file.path if file.path == STDIN else str(Path(file.path).resolve())
-    facts = (run, path, file.digest or "", classification_id or "")
-    return hashlib.sha256("\0".join(facts).encode(errors="surrogateescape")).hexdigest()[:_KEY_CHARS]
+    parts = (run, path, file.digest or "", classification_id or "")
+    return hashlib.sha256("\0".join(parts).encode(errors="surrogateescape")).hexdigest()[:_KEY_CHARS]

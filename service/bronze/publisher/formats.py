@@ -1,4 +1,4 @@
-"""The formats of files, told by the ends of their names, and what is said of a file that cannot be read."""
+"""The formats of files, recognized by file name extensions, and the errors of files that cannot be read."""
 
 from collections.abc import Callable, Mapping
 from enum import StrEnum
@@ -10,14 +10,14 @@ from bronze.records.sources import Source
 
 STDIN = "-"
 
-#: A record's number, from 1, and its JSON; the number is that of the line it begins on, where there are lines.
+#: A record's number, from 1, and its JSON. In a text format with lines, it is the number of the record's first line.
 Record = tuple[int, bytes]
-#: What tells a source's fields; asked only by a format that needs them.
+#: Returns the declaration of a source; called only for a format that needs its fields.
 SourceGetter = Callable[[], Source]
 
 
 class FileFormat(StrEnum):
-    """How a file holds its records."""
+    """How records are stored in a file."""
 
     NDJSON = "ndjson"
     JSON = "json"
@@ -27,7 +27,7 @@ class FileFormat(StrEnum):
 
     @property
     def unit(self) -> str:
-        """What a record's number counts."""
+        """The unit of a record's number."""
         return "line" if self in {FileFormat.NDJSON, FileFormat.CSV} else "record"
 
     @property
@@ -35,7 +35,7 @@ class FileFormat(StrEnum):
         return self in {FileFormat.NDJSON, FileFormat.JSON, FileFormat.CSV}
 
 
-#: By the end of a file's name, in lower case.
+#: By file name extension, in lower case.
 EXTENSIONS: Mapping[str, FileFormat] = {
     ".ndjson": FileFormat.NDJSON,
     ".jsonl": FileFormat.NDJSON,
@@ -47,40 +47,42 @@ EXTENSIONS: Mapping[str, FileFormat] = {
     ".feather": FileFormat.ARROW,
     ".ipc": FileFormat.ARROW,
 }
-#: The content encoding that the end of a name stands for.
+#: Content encodings by file name extension.
 COMPRESSIONS: Mapping[str, str] = {".gz": "gzip", ".zst": "zstd"}
 
 
 def display_name(file: str) -> str:
-    """What a person calls a file."""
+    """The name of a file in messages to people."""
     return "standard input" if file == STDIN else file
 
 
 def format_of(file: str, chosen: FileFormat | None = None) -> FileFormat | None:
-    """A file's format: the chosen one, or what its name ends in; None if that says nothing."""
+    """A file's format: the chosen format, or else that of the file name extension; None if that is unknown."""
     path = PurePath(file.lower())
     if path.suffix in COMPRESSIONS:
         path = path.with_suffix("")
-    found = chosen or EXTENSIONS.get(path.suffix)
-    return FileFormat.NDJSON if found is None and file == STDIN else found
+    form = chosen or EXTENSIONS.get(path.suffix)
+    return FileFormat.NDJSON if form is None and file == STDIN else form
 
 
 def required_format(file: str, chosen: FileFormat | None) -> FileFormat:
-    """As `format_of`; raises `Misconfigured` where nothing tells it."""
-    found = format_of(file, chosen)
-    if found is None:
+    """As `format_of`; raises `Misconfigured` if the format is unknown."""
+    form = format_of(file, chosen)
+    if form is None:
         known = ", ".join(EXTENSIONS)
-        raise Misconfigured(f"{file}: its name does not tell its format ({known}): say it by --format")
-    return found
+        raise Misconfigured(
+            f"{file}: the file name has no known extension ({known}): give the format of the file with --format"
+        )
+    return form
 
 
-def unreadable(file: str, kind: Refusal, what: str) -> Refused:
-    return Refused(kind, f"{display_name(file)} {what}")
+def unreadable(file: str, kind: Refusal, problem: str) -> Refused:
+    return Refused(kind, f"{display_name(file)} {problem}")
 
 
 def too_long(file: str, unit: str, number: int) -> Refused:
     return Refused(
         Refusal.RECORD_TOO_LARGE,
         f"{display_name(file)}, {unit} {number} is longer than {MESSAGE_BYTES_MAX} bytes. "
-        "Split it, or refer to what it carries.",
+        "Split the record, or store its large values elsewhere and refer to them.",
     )

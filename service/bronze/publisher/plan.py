@@ -1,10 +1,10 @@
-"""What is to be sent, and how: the options of a run, in one frozen place."""
+"""The options of a publish run."""
 
 from dataclasses import dataclass
 
 from bronze.publisher.formats import FileFormat
 
-#: Of a submission: the body then fits one message of the queue, its cheapest way.
+#: Default bounds of a submission. Its body then fits one message of the queue, which costs the queue least.
 BATCH_RECORDS = 1_000
 BATCH_BYTES = 900_000
 RETRY_FOR_S = 300.0
@@ -12,7 +12,7 @@ RETRY_FOR_S = 300.0
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is to be sent, and how. `format` is None where each file's name tells; `rate` is in records a second."""
+    """What to send, and how. `format` is None if file names determine it; `rate` is in records per second."""
 
     source: str
     run: str | None = None

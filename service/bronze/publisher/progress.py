@@ -1,4 +1,4 @@
-"""Progress: what a run came to so far, as a summary, a bar and a report."""
+"""The progress and the result of a publish run: a summary, a progress bar and a report."""
 
 import json
 import threading
@@ -17,10 +17,10 @@ _LISTED_MAX = 10
 
 @dataclass
 class Summary:
-    """What a run came to: what was accepted, and `error` where it ended early.
+    """The result of a publish run: what was accepted, and in `error` why it ended early, if it did.
 
-    `records_again` are those of `records` that an earlier sending of the same files had accepted. `refused` are the
-    files that a watcher set aside, each with the reason.
+    `records_again` counts those of `records` that had already been accepted by an earlier publish run. `refused` has
+    the files that were refused while a directory was watched, with the reasons.
     """
 
     source: str
@@ -54,16 +54,16 @@ class Summary:
     def text(self) -> str:
         notes = [f"{self.retries:,} retries"]
         if self.records_again:
-            notes.append(f"{self.records_again:,} records were accepted by an earlier sending")
+            notes.append(f"{self.records_again:,} records had already been accepted by an earlier publish run")
         if self.records_rejected:
-            notes.append(f"{self.records_rejected:,} records were set aside")
+            notes.append(f"{self.records_rejected:,} records went to quarantine")
         lines = [
             f"{self.source}: {self.records:,} records accepted in {self.submissions:,} submissions, "
             f"{self.bytes:,} bytes in {self.seconds:.1f} s ({self.records_per_s:,.0f} records/s, {'; '.join(notes)})"
             + (f", run {self.run}" if self.run else "")
         ]
         if self.refused:
-            lines.append(f"{len(self.refused):,} files were refused and set aside; mend one in its place to send it:")
+            lines.append(f"{len(self.refused):,} files were refused; correct a file without moving it to send it:")
             lines += [f"  {reason}" for reason in list(self.refused.values())[:_LISTED_MAX]]
         return "\n".join(lines)
 
@@ -73,14 +73,14 @@ class Summary:
 
 
 class Report:
-    """A line of JSON for each submission that was accepted."""
+    """Writes one line of JSON for each accepted submission."""
 
     def __init__(self, out: TextIO) -> None:
         self._out = out
-        self._writing = threading.Lock()
+        self._lock = threading.Lock()
 
     def accepted(self, source: str, batch: Batch, receipt: Receipt) -> None:
-        told: Mapping[str, object] = {
+        entry: Mapping[str, object] = {
             "submission_id": receipt.submission_id,
             "trace_id": receipt.trace_id,
             "source": source,
@@ -89,12 +89,12 @@ class Report:
             f"{batch.unit}_first": batch.numbers[0],
             f"{batch.unit}_last": batch.numbers[-1],
         }
-        with self._writing:
-            print(json.dumps(told), file=self._out, flush=True)
+        with self._lock:
+            print(json.dumps(entry), file=self._out, flush=True)
 
 
 class Bar:
-    """The progress of a run on standard error: share and time left where the size of all files is known."""
+    """A progress bar on standard error. Percentage and remaining time need the size of all files."""
 
     def __init__(self, source: str, size: int | None, *, shown: bool) -> None:
         self._progress = Progress(
@@ -128,4 +128,4 @@ class Bar:
         )
 
     def retrying(self, delay_s: float) -> None:
-        self._progress.update(self._task, note=f"again in {delay_s:.0f} s")
+        self._progress.update(self._task, note=f"retry in {delay_s:.0f} s")

@@ -1,4 +1,4 @@
-"""Publishing: the records of files, batch after batch, to the API."""
+"""Publishing: sends the records of files to the API, one batch after another."""
 
 import logging
 import threading
@@ -11,10 +11,9 @@ from typing import TextIO
 
 from bronze.client import connect
 from bronze.errors import BronzeError, Misconfigured, Refused
-from bronze.publisher import files as filing
 from bronze.publisher.batches import Batch, batches_of
 from bronze.publisher.declared import RemoteSource
-from bronze.publisher.files import OpenFile, open_file
+from bronze.publisher.files import OpenFile, key_prefix, open_file, total_size
 from bronze.publisher.formats import STDIN
 from bronze.publisher.plan import Plan
 from bronze.publisher.progress import Bar, Report, Summary
@@ -28,20 +27,20 @@ _log = logging.getLogger(__name__)
 
 
 class RateLimit:
-    """So many records a second and no more, over all files; without a rate, as fast as it goes."""
+    """Limits the records per second, for all files together. Without a rate, there is no limit."""
 
     def __init__(self, rate: float | None, wait: Callable[[float], bool], clock: Callable[[], float]) -> None:
         self._rate = rate
         self._wait = wait
         self._clock = clock
         self._next_s = clock()
-        self._taking = threading.Lock()
+        self._lock = threading.Lock()
 
-    def take(self, count: int) -> None:
-        """Returns when it is time for these records. Raises `KeyboardInterrupt` if it is time to stop instead."""
+    def acquire(self, count: int) -> None:
+        """Waits until this number of records may be sent. Raises `KeyboardInterrupt` if a stop is requested."""
         if self._rate is None:
             return
-        with self._taking:
+        with self._lock:
             now_s = self._clock()
             due_s = max(self._next_s, now_s)
             self._next_s = due_s + count / self._rate
@@ -50,7 +49,7 @@ class RateLimit:
 
 
 class PublishRun:
-    """Sends file after file by one plan, and counts what became of it; several threads may."""
+    """Sends files according to one plan, and counts the results. Several threads may use it."""
 
     def __init__(
         self,
@@ -71,48 +70,52 @@ class PublishRun:
         self._bar = bar
         self._report = report
         self._clock = clock
-        self._begun_s = clock()
-        self._pace = RateLimit(plan.rate, stop.wait, clock)
-        self._counting = threading.Lock()
+        self._started_s = clock()
+        self._rate_limit = RateLimit(plan.rate, stop.wait, clock)
+        self._lock = threading.Lock()
 
     def send(
-        self, path: str, *, known: Callable[[OpenFile], bool] = lambda _file: False
+        self, path: str, *, is_known: Callable[[OpenFile], bool] = lambda _file: False
     ) -> tuple[int | None, OpenFile]:
-        """All records of a file, each accepted; how many, None where the content is known, and the file as it was.
+        """Sends all records of a file. Returns their number, or None if `is_known` is true; and the file.
 
-        Raises what `Sender.send` does; `Refused` for a file that cannot be read as what it is, `Unavailable` for one
-        that changes meanwhile, `OSError`, and `KeyboardInterrupt` if it is time to stop.
+        Raises what `Sender.send` does; `Refused` if the file cannot be read in its format, `Unavailable` if it changes
+        meanwhile, `OSError`, and `KeyboardInterrupt` if a stop is requested.
         """
         with ExitStack() as stack:
             with self._stop.interruptible():
                 file = stack.enter_context(open_file(path))
-            if known(file):
+            if is_known(file):
                 return None, file
-            read = batches_of(file, self.plan, self._declared)
-            key = filing.key(file, self._named(file), self.plan.classification_id)
+            batches = batches_of(file, self.plan, self._declared)
+            key = key_prefix(file, self._run_of(file), self.plan.classification_id)
             total = 0
             for number in range(2**63):
                 with self._stop.interruptible():
-                    batch = next(read, None)
+                    batch = next(batches, None)
                 if batch is None:
                     break
-                self._pace.take(batch.records)
+                self._rate_limit.acquire(batch.records)
                 file.check()
                 total += batch.records
                 self._send(f"{key}-{number}", batch)
-        with self._counting:
+        with self._lock:
             self.summary.files += 1
         return total, file
 
     def end(self, error: str | None = None) -> Summary:
         summary = self.summary
         summary.error = error
-        summary.seconds = self._clock() - self._begun_s
+        summary.seconds = self._clock() - self._started_s
         summary.retries = self._sender.retries
         return summary
 
-    def _named(self, file: OpenFile) -> str:
-        """The run that sets this sending apart; a stream is no one's content, so each sending of it is a run."""
+    def _run_of(self, file: OpenFile) -> str:
+        """The name of the publish run that goes into a file's keys.
+
+        The content of a stream is not known in advance, so a stream always needs such a name: it gets a new one unless
+        `--run` gives it.
+        """
         if file.digest is None and self.summary.run is None:
             self.summary.run = uuid.uuid4().hex
         return self.summary.run or "" if file.digest is None else self.plan.run or ""
@@ -126,18 +129,19 @@ class PublishRun:
             raise Refused(
                 error.code,
                 f"{error.detail} The file was sent before with other options (--format, --records, --bytes, "
-                "--classification-column). Give the same ones again, or --again to send all of it once more.",
+                "--classification-column). Give the same options as before, or --again to send the whole file as new "
+                "data.",
             ) from error
-        with self._counting:
+        with self._lock:
             self.summary.add(batch, receipt)
-            self.summary.seconds = self._clock() - self._begun_s
+            self.summary.seconds = self._clock() - self._started_s
             self._bar.accepted(batch, self.summary)
         if self._report:
             self._report.accepted(self.plan.source, batch, receipt)
 
 
 @contextmanager
-def running(
+def open_run(
     settings: Settings,
     telemetry: Telemetry,
     plan: Plan,
@@ -148,12 +152,12 @@ def running(
     progress: bool = False,
     clock: Callable[[], float] = time.monotonic,
 ) -> Iterator[PublishRun]:
-    """A run with all that it needs, for as long as it is open. Raises `Misconfigured`."""
+    """A publish run with its connection, progress bar and `/metrics`. Raises `Misconfigured`."""
     telemetry.instruments.zero(Role.PUBLISHER, [plan.source])
     with ExitStack() as stack:
         http = stack.enter_context(connect(settings))
-        stack.enter_context(scraped(telemetry))
-        telemetry.flush()  # the zeros first: without them, the first counts are no increase
+        stack.enter_context(serve_metrics(telemetry))
+        telemetry.flush()  # exports the zeros: without them, Prometheus sees no increase in the first counts
         bar = stack.enter_context(Bar(plan.source, size, shown=progress))
         sender = Sender(
             http,
@@ -161,7 +165,7 @@ def running(
             retry_for_s=plan.retry_for_s,
             wait=stop.wait,
             clock=clock,
-            retrying=bar.retrying,
+            on_retry=bar.retrying,
             classification_id=plan.classification_id,
             on_invalid=plan.on_invalid,
         )
@@ -177,13 +181,13 @@ def running(
 
 
 @contextmanager
-def scraped(telemetry: Telemetry) -> Iterator[None]:
-    """`/metrics`, on another port if ours is taken: several publishers may run at once."""
+def serve_metrics(telemetry: Telemetry) -> Iterator[None]:
+    """Serves `/metrics`, on any free port if the configured port is in use: several publishers may run at once."""
     try:
         server = telemetry.serve_metrics()
     except Misconfigured as error:
         server = telemetry.serve_metrics(port=0)
-        _log.warning("%s; /metrics is on port %d now", error, server.port)
+        _log.warning("%s. Serving /metrics on port %d instead", error, server.port)
     try:
         yield
     finally:
@@ -201,17 +205,19 @@ def publish(
     progress: bool = False,
     clock: Callable[[], float] = time.monotonic,
 ) -> Summary:
-    """Sends the records of files (`-` is standard input), in order unless several files go at once; each submission is
-    of one file.
+    """Sends the records of files (`-` is standard input). Files are sent in order, or several in parallel; each
+    submission has records of one file.
 
-    Ends at the first submission that is not accepted, or when it is to stop; the summary's `error` says where and why.
-    `report` gets a JSON line for each submission that was accepted. Whoever calls shuts the telemetry down, which sends
-    the last counts. Raises `Misconfigured` for an address that cannot be one.
+    Ends at the first submission that is not accepted, or when a stop is requested; the summary's `error` has the reason
+    and the position. `report` gets one line of JSON for each accepted submission. The caller shuts the telemetry down,
+    which sends the last counts. Raises `Misconfigured` if the API's address is not valid.
     """
-    size = filing.size(files)
-    with running(settings, telemetry, plan, stop=stop, size=size, report=report, progress=progress, clock=clock) as run:
+    size = total_size(files)
+    with open_run(
+        settings, telemetry, plan, stop=stop, size=size, report=report, progress=progress, clock=clock
+    ) as run:
         try:
-            each(files, run.send, parallel=1 if STDIN in files else plan.parallel, stop=stop)
+            for_each_file(files, run.send, parallel=1 if STDIN in files else plan.parallel, stop=stop)
         except (BronzeError, OSError) as error:
             return run.end(str(error))
         except KeyboardInterrupt:
@@ -219,29 +225,29 @@ def publish(
         return run.end()
 
 
-def each(files: Sequence[str], work: Callable[[str], object], *, parallel: int, stop: Stop) -> None:
-    """Has the work done for each file, in order, several at once. What it raises first is raised here: what is under
-    way then comes to its end, and nothing else begins.
+def for_each_file(files: Sequence[str], process: Callable[[str], object], *, parallel: int, stop: Stop) -> None:
+    """Calls `process` for each file, in order, for several files in parallel.
 
-    The threads are no one's to wait for: whoever stops us twice leaves them behind.
+    The first error is raised here: files that are being processed are finished, and no other file is started. The
+    threads are daemons, so that a second stop signal ends the process without waiting for them.
     """
     if parallel == 1 or len(files) == 1:
         for file in files:
-            work(file)
+            process(file)
         return
     waiting = deque(files)
     failures: list[BaseException] = []
 
-    def go_on() -> None:
-        while waiting and not failures and not stop.wanted:
+    def process_waiting() -> None:
+        while waiting and not failures and not stop.requested:
             try:
-                work(waiting.popleft())
+                process(waiting.popleft())
             except IndexError:  # another thread was faster
                 return
-            except BaseException as error:  # noqa: BLE001  raised by whoever waits
+            except BaseException as error:  # noqa: BLE001  raised by the thread that joins
                 failures.append(error)
 
-    threads = [threading.Thread(target=go_on, daemon=True) for _ in range(min(parallel, len(files)))]
+    threads = [threading.Thread(target=process_waiting, daemon=True) for _ in range(min(parallel, len(files)))]
     for thread in threads:
         thread.start()
     for thread in threads:

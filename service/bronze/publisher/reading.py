@@ -1,4 +1,4 @@
-"""Reading: the records of a file of any format, decompressed, in order, within a memory bound."""
+"""Reading: the records of a file in any format, decompressed and in order, with bounded memory."""
 
 import io
 from collections.abc import Callable, Iterator, Mapping
@@ -9,7 +9,7 @@ import msgspec
 
 from bronze.errors import Refusal, Refused
 from bronze.publisher.formats import COMPRESSIONS, FileFormat, Record, SourceGetter, unreadable
-from bronze.publisher.text_files import CHUNK_BYTES, _encode, csv_records, json_records, ndjson
+from bronze.publisher.text_files import CHUNK_BYTES, csv_records, encode_json, json_line, json_records, ndjson
 from bronze.records.encodings import ENCODINGS, Decoder
 from bronze.records.sources import CLASSIFICATION_ID
 
@@ -17,47 +17,49 @@ from bronze.records.sources import CLASSIFICATION_ID
 def records(file: str, stream: BinaryIO, form: FileFormat, source: SourceGetter) -> Iterator[Record]:
     """The records of an open file, in order.
 
-    `source` is asked only by a format that does not type its values. Raises `Refused` for what cannot be read, once
-    what stands before it was given out.
+    `source` is called only for a format whose values must be converted to the declared types. Raises `Refused` for
+    what cannot be read, after it has yielded the records before it.
     """
     try:
-        yield from _READERS[form](file, _plain(file, stream, form), source)
+        yield from _READERS[form](file, _decompressed(file, stream, form), source)
     except UnicodeDecodeError as error:
         raise unreadable(file, Refusal.INVALID_UTF8, f"is not UTF-8: {error}") from error
 
 
-def _plain(file: str, stream: BinaryIO, form: FileFormat) -> BinaryIO:
-    """The stream without its compression, which the end of the file's name tells."""
+def _decompressed(file: str, stream: BinaryIO, form: FileFormat) -> BinaryIO:
+    """The stream, decompressed as the file name extension says."""
     suffix = PurePath(file.lower()).suffix
     if suffix not in COMPRESSIONS:
         return stream
     if not form.is_text:
         raise unreadable(
-            file, Refusal.UNSUPPORTED_ENCODING, f"is compressed as a whole, and {form} is compressed within: unpack it"
+            file,
+            Refusal.UNSUPPORTED_ENCODING,
+            f"is compressed as a whole, but {form} compresses its content itself: decompress the file first",
         )
-    decoded = io.BufferedReader(_Decoded(file, stream, ENCODINGS[COMPRESSIONS[suffix]]()), CHUNK_BYTES)
-    return cast(BinaryIO, decoded)
+    decoder = ENCODINGS[COMPRESSIONS[suffix]]()
+    return cast(BinaryIO, io.BufferedReader(_DecompressedStream(file, stream, decoder), CHUNK_BYTES))
 
 
-class _Decoded(io.RawIOBase):
-    """A stream's content by one of the API's own decoders, which meet what is not whole."""
+class _DecompressedStream(io.RawIOBase):
+    """Decompresses a stream with one of the API's decoders, which detect incomplete data."""
 
     def __init__(self, file: str, stream: BinaryIO, decoder: Decoder) -> None:
         self._file = file
-        self._pieces = self._decode(stream, decoder)
-        self._rest = memoryview(b"")
+        self._chunks = self._decode(stream, decoder)
+        self._remaining = memoryview(b"")
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any, /) -> int:
-        while not self._rest:
-            piece = next(self._pieces, None)
-            if piece is None:
+        while not self._remaining:
+            chunk = next(self._chunks, None)
+            if chunk is None:
                 return 0
-            self._rest = memoryview(piece)
-        size = min(len(self._rest), len(buffer))
-        buffer[:size], self._rest = self._rest[:size], self._rest[size:]
+            self._remaining = memoryview(chunk)
+        size = min(len(self._remaining), len(buffer))
+        buffer[:size], self._remaining = self._remaining[:size], self._remaining[size:]
         return size
 
     def _decode(self, stream: BinaryIO, decoder: Decoder) -> Iterator[bytes]:
@@ -73,8 +75,11 @@ _fields_of = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _scalar = msgspec.json.Decoder(str | int | float | None).decode
 
 
-def classified(record: bytes, column: str) -> bytes:
-    """The record with a field's value as its `classification_id`; as it is where it has none, or is no record."""
+def with_classification_id(record: bytes, column: str) -> bytes:
+    """The record with the value of a field as its `classification_id`.
+
+    Unchanged if the field is missing or empty, or if `record` is not a JSON object.
+    """
     try:
         fields = _fields_of(record)
         value = _scalar(fields[column]) if column in fields else None
@@ -82,13 +87,13 @@ def classified(record: bytes, column: str) -> bytes:
         return record
     if value is None or value == "":
         return record
-    run = value if isinstance(value, str) else bytes(fields[column]).decode()
-    fields[CLASSIFICATION_ID] = msgspec.Raw(_encode(run))
-    return _encode(fields) + b"\n"
+    classification_id = value if isinstance(value, str) else bytes(fields[column]).decode()
+    fields[CLASSIFICATION_ID] = msgspec.Raw(encode_json(classification_id))
+    return json_line(fields)
 
 
 def _parquet(file: str, stream: BinaryIO, source: SourceGetter) -> Iterator[Record]:
-    from bronze.publisher import columnar_files  # heavy, and most files are text
+    from bronze.publisher import columnar_files  # slow to import, and most files are text
 
     return columnar_files.parquet(file, stream, source)
 

@@ -1,4 +1,4 @@
-"""Sending: one submission, until it has an answer."""
+"""Sending: one submission, with retries until it is accepted or refused."""
 
 import logging
 import random
@@ -31,8 +31,8 @@ _log = logging.getLogger(__name__)
 
 
 class Receipt(msgspec.Struct, frozen=True):
-    """What of a 202 matters here. `rejected` records were set aside on request; `again` means that the submission was
-    accepted before, by another sending of the same file.
+    """The fields of a 202 that the publisher uses. `rejected` records went to quarantine, as requested. `again` is set
+    if the submission had already been accepted by an earlier publish run.
     """
 
     submission_id: str
@@ -43,9 +43,10 @@ class Receipt(msgspec.Struct, frozen=True):
 
 
 class Sender:
-    """Sends submissions, each until it has an answer: its span and its count are made here.
+    """Sends submissions with retries, and makes the span and the count of each.
 
-    `wait` waits so many seconds and says whether to stop; `retrying` is told how many seconds a retry is away.
+    `wait` waits for a number of seconds and returns whether to stop. `on_retry` is called before each retry with the
+    number of seconds until then.
     """
 
     def __init__(
@@ -56,7 +57,7 @@ class Sender:
         retry_for_s: float,
         wait: Callable[[float], bool],
         clock: Callable[[], float] = time.monotonic,
-        retrying: Callable[[float], None] = lambda _delay_s: None,
+        on_retry: Callable[[float], None] = lambda _delay_s: None,
         classification_id: str | None = None,
         on_invalid: str | None = None,
     ) -> None:
@@ -66,20 +67,21 @@ class Sender:
         self._retry_for_s = retry_for_s
         self._wait = wait
         self._clock = clock
-        self._retrying = retrying
-        self._jitter = random.Random()  # noqa: S311  it spreads publishers, it hides nothing
+        self._on_retry = on_retry
+        self._jitter = random.Random()  # noqa: S311  only spreads retries; not for cryptography
         self._headers = {"Content-Type": NDJSON}
         if classification_id is not None:
             self._headers[request_headers.CLASSIFICATION_ID] = request_headers.encode(classification_id)
         self._query = {"on_invalid": on_invalid} if on_invalid else {}
-        self._counting = threading.Lock()
+        self._lock = threading.Lock()
         self.retries = 0
 
     def send(self, source: str, key: str, batch: Batch) -> Receipt:
-        """One submission; returns once it is accepted.
+        """Sends one submission; returns when it is accepted.
 
-        Raises, with the place of the records in the file: `Refused`; `Unavailable` where the time for retries is over
-        or it is time to stop, the outcome is unknown then; `Misconfigured` if what answers is no ingestion API.
+        Raises, with the position of the records in the file: `Refused`; `Unavailable` if the time for retries is over
+        or a stop was requested (the outcome is then unknown); `Misconfigured` if the answer is not that of the
+        ingestion API.
         """
         url = self._http.base_url.join(f"v1/ingest/{urllib.parse.quote(source, safe='')}")
         url = url.copy_merge_params(self._query) if self._query else url
@@ -104,7 +106,7 @@ class Sender:
         ) as span:
             outcome = Outcome.UNKNOWN
             try:
-                receipt = self._until_answered(span, url, headers | inject(), batch)
+                receipt = self._send_with_retries(span, url, headers | inject(), batch)
                 outcome = Outcome.ACCEPTED
                 span.set_attribute(attribute.bronze_submission_id, receipt.submission_id)
             except BronzeError as error:
@@ -117,39 +119,39 @@ class Sender:
                 self._submissions.add(1, {attribute.bronze_source: source, attribute.bronze_outcome: outcome})
             return receipt
 
-    def _until_answered(self, span: Span, url: httpx.URL, headers: Mapping[str, str], batch: Batch) -> Receipt:
-        begun_s = self._clock()
-        unknown = f"whether {batch.place()} were accepted is unknown"
+    def _send_with_retries(self, span: Span, url: httpx.URL, headers: Mapping[str, str], batch: Batch) -> Receipt:
+        started_s = self._clock()
+        unknown = f"it is unknown whether {batch.place()} were accepted"
         for attempt in count(1):
             try:
                 return self._attempt(span, url, headers, batch)
             except KeyboardInterrupt:
-                raise Unavailable(Outage.TIMEOUT, f"stopped before there was an answer; {unknown}") from None
+                raise Unavailable(Outage.TIMEOUT, f"stopped before the API answered; {unknown}") from None
             except Unavailable as error:
-                failed = error
-            delay_s = max(back_off_s(attempt, self._jitter), failed.retry_after_s)
-            spent_s = self._clock() - begun_s
+                failure = error
+            delay_s = max(back_off_s(attempt, self._jitter), failure.retry_after_s)
+            spent_s = self._clock() - started_s
             if spent_s + delay_s > self._retry_for_s:
                 raise Unavailable(
-                    failed.code,
-                    f"{failed.detail}; gave up after {attempt} attempts in {spent_s:.0f} s, the next was due in "
-                    f"{delay_s:.0f} s; {unknown}",
+                    failure.code,
+                    f"{failure.detail}; gave up after {attempt} attempts in {spent_s:.0f} s (the next attempt would "
+                    f"have been in {delay_s:.0f} s); {unknown}",
                 )
-            event: dict[str, str | int] = {attribute.error_type: failed.code}
-            if isinstance(status := failed.members.get("status"), int):
+            event: dict[str, str | int] = {attribute.error_type: failure.code}
+            if isinstance(status := failure.members.get("status"), int):
                 event[attribute.http_response_status_code] = status
             span.add_event(events.retry, event)
-            _log.warning("%s; again in %.1f s", failed.detail, delay_s)
-            self._retrying(delay_s)
+            _log.warning("%s; trying again in %.1f s", failure.detail, delay_s)
+            self._on_retry(delay_s)
             if self._wait(delay_s):
-                raise Unavailable(failed.code, f"{failed.detail}; stopped before it was tried again; {unknown}")
-            with self._counting:
+                raise Unavailable(failure.code, f"{failure.detail}; stopped before the next attempt; {unknown}")
+            with self._lock:
                 self.retries += 1
             span.set_attribute(attribute.http_request_resend_count, attempt)
         raise AssertionError  # count() has no end
 
     def _attempt(self, span: Span, url: httpx.URL, headers: Mapping[str, str], batch: Batch) -> Receipt:
-        """One request. Raises `Unavailable` for what may go well later."""
+        """Sends one request. Raises `Unavailable` for failures that a retry can overcome."""
         try:
             response = self._http.post(url, content=batch.body, headers=headers)
         except httpx.RequestError as error:
@@ -159,27 +161,33 @@ class Sender:
         if status == httpx.codes.ACCEPTED:
             return _receipt(response, batch, trace_id_hex(span) if span.get_span_context().is_valid else None)
         if not response.is_error:
-            raise Misconfigured(f"{url} answers {status}, as no ingestion API does: look at BRONZE_API_URL")
+            raise Misconfigured(f"{url} answers {status}, which the ingestion API never does: check BRONZE_API_URL")
         raise client.failure(response, batch.place)
 
 
 def back_off_s(attempt: int, jitter: random.Random) -> float:
-    """How long to wait after so many attempts."""
+    """How long to wait after this number of attempts."""
     highest_s = min(BACK_OFF_S_MAX, BACK_OFF_S_FIRST * 2 ** min(attempt - 1, 16))
     return jitter.uniform(highest_s / 2, highest_s)
 
 
 def file_name(file: str) -> str:
-    """A file's own name as the value of a header."""
+    """The name of a file, without its directory, encoded for a header."""
     return request_headers.encode(Path(file).name)
 
 
 def _receipt(response: httpx.Response, batch: Batch, trace_id: str | None) -> Receipt:
-    """What a 202 says. A repeated one is told by its trace, which is that of the sending that was accepted."""
+    """Reads a 202. A repeated one is recognized by its trace id, which is that of the request accepted first."""
     try:
         receipt = msgspec.json.decode(response.content, type=Receipt)
     except msgspec.DecodeError as error:
-        raise Misconfigured(f"{response.url} answers 202 and not as the ingestion API does: {error}") from error
+        raise Misconfigured(
+            f"{response.url} answers 202, but the content is not an answer of the ingestion API: {error}. "
+            "Check BRONZE_API_URL"
+        ) from error
     if receipt.records + receipt.rejected != batch.records:
-        raise Misconfigured(f"{response.url} accepted {receipt.records} records of {batch.records}")
+        raise Misconfigured(
+            f"{response.url} reports {receipt.records} accepted and {receipt.rejected} rejected records, but "
+            f"{batch.records} records were sent: check BRONZE_API_URL"
+        )
     return msgspec.structs.replace(receipt, again=trace_id not in {None, receipt.trace_id})

@@ -1,4 +1,4 @@
-"""A wish to stop, and what it does not cut off."""
+"""Requests to stop, and the work that they let finish."""
 
 import signal
 import threading
@@ -6,38 +6,38 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-#: What SIGTERM leaves to the request in flight: less than what a supervisor leaves to us, less what flushing takes.
+#: How long a request may still take after SIGTERM: less than a supervisor waits, and it leaves time for the flush.
 GRACE_S = 5.0
 
 
 class Stop:
-    """A wish to stop, by SIGINT or SIGTERM, that lets the requests in flight come to their end.
+    """Whether a stop was requested, by SIGINT or SIGTERM. Requests to the API that are running may finish.
 
-    A second signal does not wait for them, nor does SIGTERM after `GRACE_S`: they raise `KeyboardInterrupt`.
+    A second signal, or the end of `GRACE_S` after SIGTERM, raises `KeyboardInterrupt` and so ends them too.
     """
 
     def __init__(self) -> None:
         self.signal: int | None = None
-        self._wanted = threading.Event()
+        self._requested = threading.Event()
         self._interruptible = False
 
     @property
-    def wanted(self) -> bool:
-        return self._wanted.is_set()
+    def requested(self) -> bool:
+        return self._requested.is_set()
 
     def wait(self, timeout_s: float) -> bool:
-        """Whether to stop, asked after this time at the latest."""
-        return self._wanted.wait(timeout_s)
+        """Waits until a stop is requested, at most for this time. Returns whether it is."""
+        return self._requested.wait(timeout_s)
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:
-        """What waits for input and not for an answer: `KeyboardInterrupt` ends it at once.
+        """For code that waits for input and not for an answer of the API: a stop raises `KeyboardInterrupt` at once.
 
-        Signals reach the main thread alone; another one only does not begin what is in here.
+        Signals reach only the main thread. In other threads, only a stop that was requested before raises.
         """
         self._interruptible = threading.current_thread() is threading.main_thread()
         try:
-            if self.wanted:
+            if self.requested:
                 raise KeyboardInterrupt
             yield
         finally:
@@ -45,22 +45,22 @@ class Stop:
 
     @contextmanager
     def by_signals(self) -> Iterator[None]:
-        """Listens to the signals; for the main thread."""
+        """Handles SIGINT and SIGTERM. Call it in the main thread."""
         handled = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
-        before = [signal.signal(number, self._hear) for number in handled]
+        previous = [signal.signal(number, self._on_signal) for number in handled]
         try:
             yield
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
-            for number, handler in zip(handled, before, strict=True):
+            for number, handler in zip(handled, previous, strict=True):
                 signal.signal(number, handler)
 
-    def _hear(self, number: int, _frame: FrameType | None) -> None:
-        again = self.wanted
+    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
+        requested_before = self.requested
         if number != signal.SIGALRM:
             self.signal = self.signal or number
-        self._wanted.set()
-        if again or self._interruptible:
+        self._requested.set()
+        if requested_before or self._interruptible:
             raise KeyboardInterrupt
         if number == signal.SIGTERM:
             signal.setitimer(signal.ITIMER_REAL, GRACE_S)
