@@ -29,7 +29,7 @@ def test_a_file_is_complete_when_it_has_not_changed_for_a_while() -> None:
 
 
 def test_which_files_are_found(tmp_path: Path) -> None:
-    """Files of a known format: none that are hidden or half copied; subdirectories only if the pattern includes them."""
+    """Files of a known format: none hidden or half copied; in subdirectories only if the pattern includes them."""
     names = ["a.csv", "b.parquet", "c.csv.part", ".d.csv", "e.txt", "below/f.csv", ".bronze/g.csv", "h.csv/i.csv"]
     for name in names:
         (tmp_path / name).parent.mkdir(exist_ok=True)
