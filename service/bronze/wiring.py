@@ -180,7 +180,7 @@ async def serve(settings: Settings, wire: Callable[[Servers], Servers] = lambda 
     process.tune_malloc()
     declared = sources.load(settings.sources)
     telemetry = sdk.start(Role.API, settings)
-    telemetry.begin(declared)
+    telemetry.export_zeros(declared)
     failed: list[Gone] = []
     stop = asyncio.Event()
     on_stop_signals(stop.set)
@@ -277,7 +277,7 @@ async def consume_role(settings: Settings, wire: Callable[[Servers], Servers] = 
     telemetry = sdk.start(Role.CONSUMER, settings)
     for source in declared:
         telemetry.instruments.delivery_objective.set(settings.delivery_objective_s, {attribute.bronze_source: source})
-    telemetry.begin(declared)
+    telemetry.export_zeros(declared)
     stop = asyncio.Event()
     on_stop_signals(stop.set)
     try:

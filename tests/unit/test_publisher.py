@@ -215,7 +215,7 @@ def observed(monkeypatch: pytest.MonkeyPatch) -> Iterator[Observed]:
         _loggers=LoggerProvider(shutdown_on_exit=False),
         _exporters=(),
         _readers=[reader],
-        _scraped=registry,
+        _prometheus_registry=registry,
         _logs=logging.NullHandler(),
     )
     yield Observed(telemetry, exported, finished)

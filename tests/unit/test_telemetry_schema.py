@@ -1,4 +1,4 @@
-"""The declared schema, and what is typed and made from it."""
+"""The declared schema, and the constants and instruments that are created from it."""
 
 import ast
 from enum import StrEnum
@@ -43,19 +43,19 @@ METRICS = pytest.mark.parametrize("metric", registry().metrics.values(), ids=lam
 UCUM = {"s", "By", "1"}
 
 
-def declared_outside() -> set[str]:
+def convention_attributes() -> set[str]:
     """Every attribute of the semantic conventions that the SDK is built on."""
     folders = [Path(next(iter(package.__path__))) for package in (stable, incubating)]
-    found: set[str] = set()
+    names: set[str] = set()
     for file in (file for folder in folders for file in folder.glob("*_attributes.py")):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.AnnAssign) and isinstance(node.value, ast.Constant):
-                found.add(str(node.value.value))
-    return found
+                names.add(str(node.value.value))
+    return names
 
 
 def convention(name: str) -> tuple[str, str]:
-    """Kind and unit that the semantic conventions give to a metric."""
+    """Kind and unit of a metric in the semantic conventions."""
     maker = "create_" + name.replace(".", "_")
     for module in (stable_http_metrics, http_metrics, messaging_metrics, otel_metrics):
         if hasattr(module, maker):
@@ -77,7 +77,7 @@ def collected(reader: InMemoryMetricReader) -> MetricsData:
     return data
 
 
-def test_each_file_is_of_weavers_second_format() -> None:
+def test_each_file_has_weavers_second_format() -> None:
     folder = files("bronze.telemetry") / "registry"
     names = {file.name for file in folder.iterdir()}
     assert {"manifest.yaml", "attributes.yaml", "metrics.yaml", "spans.yaml"} <= names
@@ -87,7 +87,7 @@ def test_each_file_is_of_weavers_second_format() -> None:
 
 
 @pytest.mark.parametrize("section", ["attributes", "metrics", "metric_refinements", "spans", "events"])
-def test_each_declaration_says_what_it_is_and_how_stable(section: str) -> None:
+def test_each_declaration_has_a_brief_and_a_stability(section: str) -> None:
     folder = files("bronze.telemetry") / "registry"
     for file in folder.iterdir():
         for entry in yaml.safe_load(file.read_text(encoding="utf-8")).get(section, ()):
@@ -97,8 +97,8 @@ def test_each_declaration_says_what_it_is_and_how_stable(section: str) -> None:
                 assert "members" in entry["type"] or entry.get("examples"), entry
 
 
-def test_a_name_is_declared_once_and_not_forgotten() -> None:
-    """Twice the same name, or the use of a name of ours that is not declared, is refused."""
+def test_every_name_is_declared_exactly_once() -> None:
+    """A name that is declared twice, or a Bronze name that is used and not declared, is an error."""
     declared = {"key": "bronze.x", "type": "string"}
     with pytest.raises(Misconfigured, match=r"bronze\.x is declared twice"):
         schema.parse([{"attributes": [declared, declared]}])
@@ -107,10 +107,10 @@ def test_a_name_is_declared_once_and_not_forgotten() -> None:
         schema.parse([{"metrics": [metric]}])
 
 
-def test_what_is_not_ours_is_of_the_semantic_conventions() -> None:
-    foreign = {key for key in registry().attributes if not key.startswith("bronze.")}
-    assert foreign
-    assert foreign <= declared_outside()
+def test_all_other_attributes_are_in_the_semantic_conventions() -> None:
+    other = {key for key in registry().attributes if not key.startswith("bronze.")}
+    assert other
+    assert other <= convention_attributes()
 
 
 @METRICS
@@ -120,28 +120,28 @@ def test_units_are_ucum(metric: Metric) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in registry().metrics if not name.startswith("bronze.")])
-def test_what_the_conventions_define_is_as_they_define_it(name: str) -> None:
+def test_metrics_of_the_conventions_have_their_kind_and_unit(name: str) -> None:
     metric = registry().metrics[name]
     assert (metric.instrument, metric.unit) == convention(metric.name)
 
 
 @METRICS
-def test_histograms_have_buckets_and_every_latency_the_two_second_line(metric: Metric) -> None:
+def test_histograms_have_buckets_and_every_latency_a_bound_of_two_seconds(metric: Metric) -> None:
     assert bool(metric.buckets) == (metric.instrument == "histogram")
     assert all(low < high for low, high in pairwise(metric.buckets))
     if metric.instrument == "histogram" and metric.unit == "s":
         assert 2 in metric.buckets
 
 
-def test_what_waits_for_a_flush_has_the_line_at_flush_age_and_two_seconds() -> None:
+def test_durations_with_a_flush_have_a_bound_at_flush_age_plus_two_seconds() -> None:
     for name in ("bronze.delivery.duration", "bronze.stage.duration"):
         assert {1 + 2, 15 + 2} <= set(registry().metrics[name].buckets)
         assert registry().metrics[name].buckets[-1] >= 300
 
 
 @METRICS
-def test_what_is_emitted_is_declared(metric: Metric) -> None:
-    """Each combination is of the metric's attributes and of their closed words."""
+def test_every_emitted_combination_is_declared(metric: Metric) -> None:
+    """Each combination has only attributes of the metric, with values of their closed sets."""
     assert bool(metric.emits) == (metric.instrument == "counter")
     for role in metric.emits:
         for combination in metric.combinations(Role(role), SOURCES):
@@ -154,12 +154,12 @@ def test_what_is_emitted_is_declared(metric: Metric) -> None:
 @METRICS
 def test_no_combination_is_declared_twice(metric: Metric) -> None:
     for role in metric.emits:
-        combinations = [tuple(sorted(one.items())) for one in metric.combinations(role, SOURCES)]
+        combinations = [tuple(sorted(combination.items())) for combination in metric.combinations(role, SOURCES)]
         assert len(combinations) == len(set(combinations))
 
 
 @pytest.mark.parametrize(
-    ("key", "words"),
+    ("key", "values"),
     [
         (attribute.bronze_outcome, set(Outcome)),
         (attribute.bronze_stage, set(Stage)),
@@ -167,11 +167,11 @@ def test_no_combination_is_declared_twice(metric: Metric) -> None:
         (attribute.error_type, set[StrEnum](Refusal) | set[StrEnum](Outage) | set[StrEnum](Fault)),
     ],
 )
-def test_the_typed_words_are_the_declared_ones(key: str, words: set[StrEnum]) -> None:
-    assert {str(word) for word in words} == set(registry().attributes[key].members)
+def test_the_enums_have_the_declared_values(key: str, values: set[StrEnum]) -> None:
+    assert {str(value) for value in values} == set(registry().attributes[key].members)
 
 
-def test_the_operations_are_the_declared_ones() -> None:
+def test_the_operations_are_declared() -> None:
     emitted = {
         operation
         for metric in registry().metrics.values()
@@ -182,51 +182,51 @@ def test_the_operations_are_the_declared_ones() -> None:
     assert emitted <= set(Operation)
 
 
-def test_no_word_has_two_meanings() -> None:
-    words = [str(word) for word in (*Refusal, *Outage, *Fault)]
-    assert len(words) == len(set(words))
+def test_no_error_type_has_two_meanings() -> None:
+    error_types = [str(code) for code in (*Refusal, *Outage, *Fault)]
+    assert len(error_types) == len(set(error_types))
 
 
 def test_instruments_are_the_registrys_metrics() -> None:
-    """The metrics that come out are those declared as ours: name, unit and description."""
+    """The emitted metrics are the declared ones of Bronze: name, unit and description."""
     reader = InMemoryMetricReader()
     instruments = Instruments.create(MeterProvider([reader]).get_meter("test"))
-    ours = {name: metric for name, metric in registry().metrics.items() if not metric.instrumentation}
+    declared = {name: metric for name, metric in registry().metrics.items() if not metric.instrumentation}
     measure = {"counter": "add", "histogram": "record", "gauge": "set"}
-    for metric in ours.values():
+    for metric in declared.values():
         field = metric.name.removeprefix("bronze.").replace(".", "_")
         getattr(getattr(instruments, field), measure[metric.instrument])(1)
-    made = [
+    emitted = [
         metric
-        for of_resource in collected(reader).resource_metrics
-        for of_scope in of_resource.scope_metrics
-        for metric in of_scope.metrics
+        for resource_metrics in collected(reader).resource_metrics
+        for scope_metrics in resource_metrics.scope_metrics
+        for metric in scope_metrics.metrics
     ]
-    assert {(m.name, m.unit, m.description) for m in made} == {(m.name, m.unit, m.brief) for m in ours.values()}
-    for metric_data in made:
+    assert {(m.name, m.unit, m.description) for m in emitted} == {(m.name, m.unit, m.brief) for m in declared.values()}
+    for metric_data in emitted:
         if isinstance(metric_data.data, HistogramData):
             bounds = metric_data.data.data_points[0].explicit_bounds
-            assert tuple(bounds) == ours[metric_data.name].buckets
+            assert tuple(bounds) == declared[metric_data.name].buckets
 
 
-def test_a_metric_declared_and_not_typed_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_declared_metric_without_an_instrument_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     known = registry()
-    more = Metric("bronze.more", "counter", "1", "", (), (), {}, None)
-    forgotten = schema.Registry("", known.attributes, {**known.metrics, more.name: more}, known.spans, known.events)
-    monkeypatch.setattr("bronze.telemetry.instruments.registry", lambda: forgotten)
+    added = Metric("bronze.more", "counter", "1", "", (), (), {}, None)
+    extended = schema.Registry("", known.attributes, {**known.metrics, added.name: added}, known.spans, known.events)
+    monkeypatch.setattr("bronze.telemetry.instruments.registry", lambda: extended)
     with pytest.raises(Misconfigured, match=r"differ in \['more'\]"):
         Instruments.create(MeterProvider().get_meter("test"))
 
 
-def test_every_combination_of_a_role_is_there_at_zero() -> None:
+def test_every_combination_of_a_role_starts_at_zero() -> None:
     for role in Role:
         reader = InMemoryMetricReader()
         Instruments.create(MeterProvider([reader]).get_meter("test")).zero(role, SOURCES)
         zeros = {
             (metric.name, tuple(sorted((point.attributes or {}).items())))
-            for of_resource in collected(reader).resource_metrics
-            for of_scope in of_resource.scope_metrics
-            for metric in of_scope.metrics
+            for resource_metrics in collected(reader).resource_metrics
+            for scope_metrics in resource_metrics.scope_metrics
+            for metric in scope_metrics.metrics
             for point in metric.data.data_points
         }
         assert zeros == {
@@ -237,8 +237,8 @@ def test_every_combination_of_a_role_is_there_at_zero() -> None:
         assert zeros
 
 
-def test_a_first_count_is_of_the_series_that_was_zero() -> None:
-    """The SDK takes a word of an enum and its plain string for two values, which look the same wherever they arrive."""
+def test_the_first_count_adds_to_the_series_that_was_zero() -> None:
+    """To the SDK, an enum member and its plain string are two values, which look the same after the export."""
     reader = InMemoryMetricReader()
     instruments = Instruments.create(MeterProvider([reader]).get_meter("test"))
     instruments.zero(Role.PUBLISHER, ["vehicles"])
@@ -252,7 +252,7 @@ def test_a_first_count_is_of_the_series_that_was_zero() -> None:
 
 
 def test_a_source_that_is_not_declared_counts_as_other() -> None:
-    """The word of a client is unbounded and never becomes a label."""
+    """Client values are unbounded and never become a label."""
     rejected = {
         attribute.bronze_source: OTHER_SOURCE,
         attribute.bronze_outcome: Outcome.REJECTED,
@@ -262,7 +262,7 @@ def test_a_source_that_is_not_declared_counts_as_other() -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "word"),
+    ("error", "code"),
     [
         (Refused(Refusal.MALFORMED_JSON, ""), Refusal.MALFORMED_JSON),
         (Unavailable(Outage.QUEUE_FULL, ""), Outage.QUEUE_FULL),
@@ -272,11 +272,11 @@ def test_a_source_that_is_not_declared_counts_as_other() -> None:
         (KeyError(), Fault.INTERNAL),
     ],
 )
-def test_each_error_has_a_word_of_the_closed_list(error: Exception, word: str) -> None:
-    assert error_type(error) == word
+def test_each_error_has_an_error_type_of_the_closed_set(error: Exception, code: str) -> None:
+    assert error_type(error) == code
 
 
-def test_span_names_hold_the_source_and_nothing_of_higher_cardinality() -> None:
+def test_span_names_contain_the_source_and_nothing_of_higher_cardinality() -> None:
     assert spans.upload.name("vehicles") == "upload vehicles"
     assert spans.process.name("vehicles") == "process bronze.vehicles"
     assert spans.encode.name() == "encode parquet"

@@ -1,12 +1,13 @@
-"""Metrics, traces and logs of every role: one declared schema, and the SDK set up to speak it.
+"""Metrics, traces and logs of every role: one declared schema, and the set-up of the OpenTelemetry SDK.
 
-registry/    the schema, as data: what every signal is called and may say
-schema       reads it
-signals      its names and closed words, typed
-instruments  its metrics
-context      a trace across what is not HTTP
-sdk, logs, scrape  where it all goes
-losses       what did not get there, counted
+registry/    the schema, as data: the names of all signals, and their attributes and values
+schema       reads the registry
+signals      the names and the closed sets of values as typed constants
+instruments  the metrics' instruments
+context      passes a trace on in queue messages and object metadata
+sdk          sets up the SDK with its exporters
+logs, scrape the log output, and the server of `/metrics`
+losses       counts telemetry that was not exported
 
 Imports: errors, settings.
 Libraries: fastapi, opentelemetry, prometheus_client, requests, yaml.

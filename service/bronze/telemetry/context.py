@@ -1,7 +1,7 @@
-"""The context of a trace, carried through what is not HTTP: headers of messages, metadata of objects.
+"""The trace context in headers of queue messages and in metadata of objects.
 
-W3C Trace Context alone, whatever `OTEL_PROPAGATORS` says: both ends of the queue are ours, and baggage of clients
-has no business in it.
+Uses only W3C Trace Context and ignores `OTEL_PROPAGATORS`: both ends of the queue are Bronze's own processes, and the
+baggage of clients must not get into the queue.
 """
 
 from collections.abc import Mapping
@@ -21,22 +21,22 @@ def inject(context: Context | None = None) -> dict[str, str]:
 
 
 def extract(headers: Mapping[str, str]) -> Context:
-    """The context that headers carry, whatever the case of their names; an empty one if it is missing or broken."""
+    """The context in headers with names in any case; an empty context if the header is missing or invalid."""
     return _PROPAGATOR.extract({name.lower(): value for name, value in headers.items()})
 
 
-def span_context(of: Context | Span | None = None) -> SpanContext:
-    """What identifies the span itself, or the span that a context is in (without an argument the current one)."""
-    span = of if isinstance(of, Span) else get_current_span(of)
+def span_context(holder: Context | Span | None = None) -> SpanContext:
+    """The ids of a span, or of the span of a context (without an argument, the current context)."""
+    span = holder if isinstance(holder, Span) else get_current_span(holder)
     return span.get_span_context()
 
 
-def trace_id_hex(of: Context | Span | None = None) -> str:
-    """The trace's id, 32 hexadecimal digits; all of them 0 without a trace."""
-    return format_trace_id(span_context(of).trace_id)
+def trace_id_hex(holder: Context | Span | None = None) -> str:
+    """The trace id as 32 hexadecimal digits; all 0 without a trace."""
+    return format_trace_id(span_context(holder).trace_id)
 
 
-def traceparent(of: Context | Span | None = None) -> str:
-    """The header of that name, also for a span that is no longer current; ids are 0 without a trace."""
-    context = span_context(of)
+def traceparent(holder: Context | Span | None = None) -> str:
+    """The value of the header `traceparent`, also for a span that is no longer current; ids are 0 without a trace."""
+    context = span_context(holder)
     return f"00-{format_trace_id(context.trace_id)}-{format_span_id(context.span_id)}-{context.trace_flags:02x}"

@@ -1,9 +1,9 @@
-"""The instruments of the schema, to be handed in: nothing here is global.
+"""The instruments of the metrics in the schema. They are passed as arguments; none is global.
 
     instruments.records.add(n, {attribute.bronze_source: source, attribute.bronze_outcome: Outcome.ACCEPTED})
     instruments.delivery_duration.record(age_s, {attribute.bronze_source: source}, context=submission_context)
 
-A histogram is recorded under the context of what it measures, or its exemplar leads to another trace.
+Record a histogram in the context of what it measures; otherwise its exemplar leads to another trace.
 """
 
 from collections.abc import Iterable, Mapping
@@ -22,7 +22,7 @@ _Attributes = Mapping[str, AttributeValue] | None
 
 
 class Gauge(Protocol):
-    """The API has a synchronous gauge and no public name for it."""
+    """The synchronous gauge of the OpenTelemetry API, which has no public name for its type."""
 
     def set(
         self,
@@ -34,7 +34,7 @@ class Gauge(Protocol):
 
 @dataclass(frozen=True)
 class Instruments:
-    """Every instrument that we make: the metric's name without `bronze.`, with underscores for dots."""
+    """All instruments of Bronze. A field is the metric's name without `bronze.`, with underscores for dots."""
 
     records: Counter
     records_invalid: Counter
@@ -60,31 +60,34 @@ class Instruments:
 
     @classmethod
     def create(cls, meter: Meter, delivery_objective_s: float | None = None) -> Self:
-        """Makes what the registry declares; the objective becomes a bound of the deliveries' buckets.
+        """Creates the instruments as the registry declares them. The objective becomes a bound of the buckets of
+        deliveries.
 
-        Raises `Misconfigured` where the registry and what stands here differ.
+        Raises `Misconfigured` if the registry and the fields of this class differ.
         """
         declared = {_field(metric): metric for metric in registry().metrics.values() if not metric.instrumentation}
-        typed = {field.name for field in fields(cls)}
-        if typed != set(declared):
-            raise Misconfigured(f"telemetry registry and Instruments differ in {sorted(typed ^ set(declared))}")
+        names = {field.name for field in fields(cls)}
+        if names != set(declared):
+            raise Misconfigured(f"telemetry registry and Instruments differ in {sorted(names ^ set(declared))}")
         if delivery_objective_s is not None:
             deliveries = declared["delivery_duration"]
             buckets = tuple(sorted({*deliveries.buckets, delivery_objective_s}))
             declared["delivery_duration"] = replace(deliveries, buckets=buckets)
-        made: dict[str, Any] = {name: _Worded(_create(meter, metric)) for name, metric in declared.items()}
-        return cls(**made)
+        instruments: dict[str, Any] = {
+            name: _PlainStringInstrument(_create(meter, metric)) for name, metric in declared.items()
+        }
+        return cls(**instruments)
 
     def zero(self, role: Role, sources: Iterable[str]) -> None:
-        """Adds 0 for all that this role can count, so that a first failure is an increase and not a new series."""
+        """Adds 0 to every counter and combination of this role, so that a first failure is an increase of a series."""
         names = tuple(sources)
         for metric in registry().metrics.values():
             for attributes in metric.combinations(role, names):
                 getattr(self, _field(metric)).add(0, attributes)
 
 
-class _Worded:
-    """An instrument that takes a word of an enum for its plain string: the SDK would make two series of them."""
+class _PlainStringInstrument:
+    """Converts enum members to plain strings: the SDK would make different series for a member and its string."""
 
     def __init__(self, instrument: Any) -> None:
         self._instrument = instrument
@@ -118,4 +121,4 @@ def _create(meter: Meter, metric: Metric) -> Any:
                 metric.name, metric.unit, metric.brief, explicit_bucket_boundaries_advisory=metric.buckets
             )
         case instrument:
-            raise Misconfigured(f"telemetry registry: {metric.name}: no instrument {instrument}")
+            raise Misconfigured(f"telemetry registry: {metric.name}: there is no kind of instrument {instrument!r}")

@@ -1,5 +1,5 @@
-"""Logs of a role, with the trace that they were made in: one line an event on one stream, as JSON or for the eye, and
-the same by OTLP.
+"""Logs of a role, with the trace of each record: one line per record on one stream, as JSON or as text for people, and
+the same records by OTLP.
 """
 
 import datetime as dt
@@ -19,45 +19,45 @@ from bronze.errors import Misconfigured
 from bronze.settings import LogFormat
 from bronze.telemetry.context import span_context
 
-#: What a record has without `extra`; the rest is what its author added.
+#: The attributes of a record without `extra`; all others were added by `extra`.
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
-#: These say at INFO what our spans and metrics say better, or what is of use to their authors alone.
-_CHATTY = ("httpx", "botocore", "urllib3", "asyncio")
+#: Libraries whose INFO records repeat what spans and metrics show, or are of use only to their authors.
+_VERBOSE_LOGGERS = ("httpx", "botocore", "urllib3", "asyncio")
 
-#: The exporters' loggers: a collector that is away would say so with each batch.
+#: The exporters' loggers: while the collector is unavailable, they log an error for each batch.
 _EXPORTERS = "opentelemetry"
 _EXPORTERS_INTERVAL_S = 60
 
 
 def configure(log_format: LogFormat, level: str, resource: Mapping[str, str], stream: TextIO | None = None) -> None:
-    """Routes every logger of the process, uvicorn's too, to one handler on `stream` (standard output by default).
+    """Sends the records of all loggers, also uvicorn's, to one handler on `stream` (standard output by default).
 
     Raises `Misconfigured` if there is no such level.
     """
     number = logging.getLevelNamesMapping().get(level.upper())
     if number is None:
-        raise Misconfigured(f"BRONZE_LOG_LEVEL: no level {level!r}, take DEBUG, INFO, WARNING or ERROR")
+        raise Misconfigured(f"BRONZE_LOG_LEVEL: {level!r} is not a log level; use DEBUG, INFO, WARNING or ERROR")
     handler = logging.StreamHandler(stream or sys.stdout)
     handler.setFormatter(Json(resource) if log_format is LogFormat.JSON else Console())
-    handler.addFilter(Sparing())
+    handler.addFilter(RepetitionFilter())
     root = logging.getLogger()
     root.setLevel(number)
     for earlier in root.handlers[:]:
-        if isinstance(earlier, Exported) or isinstance(earlier.formatter, (Json, Console)):
+        if isinstance(earlier, ExportHandler) or isinstance(earlier.formatter, (Json, Console)):
             root.removeHandler(earlier)
     root.addHandler(handler)
-    for name in _CHATTY:
+    for name in _VERBOSE_LOGGERS:
         logging.getLogger(name).setLevel(max(number, logging.WARNING))
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
         uvicorn = logging.getLogger(name)
         uvicorn.handlers.clear()
         uvicorn.propagate = True
-    logging.getLogger("uvicorn.access").setLevel(logging.CRITICAL)  # spans and metrics tell of requests
+    logging.getLogger("uvicorn.access").setLevel(logging.CRITICAL)  # spans and metrics show requests
 
 
 class Json(logging.Formatter):
-    """RFC 8259, one object a line; `resource` says which process speaks."""
+    """JSON (RFC 8259), one object per line; `resource` identifies the process."""
 
     def __init__(self, resource: Mapping[str, str]) -> None:
         super().__init__()
@@ -79,19 +79,19 @@ class Json(logging.Formatter):
 
 
 class Console(logging.Formatter):
-    """For the eye: time of day (UTC), level, who, what, then the rest as key=value."""
+    """Text for people: time of day (UTC), level, logger, message, then the other fields as key=value."""
 
     def format(self, record: logging.LogRecord) -> str:
-        rest = " ".join(f"{key}={value}" for key, value in (_extra(record) | _trace()).items())
+        fields = " ".join(f"{key}={value}" for key, value in (_extra(record) | _trace()).items())
         time = _time(record).strftime("%H:%M:%S")
-        line = f"{time} {record.levelname:<7} {record.name}: {record.getMessage()} {rest}".rstrip()
+        line = f"{time} {record.levelname:<7} {record.name}: {record.getMessage()} {fields}".rstrip()
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
 
 
-class Exported(logging.Handler):
-    """Hands each record to the SDK, which sends it on from a thread of its own; `extra` becomes attributes.
+class ExportHandler(logging.Handler):
+    """Passes each record to the SDK, which exports it from a separate thread; `extra` becomes attributes.
 
-    What exporters say of themselves is left out: a collector that is away would have its absence queued for it.
+    Records of the exporters are not exported: each failed export would add a record to the queue.
     """
 
     def __init__(self, loggers: LoggerProvider) -> None:
@@ -99,7 +99,7 @@ class Exported(logging.Handler):
         self._loggers = loggers
 
     def emit(self, record: logging.LogRecord) -> None:
-        if record.name.startswith(_EXPORTERS) or not is_instrumentation_enabled():  # which it is not in an export
+        if record.name.startswith(_EXPORTERS) or not is_instrumentation_enabled():  # it is disabled during an export
             return
         try:
             self._loggers.get_logger(record.name).emit(
@@ -112,12 +112,12 @@ class Exported(logging.Handler):
                 attributes={key: _plain(value) for key, value in _extra(record).items()},
                 exception=record.exc_info[1] if record.exc_info else None,
             )
-        except Exception:  # noqa: BLE001  logging's own convention, for a message that does not fit its arguments
+        except Exception:  # noqa: BLE001  as in logging's own handlers; for example wrong arguments of a message
             self.handleError(record)
 
 
-class Sparing(logging.Filter):
-    """Lets each message of an exporter through once a minute, and then says how often it was meant."""
+class RepetitionFilter(logging.Filter):
+    """Lets each message of an exporter pass once per minute, with the number of messages that it held back."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -127,9 +127,9 @@ class Sparing(logging.Filter):
         if not record.name.startswith(_EXPORTERS):
             return True
         key = (record.name, str(record.msg))
-        said_at, held_back = self._last.get(key, (float("-inf"), 0))
-        if record.created - said_at < _EXPORTERS_INTERVAL_S:
-            self._last[key] = (said_at, held_back + 1)
+        passed_at, held_back = self._last.get(key, (float("-inf"), 0))
+        if record.created - passed_at < _EXPORTERS_INTERVAL_S:
+            self._last[key] = (passed_at, held_back + 1)
             return False
         self._last[key] = (record.created, 0)
         if held_back:
@@ -150,7 +150,7 @@ def _plain(value: object) -> str | bool | float:
 
 
 def _severity(level: int) -> SeverityNumber:
-    """DEBUG is 5, INFO 9, WARNING 13, ERROR 17 and CRITICAL 21, by the data model of logs."""
+    """The severity in the data model of logs: DEBUG is 5, INFO 9, WARNING 13, ERROR 17 and CRITICAL 21."""
     return SeverityNumber(min(max(1, 1 + level // 10 * 4), SeverityNumber.FATAL.value))
 
 

@@ -1,8 +1,8 @@
-"""What telemetry loses is counted from 0, under the SDK's own names for it (`otel.sdk.*`).
+"""Counts telemetry that was not exported, from 0, with the SDK's own metric names (`otel.sdk.*`).
 
-By its own counts the SDK takes a batch for exported that the collector answered with an error, or that a shutdown gave
-up. And a series that begins with the first loss is invisible to `increase()`, the more so when the collector that is to
-bring it is the one that was away. So the exporters count nothing themselves: what wraps them does, from 0.
+The SDK's own counts are not enough. They count a batch as exported even if the collector answered with an error, or if
+a shutdown ended its retries. And a series that begins with the first loss is invisible to `increase()`, in particular
+if it goes through the collector that was unavailable. So the exporters here do not count: their wrappers do, from 0.
 """
 
 import itertools
@@ -33,21 +33,21 @@ from bronze.telemetry.signals import attribute
 
 T = TypeVar("T")
 
-#: `error.type` where the collector answered with an error, or nobody was asked.
-NOT_TAKEN: Final = "NotTaken"
-#: `error.type` of exports: the exception's class, as the SDK has it. What else may come is an error of settings.
-ERRORS: Final = ("ConnectionError", "ConnectTimeout", "ReadTimeout", NOT_TAKEN)
-#: The name of the meter that the SDK counts itself by.
+#: `error.type` if the collector answered with an error, or if no request was sent.
+NOT_ACCEPTED: Final = "NotTaken"
+#: `error.type` of exports: the class of the exception, as in the SDK. Other errors come only from wrong settings.
+ERRORS: Final = ("ConnectionError", "ConnectTimeout", "ReadTimeout", NOT_ACCEPTED)
+#: The name of the meter of the SDK's own metrics.
 SDK_METER: Final = "opentelemetry-sdk"
 QUEUE_FULL: Final = "queue_full"
 
 _ENABLED: Final = "OTEL_PYTHON_SDK_INTERNAL_METRICS_ENABLED"
-_NOBODY: Final = NoOpMeterProvider()
+_NO_METERS: Final = NoOpMeterProvider()
 
 
 @dataclass(frozen=True)
 class _Signal:
-    """What is exported: as the variables, the address, the component's type and the SDK's metrics name it."""
+    """The names of a signal (spans, logs or metrics) in variables, addresses, component types and SDK metrics."""
 
     variable: str
     path: str
@@ -57,10 +57,10 @@ class _Signal:
     numbers: "itertools.count[int]"
 
     def endpoint(self) -> str:
-        """Where the standard variables say that it goes."""
+        """The address from the standard variables."""
         base = os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT") or "http://localhost:4318"
-        given = os.environ.get(f"OTEL_EXPORTER_OTLP_{self.variable}_ENDPOINT")
-        return given or f"{base.removesuffix('/')}/{self.path}"
+        endpoint = os.environ.get(f"OTEL_EXPORTER_OTLP_{self.variable}_ENDPOINT")
+        return endpoint or f"{base.removesuffix('/')}/{self.path}"
 
 
 _SPANS: Final = _Signal(
@@ -90,16 +90,16 @@ _METRICS: Final = _Signal(
 
 
 class _Session(requests.Session):
-    """An exporter's connection, which tells how its last request ended: exporters say only that they failed."""
+    """An exporter's connection. It remembers how its last request ended; exporters report only that they failed."""
 
     error: str | None = None
     status: int | None = None
 
-    def forget(self) -> None:
+    def reset(self) -> None:
         self.error = self.status = None
 
     def request(self, *args: Any, **options: Any) -> requests.Response:
-        self.forget()
+        self.reset()
         try:
             response = super().request(*args, **options)
         except Exception as error:
@@ -109,43 +109,43 @@ class _Session(requests.Session):
         return response
 
 
-class _Exports:
+class _ExportCounts:
     """The counts of one exporter."""
 
     def __init__(self, signal: _Signal, endpoint: str, session: _Session, meters: MeterProvider) -> None:
         enabled = os.environ.get(_ENABLED, "").strip().lower() == "true"
-        meter = (meters if enabled else _NOBODY).get_meter(SDK_METER)
+        meter = (meters if enabled else _NO_METERS).get_meter(SDK_METER)
         self._session = session
         self._exported = signal.exported(meter)
         self._inflight = signal.inflight(meter)
         self._duration = otel_metrics.create_otel_sdk_exporter_operation_duration(meter)
-        self._of: Mapping[str, str | int] = {
+        self._attributes: Mapping[str, str | int] = {
             OTEL_COMPONENT_TYPE: signal.component_type,
             OTEL_COMPONENT_NAME: f"{signal.component_type}/{next(signal.numbers)}",
             **_server(endpoint),
         }
-        self._exported.add(0, self._of)
+        self._exported.add(0, self._attributes)
         for error in ERRORS:
-            self._exported.add(0, {**self._of, attribute.error_type: error})
+            self._exported.add(0, {**self._attributes, attribute.error_type: error})
 
     def count(self, items: int, export: Callable[[], T], success: T) -> T:
-        """Export, and count what became of it."""
-        begun_s = time.perf_counter()
-        self._inflight.add(items, self._of)
-        self._session.forget()
+        """Runs an export, and counts its result."""
+        started_s = time.perf_counter()
+        self._inflight.add(items, self._attributes)
+        self._session.reset()
         result: T | None = None
         try:
             result = export()
         finally:
-            took_s = time.perf_counter() - begun_s
-            of, status = dict(self._of), {}
+            duration_s = time.perf_counter() - started_s
+            attributes, status = dict(self._attributes), {}
             if result is not success:
-                of[attribute.error_type] = self._session.error or NOT_TAKEN
+                attributes[attribute.error_type] = self._session.error or NOT_ACCEPTED
                 if self._session.status is not None:
                     status = {HTTP_RESPONSE_STATUS_CODE: self._session.status}
-            self._inflight.add(-items, self._of)
-            self._exported.add(items, of)
-            self._duration.record(took_s, {**of, **status})
+            self._inflight.add(-items, self._attributes)
+            self._exported.add(items, attributes)
+            self._duration.record(duration_s, {**attributes, **status})
         return result
 
 
@@ -159,15 +159,15 @@ def _server(endpoint: str) -> dict[str, str | int]:
 
 
 class CountedSpans(SpanExporter):
-    """Exports spans over OTLP, and counts what the collector takes and what not."""
+    """Exports spans over OTLP, and counts those that the collector accepts and those that it does not."""
 
     def __init__(self, meters: MeterProvider, endpoint: str | None = None) -> None:
         endpoint, session = endpoint or _SPANS.endpoint(), _Session()
-        self.wrapped = OTLPSpanExporter(endpoint, session=session, meter_provider=_NOBODY)
-        self._exports = _Exports(_SPANS, endpoint, session, meters)
+        self.wrapped = OTLPSpanExporter(endpoint, session=session, meter_provider=_NO_METERS)
+        self._counts = _ExportCounts(_SPANS, endpoint, session, meters)
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        return self._exports.count(len(spans), lambda: self.wrapped.export(spans), SpanExportResult.SUCCESS)
+        return self._counts.count(len(spans), lambda: self.wrapped.export(spans), SpanExportResult.SUCCESS)
 
     def shutdown(self) -> None:
         self.wrapped.shutdown()  # type: ignore[no-untyped-call]
@@ -181,11 +181,11 @@ class CountedLogs(LogRecordExporter):
 
     def __init__(self, meters: MeterProvider, endpoint: str | None = None) -> None:
         endpoint, session = endpoint or _LOGS.endpoint(), _Session()
-        self.wrapped = OTLPLogExporter(endpoint, session=session, meter_provider=_NOBODY)
-        self._exports = _Exports(_LOGS, endpoint, session, meters)
+        self.wrapped = OTLPLogExporter(endpoint, session=session, meter_provider=_NO_METERS)
+        self._counts = _ExportCounts(_LOGS, endpoint, session, meters)
 
     def export(self, batch: Sequence[ReadableLogRecord]) -> LogRecordExportResult:
-        return self._exports.count(len(batch), lambda: self.wrapped.export(batch), LogRecordExportResult.SUCCESS)
+        return self._counts.count(len(batch), lambda: self.wrapped.export(batch), LogRecordExportResult.SUCCESS)
 
     def shutdown(self) -> None:
         self.wrapped.shutdown()  # type: ignore[no-untyped-call]
@@ -195,28 +195,28 @@ class CountedLogs(LogRecordExporter):
 
 
 class CountedMetrics(MetricExporter):
-    """Exports metrics over OTLP, and counts as `CountedSpans` does, once it is given what to count by.
+    """Exports metrics over OTLP, and counts as `CountedSpans` does after `use_meters`.
 
-    The provider is made of its readers, so it comes later than they.
+    The meter provider is created with its readers and their exporters, so an exporter can get it only afterwards.
     """
 
     def __init__(self, endpoint: str | None = None) -> None:
-        super().__init__()  # cumulative, and by the declared buckets
+        super().__init__()  # cumulative, with the declared buckets
         self._endpoint, self._session = endpoint or _METRICS.endpoint(), _Session()
-        self.wrapped = OTLPMetricExporter(self._endpoint, session=self._session, meter_provider=_NOBODY)
-        self._exports = _Exports(_METRICS, self._endpoint, self._session, _NOBODY)
+        self.wrapped = OTLPMetricExporter(self._endpoint, session=self._session, meter_provider=_NO_METERS)
+        self._counts = _ExportCounts(_METRICS, self._endpoint, self._session, _NO_METERS)
 
-    def count_by(self, meters: MeterProvider) -> None:
-        self._exports = _Exports(_METRICS, self._endpoint, self._session, meters)
+    def use_meters(self, meters: MeterProvider) -> None:
+        self._counts = _ExportCounts(_METRICS, self._endpoint, self._session, meters)
 
     def export(self, metrics_data: MetricsData, timeout_millis: float = 10_000, **options: Any) -> MetricExportResult:
         points = sum(
             len(metric.data.data_points)
-            for of_resource in metrics_data.resource_metrics
-            for of_scope in of_resource.scope_metrics
-            for metric in of_scope.metrics
+            for resource_metrics in metrics_data.resource_metrics
+            for scope_metrics in resource_metrics.scope_metrics
+            for metric in scope_metrics.metrics
         )
-        return self._exports.count(
+        return self._counts.count(
             points,
             lambda: self.wrapped.export(metrics_data, timeout_millis=timeout_millis, **options),
             MetricExportResult.SUCCESS,
@@ -229,23 +229,23 @@ class CountedMetrics(MetricExporter):
         return self.wrapped.force_flush(timeout_millis)
 
 
-def begin_dropped(meters: MeterProvider, scraped: CollectorRegistry) -> None:
-    """Begins the counters of the processors, whose queues may be full, at 0.
+def zero_dropped(meters: MeterProvider, prometheus_registry: CollectorRegistry) -> None:
+    """Sets the processors' counters, which count telemetry that is dropped when a queue is full, to 0.
 
-    Only they know what they drop, so they count it themselves. Which they are, by the SDK's numbers, their queues'
-    capacities say in what a scrape gets.
+    The processors count this themselves. The SDK numbers them; their names are read from the metrics of their queues'
+    capacities, as a scrape gets them.
     """
     meter = meters.get_meter(SDK_METER)
-    processed = {
+    counters = {
         "otel_sdk_processor_span_queue_capacity": otel_metrics.create_otel_sdk_processor_span_processed,
         "otel_sdk_processor_log_queue_capacity": otel_metrics.create_otel_sdk_processor_log_processed,
     }
-    for family in scraped.collect():
+    for family in prometheus_registry.collect():
         for sample in family.samples:
-            if sample.name in processed:
-                of = {
+            if sample.name in counters:
+                attributes = {
                     name: sample.labels[name.replace(".", "_")] for name in (OTEL_COMPONENT_TYPE, OTEL_COMPONENT_NAME)
                 }
-                counter = processed[sample.name](meter)
-                counter.add(0, of)
-                counter.add(0, {**of, attribute.error_type: QUEUE_FULL})
+                counter = counters[sample.name](meter)
+                counter.add(0, attributes)
+                counter.add(0, {**attributes, attribute.error_type: QUEUE_FULL})

@@ -1,7 +1,7 @@
-"""The telemetry schema, as declared in `registry/*.yaml`: what every signal is called and may say.
+"""The telemetry schema, as declared in `registry/*.yaml`: the names of all signals, and their attributes and values.
 
-The files are data of the package in the format of OpenTelemetry Weaver; `annotations.bronze` holds what that format has
-no word for (see metrics.yaml). Nothing else in the code types the name of a signal.
+The files are package data in the format of OpenTelemetry Weaver; `annotations.bronze` holds what that format cannot
+express (see metrics.yaml). Besides the registry, only `signals` and `instruments` contain names of signals.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,20 +16,23 @@ import yaml
 
 from bronze.errors import Misconfigured
 
-#: What stands for each declared source in attribute values and span names.
+#: The placeholder for a declared source in attribute values and span names.
 SOURCE = "{source}"
 
 Combination = Mapping[str, Sequence[str]]
 
-#: UCUM units as Prometheus spells them at the end of a name; what is counted in braces has no suffix.
+#: UCUM units and the suffixes that Prometheus uses for them. Units in braces, such as {record}, have no suffix.
 _PROMETHEUS_UNITS = {"s": "seconds", "By": "bytes"}
 
 _Signal = TypeVar("_Signal")
 
+#: The references of each attribute group, by the id of the group.
+_Groups = Mapping[str, Sequence[Mapping[str, Any]]]
+
 
 @dataclass(frozen=True)
 class Attribute:
-    """A name on metrics, spans or the resource. `members`, with what each says, is empty where the values are open."""
+    """An attribute of metrics, spans or the resource. `members` has the description of each value of a closed set."""
 
     key: str
     members: Mapping[str, str] = field(default_factory=dict)
@@ -40,8 +43,8 @@ class Attribute:
 class Metric:
     """An instrument. `buckets` are a histogram's explicit bounds, in its unit.
 
-    `emits` says for a counter, by role, the products of attribute values that the role can emit. `instrumentation`
-    names who makes the instrument where that is not us. `roles` are those whose processes have it.
+    `emits`, for a counter, has the products of attribute values that each role can emit. `instrumentation` is the
+    library that creates the instrument, if it is not Bronze. `roles` are the roles whose processes have the instrument.
     """
 
     name: str
@@ -56,7 +59,7 @@ class Metric:
 
     @property
     def prometheus_name(self) -> str:
-        """The name in Prometheus, on each way in; a histogram's series add `_bucket`, `_sum` and `_count` to it."""
+        """The name in Prometheus, scraped or by OTLP; a histogram's series add `_bucket`, `_sum` and `_count` to it."""
         words = self.name.replace(".", "_").split("_")
         suffixes = (_PROMETHEUS_UNITS.get(self.unit), "total" if self.instrument == "counter" else None)
         return "_".join([*words, *(suffix for suffix in suffixes if suffix and suffix not in words)])
@@ -64,7 +67,7 @@ class Metric:
     def combinations(self, role: str, sources: Sequence[str]) -> Iterator[dict[str, str]]:
         """Each set of attributes that a process of this role can emit, given the declared sources."""
         for factors in self.emits.get(role, ()):
-            spread = {
+            values_by_key = {
                 key: [
                     value.replace(SOURCE, source)
                     for value in values
@@ -72,13 +75,13 @@ class Metric:
                 ]
                 for key, values in factors.items()
             }
-            for values in product(*spread.values()):
-                yield dict(zip(spread, values, strict=True))
+            for values in product(*values_by_key.values()):
+                yield dict(zip(values_by_key, values, strict=True))
 
 
 @dataclass(frozen=True)
 class Span:
-    """A span; `name` holds `{source}` where the source stands. `kind` is the word of the registry's format."""
+    """A span. `name` contains `{source}` in the place of the source; `kind` is spelled as in the registry's format."""
 
     type: str
     name: str
@@ -98,17 +101,17 @@ class Event:
 
 @dataclass(frozen=True)
 class Registry:
-    """Every signal by its name: metrics and events by theirs, spans by type."""
+    """All signals: metrics and events by name, spans by type."""
 
     schema_url: str
     attributes: Mapping[str, Attribute]
     metrics: Mapping[str, Metric]
     spans: Mapping[str, Span]
     events: Mapping[str, Event]
-    imports: tuple[str, ...] = ()  # patterns of metrics that others make as the semantic conventions have them
+    imports: tuple[str, ...] = ()  # patterns of metrics that libraries create as in the semantic conventions
 
     def knows(self, metric: str) -> bool:
-        """Whether a metric of this name may come out of a process of ours."""
+        """Whether a process of Bronze may emit a metric of this name."""
         return metric in self.metrics or any(fnmatchcase(metric, pattern) for pattern in self.imports)
 
 
@@ -125,75 +128,20 @@ def registry() -> Registry:
 
 
 def parse(documents: Sequence[Mapping[str, Any]]) -> Registry:
-    """Joins the files of a registry. Raises `Misconfigured` that names what is declared twice or not at all."""
-    schema_url = next((d["schema_url"] for d in documents if "schema_url" in d), "")
-    groups: dict[str, list[Mapping[str, Any]]] = {
-        group["id"]: group["attributes"] for group in _all(documents, "attribute_groups")
-    }
-
-    def refs(signal: Mapping[str, Any], key: str = "attributes") -> tuple[str, ...]:
-        return tuple(
-            ref["ref"]
-            for entry in signal.get(key, ())
-            for ref in (groups[entry["ref_group"]] if "ref_group" in entry else (entry,))
-        )
-
-    attributes: dict[str, Attribute] = {}
-    for declared in _all(documents, "attributes"):
-        members = declared["type"]["members"] if isinstance(declared["type"], dict) else ()
-        said = {member["value"]: member["brief"] for member in members}
-        _once(attributes, declared["key"], Attribute(declared["key"], said, declared.get("brief", "")))
-    for ref in (ref for group in groups.values() for ref in group if "members" in _ours(ref)):
-        _once(attributes, ref["ref"], Attribute(ref["ref"], _ours(ref)["members"]))
-
-    metrics: dict[str, Metric] = {}
-    for declared in (*_all(documents, "metrics"), *_all(documents, "metric_refinements")):
-        name = declared.get("name") or declared["ref"]
-        ours = _ours(declared)
-        _once(
-            metrics,
-            name,
-            Metric(
-                name=name,
-                instrument=declared.get("instrument") or ours["instrument"],
-                unit=declared.get("unit") or ours["unit"],
-                brief=declared.get("brief", ""),
-                attributes=refs(declared),
-                buckets=tuple(ours.get("buckets", ())),
-                emits=ours.get("emits", {}),
-                instrumentation=ours.get("by"),
-                roles=tuple(ours.get("roles", ours.get("emits", ()))),
-            ),
-        )
-
-    spans: dict[str, Span] = {}
-    for declared in _all(documents, "spans"):
-        name, brief = declared["name"]["note"], declared["brief"]
-        _once(spans, declared["type"], Span(declared["type"], name, declared["kind"], refs(declared), brief))
-    for declared in _all(documents, "span_refinements"):
-        kind = declared["ref"].rpartition(".")[2]
-        name, brief = declared["name"]["note"], declared["brief"]
-        _once(spans, declared["id"], Span(declared["id"], name, kind, refs(declared), brief))
-
-    events: dict[str, Event] = {}
-    for declared in _all(documents, "events"):
-        _once(events, declared["name"], Event(declared["name"], refs(declared), declared["brief"]))
-
-    used = [key for metric in metrics.values() for key in metric.attributes]
-    used += [key for span in spans.values() for key in span.attributes]
-    used += [key for event in events.values() for key in event.attributes]
-    used += [
-        key
-        for entity in _all(documents, "entities")
-        for part in ("identity", "description")
-        for key in refs(entity, part)
-    ]
-    for key in used:
+    """Joins the files of a registry. Raises `Misconfigured` with the name that is declared twice, or not at all."""
+    groups: _Groups = {group["id"]: group["attributes"] for group in _entries(documents, "attribute_groups")}
+    attributes = _attributes(documents, groups)
+    metrics = _metrics(documents, groups)
+    spans = _spans(documents, groups)
+    events = _events(documents, groups)
+    signals: list[Metric | Span | Event] = [*metrics.values(), *spans.values(), *events.values()]
+    used = [key for signal in signals for key in signal.attributes]
+    for key in (*used, *_resource_attributes(documents, groups)):
         if key.startswith("bronze.") and key not in attributes:
             raise Misconfigured(f"telemetry registry: {key} is used and not declared")
-        attributes.setdefault(key, Attribute(key))  # of the semantic conventions
+        attributes.setdefault(key, Attribute(key))  # declared by the semantic conventions
     return Registry(
-        schema_url=schema_url,
+        schema_url=next((document["schema_url"] for document in documents if "schema_url" in document), ""),
         attributes=attributes,
         metrics=metrics,
         spans=spans,
@@ -202,17 +150,80 @@ def parse(documents: Sequence[Mapping[str, Any]]) -> Registry:
     )
 
 
-def _all(documents: Sequence[Mapping[str, Any]], section: str) -> Iterator[Mapping[str, Any]]:
+def _attributes(documents: Sequence[Mapping[str, Any]], groups: _Groups) -> dict[str, Attribute]:
+    attributes: dict[str, Attribute] = {}
+    for declared in _entries(documents, "attributes"):
+        members = declared["type"]["members"] if isinstance(declared["type"], dict) else ()
+        briefs = {member["value"]: member["brief"] for member in members}
+        _declare(attributes, declared["key"], Attribute(declared["key"], briefs, declared.get("brief", "")))
+    for ref in (ref for group in groups.values() for ref in group if "members" in _annotations(ref)):
+        _declare(attributes, ref["ref"], Attribute(ref["ref"], _annotations(ref)["members"]))
+    return attributes
+
+
+def _metrics(documents: Sequence[Mapping[str, Any]], groups: _Groups) -> dict[str, Metric]:
+    metrics: dict[str, Metric] = {}
+    for declared in (*_entries(documents, "metrics"), *_entries(documents, "metric_refinements")):
+        name = declared.get("name") or declared["ref"]
+        annotations = _annotations(declared)
+        metric = Metric(
+            name=name,
+            instrument=declared.get("instrument") or annotations["instrument"],
+            unit=declared.get("unit") or annotations["unit"],
+            brief=declared.get("brief", ""),
+            attributes=_refs(declared, groups),
+            buckets=tuple(annotations.get("buckets", ())),
+            emits=annotations.get("emits", {}),
+            instrumentation=annotations.get("by"),
+            roles=tuple(annotations.get("roles", annotations.get("emits", ()))),
+        )
+        _declare(metrics, name, metric)
+    return metrics
+
+
+def _spans(documents: Sequence[Mapping[str, Any]], groups: _Groups) -> dict[str, Span]:
+    spans: dict[str, Span] = {}
+    for declared in (*_entries(documents, "spans"), *_entries(documents, "span_refinements")):
+        span_type = declared.get("type") or declared["id"]
+        kind = declared.get("kind") or declared["ref"].rpartition(".")[2]
+        name, brief = declared["name"]["note"], declared["brief"]
+        _declare(spans, span_type, Span(span_type, name, kind, _refs(declared, groups), brief))
+    return spans
+
+
+def _events(documents: Sequence[Mapping[str, Any]], groups: _Groups) -> dict[str, Event]:
+    events: dict[str, Event] = {}
+    for declared in _entries(documents, "events"):
+        _declare(events, declared["name"], Event(declared["name"], _refs(declared, groups), declared["brief"]))
+    return events
+
+
+def _resource_attributes(documents: Sequence[Mapping[str, Any]], groups: _Groups) -> Iterator[str]:
+    for entity in _entries(documents, "entities"):
+        for part in ("identity", "description"):
+            yield from _refs(entity, groups, part)
+
+
+def _refs(signal: Mapping[str, Any], groups: _Groups, key: str = "attributes") -> tuple[str, ...]:
+    """The attributes that a signal refers to, including those of groups."""
+    return tuple(
+        ref["ref"]
+        for entry in signal.get(key, ())
+        for ref in (groups[entry["ref_group"]] if "ref_group" in entry else (entry,))
+    )
+
+
+def _entries(documents: Sequence[Mapping[str, Any]], section: str) -> Iterator[Mapping[str, Any]]:
     for document in documents:
         yield from document.get(section, ())
 
 
-def _ours(declared: Mapping[str, Any]) -> Mapping[str, Any]:
-    ours: Mapping[str, Any] = declared.get("annotations", {}).get("bronze", {})
-    return ours
+def _annotations(declared: Mapping[str, Any]) -> Mapping[str, Any]:
+    annotations: Mapping[str, Any] = declared.get("annotations", {}).get("bronze", {})
+    return annotations
 
 
-def _once(known: dict[str, _Signal], name: str, value: _Signal) -> None:
-    if name in known:
+def _declare(signals: dict[str, _Signal], name: str, signal: _Signal) -> None:
+    if name in signals:
         raise Misconfigured(f"telemetry registry: {name} is declared twice")
-    known[name] = value
+    signals[name] = signal

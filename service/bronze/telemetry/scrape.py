@@ -1,4 +1,4 @@
-"""The small HTTP server of the roles that have none of their own: `/metrics` and `/livez`, in threads."""
+"""The HTTP server of roles without an API: `/metrics` and `/livez`, in threads."""
 
 import http.server
 import json
@@ -10,11 +10,11 @@ from typing import Any, Self
 from bronze.errors import Misconfigured
 
 _REQUEST_S_MAX = 10
-_POLL_S = 0.1  # how long `close` may take
+_POLL_S = 0.1  # the longest time that `close` takes
 
 
 class MetricsServer:
-    """Serves from its making on until `close`. Raises `Misconfigured` that names a taken port and its variable."""
+    """Serves from its creation until `close`. Raises `Misconfigured` if the port is in use; it names the variable."""
 
     def __init__(
         self,
@@ -34,7 +34,7 @@ class MetricsServer:
                     case "/livez":
                         self._answer(200, "application/json", json.dumps(alive()).encode())
                     case _:
-                        self._answer(404, "text/plain", b"/metrics and /livez are here\n")
+                        self._answer(404, "text/plain", b"this server has only /metrics and /livez\n")
 
             def _answer(self, status: int, content_type: str, body: bytes) -> None:
                 self.send_response(status)
@@ -44,14 +44,14 @@ class MetricsServer:
                 self.wfile.write(body)
 
             def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  the library's name
-                pass  # a scrape is no news
+                pass  # regular scrapes would fill the log
 
         try:
             self._server = _Server((host, port), Handler)
         except OSError as error:
             raise Misconfigured(
-                f"{host}:{port} cannot be listened on ({error.strerror}): "
-                f"set OTEL_EXPORTER_PROMETHEUS_PORT (or _HOST) to what is free"
+                f"cannot listen on {host}:{port} ({error.strerror}): "
+                f"set OTEL_EXPORTER_PROMETHEUS_PORT (or _HOST) to a free port"
             ) from error
         self.host, self.port = self._server.server_address[:2]
         threading.Thread(target=self._server.serve_forever, args=(_POLL_S,), name="metrics", daemon=True).start()
@@ -68,6 +68,6 @@ class MetricsServer:
 
 
 class _Server(socketserver.ThreadingTCPServer):
-    # not http.server's, which asks the name service for our name when it binds
+    # http.server's own class is not used: it asks the name service for the host name when it binds
     allow_reuse_address = True
     daemon_threads = True

@@ -1,10 +1,10 @@
-"""The OpenTelemetry SDK, set up for one role and handed in: no global providers, nothing at import.
+"""Sets up the OpenTelemetry SDK for one role. It is passed as an argument: no global providers, nothing at import.
 
-The standard `OTEL_*` variables hold. What we would have otherwise than the SDK is set as their default when a role
-starts, since the SDK and the instrumentations read some of them from the environment alone.
+The standard `OTEL_*` variables apply. Where Bronze needs other defaults than the SDK, they are set in the environment
+when a role starts, since the SDK and the instrumentations read some variables only from there.
 
-Telemetry never breaks or slows its caller: exports happen in threads of their own, from bounded queues; a collector
-that is away costs telemetry, is counted (`otel.sdk.*`), and is mentioned in the log now and then.
+Telemetry never breaks or slows its caller: exports run in separate threads, from bounded queues. If the collector is
+unavailable, telemetry can be lost; the loss is counted (`otel.sdk.*`), and logged at most once per minute.
 """
 
 import logging
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
     from fastapi.telemetry import TelemetryConfig
 
-#: FastAPI has telemetry of its own, on as soon as there is a global provider: one instrumentation is enough.
+#: FastAPI's own telemetry is on as soon as there is a global provider. It would record each request a second time.
 FASTAPI_TELEMETRY_OFF: Final["TelemetryConfig"] = {
     "tracing": False,
     "metrics": False,
@@ -58,33 +58,33 @@ FASTAPI_TELEMETRY_OFF: Final["TelemetryConfig"] = {
 
 _DEFAULTS: Final = {
     "OTEL_METRIC_EXPORT_INTERVAL": "5000",
-    "OTEL_PYTHON_SDK_INTERNAL_METRICS_ENABLED": "true",  # what is dropped is counted
+    "OTEL_PYTHON_SDK_INTERNAL_METRICS_ENABLED": "true",  # counts what is dropped
     "OTEL_BSP_SCHEDULE_DELAY": "1000",
-    "OTEL_BSP_MAX_QUEUE_SIZE": "16384",  # an object ends up to 1,000 spans at once, and a backlog has one after another
+    "OTEL_BSP_MAX_QUEUE_SIZE": "16384",  # one upload ends up to 1,000 spans at once, and a backlog has many uploads
 }
 
-#: How long an exporter tries again with what cannot be made up for by the next export, in seconds: meanwhile the queue
-#: bridges, and by the SDK's 10 it would throw away one batch after another.
-_PATIENCE_S: Final = "60"
+#: How long an exporter retries spans and logs, in seconds: the next export does not repeat them, as it does metrics.
+#: Meanwhile they wait in the queue; with the SDK's 10 s, one batch after another would be dropped.
+_RETRY_TIMEOUT_S: Final = "60"
 
 
-#: Words that these variables may say, each with what would break otherwise.
-_WORDS: Final = {
+#: The values that these variables may have, and the reason why others do not work.
+_ALLOWED_VALUES: Final = {
     "OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE": (
         ("cumulative",),
-        "Prometheus refuses a request with any other; for a backend that wants deltas the collector makes them",
+        "Prometheus refuses requests with other values; for a backend that needs deltas, the collector computes them",
     ),
     "OTEL_EXPORTER_OTLP_METRICS_DEFAULT_HISTOGRAM_AGGREGATION": (
         ("explicit_bucket_histogram",),
-        "rules and panels read the declared buckets",
+        "alert rules and panels read the declared buckets",
     ),
     "OTEL_METRICS_EXEMPLAR_FILTER": (
         ("trace_based", "always_off"),
-        "an exemplar of what is not sampled leads to no trace",
+        "an exemplar of a span that is not sampled leads to no trace",
     ),
     "OTEL_TRACES_SAMPLER": (
         tuple(f"{kind}{name}" for kind in ("parentbased_", "") for name in ("always_on", "traceidratio", "always_off")),
-        "the SDK would sample everything instead",
+        "the SDK would sample every trace instead",
     ),
 }
 
@@ -101,7 +101,7 @@ _Made = TypeVar("_Made")
 
 @dataclass(frozen=True, eq=False)
 class Telemetry:
-    """What a role speaks with. `resource` says which process it is, by the names of the semantic conventions."""
+    """The telemetry of a role. `resource` identifies the process, with the names of the semantic conventions."""
 
     tracer: Tracer
     instruments: Instruments
@@ -110,11 +110,11 @@ class Telemetry:
     _meters: MeterProvider = field(repr=False)
     _loggers: LoggerProvider = field(repr=False)
     _exporters: Sequence[SpanExporter | MetricExporter | LogRecordExporter] = field(repr=False)
-    _readers: Sequence[MetricReader] = field(repr=False)  # but Prometheus', which is read by scrapes alone
-    _scraped: CollectorRegistry = field(repr=False)
+    _readers: Sequence[MetricReader] = field(repr=False)  # without Prometheus', which only scrapes read
+    _prometheus_registry: CollectorRegistry = field(repr=False)
     _logs: logging.Handler = field(repr=False)
-    _scrape: threading.Lock = field(default_factory=threading.Lock, repr=False)
-    _stopped: threading.Event = field(default_factory=threading.Event, repr=False)
+    _scrape_lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    _shut_down: threading.Event = field(default_factory=threading.Event, repr=False)
 
     @property
     def service_name(self) -> str:
@@ -129,7 +129,7 @@ class Telemetry:
         return self.resource[attribute.service_version]
 
     def alive(self) -> dict[str, str]:
-        """The answer of `/livez`: that this process runs, and which it is."""
+        """The answer of `/livez`: that this process runs, and its identity."""
         return {
             "status": "alive",
             "service_name": self.service_name,
@@ -138,12 +138,13 @@ class Telemetry:
         }
 
     def instrument(self, app: "FastAPI") -> None:
-        """One SERVER span and one duration for each request but those of probes and scrapes; none where the SDK is off.
+        """Records one SERVER span and one duration for each request, except probes and scrapes. Does nothing if the SDK
+        is disabled.
 
-        The app is made with `telemetry=FASTAPI_TELEMETRY_OFF`.
+        The app must have been created with `telemetry=FASTAPI_TELEMETRY_OFF`.
         """
         if _disabled():
-            return  # it would still take each request apart
+            return  # the instrumentation would still parse each request
         from opentelemetry.instrumentation.fastapi import FastAPIInstrumentor
 
         _opt_in_to_stable_http()
@@ -157,81 +158,84 @@ class Telemetry:
 
     def metrics(self) -> tuple[bytes, str]:
         """The metrics of this process in Prometheus' text format, and its content type. Takes some milliseconds."""
-        with self._scrape:  # the reader mixes up scrapes that overlap
-            return generate_latest(self._scraped), CONTENT_TYPE_PLAIN_0_0_4
+        with self._scrape_lock:  # the reader returns wrong series to concurrent scrapes
+            return generate_latest(self._prometheus_registry), CONTENT_TYPE_PLAIN_0_0_4
 
     def serve_metrics(self, port: int | None = None) -> MetricsServer:
-        """`/metrics` and `/livez` for a role without an API, until the returned server is closed.
+        """Serves `/metrics` and `/livez` for a role without an API, until the returned server is closed.
 
-        On OTEL_EXPORTER_PROMETHEUS_HOST and _PORT, unless a port is given (0: any that is free). Raises `Misconfigured`
-        if the port is taken or no number.
+        Listens on OTEL_EXPORTER_PROMETHEUS_HOST and _PORT, unless a port is given (0: any free port). Raises
+        `Misconfigured` if the port is in use or not a valid number.
         """
         host = os.environ.get("OTEL_EXPORTER_PROMETHEUS_HOST") or "127.0.0.1"
         if port is None:
             text = os.environ.get("OTEL_EXPORTER_PROMETHEUS_PORT") or str(_METRICS_PORTS[Role(self.service_name)])
             if not text.isdecimal() or int(text) > 65535:
-                raise Misconfigured(f"OTEL_EXPORTER_PROMETHEUS_PORT: {text!r} is no port")
+                raise Misconfigured(
+                    f"OTEL_EXPORTER_PROMETHEUS_PORT: {text!r} is not a port: use a number from 0 to 65535"
+                )
             port = int(text)
         return MetricsServer(host, port, self.metrics, self.alive)
 
-    def begin(self, sources: Iterable[str]) -> None:
-        """What this role counts stands at 0, and that is on its way: for Prometheus, what comes before a first export
-        is no increase. Does not wait for the collector.
+    def export_zeros(self, sources: Iterable[str]) -> None:
+        """Sets the counters of this role to 0 and exports them, without waiting for the collector.
+
+        To Prometheus, counts before the first export are not an increase.
         """
         self.instruments.zero(Role(self.service_name), sources)
         threading.Thread(target=self.flush, name="telemetry", daemon=True).start()
 
     def flush(self) -> None:
-        """Sends what there is now; returns after some seconds at the latest, whatever the collector does."""
+        """Exports all recorded telemetry. Returns within some seconds, even if the collector does not answer."""
         readers = [reader.force_flush for reader in self._readers]
-        _together([self._tracers.force_flush, self._loggers.force_flush, *readers])
+        _run_in_time([self._tracers.force_flush, self._loggers.force_flush, *readers])
 
     def shutdown(self) -> None:
-        """Sends what there is and ends. Returns after some seconds at the latest; a second call does nothing."""
-        if self._stopped.is_set():
+        """Exports all recorded telemetry, and ends. Returns within some seconds; a second call does nothing."""
+        if self._shut_down.is_set():
             return
-        self._stopped.set()
+        self._shut_down.set()
         logging.getLogger().removeHandler(self._logs)
-        if not _together([self._tracers.shutdown, self._meters.shutdown, self._loggers.shutdown]):
-            _log.warning("the collector did not take the last telemetry in time, it is lost")
+        if not _run_in_time([self._tracers.shutdown, self._meters.shutdown, self._loggers.shutdown]):
+            _log.warning("the collector did not accept the last telemetry in time; it is lost")
             for exporter in self._exporters:
-                exporter.shutdown()  # ends what is being tried again
+                exporter.shutdown()  # ends its retries
 
 
 def start(service_name: str, settings: Settings, *, log_stream: TextIO | None = None) -> Telemetry:
-    """Telemetry and logs (on standard output, or `log_stream`) of this process in its role. `shutdown` ends it.
+    """Starts telemetry and logs (on standard output, or `log_stream`) of this process. `Telemetry.shutdown` ends them.
 
-    Raises `Misconfigured` if a variable asks for what there is not.
+    Raises `Misconfigured` if a variable has a value that is not supported.
     """
     for variable, value in _DEFAULTS.items():
         os.environ.setdefault(variable, value)
     if "OTEL_EXPORTER_OTLP_TIMEOUT" not in os.environ:
         for signal in ("TRACES", "LOGS"):
-            os.environ.setdefault(f"OTEL_EXPORTER_OTLP_{signal}_TIMEOUT", _PATIENCE_S)
+            os.environ.setdefault(f"OTEL_EXPORTER_OTLP_{signal}_TIMEOUT", _RETRY_TIMEOUT_S)
     resource = _resource(Role(service_name))
     logs.configure(settings.log_format, settings.log_level, _identity(resource), log_stream)
-    _check_words()
+    _check_values()
     try:
-        logs_to: list[Callable[[MeterProvider], LogRecordExporter]] = _chosen(
+        log_exporters: list[Callable[[MeterProvider], LogRecordExporter]] = _exporters(
             "OTEL_LOGS_EXPORTER",
             lambda: losses.CountedLogs,
             lambda: lambda _: ConsoleLogRecordExporter(),
         )
         telemetry = assemble(
             resource,
-            metric_exporters=_chosen("OTEL_METRICS_EXPORTER", losses.CountedMetrics, ConsoleMetricExporter),
-            span_exporters=_chosen(
+            metric_exporters=_exporters("OTEL_METRICS_EXPORTER", losses.CountedMetrics, ConsoleMetricExporter),
+            span_exporters=_exporters(
                 "OTEL_TRACES_EXPORTER",
                 lambda: losses.CountedSpans,
                 lambda: lambda _: ConsoleSpanExporter(),
             ),
-            log_exporters=logs_to,
+            log_exporters=log_exporters,
             delivery_objective_s=settings.delivery_objective_s,
         )
     except ValueError as error:
-        raise Misconfigured(f"a variable OTEL_* cannot work: {error}") from error
-    if logs_to:
-        logging.getLogger().addHandler(telemetry._logs)  # noqa: SLF001  this makes it
+        raise Misconfigured(f"an OTEL_* variable has an invalid value: {error}") from error
+    if log_exporters:
+        logging.getLogger().addHandler(telemetry._logs)  # noqa: SLF001  created in this module
     return telemetry
 
 
@@ -244,34 +248,21 @@ def assemble(
     log_exporters: Sequence[Callable[[MeterProvider], LogRecordExporter]] = (),
     delivery_objective_s: float | None = None,
 ) -> Telemetry:
-    """Telemetry from its parts, which `start` and tests choose; an exporter counts by the provider that it is given.
+    """Telemetry from parts that `start` and tests choose. Exporters are created with the provider for their counts.
 
-    Without an objective, deliveries have the registry's buckets alone.
+    Without an objective, deliveries have only the registry's buckets.
     """
-    scraped = CollectorRegistry()  # not the library's global one
+    prometheus_registry = CollectorRegistry()  # not the library's global registry
     readers = [*metric_readers, *(PeriodicExportingMetricReader(exporter) for exporter in metric_exporters)]
-    meters = MeterProvider(
-        [PrometheusMetricReader(scope_info_enabled=False, registry=scraped), *readers],
-        resource,
-        shutdown_on_exit=False,
-        views=_views(),
-    )
-    for metrics_to in metric_exporters:
-        if isinstance(metrics_to, losses.CountedMetrics):
-            metrics_to.count_by(meters)
-
-    # its own counts, of spans begun and open, would be three measurements a span; the processors count what is dropped
-    tracers = TracerProvider(resource=resource, shutdown_on_exit=False, meter_provider=NoOpMeterProvider())
-    spans_to = [make(meters) for make in span_exporters]
-    for spans in (BatchSpanProcessor(exporter, meter_provider=meters) for exporter in spans_to):
-        tracers.add_span_processor(spans)
-
-    loggers = LoggerProvider(resource, shutdown_on_exit=False, meter_provider=meters)
-    logs_to = [make(meters) for make in log_exporters]
-    for records in (BatchLogRecordProcessor(exporter, meter_provider=meters) for exporter in logs_to):
-        loggers.add_log_record_processor(records)
-    losses.begin_dropped(meters, scraped)
-
+    meters = _meter_provider(resource, prometheus_registry, readers)
+    for metric_exporter in metric_exporters:
+        if isinstance(metric_exporter, losses.CountedMetrics):
+            metric_exporter.use_meters(meters)
+    made_span_exporters = [make(meters) for make in span_exporters]
+    made_log_exporters = [make(meters) for make in log_exporters]
+    tracers = _tracer_provider(resource, meters, made_span_exporters)
+    loggers = _logger_provider(resource, meters, made_log_exporters)
+    losses.zero_dropped(meters, prometheus_registry)
     return Telemetry(
         tracer=tracers.get_tracer(bronze.__name__, bronze.__version__),
         instruments=Instruments.create(meters.get_meter(bronze.__name__, bronze.__version__), delivery_objective_s),
@@ -279,11 +270,40 @@ def assemble(
         _tracers=tracers,
         _meters=meters,
         _loggers=loggers,
-        _exporters=[*metric_exporters, *spans_to, *logs_to],
+        _exporters=[*metric_exporters, *made_span_exporters, *made_log_exporters],
         _readers=readers,
-        _scraped=scraped,
-        _logs=logs.Exported(loggers),
+        _prometheus_registry=prometheus_registry,
+        _logs=logs.ExportHandler(loggers),
     )
+
+
+def _meter_provider(
+    resource: Resource, prometheus_registry: CollectorRegistry, readers: Sequence[MetricReader]
+) -> MeterProvider:
+    return MeterProvider(
+        [PrometheusMetricReader(scope_info_enabled=False, registry=prometheus_registry), *readers],
+        resource,
+        shutdown_on_exit=False,
+        views=_views(),
+    )
+
+
+def _tracer_provider(resource: Resource, meters: MeterProvider, exporters: Sequence[SpanExporter]) -> TracerProvider:
+    # The provider's own counts of started and open spans would cost three measurements per span, so it gets no meters.
+    # The processors count dropped spans.
+    tracers = TracerProvider(resource=resource, shutdown_on_exit=False, meter_provider=NoOpMeterProvider())
+    for exporter in exporters:
+        tracers.add_span_processor(BatchSpanProcessor(exporter, meter_provider=meters))
+    return tracers
+
+
+def _logger_provider(
+    resource: Resource, meters: MeterProvider, exporters: Sequence[LogRecordExporter]
+) -> LoggerProvider:
+    loggers = LoggerProvider(resource, shutdown_on_exit=False, meter_provider=meters)
+    for exporter in exporters:
+        loggers.add_log_record_processor(BatchLogRecordProcessor(exporter, meter_provider=meters))
+    return loggers
 
 
 def _identity(resource: Resource) -> dict[str, str]:
@@ -291,26 +311,28 @@ def _identity(resource: Resource) -> dict[str, str]:
 
 
 def _resource(role: Role) -> Resource:
-    """Who speaks. Namespace and name are fixed, since dashboards and rules join on them; the rest may be given."""
-    ours = {
+    """The identity of this process. Namespace and name are fixed, since dashboards and rules join on them. The
+    environment can set the other attributes.
+    """
+    defaults = {
         attribute.service_instance_id: str(uuid.uuid4()),
         attribute.service_version: bronze.__version__,
         attribute.deployment_environment_name: "local",
     }
-    given = OTELResourceDetector().detect().attributes
+    configured = OTELResourceDetector().detect().attributes
     fixed = {attribute.service_namespace: bronze.__name__, attribute.service_name: role.value}
-    return Resource.create({**ours, **given, **fixed})
+    return Resource.create({**defaults, **configured, **fixed})
 
 
 def _opt_in_to_stable_http() -> None:
-    """Of the HTTP conventions the instrumentation speaks the old ones, unless this is said before its first use."""
+    """Selects the stable HTTP conventions before the first use of the instrumentation, whose default is the old ones."""
     opted = os.environ.get("OTEL_SEMCONV_STABILITY_OPT_IN", "").split(",")
-    if not {"http", "http/dup"} & {word.strip() for word in opted}:
+    if not {"http", "http/dup"} & {option.strip() for option in opted}:
         os.environ["OTEL_SEMCONV_STABILITY_OPT_IN"] = ",".join(["http", *filter(None, opted)])
 
 
 def _views() -> list[View]:
-    """The buckets of what others make; our own instruments come with theirs."""
+    """The buckets of the instruments that libraries create."""
     return [
         View(instrument_name=metric.name, aggregation=ExplicitBucketHistogramAggregation(metric.buckets))
         for metric in registry().metrics.values()
@@ -322,52 +344,55 @@ def _disabled() -> bool:
     return os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true"
 
 
-def _chosen(variable: str, otlp: Callable[[], _Made], console: Callable[[], _Made]) -> list[_Made]:
+def _exporters(variable: str, otlp: Callable[[], _Made], console: Callable[[], _Made]) -> list[_Made]:
     """The exporters that a standard variable lists: otlp (the default), console, none."""
     if _disabled():
         return []
-    makers = {"otlp": [otlp], "console": [console], "none": [], "prometheus": []}  # /metrics is always there
+    makers = {"otlp": [otlp], "console": [console], "none": [], "prometheus": []}  # /metrics is always served
     names = [name.strip() for name in (os.environ.get(variable) or "otlp").split(",")]
     for name in names:
         if name not in makers:
-            raise Misconfigured(f"{variable}: {name!r} is not known, take otlp, console or none")
+            raise Misconfigured(f"{variable}: {name!r} is not supported. Use otlp, console or none")
     if "otlp" in names:
         _check_protocol(variable.split("_")[1])
     return [make() for name in names for make in makers[name]]
 
 
-def _check_words() -> None:
-    """Raises `Misconfigured` for what the SDK would take in silence, or in another sense."""
-    for variable, (words, why) in _WORDS.items():
-        word = os.environ.get(variable, "").strip().lower()
-        if word and word not in words:
-            raise Misconfigured(f"{variable}: {word!r} is not taken, but {', '.join(words)}: {why}")
+def _check_values() -> None:
+    """Raises `Misconfigured` for values that the SDK would ignore without an error, or that break other parts."""
+    for variable, (allowed, reason) in _ALLOWED_VALUES.items():
+        value = os.environ.get(variable, "").strip().lower()
+        if value and value not in allowed:
+            raise Misconfigured(f"{variable}: {value!r} is not supported. Use {' or '.join(allowed)}: {reason}")
     if "ratio" in os.environ.get("OTEL_TRACES_SAMPLER", "").lower():
         text = os.environ.get("OTEL_TRACES_SAMPLER_ARG", "")
         try:
-            sampled = 0 <= float(text) <= 1
+            valid = 0 <= float(text) <= 1
         except ValueError:
-            sampled = False
-        if not sampled:
-            raise Misconfigured(f"OTEL_TRACES_SAMPLER_ARG: {text!r} is no ratio from 0 to 1")
+            valid = False
+        if not valid:
+            raise Misconfigured(f"OTEL_TRACES_SAMPLER_ARG: {text!r} is not a number from 0 to 1")
 
 
 def _check_protocol(signal: str) -> None:
     for protocol in (f"OTEL_EXPORTER_OTLP_{signal}_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"):
         if chosen := os.environ.get(protocol):
             if chosen != "http/protobuf":
-                raise Misconfigured(f"{protocol}: {chosen!r} is not spoken here, but http/protobuf")
+                raise Misconfigured(f"{protocol}: {chosen!r} is not supported. Use http/protobuf")
             return
 
 
-def _together(actions: Sequence[Callable[[], object]]) -> bool:
-    """Whether all ended within the bound; what did not goes on in its thread. An error is logged and is an end."""
+def _run_in_time(actions: Sequence[Callable[[], object]]) -> bool:
+    """Runs actions in parallel threads, and waits at most `_FLUSH_S_MAX`. Returns whether all have ended.
+
+    An action that takes longer continues in its thread. Errors are logged.
+    """
 
     def run(action: Callable[[], object]) -> None:
         try:
             action()
         except Exception:  # noqa: BLE001  telemetry never breaks its caller
-            _log.exception("telemetry cannot be sent")
+            _log.exception("telemetry cannot be exported")
 
     threads = [threading.Thread(target=run, args=(action,), name="telemetry", daemon=True) for action in actions]
     for thread in threads:

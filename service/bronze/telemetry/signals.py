@@ -1,10 +1,10 @@
-"""The names and closed words of the telemetry schema, typed, for those who write spans and metrics.
+"""The names and values of the telemetry schema as typed constants, for code that records spans and metrics.
 
     span.set_attribute(attribute.bronze_file_path, key)
     with tracer.start_as_current_span(spans.upload.name(source), kind=spans.upload.kind): ...
 
-What the registry declares and what stands here are the same, or the import fails: a name cannot be mistyped, nor
-declared and forgotten. The registry is read at import, since it is part of the code and not of the environment.
+The import fails if the registry and this module differ, so no name can be mistyped, or declared and then not used. The
+registry is read at import, since it is part of the code and not of the environment.
 """
 
 from dataclasses import dataclass, fields
@@ -16,13 +16,13 @@ from opentelemetry.trace import SpanKind
 from bronze.errors import DeadLetter, ErrorCode, Fault, Halted, Misconfigured, Outage, Refused, Unavailable
 from bronze.telemetry import schema
 
-#: `bronze.source` where a client named a source that is not declared: its word is unbounded.
+#: `bronze.source` if a client named a source that is not declared: client values are unbounded.
 OTHER_SOURCE = "_OTHER"
 
 #: `messaging.system` of the queue.
 NATS = "nats"
 
-#: The SDK keeps so many links of a span and drops further ones without a word.
+#: The SDK keeps this number of links per span, and drops further links without an error.
 LINKS_MAX = 128
 
 
@@ -67,7 +67,7 @@ class Step(StrEnum):
 
 
 class Operation(StrEnum):
-    """`messaging.operation.name`, and `.type` too."""
+    """`messaging.operation.name` and `messaging.operation.type`."""
 
     SEND = "send"
     RECEIVE = "receive"
@@ -75,7 +75,7 @@ class Operation(StrEnum):
 
 
 def error_type(error: BaseException) -> ErrorCode:
-    """The `error.type` of an error; of what is not foreseen it is `internal`."""
+    """The `error.type` of an error; `internal` for an unexpected error."""
     match error:
         case Refused(code=code) | Unavailable(code=code):
             return code
@@ -91,9 +91,9 @@ def error_type(error: BaseException) -> ErrorCode:
 
 @dataclass(frozen=True)
 class Attributes:
-    """Every attribute of the schema: its name with underscores for dots."""
+    """All attributes of the schema. A field is the attribute's name with underscores for dots."""
 
-    # ours
+    # Bronze's own
     bronze_source: str
     bronze_outcome: str
     bronze_stage: str
@@ -145,7 +145,7 @@ class Attributes:
 
 @dataclass(frozen=True)
 class SpanSignal:
-    """A span of the schema: its kind, and its name, which may hold the source."""
+    """A span of the schema: its kind, and its name, which may contain the source."""
 
     kind: SpanKind
     template: str
@@ -156,7 +156,7 @@ class SpanSignal:
 
 @dataclass(frozen=True)
 class Spans:
-    """Every span of the schema, in the order of the data's way."""
+    """All spans of the schema, in the order in which data passes them."""
 
     publish: SpanSignal
     ingest: SpanSignal  # made by the FastAPI instrumentation
@@ -169,7 +169,7 @@ class Spans:
 
 @dataclass(frozen=True)
 class Events:
-    """Every event on a span."""
+    """All events on spans."""
 
     retry: str
 
@@ -178,11 +178,11 @@ _Names = TypeVar("_Names", Attributes, Spans, Events)
 
 
 def _attributes() -> Attributes:
-    return _same(Attributes, {key.replace(".", "_"): key for key in schema.registry().attributes})
+    return _checked(Attributes, {key.replace(".", "_"): key for key in schema.registry().attributes})
 
 
 def _spans() -> Spans:
-    return _same(
+    return _checked(
         Spans,
         {
             span.type.removeprefix("bronze."): SpanSignal(SpanKind[span.kind.upper()], span.name)
@@ -192,13 +192,14 @@ def _spans() -> Spans:
 
 
 def _events() -> Events:
-    return _same(Events, {name.removeprefix("bronze."): name for name in schema.registry().events})
+    return _checked(Events, {name.removeprefix("bronze."): name for name in schema.registry().events})
 
 
-def _same(kind: type[_Names], declared: dict[str, Any]) -> _Names:
-    typed = {field.name for field in fields(kind)}
-    if typed != set(declared):
-        raise Misconfigured(f"telemetry registry and {kind.__name__} differ in {sorted(typed ^ set(declared))}")
+def _checked(kind: type[_Names], declared: dict[str, Any]) -> _Names:
+    """The names as `kind`. Raises `Misconfigured` if its fields and the registry differ."""
+    names = {field.name for field in fields(kind)}
+    if names != set(declared):
+        raise Misconfigured(f"telemetry registry and {kind.__name__} differ in {sorted(names ^ set(declared))}")
     return kind(**declared)
 
 
