@@ -325,7 +325,7 @@ def _resource(role: Role) -> Resource:
 
 
 def _opt_in_to_stable_http() -> None:
-    """Selects the stable HTTP conventions before the first use of the instrumentation, whose default is the old ones."""
+    """Selects the stable HTTP conventions before the first use of the instrumentation; its default is the old ones."""
     opted = os.environ.get("OTEL_SEMCONV_STABILITY_OPT_IN", "").split(",")
     if not {"http", "http/dup"} & {option.strip() for option in opted}:
         os.environ["OTEL_SEMCONV_STABILITY_OPT_IN"] = ",".join(["http", *filter(None, opted)])
