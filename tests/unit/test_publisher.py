@@ -59,7 +59,7 @@ from local.machine import limit_s
 
 
 @dataclass
-class Seen:
+class Request:
     """A request as the server received it."""
 
     path: str
@@ -80,10 +80,10 @@ class Answer:
     headers: dict[str, str] = field(default_factory=dict)
 
 
-def accepted(seen: Seen) -> Answer:
-    records = len(seen.body.splitlines())
-    trace_id = seen.headers["traceparent"].split("-")[1]
-    receipt = {"submission_id": f"id of {seen.key}", "records": records, "trace_id": trace_id, "source": "status"}
+def accepted(request: Request) -> Answer:
+    records = len(request.body.splitlines())
+    trace_id = request.headers["traceparent"].split("-")[1]
+    receipt = {"submission_id": f"id of {request.key}", "records": records, "trace_id": trace_id, "source": "status"}
     return Answer(202, json.dumps(receipt).encode())
 
 
@@ -95,7 +95,7 @@ def problem(status: int, kind: str, detail: str, headers: dict[str, str] | None 
 DROPPED = Answer(None)
 BUSY = problem(503, "queue-full", "The queue is full.", {"Retry-After": "7"})
 
-Step = Answer | Callable[[Seen], Answer]
+Step = Answer | Callable[[Request], Answer]
 
 
 class Api:
@@ -103,17 +103,17 @@ class Api:
 
     def __init__(self) -> None:
         self.script: list[Step] = []
-        self.seen: list[Seen] = []
+        self.requests: list[Request] = []
         api = self
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
             def do_POST(self) -> None:
-                seen = Seen(self.path, dict(self.headers), self.rfile.read(int(self.headers["Content-Length"])))
-                api.seen.append(seen)
+                request = Request(self.path, dict(self.headers), self.rfile.read(int(self.headers["Content-Length"])))
+                api.requests.append(request)
                 step = api.script.pop(0) if api.script else accepted
-                answer = step if isinstance(step, Answer) else step(seen)
+                answer = step if isinstance(step, Answer) else step(request)
                 if answer.status is None:
                     self.close_connection = True
                     return
@@ -321,13 +321,17 @@ def test_everything_is_sent_in_order(api: Api, publish: Callable[..., Summary], 
     first = ndjson(tmp_path / "one.ndjson", '{"n":1}', "", '{"n":2}', '{"n":3}')
     second = ndjson(tmp_path / "two.ndjson", '{"n":4}')
     summary = publish(first, second)
-    assert [seen.body for seen in api.seen] == [b'{"n":1}\n{"n":2}\n', b'{"n":3}\n', b'{"n":4}\n']
-    assert {seen.path for seen in api.seen} == {"/v1/ingest/status"}
-    assert {seen.headers["Content-Type"] for seen in api.seen} == {"application/x-ndjson"}
-    assert [seen.headers["Bronze-File-Name"] for seen in api.seen] == ["one.ndjson", "one.ndjson", "two.ndjson"]
-    assert len({seen.key for seen in api.seen}) == 3
+    assert [request.body for request in api.requests] == [b'{"n":1}\n{"n":2}\n', b'{"n":3}\n', b'{"n":4}\n']
+    assert {request.path for request in api.requests} == {"/v1/ingest/status"}
+    assert {request.headers["Content-Type"] for request in api.requests} == {"application/x-ndjson"}
+    assert [request.headers["Bronze-File-Name"] for request in api.requests] == [
+        "one.ndjson",
+        "one.ndjson",
+        "two.ndjson",
+    ]
+    assert len({request.key for request in api.requests}) == 3
     assert (summary.submissions, summary.records, summary.bytes, summary.error) == (3, 4, 32, None)
-    assert summary.submission_id_last == f"id of {api.seen[-1].key}"
+    assert summary.submission_id_last == f"id of {api.requests[-1].key}"
 
 
 def test_a_file_sent_again_uses_the_same_keys(api: Api, publish: Callable[..., Summary], tmp_path: Path) -> None:
@@ -337,7 +341,7 @@ def test_a_file_sent_again_uses_the_same_keys(api: Api, publish: Callable[..., S
         publish(file, **options)
     publish(ndjson(file, "{}", "{}"))
     publish(ndjson(tmp_path / "g.ndjson", "{}", "{}"))
-    keys = [seen.key for seen in api.seen]
+    keys = [request.key for request in api.requests]
     assert keys[0:2] == keys[2:4]
     assert keys[4:6] == keys[6:8]
     assert len(set(keys)) == 8
@@ -347,7 +351,7 @@ def test_a_file_sent_again_uses_the_same_keys(api: Api, publish: Callable[..., S
 def test_a_file_name_survives_the_header(api: Api, publish: Callable[..., Summary], tmp_path: Path, name: str) -> None:
     """The header is percent-encoded UTF-8, so any file name can be decoded from it."""
     publish(ndjson(tmp_path / name, "{}"))
-    assert unquote(api.seen[0].headers["Bronze-File-Name"]) == name
+    assert unquote(api.requests[0].headers["Bronze-File-Name"]) == name
 
 
 def test_standard_input_has_no_file_name(
@@ -356,7 +360,7 @@ def test_standard_input_has_no_file_name(
     """`-` reads standard input."""
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b'{"n":1}\n')))
     assert publish(Path(publisher.STDIN)).records == 1
-    assert "Bronze-File-Name" not in api.seen[0].headers
+    assert "Bronze-File-Name" not in api.requests[0].headers
 
 
 def test_the_report_names_each_submission(api: Api, publish: Callable[..., Summary], tmp_path: Path) -> None:
@@ -366,8 +370,12 @@ def test_the_report_names_each_submission(api: Api, publish: Callable[..., Summa
     publish(file, report=report)
     lines = [json.loads(line) for line in report.getvalue().splitlines()]
     assert [(line["line_first"], line["line_last"], line["records"]) for line in lines] == [(1, 3, 2), (4, 4, 1)]
-    assert [line["trace_id"] for line in lines] == [seen.headers["traceparent"].split("-")[1] for seen in api.seen]
-    assert lines[0] | {"submission_id": f"id of {api.seen[0].key}", "source": "status", "file": str(file)} == lines[0]
+    assert [line["trace_id"] for line in lines] == [
+        request.headers["traceparent"].split("-")[1] for request in api.requests
+    ]
+    assert (
+        lines[0] | {"submission_id": f"id of {api.requests[0].key}", "source": "status", "file": str(file)} == lines[0]
+    )
 
 
 def test_the_address_may_have_a_path(api: Api, observed: Observed, time: Time, tmp_path: Path) -> None:
@@ -375,7 +383,7 @@ def test_the_address_may_have_a_path(api: Api, observed: Observed, time: Time, t
     file = ndjson(tmp_path / "f.ndjson", "{}")
     url = api.url.replace("//", "//me:secret@") + "/bronze"
     publisher.publish(Settings(api_url=url), observed.telemetry, Plan("status"), [str(file)], stop=time)
-    assert api.seen[0].path == "/bronze/v1/ingest/status"
+    assert api.requests[0].path == "/bronze/v1/ingest/status"
     (span,) = observed.spans()
     assert span.attributes is not None
     assert span.attributes["url.full"] == f"{api.url}/bronze/v1/ingest/status"
@@ -398,8 +406,8 @@ def test_a_submission_is_retried_with_its_key(
     """After 503, a dropped connection and 500, a submission is retried: same key, body and trace, accepted once."""
     api.script = [BUSY, DROPPED, Answer(500)]
     summary = publish(ndjson(tmp_path / "f.ndjson", '{"n":1}'))
-    assert len(api.seen) == 4
-    assert len({(seen.key, seen.body, seen.headers["traceparent"]) for seen in api.seen}) == 1
+    assert len(api.requests) == 4
+    assert len({(request.key, request.body, request.headers["traceparent"]) for request in api.requests}) == 1
     assert (summary.submissions, summary.retries, summary.error) == (1, 3, None)
     assert time.waits[0] == 7
     assert 0 < time.waits[1] <= time.waits[2] <= publisher.BACK_OFF_S_FIRST * 4
@@ -436,7 +444,7 @@ def test_it_gives_up_in_time(
     assert "queue is full" in summary.error
     assert "it is unknown whether" in summary.error
     assert "lines 3 to 4 were accepted" in summary.error
-    assert len({seen.key for seen in api.seen}) == 2
+    assert len({request.key for request in api.requests}) == 2
     assert observed.counts() == {"accepted": 1, "rejected": 0, "unknown": 1}
 
 
@@ -491,7 +499,7 @@ def test_a_refusal_names_the_line(
     summary = publish(file)
     assert summary.error == f"{file}, line 6: 422 Record 1, field n: Expected `int`."
     assert (summary.submissions, summary.records) == (1, 2)
-    assert len(api.seen) == 2
+    assert len(api.requests) == 2
     assert not time.waits
     assert observed.counts() == {"accepted": 1, "rejected": 1, "unknown": 0}
     span = observed.spans()[-1]
@@ -539,15 +547,15 @@ def test_options_for_all_records(api: Api, publish: Callable[..., Summary], tmp_
     quarantine are counted.
     """
 
-    def quarantine_first(seen: Seen) -> Answer:
+    def quarantine_first(request: Request) -> Answer:
         receipt = {"submission_id": "s", "records": 1, "rejected": 1, "trace_id": "another"}
         return Answer(202, json.dumps(receipt).encode())
 
     api.script = [quarantine_first]
     file = ndjson(tmp_path / "f.ndjson", "{}", "{}", "{}")
     summary = publish(file, classification_id="Flug 100% ü", on_invalid="quarantine")
-    assert {seen.path for seen in api.seen} == {"/v1/ingest/status?on_invalid=quarantine"}
-    assert {unquote(seen.headers["Bronze-Classification-Id"]) for seen in api.seen} == {"Flug 100% ü"}
+    assert {request.path for request in api.requests} == {"/v1/ingest/status?on_invalid=quarantine"}
+    assert {unquote(request.headers["Bronze-Classification-Id"]) for request in api.requests} == {"Flug 100% ü"}
     assert (summary.records, summary.records_rejected, summary.records_again) == (2, 1, 1)
 
 
@@ -555,15 +563,15 @@ def test_several_files_at_once(api: Api, publish: Callable[..., Summary], tmp_pa
     """Two requests run at the same time; each file stays in order, and every record is sent once."""
     barrier = threading.Barrier(2)
 
-    def answer_together(seen: Seen) -> Answer:
+    def answer_together(request: Request) -> Answer:
         barrier.wait(limit_s(10))
-        return accepted(seen)
+        return accepted(request)
 
     api.script = [answer_together, answer_together]
     files = [ndjson(tmp_path / f"{f}.ndjson", *[f'{{"f":{f},"n":{n}}}' for n in range(5)]) for f in range(4)]
     summary = publish(*files, parallel=2)
     assert (summary.files, summary.records, summary.submissions, summary.error) == (4, 20, 12, None)
-    records = [json.loads(line) for seen in api.seen for line in seen.body.splitlines()]
+    records = [json.loads(line) for request in api.requests for line in request.body.splitlines()]
     for f in range(4):
         assert [record["n"] for record in records if record["f"] == f] == [0, 1, 2, 3, 4]
 
@@ -575,22 +583,22 @@ def test_a_failure_among_several_files(api: Api, publish: Callable[..., Summary]
     summary = publish(*files, parallel=2)
     assert summary.error is not None
     assert "line 1: 422" in summary.error
-    assert len(api.seen) <= 3
+    assert len(api.requests) <= 3
 
 
 def test_a_signal_with_several_files(api: Api, time: Time, publish: Callable[..., Summary], tmp_path: Path) -> None:
     """The requests that are running count, and nothing is sent after them."""
     barrier = threading.Barrier(2, action=lambda: time._on_signal(signal.SIGINT, None))
 
-    def answer_together(seen: Seen) -> Answer:
+    def answer_together(request: Request) -> Answer:
         barrier.wait(limit_s(10))
-        return accepted(seen)
+        return accepted(request)
 
     api.script = [answer_together, answer_together]
     files = [ndjson(tmp_path / f"{f}.ndjson", *["{}"] * 9) for f in range(4)]
     summary = publish(*files, parallel=2)
     assert summary.error == "stopped"
-    assert summary.submissions == len(api.seen) == 2
+    assert summary.submissions == len(api.requests) == 2
 
 
 # --- telemetry
@@ -602,9 +610,9 @@ def test_zeros_are_exported_before_anything_is_sent(
     """The zeros are exported before the first request, so that the first count is an increase of an existing series."""
     exported: dict[tuple[str, str], float] = {}
 
-    def first(seen: Seen) -> Answer:
+    def first(request: Request) -> Answer:
         exported.update(observed.exported.submissions())
-        return accepted(seen)
+        return accepted(request)
 
     api.script = [first]
     publish(ndjson(tmp_path / "f.ndjson", "{}"))
@@ -620,7 +628,7 @@ def test_each_submission_begins_a_trace(
     client_spans = [span for span in observed.spans() if span.kind is SpanKind.CLIENT]
     assert [span.parent for span in client_spans] == [None, None]
     assert [span.name for span in client_spans] == ["POST /v1/ingest/status"] * 2
-    sent = [seen.headers["traceparent"].split("-")[1:3] for seen in api.seen]
+    sent = [request.headers["traceparent"].split("-")[1:3] for request in api.requests]
     assert sent == [[f"{span.context.trace_id:032x}", f"{span.context.span_id:016x}"] for span in client_spans]
     assert client_spans[0].attributes == {
         "http.request.method": "POST",
@@ -631,7 +639,7 @@ def test_each_submission_begins_a_trace(
         "bronze.source": "status",
         "bronze.records": 2,
         "bronze.bytes": 6,
-        "bronze.submission_id": f"id of {api.seen[0].key}",
+        "bronze.submission_id": f"id of {api.requests[0].key}",
         "bronze.outcome": "accepted",
     }
 
@@ -646,10 +654,10 @@ def test_a_publisher_runs_if_the_metrics_port_is_in_use(
     """If another process uses the port, `/metrics` is served on a free port, which the log names."""
     pages: list[str] = []
 
-    def scrape(seen: Seen) -> Answer:
+    def scrape(request: Request) -> Answer:
         port = caplog.messages[0].rsplit("port ", 1)[1].split()[0]
         pages.append(httpx.get(f"http://127.0.0.1:{port}/metrics").text)
-        return accepted(seen)
+        return accepted(request)
 
     api.script = [scrape]
     with socket.create_server(("127.0.0.1", 0)) as other:
@@ -664,14 +672,14 @@ def test_a_publisher_runs_if_the_metrics_port_is_in_use(
 def test_a_running_request_is_finished(api: Api, time: Time, publish: Callable[..., Summary], tmp_path: Path) -> None:
     """After a signal during a request, its answer counts, and nothing is sent after it."""
 
-    def interrupt(seen: Seen) -> Answer:
+    def interrupt(request: Request) -> Answer:
         time._on_signal(signal.SIGINT, None)
-        return accepted(seen)
+        return accepted(request)
 
     api.script = [interrupt]
     summary = publish(ndjson(tmp_path / "f.ndjson", *["{}"] * 4))
     assert (summary.submissions, summary.records, summary.error) == (1, 2, "stopped")
-    assert len(api.seen) == 1
+    assert len(api.requests) == 1
 
 
 def test_a_signal_ends_the_wait_for_input(
@@ -686,7 +694,7 @@ def test_a_signal_ends_the_wait_for_input(
 
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(Interrupted()))
     assert publish(Path(publisher.STDIN), records_max=1).error == "stopped"
-    assert not api.seen
+    assert not api.requests
 
 
 def test_a_signal_ends_the_wait_for_a_retry(
@@ -731,10 +739,10 @@ def command(api: Api, *arguments: str) -> Iterator["subprocess.Popen[str]"]:
             process.kill()
 
 
-def send_signal(process: "subprocess.Popen[str]", number: int, answer: Callable[[Seen], Answer]) -> Step:
-    def step(seen: Seen) -> Answer:
+def send_signal(process: "subprocess.Popen[str]", number: int, answer: Callable[[Request], Answer]) -> Step:
+    def step(request: Request) -> Answer:
         process.send_signal(number)
-        return answer(seen)
+        return answer(request)
 
     return step
 
@@ -754,7 +762,7 @@ def test_sigterm_does_not_wait_for_an_api_that_never_answers(api: Api) -> None:
     """SIGTERM ends a simulation in time with exit code 0, even if the API never answers."""
     test_ended = threading.Event()
 
-    def never_answer(_: Seen) -> Answer:
+    def never_answer(_: Request) -> Answer:
         test_ended.wait()
         return DROPPED
 
@@ -765,7 +773,7 @@ def test_sigterm_does_not_wait_for_an_api_that_never_answers(api: Api) -> None:
         finally:
             test_ended.set()
     assert process.returncode == 0, err
-    assert len(api.seen) == 3
+    assert len(api.requests) == 3
 
 
 def test_exit_codes(api: Api, tmp_path: Path) -> None:
@@ -859,7 +867,7 @@ def test_a_simulation_outlives_the_api(api: Api, observed: Observed) -> None:
     assert counts["unknown"] >= 2
     assert counts["rejected"] == 1
     assert counts["accepted"] >= 4
-    assert {seen.path.rpartition("/")[2] for seen in api.seen} == set(sources.built_in())
+    assert {request.path.rpartition("/")[2] for request in api.requests} == set(sources.built_in())
 
 
 def test_a_simulation_is_slow(api: Api, observed: Observed) -> None:
@@ -867,7 +875,7 @@ def test_a_simulation_is_slow(api: Api, observed: Observed) -> None:
     time = Time(waits_max=3)
     publisher.simulate(Settings(api_url=api.url), observed.telemetry, stop=time, interval_s=5, clock=time.clock)
     assert time.waits == [5, 5, 5]
-    assert len(api.seen) == 3
+    assert len(api.requests) == 3
     assert set(observed.exported.submissions()) == {
         (source, outcome) for source in sources.built_in() for outcome in ("accepted", "rejected", "unknown")
     }

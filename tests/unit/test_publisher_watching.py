@@ -12,20 +12,20 @@ from bronze.publisher.files import Signature, open_file
 from bronze.publisher.watching import SettlingFiles, WatchState, find_files
 
 
-def found(**sizes: int) -> Mapping[str, Signature]:
+def signatures(**sizes: int) -> Mapping[str, Signature]:
     return {path: Signature(size, size) for path, size in sizes.items()}
 
 
 def test_a_file_is_complete_when_it_has_not_changed_for_a_while() -> None:
     """Each change starts the time again, and so does a file that was deleted and comes back."""
     settling = SettlingFiles(2)
-    assert settling.complete(found(a=1), 0) == []
-    assert settling.complete(found(a=1), 1.9) == []
-    assert settling.complete(found(a=1, b=1), 2) == ["a"]
-    assert settling.complete(found(a=2, b=1), 3) == []
-    assert settling.complete(found(a=2), 4) == []
-    assert settling.complete(found(a=2, b=1), 5) == ["a"]
-    assert settling.complete(found(a=2, b=1), 7) == ["b", "a"]  # oldest first
+    assert settling.complete(signatures(a=1), 0) == []
+    assert settling.complete(signatures(a=1), 1.9) == []
+    assert settling.complete(signatures(a=1, b=1), 2) == ["a"]
+    assert settling.complete(signatures(a=2, b=1), 3) == []
+    assert settling.complete(signatures(a=2), 4) == []
+    assert settling.complete(signatures(a=2, b=1), 5) == ["a"]
+    assert settling.complete(signatures(a=2, b=1), 7) == ["b", "a"]  # oldest first
 
 
 def test_which_files_are_found(tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ UPLOADED = {attribute.bronze_source: "vehicles", attribute.bronze_outcome: Outco
 
 
 @pytest.fixture(autouse=True)
-def _untouched() -> Iterator[None]:
+def _restored_process() -> Iterator[None]:
     """Restores after each test what `start` sets for the process, and removes the machine's own OTEL_* variables."""
     environment = dict(os.environ)
     root = logging.getLogger()

@@ -50,17 +50,17 @@ CREATE TABLE IF NOT EXISTS files (
 
 _log = logging.getLogger(__name__)
 
-FilesFound = Mapping[str, Signature]
+Signatures = Mapping[str, Signature]
 
 
-def find_files(directory: Path, pattern: str, chosen: FileFormat | None) -> FilesFound:
+def find_files(directory: Path, pattern: str, chosen: FileFormat | None) -> Signatures:
     """The files in a directory whose format is known, by path.
 
     Ignores hidden files, files in hidden directories and files of unknown format: a file that is being copied often has
     such a name. Raises `OSError` if the directory does not exist.
     """
     directory.stat()
-    found = {}
+    signatures = {}
     for path in directory.glob(pattern):
         hidden = any(part.startswith(".") for part in path.relative_to(directory).parts)
         if hidden or format_of(path.name, chosen) is None:
@@ -70,8 +70,8 @@ def find_files(directory: Path, pattern: str, chosen: FileFormat | None) -> File
         except OSError:  # deleted meanwhile
             continue
         if stat.S_ISREG(status.st_mode):
-            found[str(path)] = Signature.of(status)
-    return found
+            signatures[str(path)] = Signature.of(status)
+    return signatures
 
 
 class SettlingFiles:
@@ -81,15 +81,15 @@ class SettlingFiles:
         self._settle_s = settle_s
         self._unchanged_since: dict[str, tuple[Signature, float]] = {}
 
-    def complete(self, found: FilesFound, now_s: float) -> list[str]:
+    def complete(self, signatures: Signatures, now_s: float) -> list[str]:
         """The files that are complete now, the oldest first. Call it regularly, with all files."""
         before = self._unchanged_since
         self._unchanged_since = {
             path: known if (known := before.get(path)) and known[0] == signature else (signature, now_s)
-            for path, signature in found.items()
+            for path, signature in signatures.items()
         }
         settled = [path for path, (_, since_s) in self._unchanged_since.items() if now_s - since_s >= self._settle_s]
-        return sorted(settled, key=lambda path: (found[path].mtime_ns, path))
+        return sorted(settled, key=lambda path: (signatures[path].mtime_ns, path))
 
 
 class WatchState:
@@ -195,13 +195,13 @@ class Watcher:
     def watch(self, clock: Callable[[], float]) -> None:
         """Runs until a stop is requested. Raises errors that would apply to every file."""
         while not self._stop.requested:
-            found = {
+            signatures = {
                 path: signature
                 for path, signature in find_files(self._directory, self._pattern, self._run.plan.format).items()
                 if not self._state.is_known(self._name(path), signature) and self._unreadable.get(path) != signature
             }
-            complete = self._settling.complete(found, clock())
-            for_each_file(complete, partial(self._send, found), parallel=self._run.plan.parallel, stop=self._stop)
+            complete = self._settling.complete(signatures, clock())
+            for_each_file(complete, partial(self._send, signatures), parallel=self._run.plan.parallel, stop=self._stop)
             if self._stop.wait(self._poll_s):
                 return
 
@@ -209,8 +209,8 @@ class Watcher:
         """A file's path in the state: relative, since the directory may be moved."""
         return str(Path(path).relative_to(self._directory))
 
-    def _send(self, found: FilesFound, path: str) -> None:
-        name, signature = self._name(path), found[path]
+    def _send(self, signatures: Signatures, path: str) -> None:
+        name, signature = self._name(path), signatures[path]
         try:
             records, file = self._run.send(path, is_known=lambda file: self._state.was_sent(name, file.digest))
         except Refused as error:
