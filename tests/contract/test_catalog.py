@@ -135,11 +135,11 @@ class Late(JetStream):
 
     reads_late = 0
 
-    async def last_of(self, stream: str, subjects: Sequence[str]) -> list[Message]:
+    async def last_messages(self, stream: str, subjects: Sequence[str]) -> list[Message]:
         if self.reads_late > 0:
             self.reads_late -= 1
             return []
-        return await super().last_of(stream, subjects)
+        return await super().last_messages(stream, subjects)
 
 
 @pytest.mark.parametrize("reads", [1, 2, 1_000])

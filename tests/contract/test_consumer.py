@@ -224,7 +224,7 @@ async def test_what_is_stored_leaves_the_queue_but_for_the_anchor(parts: Parts) 
     parts = replace(parts, purge_grace_s=0.5)
     async with parts.running():
         await until(parts.at(3))
-    tend = asyncio.create_task(parts.writer().tend())
+    tend = asyncio.create_task(parts.writer().maintain())
 
     async def purged() -> bool:
         return (await parts.queue.state(parts.lane)).first == 3
@@ -246,7 +246,7 @@ async def test_a_consumer_that_wrote_nothing_yet_knows_when_the_lane_reached_the
     def said() -> list[float]:
         return [point.value for point in parts.heard.points("bronze.upload.last_success.time")]
 
-    tend = asyncio.create_task(parts.writer().tend())
+    tend = asyncio.create_task(parts.writer().maintain())
     try:
         await until(lambda: bool(parts.heard.points("bronze.lane.position")))
         assert said() == []
@@ -361,10 +361,10 @@ class NoLock:
     attempt = Attempt()
 
     async def acquire(self) -> None: ...
-    async def decoding(self, attempt: Attempt) -> None: ...
-    async def decoded(self) -> None: ...
+    async def begin_decoding(self, attempt: Attempt) -> None: ...
+    async def end_decoding(self) -> None: ...
     async def release(self) -> None: ...
-    async def keep(self) -> None:
+    async def keep_alive(self) -> None:
         await asyncio.Event().wait()
 
 

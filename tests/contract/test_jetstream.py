@@ -253,7 +253,7 @@ async def test_a_message_lives_for_its_time(jetstream: JetStream) -> None:
 
     await until(expired)
     assert await jetstream.get("A", 1) is None
-    assert await jetstream.last_of("A", ["a.x"]) == []
+    assert await jetstream.last_messages("A", ["a.x"]) == []
     state = await jetstream.state("A")
     assert (state.first, state.last, state.messages) == (2, 6, 4)
     assert await jetstream.publish(expecting("a.x", 0)) == 7
@@ -299,7 +299,7 @@ async def test_a_read_of_some_subjects_tells_how_many_follow(jetstream: JetStrea
     await filled(jetstream, 20, subjects=2)
 
     async def read(subject: str, begin: int | str, messages_max: int) -> tuple[list[int], int]:
-        messages, left = await jetstream.read_of("A", subject, begin, messages_max=messages_max, bytes_max=2**20)
+        messages, left = await jetstream.read_subject("A", subject, begin, messages_max=messages_max, bytes_max=2**20)
         return sequences(messages), left
 
     assert await read("a.1", 1, 3) == ([2, 4, 6], 7)
@@ -316,8 +316,8 @@ async def test_the_last_message_of_each_subject_comes_in_the_streams_order(jetst
     """Whatever order is asked for; one that is asked for twice comes once."""
     await made(jetstream)
     await filled(jetstream, 9, subjects=3)
-    assert sequences(await jetstream.last_of("A", ["a.2", "a.0", "a.none"])) == [7, 9]
-    assert sequences(await jetstream.last_of("A", ["a.1", "a.*"])) == [7, 8, 9]
+    assert sequences(await jetstream.last_messages("A", ["a.2", "a.0", "a.none"])) == [7, 9]
+    assert sequences(await jetstream.last_messages("A", ["a.1", "a.*"])) == [7, 8, 9]
     last = [await jetstream.get_last("A", subject) for subject in ("a.1", "a.*", "a.none")]
     assert [one and one.sequence for one in last] == [8, 9, None]
 
@@ -334,7 +334,7 @@ async def test_what_is_not_there_is_none(jetstream: JetStream) -> None:
     await made(jetstream)
     assert await jetstream.get("A", 1) is None
     assert await jetstream.get_last("A", "a.x") is None
-    assert await jetstream.last_of("A", ["a.x"]) == []
+    assert await jetstream.last_messages("A", ["a.x"]) == []
     assert await everything(jetstream) == []
 
 
@@ -396,7 +396,7 @@ async def test_a_stream_is_made_once(jetstream: JetStream) -> None:
     await made(jetstream)
     await refused(made(jetstream, max_bytes=1_000), js.STREAM_NAME_IN_USE)
     await refused(made(jetstream, "B", subjects=["a.>"]), js.SUBJECTS_OVERLAP)
-    assert await jetstream.streams_of(">") == ["A"]
+    assert await jetstream.stream_names(">") == ["A"]
 
 
 @pytest.mark.parametrize(
@@ -406,7 +406,7 @@ async def test_a_stream_is_made_once(jetstream: JetStream) -> None:
 async def test_streams_are_found_by_subjects(jetstream: JetStream, subject: str, names: list[str]) -> None:
     await made(jetstream)
     await made(jetstream, "B")
-    assert sorted(await jetstream.streams_of(subject)) == names
+    assert sorted(await jetstream.stream_names(subject)) == names
 
 
 async def test_a_stream_that_is_not_there_is_missing(jetstream: JetStream) -> None:
@@ -423,7 +423,7 @@ async def test_a_stream_that_is_not_there_is_missing(jetstream: JetStream) -> No
         jetstream.get_last("A", "a.x"),
         jetstream.has("A", 1),
         jetstream.read("A", 1, **READ_ALL),
-        jetstream.last_of("A", ["a.x"]),
+        jetstream.last_messages("A", ["a.x"]),
     )
     answers = await asyncio.gather(*calls, return_exceptions=True)
     assert [type(one) for one in answers] == [Missing] * len(calls)
@@ -434,11 +434,11 @@ async def test_a_stream_that_was_replaced_is_gone(jetstream: JetStream) -> None:
     await made(jetstream)
     await jetstream.delete_stream("A")
     with pytest.raises(Missing):
-        async with jetstream.named("A", "a.*"):
+        async with jetstream.gone_if_replaced("A", "a.*"):
             await jetstream.state("A")
     await made(jetstream, "OTHER", subjects=["a.*"])
     with pytest.raises(Gone):
-        async with jetstream.named("A", "a.*"):
+        async with jetstream.gone_if_replaced("A", "a.*"):
             await jetstream.state("A")
 
 
@@ -479,11 +479,11 @@ async def test_makers_that_race_for_a_stream_make_one(jetstream: JetStream, key_
     """Who holds the key for a command keeps the others from it until it is given back."""
     config = {"storage": "file", "num_replicas": 1, "allow_direct": True}
     names = await asyncio.gather(*(key_values.stream("stream.a", "A", ["a.*"], config) for _ in range(4)))
-    assert await jetstream.streams_of("a.*") == sorted(set(names))
+    assert await jetstream.stream_names("a.*") == sorted(set(names))
     assert len(set(names)) == 1
-    await key_values.hold("stream.b", "bronze lanes 2")
+    await key_values.hold_claim("stream.b", "bronze lanes 2")
     assert (await key_values.get("stream.b"))[0] == HELD + b"bronze lanes 2"
     with pytest.raises(Unavailable, match="bronze lanes 2"):
         await key_values.stream("stream.b", "B", ["b.*"], config)
-    await key_values.release("stream.b")
+    await key_values.release_claim("stream.b")
     assert (await key_values.get("stream.b"))[0] == b""

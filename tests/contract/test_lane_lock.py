@@ -71,7 +71,7 @@ async def test_of_two_one_owns_and_the_other_waits_while_it_beats(make: Make, ke
     first = make("first")
     second = Looks(key_values, LANE, "second", EXPIRY_S)
     await taken(first)
-    async with meanwhile(first.keep()) as keep, meanwhile(second.acquire()) as wait:
+    async with meanwhile(first.keep_alive()) as keep, meanwhile(second.acquire()) as wait:
         await until(lambda: second.looks > 15)  # five an expiry
         assert not wait.done()
         assert not keep.done()
@@ -95,10 +95,10 @@ async def test_a_lock_without_a_beat_is_taken_over_after_the_expiry_and_not_befo
         await until(wait.done)
         await wait
     with pytest.raises(LockLost):
-        await first.decoded()
+        await first.end_decoding()
     async with asyncio.timeout(limit_s(10)):
         with pytest.raises(LockLost):
-            await first.keep()
+            await first.keep_alive()
 
 
 async def test_of_racers_for_an_expired_lock_one_gets_it(make: Make) -> None:
@@ -116,7 +116,7 @@ async def test_of_racers_for_an_expired_lock_one_gets_it(make: Make) -> None:
 
         await until(one_has_it)
         (owner,) = [racer for racer, task in zip(racers, tasks, strict=True) if task.done()]
-        await owner.decoded()
+        await owner.end_decoding()
     finally:
         await cancelled(*tasks)
 
@@ -143,7 +143,7 @@ async def test_a_death_while_decoding_is_counted_for_the_next_owner(make: Make) 
     for deaths in range(1, 4):
         lock = await after_expiry(make, f"owner{deaths}")
         assert lock.attempt.deaths == deaths - 1
-        await lock.decoding(attempt := Attempt(first=7, size=4, until=10, deaths=lock.attempt.deaths))
+        await lock.begin_decoding(attempt := Attempt(first=7, size=4, until=10, deaths=lock.attempt.deaths))
     last = await after_expiry(make, "last")
     assert last.attempt == attempt.died()
     assert (last.attempt.deaths, last.attempt.limit) == (3, 2)
@@ -154,11 +154,11 @@ async def test_no_other_end_is_a_death_of_decoding(make: Make, *, released: bool
     """SIGTERM gives the lock back, also in the middle; a death after decoding says nothing of a message."""
     first = make("first")
     await taken(first)
-    await first.decoding(ATTEMPT)
+    await first.begin_decoding(ATTEMPT)
     if released:
         await first.release()
     else:
-        await first.decoded()
+        await first.end_decoding()
     assert (await after_expiry(make, "second")).attempt == ATTEMPT
 
 
@@ -181,7 +181,7 @@ async def test_beats_and_phases_at_once_do_not_lose_the_lock(make: Make, jetstre
     """They are written by two tasks, one after the other."""
     lock = make("first")
     await taken(lock)
-    async with meanwhile(lock.keep()) as keep:
+    async with meanwhile(lock.keep_alive()) as keep:
         for _ in range(20):
-            await asyncio.gather(lock._write(), lock.decoding(ATTEMPT), lock._write(), lock.decoded())
+            await asyncio.gather(lock._write(), lock.begin_decoding(ATTEMPT), lock._write(), lock.end_decoding())
         assert not keep.done()

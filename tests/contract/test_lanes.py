@@ -183,7 +183,7 @@ class CutShort:
 
     def __getattr__(self, name: str) -> Any:
         call = getattr(self._queue, name)
-        if name not in {"hold", "seal", "remove", "make", "release"}:
+        if name not in {"hold_claim", "seal", "remove", "create_lane", "release_claim"}:
             return call
 
         async def act(*arguments: Any) -> None:
@@ -275,8 +275,8 @@ async def test_a_stream_that_is_missing_is_told_at_once_and_one_that_was_replace
         lambda: queue.read(lane, None),
         lambda: queue.get(lane, 1),
         lambda: queue.state(lane),
-        lambda: queue.waiting(lane, 0),
-        lambda: queue.submitted(lane, "one"),
+        lambda: queue.has_after(lane, 0),
+        lambda: queue.find_submission(lane, "one"),
     ]
     for call in calls:
         began_s = time.monotonic()
@@ -287,7 +287,7 @@ async def test_a_stream_that_is_missing_is_told_at_once_and_one_that_was_replace
     with pytest.raises(Unavailable, match="Nothing was stored"):
         await parts.submit([lane], submission(vehicle("one")))
     assert time.monotonic() - began_s < min(limit_s(4), parts.settings.deadline_s)
-    await queue.make("vehicles", 0)
+    await queue.create_lane("vehicles", 0)
     for call in [*calls, lambda: parts.submit([lane], submission(*wide("one", 2)))]:
         with pytest.raises(Gone, match="start anew"):
             await call()

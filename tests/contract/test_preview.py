@@ -10,7 +10,7 @@ import pytest
 
 from bronze.objects import preview
 from bronze.objects.preview import NoPreview, first_rows
-from bronze.objects.reader import examine
+from bronze.objects.reader import read_in_thread
 from bronze.servers.bucket import Bucket
 from bronze.servers.s3 import S3Bucket
 
@@ -57,7 +57,7 @@ async def test_a_large_object_is_read_by_a_few_pages(bucket: S3Bucket, prefix: s
     """The declared columns of the first rows; what each row repeats and its payload stay where they are."""
     body = parquet()
     counting = Counting(bucket)
-    shown = await examine(counting, await stored(bucket, prefix, body), first_rows)  # type: ignore[arg-type]
+    shown = await read_in_thread(counting, await stored(bucket, prefix, body), first_rows)  # type: ignore[arg-type]
     assert shown
     assert shown.columns == ["vehicle_id", "seats", "_record_index"]
     assert len(shown.rows) == preview.ROWS_MAX
@@ -67,8 +67,8 @@ async def test_a_large_object_is_read_by_a_few_pages(bucket: S3Bucket, prefix: s
 
 
 async def test_an_object_without_rows_and_what_is_none(bucket: S3Bucket, prefix: str) -> None:
-    empty = await examine(bucket, await stored(bucket, prefix, parquet(0)), first_rows)
+    empty = await read_in_thread(bucket, await stored(bucket, prefix, parquet(0)), first_rows)
     assert empty
     assert empty.rows == []
     with pytest.raises(NoPreview, match="cannot be shown"):
-        await examine(bucket, await stored(bucket, prefix, b"no parquet"), first_rows)
+        await read_in_thread(bucket, await stored(bucket, prefix, b"no parquet"), first_rows)

@@ -112,8 +112,8 @@ async def test_what_is_submitted_is_read_whole_and_in_order(queue: NatsQueue, la
         part for part, _ in one.checked.parts(one.accepted)
     ]
     assert {message.submission_id for message in messages} == {one.id}
-    assert await queue.submitted(lane, one.id) == one.accepted
-    assert await queue.submitted(lane, "another") is None
+    assert await queue.find_submission(lane, one.id) == one.accepted
+    assert await queue.find_submission(lane, "another") is None
     backlog = await queue.state(lane)
     assert (backlog.first, backlog.last, backlog.messages) == (1, len(records), len(records))
 
@@ -199,7 +199,7 @@ async def test_the_largest_message_with_the_longest_headers_fits(
         origin="\N{PILE OF POO}" * FILE_NAME_CHARS_MAX,
     )
     assert await submit(queue, lane, one) is None
-    assert await queue.submitted(lane, one.id) == one.accepted
+    assert await queue.find_submission(lane, one.id) == one.accepted
 
 
 # --- refusals and outages
@@ -361,7 +361,7 @@ async def test_a_read_goes_on_after_the_tail_and_a_purge_keeps_it(queue: NatsQue
 @on_both
 async def test_a_hint_tells_whether_something_waits(queue: NatsQueue, lane: Lane) -> None:
     await filled(queue, lane, 2)
-    assert [await queue.waiting(lane, after) for after in (0, 1, 2)] == [True, True, False]
+    assert [await queue.has_after(lane, after) for after in (0, 1, 2)] == [True, True, False]
 
 
 @on_both
@@ -384,8 +384,8 @@ async def test_a_missing_message_is_a_gap_and_the_leader_decides(
         await queue.read(lane, Tail(3, messages[2].time))
     assert gap.value.sequence == 4
     with pytest.raises(Halted, match="rolled back"):
-        await queue.confirm_gap(lane, gap.value)
-    await queue.confirm_gap(lane, Gap(3))
+        await queue.halt_if_lost(lane, gap.value)
+    await queue.halt_if_lost(lane, Gap(3))
 
 
 @on_both
@@ -396,7 +396,7 @@ async def test_a_chain_that_begins_past_1_is_no_beginning(queue: NatsQueue, lane
     with pytest.raises(Gap) as gap:
         await queue.read(lane, None)
     with pytest.raises(Halted):
-        await queue.confirm_gap(lane, gap.value)
+        await queue.halt_if_lost(lane, gap.value)
 
 
 @on_both

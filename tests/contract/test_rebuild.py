@@ -278,6 +278,6 @@ async def test_a_lane_that_will_stop_is_named(parts: Parts) -> None:
 async def test_the_catalog_of_another_bucket_is_left_alone(parts: Parts) -> None:
     other = parts.settings.model_copy(update={"bucket": "another"})
     with pytest.raises(Misconfigured, match=r"'bronze.bucket': 'bronze.*'another'"):
-        await CatalogReplacement(parts.jetstream, KeyValueStore(parts.jetstream, 1), other).begin()
+        await CatalogReplacement(parts.jetstream, KeyValueStore(parts.jetstream, 1), other).start()
     with pytest.raises(Misconfigured, match=r"'bronze.bucket': 'bronze.*'another'.*BRONZE_BUCKET"):
         await NatsCatalog.open(parts.jetstream, KeyValueStore(parts.jetstream, 1), other)

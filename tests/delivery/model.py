@@ -150,8 +150,8 @@ class Link(ModelJetStream):
 class Unclaimed(NatsQueue):
     """The queue of the command that changes the lanes; no role of the model makes a stream, so none has to be held."""
 
-    async def hold(self, source: str, number: int, command: str) -> None: ...
-    async def release(self, source: str, number: int) -> None: ...
+    async def hold_claim(self, source: str, number: int, command: str) -> None: ...
+    async def release_claim(self, source: str, number: int) -> None: ...
 
 
 class NewEpoch(LaneChange):
@@ -186,11 +186,11 @@ class BothOwn:
     attempt = Attempt()
 
     async def acquire(self) -> None: ...
-    async def decoding(self, attempt: Attempt) -> None: ...
-    async def decoded(self) -> None: ...
+    async def begin_decoding(self, attempt: Attempt) -> None: ...
+    async def end_decoding(self) -> None: ...
     async def release(self) -> None: ...
 
-    async def keep(self) -> None:
+    async def keep_alive(self) -> None:
         await asyncio.Event().wait()
 
 
@@ -224,7 +224,7 @@ class Consumer(Process):
         self._lane = world.lane
         self.gone = False
         self.writing = self.start(self._until_gone(self._writer(messages_max, patient=True).run(asyncio.Event())))
-        self.start(self._until_gone(self._writer(messages_max, patient=False).tend()))
+        self.start(self._until_gone(self._writer(messages_max, patient=False).maintain()))
 
     async def _until_gone(self, work: Coroutine[Any, Any, None]) -> None:
         try:

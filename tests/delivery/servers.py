@@ -238,7 +238,7 @@ class ModelJetStream(JetStream):
     async def close(self) -> None:
         pass
 
-    async def streams_of(self, subject: str) -> list[str]:
+    async def stream_names(self, subject: str) -> list[str]:
         return self._server.names(subject)
 
     async def state(self, stream: str) -> StreamState:
@@ -288,9 +288,9 @@ class ModelJetStream(JetStream):
         return self._server.stream(stream).last >= sequence and bool(self._server.stream(stream).present())
 
     async def read(self, stream: str, first: int, *, messages_max: int, bytes_max: int) -> list[Message]:
-        return (await self.read_of(stream, ">", first, messages_max=messages_max, bytes_max=bytes_max))[0]
+        return (await self.read_subject(stream, ">", first, messages_max=messages_max, bytes_max=bytes_max))[0]
 
-    async def read_of(
+    async def read_subject(
         self, stream: str, subject: str, begin: int | str, *, messages_max: int, bytes_max: int
     ) -> tuple[list[Message], int]:
         def read(lag: int) -> tuple[list[Message], int]:
@@ -308,7 +308,7 @@ class ModelJetStream(JetStream):
 
         return await self._ask_server("read", read)
 
-    async def last_of(self, stream: str, subjects: Sequence[str]) -> list[Message]:
+    async def last_messages(self, stream: str, subjects: Sequence[str]) -> list[Message]:
         def last(lag: int) -> list[Message]:
             newest = {message.subject: message for message in self._server.stream(stream).view(lag)}
             found = [one for one in newest.values() if any(collide(subject, one.subject) for subject in subjects)]

@@ -31,7 +31,7 @@ class LostAck:
         raise Unavailable(Outage.QUEUE_AWAY, "the ack was lost")
 
     @asynccontextmanager
-    async def named(self, stream: str, subject: str) -> AsyncIterator[None]:
+    async def gone_if_replaced(self, stream: str, subject: str) -> AsyncIterator[None]:
         yield
 
     async def get_last(self, stream: str, subject: str) -> Message | None:

@@ -63,7 +63,7 @@ class LaneChange:
                 )
             ]
             for source, number in held:
-                await self._queue.hold(source, number, f"bronze lanes {self._lanes}")
+                await self._queue.hold_claim(source, number, f"bronze lanes {self._lanes}")
             for one in there:
                 if not one.sealed:
                     await self._queue.seal(one.lane)
@@ -72,10 +72,10 @@ class LaneChange:
                 await self._queue.remove(one.lane)
             for source in old:
                 for number in range(self._lanes):
-                    await self._queue.make(source, number)
+                    await self._queue.create_lane(source, number)
         for source in self._sources:
             for number in range(self._lanes):
-                await self._queue.release(source, number)
+                await self._queue.release_claim(source, number)
         return changed
 
     async def _old(self) -> list[str]:
@@ -84,7 +84,9 @@ class LaneChange:
 
     def _as_wanted(self, there: Sequence[LaneState]) -> bool:
         numbers = sorted(one.lane.number for one in there)
-        return numbers == list(range(self._lanes)) and all(one.of == self._lanes and not one.sealed for one in there)
+        return numbers == list(range(self._lanes)) and all(
+            one.lanes_total == self._lanes and not one.sealed for one in there
+        )
 
     async def _drain(self, lanes: Sequence[LaneState]) -> None:
         """Wait until the consumers have stored all that sealed lanes hold."""

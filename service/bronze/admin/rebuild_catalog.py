@@ -84,7 +84,7 @@ class Rebuild:
 
     async def run(self, catalog: CatalogReplacement, spool: BinaryIO, found: BucketContents, now_s: float) -> None:
         """Replace the catalog by one of what was found in a look, and since then."""
-        await catalog.begin()
+        await catalog.start()
         spool.seek(0, 2)
         await self.look(spool, found)
         spool.seek(0)
@@ -95,7 +95,7 @@ class Rebuild:
                 found.identities += await catalog.append(batch, now_s)
                 batch = []
         found.identities += await catalog.append(batch, now_s)
-        await catalog.done()
+        await catalog.finish()
 
     async def compare(self, queue: Queue, lanes: Iterable[Lane], found: BucketContents) -> None:
         """Warn of each lane that will stop, since the queue does not go on where its chain in the bucket ends."""

@@ -20,7 +20,7 @@ from bronze.api.prometheus import UPLOAD_S_MAX, BronzeWrite, Glance, Prometheus,
 from bronze.errors import Refused, Unavailable
 from bronze.lineage.lookup import By, Lineage, LineageObject, LineageSubmission
 from bronze.objects.preview import NoPreview, Preview, first_rows
-from bronze.objects.reader import examine
+from bronze.objects.reader import read_in_thread
 from bronze.servers.bucket import Bucket
 from bronze.settings import TRACE_ID
 
@@ -154,7 +154,7 @@ class Page:
             return None, None
         if len(self._reading) >= READING_MAX:
             return None, "Others look at rows just now. Ask again."
-        reading = asyncio.create_task(examine(self._bucket, chain.objects[0].file_path, first_rows))
+        reading = asyncio.create_task(read_in_thread(self._bucket, chain.objects[0].file_path, first_rows))
         self._reading.add(reading)
         reading.add_done_callback(self._read)
         await asyncio.wait({reading}, timeout=self._look_up_s_max)

@@ -39,7 +39,7 @@ from bronze.telemetry.signals import Stage, Step, attribute, error_type, spans
 log = logging.getLogger(__name__)
 
 POLL_S = 0.1
-TEND_S = 1.0
+MAINTENANCE_S = 1.0
 BACK_OFF_S_MIN = 0.1
 BACK_OFF_S_MAX = 5.0
 #: How long a lane whose next message only a newer consumer knows is left alone.
@@ -89,7 +89,7 @@ class LaneWriter:
         wait_s = BACK_OFF_S_MIN
         while not stop.is_set():
             try:
-                await self._own(stop)
+                await self._write_with_lock(stop)
                 wait_s = BACK_OFF_S_MIN
             except (Overtaken, LockLost) as error:
                 log.info("lane %s: %s", self._lane.stream, type(error).__name__)
@@ -109,13 +109,13 @@ class LaneWriter:
             await wait_unless_stopped(stop, wait_s)
             wait_s = min(wait_s * 2, BACK_OFF_S_MAX)
 
-    async def _own(self, stop: asyncio.Event) -> None:
+    async def _write_with_lock(self, stop: asyncio.Event) -> None:
         """Write while the lock is ours."""
         with self._step(Step.LOCK):
             await run_unless_stopped(stop, self._lock.acquire())
         if stop.is_set():
             return
-        keep = asyncio.create_task(self._lock.keep())
+        keep = asyncio.create_task(self._lock.keep_alive())
         write = asyncio.create_task(self._write(stop))
         try:
             await asyncio.wait({keep, write}, return_when=asyncio.FIRST_COMPLETED)
@@ -170,23 +170,23 @@ class LaneWriter:
             return []
         tail = Tail.of(position, pending)
         after = tail.sequence if tail else 0
-        if not await self._queue.waiting(self._lane, after) and time.monotonic() - self._verified_s < TEND_S:
+        if not await self._queue.has_after(self._lane, after) and time.monotonic() - self._verified_s < MAINTENANCE_S:
             return []
         try:
             read = await self._queue.read(self._lane, tail)
         except Gap as gap:
-            await self._explain(position, gap)
+            await self._raise_for_gap(position, gap)
         self._verified_s = time.monotonic()
         if read and not pending:
             self._read_ns = time.time_ns()
         return read
 
-    async def _explain(self, position: Position, gap: Gap) -> NoReturn:
+    async def _raise_for_gap(self, position: Position, gap: Gap) -> NoReturn:
         """Why a message is missing: stored and purged by another writer, not there yet, or lost by the queue."""
         now, _ = await self._catalog.position(self._lane)
         if now.entry_sequence != position.entry_sequence:
             raise Overtaken from gap
-        await self._queue.confirm_gap(self._lane, gap)
+        await self._queue.halt_if_lost(self._lane, gap)
         raise Unavailable(Outage.TIMEOUT, f"a replica of the queue is late: {gap}") from gap
 
     # --- rules 3 to 5: cut, encode, create, append
@@ -201,13 +201,13 @@ class LaneWriter:
         trail = UploadTelemetry(self._telemetry, lane, parts, self._read_ns)
         try:
             with self._step(Step.ENCODE):
-                await self._lock.decoding(attempt.begin(cut))
+                await self._lock.begin_decoding(attempt.begin(cut))
                 with trail.stage(Stage.ENCODE, spans.encode):
                     key = object_key(self._prefix, lane, cut[0])
                     encoded = await asyncio.to_thread(
                         encoder.encode_object, self._source, lane, key, parts, trail.traceparent, self._now()
                     )
-                await self._lock.decoded()
+                await self._lock.end_decoding()
             contents = await self._create(encoded, trail, read)
             with self._step(Step.QUARANTINE):
                 for aside in contents.quarantined:
@@ -272,7 +272,7 @@ class LaneWriter:
         message = next((one for one in read if one.sequence == aside.sequence), None)
         message = message or await self._queue.get(self._lane, aside.sequence)
         if message is None:
-            await self._explain(position, Gap(aside.sequence))
+            await self._raise_for_gap(position, Gap(aside.sequence))
         metadata = QuarantineMetadata(aside.reason, message.subject, str(message.sequence), message.time, file_path)
         try:
             kept = message.content()
@@ -293,7 +293,7 @@ class LaneWriter:
 
     # --- rule 6, and what is seen of the lane: owner or not
 
-    async def tend(self) -> None:
+    async def maintain(self) -> None:
         """Purge what is stored and old enough, and report where the lane stands, for as long as the role runs.
 
         Raises `Gone`: who waits for the lock has no other way to see it.
@@ -302,16 +302,16 @@ class LaneWriter:
         while True:
             try:
                 with self._step(Step.PURGE):
-                    await self._tend(purgeable)
+                    await self._purge_and_report(purgeable)
             except Gone:
                 raise
             except BronzeError as error:
                 log.info("lane %s: not looked after: %s", self._lane.stream, error)
             except Exception:
                 log.exception("lane %s: not foreseen", self._lane.stream)
-            await asyncio.sleep(TEND_S)
+            await asyncio.sleep(MAINTENANCE_S)
 
-    async def _tend(self, purgeable: deque[tuple[float, Tail]]) -> None:
+    async def _purge_and_report(self, purgeable: deque[tuple[float, Tail]]) -> None:
         """One look; `purgeable` are the anchors that were seen, with when their entries were stored."""
         position, stored_at = await self._catalog.position(self._lane)
         anchor = Tail.of(position, [])

@@ -13,7 +13,7 @@ async def consume(writers: Sequence[LaneWriter], stop: asyncio.Event) -> None:
 
     Raises `Gone` where a stream was replaced: then this process has none to work on, and stops likewise.
     """
-    tend = [asyncio.create_task(stop_on_error(writer.tend(), stop)) for writer in writers]
+    tend = [asyncio.create_task(stop_on_error(writer.maintain(), stop)) for writer in writers]
     write = [asyncio.create_task(stop_on_error(writer.run(stop), stop)) for writer in writers]
     await stop.wait()
     _, late = await asyncio.wait(write, timeout=STOP_GRACE_S)

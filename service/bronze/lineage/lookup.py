@@ -15,7 +15,7 @@ from uuid import UUID
 from bronze.errors import Halted, Outage, Refusal, Refused, Unavailable
 from bronze.lineage.catalog_index import CatalogIndex, IdKind
 from bronze.objects.footer import NotABronzeObject
-from bronze.objects.reader import examine, read_contents
+from bronze.objects.reader import read_contents, read_in_thread
 from bronze.objects.search import submissions_with
 from bronze.protocol.documents import (
     CatalogEntry,
@@ -224,7 +224,7 @@ class LineageLookup:
 
         async def search(file_path: str) -> None:
             async with self._searching:
-                held[file_path] = await examine(self._bucket, file_path, partial(_holders, run)) or {}
+                held[file_path] = await read_in_thread(self._bucket, file_path, partial(_holders, run)) or {}
 
         searches = [asyncio.ensure_future(search(one)) for one in candidates[: self._searched_max]]
         if searches:

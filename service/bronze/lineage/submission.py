@@ -33,7 +33,7 @@ class SubmissionLookup:
             return identity.accepted, identity
         for lane in self._lanes.values():
             if lane.number == number:
-                accepted = await self._queue.submitted(lane, submission_id)
+                accepted = await self._queue.find_submission(lane, submission_id)
                 if accepted is not None:
                     return accepted, None
         raise _unknown(submission_id)

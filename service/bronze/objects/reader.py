@@ -29,7 +29,7 @@ async def read_contents(bucket: Bucket, key: str) -> Contents | None:
         raise Halted(f"{key} is not an object of ours: {error}") from error
 
 
-async def examine(bucket: Bucket, key: str, look: Callable[[BinaryIO], T]) -> T | None:
+async def read_in_thread(bucket: Bucket, key: str, look: Callable[[BinaryIO], T]) -> T | None:
     """What a look at an object finds, taken in a thread that fetches only what it reads; None: no such object."""
     head = await bucket.head(key)
     if head is None:

@@ -80,7 +80,7 @@ class NatsCatalog:
 
     async def position(self, lane: Lane) -> tuple[Position, str]:
         """Where a lane's chain stands, from the leader, and when that entry was stored by the server's clock."""
-        async with self._named():
+        async with self._gone_if_replaced():
             message = await self._js.get_last(self._stream, lane.entry_subject)
         if message is None:
             return Position(None, 0), ""
@@ -88,7 +88,7 @@ class NatsCatalog:
 
     async def identity(self, submission_id: str) -> Identity | None:
         """A submission's identity, from the leader."""
-        async with self._named():
+        async with self._gone_if_replaced():
             message = await self._js.get_last(self._stream, f"identity.{submission_id}")
         return None if message is None else decode(message, Identity)
 
@@ -100,8 +100,8 @@ class NatsCatalog:
         """
         subjects = [f"identity.{one}" for one in ids]
         for _ in range(2):
-            async with self._named():
-                messages = await self._js.last_of(self._stream, [*subjects, lane.entry_subject])
+            async with self._gone_if_replaced():
+                messages = await self._js.last_messages(self._stream, [*subjects, lane.entry_subject])
             entry = [message.sequence for message in messages if message.subject == lane.entry_subject]
             if max(entry, default=0) >= position.entry_sequence:
                 break
@@ -133,13 +133,13 @@ class NatsCatalog:
             if error.err_code in {js.WRONG_LAST_SEQUENCE, js.SUBJECT_WRITE_IN_FLIGHT}:
                 raise Overtaken from error
             if error.err_code == js.WRONG_STREAM:
-                raise js.gone(self._stream) from error
+                raise js.replaced_error(self._stream) from error
             raise Unavailable(Outage.QUEUE_AWAY, f"the catalog refuses the entry: {error}") from error
         return Position(entry, sequence)
 
-    def _named(self) -> AbstractAsyncContextManager[None]:
+    def _gone_if_replaced(self) -> AbstractAsyncContextManager[None]:
         """Raises `Gone` where the catalog was replaced by another."""
-        return self._js.named(self._stream, SUBJECTS[0])
+        return self._js.gone_if_replaced(self._stream, SUBJECTS[0])
 
 
 def stream_config(settings: Settings, metadata: Mapping[str, str]) -> dict[str, object]:

@@ -63,7 +63,7 @@ class Feed:
         stream = await self._found()
         position = after if after.stream == stream else FeedPosition(stream)
         try:
-            messages, left = await self._js.read_of(
+            messages, left = await self._js.read_subject(
                 stream,
                 ENTRIES,
                 since or position.sequence + 1,
@@ -88,7 +88,7 @@ class Feed:
 
     async def _found(self) -> str:
         if self._stream is None:
-            stream = next(iter(await self._js.streams_of(ENTRIES)), None)
+            stream = next(iter(await self._js.stream_names(ENTRIES)), None)
             if stream is None:
                 raise Unavailable(Outage.QUEUE_AWAY, "the queue has no catalog")
             if stream_metadata.REBUILDING in (await self._js.state(stream)).metadata:

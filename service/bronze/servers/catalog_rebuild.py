@@ -41,14 +41,14 @@ class CatalogReplacement:
         self._settings = settings
         self._stream = timestamped_name(PREFIX)
 
-    async def begin(self) -> None:
+    async def start(self) -> None:
         """Take the place of the catalog that there is. Raises `Misconfigured` where that is another bucket's."""
         metadata = stream_metadata.of_catalog(self._settings)
-        there = await self._js.streams_of(SUBJECTS[0])
+        there = await self._js.stream_names(SUBJECTS[0])
         for name in there:
             stream_metadata.check(await self._js.state(name), metadata, ADVICE)
         await self._key_values.open()
-        await self._key_values.hold(CLAIM, REBUILD)
+        await self._key_values.hold_claim(CLAIM, REBUILD)
         for name in there:
             await self._js.delete_stream(name)
         config = stream_config(self._settings, {**metadata, stream_metadata.REBUILDING: "yes"})
@@ -87,11 +87,11 @@ class CatalogReplacement:
             await self._js.publish_batch(batch, len(batch))
         except ApiError as error:
             if error.err_code == js.WRONG_STREAM:
-                raise js.gone(self._stream) from error
+                raise js.replaced_error(self._stream) from error
             raise Unavailable(Outage.QUEUE_AWAY, f"the catalog refuses what is rebuilt: {error}") from error
 
-    async def done(self) -> None:
+    async def finish(self) -> None:
         """The catalog is whole: roles take it."""
         metadata = stream_metadata.of_catalog(self._settings)
         await self._js.update_stream(self._stream, metadata=metadata)
-        await self._key_values.release(CLAIM)
+        await self._key_values.release_claim(CLAIM)

@@ -180,7 +180,7 @@ class JetStream:
         _raise_error(answer)
         return answer
 
-    async def _ask(self, call: str, payload: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    async def _call(self, call: str, payload: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """A call that the server has no reason to refuse: a refusal passes, as an absence does."""
         try:
             return await self.api(call, payload)
@@ -191,12 +191,12 @@ class JetStream:
 
     # --- streams
 
-    async def streams_of(self, subject: str) -> list[str]:
+    async def stream_names(self, subject: str) -> list[str]:
         """The names of the streams that hold a subject: one at most, or something is wrong; more by a wildcard."""
-        return (await self._ask("STREAM.NAMES", {"subject": subject})).get("streams") or []
+        return (await self._call("STREAM.NAMES", {"subject": subject})).get("streams") or []
 
     async def state(self, stream: str) -> StreamState:
-        info = await self._ask(f"STREAM.INFO.{stream}")
+        info = await self._call(f"STREAM.INFO.{stream}")
         state = info["state"]
         return StreamState(
             name=stream,
@@ -214,8 +214,8 @@ class JetStream:
 
     async def update_stream(self, stream: str, **changes: object) -> None:
         """Change some of a stream's configuration, and leave the rest."""
-        config = (await self._ask(f"STREAM.INFO.{stream}"))["config"]
-        await self._ask(f"STREAM.UPDATE.{stream}", {**config, **changes})
+        config = (await self._call(f"STREAM.INFO.{stream}"))["config"]
+        await self._call(f"STREAM.UPDATE.{stream}", {**config, **changes})
 
     async def seal(self, stream: str) -> None:
         """Have a stream take nothing more, for good.
@@ -227,26 +227,26 @@ class JetStream:
     async def delete_stream(self, stream: str) -> None:
         """Remove a stream with all that it holds; one that is not there is removed."""
         with suppress(Missing):
-            await self._ask(f"STREAM.DELETE.{stream}")
+            await self._call(f"STREAM.DELETE.{stream}")
 
     @asynccontextmanager
-    async def named(self, stream: str, subject: str) -> AsyncIterator[None]:
+    async def gone_if_replaced(self, stream: str, subject: str) -> AsyncIterator[None]:
         """Around what is asked of a stream by its name: raises `Gone` where others have its subjects by now."""
         try:
             yield
         except Missing as error:
-            if await self.replaced(stream, subject):
-                raise gone(stream) from error
+            if await self.is_replaced(stream, subject):
+                raise replaced_error(stream) from error
             raise
 
-    async def replaced(self, stream: str, subject: str) -> bool:
+    async def is_replaced(self, stream: str, subject: str) -> bool:
         """Whether a stream that is missing is so for good: others have the subjects that it was one of."""
-        found = await self.streams_of(subject)
+        found = await self.stream_names(subject)
         return bool(found) and stream not in found
 
     async def purge_below(self, stream: str, sequence: int) -> None:
         """Drop what lies below a sequence; that message and all after it stay."""
-        await self._ask(f"STREAM.PURGE.{stream}", {"seq": sequence})
+        await self._call(f"STREAM.PURGE.{stream}", {"seq": sequence})
 
     # --- writing
 
@@ -328,7 +328,7 @@ class JetStream:
         }
         return (await self._direct(stream, request))[0]
 
-    async def read_of(
+    async def read_subject(
         self, stream: str, subject: str, begin: int | str, *, messages_max: int, bytes_max: int
     ) -> tuple[list[Message], int]:
         """As `read`, of some subjects (wildcards are taken), from a sequence or a time on; and how many follow yet."""
@@ -340,7 +340,7 @@ class JetStream:
         }
         return await self._direct(stream, request)
 
-    async def last_of(self, stream: str, subjects: Sequence[str]) -> list[Message]:
+    async def last_messages(self, stream: str, subjects: Sequence[str]) -> list[Message]:
         """The last message of each subject that has one, as one replica sees them at one moment (1,000 at most).
 
         Wildcards are taken.
@@ -385,7 +385,7 @@ class JetStream:
             ) from error
 
 
-def gone(stream: str) -> Gone:
+def replaced_error(stream: str) -> Gone:
     return Gone(f"the stream {stream} was replaced by another: start anew")
 
 

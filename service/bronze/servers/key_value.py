@@ -61,7 +61,7 @@ class KeyValueStore:
     async def names(self, prefix: str) -> list[str]:
         """What follows the prefix in each key that has it, as one replica sees them."""
         subject = f"{SUBJECT}{prefix}"
-        return [found.subject.removeprefix(subject) for found in await self._js.last_of(STREAM, [f"{subject}*"])]
+        return [found.subject.removeprefix(subject) for found in await self._js.last_messages(STREAM, [f"{subject}*"])]
 
     async def put(self, key: str, value: bytes, revision: int) -> int:
         """Write a key that is still at a revision, and give the new one. Raises `KeyChanged`."""
@@ -83,7 +83,7 @@ class KeyValueStore:
         await self.open()
         seen, seen_s = 0, time.monotonic()
         while True:
-            names = await self._js.streams_of(subjects[0])
+            names = await self._js.stream_names(subjects[0])
             if len(names) == 1:
                 return names[0]
             if names:
@@ -111,11 +111,11 @@ class KeyValueStore:
                 if error.err_code != js.SUBJECTS_OVERLAP:
                     raise Misconfigured(f"the queue refuses the stream {name}: {error}") from error
 
-    async def hold(self, key: str, command: str) -> None:
+    async def hold_claim(self, key: str, command: str) -> None:
         """From now on nobody makes the key's stream but the command that holds it; `give` ends that."""
         await self._set(key, HELD + command.encode())
 
-    async def release(self, key: str) -> None:
+    async def release_claim(self, key: str) -> None:
         """The command is done with the key."""
         await self._set(key, b"")
 

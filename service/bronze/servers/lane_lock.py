@@ -48,9 +48,9 @@ class Lock(Protocol):
     @property
     def attempt(self) -> Attempt: ...
     async def acquire(self) -> None: ...
-    async def decoding(self, attempt: Attempt) -> None: ...
-    async def decoded(self) -> None: ...
-    async def keep(self) -> None: ...
+    async def begin_decoding(self, attempt: Attempt) -> None: ...
+    async def end_decoding(self) -> None: ...
+    async def keep_alive(self) -> None: ...
     async def release(self) -> None: ...
 
 
@@ -99,15 +99,15 @@ class NatsLock:
                     return
             await asyncio.sleep(self._expiry_s / BEATS_PER_EXPIRY)
 
-    async def decoding(self, attempt: Attempt) -> None:
+    async def begin_decoding(self, attempt: Attempt) -> None:
         """Note what is about to be decoded: if we die of it, the next owner knows. Raises `LockLost`."""
         await self._write(phase=LockPhase.DECODING, attempt=attempt)
 
-    async def decoded(self) -> None:
+    async def end_decoding(self) -> None:
         """Note that decoding was survived. Raises `LockLost`."""
         await self._write(phase=LockPhase.HELD)
 
-    async def keep(self) -> None:
+    async def keep_alive(self) -> None:
         """Beat for as long as the lock is ours; raises `LockLost` when it is not."""
         while True:
             await asyncio.sleep(self._expiry_s / BEATS_PER_EXPIRY)

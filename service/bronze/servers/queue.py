@@ -42,7 +42,7 @@ class LaneState:
     """A lane that exists: of how many its stream was made as one, and whether it takes nothing more."""
 
     lane: Lane
-    of: int
+    lanes_total: int
     sealed: bool
 
 
@@ -66,10 +66,10 @@ class Queue(Protocol):
     async def submit(
         self, lane: Lane, accepted: AcceptedSubmission, checked: CheckedSubmission, deadline_s: float
     ) -> AcceptedSubmission | None: ...
-    async def submitted(self, lane: Lane, submission_id: str) -> AcceptedSubmission | None: ...
-    async def waiting(self, lane: Lane, after: int) -> bool: ...
+    async def find_submission(self, lane: Lane, submission_id: str) -> AcceptedSubmission | None: ...
+    async def has_after(self, lane: Lane, after: int) -> bool: ...
     async def read(self, lane: Lane, tail: Tail | None) -> list[Message]: ...
-    async def confirm_gap(self, lane: Lane, gap: Gap) -> None: ...
+    async def halt_if_lost(self, lane: Lane, gap: Gap) -> None: ...
     async def get(self, lane: Lane, sequence: int) -> Message | None: ...
     async def state(self, lane: Lane) -> StreamState: ...
     async def purge_below(self, lane: Lane, sequence: int) -> None: ...
@@ -80,11 +80,11 @@ class LaneAdmin(Protocol):
 
     async def lanes_of(self, source: str) -> list[LaneState]: ...
     async def state(self, lane: Lane) -> StreamState: ...
-    async def hold(self, source: str, number: int, command: str) -> None: ...
-    async def release(self, source: str, number: int) -> None: ...
+    async def hold_claim(self, source: str, number: int, command: str) -> None: ...
+    async def release_claim(self, source: str, number: int) -> None: ...
     async def seal(self, lane: Lane) -> None: ...
     async def remove(self, lane: Lane) -> None: ...
-    async def make(self, source: str, number: int) -> None: ...
+    async def create_lane(self, source: str, number: int) -> None: ...
 
 
 class NatsQueue:
@@ -111,7 +111,7 @@ class NatsQueue:
         """
         lanes = [await self._open(source, number) for source in sources for number in range(self._settings.lanes)]
         for lane in lanes:
-            if await self._js.streams_of(lane_subject(lane.source, lane.number)) != [lane.stream]:
+            if await self._js.stream_names(lane_subject(lane.source, lane.number)) != [lane.stream]:
                 raise Unavailable(Outage.QUEUE_AWAY, f"the stream {lane.stream} was replaced while it was opened")
         return lanes
 
@@ -142,7 +142,7 @@ class NatsQueue:
         Raises `Misconfigured` where one was made for another bucket, prefix or layout.
         """
         found = []
-        for name in sorted(await self._js.streams_of(lane_subject(source, "*"))):
+        for name in sorted(await self._js.stream_names(lane_subject(source, "*"))):
             state = await self._js.state(name)
             stream_metadata.check(state, stream_metadata.of_objects(self._settings), ADVICE)
             number, epoch = name.removeprefix(f"{stream_prefix(source, '')}").split("_")
@@ -150,12 +150,12 @@ class NatsQueue:
             found.append(LaneState(lane, int(state.metadata.get(stream_metadata.LANES, 0)), sealed=state.sealed))
         return found
 
-    async def hold(self, source: str, number: int, command: str) -> None:
+    async def hold_claim(self, source: str, number: int, command: str) -> None:
         """From now on no role makes this lane's stream, until `give`."""
-        await self._key_values.hold(_claim(source, number), command)
+        await self._key_values.hold_claim(_claim(source, number), command)
 
-    async def release(self, source: str, number: int) -> None:
-        await self._key_values.release(_claim(source, number))
+    async def release_claim(self, source: str, number: int) -> None:
+        await self._key_values.release_claim(_claim(source, number))
 
     async def seal(self, lane: Lane) -> None:
         """Have a lane take nothing more, for good; what it has can be read."""
@@ -165,7 +165,7 @@ class NatsQueue:
         """Remove a lane's stream with all that it holds."""
         await self._js.delete_stream(lane.stream)
 
-    async def make(self, source: str, number: int) -> None:
+    async def create_lane(self, source: str, number: int) -> None:
         """Make a lane's stream under a held claim, unless there is one."""
         stream = {
             **self._config(),
@@ -200,20 +200,20 @@ class NatsQueue:
             except Missing as error:
                 missing = True  # nobody took it
                 with suppress(Unavailable):
-                    if not unknown and await self._js.replaced(lane.stream, lane_subject(lane.source, "*")):
-                        raise js.gone(lane.stream) from error
+                    if not unknown and await self._js.is_replaced(lane.stream, lane_subject(lane.source, "*")):
+                        raise js.replaced_error(lane.stream) from error
             except Unavailable:
                 unknown = True
             except ApiError as error:
                 if error.err_code == js.WRONG_STREAM:
                     if unknown:
                         break
-                    raise js.gone(lane.stream) from error
+                    raise js.replaced_error(lane.stream) from error
                 if error.err_code == js.WRONG_LAST_SEQUENCE:
                     # taken: by an earlier request, or by this one whose answer was lost
                     unknown = True
                     with suppress(Unavailable):
-                        earlier = await self.submitted(lane, accepted.submission_id)
+                        earlier = await self.find_submission(lane, accepted.submission_id)
                         if earlier is None:
                             raise Superseded from error
                         return None if earlier == accepted else earlier
@@ -256,9 +256,9 @@ class NatsQueue:
             )
         return True
 
-    async def submitted(self, lane: Lane, submission_id: str) -> AcceptedSubmission | None:
+    async def find_submission(self, lane: Lane, submission_id: str) -> AcceptedSubmission | None:
         """What stands in the lane under a submission's subject, from the leader."""
-        async with self._named(lane):
+        async with self._gone_if_replaced(lane):
             message = await self._js.get_last(lane.stream, lane_subject(lane.source, lane.number, submission_id))
         if message is None:
             return None
@@ -271,43 +271,43 @@ class NatsQueue:
 
     # --- the consumer's side
 
-    async def waiting(self, lane: Lane, after: int) -> bool:
+    async def has_after(self, lane: Lane, after: int) -> bool:
         """Whether there seems to be a message after a sequence: a hint, from any replica."""
-        async with self._named(lane):
+        async with self._gone_if_replaced(lane):
             return await self._js.has(lane.stream, after + 1)
 
     async def read(self, lane: Lane, tail: Tail | None) -> list[Message]:
         """What follows the tail without a gap, as much as one read takes; the tail is read again and must be the same.
 
-        Raises `Gap` where a replica lacks what has to be there (`confirm_gap` tells whether it is only late), and
+        Raises `Gap` where a replica lacks what has to be there (`halt_if_lost` tells whether it is only late), and
         `Halted` where the tail is another message than it was.
         """
         first = tail.sequence if tail else 1
-        async with self._named(lane):
+        async with self._gone_if_replaced(lane):
             read = await self._js.read(lane.stream, first, messages_max=READ_MESSAGES_MAX, bytes_max=READ_BYTES_MAX)
         return follow(tail, read) if tail or read else []
 
-    async def confirm_gap(self, lane: Lane, gap: Gap) -> None:
+    async def halt_if_lost(self, lane: Lane, gap: Gap) -> None:
         """Ask the leader for a message that a read lacked; raises `Halted` where it lacks it too."""
         if await self.get(lane, gap.sequence) is None:
             raise rolled_back(gap.sequence, "is missing")
 
     async def get(self, lane: Lane, sequence: int) -> Message | None:
-        async with self._named(lane):
+        async with self._gone_if_replaced(lane):
             return await self._js.get(lane.stream, sequence)
 
     async def state(self, lane: Lane) -> StreamState:
-        async with self._named(lane):
+        async with self._gone_if_replaced(lane):
             return await self._js.state(lane.stream)
 
     async def purge_below(self, lane: Lane, sequence: int) -> None:
         """Drop the messages below a sequence: it and what follows stay."""
-        async with self._named(lane):
+        async with self._gone_if_replaced(lane):
             await self._js.purge_below(lane.stream, sequence)
 
-    def _named(self, lane: Lane) -> AbstractAsyncContextManager[None]:
+    def _gone_if_replaced(self, lane: Lane) -> AbstractAsyncContextManager[None]:
         """Raises `Gone` where the lane's stream was replaced: by another of its number, or by fewer."""
-        return self._js.named(lane.stream, lane_subject(lane.source, "*"))
+        return self._js.gone_if_replaced(lane.stream, lane_subject(lane.source, "*"))
 
 
 def _claim(source: str, number: int) -> str:

@@ -130,13 +130,13 @@ class Handed:
     async def acquire(self) -> None:
         pass
 
-    async def decoding(self, attempt: Attempt) -> None:
+    async def begin_decoding(self, attempt: Attempt) -> None:
         pass
 
-    async def decoded(self) -> None:
+    async def end_decoding(self) -> None:
         pass
 
-    async def keep(self) -> None:
+    async def keep_alive(self) -> None:
         await asyncio.Event().wait()
 
     async def release(self) -> None:
@@ -180,9 +180,9 @@ class Doomed(Wrapper):
             os.kill(os.getpid(), signal.SIGKILL)
         self.left -= 1
 
-    async def hold(self, source: str, number: int, command: str) -> None:
+    async def hold_claim(self, source: str, number: int, command: str) -> None:
         self._act()
-        await self._edge.hold(source, number, command)
+        await self._edge.hold_claim(source, number, command)
 
     async def seal(self, lane: Lane) -> None:
         self._act()
@@ -192,9 +192,9 @@ class Doomed(Wrapper):
         self._act()
         await self._edge.remove(lane)
 
-    async def make(self, source: str, number: int) -> None:
+    async def create_lane(self, source: str, number: int) -> None:
         self._act()
-        await self._edge.make(source, number)
+        await self._edge.create_lane(source, number)
 
 
 def main(role: str, *arguments: str) -> int:
