@@ -188,7 +188,7 @@ async def test_a_catalog_that_was_made_anew_halts(catalog: NatsCatalog, jetstrea
     }
     await jetstream.api(f"STREAM.DELETE.{catalog._stream}")
     await jetstream.create_stream(config)
-    with pytest.raises(Halted, match="start anew"):
+    with pytest.raises(Halted, match="restart this process"):
         await catalog.append(LANE, BEGINNING, an_object(1, 1))
 
 

@@ -478,12 +478,12 @@ async def test_keys_are_listed_by_their_beginning(key_values: KeyValueStore) -> 
 async def test_makers_that_race_for_a_stream_make_one(jetstream: JetStream, key_values: KeyValueStore) -> None:
     """Who holds the key for a command keeps the others from it until it is given back."""
     config = {"storage": "file", "num_replicas": 1, "allow_direct": True}
-    names = await asyncio.gather(*(key_values.stream("stream.a", "A", ["a.*"], config) for _ in range(4)))
+    names = await asyncio.gather(*(key_values.open_stream("stream.a", "A", ["a.*"], config) for _ in range(4)))
     assert await jetstream.stream_names("a.*") == sorted(set(names))
     assert len(set(names)) == 1
     await key_values.hold_claim("stream.b", "bronze lanes 2")
     assert (await key_values.get("stream.b"))[0] == HELD + b"bronze lanes 2"
     with pytest.raises(Unavailable, match="bronze lanes 2"):
-        await key_values.stream("stream.b", "B", ["b.*"], config)
+        await key_values.open_stream("stream.b", "B", ["b.*"], config)
     await key_values.release_claim("stream.b")
     assert (await key_values.get("stream.b"))[0] == b""

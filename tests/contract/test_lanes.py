@@ -118,7 +118,7 @@ async def test_old_lanes_are_stored_to_their_end_and_new_ones_take_their_place(
         assert await parts.change(after).run()
         for consumer in (first, second):
             async with asyncio.timeout(limit_s(10)):
-                with pytest.raises(Gone, match="start anew"):
+                with pytest.raises(Gone, match="restart this process"):
                     await consumer
     new = await parts.open(after)
     assert len(new) == after
@@ -289,7 +289,7 @@ async def test_a_stream_that_is_missing_is_told_at_once_and_one_that_was_replace
     assert time.monotonic() - began_s < min(limit_s(4), parts.settings.deadline_s)
     await queue.create_lane("vehicles", 0)
     for call in [*calls, lambda: parts.submit([lane], submission(*wide("one", 2)))]:
-        with pytest.raises(Gone, match="start anew"):
+        with pytest.raises(Gone, match="restart this process"):
             await call()
 
 
@@ -299,7 +299,7 @@ async def test_an_api_that_only_hears_of_lanes_that_are_no_more_ends_too(parts: 
     assert await parts.change(1).run()
     one = submission(vehicle("late"))
     for _ in range(2):
-        with pytest.raises(Gone, match="start anew"):
+        with pytest.raises(Gone, match="restart this process"):
             await parts.queue(2).submit(last, one.accepted, one.checked, boot_time_s() + 10)
-        with pytest.raises(Gone, match="start anew"):
+        with pytest.raises(Gone, match="restart this process"):
             await parts.queue(2).state(last)

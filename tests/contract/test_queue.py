@@ -332,7 +332,7 @@ async def test_another_stream_than_at_start_halts(queue: NatsQueue, lane: Lane, 
     (other,) = await queue.open(["vehicles"])
     assert other.epoch != lane.epoch
     for records in (ONE, MANY):
-        with pytest.raises(Halted, match="start anew"):
+        with pytest.raises(Halted, match="restart this process"):
             await submit(queue, lane, submission(*records))
     assert await everything(queue, other) == []
 

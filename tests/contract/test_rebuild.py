@@ -138,7 +138,7 @@ async def test_consumers_that_run_meanwhile_end_and_what_they_wrote_is_in_the_ca
                 time.time(),
             )
         async with asyncio.timeout(limit_s(10)):
-            with pytest.raises(Gone, match="start anew"):
+            with pytest.raises(Gone, match="restart this process"):
                 await consumer
     stop.set()
     await sending

@@ -31,7 +31,7 @@ async def register(key_values: KeyValueStore, *sources: Source) -> None:
 async def registered(key_values: KeyValueStore, name: str = "things") -> int:
     """At which version a source is registered."""
     value, _ = await key_values.get(f"schema.{name}")
-    return schema_registry._read(value, "test").version
+    return schema_registry._decode(value, "test").version
 
 
 async def race(settings: Settings, sources: Sequence[Source]) -> Mapping[int, str]:
@@ -106,7 +106,7 @@ async def test_a_source_that_is_no_longer_declared_is_told_of(
     assert not [record for record in caplog.records if record.levelno == logging.WARNING]
     await register(key_values, THINGS)
     told = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
-    assert [message.split(":")[0] for message in sorted(told)] == [
+    assert [message.split(". ")[0] for message in sorted(told)] == [
         "own.toml no longer declares the source more",
         "own.toml no longer declares the source others",
     ]
@@ -115,6 +115,6 @@ async def test_a_source_that_is_no_longer_declared_is_told_of(
 
 async def test_what_cannot_be_read_is_left_alone(key_values: KeyValueStore) -> None:
     await key_values.put("schema.things", b"what", 0)
-    with pytest.raises(Misconfigured, match="source things: what is registered of it cannot be read"):
+    with pytest.raises(Misconfigured, match="source things: its registered schema cannot be read"):
         await register(key_values, THINGS)
     assert (await key_values.get("schema.things"))[0] == b"what"

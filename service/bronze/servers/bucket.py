@@ -1,11 +1,8 @@
-"""The bucket: what is needed of an S3 that takes a key once. `s3.py` is the real one."""
+"""The interface of the bucket: an S3 that refuses to create a key twice. `s3.py` implements it."""
 
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
-
-if TYPE_CHECKING:
-    pass
+from typing import Protocol
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,11 +14,11 @@ class Head:
 
 
 class Bucket(Protocol):
-    """What the roles need of a bucket.
+    """The calls of a bucket that the roles need.
 
-    `create` writes a key that is not there, whole, and never another's: of any number of writers one is told True.
-    Each raises `Unavailable` (kinds `denied`, `throttled`, `conflict`, `timeout`, `unavailable`), after which the
-    write may have happened or not.
+    `create` writes a complete object if its key does not exist, and never replaces one: if several writers create the
+    same key, exactly one gets True. Each call raises `Unavailable` (`denied`, `throttled`, `conflict`, `timeout`,
+    `unavailable`); after it, the write may have happened or not.
     """
 
     name: str

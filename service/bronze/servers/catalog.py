@@ -1,7 +1,7 @@
-"""The catalog: the chain, written down, and the identities of what it holds.
+"""The catalog: a record of the chain, and the identities of the submissions in its objects.
 
-One stream: `catalog.{source}.{lane}.{epoch}` has an entry for each object, gapless and in order, and is also the feed
-of new objects; `identity.{submission_id}` says where a submission is.
+It is one stream. `catalog.{source}.{lane}.{epoch}` has an entry for each object, in order and without gaps, and is also
+the feed of new objects; `identity.{submission_id}` says where a submission is.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,7 @@ from bronze.settings import Settings
 
 ENTRIES = "catalog.>"
 SUBJECTS = [ENTRIES, "identity.*"]
-#: How long an identity is kept: a key's, and that of a submission without one.
+#: How long an identity is kept: of a submission with an `Idempotency-Key`, and of one without.
 KEYED_S = 720 * 3600
 UNKEYED_S = 24 * 3600
 KEYED_TTL = f"{KEYED_S // 3600}h"
@@ -33,7 +33,7 @@ PREFIX = "BRONZE_CATALOG"
 CLAIM = "stream.catalog"
 #: The command that rebuilds the catalog.
 REBUILD = "bronze catalog rebuild"
-ADVICE = "Set BRONZE_BUCKET and BRONZE_PREFIX as they were, or use another queue"
+ADVICE = "Set BRONZE_BUCKET and BRONZE_PREFIX to the values of the stream, or use another queue"
 
 T = TypeVar("T")
 
@@ -43,9 +43,9 @@ class Overtaken(Exception):
 
 
 class Catalog(Protocol):
-    """What the roles need of a catalog.
+    """The calls of a catalog that the roles need.
 
-    `append` is all or nothing, and only one of several writers at one position succeeds.
+    `append` writes everything or nothing, and only one of several writers at one position succeeds.
     """
 
     async def position(self, lane: Lane) -> tuple[Position, str]: ...
@@ -63,23 +63,23 @@ class NatsCatalog:
 
     @classmethod
     async def open(cls, jetstream: JetStream, key_values: KeyValueStore, settings: Settings) -> Self:
-        """The catalog of this queue; made where there is none.
+        """Open the catalog of this queue; create it if there is none.
 
-        Raises `Misconfigured` where it is another bucket's, and `Unavailable` while it is rebuilt.
+        Raises `Misconfigured` if it belongs to another bucket, and `Unavailable` while it is rebuilt.
         """
         metadata = stream_metadata.of_catalog(settings)
-        name = await key_values.stream(CLAIM, PREFIX, SUBJECTS, stream_config(settings, metadata))
+        name = await key_values.open_stream(CLAIM, PREFIX, SUBJECTS, stream_config(settings, metadata))
         state = await jetstream.state(name)
         stream_metadata.check(state, metadata, ADVICE)
         if stream_metadata.REBUILDING in state.metadata:
             raise Unavailable(
                 Outage.QUEUE_AWAY,
-                f"the catalog is being rebuilt by `{REBUILD}`: if that does not run any more, run it again",
+                f"the catalog is being rebuilt by `{REBUILD}`. If this command is no longer running, run it again",
             )
         return cls(jetstream, name)
 
     async def position(self, lane: Lane) -> tuple[Position, str]:
-        """Where a lane's chain stands, from the leader, and when that entry was stored by the server's clock."""
+        """The end of a lane's chain, from the leader, and when its entry was stored, by the server's clock."""
         async with self._gone_if_replaced():
             message = await self._js.get_last(self._stream, lane.entry_subject)
         if message is None:
@@ -95,27 +95,27 @@ class NatsCatalog:
     async def identities(self, lane: Lane, position: Position, ids: Sequence[str]) -> Mapping[str, Identity]:
         """The identities of submissions, as they are at the position or later.
 
-        A replica answers for all at one moment; the lane's own entry in the same answer shows that this moment is
-        not before the position. If it is, the replica is asked once more, then the leader for each.
+        A replica answers for all of them at one moment. The lane's last entry in the same answer shows whether this
+        moment is before the position; then a replica is asked once more, and after that the leader for each identity.
         """
-        subjects = [f"identity.{one}" for one in ids]
+        subjects = [f"identity.{submission_id}" for submission_id in ids]
         for _ in range(2):
             async with self._gone_if_replaced():
                 messages = await self._js.last_messages(self._stream, [*subjects, lane.entry_subject])
-            entry = [message.sequence for message in messages if message.subject == lane.entry_subject]
-            if max(entry, default=0) >= position.entry_sequence:
+            entries = [message.sequence for message in messages if message.subject == lane.entry_subject]
+            if max(entries, default=0) >= position.entry_sequence:
                 break
         else:
-            found = [await self._js.get_last(self._stream, subject) for subject in subjects]
-            messages = [message for message in found if message is not None]
+            answers = [await self._js.get_last(self._stream, subject) for subject in subjects]
+            messages = [message for message in answers if message is not None]
         identities = [decode(message, Identity) for message in messages if message.subject != lane.entry_subject]
         return {identity.accepted.submission_id: identity for identity in identities}
 
     async def append(self, lane: Lane, position: Position, contents: Contents) -> Position:
-        """Write an object's identities and its entry in one atomic batch, and give the new position.
+        """Write an object's identities and its entry in one atomic batch, and return the new position.
 
-        Raises `Overtaken` where the position is not the last any more, also where it was this batch that moved it and
-        its answer was lost: the position tells.
+        Raises `Overtaken` if the position is no longer the last one. This batch itself may have moved it, and its
+        answer was lost: the position, loaded again, shows that.
         """
         entry = entry_of(contents)
         messages = [identity_message(identity) for identity in identities_of(contents)]
@@ -134,11 +134,11 @@ class NatsCatalog:
                 raise Overtaken from error
             if error.err_code == js.WRONG_STREAM:
                 raise js.replaced_error(self._stream) from error
-            raise Unavailable(Outage.QUEUE_AWAY, f"the catalog refuses the entry: {error}") from error
+            raise Unavailable(Outage.QUEUE_AWAY, f"the queue refuses the catalog entry: {error}") from error
         return Position(entry, sequence)
 
     def _gone_if_replaced(self) -> AbstractAsyncContextManager[None]:
-        """Raises `Gone` where the catalog was replaced by another."""
+        """Raises `Gone` if the catalog was replaced by another one."""
         return self._js.gone_if_replaced(self._stream, SUBJECTS[0])
 
 
@@ -163,8 +163,8 @@ def identity_message(identity: Identity) -> Outgoing:
     )
 
 
-def decode(message: Message, kind: type[T]) -> T:
+def decode(message: Message, expected: type[T]) -> T:
     try:
-        return msgspec.json.decode(message.payload, type=kind)
+        return msgspec.json.decode(message.payload, type=expected)
     except msgspec.DecodeError as error:
-        raise Halted(f"the catalog's message {message.sequence} ({message.subject}) cannot be read: {error}") from error
+        raise Halted(f"catalog message {message.sequence} ({message.subject}) cannot be read: {error}") from error

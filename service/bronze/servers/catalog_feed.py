@@ -1,4 +1,4 @@
-"""The catalog's entries in order, for whoever follows new objects."""
+"""The catalog's entries in order, for readers that follow new objects."""
 
 import logging
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from bronze.servers import stream_metadata
 from bronze.servers.catalog import ENTRIES, decode
 from bronze.servers.jetstream import JetStream
 
-#: One read of the feed.
+#: Bounds of one read of the feed.
 FEED_MESSAGES_MAX = 256
 FEED_BYTES_MAX = 2**20
 
@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class FeedPosition:
-    """A place in the feed: after that sequence of that stream. A catalog that was made anew is another stream."""
+    """A position in the feed: after a sequence of a stream. A rebuilt catalog is another stream."""
 
     stream: str = ""
     sequence: int = 0
@@ -27,7 +27,7 @@ class FeedPosition:
 
 @dataclass(frozen=True, slots=True)
 class FeedEntry:
-    """An entry as the feed has it; `time` is when the server stored it."""
+    """A catalog entry in the feed; `time` is when the server stored it."""
 
     sequence: int
     time: str
@@ -35,13 +35,13 @@ class FeedEntry:
 
     @property
     def stored_at(self) -> str:
-        """When the object was written; entries of before say only when they were."""
+        """When the object was written; for entries of older versions, which lack it, when the entry was stored."""
         return self.entry.written_at or self.time
 
 
 @dataclass(frozen=True, slots=True)
 class FeedPage:
-    """What the feed has after a position: entries in order, the position after them, and how many more there are."""
+    """Entries after a position, in order, the position after them, and how many entries remain."""
 
     position: FeedPosition
     entries: Sequence[FeedEntry]
@@ -49,21 +49,21 @@ class FeedPage:
 
 
 class Feed:
-    """The catalog's entries, read in order by whoever needs them: the view, and followers of new objects."""
+    """The catalog's entries in order, for the catalog index and for followers of new objects."""
 
     def __init__(self, jetstream: JetStream) -> None:
         self._js = jetstream
         self._stream: str | None = None
 
     async def read(self, after: FeedPosition, *, since: str | None = None) -> FeedPage:
-        """What follows a position, as much as one read takes; from the beginning where the catalog is another one.
+        """One page of entries after a position; from the beginning if the catalog was replaced since.
 
-        `since`, a server's time, says where to begin instead. Raises `Unavailable`.
+        `since`, a time of the server, is where to begin instead. Raises `Unavailable`.
         """
-        stream = await self._found()
+        stream = await self._find_stream()
         position = after if after.stream == stream else FeedPosition(stream)
         try:
-            messages, left = await self._js.read_subject(
+            messages, remaining = await self._js.read_subject(
                 stream,
                 ENTRIES,
                 since or position.sequence + 1,
@@ -78,20 +78,20 @@ class Feed:
             try:
                 entries.append(FeedEntry(message.sequence, message.time, decode(message, CatalogEntry)))
             except Halted as error:
-                log.error("left out: %s", error)
-        return FeedPage(FeedPosition(stream, messages[-1].sequence) if messages else position, entries, left)
+                log.error("skipped a catalog entry: %s", error)
+        return FeedPage(FeedPosition(stream, messages[-1].sequence) if messages else position, entries, remaining)
 
     async def end(self) -> FeedPosition:
-        """The position after all that there is now."""
-        stream = await self._found()
+        """The position after the last entry that exists now."""
+        stream = await self._find_stream()
         return FeedPosition(stream, (await self._js.state(stream)).last)
 
-    async def _found(self) -> str:
+    async def _find_stream(self) -> str:
         if self._stream is None:
             stream = next(iter(await self._js.stream_names(ENTRIES)), None)
             if stream is None:
                 raise Unavailable(Outage.QUEUE_AWAY, "the queue has no catalog")
             if stream_metadata.REBUILDING in (await self._js.state(stream)).metadata:
-                raise Unavailable(Outage.QUEUE_AWAY, "the catalog is being rebuilt")  # half of it would look like all
+                raise Unavailable(Outage.QUEUE_AWAY, "the catalog is being rebuilt")  # a part of it would look complete
             self._stream = stream
         return self._stream

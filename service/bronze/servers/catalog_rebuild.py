@@ -1,4 +1,4 @@
-"""The stream of a catalog that is rebuilt, which no role takes before it is whole."""
+"""The stream of a catalog that is being rebuilt. No role uses it before it is complete."""
 
 from collections.abc import Iterable, Sequence
 
@@ -25,14 +25,14 @@ from bronze.servers.jetstream import ApiError, JetStream, Outgoing
 from bronze.servers.key_value import KeyValueStore, timestamped_name
 from bronze.settings import Settings
 
-#: The server takes 1,000 messages in one batch.
+#: The server accepts 1,000 messages in one batch.
 BATCH_MESSAGES = 1_000
 
 
 class CatalogReplacement:
-    """A catalog in the place of the one that there is, as long as it is not whole: no role takes it before `done`.
+    """A new catalog that replaces the existing one. No role uses it before `finish`.
 
-    Whoever worked with the one before is refused from then on, and starts anew.
+    From `start` on, the requests of processes that use the old catalog are refused, and these processes restart.
     """
 
     def __init__(self, jetstream: JetStream, key_values: KeyValueStore, settings: Settings) -> None:
@@ -42,14 +42,14 @@ class CatalogReplacement:
         self._stream = timestamped_name(PREFIX)
 
     async def start(self) -> None:
-        """Take the place of the catalog that there is. Raises `Misconfigured` where that is another bucket's."""
+        """Replace the existing catalog by an empty one. Raises `Misconfigured` if it belongs to another bucket."""
         metadata = stream_metadata.of_catalog(self._settings)
-        there = await self._js.stream_names(SUBJECTS[0])
-        for name in there:
+        existing = await self._js.stream_names(SUBJECTS[0])
+        for name in existing:
             stream_metadata.check(await self._js.state(name), metadata, ADVICE)
         await self._key_values.open()
         await self._key_values.hold_claim(CLAIM, REBUILD)
-        for name in there:
+        for name in existing:
             await self._js.delete_stream(name)
         config = stream_config(self._settings, {**metadata, stream_metadata.REBUILDING: "yes"})
         try:
@@ -58,9 +58,9 @@ class CatalogReplacement:
             raise Unavailable(Outage.QUEUE_AWAY, f"the queue refuses the stream {self._stream}: {error}") from error
 
     async def append(self, objects: Iterable[Contents], now_s: float) -> int:
-        """Write the identities that still count at a time and the entries of objects; gives how many identities.
+        """Write the entries of objects, and the identities that are not expired; returns how many identities.
 
-        A lane's objects come in the chain's order. An identity's time to live begins anew.
+        The objects of a lane have to be in the order of its chain. The time to live of each identity begins now.
         """
         identities = 0
         batch: list[Outgoing] = []
@@ -88,10 +88,10 @@ class CatalogReplacement:
         except ApiError as error:
             if error.err_code == js.WRONG_STREAM:
                 raise js.replaced_error(self._stream) from error
-            raise Unavailable(Outage.QUEUE_AWAY, f"the catalog refuses what is rebuilt: {error}") from error
+            raise Unavailable(Outage.QUEUE_AWAY, f"the queue refuses the rebuilt catalog: {error}") from error
 
     async def finish(self) -> None:
-        """The catalog is whole: roles take it."""
+        """Mark the catalog as complete: from now on roles use it."""
         metadata = stream_metadata.of_catalog(self._settings)
         await self._js.update_stream(self._stream, metadata=metadata)
         await self._key_values.release_claim(CLAIM)

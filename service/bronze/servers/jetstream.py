@@ -1,10 +1,11 @@
-"""JetStream, as far as the chain protocol needs it: the one place that imports the NATS client.
+"""The part of JetStream that the chain protocol needs: the only module that imports the NATS client.
 
-Requests are made by hand where nats-py 2.16 has no call (atomic batches, batched direct gets, last messages of many
-subjects) or loses what the protocol rests on (it cuts stored times to microseconds and drops the server's clock).
+Some requests are written by hand, because nats-py 2.16 has no call for them (atomic batches, batched direct gets, last
+messages of many subjects) or loses data that the protocol needs (it truncates stored times to microseconds and drops
+the server's clock).
 Sources: NATS ADR-8 (KV), ADR-31 (direct get), ADR-43 (message TTL), ADR-50 (atomic batch publishing).
 
-Every wait is bounded. A timeout means "unknown", never "no": a request may be applied after its caller gave up.
+Every wait is bounded. A timeout means "unknown", never "no": the server may apply a request after its caller gave up.
 """
 
 import asyncio
@@ -29,22 +30,22 @@ log = logging.getLogger(__name__)
 
 REQUEST_TIMEOUT_S = 2.0
 CONNECT_TIMEOUT_S = 2.0
-#: The commit of a large batch is written and synced before it is answered.
+#: The server writes and syncs a large batch before it answers the commit.
 COMMIT_TIMEOUT_S = 10
-#: Subjects whose last messages are read at once.
+#: Subjects whose last messages one request reads.
 LAST_MAX = 1_000
-#: Every so many messages of a batch one asks for an answer. It comes once the server has written them: what is under
-#: way stays far below the 128 MiB of a stream's inbox, past which the server drops messages without a word.
-BATCH_ASK_MESSAGES = 16
+#: One of so many messages of a batch requests an answer, which the server sends after it has written them. So the
+#: messages in flight stay far below the 128 MiB of a stream's inbox, above which the server drops messages silently.
+BATCH_ANSWER_MESSAGES = 16
 
 EXPECTED_STREAM = "Nats-Expected-Stream"
 EXPECTED_LAST_SUBJECT_SEQUENCE = "Nats-Expected-Last-Subject-Sequence"
 TTL = "Nats-TTL"
 
-#: The status of an answer that no one gives.
+#: The status if no server answers a request.
 NO_RESPONDERS = "503"
 
-#: What a direct get adds to the stored headers.
+#: Headers that a direct get adds to the stored ones.
 _ANSWER_HEADERS = frozenset(
     {
         "Nats-Stream",
@@ -81,7 +82,10 @@ class Outgoing:
 
 @dataclass(frozen=True, slots=True)
 class StreamState:
-    """A stream as its leader sees it now; `now` is the server's clock. A sealed one takes and drops nothing."""
+    """A stream as its leader sees it now; `now` is the server's clock.
+
+    A sealed stream accepts no messages and deletes none.
+    """
 
     name: str
     metadata: Mapping[str, str]
@@ -93,14 +97,14 @@ class StreamState:
 
 
 class Missing(Unavailable):
-    """No stream answers to this name or subject now: nothing was done. It may come back, or be replaced."""
+    """No stream has this name or subject now, and nothing was done. It may come back, or be replaced."""
 
-    def __init__(self, what: str) -> None:
-        super().__init__(Outage.QUEUE_AWAY, f"the queue has no stream that answers to {what}")
+    def __init__(self, name: str) -> None:
+        super().__init__(Outage.QUEUE_AWAY, f"the queue has no stream with the name or subject {name}")
 
 
 class ApiError(Exception):
-    """The server's own "no", with its `err_code`."""
+    """A refusal by the server, with its `err_code`."""
 
     def __init__(self, err_code: int, code: int, description: str) -> None:
         super().__init__(f"{description} ({err_code})")
@@ -109,19 +113,19 @@ class ApiError(Exception):
 
 
 class JetStream:
-    """A connection to one named server or cluster. All calls raise `Unavailable` where there is no answer in time."""
+    """A connection to one named server or cluster. All calls raise `Unavailable` if there is no answer in time."""
 
     def __init__(self, client: Client) -> None:
         self._client = client
 
     @classmethod
     async def connect(cls, url: str, *, server_name: str | None = None, name: str = "bronze") -> Self:
-        """Connect and keep reconnecting from then on.
+        """Connect; after that, the client reconnects by itself.
 
-        Raises `Unavailable` where nothing answers and `Misconfigured` where another server does.
+        Raises `Unavailable` if no server answers, and `Misconfigured` if the server has another name.
         """
         try:
-            async with asyncio.timeout(CONNECT_TIMEOUT_S):  # the client itself would go on trying for ever
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):  # the client itself would retry for ever
                 client = await nats.connect(
                     url,
                     name=name,
@@ -129,22 +133,22 @@ class JetStream:
                     allow_reconnect=True,
                     max_reconnect_attempts=-1,
                     reconnect_time_wait=0.2,
-                    pending_size=0,  # disconnected, a request fails at once instead of being sent after we gave up
+                    pending_size=0,  # a request without a connection fails at once, and is not sent after we gave up
                     error_cb=_log_error,
                 )
         except (nats.errors.Error, OSError, TimeoutError) as error:
             raise Unavailable(
                 Outage.QUEUE_AWAY, f"the queue at {url} does not answer: {error or type(error).__name__}"
             ) from error
-        stream = cls(client)
+        jetstream = cls(client)
         if server_name is not None:
-            found = client._server_info.get("server_name")  # noqa: SLF001 - nats-py has no public way
-            if found != server_name:
+            actual = client._server_info.get("server_name")  # noqa: SLF001 - nats-py has no public way
+            if actual != server_name:
                 await client.close()
                 raise Misconfigured(
-                    f"the queue at {url} is the server {found!r}, not {server_name!r} (BRONZE_NATS_SERVER_NAME)"
+                    f"the server at {url} has the name {actual!r}, but BRONZE_NATS_SERVER_NAME requires {server_name!r}"
                 )
-        return stream
+        return jetstream
 
     @property
     def connected(self) -> bool:
@@ -181,7 +185,7 @@ class JetStream:
         return answer
 
     async def _call(self, call: str, payload: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """A call that the server has no reason to refuse: a refusal passes, as an absence does."""
+        """A call that the server has no permanent reason to refuse: a refusal raises `Unavailable`."""
         try:
             return await self.api(call, payload)
         except ApiError as error:
@@ -192,7 +196,7 @@ class JetStream:
     # --- streams
 
     async def stream_names(self, subject: str) -> list[str]:
-        """The names of the streams that hold a subject: one at most, or something is wrong; more by a wildcard."""
+        """The names of the streams with a subject; more than one only for wildcards, or if streams overlap."""
         return (await self._call("STREAM.NAMES", {"subject": subject})).get("streams") or []
 
     async def state(self, stream: str) -> StreamState:
@@ -209,29 +213,29 @@ class JetStream:
         )
 
     async def create_stream(self, config: Mapping[str, Any]) -> None:
-        """Create a stream; raises `ApiError` where the name or a subject is taken."""
+        """Create a stream; raises `ApiError` if the name or a subject is in use."""
         await self.api(f"STREAM.CREATE.{config['name']}", config)
 
     async def update_stream(self, stream: str, **changes: object) -> None:
-        """Change some of a stream's configuration, and leave the rest."""
+        """Change the given options of a stream's configuration."""
         config = (await self._call(f"STREAM.INFO.{stream}"))["config"]
         await self._call(f"STREAM.UPDATE.{stream}", {**config, **changes})
 
     async def seal(self, stream: str) -> None:
-        """Have a stream take nothing more, for good.
+        """Make a stream refuse all further messages, permanently.
 
-        A batch that is open at that moment is refused at its commit; what was acknowledged stays.
+        The commit of a batch that is open at that moment is refused; acknowledged messages stay.
         """
         await self.update_stream(stream, sealed=True)
 
     async def delete_stream(self, stream: str) -> None:
-        """Remove a stream with all that it holds; one that is not there is removed."""
+        """Delete a stream with all its messages, if it exists."""
         with suppress(Missing):
             await self._call(f"STREAM.DELETE.{stream}")
 
     @asynccontextmanager
     async def gone_if_replaced(self, stream: str, subject: str) -> AsyncIterator[None]:
-        """Around what is asked of a stream by its name: raises `Gone` where others have its subjects by now."""
+        """Around requests to a stream by its name: raises `Gone` if the stream is missing and was replaced."""
         try:
             yield
         except Missing as error:
@@ -240,27 +244,27 @@ class JetStream:
             raise
 
     async def is_replaced(self, stream: str, subject: str) -> bool:
-        """Whether a stream that is missing is so for good: others have the subjects that it was one of."""
-        found = await self.stream_names(subject)
-        return bool(found) and stream not in found
+        """Whether a missing stream will not come back: other streams have its subjects now."""
+        names = await self.stream_names(subject)
+        return bool(names) and stream not in names
 
     async def purge_below(self, stream: str, sequence: int) -> None:
-        """Drop what lies below a sequence; that message and all after it stay."""
+        """Delete the messages below a sequence; the message at the sequence and all later ones stay."""
         await self._call(f"STREAM.PURGE.{stream}", {"seq": sequence})
 
     # --- writing
 
     async def publish(self, message: Outgoing) -> int:
-        """Store one message durably and give its sequence; raises `ApiError`."""
+        """Store one message durably and return its sequence; raises `ApiError`."""
         reply = await self._request(message.subject, message.payload, message.headers)
         return _ack(reply)
 
     async def publish_batch(
         self, messages: Iterable[Outgoing], count: int, *, in_time: Callable[[], bool] = lambda: True
     ) -> int:
-        """Store all `count` messages or none, contiguously, and give the last one's sequence; raises `ApiError`.
+        """Store all `count` messages or none, contiguously, and return the last sequence; raises `ApiError`.
 
-        At most 1,000 (ADR-50). A conflict surfaces at the commit, which is not sent where `in_time` says no.
+        At most 1,000 (ADR-50). The server reports a conflict at the commit, which is not sent if `in_time` is false.
         """
         batch = uuid4().hex
         for number, message in enumerate(messages, start=1):
@@ -270,7 +274,7 @@ class JetStream:
                     break
                 headers["Nats-Batch-Commit"] = "1"
                 return _ack(await self._request(message.subject, message.payload, headers, COMMIT_TIMEOUT_S))
-            if number % BATCH_ASK_MESSAGES == 1:
+            if number % BATCH_ANSWER_MESSAGES == 1:
                 timeout_s = REQUEST_TIMEOUT_S if number == 1 else COMMIT_TIMEOUT_S
                 reply = await self._request(message.subject, message.payload, headers, timeout_s)
                 if reply.data:
@@ -279,17 +283,17 @@ class JetStream:
             try:
                 await self._client.publish(message.subject, message.payload, headers=headers)
             except (nats.errors.Error, OSError, TimeoutError) as error:
-                raise Unavailable(Outage.QUEUE_AWAY, f"the queue went away: {error}") from error
-        raise Unavailable(Outage.QUEUE_AWAY, "the time for the batch ran out")
+                raise Unavailable(Outage.QUEUE_AWAY, f"the connection to the queue was lost: {error}") from error
+        raise Unavailable(Outage.QUEUE_AWAY, "the batch was not finished before its deadline")
 
     # --- reading, from the leader
 
     async def get(self, stream: str, sequence: int) -> Message | None:
-        """The message at a sequence, from the leader; None: the leader has none."""
+        """The message at a sequence, from the leader; None if the leader has none."""
         return await self._get(stream, {"seq": sequence})
 
     async def get_last(self, stream: str, subject: str) -> Message | None:
-        """The last message of a subject (wildcards are taken), from the leader; None: the leader has none."""
+        """The last message of a subject (wildcards are allowed), from the leader; None if the leader has none."""
         return await self._get(stream, {"last_by_subj": subject})
 
     async def _get(self, stream: str, request: Mapping[str, Any]) -> Message | None:
@@ -309,7 +313,7 @@ class JetStream:
             payload=base64.b64decode(stored.get("data") or ""),
         )
 
-    # --- reading, from any replica: what is missing may be there
+    # --- reading, from any replica, which may lack messages that the leader has
 
     async def has(self, stream: str, sequence: int) -> bool:
         """Whether a replica has a message at a sequence or later."""
@@ -319,7 +323,7 @@ class JetStream:
         return (reply.headers or {}).get("Status") is None
 
     async def read(self, stream: str, first: int, *, messages_max: int, bytes_max: int) -> list[Message]:
-        """What a replica has from a sequence on, in order, within bounds; the first message always comes."""
+        """The messages of a replica from a sequence on, in order, within bounds; at least the first one."""
         request = {
             "seq": first,
             "batch": messages_max,
@@ -331,7 +335,10 @@ class JetStream:
     async def read_subject(
         self, stream: str, subject: str, begin: int | str, *, messages_max: int, bytes_max: int
     ) -> tuple[list[Message], int]:
-        """As `read`, of some subjects (wildcards are taken), from a sequence or a time on; and how many follow yet."""
+        """As `read`, for one subject (wildcards are allowed), from a sequence or a time on.
+
+        Returns also how many messages follow.
+        """
         request = {
             ("start_time" if isinstance(begin, str) else "seq"): begin,
             "batch": messages_max,
@@ -341,14 +348,14 @@ class JetStream:
         return await self._direct(stream, request)
 
     async def last_messages(self, stream: str, subjects: Sequence[str]) -> list[Message]:
-        """The last message of each subject that has one, as one replica sees them at one moment (1,000 at most).
+        """The last message of each subject that has one (at most 1,000), as one replica has them at one moment.
 
-        Wildcards are taken.
+        Wildcards are allowed.
         """
         return (await self._direct(stream, {"multi_last": list(subjects), "batch": LAST_MAX}))[0]
 
     async def _direct(self, stream: str, request: Mapping[str, Any]) -> tuple[list[Message], int]:
-        """A batched direct get (ADR-31): messages until the server's end of batch, and how many it left."""
+        """A batched direct get (ADR-31): its messages, and how many follow them."""
         client = self._client
         inbox = client.new_inbox()
         messages: list[Message] = []
@@ -366,7 +373,8 @@ class JetStream:
                         raise Missing(stream)
                     if status is not None:
                         raise Unavailable(
-                            Outage.QUEUE_AWAY, f"the queue cannot read: {status} {headers.get('Description', '')}"
+                            Outage.QUEUE_AWAY,
+                            f"the queue cannot read the stream {stream}: {status} {headers.get('Description', '')}",
                         )
                     messages.append(
                         Message(
@@ -386,7 +394,7 @@ class JetStream:
 
 
 def replaced_error(stream: str) -> Gone:
-    return Gone(f"the stream {stream} was replaced by another: start anew")
+    return Gone(f"the stream {stream} was replaced by another one: restart this process")
 
 
 def _raise_error(answer: Mapping[str, Any]) -> None:
@@ -409,4 +417,4 @@ def _headers(block: bytes) -> dict[str, str]:
 
 
 async def _log_error(error: Exception) -> None:
-    log.warning("queue connection: %s", error or type(error).__name__)
+    log.warning("connection to the queue: %s", error or type(error).__name__)

@@ -1,7 +1,7 @@
-"""Keys that one of several writers gets, by compare-and-set: a JetStream KV bucket (NATS ADR-8).
+"""Keys with compare-and-set, so that one of several writers wins: a JetStream KV bucket (NATS ADR-8).
 
-Streams are made through them: a server that is asked for two streams on one subject at the same moment makes both
-(seen with nats-server 2.15.1), though it refuses the second a moment later.
+A process claims a key before it creates a stream: if two processes create streams on one subject at the same moment,
+the server creates both (seen with nats-server 2.15.1). A moment later it would refuse the second one.
 """
 
 import asyncio
@@ -16,24 +16,24 @@ from bronze.servers.jetstream import ApiError, JetStream, Outgoing
 
 STREAM = "KV_bronze"
 SUBJECT = "$KV.bronze."
-#: How long who has claimed a stream may take to make it; then another claims it.
+#: How long the process that claimed a stream has to create it; after that another process claims it.
 CLAIM_S = 5.0
 POLL_S = 0.1
-#: The beginning of a claim that does not lapse; the rest is the command that ends it.
+#: The beginning of a claim that does not expire; the rest is the command that releases it.
 HELD = b"held: "
 
 
 class KeyChanged(Exception):
-    """Another has written the key since it was read."""
+    """Another process has written the key since it was read."""
 
 
 class KeyValueStore:
-    """The keys; made where they are not."""
+    """The keys of the queue."""
 
     def __init__(self, jetstream: JetStream, replicas: int) -> None:
         self._js = jetstream
         self._config = {
-            "name": STREAM,  # a fixed name and configuration: making it twice is making it once
+            "name": STREAM,  # a fixed name and configuration: to create it again changes nothing
             "subjects": [f"{SUBJECT}>"],
             "storage": "file",
             "retention": "limits",
@@ -46,25 +46,27 @@ class KeyValueStore:
         }
 
     async def open(self) -> None:
+        """Create the stream of the keys, if there is none."""
         try:
             await self._js.create_stream(self._config)
         except ApiError as error:
-            # there already; with other replicas, for example, which is its operator's choice
+            # it exists, perhaps with other options, such as replicas, which its operator has chosen
             if error.err_code != js.STREAM_NAME_IN_USE:
                 raise Misconfigured(f"the queue refuses the stream {STREAM}: {error}") from error
 
     async def get(self, key: str) -> tuple[bytes, int]:
-        """A key's value and revision, from the leader; nothing and 0 where there is none."""
+        """A key's value and revision, from the leader; an empty value and 0 if it does not exist."""
         message = await self._js.get_last(STREAM, f"{SUBJECT}{key}")
         return (message.payload, message.sequence) if message else (b"", 0)
 
     async def names(self, prefix: str) -> list[str]:
-        """What follows the prefix in each key that has it, as one replica sees them."""
+        """The keys with a prefix, without it, as one replica has them."""
         subject = f"{SUBJECT}{prefix}"
-        return [found.subject.removeprefix(subject) for found in await self._js.last_messages(STREAM, [f"{subject}*"])]
+        messages = await self._js.last_messages(STREAM, [f"{subject}*"])
+        return [message.subject.removeprefix(subject) for message in messages]
 
     async def put(self, key: str, value: bytes, revision: int) -> int:
-        """Write a key that is still at a revision, and give the new one. Raises `KeyChanged`."""
+        """Write a key if it is still at a revision, and return the new revision. Raises `KeyChanged`."""
         headers = {js.EXPECTED_LAST_SUBJECT_SEQUENCE: str(revision), js.EXPECTED_STREAM: STREAM}
         try:
             return await self._js.publish(Outgoing(f"{SUBJECT}{key}", value, headers))
@@ -73,12 +75,12 @@ class KeyValueStore:
                 raise KeyChanged from error
             raise Unavailable(Outage.QUEUE_AWAY, f"the queue refuses the key {key}: {error}") from error
 
-    async def stream(self, key: str, prefix: str, subjects: list[str], config: Mapping[str, object]) -> str:
-        """The one stream on these subjects, named `{prefix}_{when it was made}`; made where there is none.
+    async def open_stream(self, key: str, prefix: str, subjects: list[str], config: Mapping[str, object]) -> str:
+        """The name of the only stream on these subjects: `{prefix}_{time of creation}`; created if there is none.
 
-        Who claims the key makes the stream; the others wait for it, and claim it where it does not come. Raises
-        `Misconfigured` where two streams hold the subjects, and `Unavailable` where there is none and a command that
-        replaces it holds the key.
+        The process that claims the key creates the stream; the others wait for it, and claim the key if it does not
+        appear. Raises `Misconfigured` if two streams have the subjects, and `Unavailable` if there is no stream and
+        the key is held by a command that replaces it.
         """
         await self.open()
         seen, seen_s = 0, time.monotonic()
@@ -87,13 +89,15 @@ class KeyValueStore:
             if len(names) == 1:
                 return names[0]
             if names:
-                raise Misconfigured(f"the streams {', '.join(names)} share {subjects[0]}: remove the empty one")
+                raise Misconfigured(
+                    f"the streams {', '.join(names)} have the subject {subjects[0]}: remove the empty one"
+                )
             value, revision = await self.get(key)
             if value.startswith(HELD):
                 raise Unavailable(
                     Outage.QUEUE_AWAY,
-                    f"the stream on {subjects[0]} is being replaced by `{value.removeprefix(HELD).decode()}`: "
-                    "if that does not run any more, run it again",
+                    f"the stream on {subjects[0]} is being replaced by `{value.removeprefix(HELD).decode()}`. "
+                    "If this command is no longer running, run it again",
                 )
             if revision != seen:
                 seen, seen_s = revision, time.monotonic()
@@ -107,27 +111,27 @@ class KeyValueStore:
             except KeyChanged:
                 continue
             except ApiError as error:
-                # a claim of before came through after all
+                # the stream of an earlier claim has appeared after all
                 if error.err_code != js.SUBJECTS_OVERLAP:
                     raise Misconfigured(f"the queue refuses the stream {name}: {error}") from error
 
     async def hold_claim(self, key: str, command: str) -> None:
-        """From now on nobody makes the key's stream but the command that holds it; `give` ends that."""
+        """From now on only this command creates the key's stream, until `release_claim`."""
         await self._set(key, HELD + command.encode())
 
     async def release_claim(self, key: str) -> None:
-        """The command is done with the key."""
+        """End a claim that a command holds."""
         await self._set(key, b"")
 
     async def _set(self, key: str, value: bytes) -> None:
         while True:
-            there, revision = await self.get(key)
-            if there == value:
+            current, revision = await self.get(key)
+            if current == value:
                 return
             with suppress(KeyChanged):
                 await self.put(key, value, revision)
 
 
 def timestamped_name(prefix: str) -> str:
-    """The name of a stream that is made now."""
+    """The name of a stream that is created now."""
     return f"{prefix}_{dt.datetime.now(dt.UTC).strftime('%Y%m%dT%H%M%S%f')[:-3]}"

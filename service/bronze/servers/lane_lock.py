@@ -1,8 +1,8 @@
-"""One writer per lane, by courtesy: a lock saves double work, and data never depends on it.
+"""The lock of a lane: it avoids double work, and data never depends on it.
 
-A key holds the owner and a beat. Who waits judges by its own monotonic clock: a
-key that has not changed for the expiry is taken over, by compare-and-set on the revision that was seen. The key also
-remembers what was being decoded, so that a message that kills its decoder is found (rule 7).
+A key holds the owner and a heartbeat count. A process that waits for the lock uses its own monotonic clock: if the key
+has not changed for the expiry, it takes the lock over, by compare-and-set on the revision that it has seen. The key
+also records which messages are being decoded, so that a message that kills its decoder is found (rule 7).
 """
 
 import asyncio
@@ -22,7 +22,7 @@ BEATS_PER_EXPIRY = 5
 
 
 class LockPhase(StrEnum):
-    """What the owner was doing; a death in any other phase than `decoding` says nothing of a message."""
+    """What the owner is doing. Only a death in the phase `decoding` may be the fault of a message."""
 
     FREE = "free"
     HELD = "held"
@@ -30,7 +30,7 @@ class LockPhase(StrEnum):
 
 
 class LockState(msgspec.Struct, frozen=True, kw_only=True):
-    """What the key holds. An empty owner is a lock that was given back."""
+    """The value of the key. An empty owner means that the lock was released."""
 
     owner: str = ""
     beat: int = 0
@@ -39,11 +39,11 @@ class LockState(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LockLost(Exception):
-    """Another has the lock now."""
+    """Another process has the lock now."""
 
 
 class Lock(Protocol):
-    """The courtesy that consumers show each other on one lane."""
+    """Keeps other consumers from working on the same lane."""
 
     @property
     def attempt(self) -> Attempt: ...
@@ -76,20 +76,20 @@ class NatsLock:
 
     @property
     def attempt(self) -> Attempt:
-        """What is remembered of decoding on this lane, by whomever."""
+        """The last attempt to decode messages of this lane, by any owner."""
         return self._state.attempt
 
     async def acquire(self) -> None:
-        """Wait until the lock is ours."""
+        """Wait for the lock and take it."""
         seen, seen_s = -1, self._now_s()
         while True:
             state, revision = await self._load()
             if revision != seen:
                 seen, seen_s = revision, self._now_s()
-            mine_before = state.owner == self._owner
-            if mine_before or not state.owner or self._now_s() - seen_s >= self._expiry_s:
-                died = state.phase is LockPhase.DECODING and not mine_before
-                attempt = state.attempt.died() if died else state.attempt
+            owned_before = state.owner == self._owner
+            if owned_before or not state.owner or self._now_s() - seen_s >= self._expiry_s:
+                owner_died = state.phase is LockPhase.DECODING and not owned_before
+                attempt = state.attempt.died() if owner_died else state.attempt
                 self._revision = revision
                 try:
                     await self._write(owner=self._owner, phase=LockPhase.HELD, attempt=attempt)
@@ -100,24 +100,24 @@ class NatsLock:
             await asyncio.sleep(self._expiry_s / BEATS_PER_EXPIRY)
 
     async def begin_decoding(self, attempt: Attempt) -> None:
-        """Note what is about to be decoded: if we die of it, the next owner knows. Raises `LockLost`."""
+        """Record what is about to be decoded: if this process dies of it, the next owner knows. Raises `LockLost`."""
         await self._write(phase=LockPhase.DECODING, attempt=attempt)
 
     async def end_decoding(self) -> None:
-        """Note that decoding was survived. Raises `LockLost`."""
+        """Record that this process has survived decoding. Raises `LockLost`."""
         await self._write(phase=LockPhase.HELD)
 
     async def keep_alive(self) -> None:
-        """Beat for as long as the lock is ours; raises `LockLost` when it is not."""
+        """Write heartbeats until another process has the lock; then raises `LockLost`."""
         while True:
             await asyncio.sleep(self._expiry_s / BEATS_PER_EXPIRY)
             try:
                 await self._write()
             except Unavailable:
-                continue  # without a queue nobody can take it either
+                continue  # while the queue does not answer, no other process can take the lock either
 
     async def release(self) -> None:
-        """Give the lock back, so that the next owner does not wait."""
+        """Release the lock, so that the next owner does not have to wait for its expiry."""
         await self._write(owner="", phase=LockPhase.FREE)
 
     async def _load(self) -> tuple[LockState, int]:
@@ -128,7 +128,7 @@ class NatsLock:
             raise Halted(f"the lock {self._key} cannot be read: {error}") from error
 
     async def _write(self, **changes: object) -> None:
-        async with self._writing:  # the beat and the phases come from two tasks
+        async with self._writing:  # heartbeats and phases are written by two tasks
             state = msgspec.structs.replace(self._state, beat=self._state.beat + 1, **changes)
             try:
                 self._revision = await self._key_values.put(self._key, msgspec.json.encode(state), self._revision)

@@ -1,4 +1,4 @@
-"""The queue: one JetStream stream a lane. Publishing is the API's side, reading and purging the consumer's."""
+"""The queue: one JetStream stream per lane. The API publishes; the consumer reads and purges."""
 
 import asyncio
 import time
@@ -20,26 +20,27 @@ from bronze.servers.key_value import KeyValueStore, timestamped_name
 from bronze.settings import Settings
 
 RETRY_WAIT_S = 0.1
-#: How long a submission waits for a connection that is away before it is refused, with nothing sent.
+#: How long a submission waits for the connection before it is refused. Until then nothing was sent.
 RECONNECT_WAIT_S = 2.0
-#: One read: what is under way to one reader at once.
+#: Bounds of one read, so of the data in flight to one reader.
 READ_MESSAGES_MAX = 4096
 READ_BYTES_MAX = 16 * 2**20
 
-
-#: Refusals that pass, so that publishing again is right.
-_PASSING = frozenset({js.SUBJECT_WRITE_IN_FLIGHT, js.TOO_MANY_OPEN_BATCHES, js.STREAM_FULL})
-
+#: Temporary refusals: publishing is retried.
+_TEMPORARY = frozenset({js.SUBJECT_WRITE_IN_FLIGHT, js.TOO_MANY_OPEN_BATCHES, js.STREAM_FULL})
 
 ADVICE = (
-    "Set BRONZE_BUCKET, BRONZE_PREFIX and BRONZE_LANES as they were, or use another queue; `bronze lanes N` changes "
-    "the number of lanes"
+    "Set BRONZE_BUCKET, BRONZE_PREFIX and BRONZE_LANES to the values of the stream, or use another queue. To change "
+    "the number of lanes, run `bronze lanes N`"
 )
 
 
 @dataclass(frozen=True, slots=True)
 class LaneState:
-    """A lane that exists: of how many its stream was made as one, and whether it takes nothing more."""
+    """A lane that exists, with the number of lanes that its source had when it was created.
+
+    A sealed lane accepts no more messages.
+    """
 
     lane: Lane
     lanes_total: int
@@ -47,18 +48,18 @@ class LaneState:
 
 
 class Superseded(Exception):
-    """The submission's subject was taken and is free again: it is stored and purged, and its identity tells."""
+    """The submission's subject was in use and is free again: it was stored and purged, and now has an identity."""
 
 
 def boot_time_s() -> float:
-    """A clock that goes on while the machine or the process is suspended."""
+    """A clock that continues while the machine or the process is suspended."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 class Queue(Protocol):
-    """What the roles need of a queue.
+    """The calls of a queue that the roles need.
 
-    `submit` returns once each part is durable, all of them contiguous, exactly once under the submission's id; a read
+    `submit` returns when all parts of a submission are durable, contiguous and stored exactly once under its id. A read
     never skips a message silently.
     """
 
@@ -76,7 +77,7 @@ class Queue(Protocol):
 
 
 class LaneAdmin(Protocol):
-    """What the change of the number of lanes needs of a queue."""
+    """The calls of a queue that the change of the number of lanes needs."""
 
     async def lanes_of(self, source: str) -> list[LaneState]: ...
     async def state(self, lane: Lane) -> StreamState: ...
@@ -104,10 +105,10 @@ class NatsQueue:
         self._batches: dict[Lane, asyncio.Semaphore] = {}
 
     async def open(self, sources: Iterable[str]) -> list[Lane]:
-        """Each source's lanes; a lane without a stream gets one.
+        """The lanes of each source; the stream of a lane is created if it does not exist.
 
-        All were there at one moment, so that no two processes ever work with different numbers of lanes at once.
-        Raises `Misconfigured` where a stream was made with other settings; both values are named.
+        All streams existed at one moment, so that two processes never work with different numbers of lanes at once.
+        Raises `Misconfigured`, with both values, if a stream was created with other settings.
         """
         lanes = [await self._open(source, number) for source in sources for number in range(self._settings.lanes)]
         for lane in lanes:
@@ -116,7 +117,7 @@ class NatsQueue:
         return lanes
 
     async def _open(self, source: str, number: int) -> Lane:
-        name = await self._key_values.stream(
+        name = await self._key_values.open_stream(
             _claim(source, number), stream_prefix(source, number), [lane_subject(source, number)], self._config()
         )
         stream_metadata.check(await self._js.state(name), stream_metadata.of_lane(self._settings), ADVICE)
@@ -137,58 +138,58 @@ class NatsQueue:
     # --- the change of the number of lanes (`admin/change_lanes.py`)
 
     async def lanes_of(self, source: str) -> list[LaneState]:
-        """A source's lanes as they are, whatever number the settings say.
+        """The lanes of a source that exist, whatever number the settings say.
 
-        Raises `Misconfigured` where one was made for another bucket, prefix or layout.
+        Raises `Misconfigured` if a lane was created for another bucket, prefix or key layout.
         """
-        found = []
+        lanes = []
         for name in sorted(await self._js.stream_names(lane_subject(source, "*"))):
             state = await self._js.state(name)
             stream_metadata.check(state, stream_metadata.of_objects(self._settings), ADVICE)
             number, epoch = name.removeprefix(f"{stream_prefix(source, '')}").split("_")
             lane = Lane(source, int(number), epoch)
-            found.append(LaneState(lane, int(state.metadata.get(stream_metadata.LANES, 0)), sealed=state.sealed))
-        return found
+            lanes.append(LaneState(lane, int(state.metadata.get(stream_metadata.LANES, 0)), sealed=state.sealed))
+        return lanes
 
     async def hold_claim(self, source: str, number: int, command: str) -> None:
-        """From now on no role makes this lane's stream, until `give`."""
+        """From now on no role creates this lane's stream, until `release_claim`."""
         await self._key_values.hold_claim(_claim(source, number), command)
 
     async def release_claim(self, source: str, number: int) -> None:
         await self._key_values.release_claim(_claim(source, number))
 
     async def seal(self, lane: Lane) -> None:
-        """Have a lane take nothing more, for good; what it has can be read."""
+        """Make a lane refuse all further messages, permanently; its messages can still be read."""
         await self._js.seal(lane.stream)
 
     async def remove(self, lane: Lane) -> None:
-        """Remove a lane's stream with all that it holds."""
+        """Delete a lane's stream with all its messages."""
         await self._js.delete_stream(lane.stream)
 
     async def create_lane(self, source: str, number: int) -> None:
-        """Make a lane's stream under a held claim, unless there is one."""
-        stream = {
+        """Create a lane's stream while its claim is held, unless it exists."""
+        config = {
             **self._config(),
             "name": timestamped_name(stream_prefix(source, number)),
             "subjects": [lane_subject(source, number)],
         }
         try:
-            await self._js.create_stream(stream)
+            await self._js.create_stream(config)
         except ApiError as error:
             if error.err_code != js.SUBJECTS_OVERLAP:
-                raise Misconfigured(f"the queue refuses the stream {stream['name']}: {error}") from error
+                raise Misconfigured(f"the queue refuses the stream {config['name']}: {error}") from error
 
     # --- the API's side
 
     async def submit(
         self, lane: Lane, accepted: AcceptedSubmission, checked: CheckedSubmission, deadline_s: float
     ) -> AcceptedSubmission | None:
-        """Store a submission's messages, unless its subject is taken: then give what stands there.
+        """Store a submission's messages, unless its subject is in use.
 
-        None: stored now. An `AcceptedSubmission`: an earlier one stands there; equal digests mean the same submission.
-        Raises `Unavailable`: `queue-full` and `queue-away` (nothing was stored), `outcome-unknown` (it may have
-        been, and asking again under the same key tells); `Superseded` where the subject was taken and is free again;
-        `Gone` where the stream is another one than at start.
+        Returns None if they were stored now, and the `AcceptedSubmission` that has the subject if there is an earlier
+        one; equal digests mean the same submission. Raises `Unavailable`: `queue-full` and `queue-away` if nothing was
+        stored, `outcome-unknown` if that is not known (a retry under the same key finds out). Raises `Superseded` if
+        the subject was in use and is free again, and `Gone` if the stream is no longer the one of the start.
         """
         connect_by_s = min(deadline_s, self._now_s() + RECONNECT_WAIT_S)
         unknown = missing = False
@@ -198,7 +199,7 @@ class NatsQueue:
                 if self._js.connected and await self._publish(lane, accepted, checked, deadline_s):
                     return None
             except Missing as error:
-                missing = True  # nobody took it
+                missing = True  # nothing was stored
                 with suppress(Unavailable):
                     if not unknown and await self._js.is_replaced(lane.stream, lane_subject(lane.source, "*")):
                         raise js.replaced_error(lane.stream) from error
@@ -210,7 +211,7 @@ class NatsQueue:
                         break
                     raise js.replaced_error(lane.stream) from error
                 if error.err_code == js.WRONG_LAST_SEQUENCE:
-                    # taken: by an earlier request, or by this one whose answer was lost
+                    # in use: by an earlier request, or by this one, whose answer was lost
                     unknown = True
                     with suppress(Unavailable):
                         earlier = await self.find_submission(lane, accepted.submission_id)
@@ -218,31 +219,31 @@ class NatsQueue:
                             raise Superseded from error
                         return None if earlier == accepted else earlier
                 elif unknown:
-                    pass  # no answer that says "not stored" is right any more
+                    pass  # an answer that says "not stored" would no longer be true
                 elif error.err_code == js.SEALED:
                     raise Unavailable(
                         Outage.QUEUE_AWAY, "The number of lanes is being changed. Nothing was stored.", retry_after_s=2
                     ) from error
                 elif error.err_code == js.STREAM_FULL:
                     raise Unavailable(
-                        Outage.QUEUE_FULL, "The queue is full: the bucket is away or slow.", retry_after_s=10
+                        Outage.QUEUE_FULL, "The queue is full: the bucket is unavailable or slow.", retry_after_s=10
                     ) from error
-                elif error.err_code not in _PASSING and error.code < HTTPStatus.INTERNAL_SERVER_ERROR:
+                elif error.err_code not in _TEMPORARY and error.code < HTTPStatus.INTERNAL_SERVER_ERROR:
                     raise Unavailable(Outage.QUEUE_AWAY, f"The queue refuses the submission: {error}.") from error
             await asyncio.sleep(RETRY_WAIT_S)
         if unknown:
             raise Unavailable(
                 Outage.OUTCOME_UNKNOWN,
                 f"The queue did not answer in time: submission {accepted.submission_id} may or may not have been "
-                "accepted. Send it again under the same Idempotency-Key, or ask for its status.",
+                "accepted. Send it again with the same Idempotency-Key, or ask for its status.",
                 submission_id=accepted.submission_id,
             )
-        raise Unavailable(Outage.QUEUE_AWAY, "The queue is away. Nothing was stored.")
+        raise Unavailable(Outage.QUEUE_AWAY, "The queue is unavailable. Nothing was stored.")
 
     async def _publish(
         self, lane: Lane, accepted: AcceptedSubmission, checked: CheckedSubmission, deadline_s: float
     ) -> bool:
-        """False: nothing was sent, the deadline passed while others had the batches."""
+        """Publish all messages once; False if the deadline passed before a batch was free, and nothing was sent."""
         if checked.messages == 1:
             await self._js.publish(next(_outgoing(lane, accepted, checked)))
             return True
@@ -257,7 +258,7 @@ class NatsQueue:
         return True
 
     async def find_submission(self, lane: Lane, submission_id: str) -> AcceptedSubmission | None:
-        """What stands in the lane under a submission's subject, from the leader."""
+        """The submission that is in the lane under an id, from the leader; None if there is none."""
         async with self._gone_if_replaced(lane):
             message = await self._js.get_last(lane.stream, lane_subject(lane.source, lane.number, submission_id))
         if message is None:
@@ -266,29 +267,29 @@ class NatsQueue:
             return Part.parse(message.headers).accepted
         except DeadLetter as error:
             raise Unavailable(
-                Outage.QUEUE_AWAY, f"What stands under {submission_id} cannot be read: {error}"
+                Outage.QUEUE_AWAY, f"The stored message of submission {submission_id} cannot be read: {error}"
             ) from error
 
     # --- the consumer's side
 
     async def has_after(self, lane: Lane, after: int) -> bool:
-        """Whether there seems to be a message after a sequence: a hint, from any replica."""
+        """Whether there is a message after a sequence: only a hint, since any replica answers."""
         async with self._gone_if_replaced(lane):
             return await self._js.has(lane.stream, after + 1)
 
     async def read(self, lane: Lane, tail: Tail | None) -> list[Message]:
-        """What follows the tail without a gap, as much as one read takes; the tail is read again and must be the same.
+        """The messages after the tail, without a gap, within the bounds of one read.
 
-        Raises `Gap` where a replica lacks what has to be there (`halt_if_lost` tells whether it is only late), and
-        `Halted` where the tail is another message than it was.
+        The tail is read again and must be the same message. Raises `Gap` if a replica lacks a message that has to exist
+        (`halt_if_lost` asks whether the leader has it), and `Halted` if the tail is another message.
         """
         first = tail.sequence if tail else 1
         async with self._gone_if_replaced(lane):
-            read = await self._js.read(lane.stream, first, messages_max=READ_MESSAGES_MAX, bytes_max=READ_BYTES_MAX)
-        return follow(tail, read) if tail or read else []
+            messages = await self._js.read(lane.stream, first, messages_max=READ_MESSAGES_MAX, bytes_max=READ_BYTES_MAX)
+        return follow(tail, messages) if tail or messages else []
 
     async def halt_if_lost(self, lane: Lane, gap: Gap) -> None:
-        """Ask the leader for a message that a read lacked; raises `Halted` where it lacks it too."""
+        """Ask the leader for a message that a replica lacks; raises `Halted` if the leader lacks it too."""
         if await self.get(lane, gap.sequence) is None:
             raise rolled_back(gap.sequence, "is missing")
 
@@ -301,12 +302,12 @@ class NatsQueue:
             return await self._js.state(lane.stream)
 
     async def purge_below(self, lane: Lane, sequence: int) -> None:
-        """Drop the messages below a sequence: it and what follows stay."""
+        """Delete the messages below a sequence; the message at the sequence and all later ones stay."""
         async with self._gone_if_replaced(lane):
             await self._js.purge_below(lane.stream, sequence)
 
     def _gone_if_replaced(self, lane: Lane) -> AbstractAsyncContextManager[None]:
-        """Raises `Gone` where the lane's stream was replaced: by another of its number, or by fewer."""
+        """Raises `Gone` if the lane's stream was replaced, by another one or by a smaller number of lanes."""
         return self._js.gone_if_replaced(lane.stream, lane_subject(lane.source, "*"))
 
 

@@ -1,7 +1,7 @@
-"""The bucket on S3: the one place that imports the S3 client.
+"""The bucket on S3: the only module that imports the S3 client.
 
-The endpoint, the region and the keys are boto3's own `AWS_*` settings. Retries are the caller's: the client makes one
-attempt.
+boto3 reads the endpoint, the region and the credentials from its own `AWS_*` settings. The client makes one attempt;
+the caller retries.
 """
 
 import asyncio
@@ -41,15 +41,15 @@ _OUTAGES = {
 THREADS = 8
 CONNECT_TIMEOUT_S = 3
 READ_TIMEOUT_S = 30
-#: Keys that one request lists; S3's own bound.
+#: Keys that one request lists; the bound is that of S3.
 PAGE_KEYS_MAX = 1_000
 RACERS = 4
 RACES = 3
-#: Keys that writers race for at a consumer's start. A consumer that is killed meanwhile leaves its key.
+#: Prefix of the keys of the test at a consumer's start. A consumer that is killed during the test leaves its key.
 PROBES = ".bronze/create-only/"
-#: An older probe key belongs to no race that is under way, whatever the clocks differ by.
+#: An older probe key belongs to no test that is still running, even if the clocks of the machines differ.
 PROBE_AGE_S_MAX = 3600
-#: Old probe keys that one start deletes.
+#: Old probe keys that one start deletes, at most.
 PROBES_DELETED_MAX = 100
 
 
@@ -76,7 +76,7 @@ class S3Bucket:
                 connect_timeout=CONNECT_TIMEOUT_S,
                 read_timeout=read_timeout_s,
                 max_pool_connections=THREADS,
-                request_checksum_calculation="when_required",  # several S3-alikes refuse the default trailer
+                request_checksum_calculation="when_required",  # some S3-compatible servers refuse the default trailer
                 response_checksum_validation="when_required",
             ),
         )
@@ -94,12 +94,12 @@ class S3Bucket:
         except botocore.exceptions.BotoCoreError as error:
             if isinstance(error, botocore.exceptions.NoCredentialsError):
                 raise Misconfigured(
-                    "no keys for the bucket: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+                    "no credentials for the bucket: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
                 ) from error
-            raise Unavailable(Outage.UNAVAILABLE, f"the bucket is away: {error}") from error
+            raise Unavailable(Outage.UNAVAILABLE, f"the bucket is unavailable: {error}") from error
 
     async def create(self, key: str, body: bytes, metadata: Mapping[str, str], content_type: str) -> bool:
-        """Write an object under a key that is not there. False: the key is taken, and nothing was written."""
+        """Write an object if its key does not exist. Returns False if the key exists; then nothing was written."""
         if not self._create_only and await self.head(key) is not None:
             return False
         request: dict[str, Any] = {
@@ -136,16 +136,16 @@ class S3Bucket:
         return await self._call(head)
 
     async def read(self, key: str, start: int, end: int) -> bytes:
-        """The bytes from `start` to before `end` of an object."""
+        """The bytes of an object from `start` up to, but not including, `end`."""
 
         def get() -> bytes:
-            span = f"bytes={start}-{end - 1}"
-            return self._s3.get_object(Bucket=self.name, Key=key, Range=span)["Body"].read()
+            byte_range = f"bytes={start}-{end - 1}"
+            return self._s3.get_object(Bucket=self.name, Key=key, Range=byte_range)["Body"].read()
 
         return await self._call(get)
 
     async def keys(self, prefix: str, start_after: str = "") -> AsyncIterator[str]:
-        """The keys under a prefix, in order, from after a key on."""
+        """The keys with a prefix, in order, after the key `start_after`."""
         while True:
             page = await self._call(
                 partial(
@@ -156,44 +156,44 @@ class S3Bucket:
                     MaxKeys=self._page_keys_max,
                 )
             )
-            found = page.get("Contents", [])
-            for item in found:
+            items = page.get("Contents", [])
+            for item in items:
                 yield item["Key"]
-            if not page["IsTruncated"] or not found:
+            if not page["IsTruncated"] or not items:
                 return
-            start_after = found[-1]["Key"]
+            start_after = items[-1]["Key"]
 
     async def check(self) -> None:
-        """Whether the bucket is there; raises `Unavailable`."""
+        """Check that the bucket exists and answers; raises `Unavailable`."""
         await self._call(partial(self._s3.head_bucket, Bucket=self.name))
 
     async def check_create_only(self) -> None:
-        """Race several writers for one key; raises `Misconfigured` where more than one is told that it won."""
+        """Let several writers create the same key at once; raises `Misconfigured` if more than one succeeds."""
         if not self._create_only:
             return
         for _ in range(RACES):
             key = f"{PROBES}{uuid4().hex}"
             try:
-                won = await asyncio.gather(
+                results = await asyncio.gather(
                     *(self.create(key, str(racer).encode(), {}, "text/plain") for racer in range(RACERS)),
                     return_exceptions=True,
                 )
             finally:
                 await self._call(partial(self._s3.delete_object, Bucket=self.name, Key=key))
-            if won.count(True) > 1:
+            if results.count(True) > 1:
                 raise Misconfigured(
-                    f"{won.count(True)} of {RACERS} writers were told that they created the same key in bucket "
-                    f"{self.name}: it has no create-only PUT (If-None-Match), without which two consumers would "
-                    "overwrite each other's objects. Use a bucket that has it, or run exactly one consumer and set "
+                    f"{results.count(True)} of {RACERS} writers created the same key in bucket {self.name}: the bucket "
+                    "does not support create-only PUT (If-None-Match). Without it, two consumers would overwrite each "
+                    "other's objects. Use a bucket that supports it, or run exactly one consumer and set "
                     "BRONZE_CREATE_ONLY_MISSING=true"
                 )
-            failed = [one for one in won if isinstance(one, BaseException)]
-            if True not in won and failed:
-                raise failed[0]
+            errors = [result for result in results if isinstance(result, BaseException)]
+            if True not in results and errors:
+                raise errors[0]
         try:
             await self._delete_old_probes()
         except Unavailable as error:
-            log.warning("old probe keys under %s are left in bucket %s: %s", PROBES, self.name, error)
+            log.warning("old probe keys under %s in bucket %s could not be deleted: %s", PROBES, self.name, error)
 
     async def _delete_old_probes(self) -> None:
         page = await self._call(

@@ -1,7 +1,7 @@
-"""Registered schemas: two versions of a source that cannot be read together never run on one queue.
+"""Registered schemas: two incompatible versions of a source are never used on one queue.
 
-At its start each role registers the sources that it declares, by compare-and-set, so that of two roles with different
-declarations the first one decides. Roles of different versions may run side by side, as in a rolling upgrade.
+When it starts, each role registers the sources that it declares, by compare-and-set: if two roles have contradicting
+declarations, the first one wins. Roles of different versions may run at the same time, as in a rolling upgrade.
 """
 
 import logging
@@ -19,9 +19,9 @@ PREFIX = "schema."
 
 
 async def register(key_values: KeyValueStore, declared: Mapping[str, Source], origin: str) -> None:
-    """Register the declared sources, which the file `origin` declares.
+    """Register the sources that the file `origin` declares.
 
-    Raises `Misconfigured` that names file, source, field and both values where one contradicts what is registered.
+    Raises `Misconfigured`, with file, source, field and both values, if one contradicts its registered schema.
     """
     await key_values.open()
     for source in declared.values():
@@ -29,36 +29,41 @@ async def register(key_values: KeyValueStore, declared: Mapping[str, Source], or
     for name in await key_values.names(PREFIX):
         if name not in declared:
             log.warning(
-                "%s no longer declares the source %s: its objects stay, and what of it is still queued waits for a "
-                "consumer that declares it",
+                "%s no longer declares the source %s. Its objects stay. Its messages that are still in the queue wait "
+                "for a consumer that declares the source",
                 origin,
                 name,
             )
 
 
 async def _register(key_values: KeyValueStore, source: Source, place: str) -> None:
-    mine = source.schema
+    declared = source.schema
     key = f"{PREFIX}{source.name}"
     while True:
         value, revision = await key_values.get(key)
         if value:
-            there = _read(value, place)
-            if why := incompatibility(there, mine):
-                raise Misconfigured(f"{place}, {why}")
-            if there.version > mine.version:
-                log.info("%s: version %d is registered, this is %d", place, there.version, mine.version)
-            if there.version >= mine.version:
+            registered = _decode(value, place)
+            if reason := incompatibility(registered, declared):
+                raise Misconfigured(f"{place}, {reason}")
+            if registered.version > declared.version:
+                log.info(
+                    "%s: the registered version is %d; this process has the older version %d",
+                    place,
+                    registered.version,
+                    declared.version,
+                )
+            if registered.version >= declared.version:
                 return
         try:
-            await key_values.put(key, msgspec.json.encode(mine), revision)
+            await key_values.put(key, msgspec.json.encode(declared), revision)
         except KeyChanged:
             continue
-        log.info("%s: registered version %d", place, mine.version)
+        log.info("%s: registered version %d", place, declared.version)
         return
 
 
-def _read(value: bytes, place: str) -> RegisteredSchema:
+def _decode(value: bytes, place: str) -> RegisteredSchema:
     try:
         return msgspec.json.decode(value, type=RegisteredSchema)
     except msgspec.DecodeError as error:
-        raise Misconfigured(f"{place}: what is registered of it cannot be read: {error}") from error
+        raise Misconfigured(f"{place}: its registered schema cannot be read: {error}") from error

@@ -1,4 +1,4 @@
-"""The metadata of our streams: what each was created with, so that a role with other settings refuses to use it."""
+"""The metadata of the streams: the settings that each was created with. A role with other settings refuses to start."""
 
 from collections.abc import Mapping
 
@@ -18,7 +18,7 @@ def of_catalog(settings: Settings) -> dict[str, str]:
 
 
 def of_objects(settings: Settings) -> dict[str, str]:
-    """The metadata that says where a lane's objects go."""
+    """The part of a lane's metadata that determines the keys of its objects."""
     return {**of_catalog(settings), "bronze.key_layout": KEY_LAYOUT}
 
 
@@ -28,7 +28,7 @@ def of_lane(settings: Settings) -> dict[str, str]:
 
 
 def check(state: StreamState, expected: Mapping[str, str], advice: str) -> None:
-    """Raises `Misconfigured` if a stream was created with other settings; names both values."""
+    """Raises `Misconfigured`, with both values, if a stream was created with other settings."""
     created_with = {key: state.metadata.get(key) for key in expected}
     if created_with != expected:
         raise Misconfigured(
