@@ -141,7 +141,7 @@ async def test_killed_anywhere_each_accepted_record_is_there_exactly_once(
     assert verdict, f"BRONZE_KILL_SEED={seed}, logs in {tmp_path}: {verdict}"
     unfit = {record for record in sent.accepted if record.startswith('{"bad"')}
     assert unfit
-    assert unfit <= reasons(found, "kept apart") <= unfit | sent.unknown
+    assert unfit <= reasons(found, "asked for quarantine") <= unfit | sent.unknown
     assert reasons(found, "died") == set(deadly.records)
     assert reasons(found, "late") == sent.foreign
     listed = {one.submission_id for contents, _ in found.objects.values() for one in contents.duplicates}

@@ -599,7 +599,7 @@ def test_what_is_no_parquet_file_is_not_ours(body: bytes) -> None:
 def test_a_parquet_file_of_another_writer_is_not_ours() -> None:
     sink = pa.BufferOutputStream()
     pq.write_table(pa.table({"a": [1]}), sink)
-    with pytest.raises(NotABronzeObject, match="does not say"):
+    with pytest.raises(NotABronzeObject, match="does not describe its contents"):
         by_footer(sink.getvalue().to_pybytes())
 
 

@@ -1,4 +1,4 @@
-"""The Parquet file of an object, written and read.
+"""The Parquet file of an object: writing and reading.
 
 Imports: errors, protocol, records, servers.
 Libraries: msgspec, pyarrow.

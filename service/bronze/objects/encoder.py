@@ -1,6 +1,7 @@
 """Encoding: a cut becomes one Parquet file. Pure: messages in, bytes out.
 
-Columns: the source's declared fields under their own names, then ours. The footer's key `bronze` holds `Contents`.
+The columns are the source's declared fields, and after them those that Bronze adds. The footer has `Contents` under the
+key `bronze`.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -36,7 +37,7 @@ from bronze.records.sources import CLASSIFICATION_ID, Source
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """An object before it is written: its bytes, and what they say of themselves."""
+    """An object before it is written to the bucket: its bytes, and the contents of its footer."""
 
     body: bytes
     contents: Contents
@@ -45,90 +46,93 @@ class Encoded:
 def encode_object(
     source: Source, lane: Lane, key: str, cut: ReconciledCut, traceparent: str, written_at: str = ""
 ) -> Encoded:
-    """Encode a cut as the object that lies under `key`. A message that cannot become rows is listed as set aside."""
-    with ThreadPoolExecutor(1) as thread:  # none is begun before a row group is full
-        filling = _Filling(source, key, thread)
-        filling.take(cut.accepted)
-        return filling.object(lane, cut, traceparent, written_at)
+    """Encode a cut as the object with this key. Its footer lists the messages that go to quarantine."""
+    with ThreadPoolExecutor(1) as executor:  # its thread is not started before a row group is full
+        builder = _ObjectBuilder(source, key, executor)
+        builder.add_messages(cut.accepted)
+        return builder.finish(lane, cut, traceparent, written_at)
 
 
-class _Filling:
-    """An object that is being filled: what its rows are of, and the messages that became none, with the reasons."""
+class _ObjectBuilder:
+    """An object that is being encoded: the rows of its messages, and its dead letters with their reasons."""
 
-    def __init__(self, source: Source, key: str, aside: Executor) -> None:
+    def __init__(self, source: Source, key: str, executor: Executor) -> None:
         self._source = source
         self._key = key
         self._columns = object_schema(source)
-        self._writing = FileWriter(self._columns, aside)
+        self._writer = FileWriter(self._columns, executor)
         self._rows: dict[int, int] = {}  # by sequence
-        self._runs: list[pa.Array] = []
-        self._poison: list[tuple[Message, str]] = []
+        self._classifications: list[pa.Array] = []
+        self._dead_letters: list[tuple[Message, str]] = []
 
-    def take(self, messages: Iterable[AcceptedMessage]) -> None:
+    def add_messages(self, messages: Iterable[AcceptedMessage]) -> None:
         group: list[AcceptedMessage] = []
         rows = size = 0
-        for one in messages:
-            if one.part.kind is MessageKind.REJECTED:
-                self._poison.append(
-                    (one.message, f"its records do not fit {self._source.name}; its sender had them kept apart")
-                )
-            elif one.undecoded:
-                self._poison.append((one.message, one.undecoded))
-            elif one.part.kind is MessageKind.COLUMNAR:
-                self._take_together(group)
+        for accepted in messages:
+            if accepted.part.kind is MessageKind.REJECTED:
+                reason = f"its records do not fit {self._source.name}; its sender asked for quarantine"
+                self._dead_letters.append((accepted.message, reason))
+            elif accepted.undecoded:
+                self._dead_letters.append((accepted.message, accepted.undecoded))
+            elif accepted.part.kind is MessageKind.COLUMNAR:
+                self._add_group(group)
                 group, rows, size = [], 0, 0
                 try:
-                    self._add([one], columnar_batch(self._source, self._columns, self._key, one))
+                    batch = columnar_batch(self._source, self._columns, self._key, accepted)
+                    self._add_batch([accepted], batch)
                 except DeadLetter as error:
-                    self._poison.append((one.message, str(error)))
+                    self._dead_letters.append((accepted.message, str(error)))
             else:
-                group.append(one)
-                rows += one.part.records
-                size += one.message.size
+                group.append(accepted)
+                rows += accepted.part.records
+                size += accepted.message.size
                 if rows >= BATCH_ROWS or size >= BATCH_BYTES:
-                    self._take_together(group)
+                    self._add_group(group)
                     group, rows, size = [], 0, 0
-        self._take_together(group)
+        self._add_group(group)
 
-    def _take_together(self, group: Sequence[AcceptedMessage]) -> None:
+    def _add_group(self, group: Sequence[AcceptedMessage]) -> None:
         batch = lines_batch(self._source, self._columns, self._key, group)
         if batch is not None:
-            self._add(group, batch)
+            self._add_batch(group, batch)
             return
         decoded: list[DecodedMessage] = []
-        for one in group:
+        for accepted in group:
             try:
-                decoded.append(decode_message(self._source, one))
+                decoded.append(decode_message(self._source, accepted))
             except DeadLetter as error:
-                self._poison.append((one.message, str(error)))
+                self._dead_letters.append((accepted.message, str(error)))
         if decoded:
-            self._add_together(decoded)
+            self._add_decoded(decoded)
 
-    def _add_together(self, group: Sequence["DecodedMessage"]) -> None:
+    def _add_decoded(self, group: Sequence["DecodedMessage"]) -> None:
+        """Add the rows of a group in one batch; if that fails, message by message, to find the dead letters."""
         try:
             batch = record_batch(self._source, self._columns, self._key, group)
         except DeadLetter as error:
             if len(group) == 1:
-                self._poison.append((group[0].one.message, str(error)))
+                self._dead_letters.append((group[0].accepted.message, str(error)))
                 return
             for decoded in group:
-                self._add_together([decoded])
+                self._add_decoded([decoded])
         else:
-            self._add([decoded.one for decoded in group], batch)
+            self._add_batch([decoded.accepted for decoded in group], batch)
 
-    def _add(self, of: Iterable[AcceptedMessage], batch: pa.RecordBatch) -> None:
-        self._writing.add(batch)
-        self._runs.append(batch.column(CLASSIFICATION_ID).unique())  # a copy: the column may hold its whole message
-        self._rows |= {one.message.sequence: one.part.records for one in of}
+    def _add_batch(self, messages: Iterable[AcceptedMessage], batch: pa.RecordBatch) -> None:
+        self._writer.add(batch)
+        # a copy: the column may keep its whole message in memory
+        self._classifications.append(batch.column(CLASSIFICATION_ID).unique())
+        self._rows |= {accepted.message.sequence: accepted.part.records for accepted in messages}
 
-    def object(self, lane: Lane, cut: ReconciledCut, traceparent: str, written_at: str) -> Encoded:
-        """The whole object."""
-        poison = sorted([*cut.dead_letters, *self._poison], key=lambda one: one[0].sequence)
-        aside = [quarantined_message(lane, message, reason) for message, reason in poison]
-        stored = _stored_submissions(self._key, cut, self._rows, {one.sequence: one.key for one in aside})
-        received = sorted(one.accepted.received_at for one in stored)
-        runs = pa.chunked_array(self._runs, pa.string()).unique()
-        bounds = pc.min_max(runs)
+    def finish(self, lane: Lane, cut: ReconciledCut, traceparent: str, written_at: str) -> Encoded:
+        """The complete object."""
+        dead_letters = sorted([*cut.dead_letters, *self._dead_letters], key=lambda letter: letter[0].sequence)
+        quarantined = [quarantined_message(lane, message, reason) for message, reason in dead_letters]
+        quarantine_keys = {message.sequence: message.key for message in quarantined}
+        stored = _stored_submissions(self._key, cut, self._rows, quarantine_keys)
+        received = sorted(submission.accepted.received_at for submission in stored)
+        classifications = pa.chunked_array(self._classifications, pa.string()).unique()
+        bounds = pc.min_max(classifications)
         contents = Contents(
             writer=f"bronze {__version__}",
             file_path=self._key,
@@ -145,41 +149,41 @@ class _Filling:
             last_received_at=received[-1] if received else None,
             traceparent=traceparent,
             submissions=stored,
-            quarantined=aside,
+            quarantined=quarantined,
             duplicates=list(cut.duplicates),
             written_at=written_at,
-            classifications=runs[:CLASSIFICATIONS_LISTED_MAX].to_pylist(),
-            classification_count=len(runs),
+            classifications=classifications[:CLASSIFICATIONS_LISTED_MAX].to_pylist(),
+            classification_count=len(classifications),
             classification_least=bounds["min"].as_py(),
             classification_greatest=bounds["max"].as_py(),
         )
-        return Encoded(self._writing.finish({FOOTER_KEY: msgspec.json.encode(contents)}), contents)
+        return Encoded(self._writer.finish({FOOTER_KEY: msgspec.json.encode(contents)}), contents)
 
 
 def _stored_submissions(
-    key: str, cut: ReconciledCut, rows: Mapping[int, int], aside: Mapping[int, str]
+    key: str, cut: ReconciledCut, rows: Mapping[int, int], quarantine_keys: Mapping[int, str]
 ) -> list[StoredSubmission]:
-    """Each submission of a cut with what its identity needs, in the order of their first messages.
+    """The submissions of a cut, with the values that their identities need, in the order of their first messages.
 
-    `rows` and `aside` are the number of rows and the key in quarantine, by the message's sequence.
+    `rows` and `quarantine_keys` are by the sequence of the message.
     """
     stored: dict[str, StoredSubmission] = {}
-    for one in cut.accepted:
-        accepted = one.part.accepted
-        before = stored.get(accepted.submission_id)
-        earlier = one.earlier if before is None else None
-        so_far = before or earlier
-        set_aside_here = aside.get(one.message.sequence)
-        objects = before.objects if before else [*(earlier.objects if earlier else []), key]
+    for message in cut.accepted:
+        accepted = message.part.accepted
+        in_object = stored.get(accepted.submission_id)
+        earlier = message.earlier if in_object is None else None
+        so_far = in_object or earlier
+        quarantine_key = quarantine_keys.get(message.message.sequence)
+        objects = in_object.objects if in_object else [*(earlier.objects if earlier else []), key]
         stored[accepted.submission_id] = StoredSubmission(
             accepted=accepted,
-            first_sequence=one.first_sequence,
-            parts=one.part.count,
-            parts_done=one.part.number,
-            parts_quarantined=(so_far.parts_quarantined if so_far else 0) + (set_aside_here is not None),
-            records=(before.records if before else 0) + rows.get(one.message.sequence, 0),
+            first_sequence=message.first_sequence,
+            parts=message.part.count,
+            parts_done=message.part.number,
+            parts_quarantined=(so_far.parts_quarantined if so_far else 0) + (quarantine_key is not None),
+            records=(in_object.records if in_object else 0) + rows.get(message.message.sequence, 0),
             objects=list(dict.fromkeys(objects)),
-            queued_at=before.queued_at if before else one.message.time,
-            quarantined=(so_far.quarantined if so_far else []) + ([set_aside_here] if set_aside_here else []),
+            queued_at=in_object.queued_at if in_object else message.message.time,
+            quarantined=(so_far.quarantined if so_far else []) + ([quarantine_key] if quarantine_key else []),
         )
     return list(stored.values())

@@ -1,4 +1,4 @@
-"""The Parquet file of an object, written a row group at a time."""
+"""The Parquet file of an object, written row group by row group."""
 
 from collections.abc import Mapping
 from concurrent.futures import Executor, Future
@@ -10,22 +10,22 @@ import pyarrow as pa
 import pyarrow.json
 import pyarrow.parquet as pq
 
-#: Readers skip by row group: small enough to skip, large enough to compress.
+#: Readers skip whole row groups: small enough to be skipped, large enough to compress well.
 ROW_GROUP_ROWS = 32 * 1024
 
-#: Columns with a value for nearly each row, as timestamps have: a dictionary only costs (13 % of the bytes, measured).
+#: Columns with different values in nearly all rows, as timestamps: a dictionary adds 13 % of the bytes (measured).
 _NO_DICTIONARY = frozenset({"_payload", "_record_index", "classification_id"})
 
 
 class FileWriter:
-    """An object's file as it is written, a row group at a time: of its rows, no more than one group's are held.
+    """Writes an object's file row group by row group, and has the rows of at most one group in memory.
 
-    With `aside`, a group is written there while the next one is made, and two groups' rows are held. `changed` are
-    other options of PyArrow's writer, to compare.
+    With an `executor`, a group is written there while the next one is collected, and the rows of two groups are in
+    memory. `changed_options` replace options of PyArrow's writer, for benchmarks.
     """
 
-    def __init__(self, columns: pa.Schema, aside: Executor | None = None, **changed: Any) -> None:
-        # docs/performance.md has what was compared: what is not here made objects larger, or writing slower
+    def __init__(self, columns: pa.Schema, executor: Executor | None = None, **changed_options: Any) -> None:
+        # docs/performance.md lists the options that were compared; others made objects larger or writing slower
         options = {
             "row_group_size": ROW_GROUP_ROWS,
             "compression": "zstd",
@@ -36,48 +36,48 @@ class FileWriter:
             ],
             "write_statistics": True,
             "write_page_index": True,
-            "store_schema": False,  # Parquet's own types say it all; Arrow's beside them are a fifth of a small object
-            **changed,
+            "store_schema": False,  # Parquet's types suffice; Arrow's schema would be a fifth of a small object
+            **changed_options,
         }
         self._group_rows: int = options.pop("row_group_size")
         self._columns = columns
         self._sink = BytesIO()
-        self._writer = pq.ParquetWriter(self._sink, columns, **options)
-        self._aside = aside
-        self._under_way: Future[None] | None = None
-        self._waiting: list[pa.RecordBatch] = []
-        self._rows = 0
-        self._begun = False
+        self._parquet = pq.ParquetWriter(self._sink, columns, **options)
+        self._executor = executor
+        self._write_in_progress: Future[None] | None = None
+        self._pending: list[pa.RecordBatch] = []
+        self._pending_rows = 0
+        self._has_groups = False
 
     def add(self, batch: pa.RecordBatch) -> None:
-        self._waiting.append(batch)
-        self._rows += batch.num_rows
-        if self._rows >= self._group_rows:
-            self._write(self._rows - self._rows % self._group_rows)
+        self._pending.append(batch)
+        self._pending_rows += batch.num_rows
+        if self._pending_rows >= self._group_rows:
+            self._write(self._pending_rows - self._pending_rows % self._group_rows)
 
     def _write(self, rows: int) -> None:
-        table = pa.Table.from_batches(self._waiting, self._columns)
-        write = partial(self._writer.write_table, table.slice(0, rows), row_group_size=self._group_rows)
+        table = pa.Table.from_batches(self._pending, self._columns)
+        write = partial(self._parquet.write_table, table.slice(0, rows), row_group_size=self._group_rows)
         self._wait()
-        if self._aside:
-            self._under_way = self._aside.submit(write)
+        if self._executor:
+            self._write_in_progress = self._executor.submit(write)
         else:
             write()
-        self._waiting = table.slice(rows).to_batches()
-        self._rows -= rows
-        self._begun = True
+        self._pending = table.slice(rows).to_batches()
+        self._pending_rows -= rows
+        self._has_groups = True
 
     def _wait(self) -> None:
-        """Until the group before is written."""
-        if self._under_way:
-            self._under_way.result()
-            self._under_way = None
+        """Wait until the previous group is written."""
+        if self._write_in_progress:
+            self._write_in_progress.result()
+            self._write_in_progress = None
 
     def finish(self, metadata: Mapping[bytes, bytes]) -> bytes:
-        """The whole file; one without rows has its columns all the same."""
-        if self._rows or not self._begun:
-            self._write(self._rows)
+        """The complete file. A file without rows still has its columns."""
+        if self._pending_rows or not self._has_groups:
+            self._write(self._pending_rows)
         self._wait()
-        self._writer.add_key_value_metadata(metadata)
-        self._writer.close()
+        self._parquet.add_key_value_metadata(metadata)
+        self._parquet.close()
         return self._sink.getvalue()

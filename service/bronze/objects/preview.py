@@ -1,4 +1,4 @@
-"""The first rows of an object, for somebody who looks: a few pages of it are read, never all of it."""
+"""The first rows of an object, to look at: only a few pages of the object are read."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,29 +10,29 @@ import pyarrow.parquet as pq
 ROWS_MAX = 20
 COLUMNS_MAX = 24
 CELL_CHARS_MAX = 200
-#: Fetched at once: about a page of a column.
-PIECE_BYTES = 256 * 2**10
-#: What is the same in each row, or as long as the record itself.
-_LEFT_OUT = frozenset({"file_path", "_origin", "_received_at", "_trace_id", "_schema_version", "_payload"})
+#: Bytes per request: about a page of a column.
+READ_BYTES = 256 * 2**10
+#: Columns that have the same value in all rows, or are as long as the record itself.
+_OMITTED = frozenset({"file_path", "_origin", "_received_at", "_trace_id", "_schema_version", "_payload"})
 
 
 class NoPreview(Exception):
-    """Why there are no rows to look at."""
+    """The rows of an object cannot be read."""
 
 
 @dataclass(frozen=True, slots=True)
 class Preview:
-    """Cells are text, None where a record has no value."""
+    """Rows of text; None if a record has no value."""
 
     columns: Sequence[str]
     rows: Sequence[Sequence[str | None]]
 
 
 def first_rows(file: BinaryIO) -> Preview:
-    """The declared columns of the first rows. Raises `NoPreview` where they cannot be read."""
+    """The declared columns of the first rows. Raises `NoPreview` if they cannot be read."""
     try:
-        with pq.ParquetFile(file, buffer_size=PIECE_BYTES, pre_buffer=False) as parquet:
-            columns = [name for name in parquet.schema_arrow.names if name not in _LEFT_OUT][:COLUMNS_MAX]
+        with pq.ParquetFile(file, buffer_size=READ_BYTES, pre_buffer=False) as parquet:
+            columns = [name for name in parquet.schema_arrow.names if name not in _OMITTED][:COLUMNS_MAX]
             batches = parquet.iter_batches(ROWS_MAX, row_groups=[0], columns=columns, use_threads=False)
             rows = next(batches).to_pylist() if parquet.metadata.num_rows else []
     except (pa.ArrowException, OSError) as error:

@@ -1,4 +1,4 @@
-"""Objects in the bucket, read without fetching all of them."""
+"""Reading objects in the bucket without fetching all their bytes."""
 
 import asyncio
 import io
@@ -14,9 +14,9 @@ T = TypeVar("T")
 
 
 async def read_contents(bucket: Bucket, key: str) -> Contents | None:
-    """What an object's footer says of it, in three small requests; None where there is no such object.
+    """The contents of an object, from its footer, in three small requests; None if there is no such object.
 
-    Raises `Halted` where it is no object of ours.
+    Raises `Halted` if Bronze did not write the object.
     """
     head = await bucket.head(key)
     if head is None:
@@ -26,11 +26,14 @@ async def read_contents(bucket: Bucket, key: str) -> Contents | None:
         footer = await bucket.read(key, footer_start(head.size, tail), head.size)
         return contents_of_footer(footer)
     except NotABronzeObject as error:
-        raise Halted(f"{key} is not an object of ours: {error}") from error
+        raise Halted(f"{key} was not written by Bronze: {error}") from error
 
 
-async def read_in_thread(bucket: Bucket, key: str, look: Callable[[BinaryIO], T]) -> T | None:
-    """What a look at an object finds, taken in a thread that fetches only what it reads; None: no such object."""
+async def read_in_thread(bucket: Bucket, key: str, read: Callable[[BinaryIO], T]) -> T | None:
+    """Call `read` with an object as a file, in a thread, and return its result; None if there is no such object.
+
+    Only the byte ranges that `read` reads are fetched.
+    """
     head = await bucket.head(key)
     if head is None:
         return None
@@ -39,16 +42,16 @@ async def read_in_thread(bucket: Bucket, key: str, look: Callable[[BinaryIO], T]
     def fetch(start: int, end: int) -> bytes:
         return asyncio.run_coroutine_threadsafe(bucket.read(key, start, end), loop).result()
 
-    return await asyncio.to_thread(look, cast(BinaryIO, _Fetched(head.size, fetch)))
+    return await asyncio.to_thread(read, cast(BinaryIO, _RemoteFile(head.size, fetch)))
 
 
-class _Fetched(io.RawIOBase):
-    """An object as a file, for a thread that is not the event loop's."""
+class _RemoteFile(io.RawIOBase):
+    """An object as a file, for a thread other than that of the event loop."""
 
     def __init__(self, size: int, fetch: Callable[[int, int], bytes]) -> None:
         self._size = size
         self._fetch = fetch
-        self._at = 0
+        self._position = 0
 
     def readable(self) -> bool:
         return True
@@ -57,15 +60,15 @@ class _Fetched(io.RawIOBase):
         return True
 
     def tell(self) -> int:
-        return self._at
+        return self._position
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._at = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence] + offset
-        return self._at
+        self._position = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence] + offset
+        return self._position
 
     def readinto(self, buffer: Any) -> int:
-        end = min(self._size, self._at + len(buffer))
-        piece = self._fetch(self._at, end) if end > self._at else b""
-        buffer[: len(piece)] = piece
-        self._at += len(piece)
-        return len(piece)
+        end = min(self._size, self._position + len(buffer))
+        data = self._fetch(self._position, end) if end > self._position else b""
+        buffer[: len(data)] = data
+        self._position += len(data)
+        return len(data)

@@ -1,4 +1,4 @@
-"""Rows: the records of messages become record batches of an object's columns."""
+"""Rows: the records of messages become record batches with the columns of an object."""
 
 import datetime as dt
 from collections.abc import Iterable, Sequence
@@ -18,18 +18,18 @@ from bronze.protocol.message import MessageKind, Part, split_records
 from bronze.records.columns import ARROW_TYPES, arrow_type, columnar_schema
 from bronze.records.sources import CLASSIFICATION_ID, Field, FieldType, Source
 
-#: How much is made rows of at once, at least, where there is so much.
+#: Messages are collected until they have so many rows or bytes; then they become one batch.
 BATCH_ROWS = 4 * 1024
 BATCH_BYTES = 4 * 2**20
-#: Below it, Arrow's JSON reader takes longer to set up than it saves.
+#: With fewer rows, Arrow's JSON reader takes longer to set up than it saves.
 ARROW_ROWS_MIN = 64
 
 
 @dataclass(frozen=True, slots=True)
 class DecodedMessage:
-    """A message's records, as structs of their source and as received; the index in the body and the run of each."""
+    """A message's records, as structs of their source and as received, each with its index and its classification."""
 
-    one: AcceptedMessage
+    accepted: AcceptedMessage
     records: list[Any]
     raw: list[bytes]
     indices: Sequence[int]
@@ -37,62 +37,63 @@ class DecodedMessage:
     received_at: dt.datetime
 
 
-def decode_message(source: Source, one: AcceptedMessage) -> DecodedMessage:
-    content = one.message.content()
-    checked_as = source.at(one.part.accepted.schema_version)
-    sparse = one.part.kind is MessageKind.SPARSE
+def decode_message(source: Source, accepted: AcceptedMessage) -> DecodedMessage:
+    content = accepted.message.content()
+    part = accepted.part
+    checked_as = source.at(part.accepted.schema_version)
+    sparse = part.kind is MessageKind.SPARSE
     record_type: Any = checked_as.text_type | None if sparse else checked_as.text_type
     try:
-        raw = split_records(one.part.kind, content)
-        if one.part.kind is MessageKind.LINES:
+        raw = split_records(part.kind, content)
+        if part.kind is MessageKind.LINES:
             records = list(map(msgspec.json.Decoder(record_type).decode, raw))
         else:
             records = msgspec.json.decode(content, type=list[record_type])
-        received_at = dt.datetime.fromisoformat(one.part.accepted.received_at)
+        received_at = dt.datetime.fromisoformat(part.accepted.received_at)
     except (msgspec.DecodeError, RecursionError, ValueError) as error:
         raise DeadLetter(f"its records cannot be decoded as {source.name}: {error}") from error
-    indices: Sequence[int] = range(one.part.first_record, one.part.first_record + len(records))
+    indices: Sequence[int] = range(part.first_record, part.first_record + len(records))
     if sparse:
-        there = [place for place, record in enumerate(records) if record is not None]
-        records, raw = [records[place] for place in there], [raw[place] for place in there]
-        indices = [indices[place] for place in there]
-    if len(records) != one.part.records or not records:
-        raise DeadLetter(f"it holds {len(records)} records, and its headers say {one.part.records}")
-    default = one.part.accepted.classification_default
+        present = [offset for offset, record in enumerate(records) if record is not None]
+        records, raw = [records[offset] for offset in present], [raw[offset] for offset in present]
+        indices = [indices[offset] for offset in present]
+    if len(records) != part.records or not records:
+        raise DeadLetter(f"it holds {len(records)} records, but its headers say {part.records}")
+    default = part.accepted.classification_default
     classifications: list[Any] = [record.classification_id or default for record in records]
     if None in classifications:
-        raise DeadLetter("a record names no classification_id, and its submission has none")
-    return DecodedMessage(one, records, raw, indices, classifications, received_at)
+        raise DeadLetter("a record has no classification_id, and its submission has none")
+    return DecodedMessage(accepted, records, raw, indices, classifications, received_at)
 
 
 def record_batch(source: Source, columns: pa.Schema, key: str, messages: Sequence[DecodedMessage]) -> pa.RecordBatch:
-    """The rows of some messages: together, since a message may be one record, and an array costs as much as its rows.
+    """The rows of several messages in one batch, since a message may be a single record, and each array has a cost.
 
-    Raises `DeadLetter` where the records of any of them fit no column.
+    Raises `DeadLetter` if records of any message do not fit the columns.
     """
     records = [record for message in messages for record in message.records]
-    parts = [message.one.part for message in messages]
+    parts = [message.accepted.part for message in messages]
     versions = [part.accepted.schema_version for part in parts]
     try:
         arrays = [_column(field, records, versions) for field in source.fields]
         payloads = pa.array([raw for message in messages for raw in message.raw], pa.binary()).cast(pa.string())
     except (pa.ArrowTypeError, OverflowError, ValueError) as error:  # an ArrowInvalid is a ValueError
         raise DeadLetter(f"its records do not fit {source.name}'s columns: {error}") from error
-    named = pa.array([name for message in messages for name in message.classifications], pa.string())
+    ids = [classification for message in messages for classification in message.classifications]
     received = [message.received_at for message in messages]
     indices = [index for message in messages for index in message.indices]
-    return _rows(columns, key, parts, indices, received, arrays, named, payloads)
+    return _rows(columns, key, parts, indices, received, arrays, pa.array(ids, pa.string()), payloads)
 
 
 def lines_batch(
     source: Source, columns: pa.Schema, key: str, messages: Sequence[AcceptedMessage]
 ) -> pa.RecordBatch | None:
-    """The rows of some messages of lines, by Arrow's JSON reader, without an object for each value.
+    """The rows of several messages of lines, by Arrow's JSON reader, without a Python object for each value.
 
-    They were checked, so a value that it reads is the one that was meant. None where it reads less, or other lines than
-    the headers tell of: then `_decode` has the word.
+    The API has checked the records, so a value that the reader accepts is read correctly. None if it accepts fewer
+    values or lines than the headers state: then `decode_message` decides.
     """
-    parts = [one.part for one in messages]
+    parts = [message.part for message in messages]
     expected = sum(part.records for part in parts)
     as_checked = all(
         part.kind is MessageKind.LINES and part.accepted.schema_version == source.version for part in parts
@@ -100,7 +101,7 @@ def lines_batch(
     if not as_checked or expected < ARROW_ROWS_MIN:
         return None
     try:
-        contents = [one.message.content() for one in messages]
+        contents = [message.message.content() for message in messages]
         content = contents[0] if len(contents) == 1 else b"\n".join(contents)
         table = pa.json.read_json(
             pa.BufferReader(content),
@@ -113,62 +114,60 @@ def lines_batch(
         received = [dt.datetime.fromisoformat(part.accepted.received_at) for part in parts]
     except (DeadLetter, pa.ArrowException, ValueError):
         return None
-    one_a_line = table.num_rows == len(payloads) == expected and (
+    one_record_per_line = table.num_rows == len(payloads) == expected and (
         len(messages) == 1
         or all(content.count(b"\n") + 1 == part.records for content, part in zip(contents, parts, strict=True))
     )
-    if not one_a_line:
+    if not one_record_per_line:
         return None
-    named = read[CLASSIFICATION_ID]
-    if named.null_count:
-        named = pc.coalesce(named, _each(parts, [part.accepted.classification_default for part in parts], pa.string()))
+    ids = read[CLASSIFICATION_ID]
+    if ids.null_count:
+        ids = pc.coalesce(ids, _per_row(parts, [part.accepted.classification_default for part in parts], pa.string()))
     required = [array for field, array in zip(source.fields, arrays, strict=True) if field.required]
-    if any(array.null_count for array in [*required, named]):
+    if any(array.null_count for array in [*required, ids]):
         return None
     indices = chain.from_iterable(range(part.first_record, part.first_record + part.records) for part in parts)
-    return _rows(columns, key, parts, indices, received, arrays, named, payloads)
+    return _rows(columns, key, parts, indices, received, arrays, ids, payloads)
 
 
 def _read_as(source: Source) -> pa.Schema:
-    """What Arrow's JSON reader is to look for: times and days as the texts that they are, to be cast."""
+    """The schema for Arrow's JSON reader: times and dates as text, which is cast later."""
     texts = {FieldType.TIMESTAMP, FieldType.DATE}
     fields = [(field.name, pa.string() if field.type in texts else arrow_type(field)) for field in source.fields]
     return pa.schema([*fields, (CLASSIFICATION_ID, pa.string())])
 
 
-def columnar_batch(source: Source, columns: pa.Schema, key: str, one: AcceptedMessage) -> pa.RecordBatch:
-    """The rows of an Arrow stream that `columnar_intake` wrote; a field that was added since is null.
+def columnar_batch(source: Source, columns: pa.Schema, key: str, message: AcceptedMessage) -> pa.RecordBatch:
+    """The rows of an Arrow stream that `columnar_intake` wrote; fields that were added later are null.
 
-    Raises `DeadLetter` where it is anything else.
+    Raises `DeadLetter` if the message is anything else.
     """
-    accepted = one.part.accepted
-    wanted = columnar_schema(source.at(accepted.schema_version))
+    part, accepted = message.part, message.part.accepted
+    expected = columnar_schema(source.at(accepted.schema_version))
     try:
         received_at = dt.datetime.fromisoformat(accepted.received_at)
-        with pa.ipc.open_stream(one.message.content()) as stream:
-            if not stream.schema.equals(wanted):
+        with pa.ipc.open_stream(message.message.content()) as stream:
+            if not stream.schema.equals(expected):
                 raise DeadLetter(f"its columns are not those of {source.name}, version {accepted.schema_version}")
             table = stream.read_all().combine_chunks()
         table.validate(full=True)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise DeadLetter(f"its columns cannot be decoded as {source.name}: {error}") from error
     count = table.num_rows
-    if count != one.part.records or not count:
-        raise DeadLetter(f"it holds {count} records, and its headers say {one.part.records}")
-    found = {field.name: table.column(field.name).combine_chunks() for field in wanted}
-    null = [field.name for field in wanted if not field.nullable and found[field.name].null_count]
+    if count != part.records or not count:
+        raise DeadLetter(f"it holds {count} records, but its headers say {part.records}")
+    read = {field.name: table.column(field.name).combine_chunks() for field in expected}
+    null = [field.name for field in expected if not field.nullable and read[field.name].null_count]
     if null:
-        raise DeadLetter(f"its column {null[0]} has nulls, and the field is required")
-    named = found[CLASSIFICATION_ID]
-    if named.null_count:
+        raise DeadLetter(f"its column {null[0]} has nulls, but the field is required")
+    ids = read[CLASSIFICATION_ID]
+    if ids.null_count:
         if accepted.classification_default is None:
-            raise DeadLetter("a record names no classification_id, and its submission has none")
-        named = named.fill_null(accepted.classification_default)
-    arrays = [
-        found[field.name] if field.name in found else pa.nulls(count, arrow_type(field)) for field in source.fields
-    ]
-    indices = range(one.part.first_record, one.part.first_record + count)
-    return _rows(columns, key, [one.part], indices, [received_at], arrays, named, found["_payload"])
+            raise DeadLetter("a record has no classification_id, and its submission has none")
+        ids = ids.fill_null(accepted.classification_default)
+    arrays = [read[field.name] if field.name in read else pa.nulls(count, arrow_type(field)) for field in source.fields]
+    indices = range(part.first_record, part.first_record + count)
+    return _rows(columns, key, [part], indices, [received_at], arrays, ids, read["_payload"])
 
 
 def _rows(
@@ -178,32 +177,32 @@ def _rows(
     indices: Iterable[int],
     received: Sequence[dt.datetime],
     arrays: Sequence[pa.Array],
-    named: pa.Array,
+    classification_ids: pa.Array,
     payloads: pa.Array,
 ) -> pa.RecordBatch:
-    """The rows of some messages' declared columns, with ours."""
-    ours = [
+    """The rows of several messages: the declared columns in `arrays`, and the columns that Bronze adds."""
+    added = [
         pa.repeat(key, len(payloads)),
-        named,
-        _each(parts, [part.accepted.submission_id for part in parts], pa.string()),
+        classification_ids,
+        _per_row(parts, [part.accepted.submission_id for part in parts], pa.string()),
         pa.array(indices, pa.int64()),
-        _each(parts, [part.accepted.origin for part in parts], pa.string()),
-        _each(parts, received, pa.timestamp("us", tz="UTC")),
-        _each(parts, [part.accepted.trace_id for part in parts], pa.string()),
-        _each(parts, [part.accepted.schema_version for part in parts], pa.int32()),
+        _per_row(parts, [part.accepted.origin for part in parts], pa.string()),
+        _per_row(parts, received, pa.timestamp("us", tz="UTC")),
+        _per_row(parts, [part.accepted.trace_id for part in parts], pa.string()),
+        _per_row(parts, [part.accepted.schema_version for part in parts], pa.int32()),
         payloads,
     ]
-    return pa.RecordBatch.from_arrays([*arrays, *ours], schema=columns)
+    return pa.RecordBatch.from_arrays([*arrays, *added], schema=columns)
 
 
-def _each(parts: Sequence[Part], values: Iterable[object], kind: pa.DataType) -> pa.Array:
-    """A value a message, for each of its rows."""
+def _per_row(parts: Sequence[Part], values: Iterable[object], data_type: pa.DataType) -> pa.Array:
+    """One value per message, repeated for each of its rows."""
     ends = pa.array(accumulate(part.records for part in parts), pa.int32())
-    return pc.run_end_decode(pa.RunEndEncodedArray.from_arrays(ends, pa.array(values, kind)))
+    return pc.run_end_decode(pa.RunEndEncodedArray.from_arrays(ends, pa.array(values, data_type)))
 
 
 def _column(field: Field, records: Sequence[Any], versions: Sequence[int]) -> pa.Array:
-    """A field of each record, which are of these versions; null where the record is older than the field."""
+    """A field of each record; null if the record is older than the field. `versions` are those of the messages."""
     if field.since <= min(versions):
         values = list(map(attrgetter(field.name), records))
     else:
@@ -216,9 +215,9 @@ def _column(field: Field, records: Sequence[Any], versions: Sequence[int]) -> pa
 
 
 def _times(texts: Sequence[str | None]) -> pa.Array:
-    """RFC 3339 as timestamps: by Arrow, which is three times as fast, or as they were checked where it knows less."""
-    kind = ARROW_TYPES[FieldType.TIMESTAMP]
+    """RFC 3339 texts as timestamps: by Arrow, which is three times as fast, else by msgspec, as in the API."""
+    data_type = ARROW_TYPES[FieldType.TIMESTAMP]
     try:
-        return pa.array(texts, pa.string()).cast(kind)
+        return pa.array(texts, pa.string()).cast(data_type)
     except pa.ArrowInvalid:
-        return pa.array([None if text is None else msgspec.convert(text, dt.datetime) for text in texts], kind)
+        return pa.array([None if text is None else msgspec.convert(text, dt.datetime) for text in texts], data_type)

@@ -13,11 +13,11 @@ from bronze.objects.footer import NotABronzeObject
 
 
 def submissions_with(file: BinaryIO, classification_id: str) -> Mapping[str, int]:
-    """The submissions that have rows of a run in an object, with how many; raises `NotABronzeObject`.
+    """The number of rows of a classification in an object, by submission; raises `NotABronzeObject`.
 
-    Of the file only the row groups are read that may have some, and two columns of these.
+    Only two columns of the row groups that may have such rows are read.
     """
-    found: Counter[str] = Counter()
+    rows_by_submission: Counter[str] = Counter()
     try:
         with pq.ParquetFile(file) as parquet:
             metadata = parquet.metadata
@@ -27,7 +27,7 @@ def submissions_with(file: BinaryIO, classification_id: str) -> Mapping[str, int
                 if statistics.has_min_max and not statistics.min <= classification_id <= statistics.max:
                     continue
                 rows = parquet.read_row_group(group, ["classification_id", "_submission_id"])
-                found.update(rows.filter(pc.equal(rows[0], classification_id))[1].to_pylist())
+                rows_by_submission.update(rows.filter(pc.equal(rows[0], classification_id))[1].to_pylist())
     except (pa.ArrowException, KeyError, IndexError) as error:
         raise NotABronzeObject(f"its rows cannot be read: {error}") from error
-    return found
+    return rows_by_submission
