@@ -294,8 +294,8 @@ class NoIdentities(NatsCatalog):
 class OwnMind(LaneWriter):
     """Goes on from what it meant to write, not from what is in the bucket."""
 
-    async def _create(self, encoded: Encoded, trail: UploadTelemetry, read: Sequence[Message]) -> Contents:
-        await super()._create(encoded, trail, read)
+    async def _create(self, encoded: Encoded, upload: UploadTelemetry, read: Sequence[Message]) -> Contents:
+        await super()._create(encoded, upload, read)
         return encoded.contents
 
 

@@ -1,4 +1,4 @@
-"""The trail of one Bronze write under sampling: what is measured leads to a trace that is kept, or to none."""
+"""The upload of one Bronze write under sampling: what is measured leads to a trace that is kept, or to none."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
@@ -56,12 +56,12 @@ def write(monkeypatch: pytest.MonkeyPatch) -> Iterator[Write]:
     def write(submissions: str) -> Written:
         cut = [message(number, sampled=letter == "x") for number, letter in enumerate(submissions, start=1)]
         parts = reconcile(LANE, cut, {})
-        trail = UploadTelemetry(telemetry, LANE, parts, 0)
-        with trail.stage(Stage.ENCODE, spans.encode):
-            encoded = encode_object(sources.built_in()["vehicles"], LANE, "key", parts, trail.traceparent)
-        trail.put_done(encoded.contents, len(encoded.body))
-        trail.stored(encoded.contents)
-        trail.close()
+        upload = UploadTelemetry(telemetry, LANE, parts, 0)
+        with upload.stage(Stage.ENCODE, spans.encode):
+            encoded = encode_object(sources.built_in()["vehicles"], LANE, "key", parts, upload.traceparent)
+        upload.put_done(encoded.contents, len(encoded.body))
+        upload.stored(encoded.contents)
+        upload.close()
         data = reader.get_metrics_data()
         exemplars = {
             metric.name: [

@@ -1,7 +1,7 @@
-"""One lane's consumer: its messages become objects, by the chain protocol (`docs/delivery.md`).
+"""The consumer of one lane: it turns messages into objects, by the chain protocol (`docs/delivery.md`).
 
-A lane's loop reads as the data's way: read what follows the chain, cut, ask for the identities, encode, create the
-object, append to the catalog. A crash may cut it short at any line; whoever goes on begins at the catalog's last entry.
+Its loop follows the path of the data: read the messages after the chain, cut, read the identities, encode, create the
+object, append to the catalog. It may crash at any line; the next consumer starts at the last entry of the catalog.
 """
 
 import asyncio
@@ -42,16 +42,16 @@ POLL_S = 0.1
 MAINTENANCE_S = 1.0
 BACK_OFF_S_MIN = 0.1
 BACK_OFF_S_MAX = 5.0
-#: How long a lane whose next message only a newer consumer knows is left alone.
+#: How long a lane waits if its next message needs a newer consumer.
 NEWER_FORMAT_WAIT_S = 30.0
 
 
 class NewerFormat(BronzeError):
-    """The lane's next message is of a format, or of a version of the source, that this consumer does not know."""
+    """The lane's next message has a format, or a version of the source, that this consumer does not know."""
 
 
 class LaneWriter:
-    """One lane's consumer."""
+    """The consumer of one lane."""
 
     def __init__(
         self,
@@ -82,10 +82,10 @@ class LaneWriter:
         self._read_ns = 0
         self._verified_s = 0.0
 
-    # --- for as long as the role runs
+    # --- while the role runs
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Write objects until stopped or halted; what passes is waited out. Raises `Gone`."""
+        """Write objects until stopped or halted; other errors are retried. Raises `Gone`."""
         wait_s = BACK_OFF_S_MIN
         while not stop.is_set():
             try:
@@ -97,32 +97,32 @@ class LaneWriter:
             except Gone:
                 raise
             except Halted as error:
-                log.critical("lane %s stopped: %s", self._lane.stream, error)
+                log.critical("lane %s halted: %s", self._lane.stream, error)
                 return
             except NewerFormat as error:
-                log.error("lane %s is left to a newer consumer: %s", self._lane.stream, error)
+                log.error("lane %s needs a newer consumer, and this one waits: %s", self._lane.stream, error)
                 wait_s = NEWER_FORMAT_WAIT_S
             except Unavailable as error:
-                log.warning("lane %s waits %.1f s: %s", self._lane.stream, wait_s, error)
+                log.warning("lane %s: retry in %.1f s: %s", self._lane.stream, wait_s, error)
             except Exception:
-                log.exception("lane %s: not foreseen", self._lane.stream)
+                log.exception("lane %s: unexpected error", self._lane.stream)
             await wait_unless_stopped(stop, wait_s)
             wait_s = min(wait_s * 2, BACK_OFF_S_MAX)
 
     async def _write_with_lock(self, stop: asyncio.Event) -> None:
-        """Write while the lock is ours."""
+        """Wait for the lock, and write objects until another consumer has it."""
         with self._step(Step.LOCK):
             await run_unless_stopped(stop, self._lock.acquire())
         if stop.is_set():
             return
-        keep = asyncio.create_task(self._lock.keep_alive())
+        heartbeat = asyncio.create_task(self._lock.keep_alive())
         write = asyncio.create_task(self._write(stop))
         try:
-            await asyncio.wait({keep, write}, return_when=asyncio.FIRST_COMPLETED)
-            (write if write.done() else keep).result()
+            await asyncio.wait({heartbeat, write}, return_when=asyncio.FIRST_COMPLETED)
+            (write if write.done() else heartbeat).result()
         finally:
-            await cancel(keep, write)
-            if keep.cancelled():
+            await cancel(heartbeat, write)
+            if heartbeat.cancelled():
                 with suppress(Unavailable, LockLost):
                     await self._lock.release()
 
@@ -137,8 +137,8 @@ class LaneWriter:
                 ready = readable_prefix(pending, self._source.version)
                 if pending and not ready:
                     raise NewerFormat(
-                        f"message {pending[0].sequence} is of a newer format than {FORMAT}, or of a newer version of "
-                        f"{self._source.name} than {self._source.version}"
+                        f"message {pending[0].sequence} has a newer format than this consumer knows ({FORMAT}), or a "
+                        f"newer version of {self._source.name} than it knows ({self._source.version})"
                     )
             if not due(ready, self._now_s(), self._limits):
                 await wait_unless_stopped(stop, POLL_S)
@@ -147,10 +147,13 @@ class LaneWriter:
             position = await self._store(position, next_cut(ready, limits), pending)
             pending = [message for message in pending if message.sequence > position.last]
 
-    # --- rule 3: read what follows the chain
+    # --- rule 3: read the messages after the chain
 
     async def _check_keys(self, position: Position) -> None:
-        """An object at or past the position whose message is missing or of another hour: the queue was rolled back."""
+        """Raises `Halted` if the first message of an object past the position is missing, or is from another hour.
+
+        Then the queue was rolled back.
+        """
         entry = position.entry
         begin = f"{entry.file_path.rpartition('/')[0]}/" if entry else self._folder(self._lane.since)
         async for key in self._bucket.keys(f"{self._prefix}/source={self._lane.source}/", begin):
@@ -159,13 +162,13 @@ class LaneWriter:
                 continue
             message = await self._queue.get(self._lane, first)
             if message is None or not key.startswith(self._folder(message.time)):
-                raise rolled_back(first, f"is not the one that {key} begins with")
+                raise rolled_back(first, f"is not the first message of {key}")
 
     def _folder(self, time: str) -> str:
         return hour_prefix(self._prefix, self._lane.source, time)
 
     async def _read(self, position: Position, pending: Sequence[Message]) -> list[Message]:
-        """What follows, without a gap; the message before it is read again and has to be the same."""
+        """The next messages, without a gap; the message before them is read again and has to be the same."""
         if full(pending, self._limits):
             return []
         tail = Tail.of(position, pending)
@@ -173,21 +176,21 @@ class LaneWriter:
         if not await self._queue.has_after(self._lane, after) and time.monotonic() - self._verified_s < MAINTENANCE_S:
             return []
         try:
-            read = await self._queue.read(self._lane, tail)
+            messages = await self._queue.read(self._lane, tail)
         except Gap as gap:
             await self._raise_for_gap(position, gap)
         self._verified_s = time.monotonic()
-        if read and not pending:
+        if messages and not pending:
             self._read_ns = time.time_ns()
-        return read
+        return messages
 
     async def _raise_for_gap(self, position: Position, gap: Gap) -> NoReturn:
-        """Why a message is missing: stored and purged by another writer, not there yet, or lost by the queue."""
-        now, _ = await self._catalog.position(self._lane)
-        if now.entry_sequence != position.entry_sequence:
+        """Raises the error for a missing message: purged by another writer, not in the replica yet, or lost."""
+        current, _ = await self._catalog.position(self._lane)
+        if current.entry_sequence != position.entry_sequence:
             raise Overtaken from gap
         await self._queue.halt_if_lost(self._lane, gap)
-        raise Unavailable(Outage.TIMEOUT, f"a replica of the queue is late: {gap}") from gap
+        raise Unavailable(Outage.TIMEOUT, f"a replica of the queue is not up to date: {gap}") from gap
 
     # --- rules 3 to 5: cut, encode, create, append
 
@@ -197,52 +200,52 @@ class LaneWriter:
             ids = list(dict.fromkeys(message.submission_id for message in cut))
             identities = await self._catalog.identities(lane, position, ids)
         attempt = self._lock.attempt
-        parts = reconcile(lane, cut, identities, undecoded=attempt.hopeless(cut))
-        trail = UploadTelemetry(self._telemetry, lane, parts, self._read_ns)
+        reconciled = reconcile(lane, cut, identities, undecoded=attempt.hopeless(cut))
+        upload = UploadTelemetry(self._telemetry, lane, reconciled, self._read_ns)
         try:
             with self._step(Step.ENCODE):
                 await self._lock.begin_decoding(attempt.begin(cut))
-                with trail.stage(Stage.ENCODE, spans.encode):
+                with upload.stage(Stage.ENCODE, spans.encode):
                     key = object_key(self._prefix, lane, cut[0])
                     encoded = await asyncio.to_thread(
-                        encoder.encode_object, self._source, lane, key, parts, trail.traceparent, self._now()
+                        encoder.encode_object, self._source, lane, key, reconciled, upload.traceparent, self._now()
                     )
                 await self._lock.end_decoding()
-            contents = await self._create(encoded, trail, read)
+            contents = await self._create(encoded, upload, read)
             with self._step(Step.QUARANTINE):
-                for aside in contents.quarantined:
-                    await self._set_aside(aside, contents.file_path, position, read)
-            with self._step(Step.CATALOG), trail.stage(Stage.CATALOG):
+                for quarantined in contents.quarantined:
+                    await self._quarantine(quarantined, contents.file_path, position, read)
+            with self._step(Step.CATALOG), upload.stage(Stage.CATALOG):
                 position = await self._catalog.append(lane, position, contents)
-            trail.stored(contents)
+            upload.stored(contents)
         except BaseException as error:
-            trail.close(error)
+            upload.close(error)
             raise
-        trail.close()
+        upload.close()
         return position
 
-    async def _create(self, encoded: Encoded, trail: UploadTelemetry, read: Sequence[Message]) -> Contents:
-        """Put the object under its key. From then on what is in the bucket decides, whoever wrote it."""
+    async def _create(self, encoded: Encoded, upload: UploadTelemetry, read: Sequence[Message]) -> Contents:
+        """Create the object. Returns the contents of the object that is in the bucket, whichever consumer wrote it."""
         key = encoded.contents.file_path
         wait_s = BACK_OFF_S_MIN
         while True:
             began_s = time.perf_counter()
             try:
-                with self._step(Step.PUT), trail.stage(Stage.PUT, spans.put, self._put_attributes(encoded)):
+                with self._step(Step.PUT), upload.stage(Stage.PUT, spans.put, self._put_attributes(encoded)):
                     created = await self._bucket.create(
                         key, encoded.body, user_metadata(encoded.contents), CONTENT_TYPE
                     )
                     contents = encoded.contents if created else await self._contents(key)
                 break
             except Unavailable as error:
-                trail.put_failed(error, began_s)
-                log.warning("%s: not written, next try in %.1f s: %s", key, wait_s, error)
+                upload.put_failed(error, began_s)
+                log.warning("%s: could not be written, next attempt in %.1f s: %s", key, wait_s, error)
             await asyncio.sleep(wait_s)
             wait_s = min(wait_s * 2, BACK_OFF_S_MAX)
         with self._step(Step.PUT):
             check_covered(contents, read)
-        if contents.traceparent == trail.traceparent:
-            trail.put_done(contents, len(encoded.body))
+        if contents.traceparent == upload.traceparent:
+            upload.put_done(contents, len(encoded.body))
         return contents
 
     def _now(self) -> str:
@@ -259,44 +262,50 @@ class LaneWriter:
         }
 
     async def _contents(self, key: str) -> Contents:
-        """What the object under a key holds, as its own footer says."""
+        """The contents of the object with a key, from its footer."""
         contents = await read_contents(self._bucket, key)
         if contents is None:
-            raise Unavailable(Outage.CONFLICT, f"{key} was there and is gone")
+            raise Unavailable(Outage.CONFLICT, f"{key} existed a moment ago and is now missing")
         return contents
 
-    async def _set_aside(
-        self, aside: QuarantinedMessage, file_path: str, position: Position, read: Sequence[Message]
+    async def _quarantine(
+        self, quarantined: QuarantinedMessage, file_path: str, position: Position, read: Sequence[Message]
     ) -> None:
-        """Keep a message's content byte for byte. Its headers stand in the footer of the object that lists it."""
-        message = next((one for one in read if one.sequence == aside.sequence), None)
-        message = message or await self._queue.get(self._lane, aside.sequence)
+        """Store a message's content byte for byte. Its headers are in the footer of the object that lists it."""
+        sequence, key = quarantined.sequence, quarantined.key
+        message = next((message for message in read if message.sequence == sequence), None)
+        message = message or await self._queue.get(self._lane, sequence)
         if message is None:
-            await self._raise_for_gap(position, Gap(aside.sequence))
-        metadata = QuarantineMetadata(aside.reason, message.subject, str(message.sequence), message.time, file_path)
+            await self._raise_for_gap(position, Gap(sequence))
+        metadata = QuarantineMetadata(quarantined.reason, message.subject, str(sequence), message.time, file_path)
         try:
-            kept = message.content()
+            content = message.content()
         except DeadLetter:
-            kept = message.payload
-        created = await self._bucket.create(aside.key, kept, metadata.encode(), quarantine.CONTENT_TYPE)
-        if created and aside.kind is MessageKind.REJECTED:
-            log.info("%d rejected records of %s are kept as %s", aside.records, message.submission_id, aside.key)
+            content = message.payload
+        created = await self._bucket.create(key, content, metadata.encode(), quarantine.CONTENT_TYPE)
+        if created and quarantined.kind is MessageKind.REJECTED:
+            log.info(
+                "%d rejected records of submission %s were quarantined as %s",
+                quarantined.records,
+                message.submission_id,
+                key,
+            )
         elif created:
             self._count(Step.ENCODE, Fault.POISON)
             log.error(
-                "message %d of %s is set aside as %s: %s",
-                message.sequence,
+                "message %d of lane %s was quarantined as %s: %s",
+                sequence,
                 self._lane.stream,
-                aside.key,
-                aside.reason,
+                key,
+                quarantined.reason,
             )
 
-    # --- rule 6, and what is seen of the lane: owner or not
+    # --- rule 6, and the lane's gauges, also without the lock
 
     async def maintain(self) -> None:
-        """Purge what is stored and old enough, and report where the lane stands, for as long as the role runs.
+        """Purge stored messages that are old enough, and report the state of the lane, while the role runs.
 
-        Raises `Gone`: who waits for the lock has no other way to see it.
+        Raises `Gone`: a consumer that waits for the lock would not notice otherwise that the lane was replaced.
         """
         purgeable: deque[tuple[float, Tail]] = deque()
         while True:
@@ -306,34 +315,36 @@ class LaneWriter:
             except Gone:
                 raise
             except BronzeError as error:
-                log.info("lane %s: not looked after: %s", self._lane.stream, error)
+                log.info("lane %s: purge and status report failed: %s", self._lane.stream, error)
             except Exception:
-                log.exception("lane %s: not foreseen", self._lane.stream)
+                log.exception("lane %s: unexpected error", self._lane.stream)
             await asyncio.sleep(MAINTENANCE_S)
 
     async def _purge_and_report(self, purgeable: deque[tuple[float, Tail]]) -> None:
-        """One look; `purgeable` are the anchors that were seen, with when their entries were stored."""
+        """Do it once; `purgeable` are the anchors so far, each with the time when its entry was stored."""
         position, stored_at = await self._catalog.position(self._lane)
         anchor = Tail.of(position, [])
         if anchor and (not purgeable or purgeable[-1][1].sequence < anchor.sequence):
             purgeable.append((unix_time_s(stored_at), anchor))
-        backlog = await self._queue.state(self._lane)
-        now_s = unix_time_s(backlog.now)
-        old: Tail | None = None  # what a sealed queue holds goes with it
+        stream = await self._queue.state(self._lane)
+        now_s = unix_time_s(stream.now)
+        expired: Tail | None = None
         while purgeable and now_s - purgeable[0][0] >= self._purge_grace_s:
-            old = purgeable.popleft()[1]
-        if old and backlog.first < old.sequence and not backlog.sealed:
-            there = await self._queue.get(self._lane, old.sequence)
-            if there and there.time == old.time:  # else the queue was rolled back: what it has is not stored
-                await self._queue.purge_below(self._lane, old.sequence)
-        oldest = await self._queue.get(self._lane, position.last + 1) if backlog.last > position.last else None
-        of_lane = {attribute.bronze_source: self._lane.source, attribute.bronze_lane: str(self._lane.number)}
+            expired = purgeable.popleft()[1]
+        # a sealed stream cannot be purged; it is deleted as a whole
+        if expired and stream.first < expired.sequence and not stream.sealed:
+            message = await self._queue.get(self._lane, expired.sequence)
+            if message and message.time == expired.time:  # else the queue was rolled back: its messages are not stored
+                await self._queue.purge_below(self._lane, expired.sequence)
+        oldest = await self._queue.get(self._lane, position.last + 1) if stream.last > position.last else None
+        lane_attributes = {attribute.bronze_source: self._lane.source, attribute.bronze_lane: str(self._lane.number)}
         instruments = self._telemetry.instruments
         if position.entry:
-            instruments.upload_last_success_time.set(unix_time_s(stored_at), of_lane)
-        instruments.lane_position.set(position.last, of_lane)
-        instruments.queue_depth.set(max(0, backlog.last - position.last), of_lane)
-        instruments.queue_oldest_age.set(max(0.0, now_s - unix_time_s(oldest.time)) if oldest else 0.0, of_lane)
+            instruments.upload_last_success_time.set(unix_time_s(stored_at), lane_attributes)
+        instruments.lane_position.set(position.last, lane_attributes)
+        instruments.queue_depth.set(max(0, stream.last - position.last), lane_attributes)
+        oldest_age_s = max(0.0, now_s - unix_time_s(oldest.time)) if oldest else 0.0
+        instruments.queue_oldest_age.set(oldest_age_s, lane_attributes)
 
     # --- errors, counted by step
 
@@ -345,7 +356,7 @@ class LaneWriter:
             self._count(step, Fault.UNKNOWN_FORMAT)
             raise
         except (Overtaken, LockLost):
-            raise  # another writer's doing, and no error
+            raise  # caused by another writer, and no error
         except Exception as error:
             self._count(step, error_type(error))
             raise

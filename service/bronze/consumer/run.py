@@ -1,4 +1,4 @@
-"""The consumer's role: all lanes at once, until it is stopped."""
+"""The role of the consumer: it writes all lanes concurrently, until it is stopped."""
 
 import asyncio
 from collections.abc import Sequence
@@ -9,15 +9,15 @@ from bronze.process import STOP_GRACE_S
 
 
 async def consume(writers: Sequence[LaneWriter], stop: asyncio.Event) -> None:
-    """Write all lanes until stopped; then finish what is under way, within the grace.
+    """Write all lanes until stopped; then finish the writes in progress, within `STOP_GRACE_S`.
 
-    Raises `Gone` where a stream was replaced: then this process has none to work on, and stops likewise.
+    Raises `Gone` if a stream was replaced; the writes in progress are finished in this case too.
     """
-    tend = [asyncio.create_task(stop_on_error(writer.maintain(), stop)) for writer in writers]
+    maintain = [asyncio.create_task(stop_on_error(writer.maintain(), stop)) for writer in writers]
     write = [asyncio.create_task(stop_on_error(writer.run(stop), stop)) for writer in writers]
     await stop.wait()
     _, late = await asyncio.wait(write, timeout=STOP_GRACE_S)
-    await cancel(*late, *tend)
-    for error in [task.exception() for task in [*write, *tend] if not task.cancelled()]:
+    await cancel(*late, *maintain)
+    for error in [task.exception() for task in [*write, *maintain] if not task.cancelled()]:
         if error:
             raise error

@@ -1,13 +1,14 @@
-"""The trail of one Bronze write: its spans and its measurements, so that the consumer's loop says only what it does.
+"""Telemetry of one upload: its spans and measurements, kept out of the consumer's loop.
 
     send bronze.{source}           (API)
-      process bronze.{source}      one a submission, from read to stored
-        upload {source}            a child of the oldest sampled submission's; the others link to it
+      process bronze.{source}      one per submission, from read to stored
+        upload {source}            a child of that of the oldest sampled submission; the others link to it
           encode parquet
           S3 PutObject
 
-Every histogram is recorded in the context of what it measures, so that its exemplar leads there. Under sampling, an
-upload is seen if any of its submissions is: it is a child of the oldest that is sampled, of the oldest where none is.
+Every histogram is recorded in the context of the span that it measures, so that its exemplar leads to that span. With
+sampling, an upload is sampled if any of its submissions is: it is a child of the oldest sampled submission, or of the
+oldest one if none is sampled.
 """
 
 import time
@@ -31,7 +32,7 @@ PROCESS = "process"
 
 
 class UploadTelemetry:
-    """From the cut to the catalog entry of one object. Call `close` in any case."""
+    """From the cut to the catalog entry of one object. Always call `close`."""
 
     def __init__(self, telemetry: Telemetry, lane: Lane, cut: ReconciledCut, read_ns: int) -> None:
         self._telemetry = telemetry
@@ -47,10 +48,10 @@ class UploadTelemetry:
         self._read_ns = read_ns
         self._process: dict[str, Span] = {}
         by_submission: dict[str, list[AcceptedMessage]] = {}
-        for kept in cut.accepted:
-            by_submission.setdefault(kept.part.accepted.submission_id, []).append(kept)
-        for submission_id, parts in by_submission.items():
-            self._process[submission_id] = self._start_process(parts)
+        for message in cut.accepted:
+            by_submission.setdefault(message.part.accepted.submission_id, []).append(message)
+        for submission_id, messages in by_submission.items():
+            self._process[submission_id] = self._start_process(messages)
         sampled = [span for span in self._process.values() if span.get_span_context().trace_flags.sampled]
         parent = next(iter(sampled or self._process.values()), None)
         self.upload = telemetry.tracer.start_span(
@@ -78,8 +79,8 @@ class UploadTelemetry:
             max(0.0, wait_s), {**self._source, attribute.bronze_stage: Stage.WAIT}, context=self.context
         )
 
-    def _start_process(self, parts: Sequence[AcceptedMessage]) -> Span:
-        accepted = parts[0].part.accepted
+    def _start_process(self, messages: Sequence[AcceptedMessage]) -> Span:
+        accepted = messages[0].part.accepted
         return self._telemetry.tracer.start_span(
             spans.process.name(self._lane.source),
             context=extract({"traceparent": accepted.traceparent}),
@@ -91,10 +92,10 @@ class UploadTelemetry:
                 **_classification(accepted),
                 attribute.messaging_operation_name: PROCESS,
                 attribute.messaging_operation_type: PROCESS,
-                attribute.messaging_batch_message_count: len(parts),
+                attribute.messaging_batch_message_count: len(messages),
                 attribute.bronze_lane: str(self._lane.number),
                 attribute.bronze_submission_id: accepted.submission_id,
-                attribute.bronze_records: sum(kept.part.records for kept in parts),
+                attribute.bronze_records: sum(message.part.records for message in messages),
             },
         )
 
@@ -102,7 +103,7 @@ class UploadTelemetry:
     def stage(
         self, stage: Stage, signal: SpanSignal | None = None, attributes: Mapping[str, AttributeValue] | None = None
     ) -> Iterator[None]:
-        """One stage, with a span of its own where it has one."""
+        """One stage; with a `signal`, it has its own span."""
         began_s = time.perf_counter()
         try:
             if signal is None:
@@ -127,7 +128,7 @@ class UploadTelemetry:
             )
 
     def put_failed(self, error: Exception, began_s: float) -> None:
-        """An attempt to write the object failed, and is made again."""
+        """An attempt to write the object failed, and will be retried."""
         kind = error_type(error)
         failed = {**self._source, attribute.bronze_outcome: Outcome.FAILURE}
         self._instruments.uploads.add(1, {**failed, attribute.error_type: kind})
@@ -135,7 +136,7 @@ class UploadTelemetry:
         self.upload.add_event(events.retry, {attribute.error_type: kind})
 
     def put_done(self, contents: Contents, size: int) -> None:
-        """The object is in the bucket, and it is the one that this trail tells of."""
+        """The object is in the bucket, and it is the one of this upload."""
         succeeded = {**self._source, attribute.bronze_outcome: Outcome.SUCCESS}
         self._instruments.uploads.add(1, succeeded)
         self._instruments.bytes.add(size, {**self._source, attribute.bronze_outcome: Outcome.STORED})
@@ -156,16 +157,16 @@ class UploadTelemetry:
         )
 
     def stored(self, contents: Contents) -> None:
-        """The object is in the catalog: what it holds is stored, whoever wrote it."""
+        """The object is in the catalog: its records are stored, whichever consumer wrote it."""
         add = self._instruments.records.add
-        aside = sum(one.records for one in contents.quarantined)
-        twice = sum(one.records for one in contents.duplicates)
+        quarantined = sum(message.records for message in contents.quarantined)
+        duplicates = sum(duplicate.records for duplicate in contents.duplicates)
         add(contents.records, {**self._source, attribute.bronze_outcome: Outcome.STORED})
-        add(aside, {**self._source, attribute.bronze_outcome: Outcome.QUARANTINED})
-        add(twice, {**self._source, attribute.bronze_outcome: Outcome.DUPLICATE})
+        add(quarantined, {**self._source, attribute.bronze_outcome: Outcome.QUARANTINED})
+        add(duplicates, {**self._source, attribute.bronze_outcome: Outcome.DUPLICATE})
         now_s, now_ns = time.time(), time.time_ns()
-        ours = contents.traceparent == self.traceparent
-        times = {kept.part.accepted.submission_id: kept.message.time for kept in self._cut.accepted}
+        written_here = contents.traceparent == self.traceparent
+        times = {message.part.accepted.submission_id: message.message.time for message in self._cut.accepted}
         for stored in contents.submissions:
             span = self._process.get(stored.accepted.submission_id)
             if span is None:
@@ -176,7 +177,7 @@ class UploadTelemetry:
                 attribute.bronze_outcome,
                 Outcome.QUARANTINED if stored.parts_quarantined else Outcome.STORED,
             )
-            if ours:
+            if written_here:
                 span.add_link(self.upload.get_span_context())
             if stored.parts_done == stored.parts:
                 self._instruments.delivery_duration.record(
@@ -189,7 +190,7 @@ class UploadTelemetry:
             )
 
     def close(self, error: BaseException | None = None) -> None:
-        """End every span; with an error where the write was cut short."""
+        """End every span, with the error if the upload failed."""
         for span in [self.upload, *self._process.values()]:
             if error is not None:
                 span.set_attribute(attribute.error_type, error_type(error))
