@@ -1,4 +1,4 @@
-"""The HTTP client of every command that calls the API, and what an answer that is an error means.
+"""The HTTP client of all commands that call the API, and the errors that its answers stand for.
 
 Imports: errors, settings.
 Libraries: httpx, msgspec.
@@ -15,7 +15,7 @@ import msgspec
 from bronze.errors import ErrorCode, Fault, Misconfigured, Outage, Refused, Unavailable, error_code
 from bronze.settings import Settings
 
-#: Longer than the API's own deadline, so that the API is the one that says how a submission ended.
+#: Longer than the API's own deadline, so that the API reports how a submission ended.
 TIMEOUT = httpx.Timeout(45, connect=5)
 
 
@@ -30,7 +30,7 @@ class Problem(msgspec.Struct, frozen=True):
 
 
 def connect(settings: Settings, url: str | None = None) -> httpx.Client:
-    """A client of the API at the settings' address, or at another one. Raises `Misconfigured` for no HTTP address."""
+    """A client of the API at `url`, else at `BRONZE_API_URL`. Raises `Misconfigured` for an invalid address."""
     return httpx.Client(base_url=_address(settings, url), timeout=TIMEOUT)
 
 
@@ -46,37 +46,37 @@ def _address(settings: Settings, url: str | None = None) -> httpx.URL:
     except httpx.InvalidURL as error:
         raise Misconfigured(f"{name}: {address!r}: {error}") from error
     if base_url.scheme not in {"http", "https"} or not base_url.host:
-        raise Misconfigured(f"{name}: {address!r} is no http address")
+        raise Misconfigured(f"{name}: {address!r} is not an HTTP address")
     return base_url
 
 
 def unreachable(error: httpx.RequestError, url: httpx.URL) -> Unavailable:
-    """What it means that there is no answer."""
+    """The error for a request without an answer."""
     if isinstance(error, httpx.TimeoutException):
-        what = f"{url.host} does not answer: {type(error).__name__}"
-        return Unavailable(Outage.TIMEOUT, what, retry_after_s=0)
+        detail = f"{url.host} does not answer: {type(error).__name__}"
+        return Unavailable(Outage.TIMEOUT, detail, retry_after_s=0)
     address = f"{url.scheme}://{url.netloc.decode()}"  # without a password
-    what = f"no API is reached at {address}, where BRONZE_API_URL has it: {error}"
-    return Unavailable(Outage.UNAVAILABLE, what, retry_after_s=0)
+    detail = f"cannot reach the API at {address} (set BRONZE_API_URL to its address): {error}"
+    return Unavailable(Outage.UNAVAILABLE, detail, retry_after_s=0)
 
 
 def failure(response: httpx.Response, place: Callable[[int | None], str]) -> Refused | Unavailable:
-    """What an answer that is an error means: `Unavailable` for what may succeed later.
+    """The error for an answer with an error status: `Unavailable` if a retry may succeed later.
 
-    `place` says where a record comes from, by its index in the body, or where all of them do.
+    `place` returns the place of a record in its file, by its index in the body, or that of all records for None.
     """
     status = response.status_code
     problem = problem_of(response)
     code = _code(status, problem)
-    said = f"{status} {problem.detail or problem.title or response.reason_phrase}"
+    text = f"{status} {problem.detail or problem.title or response.reason_phrase}"
     if status == httpx.codes.TOO_MANY_REQUESTS or response.is_server_error:
-        answers = f"{response.url.host} answers {said}"
-        return Unavailable(code, answers, retry_after_s=_retry_after_s(response), status=status)
-    return Refused(code, f"{place(problem.record)}: {said}", status=status, record=problem.record)
+        detail = f"{response.url.host} answers {text}"
+        return Unavailable(code, detail, retry_after_s=_retry_after_s(response), status=status)
+    return Refused(code, f"{place(problem.record)}: {text}", status=status, record=problem.record)
 
 
 def problem_of(response: httpx.Response) -> Problem:
-    """The problem document of an answer; an empty one where something else answered, such as a proxy."""
+    """The problem document of an answer; an empty one if the answer has none, such as that of a proxy."""
     try:
         return msgspec.json.decode(response.content, type=Problem)
     except msgspec.DecodeError:
@@ -84,9 +84,9 @@ def problem_of(response: httpx.Response) -> Problem:
 
 
 def _code(status: int, problem: Problem) -> ErrorCode:
-    """The code that the problem's type ends in, else one that the status stands for."""
-    word = problem.type.rpartition("/")[2]
-    if code := error_code(word):
+    """The code at the end of the problem's type, else the one for the status."""
+    type_end = problem.type.rpartition("/")[2]
+    if code := error_code(type_end):
         return code
     match status:
         case 401 | 403:
@@ -100,7 +100,7 @@ def _code(status: int, problem: Problem) -> ErrorCode:
 
 
 def _retry_after_s(response: httpx.Response) -> int:
-    """The header's wish, seconds or a date (RFC 9110); 0 if there is none."""
+    """The wait in the header, given as seconds or a date (RFC 9110); 0 if there is none."""
     value = response.headers.get("Retry-After", "").strip()
     if value.isdecimal():
         return int(value)

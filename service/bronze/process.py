@@ -1,4 +1,4 @@
-"""The process of a role: how it starts, is told to stop, and uses memory.
+"""The process of a role: its start, its stop signals and its use of memory.
 
 Imports: errors.
 Libraries: pyarrow.
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 #: How long a start waits for a server that does not answer.
 START_WAIT_S = 60.0
 START_RETRY_S = 1.0
-#: How long a stop waits for the requests or writes under way. A supervisor kills after 10 s, and telemetry needs some.
+#: How long a stop waits for requests or writes in progress. Supervisors kill after 10 s, and telemetry needs a part.
 STOP_GRACE_S = 6.0
 #: Options of glibc's mallopt(3), by its malloc.h.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
@@ -34,9 +34,9 @@ class StopRequested(Exception):
 
 
 async def retry_until_available(step: Callable[[], Awaitable[T]], stop: asyncio.Event) -> T:
-    """Do a step of the start; while it raises `Unavailable`, do it again for `START_WAIT_S`. Raises `StopRequested`."""
+    """Do a step of the start; retry it for `START_WAIT_S` while it raises `Unavailable`. Raises `StopRequested`."""
     loop = asyncio.get_running_loop()
-    give_up_s = loop.time() + START_WAIT_S
+    deadline_s = loop.time() + START_WAIT_S
     stopped = asyncio.ensure_future(stop.wait())
     try:
         while True:
@@ -48,9 +48,9 @@ async def retry_until_available(step: Callable[[], Awaitable[T]], stop: asyncio.
             try:
                 return attempt.result()
             except Unavailable as error:
-                if loop.time() >= give_up_s:
+                if loop.time() >= deadline_s:
                     raise
-                log.warning("waiting to start: %s", error)
+                log.warning("cannot start yet, trying again: %s", error)
             await asyncio.wait({stopped}, timeout=START_RETRY_S)
     finally:
         stopped.cancel()
@@ -63,18 +63,19 @@ def on_stop_signals(act: Callable[[], None]) -> None:
 
 
 def freeze_startup_objects() -> None:
-    """Have the garbage collector leave alone what the start has made: each pass over it takes a tenth of a second.
+    """Exclude the objects of the start from garbage collection: each pass over them takes a tenth of a second.
 
-    With telemetry on, the API takes a fifth more requests, and its p99 is less than half.
+    With telemetry, the API then serves a fifth more requests, and its p99 is less than half.
     """
     gc.collect()
     gc.freeze()
 
 
 def tune_malloc() -> None:
-    """Have glibc keep up to 16 MiB of freed memory, and take pieces of less than 4 MiB from there.
+    """Make glibc keep up to 16 MiB of freed memory, and serve allocations of less than 4 MiB from it.
 
-    By its defaults, each piece of a body is taken from the system and given back: a fifth of the check's time.
+    By default, each chunk of a body is allocated from the system and returned to it, which costs a fifth of the time of
+    a check.
     """
     if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
         mallopt(M_MMAP_THRESHOLD, 4 * 2**20)
@@ -82,5 +83,5 @@ def tune_malloc() -> None:
 
 
 def return_arrow_memory() -> None:
-    """Have Arrow use the system's allocator: its own keeps the memory of an object, 40 MB more at the peak."""
+    """Make Arrow use the allocator of the system: its own keeps freed memory, 40 MB more at the peak."""
     pa.set_memory_pool(pa.system_memory_pool())

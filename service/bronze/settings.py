@@ -1,8 +1,8 @@
-"""Every setting of ours, in one place: environment variables `BRONZE_*`.
+"""All settings of Bronze: environment variables `BRONZE_*`.
 
-What has a standard variable has no setting here: `OTEL_*` for telemetry (the exporters, sampling and
-`OTEL_EXPORTER_PROMETHEUS_HOST` and `_PORT` for `/metrics` of consumer and publisher), `AWS_*` for the bucket's
-endpoint, region and keys (as boto3 reads them).
+Settings that have a standard variable are not here: `OTEL_*` for telemetry (exporters, sampling, and
+`OTEL_EXPORTER_PROMETHEUS_HOST` and `_PORT` for `/metrics` of consumer and publisher), and `AWS_*` for the bucket's
+endpoint, region and credentials (which boto3 reads).
 
 Imports: errors.
 Libraries: pydantic, pydantic_settings.
@@ -18,7 +18,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from bronze.errors import Misconfigured
 
 MIB = 2**20
-#: Where the trace's id stands in `trace_url`.
+#: The placeholder of the trace id in `trace_url`.
 TRACE_ID = "{trace_id}"
 _HTTP = r"^https?://[^\s/]"
 
@@ -32,118 +32,129 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="BRONZE_", frozen=True)
 
     sources: Path | None = Field(
-        None, description="The TOML file that declares all sources (docs/sources.md); the built-in four without one."
+        None,
+        description="TOML file that declares all sources (docs/sources.md). Without it: the four built-in sources.",
     )
 
-    nats_url: str = Field("nats://127.0.0.1:4222", description="The queue's address.")
+    nats_url: str = Field("nats://127.0.0.1:4222", description="Address of the queue.")
     nats_server_name: str | None = Field(
-        None, description="Refuse a queue server of another name (a port that answers may be another's)."
+        None, description="Name that the queue's server must have, so that another server on the same port is refused."
     )
     queue_replicas: PositiveInt = Field(1, description="Replicas of the streams: 1, or 3 on a cluster.")
     queue_bytes_max: PositiveInt = Field(
-        1024 * MIB, description="Bound of a lane's stream in bytes, as compressed; a full stream answers 503."
+        1024 * MIB,
+        description="Limit of a lane's stream, in bytes, after compression. While it is full, submissions get a 503.",
     )
     lanes: PositiveInt = Field(
         1,
-        description="Lanes a source: parallel writers. `bronze lanes N` changes their number, and this has to follow.",
+        description="Lanes per source: so many consumers can write one source in parallel. `bronze lanes N` changes "
+        "the number; after it, set this to N.",
     )
     open_batches_max: Annotated[int, Field(ge=1, le=40)] = Field(
-        40, description="Open atomic batches a stream and API process: 40 divided by the number of processes."
+        40,
+        description="Concurrent atomic batches per stream and API process; with several API processes, 40 divided by "
+        "their number.",
     )
 
-    bucket: str = Field("bronze", description="The bucket's name.")
+    bucket: str = Field("bronze", description="Name of the bucket.")
     prefix: str = Field("bronze", description="First part of every object's key.")
     create_only_missing: bool = Field(
         default=False,
-        description="Accept a bucket without create-only PUT: exactly one consumer will run.",
+        description="Accept a bucket that does not support create-only PUT. Then run exactly one consumer.",
     )
 
     api_host: str = Field("127.0.0.1", description="Address that the API listens on.")
     api_port: int = Field(8000, description="Port that the API listens on.")
-    body_bytes_max: PositiveInt = Field(512 * MIB, description="Bound of a body, decoded, in bytes.")
+    body_bytes_max: PositiveInt = Field(512 * MIB, description="Limit of a body, in bytes, after decompression.")
     json_body_bytes_max: PositiveInt = Field(
-        16 * MIB, description="Bound of an application/json body, which is parsed whole, in bytes."
+        16 * MIB, description="Limit of an application/json body, which is parsed as a whole, in bytes."
     )
     spool_memory_bytes_max: PositiveInt = Field(
-        2 * MIB, description="A submission beyond this is spooled to disk while it is checked, in bytes."
+        2 * MIB, description="Memory per submission, in bytes. A larger one is spooled to disk while it is checked."
     )
     columnar_readers_max: PositiveInt = Field(
-        2, description="Child processes that read Arrow and Parquet bodies at once; further bodies wait."
+        2, description="Child processes that read Arrow and Parquet bodies at the same time; further bodies wait."
     )
     columnar_memory_bytes_max: Annotated[int, Field(ge=64 * MIB)] = Field(
-        512 * MIB, description="Memory of each of them, in bytes; a body that takes more is refused."
+        512 * MIB, description="Memory of each child process, in bytes; a body that needs more is refused."
     )
     columnar_cpu_s_max: PositiveInt = Field(
-        60, description="CPU time of each of them, in seconds; a body that takes more is refused."
+        60, description="CPU time of each child process, in seconds; a body that needs more is refused."
     )
     deadline_s: PositiveFloat = Field(
-        30, description="From the identity's read to the last publish of a submission, in seconds."
+        30,
+        description="Longest time to publish a submission, in seconds, from reading its identity to the last publish.",
     )
 
-    flush_age_s: PositiveFloat = Field(15, description="Age at which waiting messages become an object, in s.")
+    flush_age_s: PositiveFloat = Field(15, description="Age at which waiting messages become an object, in seconds.")
     object_bytes_max: PositiveInt = Field(
-        64 * MIB, description="What the messages of one object hold, in bytes, before they are compressed."
+        64 * MIB, description="Limit of the size of the messages of one object, in bytes, before compression."
     )
-    object_messages_max: Annotated[int, Field(ge=1, le=4096)] = Field(4096, description="Messages of one object.")
+    object_messages_max: Annotated[int, Field(ge=1, le=4096)] = Field(
+        4096, description="Limit of the number of messages of one object."
+    )
     object_submissions_max: Annotated[int, Field(ge=1, le=999)] = Field(
-        999, description="Submissions of one object (the server takes 1,000 messages in one batch)."
+        999,
+        description="Limit of the number of submissions of one object (the server accepts 1,000 messages per batch).",
     )
     purge_grace_s: PositiveFloat = Field(
         60,
-        description="Age of a catalog entry at which its messages leave the queue; twice the deadline at least.",
+        description="Age of a catalog entry at which its messages are deleted from the queue, in seconds; at least "
+        "twice BRONZE_DEADLINE_S.",
     )
     lock_expiry_s: PositiveFloat = Field(
-        5, description="A lane's lock without a beat for this long is taken over, in seconds."
+        5, description="Time without a heartbeat after which another consumer takes over a lane's lock, in seconds."
     )
 
     view_dir: Path | None = Field(
         None,
-        description="Folder of an API's view of the catalog, which then outlives a restart; else a temporary file.",
+        description="Folder of an API's catalog index, which then survives a restart. Without it: a temporary file.",
     )
 
-    api_url: str = Field("http://127.0.0.1:8000", description="Where publishers find the API.")
+    api_url: str = Field("http://127.0.0.1:8000", description="Address of the API, for publishers and commands.")
 
     prometheus_url: Annotated[str, Field(pattern=_HTTP)] | None = Field(
-        None, description="Prometheus, from which the API's page shows the state at a glance; without it, it does not."
+        None, description="Address of Prometheus. With it, the API's page shows the state of the system."
     )
     trace_url: Annotated[str, Field(pattern=_HTTP)] | None = Field(
-        None, description="Where a person sees a trace, with {trace_id} in it: the page links to it."
+        None,
+        description="Address at which people see a trace, with the placeholder {trace_id}: the API's page links to it.",
     )
 
-    log_format: LogFormat = Field(LogFormat.JSON, description="Logs on standard output: json or console.")
-    log_level: str = Field("INFO", description="Least level that is logged.")
+    log_format: LogFormat = Field(LogFormat.JSON, description="Format of the logs on standard output: json or console.")
+    log_level: str = Field("INFO", description="Lowest level that is logged.")
 
     @property
     def delivery_objective_s(self) -> float:
-        """By when a submission should be in the bucket, from its 202 on, in seconds."""
+        """Time from its 202 within which a submission should be in the bucket, in seconds."""
         return round(self.flush_age_s + 2, 3)
 
     @model_validator(mode="after")
     def _grace_covers_late_publishes(self) -> Self:
         if self.purge_grace_s < 2 * self.deadline_s:
             raise ValueError(
-                f"BRONZE_PURGE_GRACE_S ({self.purge_grace_s:g}) has to be twice BRONZE_DEADLINE_S "
-                f"({self.deadline_s:g}) at least: a publish that is late by the deadline must still meet its identity"
+                f"BRONZE_PURGE_GRACE_S ({self.purge_grace_s:g}) must be at least twice BRONZE_DEADLINE_S "
+                f"({self.deadline_s:g}), so that a publish that arrives one deadline late still finds its identity"
             )
         return self
 
     @field_validator("trace_url")
     @classmethod
-    def _trace_url_has_a_place(cls, url: str | None) -> str | None:
+    def _trace_url_has_a_placeholder(cls, url: str | None) -> str | None:
         if url is not None and TRACE_ID not in url:
-            raise ValueError(f"{url!r} does not say where the trace's id stands: put {TRACE_ID} there")
+            raise ValueError(f"{url!r} has no placeholder for the trace id: add {TRACE_ID}")
         return url
 
 
 def load() -> Settings:
-    """The settings from the environment. Raises `Misconfigured` that names each wrong variable."""
+    """The settings from the environment. Raises `Misconfigured`, with all variables that have an invalid value."""
     try:
         return Settings()
     except ValidationError as error:
         lines = [
-            f"BRONZE_{str(e['loc'][0]).upper()}: {e['msg']}"
-            if e["loc"]
-            else str(e["msg"]).removeprefix("Value error, ")
-            for e in error.errors()
+            f"BRONZE_{str(invalid['loc'][0]).upper()}: {invalid['msg']}"
+            if invalid["loc"]
+            else str(invalid["msg"]).removeprefix("Value error, ")
+            for invalid in error.errors()
         ]
         raise Misconfigured("; ".join(lines)) from error

@@ -1,4 +1,4 @@
-"""The composition root: the one place where the roles' parts are made and joined."""
+"""The composition root: the only module that creates the parts of the roles and connects them."""
 
 import argparse
 import asyncio
@@ -59,7 +59,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Servers:
-    """What the roles act on."""
+    """The servers that the roles use."""
 
     lanes: list[Lane]
     queue: Queue
@@ -78,11 +78,12 @@ async def open_servers(
     *,
     creates_objects: bool = False,
 ) -> AsyncIterator[Servers]:
-    """The real servers, waited for at the start. Raises `StopRequested`, `Unavailable` or `Misconfigured`.
+    """Connect to the servers; wait for those that do not answer.
 
-    A role that creates objects has the bucket checked for create-only PUT.
+    A role that creates objects also tests the bucket's create-only PUT. Raises `StopRequested`, `Unavailable` or
+    `Misconfigured`.
     """
-    # an instance id may be preset and then outlives the process; the lock has to see that its owner died
+    # an instance id may be preset and then stays the same after a restart; the lock has to notice that its owner died
     owner = f"{instance_id}-{secrets.token_hex(4)}"
     jetstream = await retry_until_available(
         lambda: JetStream.connect(settings.nats_url, server_name=settings.nats_server_name), stop
@@ -112,7 +113,7 @@ async def open_servers(
 
 @asynccontextmanager
 async def prometheus(settings: Settings) -> AsyncIterator[Prometheus | None]:
-    """The Prometheus of the settings, if they name one. Raises `Misconfigured` for an address that cannot be one."""
+    """A client of the Prometheus in the settings, if there is one. Raises `Misconfigured` for an invalid address."""
     if settings.prometheus_url is None:
         yield None
         return
@@ -133,13 +134,13 @@ def limits(settings: Settings) -> Limits:
     )
 
 
-def _listening(settings: Settings) -> socket.socket:
+def _listen(settings: Settings) -> socket.socket:
     try:
         return socket.create_server((settings.api_host, settings.api_port))
     except OSError as error:
         raise Misconfigured(
             f"cannot listen on {settings.api_host}:{settings.api_port}: {error.strerror}. "
-            "Choose another with BRONZE_API_HOST and BRONZE_API_PORT"
+            "Choose another address with BRONZE_API_HOST and BRONZE_API_PORT"
         ) from error
 
 
@@ -153,7 +154,7 @@ def api_parts(
     on_gone: Callable[[Gone], None],
     now_s: Callable[[], float] = boot_time_s,
 ) -> Parts:
-    """The parts of the API, on these edges."""
+    """The parts of the API, on these servers."""
     lanes = {(lane.source, lane.number): lane for lane in servers.lanes}
     submissions = SubmissionLookup(lanes, settings.lanes, servers.queue, servers.catalog)
     lookups = LineageLookup(index, servers.bucket, submissions.find, settings.prefix)
@@ -172,10 +173,10 @@ def api_parts(
     )
 
 
-async def serve(settings: Settings, wire: Callable[[Servers], Servers] = lambda servers: servers) -> int:
-    """Run the API until it is told to stop; requests under way are answered first. Gives the exit code.
+async def serve(settings: Settings, substitute: Callable[[Servers], Servers] = lambda servers: servers) -> int:
+    """Run the API until a stop signal; requests in progress are answered first. Returns the exit code.
 
-    `wire` may put other parts in the place of the real ones, as the kill test does.
+    `substitute` may replace servers, as the kill test does.
     """
     process.tune_malloc()
     declared = sources.load(settings.sources)
@@ -186,52 +187,56 @@ async def serve(settings: Settings, wire: Callable[[Servers], Servers] = lambda 
     on_stop_signals(stop.set)
     try:
         async with (
-            open_servers(settings, declared, telemetry.instance_id, stop) as real,
+            open_servers(settings, declared, telemetry.instance_id, stop) as opened,
             prometheus(settings) as prometheus_client,
         ):
-            servers = wire(real)
+            servers = substitute(opened)
 
-            def fatal(error: Gone) -> None:
+            def stop_on_gone(error: Gone) -> None:
                 log.critical("%s", error)
                 failed.append(error)
                 server.should_exit = True
 
             index = CatalogIndex(settings.view_dir, f"view-{settings.api_port}")
-            server = uvicorn.Server(
-                uvicorn.Config(
-                    OwnContext(
-                        create_app(api_parts(settings, declared, servers, index, prometheus_client, telemetry, fatal))
-                    ),
-                    log_config=None,
-                    access_log=False,
-                    lifespan="off",
-                    timeout_graceful_shutdown=int(STOP_GRACE_S),
-                    h11_max_incomplete_event_size=None,
-                )
-            )
+            parts = api_parts(settings, declared, servers, index, prometheus_client, telemetry, stop_on_gone)
+            server = _api_server(parts)
 
             def stop_serving() -> None:
                 server.should_exit = True
 
-            # until uvicorn handles the signals; at its end it raises those that it got, while this is not done
+            # until uvicorn handles the signals itself; when it ends, it raises them again, before the rest of this
+            # function is done
             on_stop_signals(stop_serving)
             if stop.is_set():
                 stop_serving()
-            with _listening(settings) as listener:
+            with _listen(settings) as listener:
                 log.info("listening on http://%s:%d", settings.api_host, settings.api_port)
                 async with _following(index, servers.feed, telemetry.instruments.catalog_lag.set):
                     process.freeze_startup_objects()
                     await server.serve(sockets=[listener])
     except StopRequested:
-        log.info("told to stop before the start was over")
+        log.info("stopped before the start was complete")
     finally:
         await asyncio.to_thread(telemetry.shutdown)
     return 1 if failed else 0
 
 
+def _api_server(parts: Parts) -> uvicorn.Server:
+    return uvicorn.Server(
+        uvicorn.Config(
+            OwnContext(create_app(parts)),
+            log_config=None,
+            access_log=False,
+            lifespan="off",
+            timeout_graceful_shutdown=int(STOP_GRACE_S),
+            h11_max_incomplete_event_size=None,
+        )
+    )
+
+
 @asynccontextmanager
 async def _following(index: CatalogIndex, feed: Feed, report: Callable[[float], None]) -> AsyncIterator[None]:
-    """The index, brought up to date meanwhile; told to stop, and not cancelled, which the NATS client may swallow."""
+    """Keep the index up to date in the block. An event ends it, since the NATS client may lose a cancellation."""
     stop = asyncio.Event()
     await index.open()
     following = asyncio.create_task(index.follow(feed, stop, report))
@@ -244,7 +249,7 @@ async def _following(index: CatalogIndex, feed: Feed, report: Callable[[float], 
 
 
 async def with_feed(settings: Settings, follow: Callable[[Feed, asyncio.Event], Awaitable[None]]) -> int:
-    """Give the catalog's feed to a follower until it is told to stop. Gives the exit code."""
+    """Call a follower with the catalog's feed, until it ends or a stop signal. Returns the exit code."""
     stop = asyncio.Event()
     on_stop_signals(stop.set)
     with suppress(StopRequested):
@@ -259,7 +264,7 @@ async def with_feed(settings: Settings, follow: Callable[[Feed, asyncio.Event], 
 
 
 async def run_quarantine(args: argparse.Namespace, settings: Settings) -> int:
-    """Run a command of `bronze quarantine`, on the bucket alone. Gives the exit code."""
+    """Run a command of `bronze quarantine`, which needs only the bucket. Returns the exit code."""
     bucket = S3Bucket(settings)
     try:
         return await run(args, settings, bucket)
@@ -267,10 +272,10 @@ async def run_quarantine(args: argparse.Namespace, settings: Settings) -> int:
         bucket.close()
 
 
-async def consume_role(settings: Settings, wire: Callable[[Servers], Servers] = lambda servers: servers) -> int:
-    """Run the consumer until it is told to stop; what is under way is finished first. Gives the exit code.
+async def consume_role(settings: Settings, substitute: Callable[[Servers], Servers] = lambda servers: servers) -> int:
+    """Run the consumer until a stop signal; uploads in progress are finished first. Returns the exit code.
 
-    `wire`: as for `serve`.
+    `substitute`: as for `serve`.
     """
     process.return_arrow_memory()
     declared = sources.load(settings.sources)
@@ -281,10 +286,10 @@ async def consume_role(settings: Settings, wire: Callable[[Servers], Servers] = 
     stop = asyncio.Event()
     on_stop_signals(stop.set)
     try:
-        server = telemetry.serve_metrics()
+        metrics_server = telemetry.serve_metrics()
         try:
-            async with open_servers(settings, declared, telemetry.instance_id, stop, creates_objects=True) as real:
-                servers = wire(real)
+            async with open_servers(settings, declared, telemetry.instance_id, stop, creates_objects=True) as opened:
+                servers = substitute(opened)
                 writers = [
                     LaneWriter(
                         lane,
@@ -304,9 +309,9 @@ async def consume_role(settings: Settings, wire: Callable[[Servers], Servers] = 
                 process.freeze_startup_objects()
                 await consume(writers, stop)
         finally:
-            server.close()
+            metrics_server.close()
     except StopRequested:
-        log.info("told to stop before the start was over")
+        log.info("stopped before the start was complete")
     except Gone as error:
         log.critical("%s", error)
         return 1
@@ -316,20 +321,20 @@ async def consume_role(settings: Settings, wire: Callable[[Servers], Servers] = 
 
 
 async def change_lanes(
-    settings: Settings, number: int, wire: Callable[[LaneAdmin], LaneAdmin] = lambda queue: queue
+    settings: Settings, number: int, substitute: Callable[[LaneAdmin], LaneAdmin] = lambda queue: queue
 ) -> int:
-    """Run `bronze lanes`: change each source's number of lanes. Gives the exit code.
+    """Run `bronze lanes`: change the number of lanes of each source. Returns the exit code.
 
-    `wire`: as for `serve`, of the queue.
+    `substitute`: as for `serve`, for the queue.
     """
     if number < 1:
-        raise Misconfigured(f"{number} lanes: a source has one at least")
-    chosen = settings.model_copy(update={"lanes": number})
+        raise Misconfigured(f"{number} lanes: a source needs at least one lane")
+    new_settings = settings.model_copy(update={"lanes": number})
     jetstream = await JetStream.connect(settings.nats_url, server_name=settings.nats_server_name)
     try:
         key_values = KeyValueStore(jetstream, settings.queue_replicas)
         catalog = await NatsCatalog.open(jetstream, key_values, settings)
-        queue = wire(NatsQueue(jetstream, key_values, chosen))
+        queue = substitute(NatsQueue(jetstream, key_values, new_settings))
         with Progress("messages to be stored") as progress:
             changed = await LaneChange(
                 queue, catalog, list(sources.load(settings.sources)), number, progress.left
@@ -341,7 +346,7 @@ async def change_lanes(
 
 
 async def rebuild_catalog(settings: Settings, *, dry_run: bool) -> int:
-    """Run `bronze catalog rebuild`: make the catalog anew, from the bucket. Gives the exit code."""
+    """Run `bronze catalog rebuild`: rebuild the catalog from the bucket. Returns the exit code."""
     jetstream = await JetStream.connect(settings.nats_url, server_name=settings.nats_server_name)
     bucket = S3Bucket(settings)
     found = BucketContents()
@@ -354,7 +359,8 @@ async def rebuild_catalog(settings: Settings, *, dry_run: bool) -> int:
                 key_values = KeyValueStore(jetstream, settings.queue_replicas)
                 await rebuild.run(CatalogReplacement(jetstream, key_values, settings), spool, found, time.time())
                 queue = NatsQueue(jetstream, key_values, settings)
-                lanes = [one.lane for source in sources.load(settings.sources) for one in await queue.lanes_of(source)]
+                declared = sources.load(settings.sources)
+                lanes = [state.lane for source in declared for state in await queue.lanes_of(source)]
                 await rebuild.compare(queue, lanes, found)
     finally:
         bucket.close()
