@@ -1,4 +1,4 @@
-"""The edges on the real servers: each test has a queue of its own, and a prefix of its own in the bucket."""
+"""Fixtures on the real servers: each test has its own queue, and its own prefix in the bucket."""
 
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -42,9 +42,9 @@ async def jetstream(request: pytest.FixtureRequest) -> AsyncIterator[JetStream]:
         yield ModelJetStream(QueueServer(time.time))
         return
     settings: Settings = request.getfixturevalue("settings")
-    stream = await JetStream.connect(settings.nats_url, server_name=settings.nats_server_name)
-    yield stream
-    await stream.close()
+    connection = await JetStream.connect(settings.nats_url, server_name=settings.nats_server_name)
+    yield connection
+    await connection.close()
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""What contract tests are made of: submissions as the API makes them, and telemetry that is kept in memory."""
+"""Helpers of the contract tests: submissions as the API creates them, and telemetry that is recorded in memory."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
@@ -50,13 +50,13 @@ class Submission:
 def submission(
     *records: bytes, source: str = "vehicles", key: str | None = None, trace_id: str = "0" * 32, **facts: Any
 ) -> Submission:
-    """A submission that was checked, with a body of these records."""
+    """A checked submission with these records; `facts` replace values of its `AcceptedSubmission`."""
     intake = JsonIntake(SOURCES[source], body_bytes_max=2**40, spool_memory_bytes_max=2**40)
     intake.lines(b"\n".join(records))
     checked = intake.finish()
     with checked._spool as spool:
         spool.seek(0)
-        checked._spool = cast(Any, BytesIO(spool.read()))  # which needs no closing
+        checked._spool = cast(Any, BytesIO(spool.read()))  # does not have to be closed
     accepted = factories.accepted(
         submission_id=keyed_id(source, key) if key else new_id(),
         source=source,
@@ -71,13 +71,13 @@ def submission(
 
 
 def vehicle(name: str, size: int = 0) -> bytes:
-    """A record of at least so many bytes."""
+    """A record of at least `size` bytes."""
     record = b'{"vehicle_id":"%s","x":""}' % name.encode()
     return record[:-2] + b"x" * (size - len(record)) + record[-2:]
 
 
 def wide(name: str, messages: int) -> list[bytes]:
-    """Records that fill so many messages."""
+    """Records that need this number of messages."""
     return [vehicle(f"{name}{number}", 600_000) for number in range(messages)]
 
 
@@ -91,14 +91,14 @@ def app_on(
     on_gone: Callable[[Gone], None] = lambda _: None,
     view: CatalogIndex | None = None,
 ) -> FastAPI:
-    """The API on these parts, with no Prometheus beside it."""
-    nothing = cast(Any, None)  # the API uses neither feed nor lock
-    edges = Servers(list(lanes), queue, bucket, catalog, feed=nothing, lock=nothing)
-    return create_app(api_parts(settings, SOURCES, edges, view or CatalogIndex(), None, telemetry, on_gone))
+    """The API on these servers, without Prometheus."""
+    unused = cast(Any, None)  # the API uses neither feed nor lock
+    servers = Servers(list(lanes), queue, bucket, catalog, feed=unused, lock=unused)
+    return create_app(api_parts(settings, SOURCES, servers, view or CatalogIndex(), None, telemetry, on_gone))
 
 
 class Heard:
-    """A role's telemetry, and what it said."""
+    """The telemetry of a role, with the signals that it has recorded."""
 
     def __init__(self, role: Role) -> None:
         self._reader = InMemoryMetricReader()
@@ -123,35 +123,35 @@ class Heard:
         data = self._reader.get_metrics_data()
         return [
             point
-            for of_resource in (data.resource_metrics if data else ())
-            for of_scope in of_resource.scope_metrics
-            for metric in of_scope.metrics
+            for resource_metrics in (data.resource_metrics if data else ())
+            for scope_metrics in resource_metrics.scope_metrics
+            for metric in scope_metrics.metrics
             if metric.name == name
             for point in metric.data.data_points
         ]
 
     def count(self, name: str, **attributes: str) -> float:
-        """The sum of a counter's points, or the number of a histogram's measurements, with such attributes."""
-        wanted = {getattr(attribute, key): value for key, value in attributes.items()}
+        """The sum of a counter's points, or the number of a histogram's measurements, with these attributes."""
+        expected = {getattr(attribute, key): value for key, value in attributes.items()}
         return sum(
             float(point.value if hasattr(point, "value") else point.count)
             for point in self.points(name)
-            if wanted.items() <= dict(point.attributes).items()
+            if expected.items() <= dict(point.attributes).items()
         )
 
 
-async def until(claim: Callable[[], bool | Awaitable[bool]], within_s: float = 20) -> None:
-    """Returns when the claim holds; raises `TimeoutError` when it does not in time."""
+async def until(condition: Callable[[], bool | Awaitable[bool]], within_s: float = 20) -> None:
+    """Wait until the condition is true; raises `TimeoutError` if it is not in time."""
     async with asyncio.timeout(limit_s(within_s)):
         while True:
-            holds = claim()
-            if await holds if isinstance(holds, Awaitable) else holds:
+            result = condition()
+            if await result if isinstance(result, Awaitable) else result:
                 return
             await asyncio.sleep(0.02)
 
 
 async def cancelled(*tasks: asyncio.Task[None]) -> None:
-    """Cancels tasks until they have ended: before Python 3.12, asyncio.wait_for swallows a cancellation that comes
+    """Cancel tasks until they have ended: before Python 3.12, asyncio.wait_for loses a cancellation that arrives
     together with the answer.
     """
     pending = set(tasks)

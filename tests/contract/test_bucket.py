@@ -1,4 +1,4 @@
-"""The bucket takes a key once, the real one and that of the delivery model; the real one says which "no" it gives."""
+"""The real bucket and that of the delivery model refuse to create a key twice; the real one reports each outage."""
 
 import asyncio
 import time
@@ -18,142 +18,144 @@ from tests.delivery.servers import ModelBucket
 TEXT = "text/plain"
 
 
-async def listed(keys: AsyncIterator[str]) -> list[str]:
+async def list_keys(keys: AsyncIterator[str]) -> list[str]:
     return [key async for key in keys]
 
 
-# --- what the roles need, of the real bucket and of the model's
+# --- the calls that the roles need, on the real bucket and on that of the model
 
 
 @pytest.fixture(params=["SeaweedFS", "model"])
-def either(request: pytest.FixtureRequest) -> Bucket:
+def any_bucket(request: pytest.FixtureRequest) -> Bucket:
     if request.param == "model":
         return ModelBucket({})
     real: S3Bucket = request.getfixturevalue("bucket")
     return real
 
 
-async def test_of_writers_that_race_for_a_key_one_wins_and_its_bytes_stay(either: Bucket, prefix: str) -> None:
+async def test_of_racing_writers_of_a_key_exactly_one_creates_it(any_bucket: Bucket, prefix: str) -> None:
     for race in range(4):
         key = f"{prefix}/{race}"
-        won = await asyncio.gather(*(either.create(key, str(racer).encode(), {}, TEXT) for racer in range(4)))
+        won = await asyncio.gather(*(any_bucket.create(key, str(racer).encode(), {}, TEXT) for racer in range(4)))
         assert won.count(True) == 1
-        assert await either.read(key, 0, 1) == str(won.index(True)).encode()
+        assert await any_bucket.read(key, 0, 1) == str(won.index(True)).encode()
 
 
-async def test_a_key_that_is_taken_is_not_written(either: Bucket, prefix: str) -> None:
+async def test_an_existing_key_is_not_written(any_bucket: Bucket, prefix: str) -> None:
     key = f"{prefix}/key"
-    assert await either.create(key, b"first", {"bronze-first": "1"}, TEXT)
-    assert not await either.create(key, b"second", {"bronze-first": "2"}, TEXT)
-    head = await either.head(key)
+    assert await any_bucket.create(key, b"first", {"bronze-first": "1"}, TEXT)
+    assert not await any_bucket.create(key, b"second", {"bronze-first": "2"}, TEXT)
+    head = await any_bucket.head(key)
     assert head is not None
     assert (head.size, head.metadata["bronze-first"], len(head.metadata["sha256"])) == (5, "1", 64)
-    assert await either.read(key, 0, 5) == b"first"
+    assert await any_bucket.read(key, 0, 5) == b"first"
 
 
-async def test_what_is_not_there_is_none_and_no_error(either: Bucket, prefix: str) -> None:
-    assert await either.head(f"{prefix}/nothing") is None
-    assert await read_contents(either, f"{prefix}/nothing.parquet") is None
+async def test_a_missing_object_is_none_and_no_error(any_bucket: Bucket, prefix: str) -> None:
+    assert await any_bucket.head(f"{prefix}/nothing") is None
+    assert await read_contents(any_bucket, f"{prefix}/nothing.parquet") is None
 
 
-async def test_a_range_is_read_and_no_more(either: Bucket, prefix: str) -> None:
-    await either.create(f"{prefix}/key", b"0123456789", {}, TEXT)
-    assert await either.read(f"{prefix}/key", 2, 5) == b"234"
-    assert await either.read(f"{prefix}/key", 9, 10) == b"9"
+async def test_a_range_is_read_and_no_more(any_bucket: Bucket, prefix: str) -> None:
+    await any_bucket.create(f"{prefix}/key", b"0123456789", {}, TEXT)
+    assert await any_bucket.read(f"{prefix}/key", 2, 5) == b"234"
+    assert await any_bucket.read(f"{prefix}/key", 9, 10) == b"9"
 
 
 @pytest.mark.parametrize("body", [b"", b"short", b"no Parquet, but long enough for a tail"])
-async def test_an_object_of_others_halts(either: Bucket, prefix: str, body: bytes) -> None:
-    """Under a key of ours: to go on would be a guess."""
-    await either.create(f"{prefix}/key", body, {}, TEXT)
+async def test_an_object_that_bronze_did_not_write_halts(any_bucket: Bucket, prefix: str, body: bytes) -> None:
+    """It has a key of Bronze, so to continue would be a guess."""
+    await any_bucket.create(f"{prefix}/key", body, {}, TEXT)
     with pytest.raises(Halted):
-        await read_contents(either, f"{prefix}/key")
+        await read_contents(any_bucket, f"{prefix}/key")
 
 
-async def test_keys_come_in_order_from_after_a_key_on(either: Bucket, prefix: str) -> None:
-    """An hour's folder with its slash is before the hour's own keys, and after the hours before it."""
+async def test_keys_are_listed_in_order_after_a_key(any_bucket: Bucket, prefix: str) -> None:
+    """The folder of an hour, with its slash, sorts before the keys of the hour and after those of earlier hours."""
     keys = [f"{prefix}/hour={hour:02}/{name}" for hour in (9, 10, 11) for name in "ab"]
     for key in reversed(keys):
-        await either.create(key, b"", {}, TEXT)
-    assert await listed(either.keys(f"{prefix}/")) == keys
-    assert await listed(either.keys(f"{prefix}/", f"{prefix}/hour=10/")) == keys[2:]
-    assert await listed(either.keys(f"{prefix}/", keys[2])) == keys[3:]
-    assert await listed(either.keys(f"{prefix}/hour=10/")) == keys[2:4]
+        await any_bucket.create(key, b"", {}, TEXT)
+    assert await list_keys(any_bucket.keys(f"{prefix}/")) == keys
+    assert await list_keys(any_bucket.keys(f"{prefix}/", f"{prefix}/hour=10/")) == keys[2:]
+    assert await list_keys(any_bucket.keys(f"{prefix}/", keys[2])) == keys[3:]
+    assert await list_keys(any_bucket.keys(f"{prefix}/hour=10/")) == keys[2:4]
 
 
-async def test_what_is_read_of_a_key_that_is_not_there_is_denied(either: Bucket, prefix: str) -> None:
-    """Whoever reads has seen the object: that it is gone is no matter of waiting."""
-    with pytest.raises(Unavailable) as no:
-        await either.read(f"{prefix}/nothing", 0, 1)
-    assert no.value.code == "denied"
+async def test_reading_a_missing_key_is_denied(any_bucket: Bucket, prefix: str) -> None:
+    """The reader has seen the object before: to wait does not bring it back."""
+    with pytest.raises(Unavailable) as refused:
+        await any_bucket.read(f"{prefix}/nothing", 0, 1)
+    assert refused.value.code == "denied"
 
 
-async def test_a_range_ends_where_the_object_ends(either: Bucket, prefix: str) -> None:
-    await either.create(f"{prefix}/key", b"0123456789", {}, TEXT)
-    await either.create(f"{prefix}/empty", b"", {}, TEXT)
-    assert await either.read(f"{prefix}/key", 8, 20) == b"89"
-    assert await either.read(f"{prefix}/empty", 0, 0) == b""
+async def test_a_range_ends_where_the_object_ends(any_bucket: Bucket, prefix: str) -> None:
+    await any_bucket.create(f"{prefix}/key", b"0123456789", {}, TEXT)
+    await any_bucket.create(f"{prefix}/empty", b"", {}, TEXT)
+    assert await any_bucket.read(f"{prefix}/key", 8, 20) == b"89"
+    assert await any_bucket.read(f"{prefix}/empty", 0, 0) == b""
 
 
-async def test_keys_of_other_prefixes_are_not_listed(either: Bucket, prefix: str) -> None:
+async def test_keys_of_other_prefixes_are_not_listed(any_bucket: Bucket, prefix: str) -> None:
     """A prefix is the beginning of a key, not a folder; the order is that of the keys' bytes."""
     for name in ("b", "a/1", "a0", "A", "a/\N{SNOWMAN}"):
-        await either.create(f"{prefix}/{name}", b"", {}, TEXT)
-    assert await listed(either.keys(f"{prefix}/a")) == [f"{prefix}/{name}" for name in ("a/1", "a/\N{SNOWMAN}", "a0")]
-    assert await listed(either.keys(f"{prefix}/a/")) == [f"{prefix}/{name}" for name in ("a/1", "a/\N{SNOWMAN}")]
-    assert await listed(either.keys(f"{prefix}/c")) == []
+        await any_bucket.create(f"{prefix}/{name}", b"", {}, TEXT)
+    assert await list_keys(any_bucket.keys(f"{prefix}/a")) == [
+        f"{prefix}/{name}" for name in ("a/1", "a/\N{SNOWMAN}", "a0")
+    ]
+    assert await list_keys(any_bucket.keys(f"{prefix}/a/")) == [f"{prefix}/{name}" for name in ("a/1", "a/\N{SNOWMAN}")]
+    assert await list_keys(any_bucket.keys(f"{prefix}/c")) == []
 
 
-async def test_a_bucket_that_is_there_passes_the_check(either: Bucket) -> None:
-    await either.check()
+async def test_an_existing_bucket_passes_the_check(any_bucket: Bucket) -> None:
+    await any_bucket.check()
 
 
-# --- the real one alone
+# --- only the real bucket
 
 
-async def test_a_listing_goes_on_past_its_pages(bucket: S3Bucket, s3_account: S3Account, prefix: str) -> None:
+async def test_a_listing_continues_after_a_page(bucket: S3Bucket, s3_account: S3Account, prefix: str) -> None:
     """A page has 1,000 keys; here it has 2."""
     keys = [f"{prefix}/{number}" for number in range(7)]
     for key in keys:
         await bucket.create(key, b"", {}, TEXT)
     paged = S3Bucket(Settings(bucket=s3_account.bucket), page_keys_max=2)
-    asked: list[str] = []
+    requested: list[str] = []
 
-    def note(params: Mapping[str, str], **_: object) -> None:
-        asked.append(params["StartAfter"])
+    def record(params: Mapping[str, str], **_: object) -> None:
+        requested.append(params["StartAfter"])
 
-    paged._s3.meta.events.register("before-parameter-build.s3.ListObjectsV2", note)
+    paged._s3.meta.events.register("before-parameter-build.s3.ListObjectsV2", record)
     try:
-        assert await listed(paged.keys(f"{prefix}/")) == keys
+        assert await list_keys(paged.keys(f"{prefix}/")) == keys
     finally:
         paged.close()
-    assert asked == ["", keys[1], keys[3], keys[5]]
+    assert requested == ["", keys[1], keys[3], keys[5]]
 
 
-# --- the kinds of "no"
+# --- the kinds of outages
 
 
-async def test_wrong_keys_are_denied(
+async def test_wrong_credentials_are_denied(
     s3_account: S3Account, s3_env: Mapping[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
-    await refuses("denied", S3Bucket(Settings(bucket=s3_account.bucket)))
+    await assert_refuses("denied", S3Bucket(Settings(bucket=s3_account.bucket)))
 
 
-async def test_a_bucket_that_nobody_made_is_denied(s3_env: Mapping[str, str]) -> None:
-    """Somebody has to make it, or to mend its name: waiting helps nothing."""
-    bucket = S3Bucket(Settings(bucket="nobody-made-this"))
+async def test_a_missing_bucket_is_denied(s3_env: Mapping[str, str]) -> None:
+    """An operator has to create it or to correct its name: to wait does not help."""
+    bucket = S3Bucket(Settings(bucket="missing-bucket"))
     try:
-        with pytest.raises(Unavailable) as no:
+        with pytest.raises(Unavailable) as refused:
             await bucket.check()
-        assert no.value.code == "denied"
+        assert refused.value.code == "denied"
     finally:
         bucket.close()
 
 
-async def test_a_server_that_is_away_is_unavailable(s3_env: Mapping[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_stopped_server_is_unavailable(s3_env: Mapping[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://{LOOPBACK}:{free_ports()}")
-    await refuses("unavailable", S3Bucket(Settings()))
+    await assert_refuses("unavailable", S3Bucket(Settings()))
 
 
 async def test_a_server_that_does_not_answer_is_a_timeout(
@@ -166,27 +168,27 @@ async def test_a_server_that_does_not_answer_is_a_timeout(
     server = await asyncio.start_server(silent, LOOPBACK, 0)
     async with server:
         monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://{LOOPBACK}:{server.sockets[0].getsockname()[1]}")
-        await refuses("timeout", S3Bucket(Settings(), read_timeout_s=0.2))
+        await assert_refuses("timeout", S3Bucket(Settings(), read_timeout_s=0.2))
 
 
-async def refuses(kind: str, bucket: S3Bucket) -> None:
+async def assert_refuses(kind: str, bucket: S3Bucket) -> None:
     calls: list[Callable[[], Awaitable[object]]] = [
         lambda: bucket.create("key", b"body", {}, TEXT),
         lambda: bucket.head("key"),
         lambda: bucket.read("key", 0, 1),
-        lambda: listed(bucket.keys("prefix/")),
+        lambda: list_keys(bucket.keys("prefix/")),
         bucket.check,
     ]
     try:
         for call in calls:
-            with pytest.raises(Unavailable) as no:
+            with pytest.raises(Unavailable) as refused:
                 await call()
-            assert no.value.code == kind
+            assert refused.value.code == kind
     finally:
         bucket.close()
 
 
-async def test_a_bucket_without_keys_for_it_is_misconfigured(
+async def test_missing_credentials_are_misconfigured(
     s3_env: Mapping[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
@@ -205,15 +207,13 @@ async def test_a_bucket_without_keys_for_it_is_misconfigured(
 # --- rule 10
 
 
-async def test_the_race_at_start_passes_and_leaves_nothing(bucket: S3Bucket) -> None:
+async def test_the_create_only_test_passes_and_leaves_no_keys(bucket: S3Bucket) -> None:
     await bucket.check_create_only()
-    assert await listed(bucket.keys(".bronze/")) == []
+    assert await list_keys(bucket.keys(".bronze/")) == []
 
 
-async def test_probe_keys_of_a_consumer_that_was_killed_are_deleted_once_they_are_old(
-    bucket: S3Bucket, s3_account: S3Account
-) -> None:
-    """A young one may be of another consumer's race, which its deletion would disturb."""
+async def test_old_probe_keys_of_a_killed_consumer_are_deleted(bucket: S3Bucket, s3_account: S3Account) -> None:
+    """A recent one may belong to the running test of another consumer, which its deletion would disturb."""
     probes = [f"{PROBES}left-{number}" for number in range(2)]
     for key in probes:
         await bucket.create(key, b"", {}, TEXT)
@@ -223,7 +223,7 @@ async def test_probe_keys_of_a_consumer_that_was_killed_are_deleted_once_they_ar
             await starting.check_create_only()
         finally:
             starting.close()
-        assert await listed(bucket.keys(PROBES)) == left
+        assert await list_keys(bucket.keys(PROBES)) == left
 
 
 class Overwriting(S3Bucket):
@@ -239,15 +239,15 @@ async def test_a_bucket_that_ignores_create_only_is_refused(s3_account: S3Accoun
     try:
         with pytest.raises(Misconfigured, match="BRONZE_CREATE_ONLY_MISSING"):
             await bucket.check_create_only()
-        assert await listed(bucket.keys(".bronze/")) == []
+        assert await list_keys(bucket.keys(".bronze/")) == []
     finally:
         bucket.close()
 
 
-async def test_such_a_bucket_can_be_accepted_for_one_consumer(
+async def test_a_bucket_without_create_only_can_be_accepted_for_one_consumer(
     s3_account: S3Account, s3_env: Mapping[str, str], prefix: str
 ) -> None:
-    """Then a look before the write takes the place of create-only."""
+    """Then a request before the write replaces create-only."""
     bucket = S3Bucket(Settings(bucket=s3_account.bucket, create_only_missing=True))
     try:
         await bucket.check_create_only()

@@ -1,4 +1,4 @@
-"""The catalog on a real server: one entry for each object, gapless, with the identities of what it holds."""
+"""The catalog on a real server: one entry per object, without gaps, and the identities of its submissions."""
 
 import asyncio
 from collections.abc import Mapping, Sequence
@@ -25,7 +25,7 @@ BEGINNING = Position(None, 0)
 
 
 def an_object(first: int, last: int, submissions: Sequence[AcceptedSubmission] = ()) -> Contents:
-    """What an object of these messages says of itself."""
+    """The contents of an object of these messages."""
     return factories.contents(
         first,
         last,
@@ -50,10 +50,10 @@ def accepted(name: str, *, keyed: bool = False) -> AcceptedSubmission:
 
 
 async def entries(jetstream: JetStream, catalog: NatsCatalog) -> list[tuple[int, int]]:
-    """First and last of each entry of the feed, in order."""
-    read = await jetstream.read(catalog._stream, 1, messages_max=1_000, bytes_max=2**24)
-    found = [msgspec.json.decode(one.payload) for one in read if one.subject == LANE.entry_subject]
-    return [(entry["first"], entry["last"]) for entry in found]
+    """The first and last message of each catalog entry, in order."""
+    messages = await jetstream.read(catalog._stream, 1, messages_max=1_000, bytes_max=2**24)
+    decoded = [msgspec.json.decode(message.payload) for message in messages if message.subject == LANE.entry_subject]
+    return [(entry["first"], entry["last"]) for entry in decoded]
 
 
 @on_both
@@ -64,16 +64,16 @@ async def test_an_empty_chain_has_no_position(catalog: NatsCatalog) -> None:
 
 
 @on_both
-async def test_an_entry_moves_the_position_and_brings_its_identities(
+async def test_an_append_moves_the_position_and_writes_the_identities(
     catalog: NatsCatalog, jetstream: JetStream
 ) -> None:
-    """Both are read back as the object told them; another lane's chain stays where it is."""
-    ours = [accepted("a"), accepted("b", keyed=True)]
-    wrote = an_object(1, 2, ours)
-    position = await catalog.append(LANE, BEGINNING, wrote)
-    assert position.entry == entry_of(wrote)
+    """Both are read back as they are in the object; the position of another lane does not move."""
+    submissions = [accepted("a"), accepted("b", keyed=True)]
+    contents = an_object(1, 2, submissions)
+    position = await catalog.append(LANE, BEGINNING, contents)
+    assert position.entry == entry_of(contents)
     assert (await catalog.position(LANE))[0] == position
-    for identity in identities_of(wrote):
+    for identity in identities_of(contents):
         assert await catalog.identity(identity.accepted.submission_id) == identity
     position = await catalog.append(LANE, position, an_object(3, 3))
     assert await entries(jetstream, catalog) == [(1, 2), (3, 3)]
@@ -84,60 +84,60 @@ async def test_an_entry_moves_the_position_and_brings_its_identities(
 async def test_of_writers_at_one_position_one_appends_and_the_others_are_overtaken(
     catalog: NatsCatalog, jetstream: JetStream
 ) -> None:
-    """With all its identities, and none of the others'."""
+    """Its identities are written, and none of the others."""
     position = await catalog.append(LANE, BEGINNING, an_object(1, 1))
     writers = [accepted(str(number)) for number in range(6)]
     answers = await asyncio.gather(
-        *(catalog.append(LANE, position, an_object(2, 2 + number, [one])) for number, one in enumerate(writers)),
+        *(catalog.append(LANE, position, an_object(2, 2 + number, [writer])) for number, writer in enumerate(writers)),
         return_exceptions=True,
     )
     (winner,) = [number for number, answer in enumerate(answers) if isinstance(answer, Position)]
     assert all(isinstance(answer, Overtaken) for number, answer in enumerate(answers) if number != winner)
     assert await entries(jetstream, catalog) == [(1, 1), (2, 2 + winner)]
-    kept = await catalog.identities(LANE, position, [one.submission_id for one in writers])
-    assert list(kept) == [writers[winner].submission_id]
+    identities = await catalog.identities(LANE, position, [writer.submission_id for writer in writers])
+    assert list(identities) == [writers[winner].submission_id]
 
 
 @on_both
-async def test_a_lost_answer_is_seen_as_being_overtaken(catalog: NatsCatalog, jetstream: JetStream) -> None:
-    """The same append again is refused: the position tells that it was made."""
-    wrote = an_object(1, 1, [accepted("a")])
-    position = await catalog.append(LANE, BEGINNING, wrote)
+async def test_a_repeated_append_is_overtaken(catalog: NatsCatalog, jetstream: JetStream) -> None:
+    """It is repeated after a lost answer; the position shows that the first one succeeded."""
+    contents = an_object(1, 1, [accepted("a")])
+    position = await catalog.append(LANE, BEGINNING, contents)
     with pytest.raises(Overtaken):
-        await catalog.append(LANE, BEGINNING, wrote)
+        await catalog.append(LANE, BEGINNING, contents)
     assert (await catalog.position(LANE))[0] == position
     assert await entries(jetstream, catalog) == [(1, 1)]
 
 
 @on_both
-async def test_999_submissions_and_their_entry_are_one_append(catalog: NatsCatalog) -> None:
-    many = [accepted(str(number)) for number in range(999)]
-    position = await catalog.append(LANE, BEGINNING, an_object(1, 999, many))
-    found = await catalog.identities(LANE, position, [one.submission_id for one in many])
-    assert sorted(found) == sorted(one.submission_id for one in many)
+async def test_999_submissions_and_their_entry_are_appended_at_once(catalog: NatsCatalog) -> None:
+    submissions = [accepted(str(number)) for number in range(999)]
+    position = await catalog.append(LANE, BEGINNING, an_object(1, 999, submissions))
+    ids = [submission.submission_id for submission in submissions]
+    assert sorted(await catalog.identities(LANE, position, ids)) == sorted(ids)
 
 
 @on_both
 async def test_identities_of_keyed_submissions_are_kept_longer(catalog: NatsCatalog, jetstream: JetStream) -> None:
     keyed, unkeyed = accepted("a", keyed=True), accepted("b")
     await catalog.append(LANE, BEGINNING, an_object(1, 2, [keyed, unkeyed]))
-    for one, kept in ((keyed, KEYED_TTL), (unkeyed, UNKEYED_TTL)):
-        message = await jetstream.get_last(catalog._stream, f"identity.{one.submission_id}")
+    for identified, ttl in ((keyed, KEYED_TTL), (unkeyed, UNKEYED_TTL)):
+        message = await jetstream.get_last(catalog._stream, f"identity.{identified.submission_id}")
         assert message is not None
-        assert message.headers["Nats-TTL"] == kept
+        assert message.headers["Nats-TTL"] == ttl
     entry = await jetstream.get_last(catalog._stream, LANE.entry_subject)
     assert entry is not None
     assert "Nats-TTL" not in entry.headers
 
 
-class Late(JetStream):
-    """A replica that stood still before the last entry was written, for so many reads."""
+class LaggingReplica(JetStream):
+    """A replica without the last entry, for a number of reads."""
 
-    reads_late = 0
+    stale_reads = 0
 
     async def last_messages(self, stream: str, subjects: Sequence[str]) -> list[Message]:
-        if self.reads_late > 0:
-            self.reads_late -= 1
+        if self.stale_reads > 0:
+            self.stale_reads -= 1
             return []
         return await super().last_messages(stream, subjects)
 
@@ -146,20 +146,20 @@ class Late(JetStream):
 async def test_identities_are_never_older_than_the_position(
     catalog: NatsCatalog, settings: Settings, reads: int
 ) -> None:
-    """A late replica's answer is not taken: it is asked again, then the leader is."""
-    one = accepted("a")
-    position = await catalog.append(LANE, BEGINNING, an_object(1, 1, [one]))
-    late = await Late.connect(settings.nats_url)
-    late.reads_late = reads
+    """The answer of a lagging replica is not used: it is asked again, then the leader is asked."""
+    submitted = accepted("a")
+    position = await catalog.append(LANE, BEGINNING, an_object(1, 1, [submitted]))
+    lagging = await LaggingReplica.connect(settings.nats_url)
+    lagging.stale_reads = reads
     try:
-        found = await NatsCatalog(late, catalog._stream).identities(LANE, position, [one.submission_id])
+        stored = await NatsCatalog(lagging, catalog._stream).identities(LANE, position, [submitted.submission_id])
     finally:
-        await late.close()
-    assert list(found) == [one.submission_id]
+        await lagging.close()
+    assert list(stored) == [submitted.submission_id]
 
 
 @on_both
-async def test_another_buckets_catalog_is_refused(
+async def test_the_catalog_of_another_bucket_is_refused(
     catalog: NatsCatalog, jetstream: JetStream, settings: Settings
 ) -> None:
     with pytest.raises(Misconfigured, match=f"{settings.prefix}.*another"):
@@ -171,15 +171,17 @@ async def test_another_buckets_catalog_is_refused(
 async def test_openers_that_race_open_one_catalog(settings: Settings) -> None:
     connections = [await JetStream.connect(settings.nats_url) for _ in range(4)]
     try:
-        opened = await asyncio.gather(*(NatsCatalog.open(one, KeyValueStore(one, 1), settings) for one in connections))
+        opened = await asyncio.gather(
+            *(NatsCatalog.open(connection, KeyValueStore(connection, 1), settings) for connection in connections)
+        )
     finally:
         for connection in connections:
             await connection.close()
     assert len({catalog._stream for catalog in opened}) == 1
 
 
-async def test_a_catalog_that_was_made_anew_halts(catalog: NatsCatalog, jetstream: JetStream) -> None:
-    """Its stream is another one: to append to it would begin the chain in the middle."""
+async def test_a_replaced_catalog_halts(catalog: NatsCatalog, jetstream: JetStream) -> None:
+    """An append to the new stream would begin the chain in the middle."""
     config: Mapping[str, Any] = {
         "name": "ANOTHER",
         "subjects": ["catalog.>", "identity.*"],
@@ -199,7 +201,7 @@ async def test_an_entry_that_cannot_be_read_halts(catalog: NatsCatalog, jetstrea
         await catalog.position(LANE)
 
 
-async def test_a_catalog_that_is_away_is_unavailable(catalog: NatsCatalog, jetstream: JetStream) -> None:
+async def test_a_catalog_without_a_connection_is_unavailable(catalog: NatsCatalog, jetstream: JetStream) -> None:
     await jetstream.close()
     with pytest.raises(Unavailable):
         await catalog.append(LANE, BEGINNING, an_object(1, 1))

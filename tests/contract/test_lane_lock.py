@@ -1,4 +1,4 @@
-"""The lock on a real server: one owner at a time, and a memory of what its owners died of."""
+"""The lock on a real server: one owner at a time, and a record of what its owners died of."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -21,7 +21,7 @@ ATTEMPT = Attempt(first=7, size=4, until=10)
 
 
 class Clock:
-    """Stands still until it is moved."""
+    """A clock that a test sets."""
 
     def __init__(self) -> None:
         self.s = 0.0
@@ -42,7 +42,7 @@ def make(key_values: KeyValueStore) -> Make:
 
 
 @asynccontextmanager
-async def meanwhile(work: Coroutine[None, None, None]) -> AsyncIterator[asyncio.Task[None]]:
+async def in_background(work: Coroutine[None, None, None]) -> AsyncIterator[asyncio.Task[None]]:
     task = asyncio.create_task(work)
     try:
         yield task
@@ -50,50 +50,48 @@ async def meanwhile(work: Coroutine[None, None, None]) -> AsyncIterator[asyncio.
         await cancelled(task)
 
 
-async def taken(lock: NatsLock) -> None:
+async def acquire(lock: NatsLock) -> None:
     async with asyncio.timeout(limit_s(10)):
         await lock.acquire()
 
 
-class Looks(NatsLock):
-    """Counts how often it looked at the key."""
+class CountingLock(NatsLock):
+    """Counts how often it loads the key."""
 
-    looks = 0
+    loads = 0
 
     async def _load(self) -> tuple[LockState, int]:
-        self.looks += 1
+        self.loads += 1
         return await super()._load()
 
 
 @on_both
-async def test_of_two_one_owns_and_the_other_waits_while_it_beats(make: Make, key_values: KeyValueStore) -> None:
-    """For any number of expiries, by a clock that runs."""
+async def test_one_consumer_has_the_lock_and_the_other_waits(make: Make, key_values: KeyValueStore) -> None:
+    """For any number of expiries, with a running clock."""
     first = make("first")
-    second = Looks(key_values, LANE, "second", EXPIRY_S)
-    await taken(first)
-    async with meanwhile(first.keep_alive()) as keep, meanwhile(second.acquire()) as wait:
-        await until(lambda: second.looks > 15)  # five an expiry
-        assert not wait.done()
-        assert not keep.done()
+    second = CountingLock(key_values, LANE, "second", EXPIRY_S)
+    await acquire(first)
+    async with in_background(first.keep_alive()) as heartbeat, in_background(second.acquire()) as waiting:
+        await until(lambda: second.loads > 15)  # five per expiry
+        assert not waiting.done()
+        assert not heartbeat.done()
 
 
 @on_both
-async def test_a_lock_without_a_beat_is_taken_over_after_the_expiry_and_not_before(
-    make: Make, key_values: KeyValueStore
-) -> None:
-    """By the waiter's own clock, from when it saw the last beat."""
+async def test_a_lock_without_heartbeats_is_taken_over_at_the_expiry(make: Make, key_values: KeyValueStore) -> None:
+    """And not before, by the clock of the waiting consumer, from when it saw the last heartbeat."""
     clock = Clock()
-    first, second = make("first"), Looks(key_values, LANE, "second", EXPIRY_S, clock)
-    await taken(first)
-    async with meanwhile(second.acquire()) as wait:
-        await until(lambda: second.looks > 2)
+    first, second = make("first"), CountingLock(key_values, LANE, "second", EXPIRY_S, clock)
+    await acquire(first)
+    async with in_background(second.acquire()) as waiting:
+        await until(lambda: second.loads > 2)
         clock.s = EXPIRY_S - 0.01
-        looks = second.looks
-        await until(lambda: second.looks > looks + 2)
-        assert not wait.done()
+        loads = second.loads
+        await until(lambda: second.loads > loads + 2)
+        assert not waiting.done()
         clock.s = EXPIRY_S
-        await until(wait.done)
-        await wait
+        await until(waiting.done)
+        await waiting
     with pytest.raises(LockLost):
         await first.end_decoding()
     async with asyncio.timeout(limit_s(10)):
@@ -102,43 +100,43 @@ async def test_a_lock_without_a_beat_is_taken_over_after_the_expiry_and_not_befo
 
 
 async def test_of_racers_for_an_expired_lock_one_gets_it(make: Make) -> None:
-    """The others see a new beat, and wait for its expiry."""
-    await taken(make("dead"))
+    """The others see a new heartbeat, and wait for its expiry."""
+    await acquire(make("dead"))
     clocks = [Clock() for _ in range(4)]
     racers = [make(f"racer{number}", clock) for number, clock in enumerate(clocks)]
     tasks = [asyncio.create_task(racer.acquire()) for racer in racers]
     try:
 
-        def one_has_it() -> bool:
+        def one_has_acquired() -> bool:
             for clock in clocks:
                 clock.s += EXPIRY_S / 4
             return any(task.done() for task in tasks)
 
-        await until(one_has_it)
+        await until(one_has_acquired)
         (owner,) = [racer for racer, task in zip(racers, tasks, strict=True) if task.done()]
         await owner.end_decoding()
     finally:
         await cancelled(*tasks)
 
 
-async def test_a_lock_that_is_given_back_is_taken_at_once(make: Make) -> None:
-    """Without waiting for any expiry: the clock stands still."""
+async def test_a_released_lock_is_acquired_at_once(make: Make) -> None:
+    """Without waiting for the expiry: the clock does not move."""
     first, second = make("first"), make("second")
-    await taken(first)
+    await acquire(first)
     await first.release()
-    await taken(second)
+    await acquire(second)
     with pytest.raises(LockLost):
         await first.release()
 
 
 async def test_each_lane_has_its_own_lock(make: Make) -> None:
-    await taken(make("first"))
-    await taken(make("second", lane=Lane("vehicles", 1, LANE.epoch)))
-    await taken(make("third", lane=Lane("vehicles", 0, "20261124T120000001")))
+    await acquire(make("first"))
+    await acquire(make("second", lane=Lane("vehicles", 1, LANE.epoch)))
+    await acquire(make("third", lane=Lane("vehicles", 0, "20261124T120000001")))
 
 
 async def test_a_death_while_decoding_is_counted_for_the_next_owner(make: Make) -> None:
-    """With what was being decoded, over any number of owners."""
+    """With the attempt, over any number of owners."""
     attempt = ATTEMPT
     for deaths in range(1, 4):
         lock = await after_expiry(make, f"owner{deaths}")
@@ -149,11 +147,11 @@ async def test_a_death_while_decoding_is_counted_for_the_next_owner(make: Make) 
     assert (last.attempt.deaths, last.attempt.limit) == (3, 2)
 
 
-@pytest.mark.parametrize("released", [True, False], ids=["told to stop", "died later"])
-async def test_no_other_end_is_a_death_of_decoding(make: Make, *, released: bool) -> None:
-    """SIGTERM gives the lock back, also in the middle; a death after decoding says nothing of a message."""
+@pytest.mark.parametrize("released", [True, False], ids=["stopped", "died later"])
+async def test_only_a_death_while_decoding_is_counted(make: Make, *, released: bool) -> None:
+    """SIGTERM releases the lock, also during decoding; a death after decoding is not the fault of a message."""
     first = make("first")
-    await taken(first)
+    await acquire(first)
     await first.begin_decoding(ATTEMPT)
     if released:
         await first.release()
@@ -165,23 +163,23 @@ async def test_no_other_end_is_a_death_of_decoding(make: Make, *, released: bool
 async def after_expiry(make: Make, owner: str) -> NatsLock:
     clock = Clock()
     lock = make(owner, clock)
-    async with meanwhile(lock.acquire()) as wait:
+    async with in_background(lock.acquire()) as waiting:
 
-        def has_it() -> bool:
+        def has_acquired() -> bool:
             clock.s += EXPIRY_S / 4
-            return wait.done()
+            return waiting.done()
 
-        await until(has_it)
-        await wait
+        await until(has_acquired)
+        await waiting
     return lock
 
 
 @on_both
-async def test_beats_and_phases_at_once_do_not_lose_the_lock(make: Make, jetstream: JetStream) -> None:
-    """They are written by two tasks, one after the other."""
+async def test_concurrent_heartbeats_and_phases_do_not_lose_the_lock(make: Make, jetstream: JetStream) -> None:
+    """Two tasks write them, one after the other."""
     lock = make("first")
-    await taken(lock)
-    async with meanwhile(lock.keep_alive()) as keep:
+    await acquire(lock)
+    async with in_background(lock.keep_alive()) as heartbeat:
         for _ in range(20):
             await asyncio.gather(lock._write(), lock.begin_decoding(ATTEMPT), lock._write(), lock.end_decoding())
-        assert not keep.done()
+        assert not heartbeat.done()

@@ -1,4 +1,4 @@
-"""The first rows of an object, from a real bucket: a few pages of it, whatever its size."""
+"""The first rows of an object from a real bucket: only a few pages are read, whatever its size."""
 
 import io
 import os
@@ -17,8 +17,8 @@ from bronze.servers.s3 import S3Bucket
 ROWS = 50_000
 
 
-class Counting:
-    """A bucket that says how many bytes were read of it."""
+class CountingBucket:
+    """A bucket that counts the bytes that were read."""
 
     def __init__(self, bucket: S3Bucket) -> None:
         self.bytes_read = 0
@@ -31,7 +31,7 @@ class Counting:
 
 
 def parquet(rows: int = ROWS) -> bytes:
-    """Two declared columns and ours, the payload of which is nearly all of it."""
+    """Two declared columns and some of Bronze's own; nearly all bytes are payload."""
     sink = io.BytesIO()
     numbers = range(rows)
     table = pa.table(
@@ -47,28 +47,28 @@ def parquet(rows: int = ROWS) -> bytes:
     return sink.getvalue()
 
 
-async def stored(bucket: Bucket, prefix: str, body: bytes) -> str:
+async def store(bucket: Bucket, prefix: str, body: bytes) -> str:
     key = f"{prefix}/{uuid4().hex}.parquet"
     assert await bucket.create(key, body, {}, "application/octet-stream")
     return key
 
 
-async def test_a_large_object_is_read_by_a_few_pages(bucket: S3Bucket, prefix: str) -> None:
-    """The declared columns of the first rows; what each row repeats and its payload stay where they are."""
+async def test_only_a_few_pages_of_a_large_object_are_read(bucket: S3Bucket, prefix: str) -> None:
+    """It has the declared columns of the first rows; repeated values and payloads are not read."""
     body = parquet()
-    counting = Counting(bucket)
-    shown = await read_in_thread(counting, await stored(bucket, prefix, body), first_rows)  # type: ignore[arg-type]
-    assert shown
-    assert shown.columns == ["vehicle_id", "seats", "_record_index"]
-    assert len(shown.rows) == preview.ROWS_MAX
-    assert [row[1:] for row in shown.rows] == [[str(i), str(i)] for i in range(preview.ROWS_MAX)]
-    assert shown.rows[1][0] is None
+    counting = CountingBucket(bucket)
+    first = await read_in_thread(counting, await store(bucket, prefix, body), first_rows)  # type: ignore[arg-type]
+    assert first
+    assert first.columns == ["vehicle_id", "seats", "_record_index"]
+    assert len(first.rows) == preview.ROWS_MAX
+    assert [row[1:] for row in first.rows] == [[str(i), str(i)] for i in range(preview.ROWS_MAX)]
+    assert first.rows[1][0] is None
     assert counting.bytes_read < len(body) / 4
 
 
-async def test_an_object_without_rows_and_what_is_none(bucket: S3Bucket, prefix: str) -> None:
-    empty = await read_in_thread(bucket, await stored(bucket, prefix, parquet(0)), first_rows)
+async def test_an_object_without_rows_is_empty_and_another_file_is_refused(bucket: S3Bucket, prefix: str) -> None:
+    empty = await read_in_thread(bucket, await store(bucket, prefix, parquet(0)), first_rows)
     assert empty
     assert empty.rows == []
     with pytest.raises(NoPreview, match="cannot be shown"):
-        await read_in_thread(bucket, await stored(bucket, prefix, b"no parquet"), first_rows)
+        await read_in_thread(bucket, await store(bucket, prefix, b"no parquet"), first_rows)

@@ -1,4 +1,4 @@
-"""A test that is marked `on_both` runs on the real nats-server and on the queue of the delivery model."""
+"""A test with the mark `on_both` runs on the real nats-server and on the queue of the delivery model."""
 
 import pytest
 

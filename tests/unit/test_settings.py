@@ -1,4 +1,4 @@
-"""Settings: every wrong one is named, by the variable that sets it."""
+"""Settings: an error names every variable that has an invalid value."""
 
 import os
 
@@ -14,8 +14,8 @@ def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name)
 
 
-def test_the_defaults_can_work() -> None:
-    """The grace covers a late publish, and an object's submissions and its entry fit one batch of 1,000."""
+def test_the_defaults_are_valid() -> None:
+    """The purge grace covers a late publish, and an object's submissions and its entry fit one batch of 1,000."""
     loaded = settings.load()
     assert loaded.purge_grace_s >= 2 * loaded.deadline_s
     assert loaded.object_submissions_max < 1_000
@@ -44,21 +44,23 @@ def test_a_variable_sets_its_setting(monkeypatch: pytest.MonkeyPatch) -> None:
         ("BRONZE_TRACE_URL", "http://127.0.0.1:9411/zipkin/traces/"),
     ],
 )
-def test_a_value_that_cannot_work_is_refused_by_name(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+def test_an_invalid_value_is_refused_with_the_name_of_its_variable(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
     monkeypatch.setenv(name, value)
     with pytest.raises(Misconfigured, match=name):
         settings.load()
 
 
-def test_every_wrong_variable_is_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_invalid_variables_are_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BRONZE_LANES", "none")
     monkeypatch.setenv("BRONZE_API_PORT", "http")
     with pytest.raises(Misconfigured, match=r"BRONZE_LANES.*BRONZE_API_PORT|BRONZE_API_PORT.*BRONZE_LANES"):
         settings.load()
 
 
-def test_a_grace_below_twice_the_deadline_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A publish that is late by the deadline would no longer meet what it repeats: stored twice."""
+def test_a_purge_grace_below_twice_the_deadline_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A publish that arrives one deadline late would no longer find its first copy, and be stored twice."""
     monkeypatch.setenv("BRONZE_DEADLINE_S", "10")
     monkeypatch.setenv("BRONZE_PURGE_GRACE_S", "20")
     assert settings.load().purge_grace_s == 20

@@ -1,4 +1,4 @@
-"""The upload of one Bronze write under sampling: what is measured leads to a trace that is kept, or to none."""
+"""Telemetry of one upload with sampling: each exemplar leads to a sampled trace, or there is none."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
@@ -29,7 +29,7 @@ Write = Callable[[str], Written]
 
 
 def message(sequence: int, *, sampled: bool) -> Message:
-    """The one message of a submission, whose trace has the sequence as its id."""
+    """The only message of a submission; its trace id is the sequence."""
     accepted = factories.accepted(
         submission_id=f"s{sequence}",
         trace_id=f"{sequence:032x}",
@@ -42,10 +42,11 @@ def message(sequence: int, *, sampled: bool) -> Message:
 
 @pytest.fixture
 def write(monkeypatch: pytest.MonkeyPatch) -> Iterator[Write]:
-    """Writes one object of a submission for each letter, sampled (`x`) or not (`.`): its spans, and by metric the trace
-    and span ids of its exemplars.
+    """Writes one object, with one submission per letter, sampled (`x`) or not (`.`).
+
+    Returns its spans, and the trace and span ids of its exemplars by metric.
     """
-    monkeypatch.setenv("OTEL_TRACES_SAMPLER", "parentbased_always_off")  # nothing is sampled but by a client
+    monkeypatch.setenv("OTEL_TRACES_SAMPLER", "parentbased_always_off")  # only clients sample
     reader, exporter = InMemoryMetricReader(), InMemorySpanExporter()
     telemetry = sdk.assemble(
         Resource({attribute.service_name: "consumer"}),
@@ -55,10 +56,10 @@ def write(monkeypatch: pytest.MonkeyPatch) -> Iterator[Write]:
 
     def write(submissions: str) -> Written:
         cut = [message(number, sampled=letter == "x") for number, letter in enumerate(submissions, start=1)]
-        parts = reconcile(LANE, cut, {})
-        upload = UploadTelemetry(telemetry, LANE, parts, 0)
+        reconciled = reconcile(LANE, cut, {})
+        upload = UploadTelemetry(telemetry, LANE, reconciled, 0)
         with upload.stage(Stage.ENCODE, spans.encode):
-            encoded = encode_object(sources.built_in()["vehicles"], LANE, "key", parts, upload.traceparent)
+            encoded = encode_object(sources.built_in()["vehicles"], LANE, "key", reconciled, upload.traceparent)
         upload.put_done(encoded.contents, len(encoded.body))
         upload.stored(encoded.contents)
         upload.close()
@@ -69,9 +70,9 @@ def write(monkeypatch: pytest.MonkeyPatch) -> Iterator[Write]:
                 for point in metric.data.data_points
                 for exemplar in point.exemplars
             ]
-            for of_resource in (data.resource_metrics if data else ())
-            for of_scope in of_resource.scope_metrics
-            for metric in of_scope.metrics
+            for resource_metrics in (data.resource_metrics if data else ())
+            for scope_metrics in resource_metrics.scope_metrics
+            for metric in scope_metrics.metrics
         }
         telemetry.flush()
         return exporter.get_finished_spans(), exemplars
@@ -87,8 +88,8 @@ def ids(span: ReadableSpan) -> tuple[str, int]:
 
 
 @pytest.mark.parametrize("submissions", ["x", "xx", "x.x", ".x", "..x.x.", "xxxxxxxx"])
-def test_an_upload_is_seen_if_any_of_its_submissions_is(submissions: str, write: Write) -> None:
-    """It is a child of the oldest that is sampled; each exemplar is the very span that it was measured in."""
+def test_an_upload_is_sampled_if_any_of_its_submissions_is(submissions: str, write: Write) -> None:
+    """It is a child of the oldest sampled submission; each exemplar has the span in which it was measured."""
     ended, exemplars = write(submissions)
     process = {ids(span)[0]: ids(span) for span in ended if span.name == "process bronze.vehicles"}
     (upload,) = [span for span in ended if span.name == "upload vehicles"]
@@ -104,15 +105,15 @@ def test_an_upload_is_seen_if_any_of_its_submissions_is(submissions: str, write:
         assert set(exemplars[metric]) <= set(process.values()), metric
 
 
-def test_where_no_submission_is_sampled_there_is_neither_span_nor_exemplar(write: Write) -> None:
+def test_without_a_sampled_submission_there_is_neither_span_nor_exemplar(write: Write) -> None:
     ended, exemplars = write("...")
     assert not ended
     assert not any(exemplars.values())
     assert set(UPLOAD) | set(SUBMISSION) <= set(exemplars)
 
 
-def test_links_are_spent_on_what_can_be_found(write: Write) -> None:
-    """A span keeps 128 of them, and an object may be of 999 submissions."""
+def test_links_lead_only_to_sampled_submissions(write: Write) -> None:
+    """A span keeps 128 links, and an object may have 999 submissions."""
     ended, _ = write("." * 200 + "x" * 200)
     (upload,) = [span for span in ended if span.name == "upload vehicles"]
     assert [link.context.trace_id for link in upload.links] == [*range(202, 202 + LINKS_MAX)]
