@@ -1,4 +1,4 @@
-"""A lane's consumer in process, on a real queue and a real bucket: whatever happens, each record is stored once."""
+"""The consumer of a lane, in this process, on a real queue and a real bucket: each record is stored exactly once."""
 
 import asyncio
 import shutil
@@ -37,12 +37,12 @@ from local.machine import limit_s
 from local.programs import Process
 from tests.contract.making import SOURCES, Heard, Submission, cancelled, submission, until, vehicle, wide
 
-PATIENT = Limits(bytes_max=2**26, messages_max=4_096, submissions_max=999, age_s_max=3_600)
+LIMITS_WITH_HIGH_AGE = Limits(bytes_max=2**26, messages_max=4_096, submissions_max=999, age_s_max=3_600)
 
 
 @dataclass(frozen=True)
 class Parts:
-    """What a consumer acts on, and what it is seen to have done."""
+    """The servers of a consumer, and helpers that check its work."""
 
     settings: Settings
     lane: Lane
@@ -70,7 +70,7 @@ class Parts:
 
     @asynccontextmanager
     async def running(self, writers: int = 1) -> AsyncIterator[list[asyncio.Task[None]]]:
-        """Consumers for as long as the block runs; then they are told to stop, as by SIGTERM."""
+        """Consumers while the block runs; after it, they are stopped as by SIGTERM."""
         stop = asyncio.Event()
         tasks = [asyncio.create_task(self.writer().run(stop)) for _ in range(writers)]
         try:
@@ -81,42 +81,44 @@ class Parts:
                 await asyncio.gather(*tasks)
 
     async def submit(self, *records: bytes, key: str | None = None) -> Submission:
-        one = submission(*records, key=key)
-        assert await self.queue.submit(self.lane, one.accepted, one.checked, boot_time_s() + 10) is None
-        return one
+        submitted = submission(*records, key=key)
+        deadline_s = boot_time_s() + 10
+        assert await self.queue.submit(self.lane, submitted.accepted, submitted.checked, deadline_s) is None
+        return submitted
 
     async def position(self) -> int:
         return (await self.catalog.position(self.lane))[0].last
 
     def at(self, sequence: int) -> Callable[[], Awaitable[bool]]:
-        """That the chain stands at a sequence."""
+        """A condition: the position of the lane is a sequence."""
 
-        async def claim() -> bool:
+        async def condition() -> bool:
             return await self.position() == sequence
 
-        return claim
+        return condition
 
     async def objects(self) -> list[Contents]:
-        """What each object of the lane says that it holds, in order; they have to follow one another."""
-        found: list[Contents] = []
+        """The contents of each object of the lane, in order, checked to form a chain."""
+        objects: list[Contents] = []
         async for key in self.bucket.keys(f"{self.settings.prefix}/"):
             contents = await read_contents(self.bucket, key)
             assert contents is not None
             assert contents.file_path == key
-            found.append(contents)
-        assert [one.first for one in found] == [1, *(one.last + 1 for one in found)][: len(found)]
-        return found
+            objects.append(contents)
+        expected = [1, *(contents.last + 1 for contents in objects)]
+        assert [contents.first for contents in objects] == expected[: len(objects)]
+        return objects
 
     async def payloads(self) -> list[bytes]:
-        """Every row's `_payload`, by (submission, record), each of which is there once."""
+        """The `_payload` of every row; checks that each record of a submission occurs once."""
         rows: list[tuple[str, int, bytes]] = []
         for contents in await self.objects():
             head = await self.bucket.head(contents.file_path)
             assert head is not None
-            read = pq.read_table(pa.BufferReader(await self.bucket.read(contents.file_path, 0, head.size)))
-            assert read.num_rows == contents.records
+            table = pq.read_table(pa.BufferReader(await self.bucket.read(contents.file_path, 0, head.size)))
+            assert table.num_rows == contents.records
             rows += [
-                (row["_submission_id"], row["_record_index"], row["_payload"].encode()) for row in read.to_pylist()
+                (row["_submission_id"], row["_record_index"], row["_payload"].encode()) for row in table.to_pylist()
             ]
         assert len({row[:2] for row in rows}) == len(rows)
         return [payload for _, _, payload in rows]
@@ -144,19 +146,19 @@ async def parts(
     )
 
 
-# --- the way of the data
+# --- from the queue to the bucket
 
 
 async def test_a_submission_becomes_an_object_when_it_is_old_enough(parts: Parts) -> None:
-    """Rows, footer, catalog and identity agree; the upload, the delivery and the records are counted once."""
+    """Rows, footer, catalog and identity agree; upload, delivery and records are counted once."""
     async with parts.running():
-        one = await parts.submit(vehicle("a"), vehicle("b"))
+        submitted = await parts.submit(vehicle("a"), vehicle("b"))
         await until(parts.at(1))
     assert await parts.payloads() == [vehicle("a"), vehicle("b")]
     (contents,) = await parts.objects()
     position, _ = await parts.catalog.position(parts.lane)
     assert position.entry == entry_of(contents)
-    assert await parts.catalog.identity(one.id) == identities_of(contents)[0]
+    assert await parts.catalog.identity(submitted.id) == identities_of(contents)[0]
     count = parts.heard.count
     assert count("bronze.uploads", bronze_outcome="success", bronze_source="vehicles") == 1
     assert count("bronze.uploads", bronze_outcome="failure") == 0
@@ -166,12 +168,12 @@ async def test_a_submission_becomes_an_object_when_it_is_old_enough(parts: Parts
     assert count("bronze.consumer.errors") == 0
 
 
-async def test_every_submissions_trace_ends_at_its_object(parts: Parts) -> None:
-    """One process span each, the upload under the oldest; all name the file, in whichever store is looked at."""
+async def test_the_trace_of_each_submission_ends_at_its_object(parts: Parts) -> None:
+    """Each has a process span, and the upload is a child of the oldest; all have the file path of the object."""
     first = submission(vehicle("a"), trace_id="1" * 32)
     second = submission(vehicle("b"), trace_id="2" * 32)
-    for one in (first, second):
-        await parts.queue.submit(parts.lane, one.accepted, one.checked, boot_time_s() + 10)
+    for submitted in (first, second):
+        await parts.queue.submit(parts.lane, submitted.accepted, submitted.checked, boot_time_s() + 10)
     async with parts.running():
         await until(parts.at(2))
     (contents,) = await parts.objects()
@@ -194,22 +196,22 @@ async def test_every_submissions_trace_ends_at_its_object(parts: Parts) -> None:
 
 
 async def test_messages_become_an_object_when_there_are_enough(parts: Parts) -> None:
-    """By number, whatever their age; the rest waits."""
+    """Their number decides, not their age; the others wait."""
     for number in range(5):
         await parts.submit(vehicle(str(number)))
-    async with replace(parts, limits=replace(PATIENT, messages_max=2)).running():
+    async with replace(parts, limits=replace(LIMITS_WITH_HIGH_AGE, messages_max=2)).running():
         await until(parts.at(4))
-    assert [(one.first, one.last) for one in await parts.objects()] == [(1, 2), (3, 4)]
+    assert [(contents.first, contents.last) for contents in await parts.objects()] == [(1, 2), (3, 4)]
 
 
 async def test_a_submission_larger_than_an_object_is_stored_in_several(parts: Parts) -> None:
-    """Its identity lists them all, and it is delivered once, with its last part."""
-    one = await parts.submit(*wide("a", 3))
+    """Its identity lists all of them, and its delivery is recorded once, with its last part."""
+    submitted = await parts.submit(*wide("a", 3))
     async with replace(parts, limits=replace(parts.limits, messages_max=1)).running():
         await until(parts.at(3))
     objects = await parts.objects()
     assert len(objects) == 3
-    identity = await parts.catalog.identity(one.id)
+    identity = await parts.catalog.identity(submitted.id)
     assert identity is not None
     assert (identity.parts_done, identity.parts) == (3, 3)
     assert identity.objects == [contents.file_path for contents in objects]
@@ -217,14 +219,14 @@ async def test_a_submission_larger_than_an_object_is_stored_in_several(parts: Pa
     assert parts.heard.count("bronze.delivery.duration") == 1
 
 
-async def test_what_is_stored_leaves_the_queue_but_for_the_anchor(parts: Parts) -> None:
-    """When its entry is older than the grace; then nothing waits."""
+async def test_stored_messages_are_purged_except_for_the_anchor(parts: Parts) -> None:
+    """When the catalog entry is older than the purge grace."""
     for number in range(3):
         await parts.submit(vehicle(str(number)))
     parts = replace(parts, purge_grace_s=0.5)
     async with parts.running():
         await until(parts.at(3))
-    tend = asyncio.create_task(parts.writer().maintain())
+    maintain = asyncio.create_task(parts.writer().maintain())
 
     async def purged() -> bool:
         return (await parts.queue.state(parts.lane)).first == 3
@@ -232,7 +234,7 @@ async def test_what_is_stored_leaves_the_queue_but_for_the_anchor(parts: Parts) 
     try:
         await until(purged)
     finally:
-        await cancelled(tend)
+        await cancelled(maintain)
     assert (await parts.queue.state(parts.lane)).messages == 1
     async with parts.running():
         await parts.submit(vehicle("3"))
@@ -240,31 +242,31 @@ async def test_what_is_stored_leaves_the_queue_but_for_the_anchor(parts: Parts) 
     assert len(await parts.payloads()) == 4
 
 
-async def test_a_consumer_that_wrote_nothing_yet_knows_when_the_lane_reached_the_bucket(parts: Parts) -> None:
-    """From the catalog: at its start, and where another consumer writes. Before a first object it says nothing."""
+async def test_a_consumer_that_wrote_nothing_reports_the_last_upload_of_its_lane(parts: Parts) -> None:
+    """From the catalog: at its start, and while another consumer writes. Before the first object there is no value."""
 
-    def said() -> list[float]:
+    def success_times() -> list[float]:
         return [point.value for point in parts.heard.points("bronze.upload.last_success.time")]
 
-    tend = asyncio.create_task(parts.writer().maintain())
+    maintain = asyncio.create_task(parts.writer().maintain())
     try:
         await until(lambda: bool(parts.heard.points("bronze.lane.position")))
-        assert said() == []
+        assert success_times() == []
         before_s = time.time()
         await parts.submit(vehicle("a"))
         async with parts.running():
             await until(parts.at(1))
-        await until(lambda: bool(said()))
-        assert before_s < said()[0] < time.time()
+        await until(lambda: bool(success_times()))
+        assert before_s < success_times()[0] < time.time()
     finally:
-        await cancelled(tend)
+        await cancelled(maintain)
 
 
 # --- crashes and lost replies
 
 
 class LosesReplies(S3Bucket):
-    """Writes, and loses the answer to each first write of a key."""
+    """A bucket that loses the answer to each successful write."""
 
     async def create(self, key: str, body: bytes, metadata: Mapping[str, str], content_type: str) -> bool:
         created = await super().create(key, body, metadata, content_type)
@@ -274,7 +276,7 @@ class LosesReplies(S3Bucket):
 
 
 async def test_a_reply_lost_after_the_write_stores_each_record_once(parts: Parts, heard: Heard) -> None:
-    """The second try finds the key taken and goes on from the object; a failure and a success are counted."""
+    """The second attempt finds the key in use and continues from the object; a failure and a success are counted."""
     lossy = LosesReplies(parts.settings)
     try:
         async with replace(parts, bucket=lossy).running():
@@ -291,18 +293,18 @@ async def test_a_reply_lost_after_the_write_stores_each_record_once(parts: Parts
 
 
 class Refusing(S3Bucket):
-    """Refuses so many writes."""
+    """A bucket that refuses a number of writes."""
 
     refusals = 2
 
     async def create(self, key: str, body: bytes, metadata: Mapping[str, str], content_type: str) -> bool:
         if self.refusals:
             self.refusals -= 1
-            raise Unavailable(Outage.DENIED, "no")
+            raise Unavailable(Outage.DENIED, "denied")
         return await super().create(key, body, metadata, content_type)
 
 
-async def test_a_bucket_that_refuses_is_tried_again_and_each_failure_counted(parts: Parts, heard: Heard) -> None:
+async def test_a_refused_write_is_retried_and_each_failure_is_counted(parts: Parts, heard: Heard) -> None:
     refusing = Refusing(parts.settings)
     try:
         async with replace(parts, bucket=refusing).running():
@@ -317,12 +319,12 @@ async def test_a_bucket_that_refuses_is_tried_again_and_each_failure_counted(par
 
 
 class Crash(BaseException):
-    """The process is gone."""
+    """The process was killed."""
 
 
 @dataclass
 class CrashesBeforeTheEntry:
-    """A catalog whose caller dies before it can append."""
+    """A catalog whose caller is killed before it can append."""
 
     real: Catalog
 
@@ -333,8 +335,8 @@ class CrashesBeforeTheEntry:
         raise Crash
 
 
-async def test_who_comes_after_a_crash_goes_on_from_the_object_that_is_there(parts: Parts) -> None:
-    """It would have cut further: the object's own `last` decides, and what it lacks goes into the next one."""
+async def test_the_consumer_after_a_crash_continues_from_the_existing_object(parts: Parts) -> None:
+    """It would have cut later: the `last` of the object decides, and the other messages go into the next object."""
     await parts.submit(vehicle("a"))
     crashing = replace(parts, catalog=CrashesBeforeTheEntry(parts.catalog))  # type: ignore[arg-type]
     with pytest.raises(Crash):
@@ -343,11 +345,11 @@ async def test_who_comes_after_a_crash_goes_on_from_the_object_that_is_there(par
     await parts.submit(vehicle("b"))
     async with parts.running():
         await until(parts.at(2))
-    assert [(one.first, one.last) for one in await parts.objects()] == [(1, 1), (2, 2)]
+    assert [(contents.first, contents.last) for contents in await parts.objects()] == [(1, 1), (2, 2)]
     assert await parts.payloads() == [vehicle("a"), vehicle("b")]
 
 
-async def test_a_restart_goes_on_where_the_last_one_stopped(parts: Parts) -> None:
+async def test_a_restarted_consumer_continues_at_the_position(parts: Parts) -> None:
     for number in range(3):
         async with parts.running():
             await parts.submit(vehicle(str(number)))
@@ -356,7 +358,7 @@ async def test_a_restart_goes_on_where_the_last_one_stopped(parts: Parts) -> Non
 
 
 class NoLock:
-    """No courtesy at all."""
+    """A lock that every consumer gets."""
 
     attempt = Attempt()
 
@@ -369,7 +371,7 @@ class NoLock:
 
 
 async def test_two_writers_without_a_lock_cost_time_and_never_data(parts: Parts) -> None:
-    """The lock is a courtesy: create-only and compare-and-set keep each record once."""
+    """The lock only saves work: because of create-only and compare-and-set, each record is stored once."""
     sent = [vehicle(f"{number:02}") for number in range(30)]
     async with replace(parts, lock=NoLock, limits=replace(parts.limits, messages_max=3)).running(writers=3):
         for record in sent:
@@ -378,11 +380,11 @@ async def test_two_writers_without_a_lock_cost_time_and_never_data(parts: Parts)
     assert await parts.payloads() == sent
 
 
-# --- what is set aside
+# --- duplicates and quarantine
 
 
-async def test_a_late_copy_of_what_is_stored_is_listed_and_not_stored_again(parts: Parts, heard: Heard) -> None:
-    """Its subject was purged, so the queue took it once more; its identity tells."""
+async def test_a_duplicate_is_listed_and_not_stored_again(parts: Parts, heard: Heard) -> None:
+    """Its subject was purged, so the queue accepted it again; its identity shows that it is stored."""
     async with parts.running():
         await parts.submit(vehicle("a"), key="k")
         await parts.submit(vehicle("b"))
@@ -391,14 +393,14 @@ async def test_a_late_copy_of_what_is_stored_is_listed_and_not_stored_again(part
         late = await parts.submit(vehicle("a"), key="k")
         await until(parts.at(3))
     assert await parts.payloads() == [vehicle("a"), vehicle("b")]
-    assert [one.submission_id for one in (await parts.objects())[-1].duplicates] == [late.id]
+    assert [duplicate.submission_id for duplicate in (await parts.objects())[-1].duplicates] == [late.id]
     identity = await parts.catalog.identity(late.id)
     assert identity is not None
     assert identity.first_sequence == 1
     assert heard.count("bronze.records", bronze_outcome="duplicate") == 1
 
 
-async def test_another_body_that_comes_late_under_a_key_is_quarantined(parts: Parts, heard: Heard) -> None:
+async def test_another_body_under_the_key_of_a_stored_submission_is_quarantined(parts: Parts, heard: Heard) -> None:
     async with parts.running():
         await parts.submit(vehicle("a"), key="k")
         await parts.submit(vehicle("b"))
@@ -407,12 +409,12 @@ async def test_another_body_that_comes_late_under_a_key_is_quarantined(parts: Pa
         await parts.submit(vehicle("other"), key="k")
         await until(parts.at(3))
     assert await parts.payloads() == [vehicle("a"), vehicle("b")]
-    (aside,) = (await parts.objects())[-1].quarantined
-    assert await parts.bucket.read(aside.key, 0, 1_000) == vehicle("other")
+    (quarantined,) = (await parts.objects())[-1].quarantined
+    assert await parts.bucket.read(quarantined.key, 0, 1_000) == vehicle("other")
     assert heard.count("bronze.records", bronze_outcome="quarantined") == 1
 
 
-async def test_poison_is_kept_byte_for_byte_and_holds_up_nothing(
+async def test_a_dead_letter_is_quarantined_byte_for_byte_and_delays_nothing(
     parts: Parts, jetstream: JetStream, heard: Heard
 ) -> None:
     poison = b"\x00\xff no JSON, no headers"
@@ -422,32 +424,32 @@ async def test_poison_is_kept_byte_for_byte_and_holds_up_nothing(
     async with parts.running():
         await until(parts.at(3))
     assert await parts.payloads() == [vehicle("a"), vehicle("b")]
-    (aside,) = [one for contents in await parts.objects() for one in contents.quarantined]
-    assert (aside.sequence, aside.headers) == (2, {"Custom": "kept"})
-    assert await parts.bucket.read(aside.key, 0, 1_000) == poison
-    head = await parts.bucket.head(aside.key)
+    (quarantined,) = [message for contents in await parts.objects() for message in contents.quarantined]
+    assert (quarantined.sequence, quarantined.headers) == (2, {"Custom": "kept"})
+    assert await parts.bucket.read(quarantined.key, 0, 1_000) == poison
+    head = await parts.bucket.head(quarantined.key)
     assert head is not None
     assert head.metadata["bronze-sequence"] == "2"
     assert heard.count("bronze.consumer.errors", bronze_step="encode", error_type="poison") == 1
 
 
-@pytest.mark.parametrize("whole", [True, False], ids=["no records", "cut short"])
-async def test_of_compressed_poison_the_content_is_kept_where_there_is_one(
+@pytest.mark.parametrize("whole", [True, False], ids=["no records", "truncated"])
+async def test_a_compressed_dead_letter_is_quarantined_decompressed_if_possible(
     parts: Parts, jetstream: JetStream, *, whole: bool
 ) -> None:
-    """Who looks into the quarantine meets the records; what is no frame is kept as it is."""
+    """So its records can be read in quarantine; a payload that is not a zstd frame is stored unchanged."""
     inside = b"no JSON " * 1_000
     frame = zstandard.compress(inside)
-    payload, kept = (frame, inside) if whole else (frame[:-1], frame[:-1])
+    payload, stored = (frame, inside) if whole else (frame[:-1], frame[:-1])
     await jetstream.publish(Outgoing(lane_subject("vehicles", 0, "x"), payload, {HEADER_ENCODING: ZSTD}))
     async with parts.running():
         await until(parts.at(1))
-    (aside,) = [one for contents in await parts.objects() for one in contents.quarantined]
-    assert await parts.bucket.read(aside.key, 0, 10_000) == kept
+    (quarantined,) = [message for contents in await parts.objects() for message in contents.quarantined]
+    assert await parts.bucket.read(quarantined.key, 0, 10_000) == stored
 
 
-async def test_an_object_is_bounded_by_what_its_messages_hold(parts: Parts) -> None:
-    """Not by what is left of that once it is compressed: memory is taken by what it is decoded to."""
+async def test_the_size_of_an_object_is_limited_before_compression(parts: Parts) -> None:
+    """Because decoding needs memory for the decompressed messages."""
     record = b'{"vehicle_id":"' + b"a" * 10_000 + b'"}'
     for _ in range(4):
         await parts.submit(record)
@@ -459,10 +461,10 @@ async def test_an_object_is_bounded_by_what_its_messages_hold(parts: Parts) -> N
     assert [contents.messages for contents in await parts.objects()] == [2, 2]
 
 
-async def test_a_message_of_a_newer_format_is_left_to_a_newer_consumer(
+async def test_a_message_of_a_newer_format_waits_for_a_newer_consumer(
     parts: Parts, jetstream: JetStream, heard: Heard
 ) -> None:
-    """What stands before it is stored; it and what follows stay in the queue, untouched, and that is counted."""
+    """The messages before it are stored; it and all later messages stay in the queue, and an error is counted."""
     await parts.submit(vehicle("a"))
     newer = {HEADER_FORMAT: str(FORMAT + 1)}
     await jetstream.publish(Outgoing(lane_subject("vehicles", 0, "x"), b"[]", newer))
@@ -477,8 +479,8 @@ async def test_a_message_of_a_newer_format_is_left_to_a_newer_consumer(
 # --- a queue that was rolled back
 
 
-async def ended(task: asyncio.Task[None], heard: Heard) -> None:
-    """The lane stopped for good, and it was counted."""
+async def assert_halted(task: asyncio.Task[None], heard: Heard) -> None:
+    """Check that the lane halted, and that this was counted."""
     await until(task.done)
     assert task.exception() is None
     assert heard.count("bronze.consumer.errors", error_type="halted") == 1
@@ -487,21 +489,21 @@ async def ended(task: asyncio.Task[None], heard: Heard) -> None:
 async def test_a_lane_whose_queue_lost_the_anchor_halts_while_it_runs(
     parts: Parts, jetstream: JetStream, heard: Heard
 ) -> None:
-    """Also when nothing new comes that would show it."""
+    """Also if no new message arrives that would show it."""
     async with parts.running() as (task,):
         await parts.submit(vehicle("a"))
         await until(parts.at(1))
         await jetstream.api(f"STREAM.PURGE.{parts.lane.stream}")
-        await ended(task, heard)
+        await assert_halted(task, heard)
     assert await parts.payloads() == [vehicle("a")]
 
 
-async def test_a_lane_that_the_bucket_is_ahead_of_halts_at_its_start(
+async def test_a_lane_halts_at_its_start_if_the_bucket_has_later_objects(
     parts: Parts, nats: Process, jetstream: JetStream, heard: Heard, tmp_path: Path
 ) -> None:
-    """Queue and catalog were restored from a backup together: only the bucket remembers what came after it.
+    """Queue and catalog were restored from the same backup: only the bucket has the objects that were written later.
 
-    To go on would give the numbers of stored messages to others, and so lose those.
+    To continue would give the sequences of stored messages to other messages, which would then be lost.
     """
     async with parts.running():
         await parts.submit(vehicle("a"))
@@ -521,6 +523,6 @@ async def test_a_lane_that_the_bucket_is_ahead_of_halts_at_its_start(
     await until(lambda: jetstream.connected)
     assert await parts.position() == 1
     async with parts.running() as (task,):
-        await ended(task, heard)
+        await assert_halted(task, heard)
     assert await parts.payloads() == [vehicle("a"), vehicle("b")]
     assert (await parts.queue.state(parts.lane)).messages == 1

@@ -1,4 +1,4 @@
-"""The change of the number of lanes on real servers: sealed, stored to the end, replaced; whatever cuts it short."""
+"""The change of the number of lanes on real servers: they are sealed, stored and replaced, whenever it is killed."""
 
 import asyncio
 import time
@@ -33,7 +33,7 @@ SETTLED_S = 0.2
 
 @dataclass(frozen=True)
 class Parts:
-    """A queue with two lanes of one source, and all that stores them."""
+    """A queue with lanes of one source, and the servers and consumers that store them."""
 
     settings: Settings
     jetstream: JetStream
@@ -43,7 +43,7 @@ class Parts:
     heard: Heard
 
     def queue(self, lanes: int) -> NatsQueue:
-        """The queue of a role with such a setting."""
+        """The queue of a role with this number of lanes in its settings."""
         return NatsQueue(
             self.jetstream, KeyValueStore(self.jetstream, 1), self.settings.model_copy(update={"lanes": lanes})
         )
@@ -55,14 +55,16 @@ class Parts:
         queue = queue or self.queue(lanes)
         return LaneChange(queue, self.catalog, ["vehicles"], lanes, lambda _: None, **{"settled_s": SETTLED_S, **waits})
 
-    async def submit(self, lanes: Sequence[Lane], one: Submission) -> None:
-        """As an API that works on these lanes."""
-        lane = lanes[lane_of(one.id, len(lanes))]
-        assert await self.queue(len(lanes)).submit(lane, one.accepted, one.checked, boot_time_s() + 10) is None
+    async def submit(self, lanes: Sequence[Lane], submitted: Submission) -> None:
+        """Submit as an API with these lanes."""
+        lane = lanes[lane_of(submitted.id, len(lanes))]
+        assert (
+            await self.queue(len(lanes)).submit(lane, submitted.accepted, submitted.checked, boot_time_s() + 10) is None
+        )
 
     @asynccontextmanager
     async def consuming(self, lanes: Sequence[Lane]) -> AsyncIterator[asyncio.Task[None]]:
-        """A consumer of these lanes for as long as the block runs."""
+        """A consumer of these lanes while the block runs."""
         stop = asyncio.Event()
         writers = [
             LaneWriter(
@@ -88,9 +90,11 @@ class Parts:
                 await asyncio.gather(task, return_exceptions=True)
 
     async def stored(self) -> list[str]:
-        """The ids of the submissions in the bucket, each as often as it is there."""
-        found = [await read_contents(self.bucket, key) async for key in self.bucket.keys(f"{self.settings.prefix}/")]
-        return sorted(one.accepted.submission_id for contents in found if contents for one in contents.submissions)
+        """The ids of the submissions in the bucket, each as often as it occurs there."""
+        objects = [await read_contents(self.bucket, key) async for key in self.bucket.keys(f"{self.settings.prefix}/")]
+        return sorted(
+            stored.accepted.submission_id for contents in objects if contents for stored in contents.submissions
+        )
 
 
 @pytest_asyncio.fixture
@@ -106,14 +110,12 @@ async def parts(
 
 
 @pytest.mark.parametrize(("before", "after"), [(2, 3), (3, 1)])
-async def test_old_lanes_are_stored_to_their_end_and_new_ones_take_their_place(
-    parts: Parts, before: int, after: int
-) -> None:
-    """Of a new epoch; consumers of the old ones end, also one that waits for the lock; a retry finds its identity."""
+async def test_old_lanes_are_stored_completely_and_new_ones_replace_them(parts: Parts, before: int, after: int) -> None:
+    """With a new epoch. Consumers of the old ones end, also one that waits for the lock; a retry finds its identity."""
     old = await parts.open(before)
     sent = [submission(vehicle(str(number)), key=str(number)) for number in range(20)]
-    for one in sent:
-        await parts.submit(old, one)
+    for submitted in sent:
+        await parts.submit(old, submitted)
     async with parts.consuming(old) as first, parts.consuming(old) as second:
         assert await parts.change(after).run()
         for consumer in (first, second):
@@ -123,37 +125,37 @@ async def test_old_lanes_are_stored_to_their_end_and_new_ones_take_their_place(
     new = await parts.open(after)
     assert len(new) == after
     assert {lane.epoch for lane in new}.isdisjoint(lane.epoch for lane in old)
-    assert await parts.stored() == sorted(one.id for one in sent)
-    for one in sent:
-        identity = await parts.catalog.identity(one.id)
+    assert await parts.stored() == sorted(submitted.id for submitted in sent)
+    for submitted in sent:
+        identity = await parts.catalog.identity(submitted.id)
         assert identity is not None
-        assert identity.accepted == one.accepted
+        assert identity.accepted == submitted.accepted
     with pytest.raises(Gone):
-        await parts.submit(old, next(one for one in _many() if lane_of(one.id, before) == 0))
+        await parts.submit(old, next(late for late in _many() if lane_of(late.id, before) == 0))
     more = [submission(vehicle(f"more {number}")) for number in range(5)]
     async with parts.consuming(new):
-        for one in more:
-            await parts.submit(new, one)
-        assert not await parts.change(after).run(), "it is so already"
+        for submitted in more:
+            await parts.submit(new, submitted)
+        assert not await parts.change(after).run(), "nothing is left to change"
         assert await parts.open(after) == new
         assert await parts.change(before).run()
-    assert await parts.stored() == sorted(one.id for one in [*sent, *more])
+    assert await parts.stored() == sorted(submitted.id for submitted in [*sent, *more])
 
 
 def _many() -> list[Submission]:
     return [submission(vehicle(f"late {number}")) for number in range(50)]
 
 
-async def test_roles_with_the_number_of_before_are_refused(parts: Parts) -> None:
-    """With both numbers named, and the command that changes it."""
+async def test_roles_with_the_old_number_are_refused(parts: Parts) -> None:
+    """The error names both numbers, and the command that changes them."""
     await parts.open(2)
     await parts.change(3).run()
     with pytest.raises(Misconfigured, match=r"'bronze.lanes': '3'.*'bronze.lanes': '2'.*bronze lanes N"):
         await parts.open(2)
 
 
-async def test_a_sealed_lane_takes_nothing_and_keeps_all(parts: Parts) -> None:
-    """Neither one message, nor several, nor a batch that was open when it was sealed; and that is said."""
+async def test_a_sealed_lane_accepts_nothing_and_keeps_its_messages(parts: Parts) -> None:
+    """Neither one message, nor several, nor a batch that was open when it was sealed; the error says why."""
     (lane,) = await parts.open(1)
     await parts.submit([lane], submission(vehicle("before")))
     opened = {"Nats-Batch-Id": "open", "Nats-Batch-Sequence": "1"}
@@ -170,12 +172,12 @@ async def test_a_sealed_lane_takes_nothing_and_keeps_all(parts: Parts) -> None:
     assert await parts.open(1) == [lane], "a consumer that starts now drains it"
 
 
-class Cut(Exception):
-    """The command was killed here."""
+class Killed(Exception):
+    """The command was killed."""
 
 
-class CutShort:
-    """A queue that stops its user after so many acts."""
+class KilledAfter:
+    """A queue whose user is killed after a number of acts."""
 
     def __init__(self, queue: NatsQueue, acts: int) -> None:
         self._queue = queue
@@ -188,15 +190,15 @@ class CutShort:
 
         async def act(*arguments: Any) -> None:
             if not self._left:
-                raise Cut
+                raise Killed
             self._left -= 1
             await call(*arguments)
 
         return act
 
 
-async def test_a_command_that_was_cut_short_anywhere_is_finished_by_the_next(parts: Parts) -> None:
-    """Nobody makes lanes of the number of before meanwhile, nothing is lost, and nothing is there twice."""
+async def test_a_command_that_was_killed_at_any_step_is_finished_by_the_next(parts: Parts) -> None:
+    """No role creates lanes of the old number in between, nothing is lost, and nothing is stored twice."""
     sent: list[Submission] = []
     for acts in range(100):
         before, after = (2, 3) if acts % 2 == 0 else (3, 2)
@@ -204,59 +206,59 @@ async def test_a_command_that_was_cut_short_anywhere_is_finished_by_the_next(par
         sent.append(submission(vehicle(str(acts)), key=str(acts)))
         await parts.submit(old, sent[-1])
         async with parts.consuming(old):
-            short = parts.change(after, cast(LaneAdmin, CutShort(parts.queue(after), acts)), settled_s=0)
+            killed = parts.change(after, cast(LaneAdmin, KilledAfter(parts.queue(after), acts)), settled_s=0)
             try:
-                await short.run()
-            except Cut:
-                for lanes in (before, after):  # a role starts now: it works on what is whole, or refuses
+                await killed.run()
+            except Killed:
+                for lanes in (before, after):  # a role that starts now opens a complete set of lanes, or refuses
                     try:
                         opened = await parts.open(lanes)
                     except (Misconfigured, Unavailable):
                         continue
-                    there = await parts.queue(lanes).lanes_of("vehicles")
-                    assert [one.lane for one in there] == opened
+                    states = await parts.queue(lanes).lanes_of("vehicles")
+                    assert [state.lane for state in states] == opened
                 await parts.change(after, settled_s=0).run()
             else:
                 break
         assert len(await parts.open(after)) == after
     assert acts > 10
-    assert await parts.stored() == sorted(one.id for one in sent)
+    assert await parts.stored() == sorted(submitted.id for submitted in sent)
 
 
-async def test_a_drain_that_stands_still_is_given_up_and_goes_on_later(parts: Parts) -> None:
+async def test_a_drain_without_progress_ends_and_can_be_continued(parts: Parts) -> None:
     old = await parts.open(2)
-    one = submission(vehicle("waiting"))
-    await parts.submit(old, one)
-    with pytest.raises(Unavailable, match=rf"1 messages are still to be stored.*{old[lane_of(one.id, 2)].stream}"):
+    waiting = submission(vehicle("waiting"))
+    await parts.submit(old, waiting)
+    with pytest.raises(Unavailable, match=rf"1 messages are still to be stored.*{old[lane_of(waiting.id, 2)].stream}"):
         await parts.change(1, stalled_s=0.3).run()
     async with parts.consuming(await parts.open(2)):
         assert await parts.change(1).run()
-    assert await parts.stored() == [one.id]
+    assert await parts.stored() == [waiting.id]
 
 
-class ReplacedMeanwhile(JetStream):
-    """Somebody changes the number of lanes there and back while a role opens the last one."""
+class ReplacedWhileOpening(JetStream):
+    """Another process changes the number of lanes and changes it back while a role opens the last one."""
 
-    meanwhile: Callable[[], Awaitable[object]] | None = None
+    replace: Callable[[], Awaitable[object]] | None = None
 
     async def state(self, stream: str) -> StreamState:
         state = await super().state(stream)
-        if self.meanwhile and "_1_" in stream:
-            meanwhile, self.meanwhile = self.meanwhile, None
-            await meanwhile()
+        if self.replace and "_1_" in stream:
+            replace, self.replace = self.replace, None
+            await replace()
         return state
 
 
-async def test_lanes_that_were_not_there_at_one_moment_are_not_worked_on(parts: Parts) -> None:
-    """A role that was paused while it opened them could send under the same key to lanes of two numbers."""
+async def test_lanes_that_did_not_exist_at_one_moment_are_not_opened(parts: Parts) -> None:
+    """A role that was paused while it opened them could send the same key to lanes of two different numbers."""
     await parts.open(2)
-    slow = await ReplacedMeanwhile.connect(parts.settings.nats_url)
+    slow = await ReplacedWhileOpening.connect(parts.settings.nats_url)
 
-    async def there_and_back() -> None:
+    async def change_and_change_back() -> None:
         for lanes in (3, 2):
             await parts.change(lanes, settled_s=0).run()
 
-    slow.meanwhile = there_and_back
+    slow.replace = change_and_change_back
     try:
         queue = NatsQueue(slow, KeyValueStore(slow, 1), parts.settings.model_copy(update={"lanes": 2}))
         with pytest.raises(Unavailable, match="replaced while it was opened"):
@@ -266,8 +268,8 @@ async def test_lanes_that_were_not_there_at_one_moment_are_not_worked_on(parts: 
         await slow.close()
 
 
-async def test_a_stream_that_is_missing_is_told_at_once_and_one_that_was_replaced_ends_the_role(parts: Parts) -> None:
-    """The first may come back, as after a restored backup; a submission gets its 503 soon, and nothing is stored."""
+async def test_a_missing_stream_is_reported_at_once_and_a_replaced_one_ends_the_role(parts: Parts) -> None:
+    """A missing one may come back, as after a restored backup; submissions get a 503 soon, and nothing is stored."""
     (lane,) = await parts.open(1)
     queue = parts.queue(1)
     await queue.remove(lane)
@@ -293,13 +295,13 @@ async def test_a_stream_that_is_missing_is_told_at_once_and_one_that_was_replace
             await call()
 
 
-async def test_an_api_that_only_hears_of_lanes_that_are_no_more_ends_too(parts: Parts) -> None:
-    """There are fewer lanes now: of the last one's number there is no other stream whose answer would tell."""
+async def test_an_api_whose_lane_number_no_longer_exists_ends_too(parts: Parts) -> None:
+    """There are fewer lanes now, so no other stream has the number of the last one."""
     _, last = await parts.open(2)
     assert await parts.change(1).run()
-    one = submission(vehicle("late"))
+    late = submission(vehicle("late"))
     for _ in range(2):
         with pytest.raises(Gone, match="restart this process"):
-            await parts.queue(2).submit(last, one.accepted, one.checked, boot_time_s() + 10)
+            await parts.queue(2).submit(last, late.accepted, late.checked, boot_time_s() + 10)
         with pytest.raises(Gone, match="restart this process"):
             await parts.queue(2).state(last)

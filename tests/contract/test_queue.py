@@ -1,4 +1,4 @@
-"""The queue on a real server: each submission once, whole and contiguous; a read never skips a message silently."""
+"""The queue on a real server: each submission is stored once, complete and contiguous; reads skip no message."""
 
 import asyncio
 import signal
@@ -32,12 +32,14 @@ ONE = [vehicle("a")]
 MANY = wide("a", 3)
 
 
-async def submit(queue: NatsQueue, lane: Lane, one: Submission, within_s: float = 10) -> AcceptedSubmission | None:
-    return await queue.submit(lane, one.accepted, one.checked, boot_time_s() + within_s)
+async def submit(
+    queue: NatsQueue, lane: Lane, submitted: Submission, within_s: float = 10
+) -> AcceptedSubmission | None:
+    return await queue.submit(lane, submitted.accepted, submitted.checked, boot_time_s() + within_s)
 
 
-async def everything(queue: NatsQueue, lane: Lane) -> list[Message]:
-    """All that is in a lane, read as a consumer reads it."""
+async def read_all(queue: NatsQueue, lane: Lane) -> list[Message]:
+    """All messages of a lane, read as a consumer reads them."""
     messages: list[Message] = []
     while True:
         tail = Tail(messages[-1].sequence, messages[-1].time) if messages else None
@@ -54,13 +56,16 @@ def payloads(messages: Sequence[Message]) -> list[bytes]:
 # --- opening
 
 
-async def test_openers_that_race_open_the_same_lanes(settings: Settings) -> None:
-    """The server takes one stream on a subject, so the epoch is decided once."""
+async def test_racing_processes_open_the_same_lanes(settings: Settings) -> None:
+    """The server accepts one stream per subject, so all get the same epoch."""
     several = settings.model_copy(update={"lanes": 2})
     connections = [await JetStream.connect(settings.nats_url) for _ in range(4)]
     try:
         opened = await asyncio.gather(
-            *(NatsQueue(one, KeyValueStore(one, 1), several).open(["vehicles", "status"]) for one in connections)
+            *(
+                NatsQueue(connection, KeyValueStore(connection, 1), several).open(["vehicles", "status"])
+                for connection in connections
+            )
         )
     finally:
         for connection in connections:
@@ -76,10 +81,10 @@ async def test_openers_that_race_open_the_same_lanes(settings: Settings) -> None
 
 @on_both
 @pytest.mark.parametrize(("name", "value"), [("bucket", "another"), ("prefix", "another"), ("lanes", 7)])
-async def test_other_settings_than_the_lanes_were_made_with_are_refused(
+async def test_settings_that_differ_from_those_of_the_lanes_are_refused(
     jetstream: JetStream, lane: Lane, settings: Settings, name: str, value: object
 ) -> None:
-    """Both values are named: what the stream was made with, and what the settings say."""
+    """The error has both values: that of the stream and that of the settings."""
     with pytest.raises(Misconfigured) as refused:
         await NatsQueue(jetstream, KeyValueStore(jetstream, 1), settings.model_copy(update={name: value})).open(
             ["vehicles"]
@@ -103,77 +108,77 @@ async def test_no_server_on_the_port_is_unavailable() -> None:
 
 @on_both
 @pytest.mark.parametrize("records", [ONE, MANY], ids=["one message", "several"])
-async def test_what_is_submitted_is_read_whole_and_in_order(queue: NatsQueue, lane: Lane, records: list[bytes]) -> None:
-    one = submission(*records)
-    assert await submit(queue, lane, one) is None
-    messages = await everything(queue, lane)
+async def test_a_submission_is_read_completely_and_in_order(queue: NatsQueue, lane: Lane, records: list[bytes]) -> None:
+    submitted = submission(*records)
+    assert await submit(queue, lane, submitted) is None
+    messages = await read_all(queue, lane)
     assert payloads(messages) == records
     assert [Part.parse(message.headers) for message in messages] == [
-        part for part, _ in one.checked.parts(one.accepted)
+        part for part, _ in submitted.checked.parts(submitted.accepted)
     ]
-    assert {message.submission_id for message in messages} == {one.id}
-    assert await queue.find_submission(lane, one.id) == one.accepted
+    assert {message.submission_id for message in messages} == {submitted.id}
+    assert await queue.find_submission(lane, submitted.id) == submitted.accepted
     assert await queue.find_submission(lane, "another") is None
-    backlog = await queue.state(lane)
-    assert (backlog.first, backlog.last, backlog.messages) == (1, len(records), len(records))
+    state = await queue.state(lane)
+    assert (state.first, state.last, state.messages) == (1, len(records), len(records))
 
 
 @on_both
-async def test_messages_of_one_submission_stand_together_whoever_else_submits(queue: NatsQueue, lane: Lane) -> None:
+async def test_the_messages_of_a_submission_are_contiguous(queue: NatsQueue, lane: Lane) -> None:
     several = [submission(*wide(name, 3)) for name in "abcde"] + [submission(vehicle(f"s{n}")) for n in range(20)]
-    assert await asyncio.gather(*(submit(queue, lane, one) for one in several)) == [None] * len(several)
-    ids = [message.submission_id for message in await everything(queue, lane)]
+    assert await asyncio.gather(*(submit(queue, lane, submitted) for submitted in several)) == [None] * len(several)
+    ids = [message.submission_id for message in await read_all(queue, lane)]
     assert len(ids) == 5 * 3 + 20
-    assert sum(one != other for one, other in pairwise(ids)) == len(several) - 1
+    assert sum(earlier != later for earlier, later in pairwise(ids)) == len(several) - 1
 
 
 @on_both
 @pytest.mark.parametrize("records", [ONE, MANY], ids=["one message", "several"])
-async def test_a_repeat_stores_nothing_and_gives_what_was_accepted(
+async def test_a_repeat_stores_nothing_and_returns_the_accepted_submission(
     queue: NatsQueue, lane: Lane, records: list[bytes]
 ) -> None:
-    """The earlier 202's facts, whatever the repeat brings along."""
-    first, again = (submission(*records, key="k", trace_id=digit * 32) for digit in "12")
+    """With the values of the first 202, whatever the values of the repeat are."""
+    first, repeated = (submission(*records, key="k", trace_id=digit * 32) for digit in "12")
     assert await submit(queue, lane, first) is None
-    assert await submit(queue, lane, again) == first.accepted
-    assert len(await everything(queue, lane)) == len(records)
+    assert await submit(queue, lane, repeated) == first.accepted
+    assert len(await read_all(queue, lane)) == len(records)
 
 
 @on_both
 @pytest.mark.parametrize("other", [[vehicle("b")], wide("b", 2)], ids=["one message", "several"])
-async def test_another_body_under_the_same_key_surfaces(queue: NatsQueue, lane: Lane, other: list[bytes]) -> None:
+async def test_another_body_under_the_same_key_is_detected(queue: NatsQueue, lane: Lane, other: list[bytes]) -> None:
     first = submission(*ONE, key="k")
     await submit(queue, lane, first)
     earlier = await submit(queue, lane, submission(*other, key="k"))
     assert earlier is not None
     assert earlier.digest == first.checked.digest
-    assert len(await everything(queue, lane)) == 1
+    assert len(await read_all(queue, lane)) == 1
 
 
 @on_both
 @pytest.mark.parametrize("records", [ONE, MANY], ids=["one message", "several"])
 async def test_of_racing_repeats_one_is_stored(queue: NatsQueue, lane: Lane, records: list[bytes]) -> None:
     repeats = [submission(*records, key="k", trace_id=f"{number:032}") for number in range(8)]
-    answers = await asyncio.gather(*(submit(queue, lane, one) for one in repeats))
+    answers = await asyncio.gather(*(submit(queue, lane, repeat) for repeat in repeats))
     assert answers.count(None) == 1
     (stored,) = {answer.trace_id for answer in answers if answer}
     assert stored == f"{answers.index(None):032}"
-    assert len(await everything(queue, lane)) == len(records)
+    assert len(await read_all(queue, lane)) == len(records)
 
 
-class PurgedMeanwhile(JetStream):
-    """A consumer stores and purges the subject between the refusal and the look at what stands there."""
+class PurgedBeforeGet(JetStream):
+    """A consumer stores and purges the subject after the refusal and before the subject is read."""
 
     async def get_last(self, stream: str, subject: str) -> Message | None:
         await self.purge_below(stream, (await self.state(stream)).last + 1)
         return await super().get_last(stream, subject)
 
 
-async def test_a_subject_that_was_taken_and_is_free_again_is_left_to_its_identity(
+async def test_a_subject_that_was_purged_after_the_refusal_is_superseded(
     queue: NatsQueue, lane: Lane, settings: Settings
 ) -> None:
     await submit(queue, lane, submission(*ONE, key="k"))
-    connection = await PurgedMeanwhile.connect(settings.nats_url)
+    connection = await PurgedBeforeGet.connect(settings.nats_url)
     try:
         with pytest.raises(Superseded):
             await submit(
@@ -190,16 +195,16 @@ async def test_a_subject_that_was_taken_and_is_free_again_is_left_to_its_identit
 async def test_the_largest_message_with_the_longest_headers_fits(
     queue: NatsQueue, lane: Lane, records: list[bytes]
 ) -> None:
-    """The server's bound counts headers too: names of the greatest length, in characters with the longest escapes."""
+    """The server's limit includes the headers: names of the greatest length, in characters with the longest escapes."""
     longest = "\N{PILE OF POO}" * CLASSIFICATION_ID_CHARS_MAX
-    one = submission(
+    submitted = submission(
         *records,
         classification_id=longest,
         classification_default=longest,
         origin="\N{PILE OF POO}" * FILE_NAME_CHARS_MAX,
     )
-    assert await submit(queue, lane, one) is None
-    assert await queue.find_submission(lane, one.id) == one.accepted
+    assert await submit(queue, lane, submitted) is None
+    assert await queue.find_submission(lane, submitted.id) == submitted.accepted
 
 
 # --- refusals and outages
@@ -207,7 +212,7 @@ async def test_the_largest_message_with_the_longest_headers_fits(
 
 @on_both
 @pytest.mark.parametrize("records", [ONE, MANY], ids=["one message", "several"])
-async def test_a_full_queue_refuses_and_keeps_nothing(
+async def test_a_full_queue_refuses_and_stores_nothing(
     jetstream: JetStream, settings: Settings, records: list[bytes]
 ) -> None:
     queue = NatsQueue(jetstream, KeyValueStore(jetstream, 1), settings.model_copy(update={"queue_bytes_max": 10_000}))
@@ -217,79 +222,79 @@ async def test_a_full_queue_refuses_and_keeps_nothing(
     with pytest.raises(Unavailable) as full:
         await submit(queue, lane, submission(*records, vehicle("b", 2_000)))
     assert (full.value.code, full.value.retry_after_s) == ("queue-full", 10)
-    assert len(await everything(queue, lane)) == 2
+    assert len(await read_all(queue, lane)) == 2
 
 
 @on_both
 @pytest.mark.parametrize("records", [ONE, MANY], ids=["one message", "several"])
-async def test_nothing_is_published_past_the_deadline(queue: NatsQueue, lane: Lane, records: list[bytes]) -> None:
-    """What is published later than the grace foresees could be stored twice."""
+async def test_nothing_is_published_after_the_deadline(queue: NatsQueue, lane: Lane, records: list[bytes]) -> None:
+    """A message that is published after the purge grace could be stored twice."""
     with pytest.raises(Unavailable):
         await submit(queue, lane, submission(*records), within_s=-0.001)
-    assert await everything(queue, lane) == []
+    assert await read_all(queue, lane) == []
 
 
 @on_both
-@pytest.mark.parametrize("looks", [2, 3], ids=["waiting for its turn", "before the commit"])
-async def test_a_batch_whose_deadline_passes_on_the_way_is_not_stored_and_not_accepted(
-    jetstream: JetStream, lane: Lane, settings: Settings, looks: int
+@pytest.mark.parametrize("reads", [2, 3], ids=["while it waits for a batch", "before the commit"])
+async def test_a_batch_whose_deadline_passes_is_not_stored_and_not_accepted(
+    jetstream: JetStream, lane: Lane, settings: Settings, reads: int
 ) -> None:
-    """The clock jumps past the deadline after so many looks at it, as it does when a process was paused."""
-    clock = chain(repeat(0.0, looks), repeat(100.0))
+    """The clock jumps past the deadline after some reads, as if the process was paused."""
+    clock = chain(repeat(0.0, reads), repeat(100.0))
     queue = NatsQueue(jetstream, KeyValueStore(jetstream, 1), settings, now_s=lambda: next(clock))
-    one = submission(*MANY)
+    submitted = submission(*MANY)
     with pytest.raises(Unavailable):
-        await queue.submit(lane, one.accepted, one.checked, 50.0)
-    assert await everything(queue, lane) == []
+        await queue.submit(lane, submitted.accepted, submitted.checked, 50.0)
+    assert await read_all(queue, lane) == []
 
 
 @pytest.mark.parametrize("records", [ONE, MANY], ids=["one message", "several"])
-async def test_a_server_that_is_killed_leaves_nothing_to_be_sent_later(
+async def test_nothing_is_sent_later_to_a_server_that_was_killed(
     queue: NatsQueue, lane: Lane, nats: Process, jetstream: JetStream, records: list[bytes]
 ) -> None:
     """A submission during the outage is refused and never appears; the next one after it is stored once."""
     nats.signal(signal.SIGKILL)
     await until(lambda: not jetstream.connected)
-    with pytest.raises(Unavailable) as away:
+    with pytest.raises(Unavailable) as refused:
         await submit(queue, lane, submission(*records))
-    assert away.value.code == "queue-away"
+    assert refused.value.code == "queue-away"
     await asyncio.to_thread(nats.restart)
     after = submission(*records)
-    assert await patiently(queue, lane, after) is None
-    assert {message.submission_id for message in await everything(queue, lane)} == {after.id}
+    assert await submit_until_available(queue, lane, after) is None
+    assert {message.submission_id for message in await read_all(queue, lane)} == {after.id}
 
 
-async def patiently(queue: NatsQueue, lane: Lane, one: Submission) -> AcceptedSubmission | None:
-    """As a client does: again under the same id while the queue is away."""
+async def submit_until_available(queue: NatsQueue, lane: Lane, submitted: Submission) -> AcceptedSubmission | None:
+    """Submit as a client does: retry under the same id while the queue is unavailable."""
     async with asyncio.timeout(limit_s(20)):
         while True:
             try:
-                return await submit(queue, lane, one)
+                return await submit(queue, lane, submitted)
             except Unavailable:
                 await asyncio.sleep(0.05)
 
 
 @pytest.mark.parametrize("records", [ONE, MANY], ids=["one message", "several"])
-async def test_an_answer_that_is_late_is_settled_by_publishing_again(
+async def test_publishing_again_settles_a_late_answer(
     queue: NatsQueue, lane: Lane, nats: Process, records: list[bytes]
 ) -> None:
-    """The server pauses for longer than a request waits, and then applies it: stored once, and the caller told so."""
+    """The server pauses for longer than a request waits, and then applies it: it is stored once, and accepted."""
     nats.signal(signal.SIGSTOP)
     try:
-        asked = asyncio.create_task(submit(queue, lane, submission(*records), within_s=20))
-        done, _ = await asyncio.wait({asked}, timeout=2.5)
+        submitting = asyncio.create_task(submit(queue, lane, submission(*records), within_s=20))
+        done, _ = await asyncio.wait({submitting}, timeout=2.5)
         assert not done
     finally:
         nats.signal(signal.SIGCONT)
-    assert await asked is None
-    assert len(await everything(queue, lane)) == len(records)
+    assert await submitting is None
+    assert len(await read_all(queue, lane)) == len(records)
 
 
-async def test_an_outcome_that_stays_unknown_names_the_submission_and_is_settled_by_a_retry(
+async def test_an_unknown_outcome_names_the_submission_and_a_retry_settles_it(
     queue: NatsQueue, lane: Lane, nats: Process
 ) -> None:
     """The late request is applied after its caller gave up; the retry finds it."""
-    first, again = (submission(*ONE, key="k", trace_id=digit * 32) for digit in "12")
+    first, repeated = (submission(*ONE, key="k", trace_id=digit * 32) for digit in "12")
     nats.signal(signal.SIGSTOP)
     try:
         with pytest.raises(Unavailable) as unknown:
@@ -298,14 +303,14 @@ async def test_an_outcome_that_stays_unknown_names_the_submission_and_is_settled
         nats.signal(signal.SIGCONT)
     assert unknown.value.code == "outcome-unknown"
     assert unknown.value.members == {"submission_id": first.id}
-    assert await submit(queue, lane, again) == first.accepted
-    assert len(await everything(queue, lane)) == 1
+    assert await submit(queue, lane, repeated) == first.accepted
+    assert len(await read_all(queue, lane)) == 1
 
 
-async def test_a_server_without_a_free_batch_is_waited_for_until_the_deadline(
+async def test_a_submission_waits_for_a_free_batch_until_the_deadline(
     queue: NatsQueue, lane: Lane, jetstream: JetStream
 ) -> None:
-    """50 batches of others are open: the server takes no more. Then nothing is stored, and that is said."""
+    """50 other batches are open, and the server accepts no more. The answer says that nothing was stored."""
     open_batch = {"Nats-Batch-Sequence": "1"}
     for number in range(50):
         message = Outgoing(f"bronze.vehicles.0.x{number}", b"", {**open_batch, "Nats-Batch-Id": f"b{number}"})
@@ -314,41 +319,41 @@ async def test_a_server_without_a_free_batch_is_waited_for_until_the_deadline(
         await submit(queue, lane, submission(*MANY), within_s=1)
     assert busy.value.code == "queue-away"
     assert await submit(queue, lane, submission(*ONE)) is None
-    assert len(await everything(queue, lane)) == 1
+    assert len(await read_all(queue, lane)) == 1
 
 
 @on_both
-async def test_batches_beyond_the_bound_of_this_process_wait_for_their_turn(
+async def test_batches_above_the_limit_of_the_process_wait(
     jetstream: JetStream, lane: Lane, settings: Settings
 ) -> None:
     queue = NatsQueue(jetstream, KeyValueStore(jetstream, 1), settings.model_copy(update={"open_batches_max": 1}))
     several = [submission(*wide(name, 2)) for name in "abcd"]
-    assert await asyncio.gather(*(submit(queue, lane, one) for one in several)) == [None] * 4
+    assert await asyncio.gather(*(submit(queue, lane, submitted) for submitted in several)) == [None] * 4
 
 
-async def test_another_stream_than_at_start_halts(queue: NatsQueue, lane: Lane, jetstream: JetStream) -> None:
-    """Somebody deleted the stream and made it anew: its identities are gone, so nothing may be published."""
+async def test_a_replaced_stream_halts(queue: NatsQueue, lane: Lane, jetstream: JetStream) -> None:
+    """An operator deleted the stream, and it was created again: its messages are lost, so nothing may be published."""
     await jetstream.api(f"STREAM.DELETE.{lane.stream}")
     (other,) = await queue.open(["vehicles"])
     assert other.epoch != lane.epoch
     for records in (ONE, MANY):
         with pytest.raises(Halted, match="restart this process"):
             await submit(queue, lane, submission(*records))
-    assert await everything(queue, other) == []
+    assert await read_all(queue, other) == []
 
 
 # --- reading
 
 
-async def filled(queue: NatsQueue, lane: Lane, messages: int) -> list[Message]:
+async def fill(queue: NatsQueue, lane: Lane, messages: int) -> list[Message]:
     for number in range(messages):
         await submit(queue, lane, submission(vehicle(str(number))))
-    return await everything(queue, lane)
+    return await read_all(queue, lane)
 
 
 @on_both
-async def test_a_read_goes_on_after_the_tail_and_a_purge_keeps_it(queue: NatsQueue, lane: Lane) -> None:
-    messages = await filled(queue, lane, 5)
+async def test_a_read_continues_after_the_tail_and_a_purge_keeps_the_tail(queue: NatsQueue, lane: Lane) -> None:
+    messages = await fill(queue, lane, 5)
     anchor = Tail(messages[2].sequence, messages[2].time)
     assert await queue.read(lane, anchor) == messages[3:]
     await queue.purge_below(lane, anchor.sequence)
@@ -359,16 +364,16 @@ async def test_a_read_goes_on_after_the_tail_and_a_purge_keeps_it(queue: NatsQue
 
 
 @on_both
-async def test_a_hint_tells_whether_something_waits(queue: NatsQueue, lane: Lane) -> None:
-    await filled(queue, lane, 2)
+async def test_the_queue_reports_whether_messages_wait(queue: NatsQueue, lane: Lane) -> None:
+    await fill(queue, lane, 2)
     assert [await queue.has_after(lane, after) for after in (0, 1, 2)] == [True, True, False]
 
 
 @on_both
 async def test_times_and_headers_are_the_same_from_a_replica_and_from_the_leader(queue: NatsQueue, lane: Lane) -> None:
-    """To the letter, since they are compared."""
-    one = submission(*ONE, origin="\N{SNOWMAN} : \\ ")
-    await submit(queue, lane, one)
+    """They are exactly equal, since the service compares them."""
+    submitted = submission(*ONE, origin="\N{SNOWMAN} : \\ ")
+    await submit(queue, lane, submitted)
     (read,) = await queue.read(lane, None)
     assert await queue.get(lane, 1) == read
 
@@ -376,8 +381,8 @@ async def test_times_and_headers_are_the_same_from_a_replica_and_from_the_leader
 async def test_a_missing_message_is_a_gap_and_the_leader_decides(
     queue: NatsQueue, lane: Lane, jetstream: JetStream
 ) -> None:
-    """What stands before the gap is read; at the gap the lane halts only if the leader lacks the message too."""
-    messages = await filled(queue, lane, 5)
+    """Messages before the gap are read; at the gap the lane halts only if the leader lacks the message too."""
+    messages = await fill(queue, lane, 5)
     await jetstream.api(f"STREAM.MSG.DELETE.{lane.stream}", {"seq": 4})
     assert await queue.read(lane, None) == messages[:3]
     with pytest.raises(Gap) as gap:
@@ -389,9 +394,9 @@ async def test_a_missing_message_is_a_gap_and_the_leader_decides(
 
 
 @on_both
-async def test_a_chain_that_begins_past_1_is_no_beginning(queue: NatsQueue, lane: Lane) -> None:
-    """An empty chain over a purged stream: the catalog was lost."""
-    await filled(queue, lane, 3)
+async def test_an_empty_chain_on_a_purged_stream_halts(queue: NatsQueue, lane: Lane) -> None:
+    """The catalog was lost."""
+    await fill(queue, lane, 3)
     await queue.purge_below(lane, 2)
     with pytest.raises(Gap) as gap:
         await queue.read(lane, None)
@@ -401,15 +406,15 @@ async def test_a_chain_that_begins_past_1_is_no_beginning(queue: NatsQueue, lane
 
 @on_both
 async def test_an_anchor_with_another_time_halts(queue: NatsQueue, lane: Lane) -> None:
-    """The queue was rolled back, and filled again up to here."""
-    messages = await filled(queue, lane, 3)
+    """The queue was rolled back, and got as many messages as before."""
+    messages = await fill(queue, lane, 3)
     with pytest.raises(Halted, match="rolled back"):
         await queue.read(lane, Tail(2, messages[0].time))
 
 
 @on_both
 async def test_an_anchor_beyond_the_end_is_a_gap(queue: NatsQueue, lane: Lane) -> None:
-    """The queue was rolled back, and not filled again."""
-    messages = await filled(queue, lane, 2)
+    """The queue was rolled back, and got fewer messages than before."""
+    messages = await fill(queue, lane, 2)
     with pytest.raises(Gap):
         await queue.read(lane, Tail(7, messages[1].time))
