@@ -47,8 +47,8 @@ class Settings(BaseSettings):
     )
     lanes: PositiveInt = Field(
         1,
-        description="Lanes per source: so many consumers can write one source in parallel. `bronze lanes N` changes "
-        "the number; after it, set this to N.",
+        description="Lanes per source: the number of consumers that can write one source in parallel. `bronze lanes N` "
+        "changes the number; then set this to N as well.",
     )
     open_batches_max: Annotated[int, Field(ge=1, le=40)] = Field(
         40,

@@ -337,7 +337,7 @@ class Stored:
 
 
 class _Unforeseen(logging.Handler):
-    """Keeps the errors that the service logs as not foreseen; says nothing of the others."""
+    """Keeps the errors that the service logs as unexpected; ignores the others."""
 
     def __init__(self, errors: list[BaseException]) -> None:
         super().__init__(logging.ERROR)

@@ -18,7 +18,7 @@ _NO_DICTIONARY = frozenset({"_payload", "_record_index", "classification_id"})
 
 
 class FileWriter:
-    """Writes an object's file row group by row group, and has the rows of at most one group in memory.
+    """Writes an object's file row group by row group, with the rows of at most one group in memory.
 
     With an `executor`, a group is written there while the next one is collected, and the rows of two groups are in
     memory. `changed_options` replace options of PyArrow's writer, for benchmarks.

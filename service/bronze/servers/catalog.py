@@ -79,7 +79,7 @@ class NatsCatalog:
         return cls(jetstream, name)
 
     async def position(self, lane: Lane) -> tuple[Position, str]:
-        """The end of a lane's chain, from the leader, and when its entry was stored, by the server's clock."""
+        """The position of a lane, from the leader, and when its entry was stored, by the server's clock."""
         async with self._gone_if_replaced():
             message = await self._js.get_last(self._stream, lane.entry_subject)
         if message is None:

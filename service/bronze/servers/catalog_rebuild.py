@@ -66,7 +66,11 @@ class CatalogReplacement:
         batch: list[Outgoing] = []
         for contents in objects:
             age_s = now_s - unix_time_s(contents.last_time)
-            alive = [one for one in identities_of(contents) if age_s < (KEYED_S if one.accepted.keyed else UNKEYED_S)]
+            alive = [
+                identity
+                for identity in identities_of(contents)
+                if age_s < (KEYED_S if identity.accepted.keyed else UNKEYED_S)
+            ]
             identities += len(alive)
             lane = Lane(contents.source, contents.lane, contents.epoch)
             for message in (

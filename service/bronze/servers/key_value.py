@@ -60,7 +60,7 @@ class KeyValueStore:
         return (message.payload, message.sequence) if message else (b"", 0)
 
     async def names(self, prefix: str) -> list[str]:
-        """The keys with a prefix, without it, as one replica has them."""
+        """The keys with a prefix, as one replica has them; the prefix is removed."""
         subject = f"{SUBJECT}{prefix}"
         messages = await self._js.last_messages(STREAM, [f"{subject}*"])
         return [message.subject.removeprefix(subject) for message in messages]

@@ -189,7 +189,7 @@ class NatsQueue:
         Returns None if they were stored now, and the `AcceptedSubmission` that has the subject if there is an earlier
         one; equal digests mean the same submission. Raises `Unavailable`: `queue-full` and `queue-away` if nothing was
         stored, `outcome-unknown` if that is not known (a retry under the same key finds out). Raises `Superseded` if
-        the subject was in use and is free again, and `Gone` if the stream is no longer the one of the start.
+        the subject was in use and is free again, and `Gone` if the stream was replaced since the start.
         """
         connect_by_s = min(deadline_s, self._now_s() + RECONNECT_WAIT_S)
         unknown = missing = False
