@@ -1,4 +1,4 @@
-"""The API in process, on a real queue and a real bucket: what a client is told, and what is kept."""
+"""The API in process, on a real queue and a real bucket: its answers, and the data that is kept."""
 
 import asyncio
 import gzip
@@ -52,7 +52,7 @@ def heard() -> Iterator[Heard]:
 
 @dataclass
 class Served:
-    """The API, a client of it, and what stands behind it."""
+    """The API, a client, and its queue and telemetry."""
 
     client: httpx.AsyncClient
     app: FastAPI
@@ -68,7 +68,7 @@ class Served:
     async def queued(self) -> int:
         return (await self.queue.state(self.lane)).messages
 
-    def counted(self, outcome: str, **attributes: str) -> float:
+    def count(self, outcome: str, **attributes: str) -> float:
         return self.heard.count("bronze.records", bronze_outcome=outcome, **attributes)
 
 
@@ -88,7 +88,7 @@ async def api(
 
 
 async def test_a_submission_is_accepted_when_it_is_durable(api: Served) -> None:
-    """The 202 says all that a client needs to follow it, in the trace that the client began."""
+    """The 202 has everything that a client needs to follow the submission, in the trace that the client began."""
     answer = await api.post(A + b"\n" + A, traceparent=f"00-{TRACE_ID}-00f067aa0ba902b7-01", Bronze_File_Name="a%20b")
     body = answer.json()
     assert answer.status_code == 202
@@ -108,7 +108,7 @@ async def test_a_submission_is_accepted_when_it_is_durable(api: Served) -> None:
     assert message.payload == A + b"\n" + A
     part = Part.parse(message.headers)
     assert (part.accepted.submission_id, part.accepted.origin) == (body["submission_id"], "a b")
-    assert api.counted("accepted") == 2
+    assert api.count("accepted") == 2
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ async def test_a_submission_is_accepted_when_it_is_durable(api: Served) -> None:
     ],
     ids=["object", "array", "gzip", "gzipped array", "NDJSON"],
 )
-async def test_each_form_of_a_body_gives_the_same_message(api: Served, body: bytes, headers: dict[str, str]) -> None:
+async def test_each_format_of_a_body_gives_the_same_message(api: Served, body: bytes, headers: dict[str, str]) -> None:
     answer = await api.post(body, **headers)
     assert (answer.status_code, answer.json()["records"]) == (202, 1)
     (message,) = await api.queue.read(api.lane, None)
@@ -152,7 +152,7 @@ async def test_a_streamed_body_of_several_messages_is_one_submission(api: Served
         (["h", None], "", "h", "h", 1),
     ],
 )
-async def test_a_records_own_run_beats_the_header_which_beats_the_query(
+async def test_the_classification_id_comes_from_record_then_header_then_query(
     api: Served, records: list[str | None], query: str, header: str | None, expected: str | None, count: int
 ) -> None:
     lines = [{"vehicle_id": "v"} | ({"classification_id": name} if name else {}) for name in records]
@@ -161,9 +161,9 @@ async def test_a_records_own_run_beats_the_header_which_beats_the_query(
     assert (answer.json()["classification_id"], answer.json()["classification_count"]) == (expected, count)
 
 
-async def test_a_run_is_assigned_where_none_is_named(api: Served) -> None:
-    runs = [(await api.post(A)).json()["classification_id"] for _ in range(2)]
-    assert runs[0] != runs[1]
+async def test_a_classification_id_is_assigned_if_there_is_none(api: Served) -> None:
+    assigned = [(await api.post(A)).json()["classification_id"] for _ in range(2)]
+    assert assigned[0] != assigned[1]
 
 
 # --- refused
@@ -263,7 +263,7 @@ BOMB = gzip.compress(b"\n" * 2**25)
         ),
     ],
 )
-async def test_a_refusal_says_what_to_mend_and_keeps_nothing(
+async def test_a_refusal_says_what_to_correct_and_keeps_nothing(
     api: Served,
     body: bytes,
     headers: dict[str, str],
@@ -272,7 +272,7 @@ async def test_a_refusal_says_what_to_mend_and_keeps_nothing(
     members: Mapping[str, object],
     advice: str,
 ) -> None:
-    """A problem document (RFC 9457) with its trace; counted by its kind; and the next submission is taken."""
+    """A problem document (RFC 9457) with its trace, counted by its kind; and the next submission is accepted."""
     answer = await api.post(body, **headers)
     problem = answer.json()
     assert answer.headers["content-type"] == PROBLEM
@@ -282,18 +282,18 @@ async def test_a_refusal_says_what_to_mend_and_keeps_nothing(
     assert members.items() <= problem.items()
     assert problem["trace_id"] == answer.headers["traceresponse"].split("-")[1]
     assert await api.queued() == 0
-    assert api.counted("rejected", error_type=kind, bronze_source="vehicles") >= 1
-    assert api.counted("accepted") == 0
+    assert api.count("rejected", error_type=kind, bronze_source="vehicles") >= 1
+    assert api.count("accepted") == 0
     assert (await api.post(A)).status_code == 202
 
 
-async def test_an_unknown_source_is_told_the_known_ones(api: Served) -> None:
-    """It is counted under a word of ours: a client's word has no place in a metric."""
+async def test_the_refusal_of_an_unknown_source_lists_the_known_sources(api: Served) -> None:
+    """It is counted as `_OTHER`: text of a client never becomes a metric label."""
     answer = await api.post(A, "/v1/ingest/vehicle")
     assert (answer.status_code, answer.json()["type"]) == (404, "/problems/unknown-source")
     assert answer.json()["sources"] == list(SOURCES)
     assert "vehicles" in answer.json()["detail"]
-    assert api.counted("rejected", error_type="unknown-source", bronze_source="_OTHER") == 1
+    assert api.count("rejected", error_type="unknown-source", bronze_source="_OTHER") == 1
 
 
 @pytest.mark.parametrize(
@@ -307,13 +307,13 @@ async def test_an_unknown_source_is_told_the_known_ones(api: Served) -> None:
         ("GET", "/v1/objects/bronze/../../etc/passwd", 404),
     ],
 )
-async def test_what_is_not_there_is_a_problem_document_too(api: Served, method: str, path: str, status: int) -> None:
+async def test_a_missing_resource_is_a_problem_document(api: Served, method: str, path: str, status: int) -> None:
     answer = await api.client.request(method, path)
     assert (answer.status_code, answer.headers["content-type"], answer.json()["status"]) == (status, PROBLEM, status)
 
 
-async def test_a_client_that_leaves_in_the_middle_of_its_body_leaves_nothing(api: Served) -> None:
-    """Its whole records so far would be a valid submission: they are none."""
+async def test_nothing_is_kept_of_a_body_whose_client_disconnects(api: Served) -> None:
+    """Although the complete records so far would be a valid submission."""
     events: Iterator[dict[str, object]] = iter(
         [{"type": "http.request", "body": A + b"\n", "more_body": True}, {"type": "http.disconnect"}]
     )
@@ -342,38 +342,40 @@ async def test_a_client_that_leaves_in_the_middle_of_its_body_leaves_nothing(api
     await api.app(scope, receive, send)
     assert [event.get("status") for event in sent if event["type"] == "http.response.start"] in ([400], [])
     assert await api.queued() == 0
-    assert api.counted("rejected", error_type="client-gone") == 1
+    assert api.count("rejected", error_type="client-gone") == 1
 
 
-# --- the same again
+# --- retries
 
 
 async def test_a_retry_gets_the_same_202_and_another_body_409(api: Served) -> None:
     """Nothing is stored twice, and the retry is not counted as accepted."""
     first = await api.post(A, Idempotency_Key="k")
-    again = await api.post(A, Idempotency_Key="k", Bronze_Classification_Id="other")
-    assert (again.status_code, again.json()) == (202, first.json())
+    retry = await api.post(A, Idempotency_Key="k", Bronze_Classification_Id="other")
+    assert (retry.status_code, retry.json()) == (202, first.json())
     other = await api.post(vehicle("b"), Idempotency_Key="k")
     assert (other.status_code, other.json()["type"]) == (409, "/problems/idempotency-key-reused")
     assert other.json()["submission_id"] == first.json()["submission_id"]
     assert await api.queued() == 1
-    assert (api.counted("accepted"), api.counted("replayed"), api.counted("rejected")) == (1, 1, 1)
-    elsewhere = await api.post(b'{"reason":"r","failed_on":"2013-01-01"}', "/v1/ingest/failures", Idempotency_Key="k")
-    assert elsewhere.status_code == 202
+    assert (api.count("accepted"), api.count("replayed"), api.count("rejected")) == (1, 1, 1)
+    other_source = await api.post(
+        b'{"reason":"r","failed_on":"2013-01-01"}', "/v1/ingest/failures", Idempotency_Key="k"
+    )
+    assert other_source.status_code == 202
 
 
-async def test_retries_that_race_get_one_202(api: Served) -> None:
+async def test_concurrent_retries_get_the_same_202(api: Served) -> None:
     answers = await asyncio.gather(*(api.post(A, Idempotency_Key="k") for _ in range(6)))
     assert {answer.status_code for answer in answers} == {202}
     assert len({answer.text for answer in answers}) == 1
     assert await api.queued() == 1
-    assert (api.counted("accepted"), api.counted("replayed")) == (1, 5)
+    assert (api.count("accepted"), api.count("replayed")) == (1, 5)
 
 
 async def test_a_submission_is_followed_from_accepted_to_stored_and_purged(
     api: Served, bucket: S3Bucket, catalog: NatsCatalog, prefix: str
 ) -> None:
-    """By its status, its object, and a retry: the same 202, and 409 for another body, also when the queue forgot it."""
+    """By status, object and retry. A retry gets the same 202, and another body a 409, also after the purge."""
     first = (await api.post(A, Idempotency_Key="k", Bronze_Classification_Id="run")).json()
     status = (await api.client.get(first["status_url"])).json()
     assert status.items() >= {"status": "accepted", "objects": [], "records": 1, "classification_id": "run"}.items()
@@ -389,15 +391,15 @@ async def test_a_submission_is_followed_from_accepted_to_stored_and_purged(
     assert status["status"] == "stored"
     (link,) = status["objects"]
     assert link["file_path"] == key
-    held = (await api.client.get(link["url"])).json()
-    assert held.items() >= {"file_path": key, "records": 1, "first": 1, "last": 1, "trace_id": TRACE_ID}.items()
-    assert held["bytes"] == len(wrote.body)
-    assert [one["submission_id"] for one in held["submissions"]] == [first["submission_id"]]
+    contents = (await api.client.get(link["url"])).json()
+    assert contents.items() >= {"file_path": key, "records": 1, "first": 1, "last": 1, "trace_id": TRACE_ID}.items()
+    assert contents["bytes"] == len(wrote.body)
+    assert [part["submission_id"] for part in contents["submissions"]] == [first["submission_id"]]
 
-    assert (await api.post(vehicle("b"))).status_code == 202  # the next one; the anchor stays
+    assert (await api.post(vehicle("b"))).status_code == 202  # the next submission, since the anchor is never purged
     await api.queue.purge_below(api.lane, 2)
-    again = await api.post(A, Idempotency_Key="k")
-    assert (again.status_code, again.json()) == (202, first)
+    retry = await api.post(A, Idempotency_Key="k")
+    assert (retry.status_code, retry.json()) == (202, first)
     assert (await api.post(vehicle("c"), Idempotency_Key="k")).status_code == 409
     assert await api.queued() == 1
 
@@ -405,10 +407,10 @@ async def test_a_submission_is_followed_from_accepted_to_stored_and_purged(
 # --- unavailable
 
 
-async def test_a_queue_that_is_away_is_503_with_retry_after_and_nothing_is_lost_or_kept(
+async def test_without_the_queue_the_answer_is_503_with_retry_after_and_nothing_is_kept(
     api: Served, nats: Process, jetstream: JetStream
 ) -> None:
-    """And readiness says which one is missing; afterwards the same submission is taken, once."""
+    """Readiness names the server that does not answer. Afterwards the same submission is accepted, once."""
     assert (await api.client.get("/readyz")).status_code == 200
     nats.signal(signal.SIGKILL)
     await until(lambda: not jetstream.connected)
@@ -418,7 +420,7 @@ async def test_a_queue_that_is_away_is_503_with_retry_after_and_nothing_is_lost_
         assert int(answer.headers["retry-after"]) > 0
     ready = await api.client.get("/readyz")
     assert ready.status_code == 503
-    assert ready.json()["queue"].startswith("away")
+    assert ready.json()["queue"].startswith("unavailable")
     assert ready.json()["bucket"] == "ok"
     await asyncio.to_thread(nats.restart)
     await until(lambda: jetstream.connected)
@@ -426,8 +428,10 @@ async def test_a_queue_that_is_away_is_503_with_retry_after_and_nothing_is_lost_
     assert await api.queued() == 1
 
 
-async def test_an_unknown_outcome_is_503_and_counted_as_neither_taken_nor_rejected(api: Served, nats: Process) -> None:
-    """The server paused, and the request may still be applied: the document names the submission to ask for."""
+async def test_an_unknown_outcome_is_503_and_counted_as_neither_accepted_nor_rejected(
+    api: Served, nats: Process
+) -> None:
+    """The server is paused and may still apply the request: the document names the submission to look up."""
     nats.signal(signal.SIGSTOP)
     try:
         answer = await api.post(A)
@@ -436,7 +440,7 @@ async def test_an_unknown_outcome_is_503_and_counted_as_neither_taken_nor_reject
     problem = answer.json()
     assert (answer.status_code, problem["type"]) == (503, "/problems/outcome-unknown")
     assert int(answer.headers["retry-after"]) > 0
-    assert (api.counted("unknown"), api.counted("rejected"), api.counted("accepted")) == (1, 0, 0)
+    assert (api.count("unknown"), api.count("rejected"), api.count("accepted")) == (1, 0, 0)
 
     async def known() -> bool:
         return (await api.client.get(f"/v1/submissions/{problem['submission_id']}")).status_code == 200
@@ -454,8 +458,8 @@ async def test_a_full_queue_is_503_with_retry_after(api: Served, jetstream: JetS
     assert (await api.post(A)).status_code == 202
 
 
-async def test_a_lane_that_was_made_anew_ends_the_process(api: Served, jetstream: JetStream) -> None:
-    """It has to start with the new lane: until then nothing is accepted."""
+async def test_a_lane_that_was_created_again_ends_the_process(api: Served, jetstream: JetStream) -> None:
+    """The API has to restart with the new lane; until then nothing is accepted."""
     await jetstream.api(f"STREAM.DELETE.{api.lane.stream}")
     await api.queue.open(["vehicles"])
     answer = await api.post(A)
@@ -463,21 +467,21 @@ async def test_a_lane_that_was_made_anew_ends_the_process(api: Served, jetstream
     assert len(api.fatal) == 1
 
 
-async def test_what_is_not_foreseen_is_500_and_counted(api: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_unexpected_error_is_500_and_counted(api: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     async def broken(*_: object) -> None:
         raise ZeroDivisionError
 
     monkeypatch.setattr(api.queue, "submit", broken)
     answer = await api.post(A)
     assert (answer.status_code, answer.headers["content-type"]) == (500, PROBLEM)
-    assert api.counted("rejected", error_type="internal") == 1
+    assert api.count("rejected", error_type="internal") == 1
 
 
 # --- telemetry and documents
 
 
 async def test_a_request_is_one_server_span_and_one_duration(api: Served) -> None:
-    """However many pieces its body has; the send is its child. Probes and scrapes are none."""
+    """However many pieces its body has. The send span is its child; probes and scrapes have no spans."""
     answer = await api.post(b"\n".join(wide("a", 3)))
     for path in ("/livez", "/readyz", "/metrics"):
         assert (await api.client.get(path)).status_code == 200
@@ -499,16 +503,16 @@ async def test_a_request_is_one_server_span_and_one_duration(api: Served) -> Non
     assert part.accepted.traceparent.split("-")[2] == f"{send.context.span_id:016x}"
 
 
-async def test_a_refusals_span_says_why(api: Served) -> None:
+async def test_the_span_of_a_refusal_has_the_reason(api: Served) -> None:
     await api.post(b"{")
     (server,) = api.heard.spans()
     assert server.attributes is not None
     assert (server.attributes["error.type"], server.attributes["bronze.outcome"]) == ("malformed-json", "rejected")
 
 
-async def test_the_documents_examples_are_taken(api: Served) -> None:
-    """A reader copies them: each body from the OpenAPI document gets its 202, and each answer shows an example. A
-    binary body has none, since a document of text could not hold it.
+async def test_the_examples_of_the_openapi_document_are_accepted(api: Served) -> None:
+    """Each example body of the OpenAPI document gets a 202, and the answers have examples. Binary bodies have none,
+    since the document is text.
     """
     document = (await api.client.get("/openapi.json")).json()
     operation = document["paths"]["/v1/ingest/{source}"]["post"]
@@ -524,6 +528,6 @@ async def test_the_documents_examples_are_taken(api: Served) -> None:
     assert PROBLEM in operation["responses"]["422"]["content"]
     for schema in ("SubmissionAccepted", "Problem"):
         properties = document["components"]["schemas"][schema]["properties"]
-        assert sum("examples" in one for one in properties.values()) >= 5
-    headers = {one["name"].lower() for one in operation["parameters"] if one["in"] == "header"}
+        assert sum("examples" in member for member in properties.values()) >= 5
+    headers = {parameter["name"].lower() for parameter in operation["parameters"] if parameter["in"] == "header"}
     assert headers >= {"idempotency-key", "bronze-classification-id", "bronze-file-name"}

@@ -1,4 +1,4 @@
-"""The reader of columnar bodies, as real child processes: a hostile body costs its bounds and gets its refusal."""
+"""The reader of columnar bodies, in real child processes: a hostile body is refused within its limits."""
 
 import asyncio
 import os
@@ -22,7 +22,7 @@ from tests.contract.making import SOURCES, until
 
 MIB = 2**20
 GOOD = pa.table({"vehicle_id": [f"N{n}" for n in range(100)], "seats": range(100)})
-#: One byte, as often as the memory of these tests' readers has bytes.
+#: The memory limit of the readers in these tests, and a body whose only value is that large.
 MEMORY_BYTES_MAX = 96 * MIB
 BOMB = pa.table({"vehicle_id": pa.array(["\0" * MEMORY_BYTES_MAX])})
 
@@ -44,50 +44,50 @@ def settings(**chosen: int) -> Settings:
     return Settings().model_copy(update=chosen)
 
 
-def running(code: str) -> ColumnarReaders:
-    """ColumnarReaders whose children run this code instead."""
+def readers_running(code: str) -> ColumnarReaders:
+    """Readers whose children run this code instead."""
     return ColumnarReaders(settings(), command=("-c", code))
 
 
 async def read(form: ColumnarType, data: bytes, readers: ColumnarReaders | None = None) -> CheckedSubmission:
     body = SpooledBody(form, 2**30)
     try:
-        body.take(data)
+        body.write(data)
         return await (readers or ColumnarReaders(settings())).read(SOURCES["vehicles"], body)
     finally:
         body.close()
 
 
-#: What other tests' servers are children of this process when a test begins.
-OTHERS: set[int] = set()
+#: The child processes that exist when a test begins, such as servers of other tests.
+EXISTING: set[int] = set()
 
 
 def children() -> set[int]:
-    """The child processes of this one that a test has started."""
+    """The child processes that the test has started."""
     found: set[int] = set()
     for task in Path("/proc/self/task").iterdir():
-        with suppress(FileNotFoundError, ProcessLookupError):  # a thread that has just ended
+        with suppress(FileNotFoundError, ProcessLookupError):  # the thread has just ended
             found.update(map(int, (task / "children").read_text().split()))
-    return found - OTHERS
+    return found - EXISTING
 
 
 @pytest.fixture(autouse=True)
-def _others() -> None:
-    OTHERS.clear()
-    OTHERS.update(children())
+def _existing_children() -> None:
+    EXISTING.clear()
+    EXISTING.update(children())
 
 
 # --- hostile bodies
 
 
 def many_rows() -> bytes:
-    """Twenty million rows in 50 KB, by their runs' lengths."""
+    """Twenty million rows in 50 KB, by run-length encoding."""
     ones = pa.DictionaryArray.from_arrays(pa.repeat(pa.scalar(0, pa.int32()), 2 * 10**7), pa.array(["a"]))
     return parquet(pa.table({"vehicle_id": ones}), data_page_size=2**30)
 
 
 def large_dictionary() -> bytes:
-    """A text of half a MB, ten thousand times, in a file that holds it once."""
+    """A text of half a MB in ten thousand rows, stored once."""
     large = pa.DictionaryArray.from_arrays(pa.repeat(pa.scalar(0, pa.int32()), 10_000), pa.array(["x" * (MIB // 2)]))
     return stream(pa.table({"vehicle_id": large}), batch_rows=10_000)
 
@@ -105,8 +105,8 @@ def thrift_garbage() -> bytes:
     return b"PAR1" + os.urandom(100) + footer + len(footer).to_bytes(4, "little") + b"PAR1"
 
 
-def spoilt_page() -> bytes:
-    """A whole footer over pages that are none."""
+def corrupt_pages() -> bytes:
+    """A valid footer with pages of garbage."""
     whole = parquet(GOOD)
     footer = int.from_bytes(whole[-8:-4], "little") + 8
     return whole[:4] + b"\xff" * (len(whole) - footer - 4) + whole[-footer:]
@@ -118,7 +118,7 @@ UNREADABLE = (400, "unreadable-body")
 
 
 @pytest.mark.parametrize(
-    ("form", "make", "expected", "word"),
+    ("form", "make", "expected", "text"),
     [
         pytest.param(PARQUET, lambda: parquet(BOMB, compression="brotli"), COSTLY, "memory", id="few bytes of many"),
         pytest.param(
@@ -135,7 +135,7 @@ UNREADABLE = (400, "unreadable-body")
         pytest.param(PARQUET, lambda: os.urandom(1000), UNREADABLE, "magic", id="garbage for Parquet"),
         pytest.param(ARROW, lambda: os.urandom(1000), UNREADABLE, "whole", id="garbage for Arrow"),
         pytest.param(PARQUET, thrift_garbage, UNREADABLE, "thrift", id="garbage as a footer"),
-        pytest.param(PARQUET, spoilt_page, UNREADABLE, "page header", id="garbage as pages"),
+        pytest.param(PARQUET, corrupt_pages, UNREADABLE, "page header", id="garbage as pages"),
         pytest.param(PARQUET, lambda: parquet(GOOD)[:-40], UNREADABLE, "magic", id="cut Parquet"),
         pytest.param(ARROW, lambda: stream(GOOD)[:-400], UNREADABLE, "whole", id="cut stream"),
         pytest.param(ARROW, lambda: stream(GOOD)[: -len(STREAM_END)], UNREADABLE, "close the writer", id="no end mark"),
@@ -146,35 +146,35 @@ UNREADABLE = (400, "unreadable-body")
     ],
 )
 async def test_a_hostile_body_is_refused(
-    form: ColumnarType, make: Callable[[], bytes], expected: tuple[int, str], word: str
+    form: ColumnarType, make: Callable[[], bytes], expected: tuple[int, str], text: str
 ) -> None:
-    """By a documented word, within its bounds of memory and time; and the next body is read."""
+    """With a documented code, within the limits of memory and time; and the next body is read."""
     readers = ColumnarReaders(settings(columnar_cpu_s_max=1, columnar_memory_bytes_max=MEMORY_BYTES_MAX))
     with pytest.raises(Refused) as refused:
         await read(form, make(), readers)
     assert (refused.value.status, refused.value.code) == expected
-    assert word in refused.value.detail
+    assert text in refused.value.detail
     assert children() == set()
     (await read(PARQUET, parquet(GOOD), readers)).close()
 
 
 @pytest.mark.parametrize("death", ["os.abort()", "os.kill(os.getpid(), 11)", "raise RuntimeError", "print('{')"])
 async def test_a_reader_that_dies_is_a_refusal(death: str, capfd: pytest.CaptureFixture[str]) -> None:
-    """Whatever a body makes of its reader, the sender is told that it is the body."""
+    """However the reader ends, the sender learns that the body caused it."""
     with pytest.raises(Refused, match="its reader crashed") as refused:
-        await read(PARQUET, parquet(GOOD), running(f"import os; {death}"))
+        await read(PARQUET, parquet(GOOD), readers_running(f"import os; {death}"))
     assert (refused.value.status, refused.value.code) == UNREADABLE
 
 
-async def test_a_full_disk_is_not_the_senders() -> None:
+async def test_a_full_disk_is_not_a_refusal() -> None:
     with pytest.raises(OSError, match="disk"):
-        await read(PARQUET, parquet(GOOD), running(f"import os; os._exit({EXIT_DISK})"))
+        await read(PARQUET, parquet(GOOD), readers_running(f"import os; os._exit({EXIT_DISK})"))
 
 
 # --- readers
 
 
-#: A reader that waits for ever.
+#: A reader that waits forever.
 ENDLESS = "import signal; signal.pause()"
 
 
@@ -184,23 +184,23 @@ def all_ended() -> Iterator[None]:
     assert children() == set()
 
 
-async def test_a_reader_that_only_waits_is_ended_in_time(all_ended: None) -> None:
+async def test_a_reader_that_only_waits_is_ended_by_the_time_limit(all_ended: None) -> None:
     readers = ColumnarReaders(settings(columnar_cpu_s_max=1), command=("-c", ENDLESS), wall_per_cpu=0.2)
     with pytest.raises(Refused, match="takes more than") as refused:
         await read(PARQUET, parquet(GOOD), readers)
     assert (refused.value.status, refused.value.code) == COSTLY
 
 
-async def test_a_request_that_is_cancelled_takes_its_reader_with_it(all_ended: None) -> None:
-    reading = asyncio.create_task(read(PARQUET, parquet(GOOD), running(ENDLESS)))
+async def test_a_cancelled_request_ends_its_reader(all_ended: None) -> None:
+    reading = asyncio.create_task(read(PARQUET, parquet(GOOD), readers_running(ENDLESS)))
     await until(lambda: bool(children()))
     reading.cancel()
     with pytest.raises(asyncio.CancelledError):
         await reading
 
 
-async def test_so_many_read_at_once_and_others_wait_for_their_turn(all_ended: None) -> None:
-    """Up to a bound; then it is 503, and its sender comes again."""
+async def test_the_number_of_readers_is_limited_and_other_requests_wait(all_ended: None) -> None:
+    """Up to a time limit; then the answer is a 503, and the sender tries again."""
     readers = ColumnarReaders(settings(columnar_readers_max=1), command=("-c", ENDLESS), turn_wait_s=0.2)
     first = asyncio.create_task(read(PARQUET, parquet(GOOD), readers))
     await until(lambda: len(children()) == 1)
@@ -212,10 +212,10 @@ async def test_so_many_read_at_once_and_others_wait_for_their_turn(all_ended: No
     await asyncio.gather(first, return_exceptions=True)
 
 
-async def test_a_reader_knows_nothing_of_our_secrets(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Nor is there a way for `PYTHON*` to change what it runs."""
+async def test_a_reader_does_not_inherit_secrets(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Nor can `PYTHON*` variables change the code that it runs."""
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-    telling = running(f"import os; open({str(tmp_path / 'env')!r}, 'w').write(str(dict(os.environ)))")
+    readers = readers_running(f"import os; open({str(tmp_path / 'env')!r}, 'w').write(str(dict(os.environ)))")
     with pytest.raises(Refused):
-        await read(PARQUET, parquet(GOOD), telling)
+        await read(PARQUET, parquet(GOOD), readers)
     assert "AWS" not in (tmp_path / "env").read_text()

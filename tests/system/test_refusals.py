@@ -313,7 +313,7 @@ def test_a_queue_that_is_away_is_503_and_loses_nothing(branch: System, mark: str
         assert int(refused.headers["retry-after"]) > 0
         ready = branch.get("/readyz")
         assert ready.status_code == 503
-        assert "away" in ready.json()["queue"]
+        assert "unavailable" in ready.json()["queue"]
         queue.restart()
         second = until("the submission is taken", lambda: taken(send(1)))
         for answer in (first, second):

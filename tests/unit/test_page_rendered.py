@@ -1,4 +1,4 @@
-"""The page, as it is rendered: whatever is asked, found or away, it says so, and nothing in it runs."""
+"""The rendered page: it reports every result and every outage, and contains nothing that runs."""
 
 import asyncio
 import datetime as dt
@@ -27,7 +27,7 @@ SUBMISSION = LineageSubmission(
     source="vehicles",
     status="stored",
     records=3,
-    classification_id="a run & more",
+    classification_id="a classification & more",
     classification_count=1,
     trace_id=TRACE_ID,
     origin="<script>alert(1)</script>.csv",
@@ -37,7 +37,7 @@ SUBMISSION = LineageSubmission(
     objects=[ObjectShare(PATH, 3)],
 )
 OBJECT = LineageObject(PATH, "vehicles", "e", 0, 1, 4, 4, 2, 5, 2048, TRACE_ID, STORED)
-CHAIN = Lineage(
+LINEAGE = Lineage(
     "submission_id", SUBMISSION.submission_id, [SUBMISSION], [OBJECT], truncated=False, complete=True, lag_s=0
 )
 GLANCE = Glance(
@@ -59,21 +59,21 @@ GLANCE = Glance(
 
 @dataclass
 class Answers:
-    """Look-ups that answer what they are told to, and a bucket that has nothing, and says so when it answers."""
+    """Look-ups with given answers, and an empty bucket that answers as soon as `answers` is set."""
 
-    chain_found: Lineage | Exception = CHAIN
+    found: Lineage | Exception = LINEAGE
     by_trace: Mapping[str, Lineage] = field(default_factory=dict)
     name: str = "bronze"
     answers: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def guess(self, text: str, limit: int = 100) -> Lineage:
-        if isinstance(self.chain_found, Exception):
-            raise self.chain_found
-        return self.chain_found
+        if isinstance(self.found, Exception):
+            raise self.found
+        return self.found
 
     async def lineage(self, by: By, value: str, limit: int = 100) -> Lineage:
         if value not in self.by_trace:
-            raise Refused(Refusal.NOT_FOUND, "Nothing of it.")
+            raise Refused(Refusal.NOT_FOUND, "Nothing is known of it.")
         return self.by_trace[value]
 
     async def create(self, key: str, body: bytes, metadata: Mapping[str, str], content_type: str) -> bool:
@@ -94,14 +94,16 @@ class Answers:
         raise NotImplementedError
 
 
-def made(answers: Answers | None = None, trace_url: str | None = None, prometheus: Prometheus | None = None) -> Page:
+def new_page(
+    answers: Answers | None = None, trace_url: str | None = None, prometheus: Prometheus | None = None
+) -> Page:
     answers = answers or Answers()
     answers.answers.set()
     return Page(answers, answers, prometheus, trace_url)
 
 
 class Outline(HTMLParser):
-    """The elements of a page, and what their attributes load or run."""
+    """The elements of a page, its links, and the attributes that load something."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -120,18 +122,18 @@ class Outline(HTMLParser):
                 self.loaded.add(f"{name}={(value or '').partition(',')[0]}")
 
 
-async def test_what_clients_sent_is_text() -> None:
-    """A file's name, a run or a search with markup in it is shown as it is, and no element of the page."""
-    for html in [(await made().show(q)).html for q in ("x", "<img src=x onerror=alert(1)>")]:
+async def test_client_data_is_shown_as_text() -> None:
+    """A file name, a classification_id or a search with markup in it is shown as text, and adds no element."""
+    for html in [(await new_page().show(q)).html for q in ("x", "<img src=x onerror=alert(1)>")]:
         outline = Outline(html)
         assert not {"script", "img", "iframe"} & set(outline.tags)
         assert outline.loaded == {"action=/", "href=data:image/svg+xml"}
         assert "&lt;script&gt;alert(1)&lt;/script&gt;.csv" in html
-        assert "/?q=a%20run%20%26%20more" in outline.links
+        assert "/?q=a%20classification%20%26%20more" in outline.links
 
 
-def test_nothing_runs_and_only_its_own_style_is_taken() -> None:
-    policy = made().headers["Content-Security-Policy"]
+def test_the_policy_allows_no_script_and_only_the_pages_own_style() -> None:
+    policy = new_page().headers["Content-Security-Policy"]
     assert policy.startswith("default-src 'none'; style-src 'sha256-")
     assert "script-src" not in policy
     assert "unsafe" not in policy
@@ -141,13 +143,13 @@ def test_nothing_runs_and_only_its_own_style_is_taken() -> None:
     ("template", "link"),
     [(None, f"/?q={TRACE_ID}"), ("http://zipkin/traces/{trace_id}?x", f"http://zipkin/traces/{TRACE_ID}?x")],
 )
-async def test_a_trace_leads_to_where_traces_are_seen(template: str | None, link: str) -> None:
-    """By its setting; without one, to its chain."""
-    assert link in Outline((await made(trace_url=template).show("x")).html).links
+async def test_a_trace_id_links_to_the_trace_store(template: str | None, link: str) -> None:
+    """By the setting; without it, to the lineage of the trace."""
+    assert link in Outline((await new_page(trace_url=template).show("x")).html).links
 
 
-async def test_a_chain_shows_each_thing_with_its_links() -> None:
-    html = (await made().show("x")).html
+async def test_a_lineage_shows_submissions_and_objects_with_their_links() -> None:
+    html = (await new_page().show("x")).html
     links = Outline(html).links
     quoted = PATH.replace("=", "%3D")
     assert {f"/v1/submissions/{SUBMISSION.submission_id}", f"/v1/objects/{quoted}", f"/?q={quoted}"} <= links
@@ -157,54 +159,54 @@ async def test_a_chain_shows_each_thing_with_its_links() -> None:
 
 
 @pytest.mark.parametrize(
-    ("answer", "status", "words"),
+    ("answer", "status", "text"),
     [
         (Refused(Refusal.NOT_FOUND, "Nothing is known of it."), 200, "Nothing is known of it."),
-        (Unavailable(Outage.QUEUE_AWAY, "the queue is away"), 503, "the queue is away. Try again."),
-        (TimeoutError(), 503, "It took too long. Try again."),
-        (replace(CHAIN, truncated=True), 200, "and more: these are the first"),
-        (replace(CHAIN, complete=False), 200, "further objects may hold rows of it"),
-        (replace(CHAIN, objects=[]), 200, "None yet: it is accepted and waits in the queue."),
+        (Unavailable(Outage.QUEUE_AWAY, "The queue does not answer."), 503, "The queue does not answer. Try again."),
+        (TimeoutError(), 503, "The search took too long. Try again."),
+        (replace(LINEAGE, truncated=True), 200, "; there are more, only the first are shown"),
+        (replace(LINEAGE, complete=False), 200, "; more objects may contain rows of this classification"),
+        (replace(LINEAGE, objects=[]), 200, "None yet: the submission is accepted and waits in the queue."),
     ],
 )
-async def test_every_answer_has_its_words(answer: Lineage | Exception, status: int, words: str) -> None:
-    shown = await made(Answers(answer)).show(" x ")
-    assert shown.status == status
-    assert words in re.sub(r"\s+", " ", shown.html)
+async def test_every_answer_has_its_text(answer: Lineage | Exception, status: int, text: str) -> None:
+    rendered = await new_page(Answers(answer)).show(" x ")
+    assert rendered.status == status
+    assert text in re.sub(r"\s+", " ", rendered.html)
 
 
-async def test_rows_are_read_for_few_at_once() -> None:
-    """They wait in threads that check submissions too: however many look at a bucket that hangs, two are taken."""
+async def test_few_previews_are_read_at_once() -> None:
+    """Previews wait in the threads that also check submissions: if the bucket hangs, two of them wait at most."""
     answers = Answers()
-    shown = Page(answers, answers, None, None, look_up_s_max=0.1)
-    many = await asyncio.gather(*(shown.show("x") for _ in range(page.READING_MAX + 3)))
-    assert sum("The bucket does not answer." in one.html for one in many) == page.READING_MAX
-    assert sum("Others look at rows just now." in one.html for one in many) == 3
-    reading = [*shown._reading]
+    new = Page(answers, answers, None, None, look_up_s_max=0.1)
+    rendered = await asyncio.gather(*(new.show("x") for _ in range(page.PREVIEWS_MAX + 3)))
+    assert sum("The bucket does not answer." in shown.html for shown in rendered) == page.PREVIEWS_MAX
+    assert sum("Too many previews are being read. Try again later." in shown.html for shown in rendered) == 3
+    previews = [*new._previews]
     answers.answers.set()
-    await asyncio.gather(*reading)
-    assert "The object is not in the bucket any more." in (await shown.show("x")).html
+    await asyncio.gather(*previews)
+    assert "The object is not in the bucket any more." in (await new.show("x")).html
 
 
-async def test_what_is_too_long_is_not_looked_for() -> None:
-    shown = await made(Answers(AssertionError())).show("x" * (page.Q_CHARS_MAX + 1))
-    assert (shown.status, "That is no id" in shown.html) == (400, True)
+async def test_a_text_that_is_too_long_is_not_looked_up() -> None:
+    rendered = await new_page(Answers(AssertionError())).show("x" * (page.Q_CHARS_MAX + 1))
+    assert (rendered.status, "Search text too long" in rendered.html) == (400, True)
 
 
-async def test_without_prometheus_it_says_what_it_would_take() -> None:
-    assert "BRONZE_PROMETHEUS_URL" in (await made().show("  ")).html
+async def test_without_prometheus_the_page_names_the_setting() -> None:
+    assert "BRONZE_PROMETHEUS_URL" in (await new_page().show("  ")).html
 
 
-async def test_a_prometheus_that_is_away_costs_the_figures_only() -> None:
+async def test_without_an_answer_from_prometheus_only_the_figures_are_missing() -> None:
     port = free_ports()
     async with httpx.AsyncClient(base_url=f"http://{LOOPBACK}:{port}", trust_env=False) as client:
-        shown = made(prometheus=Prometheus(client))
-        assert "Prometheus does not answer" in (await shown.show("")).html
-        assert "Found by submission_id" in (await shown.show("x")).html
+        new = new_page(prometheus=Prometheus(client))
+        assert "Prometheus does not answer" in (await new.show("")).html
+        assert "Found by submission_id" in (await new.show("x")).html
 
 
-def test_the_way_of_a_submission_ends_where_it_is() -> None:
-    """Times count from when it was received; what is to come is there, and what is not known is not."""
+def test_the_timeline_of_a_submission() -> None:
+    """Times count from when it was received. A future step is shown; a step of unknown time is not."""
     assert page.timeline(SUBMISSION, [OBJECT]) == [
         TimelineStep("Received", RECEIVED),
         TimelineStep("Durable in the queue", QUEUED, 0.004123),
@@ -218,34 +220,34 @@ def test_the_way_of_a_submission_ends_where_it_is() -> None:
     ]
 
 
-def test_a_figure_is_judged_where_there_is_a_line_and_says_so_in_words() -> None:
+def test_a_figure_with_an_objective_has_a_rating_and_a_note() -> None:
     assert page.tiles(GLANCE) == [
         Tile("Successful uploads", "12", "objects written"),
-        Tile("Failed uploads", "0", "attempts; each is made again", "good"),
-        Tile("p95 upload", "30 ms", "within the line of 2 s", "good"),
+        Tile("Failed uploads", "0", "attempts; each is retried", "good"),
+        Tile("p95 upload", "30 ms", "within the objective of 2 s", "good"),
         Tile("p95 delivery", "3.50 s", "over the objective of 3 s", "bad"),
         Tile("Records in flight", "7", "accepted 100, stored 90, quarantined 1"),
-        Tile("Records missing", "-", "nothing is reported"),
+        Tile("Records missing", "-", "not reported"),
         Tile("Messages in the queue", "7", "the oldest for 250 ms"),
     ]
 
 
 async def test_the_slowest_writes_lead_to_their_objects() -> None:
-    """One object is linked, several of a trace are counted, and what the catalog does not know yet is said."""
+    """A single object is linked, several objects of a trace are counted, and an unknown object is None."""
     other = replace(OBJECT, file_path=PATH.replace("01.p", "02.p"))
     of_another = replace(OBJECT, trace_id="f" * 32)
     known = {
-        "1" * 32: replace(CHAIN, objects=[replace(OBJECT, trace_id="1" * 32), of_another]),
-        "2" * 32: replace(CHAIN, objects=[replace(one, trace_id="2" * 32) for one in (OBJECT, other)]),
-        "3" * 32: replace(CHAIN, objects=[of_another]),
+        "1" * 32: replace(LINEAGE, objects=[replace(OBJECT, trace_id="1" * 32), of_another]),
+        "2" * 32: replace(LINEAGE, objects=[replace(written, trace_id="2" * 32) for written in (OBJECT, other)]),
+        "3" * 32: replace(LINEAGE, objects=[of_another]),
     }
     writes = [BronzeWrite(0.1, "vehicles", dt.datetime.now(dt.UTC), digit * 32) for digit in "1234"]
-    found = await made(Answers(by_trace=known))._objects_of(writes)
+    found = await new_page(Answers(by_trace=known))._objects_of(writes)
     assert [objects and len(objects) for _, objects in found] == [1, 2, None, None]
 
 
 @pytest.mark.parametrize(
     ("seconds", "text"), [(0.0004, "0 ms"), (0.25, "250 ms"), (2.345, "2.35 s"), (75.2, "75 s"), (4000, "1:06:40")]
 )
-def test_a_duration_is_as_exact_as_one_reads_it(seconds: float, text: str) -> None:
-    assert page.duration(seconds) == text
+def test_a_duration_has_the_unit_and_precision_that_suit_its_size(seconds: float, text: str) -> None:
+    assert page.format_duration(seconds) == text

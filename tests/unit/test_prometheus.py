@@ -1,4 +1,4 @@
-"""The state at a glance: it asks what the dashboards ask, and is never waited for."""
+"""The page's queries to Prometheus: they equal those of the dashboards and have a time limit."""
 
 import asyncio
 import socket
@@ -31,8 +31,8 @@ each_query = pytest.mark.parametrize("query", [*prometheus.QUERIES.values(), pro
 
 
 @each_query
-def test_a_query_reads_what_somebody_emits(query: str) -> None:
-    """Each name is of the schema or a recording, each label one that it has, each closed word one of theirs."""
+def test_a_query_reads_only_metrics_that_exist(query: str) -> None:
+    """Each name is in the schema or a recording; each label belongs to its metric, and each enum value to its label."""
     assert rules.names(query) <= series().keys() | RECORDINGS
     for name, matchers in selectors(query):
         assert {key for key, _, _ in matchers} <= labels_of(name)
@@ -44,20 +44,20 @@ def test_a_query_reads_what_somebody_emits(query: str) -> None:
 
 
 def test_counts_are_those_of_the_dashboards() -> None:
-    """The page and the tiles of the overview cannot disagree: it is the same query, over one hour."""
+    """The page and the tiles of the overview cannot disagree: both use the same query, for one hour."""
 
-    def of_the_hour(expr: str) -> str:
+    def for_one_hour(expr: str) -> str:
         return expr.replace(promql.RANGE, "1h")
 
     uploads = 'bronze_uploads_total{job="bronze/consumer", bronze_outcome="success"}'
-    assert prometheus.QUERIES["uploads"] == of_the_hour(promql.counted(uploads))
+    assert prometheus.QUERIES["uploads"] == for_one_hour(promql.counted(uploads))
     durations = 'bronze_upload_duration_seconds{job="bronze/consumer", bronze_outcome="success"}'
-    assert prometheus.QUERIES["upload_p95_s"] == of_the_hour(promql.quantile_counted(0.95, durations))
+    assert prometheus.QUERIES["upload_p95_s"] == for_one_hour(promql.quantile_counted(0.95, durations))
     assert prometheus.UPLOAD_S_MAX == promql.LINE_S
 
 
 def test_each_write_is_shown_once_and_the_slowest_first() -> None:
-    """Prometheus keeps an exemplar once for each export that it was in, and a bucket's is of one series."""
+    """Prometheus stores an exemplar once per export, and for each histogram bucket in its own series."""
 
     def exemplar(trace_id: str, value: str, at: float) -> dict[str, object]:
         return {"labels": {"trace_id": trace_id, "span_id": "b7"}, "value": value, "timestamp": at}
@@ -72,7 +72,7 @@ def test_each_write_is_shown_once_and_the_slowest_first() -> None:
             "exemplars": [exemplar("b" * 32, "2.5", 15), {"labels": {}, "value": "4", "timestamp": 1}],
         },
     ]
-    assert [(one.source, one.duration_s, one.trace_id[0]) for one in slowest(found)] == [
+    assert [(write.source, write.duration_s, write.trace_id[0]) for write in slowest(found)] == [
         ("status", 2.5, "b"),
         ("vehicles", 0.09, "a"),
     ]
@@ -80,45 +80,45 @@ def test_each_write_is_shown_once_and_the_slowest_first() -> None:
 
 @contextmanager
 def silent() -> Iterator[int]:
-    """The port of somebody who takes connections and says nothing."""
+    """The port of a server that accepts connections and never answers."""
     with socket.create_server((LOOPBACK, 0)) as server:
         yield server.getsockname()[1]
 
 
 @asynccontextmanager
-async def asking(port: int) -> AsyncIterator[Prometheus]:
+async def prometheus_at(port: int) -> AsyncIterator[Prometheus]:
     async with httpx.AsyncClient(base_url=f"http://{LOOPBACK}:{port}", trust_env=False) as client:
         yield Prometheus(client)
 
 
-async def test_a_prometheus_that_is_silent_is_away_soon_for_all_that_ask() -> None:
-    """Ten that look at the page wait for one question, and not one after the other."""
-    began = time.monotonic()
+async def test_a_prometheus_that_never_answers_times_out_once_for_all_requests() -> None:
+    """Ten concurrent requests wait for one shared time-out, not for one after the other."""
+    start = time.monotonic()
     with silent() as port:
-        async with asking(port) as prometheus:
-            told = await asyncio.gather(*(prometheus.glance() for _ in range(10)), return_exceptions=True)
-    assert [str(one) for one in told if isinstance(one, PrometheusUnavailable)] == [
-        "it has not answered within 2 s"
+        async with prometheus_at(port) as prometheus:
+            results = await asyncio.gather(*(prometheus.glance() for _ in range(10)), return_exceptions=True)
+    assert [str(error) for error in results if isinstance(error, PrometheusUnavailable)] == [
+        "no answer within 2 s"
     ] * 10
     one_after_the_other_s = 10 * ASK_S_MAX
-    assert time.monotonic() - began < min(limit_s(2 * ASK_S_MAX), one_after_the_other_s)
+    assert time.monotonic() - start < min(limit_s(2 * ASK_S_MAX), one_after_the_other_s)
 
 
-async def test_a_prometheus_that_is_not_there_is_away() -> None:
+async def test_a_refused_connection_is_unavailable() -> None:
     with silent() as port:
         pass
-    async with asking(port) as prometheus:
+    async with prometheus_at(port) as prometheus:
         with pytest.raises(PrometheusUnavailable, match="connect"):
             await prometheus.glance()
 
 
-async def test_what_is_no_prometheus_is_told() -> None:
+async def test_another_server_in_place_of_prometheus_is_reported() -> None:
     async def hello(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nConnection: close\r\n\r\nhello")
         writer.close()
 
     server = await asyncio.start_server(hello, LOOPBACK, 0)
-    async with server, asking(server.sockets[0].getsockname()[1]) as prometheus:
-        with pytest.raises(PrometheusUnavailable, match="what answers is no Prometheus"):
+    async with server, prometheus_at(server.sockets[0].getsockname()[1]) as prometheus:
+        with pytest.raises(PrometheusUnavailable, match="the server that answers is not a Prometheus"):
             await prometheus.glance()

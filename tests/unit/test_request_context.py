@@ -10,8 +10,8 @@ from bronze.api.request_context import OwnContext
 TRACE: ContextVar[str] = ContextVar("trace", default="none")
 
 
-async def test_a_request_leaves_nothing_of_its_context_to_the_next() -> None:
-    """Not even where both run in one task, as on a connection that uvicorn reads on from a request's own task."""
+async def test_a_request_does_not_inherit_the_context_of_another() -> None:
+    """Not even if both run in one task: uvicorn may read the next request from within a request's task."""
     seen: list[str] = []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:

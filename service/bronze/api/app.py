@@ -23,7 +23,7 @@ from bronze.telemetry.sdk import FASTAPI_TELEMETRY_OFF, Telemetry
 
 @dataclass(frozen=True)
 class Parts:
-    """What the API's routes call. `on_gone` hears that the queue or the catalog was replaced: then the process ends."""
+    """The parts that the routes call. `on_gone` is called if queue or catalog was replaced; it ends the process."""
 
     sources: Mapping[str, Source]
     bodies: BodyReader
@@ -39,11 +39,12 @@ class Parts:
 
 
 def create_app(parts: Parts) -> FastAPI:
-    """The HTTP face of the parts."""
+    """Create the HTTP application from its parts."""
     app = FastAPIOffline(
         title="Bronze ingestion API",
         version=__version__,
-        description="Raw data in, Parquet in the bucket out: each accepted record exactly once, every write traceable.",
+        description="Accepts raw data over HTTP and writes each accepted record to the bucket once, as Parquet. "
+        "Each write can be traced.",
         telemetry=FASTAPI_TELEMETRY_OFF,
     )
     ingest.add(app, parts.sources, parts.bodies, parts.ingest, parts.telemetry)
@@ -54,7 +55,7 @@ def create_app(parts: Parts) -> FastAPI:
     page.add(app, parts.page)
     health.add(app, parts.readiness, parts.telemetry)
     problems.add_handlers(app, parts.on_gone)
-    # routes are tried in turn, by the instrumentation too: what most requests want comes first
+    # routes are tried in order, also by the instrumentation: the most frequent one is first
     app.router.routes.sort(key=lambda route: getattr(route, "path", None) != ingest.PATH)
     parts.telemetry.instrument(app)
     return app

@@ -1,4 +1,4 @@
-"""The body of a submission: read piece by piece, decoded and checked whole, within bounds of memory and time."""
+"""The body of a submission: read in pieces, decoded and checked, within limits of memory and time."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -18,12 +18,12 @@ from bronze.records.sources import Source
 from bronze.records.spool import CheckedSubmission
 from bronze.settings import Settings
 
-#: A piece beyond this, about a millisecond's work, is checked in a thread, so that others are served meanwhile; so is
-#: all that may inflate. Below it, the thread would cost more than the work.
+#: A larger piece takes more than about a millisecond: it is checked in a thread, so that the event loop serves other
+#: requests meanwhile. So is every compressed piece. For a smaller piece, the thread would cost more than the work.
 INLINE_BYTES_MAX = 256 * 2**10
-#: So much of a body is worth a thread, in bytes.
+#: Bytes that are collected before a thread is used for them.
 PIECE_BYTES = 2**20
-#: What is still read of a body that is refused already.
+#: How much, and for how long, the rest of a refused body is still read.
 DRAIN_BYTES_MAX = 64 * 2**20
 DRAIN_S_MAX = 10.0
 
@@ -31,19 +31,19 @@ T = TypeVar("T")
 
 
 class Intake(Protocol):
-    """Takes the decoded pieces of a body; `finish` gives the submission, `close` gives it up."""
+    """Reads the decoded pieces of a body; `finish` returns the submission, `close` discards it."""
 
     @property
     def records(self) -> int:
-        """How many were read so far."""
+        """The number of records read so far."""
 
-    def take(self, piece: bytes) -> None: ...
+    def feed(self, piece: bytes) -> None: ...
     async def finish(self) -> CheckedSubmission: ...
     def close(self) -> None: ...
 
 
 class BodyReader:
-    """Reads bodies of every media type and encoding that is taken."""
+    """Reads bodies of every supported media type and encoding."""
 
     def __init__(self, settings: Settings, columnar: ColumnarReaders) -> None:
         self._settings = settings
@@ -59,28 +59,28 @@ class BodyReader:
         *,
         keep_invalid: bool,
     ) -> CheckedSubmission:
-        """Read and check the whole body. With `keep_invalid`, records that do not fit the source refuse nothing.
+        """Read and check the whole body. With `keep_invalid`, records that do not fit the source do not refuse it.
 
-        Raises `Refused`; what is still on its way then is read, within bounds, so that the sender sees the answer.
+        Raises `Refused`. Before that, the rest of the body is read, within limits, so that the sender sees the answer.
         """
-        _check_taken(media_type, encoding)
+        _check_supported(media_type, encoding)
         decoder = ENCODINGS[encoding]()
         intake = self._intake(source, media_type, keep_invalid=keep_invalid)
-        # a record that does not fit takes many times what a good one does
+        # checking a rejected record takes many times as long as checking a valid one
         inline_bytes_max = 0 if keep_invalid else INLINE_BYTES_MAX
 
-        def take(piece: bytes) -> None:
+        def feed(piece: bytes) -> None:
             for decoded in decoder.feed(piece):
-                intake.take(decoded)
+                intake.feed(decoded)
 
         try:
             async for piece in _pieces(stream):
-                await _run(take, piece, inline=encoding == "identity" and len(piece) <= inline_bytes_max)
+                await _run(feed, piece, inline=encoding == "identity" and len(piece) <= inline_bytes_max)
             decoder.finish()
             return await intake.finish()
         except ClientDisconnect as error:
             intake.close()
-            raise Refused(Refusal.CLIENT_GONE, "The connection was closed before the body's end.") from error
+            raise Refused(Refusal.CLIENT_GONE, "The connection was closed before the end of the body.") from error
         except BaseException as error:
             intake.close()
             if isinstance(error, Refused):
@@ -94,8 +94,8 @@ class BodyReader:
             if keep_invalid:
                 raise Refused(
                     Refusal.INVALID_HEADER,
-                    f"?on_invalid=quarantine is for JSON records ({NDJSON} or {JSON}): a body of columns is "
-                    "taken or refused as a whole.",
+                    f"?on_invalid=quarantine works for JSON records only ({NDJSON} or {JSON}). An Arrow or Parquet "
+                    "body is accepted or refused as a whole.",
                     header="on_invalid",
                 )
             return _Columnar(
@@ -114,7 +114,7 @@ class BodyReader:
 
 
 class _Lines:
-    """NDJSON: checked as it comes."""
+    """NDJSON: checked while it arrives."""
 
     def __init__(self, intake: JsonIntake) -> None:
         self._intake = intake
@@ -123,7 +123,7 @@ class _Lines:
     def records(self) -> int:
         return self._intake.records
 
-    def take(self, piece: bytes) -> None:
+    def feed(self, piece: bytes) -> None:
         self._intake.lines(piece)
 
     async def finish(self) -> CheckedSubmission:
@@ -134,7 +134,7 @@ class _Lines:
 
 
 class _Document(_Lines):
-    """JSON: parsed whole, in a thread where it is large."""
+    """JSON: parsed as a whole, in a thread if it is large."""
 
     def __init__(self, intake: JsonIntake, bytes_max: int, *, inline_bytes_max: int) -> None:
         super().__init__(intake)
@@ -142,21 +142,21 @@ class _Document(_Lines):
         self._inline_bytes_max = inline_bytes_max
         self._document = bytearray()
 
-    def take(self, piece: bytes) -> None:
+    def feed(self, piece: bytes) -> None:
         self._document.extend(piece)
         if len(self._document) > self._bytes_max:
             raise too_large(self._bytes_max, "Send NDJSON (application/x-ndjson), which is streamed.")
 
     async def finish(self) -> CheckedSubmission:
-        return await _run(self._parsed, inline=len(self._document) <= self._inline_bytes_max)
+        return await _run(self._parse, inline=len(self._document) <= self._inline_bytes_max)
 
-    def _parsed(self) -> CheckedSubmission:
+    def _parse(self) -> CheckedSubmission:
         self._intake.document(bytes(self._document))
         return self._intake.finish()
 
 
 class _Columnar:
-    """Arrow and Parquet: spooled to disk, and read where they can do no harm."""
+    """Arrow and Parquet: spooled to disk, and read by a child process that has limits."""
 
     def __init__(self, source: Source, body: SpooledBody, readers: ColumnarReaders) -> None:
         self._source = source
@@ -164,8 +164,8 @@ class _Columnar:
         self._readers = readers
         self.records = 0
 
-    def take(self, piece: bytes) -> None:
-        self._body.take(piece)
+    def feed(self, piece: bytes) -> None:
+        self._body.write(piece)
 
     async def finish(self) -> CheckedSubmission:
         checked = await self._readers.read(self._source, self._body)
@@ -177,41 +177,41 @@ class _Columnar:
         self._body.close()
 
 
-def _check_taken(media_type: str, encoding: str) -> None:
+def _check_supported(media_type: str, encoding: str) -> None:
     if media_type not in MEDIA_TYPES:
-        forms = ", ".join(f"{name} ({what})" for name, what in MEDIA_TYPES.items())
+        types = ", ".join(f"{name} ({description})" for name, description in MEDIA_TYPES.items())
         raise Refused(
             Refusal.UNSUPPORTED_MEDIA_TYPE,
-            f"The Content-Type {media_type!r} is not taken. Send one of: {forms}.",
+            f"The Content-Type {media_type!r} is not supported. Send one of: {types}.",
             accepted=[*MEDIA_TYPES],
         )
     if encoding not in ENCODINGS:
         raise Refused(
             Refusal.UNSUPPORTED_ENCODING,
-            f"The Content-Encoding {encoding!r} is not taken. Send gzip, zstd, or none.",
+            f"The Content-Encoding {encoding!r} is not supported. Send gzip, zstd, or none.",
             accepted=[*ENCODINGS],
         )
 
 
 async def _pieces(stream: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """The body in pieces that are worth a thread."""
-    waiting = bytearray()
+    """The body in pieces that are large enough for a thread."""
+    piece = bytearray()
     async for chunk in stream:
-        waiting += chunk
-        if len(waiting) >= PIECE_BYTES:
-            yield bytes(waiting)
-            waiting.clear()
-    if waiting:
-        yield bytes(waiting)
+        piece += chunk
+        if len(piece) >= PIECE_BYTES:
+            yield bytes(piece)
+            piece.clear()
+    if piece:
+        yield bytes(piece)
 
 
 async def _run(work: Callable[..., T], *args: object, inline: bool) -> T:
-    """CPU work, in a thread unless it is small."""
+    """Do CPU work, in a thread unless it is small."""
     return work(*args) if inline else await asyncio.to_thread(work, *args)
 
 
 async def _drain(stream: AsyncIterator[bytes]) -> None:
-    """Read on, within bounds: a client that is still sending would not see the answer."""
+    """Read the rest, within limits: a client that is still sending would not see the answer."""
     size = 0
     with suppress(TimeoutError, ClientDisconnect):
         async with asyncio.timeout(DRAIN_S_MAX):

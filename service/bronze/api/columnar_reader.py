@@ -1,6 +1,6 @@
-"""Columnar bodies, as the API takes them: spooled, then read by a child process that may fail.
+"""Columnar bodies: the API spools them, and a child process that may fail reads them.
 
-`columnar` is that child. Whatever becomes of it, the sender gets an answer, and the API goes on.
+`columnar_worker` is that child. Whatever happens to it, the sender gets an answer, and the API continues.
 """
 
 import asyncio
@@ -24,26 +24,26 @@ from bronze.settings import Settings
 
 log = logging.getLogger(__name__)
 
-#: How long a body waits for a reader while others are read.
+#: How long a body waits for a free reader.
 TURN_WAIT_S = 30.0
-#: How much longer than its CPU time a reader may take: it lets others go first, and the machine may be busy.
+#: A reader's time limit as a multiple of its CPU limit: it has a low priority, and the machine may be busy.
 WALL_PER_CPU = 10.0
-#: The child, by this interpreter.
+#: The arguments with which this interpreter runs the child.
 COMMAND = ("-I", "-m", "bronze.api.columnar_worker")
-#: All that the child is told by its environment: the allocator that gives memory back, and one arena of it.
+#: The whole environment of the child: an allocator that returns memory to the system, with one arena.
 ENVIRONMENT = {"ARROW_DEFAULT_MEMORY_POOL": "system", "MALLOC_ARENA_MAX": "1", "OMP_NUM_THREADS": "1"}
 
 
 class SpooledBody:
-    """A decoded body on its way to disk."""
+    """A decoded body in a temporary file."""
 
     def __init__(self, form: ColumnarType, body_bytes_max: int) -> None:
         self.form = form
         self.tally = BodyDigest(body_bytes_max)
         self.file = TemporaryFile()  # noqa: SIM115
 
-    def take(self, piece: bytes) -> None:
-        """Raises `Refused` past the bound. It is plain work: give it large pieces in a thread."""
+    def write(self, piece: bytes) -> None:
+        """Append a piece. Raises `Refused` above the limit. It blocks: call it in a thread for large pieces."""
         self.tally.add(piece)
         self.file.write(piece)
 
@@ -52,7 +52,7 @@ class SpooledBody:
 
 
 class ColumnarReaders:
-    """The children that read columnar bodies: so many at once, each within a bound of memory and of time."""
+    """Starts the children that read columnar bodies: a limited number at once, each with limits of memory and time."""
 
     def __init__(
         self,
@@ -66,12 +66,12 @@ class ColumnarReaders:
         self._command = command
         self._turn_wait_s = turn_wait_s
         self._wall_per_cpu = wall_per_cpu
-        self._turns = asyncio.Semaphore(settings.columnar_readers_max)
+        self._free_readers = asyncio.Semaphore(settings.columnar_readers_max)
 
     async def read(self, source: Source, body: SpooledBody) -> CheckedSubmission:
-        """The submission that a whole body is. Raises `Refused`, and `Unavailable` where no reader comes free."""
+        """Read a complete body as a submission. Raises `Refused`, and `Unavailable` if no reader becomes free."""
         if not body.tally.bytes:
-            raise empty("Send one row at least.")
+            raise empty("Send at least one row.")
         body.file.flush()
         spool = TemporaryFile()  # noqa: SIM115
         try:
@@ -83,7 +83,7 @@ class ColumnarReaders:
                 memory_bytes_max=self._settings.columnar_memory_bytes_max,
                 cpu_s_max=self._settings.columnar_cpu_s_max,
             )
-            async with self._turn():
+            async with self._reader():
                 read = await self._read(job)
             return CheckedSubmission(
                 spool,
@@ -99,22 +99,24 @@ class ColumnarReaders:
             raise
 
     @asynccontextmanager
-    async def _turn(self) -> AsyncIterator[None]:
+    async def _reader(self) -> AsyncIterator[None]:
         try:
             async with asyncio.timeout(self._turn_wait_s):
-                await self._turns.acquire()
+                await self._free_readers.acquire()
         except TimeoutError as error:
             raise Unavailable(
-                Outage.READERS_BUSY, "Too many columnar bodies are being read. Nothing was stored.", retry_after_s=10
+                Outage.READERS_BUSY,
+                "Too many Arrow and Parquet bodies are being read. Nothing was stored. Send it again later.",
+                retry_after_s=10,
             ) from error
         try:
             yield
         finally:
-            self._turns.release()
+            self._free_readers.release()
 
     async def _read(self, job: ReadJob) -> ReadBody:
-        # never a fork of this process, which has threads and an event loop; a session of its own, so that Ctrl-C in a
-        # terminal ends the API and not the body
+        # not a fork: this process has threads and an event loop. The child has its own session, so that Ctrl-C in a
+        # terminal goes to the API only
         child = await asyncio.create_subprocess_exec(
             sys.executable,
             *self._command,
@@ -127,7 +129,7 @@ class ColumnarReaders:
         wall_s_max = self._wall_per_cpu * job.cpu_s_max
         try:
             async with asyncio.timeout(wall_s_max):
-                said, _ = await child.communicate(msgspec.json.encode(job))
+                output, _ = await child.communicate(msgspec.json.encode(job))
         except TimeoutError as error:
             raise _too_costly(f"{wall_s_max:g} s") from error
         finally:
@@ -136,35 +138,38 @@ class ColumnarReaders:
                 await child.wait()
         match child.returncode:
             case 0:
-                return _told(said, job)
-            case code if code in {EXIT_MEMORY, -signal.SIGKILL}:  # the latter by the machine, out of memory
+                return _parse_result(output, job)
+            case code if code in {EXIT_MEMORY, -signal.SIGKILL}:  # SIGKILL: the kernel, if the machine is out of memory
                 raise _too_costly(f"{job.memory_bytes_max} bytes of memory")
             case code if code == -signal.SIGXCPU:
                 raise _too_costly(f"{job.cpu_s_max} s of CPU time")
             case code if code == EXIT_DISK:
-                raise OSError("a columnar body could not be spooled: is the disk of the temporary files full?")
+                raise OSError(
+                    "a columnar body could not be written to a temporary file: check the free disk space of the "
+                    "folder for temporary files"
+                )
             case code:
                 raise _crashed(job, f"exit code {code}")
 
 
-def _told(said: bytes, job: ReadJob) -> ReadBody:
+def _parse_result(output: bytes, job: ReadJob) -> ReadBody:
     try:
-        verdict = msgspec.json.decode(said, type=ReadBody | RefusedBody)
+        result = msgspec.json.decode(output, type=ReadBody | RefusedBody)
     except msgspec.DecodeError as error:
-        raise _crashed(job, f"no verdict: {error}") from error
-    if isinstance(verdict, RefusedBody):
-        raise Refused(verdict.code, verdict.detail, **verdict.members)
-    return verdict
+        raise _crashed(job, f"its result cannot be read: {error}") from error
+    if isinstance(result, RefusedBody):
+        raise Refused(result.code, result.detail, **result.members)
+    return result
 
 
-def _crashed(job: ReadJob, how: str) -> Refused:
-    log.error("a body of %s ended its reader: %s", job.format, how)
+def _crashed(job: ReadJob, reason: str) -> Refused:
+    log.error("the reader of a %s body crashed, and the body was refused: %s", job.format, reason)
     return unreadable(job.format, "its reader crashed")
 
 
-def _too_costly(bound: str) -> Refused:
+def _too_costly(limit: str) -> Refused:
     return Refused(
         Refusal.BODY_TOO_COSTLY,
-        f"Reading the body takes more than {bound}. Write it with smaller row groups, pages or batches, or send it as "
+        f"Reading the body takes more than {limit}. Write it with smaller row groups, pages or batches, or send it as "
         "several submissions.",
     )

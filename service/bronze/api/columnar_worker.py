@@ -1,8 +1,8 @@
 """The child process that reads columnar bodies: `python -m bronze.api.columnar_worker`, which `columnar_reader` starts.
 
-A Parquet file of 300 bytes can declare gigabytes, and an Arrow stream can point anywhere: so such a body is read where
-memory and CPU are limited, and where a crash is an answer. A job comes on standard input, the verdict goes to standard
-output; the body and the spool that the messages go to are files that the parent opened.
+A Parquet file of 300 bytes can declare gigabytes, and an Arrow stream can contain any offset. Therefore a process with
+limits of memory and CPU reads such a body, and its crash only refuses the body. The job is read from standard input and
+the result written to standard output; the body and the spool for the messages are files that the parent opened.
 """
 
 import os
@@ -24,23 +24,23 @@ from bronze.records.media import ColumnarType
 from bronze.records.refusals import unreadable
 from bronze.records.sources import Source
 
-#: What is taken of a body at once.
+#: The size of the batches in which a body is read.
 BATCH_BYTES = 4 * 2**20
 BATCH_ROWS_MAX = 8 * 2**10
-#: What of a file is read at once, and the bounds of its footer's texts and lists.
+#: The read buffer of a Parquet file, and the limits of the texts and lists in its footer.
 READ_BYTES = 64 * 2**10
 FOOTER_TEXT_BYTES_MAX = 16 * 2**20
 FOOTER_ITEMS_MAX = 1_000_000
-#: An Arrow stream ends with this mark, an Arrow file begins with that one.
+#: The end-of-stream marker of an Arrow IPC stream, and the first bytes of an Arrow IPC file.
 STREAM_END = b"\xff\xff\xff\xff\x00\x00\x00\x00"
-FILE_MARK = b"ARROW1"
-#: The exit codes where memory or the disk ran out: to say more would take what there is not.
+FILE_START = b"ARROW1"
+#: The exit codes if memory or disk space ran out: a result would need more of it.
 EXIT_MEMORY = 7
 EXIT_DISK = 8
 
 
 class ReadJob(msgspec.Struct, frozen=True, kw_only=True):
-    """What to read, within what; `body` and `spool` are file descriptors."""
+    """A body to read, and the limits for it; `body` and `spool` are file descriptors."""
 
     source: Source
     format: ColumnarType
@@ -51,7 +51,7 @@ class ReadJob(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RefusedBody(msgspec.Struct, frozen=True, tag=True):
-    """What `Refused` says."""
+    """The contents of a `Refused`."""
 
     code: Refusal
     detail: str
@@ -59,29 +59,29 @@ class RefusedBody(msgspec.Struct, frozen=True, tag=True):
 
 
 def main() -> NoReturn:
-    """Do the job on standard input."""
+    """Do the job that is on standard input."""
     job = msgspec.json.decode(sys.stdin.buffer.read(), type=ReadJob)
     confine(job)
     try:
-        verdict: ReadBody | RefusedBody = read(job)
+        result: ReadBody | RefusedBody = read(job)
     except Refused as error:
-        verdict = RefusedBody(Refusal[error.code.name], error.detail, dict(error.members))
+        result = RefusedBody(Refusal[error.code.name], error.detail, dict(error.members))
     except MemoryError:
         os._exit(EXIT_MEMORY)
     except OSError:
         traceback.print_exc()
         os._exit(EXIT_DISK)
-    sys.stdout.buffer.write(msgspec.json.encode(verdict))
+    sys.stdout.buffer.write(msgspec.json.encode(result))
     sys.stdout.buffer.flush()
-    os._exit(0)  # what the body left behind is not tidied up
+    os._exit(0)  # without cleaning up the objects that the body created
 
 
 def confine(job: ReadJob) -> None:
-    """Limits that cannot be raised again: memory, CPU, the spool's size; no core dump, and others first."""
+    """Set limits that cannot be raised again (memory, CPU, size of the spool), a low priority, and no core dump."""
     for limit, soft, hard in (
         (resource.RLIMIT_CORE, 0, 0),
         (resource.RLIMIT_DATA, job.memory_bytes_max, job.memory_bytes_max),
-        (resource.RLIMIT_CPU, job.cpu_s_max, job.cpu_s_max + 1),  # SIGXCPU at the first, which tells; then SIGKILL
+        (resource.RLIMIT_CPU, job.cpu_s_max, job.cpu_s_max + 1),  # SIGXCPU, which the parent recognizes, then SIGKILL
         (resource.RLIMIT_FSIZE, MESSAGES_MAX * MESSAGE_BYTES_MAX, MESSAGES_MAX * MESSAGE_BYTES_MAX),
     ):
         resource.setrlimit(limit, (soft, hard))
@@ -91,16 +91,16 @@ def confine(job: ReadJob) -> None:
 
 
 def read(job: ReadJob) -> ReadBody:
-    """The body's records as messages in the spool; raises `Refused`, and `MemoryError` past the limit."""
-    # by name: a file of its own, which begins at its beginning
+    """Write the body's records to the spool, as messages. Raises `Refused`, and `MemoryError` above the limit."""
+    # opened by name: a new file description, whose offset is 0
     path = f"/proc/self/fd/{job.body}"
     size = os.fstat(job.body).st_size
     with _unreadable(job.format), _open(path, job.format) as file, os.fdopen(job.spool, "wb") as spool:
         names, batches = (_parquet if job.format is ColumnarType.PARQUET else _stream)(file, size)
-        taken = ColumnarIntake(job.source, names, spool)
+        intake = ColumnarIntake(job.source, names, spool)
         for batch in batches:
-            taken.add(batch)
-        return taken.finish()
+            intake.add(batch)
+        return intake.finish()
 
 
 @contextmanager
@@ -111,19 +111,20 @@ def _unreadable(form: ColumnarType) -> Iterator[None]:
         raise
     except (pa.ArrowException, OSError, UnicodeDecodeError, OverflowError, RecursionError) as error:
         if isinstance(error, OSError) and error.errno:
-            raise  # of ours: the disk is full
+            raise  # an error of the system, such as a full disk
         raise unreadable(form, str(error)) from error
 
 
 def _open(path: str, form: ColumnarType) -> pa.NativeFile:
-    # a mapped stream's buffers are used where they lie; a mapped Parquet file has nothing to gain
+    # the buffers of a memory-mapped stream are used without a copy; mapping a Parquet file gains nothing
     return pa.OSFile(path) if form is ColumnarType.PARQUET else pa.memory_map(path)
 
 
 def _stream(file: pa.NativeFile, size: int) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
-    if file.read_at(len(FILE_MARK), 0) == FILE_MARK:
+    if file.read_at(len(FILE_START), 0) == FILE_START:
         raise unreadable(
-            ColumnarType.ARROW_STREAM, "it is an Arrow file, and the stream is what is taken (ipc.new_stream)"
+            ColumnarType.ARROW_STREAM,
+            "it is an Arrow file; only the Arrow IPC stream format is supported (ipc.new_stream)",
         )
     reader = pa.ipc.open_stream(file)
 
@@ -132,9 +133,12 @@ def _stream(file: pa.NativeFile, size: int) -> tuple[pa.Schema, Iterator[pa.Reco
             batch.validate(full=True)
             step = _rows_at_once(batch.nbytes, batch.num_rows)
             yield from (batch.slice(start, step) for start in range(0, batch.num_rows, step))
-        # a stream that was cut between two batches reads as one that has ended
+        # a stream that was truncated between two batches reads as if it had ended
         if file.tell() != size or file.read_at(len(STREAM_END), max(0, size - len(STREAM_END))) != STREAM_END:
-            raise unreadable(ColumnarType.ARROW_STREAM, "it does not end with its end-of-stream mark: close the writer")
+            raise unreadable(
+                ColumnarType.ARROW_STREAM,
+                "its end-of-stream marker is missing: close the writer before you send the body",
+            )
 
     return reader.schema, batches()
 
@@ -159,14 +163,14 @@ def _parquet(file: pa.NativeFile, _: int) -> tuple[pa.Schema, Iterator[pa.Record
             yield batch
         if rows != reader.metadata.num_rows:
             raise unreadable(
-                ColumnarType.PARQUET, f"it has {rows} rows, and its footer says {reader.metadata.num_rows}"
+                ColumnarType.PARQUET, f"it has {rows} rows, but its footer says {reader.metadata.num_rows}"
             )
 
     return reader.schema_arrow, batches()
 
 
 def _rows_at_once(size: int, rows: int) -> int:
-    """How many rows are about `BATCH_BYTES`, where so many rows have such a size."""
+    """The number of rows in about `BATCH_BYTES`, if `rows` rows have `size` bytes."""
     return min(BATCH_ROWS_MAX, max(1, BATCH_BYTES * rows // max(1, size)))
 
 

@@ -1,4 +1,4 @@
-"""Ingest: a checked submission becomes durable in the queue, and is accepted. Knows no HTTP."""
+"""Ingest: make a checked submission durable in the queue, and accept it. Independent of HTTP."""
 
 import datetime as dt
 from collections.abc import Callable, Mapping
@@ -16,16 +16,16 @@ from bronze.records.spool import CheckedSubmission
 from bronze.servers.catalog import Catalog
 from bronze.servers.queue import Queue, Superseded
 
-#: How often a submission is tried whose subject was purged in between: each time its identity is looked up again.
+#: How often a submission is tried if its subject was purged meanwhile; its identity is looked up before each retry.
 ATTEMPTS = 3
 
 
 @dataclass(frozen=True, slots=True)
 class SubmissionHead:
-    """What a sender says beside the body.
+    """The headers of a submission.
 
-    `key` is the `Idempotency-Key`, `classification_id` that of the records which name none, and `file_name` the
-    sender's own file, kept as `_origin`.
+    `key` is the `Idempotency-Key`, `classification_id` is for the records that have none of their own, and `file_name`
+    is the sender's own file, stored as `_origin`.
     """
 
     received_at: dt.datetime
@@ -35,7 +35,7 @@ class SubmissionHead:
 
 
 class Ingest:
-    """Accepts submissions. `lanes` are by source and number, `now_s` is the clock of the deadline."""
+    """Accepts submissions. The keys of `lanes` are source and number; `now_s` is the clock of the deadline."""
 
     def __init__(
         self,
@@ -56,15 +56,15 @@ class Ingest:
     async def submit(
         self, source: Source, head: SubmissionHead, checked: CheckedSubmission, telemetry: SubmissionTelemetry
     ) -> AcceptedSubmission:
-        """Make a submission durable; of one that was accepted before under its key, give that one.
+        """Make a submission durable. If its key was used before, return the earlier submission.
 
-        Raises `Refused` where the key belongs to another body, `Unavailable`, and `Gone`.
+        Raises `Refused` if that one had another body, `Unavailable`, and `Gone`.
         """
         accepted, classifications = _accepted(source, head, checked, telemetry)
         telemetry.describe(accepted, checked, classifications)
         lane = self._lanes[source.name, lane_of(accepted.submission_id, self._lanes_per_source)]
         with telemetry.sending(lane, accepted, checked) as send:
-            # the consumer's span is a child of the sending, whose traceparent goes with the messages
+            # the messages carry the traceparent of the send span, so that the consumer's span is its child
             earlier = await self._publish(
                 lane, msgspec.structs.replace(accepted, traceparent=send.traceparent), checked
             )
@@ -85,16 +85,16 @@ class Ingest:
     async def _publish(
         self, lane: Lane, accepted: AcceptedSubmission, checked: CheckedSubmission
     ) -> AcceptedSubmission | None:
-        """Rule 2: the identity first, then the subject. What was there and is purged is found at the identity."""
+        """Rule 2: check the identity, then the subject. A purged submission still has its identity."""
         superseded = False
         for _ in range(ATTEMPTS):
             deadline_s = self._now_s() + self._deadline_s
             try:
-                look = accepted.keyed or superseded
-                identity = await self._catalog.identity(accepted.submission_id) if look else None
+                may_exist = accepted.keyed or superseded
+                identity = await self._catalog.identity(accepted.submission_id) if may_exist else None
             except (Unavailable, Gone):
                 if superseded:
-                    break  # it is stored, and only its identity could tell as what
+                    break  # it is stored, but its answer is known from its identity only
                 raise
             if identity is not None:
                 return identity.accepted
@@ -104,7 +104,8 @@ class Ingest:
                 superseded = True
         raise Unavailable(
             Outage.OUTCOME_UNKNOWN,
-            f"Submission {accepted.submission_id} could not be settled. Send it again under the same Idempotency-Key.",
+            f"It is not known whether submission {accepted.submission_id} was accepted. Send it again with the same "
+            "Idempotency-Key, or look up its status.",
             submission_id=accepted.submission_id,
         )
 
@@ -112,10 +113,10 @@ class Ingest:
 def _accepted(
     source: Source, head: SubmissionHead, checked: CheckedSubmission, telemetry: SubmissionTelemetry
 ) -> tuple[AcceptedSubmission, list[str]]:
-    """The submission as it will be accepted, and the classification_ids that its records belong to."""
+    """The submission as it will be accepted, and the classification_ids of its records."""
     classifications = list(checked.classifications)
     default = None
-    # a rejected record may be corrected and replayed: then it belongs to the default, too
+    # a rejected record may be corrected and replayed; its replay needs the default
     if checked.unclassified or checked.rejected:
         default = head.classification_id or new_id()
     if default is not None and (checked.unclassified or not classifications) and default not in classifications:

@@ -1,4 +1,4 @@
-"""What the API answers, beside the look-ups' own types (`bronze.lineage`)."""
+"""The API's response bodies; those of look-ups are in `bronze.lineage`."""
 
 from pydantic import BaseModel, Field
 
@@ -8,22 +8,23 @@ from bronze.servers.bucket import Head
 
 
 def status_url(submission_id: str) -> str:
-    """Where a submission's status is."""
+    """The URL of a submission's status."""
     return f"/v1/submissions/{submission_id}"
 
 
 class SubmissionAccepted(BaseModel):
-    """A submission that is durable: each of its records will be in the bucket exactly once."""
+    """A durable submission: each of its records will be in the bucket exactly once."""
 
     submission_id: str = Field(examples=["01939f4e-6b7c-7cc3-a4f5-0242ac120002"])
     classification_id: str | None = Field(
-        description="The run that all records belong to; null where there are several.", examples=["2013-01-01-UA-1545"]
+        description="The classification_id that all records belong to; null if there are several.",
+        examples=["2013-01-01-UA-1545"],
     )
-    classification_count: int = Field(description="How many runs the records belong to.", examples=[1])
+    classification_count: int = Field(description="Number of classifications that the records belong to.", examples=[1])
     source: str = Field(examples=["status"])
-    records: int = Field(description="How many become rows.", examples=[1])
+    records: int = Field(description="Number of records that become rows.", examples=[1])
     rejected: int = Field(
-        description="How many do not fit the source and are kept in quarantine, where the request asked for that.",
+        description="Number of records that do not fit the source and go to quarantine, if the request asked for that.",
         examples=[0],
     )
     trace_id: str = Field(examples=["4bf92f3577b34da6a3ce929d0e0e4736"])
@@ -49,9 +50,9 @@ class ObjectLink(BaseModel):
 
 
 class SubmissionStatus(BaseModel):
-    """Where a submission is: `stored` when all its messages are in objects, `quarantined` if any was set aside.
+    """Where a submission is: `stored` when all its messages are in objects, `quarantined` if any is in quarantine.
 
-    `rejected` records are set aside at the sender's request; `quarantine` has the keys of all that is set aside so far.
+    `rejected` is the number of records in quarantine at the sender's request; `quarantine` lists its quarantine keys.
     """
 
     submission_id: str
@@ -69,7 +70,7 @@ class SubmissionStatus(BaseModel):
 
     @classmethod
     def of(cls, accepted: AcceptedSubmission, identity: Identity | None) -> "SubmissionStatus":
-        """By its identity; without one, nothing of it is stored yet."""
+        """The status by the identity; without an identity, nothing of the submission is stored yet."""
         return cls(
             submission_id=accepted.submission_id,
             status=state_of(identity) if identity else "accepted",
@@ -89,7 +90,7 @@ class SubmissionStatus(BaseModel):
 
 
 class SubmissionInObject(BaseModel):
-    """A submission in an object: `records` are those in it."""
+    """A submission in an object; `records` is the number of its records there."""
 
     submission_id: str
     records: int
@@ -101,7 +102,7 @@ class SubmissionInObject(BaseModel):
 
 
 class QuarantineLink(BaseModel):
-    """A message in an object's range that became no rows; it is kept under `key`."""
+    """A message of an object's range that became no rows; it is in quarantine under `key`."""
 
     sequence: int
     key: str
@@ -111,7 +112,7 @@ class QuarantineLink(BaseModel):
 
 
 class ObjectContents(BaseModel):
-    """What an object holds, by its own metadata and footer."""
+    """The contents of an object, from its own metadata and footer."""
 
     file_path: str
     source: str
@@ -177,7 +178,7 @@ class ObjectContents(BaseModel):
 
 
 class Problem(BaseModel):
-    """An RFC 9457 problem document; `record` and `field` are there where one is to blame."""
+    """An RFC 9457 problem document; `record` (its index, from 0) and `field` are present if they caused the problem."""
 
     type: str = Field(examples=["/problems/schema-violation"])
     title: str = Field(examples=["Schema violation"])

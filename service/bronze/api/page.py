@@ -1,7 +1,7 @@
-"""The page at `/`, for people without Grafana: from any id or path to its chain, and the state at a glance.
+"""The page at `/`, for people without Grafana: the lineage of any id or path, and an overview of the last hour.
 
-Rendered here, whole: it needs no script and loads nothing, so that it works on any phone, in any browser, behind any
-proxy. What it asks is bounded in time, and what is away costs its part of the page only.
+The API renders the complete page: it needs no script and loads nothing, so that it works in any browser and behind any
+proxy. Each look-up and query has a time limit. If a server does not answer, only its part of the page is missing.
 """
 
 import asyncio
@@ -26,15 +26,15 @@ from bronze.settings import TRACE_ID
 
 Q_CHARS_MAX = 2048
 LISTED_MAX = 100
-#: For a chain, and for the objects of the slowest writes together.
+#: Time limits: for a lineage, and for the objects of the slowest writes together.
 LOOK_UP_S_MAX = 10.0
 OBJECTS_S_MAX = 2.0
-#: Objects of which rows are read at once.
-READING_MAX = 2
+#: Objects whose rows are read at the same time.
+PREVIEWS_MAX = 2
 
 
 class LineageSource(Protocol):
-    """What the page needs of look-ups; `lineage.lookup` says what they raise."""
+    """The look-ups that the page needs; `lineage.lookup` documents their errors."""
 
     async def lineage(self, by: By, value: str, limit: int = ...) -> Lineage: ...
     async def guess(self, text: str, limit: int = ...) -> Lineage: ...
@@ -42,7 +42,7 @@ class LineageSource(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class RenderedPage:
-    """A page, and the status that it is sent with."""
+    """A page with its HTTP status."""
 
     html: str
     status: int = 200
@@ -56,25 +56,25 @@ class PageProblem:
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """A figure. `verdict` is `good`, `bad`, or empty where nothing is judged; the note says it in words too."""
+    """A figure with a note. `rating` is `good`, `bad`, or empty if there is no limit; it selects the colour."""
 
     name: str
     value: str
     note: str
-    verdict: str = ""
+    rating: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class TimelineStep:
-    """A step of a submission's way. `after_s` counts from when it was received; without `at` it is still to come."""
+    """A step of a submission, `after_s` after it was received. Without `at`, the step has not happened yet."""
 
-    what: str
+    name: str
     at: str | None
     after_s: float | None = None
 
 
 class Page:
-    """Asks, and renders what it is told. `trace_url` has `{trace_id}` where the id stands."""
+    """Renders the page. `trace_url` is a link to a trace, with the placeholder `{trace_id}`."""
 
     def __init__(
         self,
@@ -89,7 +89,7 @@ class Page:
         self._lookups = lookups
         self._bucket = bucket
         self._prometheus = prometheus
-        self._reading: set[asyncio.Task[Preview | None]] = set()
+        self._previews: set[asyncio.Task[Preview | None]] = set()
         environment = Environment(
             loader=PackageLoader("bronze.api"),
             autoescape=True,
@@ -97,12 +97,17 @@ class Page:
             trim_blocks=True,
             lstrip_blocks=True,
         )
-        environment.filters |= {"breakable": breakable, "bytes": size, "duration": duration, "moment": moment}
-        css = Markup(environment.get_template("page.css").render())  # noqa: S704  our own file
+        environment.filters |= {
+            "bytes": format_bytes,
+            "duration": format_duration,
+            "timestamp": format_timestamp,
+            "wrappable": wrappable,
+        }
+        css = Markup(environment.get_template("page.css").render())  # noqa: S704  a file of this package
         environment.globals |= {
-            "between": between,
+            "seconds_between": seconds_between,
             "css": css,
-            "line_s": UPLOAD_S_MAX,
+            "objective_s": UPLOAD_S_MAX,
             "q_chars_max": Q_CHARS_MAX,
             "trace_url": trace_url and (lambda trace_id: trace_url.replace(TRACE_ID, trace_id)),
             "version": __version__,
@@ -117,46 +122,47 @@ class Page:
             "Cache-Control": "no-store",
         }
 
-    async def show(self, asked: str) -> RenderedPage:
-        """What is known of an id or a path; without one, the state at a glance."""
-        q = asked.strip()
+    async def show(self, text: str) -> RenderedPage:
+        """The lineage of an id or a path; if the text is empty, the overview."""
+        q = text.strip()
         if not q:
-            return await self._state()
+            return await self._overview()
         if len(q) > Q_CHARS_MAX:
-            problem = PageProblem("That is no id", f"An id or a path has {Q_CHARS_MAX:,} characters at most.")
+            problem = PageProblem("Search text too long", f"An id or a path has at most {Q_CHARS_MAX:,} characters.")
             return await self._render(400, q=q[:Q_CHARS_MAX], problem=problem)
         try:
             async with asyncio.timeout(self._look_up_s_max):
-                chain = await self._lookups.guess(q, LISTED_MAX)
+                lineage = await self._lookups.guess(q, LISTED_MAX)
         except Refused as error:
-            # the search worked, and this is its answer: for a browser a 404 would be an error of the page
+            # not a 404: to a browser, that would mean that the page itself does not exist
             return await self._render(200, q=q, problem=PageProblem("Nothing found", error.detail))
         except (Unavailable, TimeoutError) as error:
-            detail = f"{str(error) or 'It took too long'}. Try again."
-            return await self._render(503, q=q, problem=PageProblem("Nobody can tell now", detail))
-        preview, no_preview = await self._rows(chain)
-        alone = chain.submissions[0] if len(chain.submissions) == 1 else None
+            reason = str(error).rstrip(".") or "The search took too long"
+            detail = f"{reason}. Try again."
+            return await self._render(503, q=q, problem=PageProblem("Temporarily unavailable", detail))
+        preview, no_preview = await self._rows(lineage)
+        submission = lineage.submissions[0] if len(lineage.submissions) == 1 else None
         return await self._render(
             q=q,
-            chain=chain,
-            way=timeline(alone, chain.objects) if alone else (),
-            held={one.file_path: one.records for one in alone.objects} if alone else {},
+            lineage=lineage,
+            steps=timeline(submission, lineage.objects) if submission else (),
+            records_in={share.file_path: share.records for share in submission.objects} if submission else {},
             preview=preview,
             no_preview=no_preview,
         )
 
-    async def _rows(self, chain: Lineage) -> tuple[Preview | None, str | None]:
-        """Of the one object, if there is one; or why not.
+    async def _rows(self, lineage: Lineage) -> tuple[Preview | None, str | None]:
+        """The first rows if there is exactly one object, or the reason why they cannot be shown.
 
-        It takes a thread of those that check submissions, for as long as the bucket takes to answer: few at once.
+        A preview occupies a thread of the pool that checks submissions until the bucket answers, so few run at once.
         """
-        if len(chain.objects) != 1:
+        if len(lineage.objects) != 1:
             return None, None
-        if len(self._reading) >= READING_MAX:
-            return None, "Others look at rows just now. Ask again."
-        reading = asyncio.create_task(read_in_thread(self._bucket, chain.objects[0].file_path, first_rows))
-        self._reading.add(reading)
-        reading.add_done_callback(self._read)
+        if len(self._previews) >= PREVIEWS_MAX:
+            return None, "Too many previews are being read. Try again later."
+        reading = asyncio.create_task(read_in_thread(self._bucket, lineage.objects[0].file_path, first_rows))
+        self._previews.add(reading)
+        reading.add_done_callback(self._forget)
         await asyncio.wait({reading}, timeout=self._look_up_s_max)
         if not reading.done():
             return None, "The bucket does not answer."
@@ -168,34 +174,34 @@ class Page:
                 return None, str(error)
             case Unavailable():
                 return None, "The bucket does not answer."
-            case unforeseen:
-                raise unforeseen
+            case unexpected:
+                raise unexpected
 
-    def _read(self, reading: "asyncio.Task[Preview | None]") -> None:
-        self._reading.discard(reading)
+    def _forget(self, reading: "asyncio.Task[Preview | None]") -> None:
+        self._previews.discard(reading)
         if not reading.cancelled():
-            reading.exception()  # of one that nobody waits for any more
+            reading.exception()  # mark it as retrieved: after a time-out, nobody awaits the task
 
-    async def _state(self) -> RenderedPage:
+    async def _overview(self) -> RenderedPage:
         if self._prometheus is None:
             return await self._render()
         try:
             glance = await self._prometheus.glance()
         except PrometheusUnavailable as error:
-            return await self._render(away=str(error))
+            return await self._render(outage=str(error))
         return await self._render(glance=glance, tiles=tiles(glance), writes=await self._objects_of(glance.slowest))
 
     async def _objects_of(
         self, writes: Sequence[BronzeWrite]
     ) -> list[tuple[BronzeWrite, Sequence[LineageObject] | None]]:
-        """Each write with the objects that were written in its trace; None where they are not known (yet)."""
+        """Each write with the objects that were written in its trace; None if they are not known (yet)."""
 
         async def objects(write: BronzeWrite) -> Sequence[LineageObject] | None:
             try:
-                chain = await self._lookups.lineage("trace_id", write.trace_id, LISTED_MAX)
+                lineage = await self._lookups.lineage("trace_id", write.trace_id, LISTED_MAX)
             except (Refused, Unavailable):
                 return None
-            return [one for one in chain.objects if one.trace_id == write.trace_id] or None
+            return [written for written in lineage.objects if written.trace_id == write.trace_id] or None
 
         tasks = [asyncio.create_task(objects(write)) for write in writes]
         if tasks:
@@ -208,32 +214,32 @@ class Page:
         ]
 
     async def _render(self, status: int = 200, **values: object) -> RenderedPage:
-        nothing = dict.fromkeys(("q", "problem", "chain", "glance", "away", "preview", "no_preview"), None)
-        html = await asyncio.to_thread(self._template.render, nothing | {"q": ""} | values)
+        unset = dict.fromkeys(("problem", "lineage", "glance", "outage", "preview", "no_preview"), None)
+        html = await asyncio.to_thread(self._template.render, unset | {"q": ""} | values)
         return RenderedPage(html, status)
 
 
-# --- what is shown
+# --- contents
 
 
 def timeline(submission: LineageSubmission, objects: Sequence[LineageObject]) -> list[TimelineStep]:
-    """A submission's steps in time, to each of its objects; none where not all of these are there."""
-    if {one.file_path for one in objects} != {held.file_path for held in submission.objects}:
+    """A submission's steps in order, up to each of its objects; empty if not all of its objects are given."""
+    if {written.file_path for written in objects} != {share.file_path for share in submission.objects}:
         return []
-    began = submission.received_at
+    received_at = submission.received_at
 
-    def reached(what: str, at: str | None) -> TimelineStep:
-        return TimelineStep(what, at or None, between(began, at) if began and at else None)
+    def step(name: str, at: str | None) -> TimelineStep:
+        return TimelineStep(name, at or None, seconds_between(received_at, at) if received_at and at else None)
 
-    written: list[str | None] = [one.stored_at for one in objects] or [submission.stored_at]
-    steps = [TimelineStep("Received", began), reached("Durable in the queue", submission.queued_at)]
+    stored_at: list[str | None] = [written.stored_at for written in objects] or [submission.stored_at]
+    steps = [TimelineStep("Received", received_at), step("Durable in the queue", submission.queued_at)]
     known = [step for step in steps if step.at]
-    return known + [reached("Written to the bucket", at) for at in written]
+    return known + [step("Written to the bucket", at) for at in stored_at]
 
 
 def tiles(glance: Glance) -> list[Tile]:
     """The figures, in the order of the dashboards' first row."""
-    ended = ", ".join(
+    balance = ", ".join(
         f"{name} {value or 0:,.0f}"
         for name, value in (
             ("accepted", glance.accepted),
@@ -243,61 +249,62 @@ def tiles(glance: Glance) -> list[Tile]:
     )
     oldest = glance.queue_oldest_age_s
     return [
-        _counted("Successful uploads", glance.uploads, "objects written"),
-        _none_is_good("Failed uploads", glance.failures, "attempts; each is made again"),
-        _held_to("p95 upload", glance.upload_p95_s, UPLOAD_S_MAX, "the line"),
-        _held_to("p95 delivery", glance.delivery_p95_s, glance.delivery_objective_s, "the objective"),
-        _counted("Records in flight", glance.in_flight, ended),
-        _none_is_good("Records missing", glance.missing, "accepted, and nowhere 10 minutes later"),
-        _counted(
+        _count_tile("Successful uploads", glance.uploads, "objects written"),
+        _zero_tile("Failed uploads", glance.failures, "attempts; each is retried"),
+        _objective_tile("p95 upload", glance.upload_p95_s, UPLOAD_S_MAX),
+        _objective_tile("p95 delivery", glance.delivery_p95_s, glance.delivery_objective_s),
+        _count_tile("Records in flight", glance.in_flight, balance),
+        _zero_tile("Records missing", glance.missing, "accepted, and not found 10 minutes later"),
+        _count_tile(
             "Messages in the queue",
             glance.queue_depth,
-            "nothing is reported" if oldest is None else f"the oldest for {duration(oldest)}",
+            "not reported" if oldest is None else f"the oldest for {format_duration(oldest)}",
         ),
     ]
 
 
-def _counted(name: str, value: float | None, note: str, verdict: str = "") -> Tile:
-    return Tile(name, "-", "nothing is reported") if value is None else Tile(name, f"{value:,.0f}", note, verdict)
+def _count_tile(name: str, value: float | None, note: str, rating: str = "") -> Tile:
+    return Tile(name, "-", "not reported") if value is None else Tile(name, f"{value:,.0f}", note, rating)
 
 
-def _none_is_good(name: str, value: float | None, note: str) -> Tile:
-    return _counted(name, value, note, "bad" if value else "good")
+def _zero_tile(name: str, value: float | None, note: str) -> Tile:
+    """A count that should be 0."""
+    return _count_tile(name, value, note, "bad" if value else "good")
 
 
-def _held_to(name: str, value_s: float | None, limit_s: float | None, limit: str) -> Tile:
+def _objective_tile(name: str, value_s: float | None, objective_s: float | None) -> Tile:
+    """A duration that should be within an objective."""
     if value_s is None:
-        return Tile(name, "-", "nothing happened")
-    if limit_s is None:
-        return Tile(name, duration(value_s), f"{limit} is not reported")
-    met = value_s <= limit_s
+        return Tile(name, "-", "no data in the last hour")
+    if objective_s is None:
+        return Tile(name, format_duration(value_s), "the objective is not reported")
+    met = value_s <= objective_s
     return Tile(
         name,
-        duration(value_s),
-        f"{'within' if met else 'over'} {limit} of {limit_s:g} s",
+        format_duration(value_s),
+        f"{'within' if met else 'over'} the objective of {objective_s:g} s",
         "good" if met else "bad",
     )
 
 
-# --- how it is written
+# --- formats
 
 
-def breakable(path: str) -> Markup:
-    """A path that may go on in the next line after each part."""
+def wrappable(path: str) -> Markup:
+    """A path in which a line break is allowed after each `/`."""
     return Markup("/<wbr>").join(escape(part) for part in path.split("/"))
 
 
-def moment(at: str) -> str:
-    return _parsed(at).strftime("%Y-%m-%d %H:%M:%S.%f")[:-3]
+def format_timestamp(at: str) -> str:
+    return _parse(at).strftime("%Y-%m-%d %H:%M:%S.%f")[:-3]
 
 
-def between(began: str, ended: str) -> float:
-    """In seconds."""
-    return (_parsed(ended) - _parsed(began)).total_seconds()
+def seconds_between(start: str, end: str) -> float:
+    return (_parse(end) - _parse(start)).total_seconds()
 
 
-def duration(seconds: float) -> str:
-    """As exact as one reads it."""
+def format_duration(seconds: float) -> str:
+    """A duration with the unit and precision that suit its size."""
     if abs(seconds) < 1:
         return f"{seconds * 1000:.0f} ms"
     if abs(seconds) < 120:
@@ -305,7 +312,7 @@ def duration(seconds: float) -> str:
     return str(dt.timedelta(seconds=round(seconds)))
 
 
-def size(count: float) -> str:
+def format_bytes(count: float) -> str:
     for unit in ("bytes", "KiB", "MiB"):
         if count < 1024:
             return f"{count:,.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
@@ -313,5 +320,5 @@ def size(count: float) -> str:
     return f"{count:.1f} GiB"
 
 
-def _parsed(at: str) -> dt.datetime:
+def _parse(at: str) -> dt.datetime:
     return dt.datetime.fromisoformat(at).astimezone(dt.UTC)

@@ -1,4 +1,4 @@
-"""Problem documents (RFC 9457): what a client is told when it did not get what it asked for."""
+"""Problem documents (RFC 9457): the bodies of all error responses."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -20,12 +20,12 @@ PROBLEM = "application/problem+json"
 
 
 def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The problems that a route may answer with, for the OpenAPI document."""
+    """The problem responses of a route, for the OpenAPI document."""
     return {status: {"model": Problem, "content": {PROBLEM: {}}} for status in statuses}
 
 
 def add_handlers(app: FastAPI, on_gone: Callable[[Gone], None]) -> None:
-    """Have each error answered by its problem document. `on_gone` hears that the queue or the catalog was replaced."""
+    """Answer each error with its problem document. `on_gone` is called if the queue or the catalog was replaced."""
 
     @app.exception_handler(Refused)
     async def refused(_: Request, error: Refused) -> Response:
@@ -40,21 +40,23 @@ def add_handlers(app: FastAPI, on_gone: Callable[[Gone], None]) -> None:
 
     @app.exception_handler(Gone)
     async def gone(request: Request, error: Gone) -> Response:
-        on_gone(error)  # the API ends, and one that is started anew finds the other stream
-        detail = "The queue or the catalog was replaced, and the API starts anew. Nothing was stored."
+        on_gone(error)  # the API ends; after its restart it uses the new stream
+        detail = (
+            "The queue or the catalog was replaced, and the API is restarting. Nothing was stored. Try again later."
+        )
         return await unavailable(request, Unavailable(Outage.QUEUE_AWAY, detail))
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> Response:
-        word = {404: "not-found", 405: "method-not-allowed"}.get(error.status_code, "http")
+        code = {404: "not-found", 405: "method-not-allowed"}.get(error.status_code, "http")
         detail = f"{request.method} {request.url.path}: {error.detail}."
-        return _problem(error.status_code, word, detail, {}, error.headers)
+        return _problem(error.status_code, code, detail, {}, error.headers)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        return _problem(422, "invalid-request", f"{where}: {first['msg']}.", {})
+        parameter = ".".join(str(part) for part in first["loc"])
+        return _problem(422, "invalid-request", f"{parameter}: {first['msg']}.", {})
 
     @app.exception_handler(Exception)
     async def internal(_: Request, __: Exception) -> Response:
@@ -64,14 +66,14 @@ def add_handlers(app: FastAPI, on_gone: Callable[[Gone], None]) -> None:
 
 def _problem(
     status: int,
-    word: str,
+    code: str,
     detail: str,
     members: Mapping[str, object],
     headers: Mapping[str, str] | None = None,
 ) -> Response:
     body = {
-        "type": f"/problems/{word}",
-        "title": word.replace("-", " ").capitalize(),
+        "type": f"/problems/{code}",
+        "title": code.replace("-", " ").capitalize(),
         "status": status,
         "detail": detail,
         "trace_id": trace_id_hex(),

@@ -1,4 +1,4 @@
-"""Whether the API can take submissions."""
+"""Whether the API can accept submissions."""
 
 import asyncio
 from collections.abc import Awaitable, Sequence
@@ -14,7 +14,7 @@ OK = "ok"
 
 
 class Readiness:
-    """Asks the queue, which decides, and the bucket, whose absence is said and waited out."""
+    """Checks the queue, which decides, and the bucket, whose outage is only reported: the queue bridges it."""
 
     def __init__(
         self, lanes: Sequence[Lane], queue: Queue, catalog: Catalog, bucket: Bucket, service_instance_id: str
@@ -26,29 +26,29 @@ class Readiness:
         self._service_instance_id = service_instance_id
 
     async def check(self) -> tuple[bool, dict[str, str]]:
-        """Whether submissions can be taken, and what `/readyz` says.
+        """Whether submissions can be accepted, and the body of `/readyz`.
 
-        Raises `Gone`: this is how an idle API learns that its queue was replaced.
+        Raises `Gone`: so an idle API notices that its queue was replaced.
         """
-        queue, bucket = await asyncio.gather(_probe(self._queue_answers()), _probe(self._bucket.check()))
+        queue, bucket = await asyncio.gather(_probe(self._check_queue()), _probe(self._bucket.check()))
         ready = queue == OK
         return ready, {
-            "status": "ready" if ready else "not ready: the queue is away",
+            "status": "ready" if ready else "not ready: the queue does not answer",
             "service_instance_id": self._service_instance_id,
             "queue": queue,
             "bucket": bucket,
         }
 
-    async def _queue_answers(self) -> None:
+    async def _check_queue(self) -> None:
         lane = self._lanes[0]
         await self._queue.state(lane)
         await self._catalog.position(lane)
 
 
-async def _probe(answer: Awaitable[object]) -> str:
+async def _probe(check: Awaitable[object]) -> str:
     try:
         async with asyncio.timeout(TIMEOUT_S):
-            await answer
+            await check
     except (Unavailable, TimeoutError) as error:
-        return f"away: {error}"
+        return f"unavailable: {error}"
     return OK

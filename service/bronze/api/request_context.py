@@ -1,4 +1,4 @@
-"""Requests that do not share a context, and so no trace."""
+"""A separate context per request, so that requests do not share a trace."""
 
 import asyncio
 from contextvars import Context
@@ -7,10 +7,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 
 class OwnContext:
-    """Runs each request in a context of its own.
+    """Runs each request in its own context.
 
-    On asyncio's own loop, uvicorn reads on from within the task of a request with a large body; the next request of
-    that connection would begin in the context, and so in the trace, of the one before.
+    On asyncio's own event loop, uvicorn reads the next request of a connection from within the task of a request with
+    a large body. The next request would then begin in the context, and so in the trace, of the request before.
     """
 
     def __init__(self, app: ASGIApp) -> None:

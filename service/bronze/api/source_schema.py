@@ -1,7 +1,7 @@
-"""What is declared, as the API tells it: the sources, their Arrow types, and a JSON Schema of their records.
+"""The declared sources as the API describes them: fields, Arrow types, and a JSON Schema of the records.
 
-The schema (draft 2020-12) is a promise: a record that it takes is taken, but for what JSON Schema cannot say: an
-integer is written without fraction or exponent, and a record has its bounds in bytes and in depth.
+A record that is valid by the schema (draft 2020-12) is accepted, except for rules that JSON Schema cannot express: an
+integer has no fraction or exponent, and a record has limits of size and depth.
 """
 
 from collections.abc import Iterable, Mapping
@@ -15,20 +15,20 @@ from bronze.records.sources import CLASSIFICATION_ID, CLASSIFICATION_ID_CHARS_MA
 
 FLOAT64_MAX = 1.7976931348623157e308
 
-# Digits are spelled out: `\d` is more than ASCII to some.
+# [0-9] instead of \d, which matches more than ASCII digits in some implementations
 _YEAR = "(?:000[1-9]|00[1-9][0-9]|0[1-9][0-9]{2}|[1-9][0-9]{3})"
-#: A time of the first or the last year may be in another year in UTC.
+#: Without the first and the last year: in UTC, such a time may be in a year that is out of range.
 _YEAR_INNER = "(?:000[2-9]|00[1-9][0-9]|0[1-9][0-9]{2}|[1-8][0-9]{3}|9[0-8][0-9]{2}|99[0-8][0-9]|999[0-8])"
 _MONTH_DAY = "(?:0[1-9]|1[0-2])-(?:0[1-9]|[12][0-9]|3[01])"
 _TIME = r"(?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](?:\.[0-9]+)?(?:[Zz]|[+-](?:[01][0-9]|2[0-3]):[0-5][0-9])"
 
 
 class DeclaredSource(BaseModel):
-    """A source, and where its records are sent and described."""
+    """A source, with the URLs to which its records are sent and where they are described."""
 
     name: str = Described(examples=["vehicles"])
     description: str
-    version: int = Described(description="Counts the changes of its fields.", examples=[1])
+    version: int = Described(description="Version of the fields; it increases with each change.", examples=[1])
     ingest_url: str = Described(examples=["/v1/ingest/vehicles"])
     schema_url: str = Described(examples=["/v1/sources/vehicles/schema"])
 
@@ -38,17 +38,17 @@ class DeclaredSources(BaseModel):
 
 
 class DeclaredField(BaseModel):
-    """A typed field; `since` is the version of the source that added it."""
+    """A declared field; `since` is the version of the source that added it."""
 
     name: str
-    type: str = Described(description="As it is declared.", examples=["timestamp"])
+    type: str = Described(description="The declared type.", examples=["timestamp"])
     required: bool
     since: int
     description: str
 
 
 class Column(BaseModel):
-    """A column of the objects: a declared field's, or one of ours."""
+    """A column of the objects: a declared field, or a column that Bronze adds."""
 
     name: str
     type: str
@@ -56,14 +56,14 @@ class Column(BaseModel):
 
 
 class SourceSchema(BaseModel):
-    """What a source's records look like when they are sent, and as rows of its objects."""
+    """The schema of a source: its records as they are sent, and the rows of its objects."""
 
     source: str
     description: str
     version: int
     fields: list[DeclaredField]
-    columns: list[Column] = Described(description="The columns of its objects, by Arrow's names, in their order.")
-    json_schema: dict[str, Any] = Described(description="JSON Schema (draft 2020-12) of one record as JSON.")
+    columns: list[Column] = Described(description="The columns of its objects with their Arrow types, in order.")
+    json_schema: dict[str, Any] = Described(description="JSON Schema (draft 2020-12) of a JSON record.")
 
 
 def listed(sources: Iterable[Source]) -> DeclaredSources:
@@ -105,12 +105,12 @@ def described(source: Source) -> SourceSchema:
 
 
 def json_schema(source: Source) -> dict[str, Any]:
-    """The JSON Schema of a source's records; `format` has to be asserted."""
-    run = {
+    """The JSON Schema of a source's records. A validator must treat `format` as an assertion."""
+    classification_id = {
         "type": "string",
         "minLength": 1,
         "maxLength": CLASSIFICATION_ID_CHARS_MAX,
-        "description": "The run that the record belongs to.",
+        "description": "The id of the classification that the record belongs to.",
     }
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
@@ -120,7 +120,7 @@ def json_schema(source: Source) -> dict[str, Any]:
         "type": "object",
         "properties": {
             **{field.name: _property(field) for field in source.fields},
-            CLASSIFICATION_ID: _or_null(run),
+            CLASSIFICATION_ID: _or_null(classification_id),
         },
         "required": [field.name for field in source.fields if field.required],
         "additionalProperties": True,
@@ -156,7 +156,7 @@ def _value(field: Field) -> dict[str, Any]:
 
 
 def _decimal(precision: int, scale: int) -> dict[str, Any]:
-    """Digits as a string or as a number; the bounds of a number and the pattern of a string each look at their own."""
+    """A decimal as a string or a number: `pattern` applies to strings only, the other keywords to numbers only."""
     before = precision - scale
     whole = f"0*[0-9]{{1,{before}}}" if before else "0+"
     fraction = rf"(?:\.[0-9]{{1,{scale}}}0*)?" if scale else r"(?:\.0+)?"

@@ -1,9 +1,9 @@
-"""The span and the measurements of one request to ingest, from its head to its answer.
+"""The spans and measurements of one ingest request.
 
-    POST /v1/ingest/{source}     made by the FastAPI instrumentation; what is known of the submission stands on it
+    POST /v1/ingest/{source}     created by the FastAPI instrumentation; the submission's attributes are added to it
       send bronze.{source}       from the checked body to the durable ack of the queue
 
-A histogram is recorded in the context of what it measures, so that its exemplar leads there.
+A histogram is recorded in the context of the span that it measures, so that its exemplar carries that trace.
 """
 
 import time
@@ -28,7 +28,7 @@ SEND = "send"
 
 @dataclass(frozen=True, slots=True)
 class Sending:
-    """The sending to the queue; `traceparent` is that of its span."""
+    """The send span of a submission, with its `traceparent`."""
 
     span: Span
     traceparent: str
@@ -38,14 +38,14 @@ class Sending:
 
 
 class SubmissionTelemetry:
-    """What one request counts and says of itself. `source` is None where the sender named one that is not declared."""
+    """The metrics and span attributes of one request. `source` is None if the source is not declared."""
 
     def __init__(self, telemetry: Telemetry, source: str | None) -> None:
         self._tracer = telemetry.tracer
         self._instruments = telemetry.instruments
         self._source = source
         self._span = get_current_span()
-        #: How many records a refusal counts: those that were read so far, one at least.
+        #: The number of records that a refusal counts: those read so far, at least 1.
         self.records = 1
         if source is not None:
             self._span.set_attribute(attribute.bronze_source, source)
@@ -56,24 +56,26 @@ class SubmissionTelemetry:
 
     @contextmanager
     def refusals_counted(self) -> Iterator[None]:
-        """Count the records of a submission that is not accepted, by what went wrong."""
+        """Count the records of a submission that is not accepted, by the error."""
         try:
             yield
         except Exception as error:
-            self._refused(_code(error))
+            self._count_refused(_code(error))
             raise
 
-    def _refused(self, code: ErrorCode) -> None:
-        # that the outcome is unknown is not the same as that it was rejected
+    def _count_refused(self, code: ErrorCode) -> None:
+        # a submission with an unknown outcome may have been accepted
         outcome = Outcome.UNKNOWN if code is Outage.OUTCOME_UNKNOWN else Outcome.REJECTED
-        said: dict[str, AttributeValue] = {attribute.bronze_outcome: outcome, attribute.error_type: code}
-        self._instruments.records.add(self.records, {attribute.bronze_source: self._source or OTHER_SOURCE, **said})
-        self._span.set_attributes(said)
+        attributes: dict[str, AttributeValue] = {attribute.bronze_outcome: outcome, attribute.error_type: code}
+        self._instruments.records.add(
+            self.records, {attribute.bronze_source: self._source or OTHER_SOURCE, **attributes}
+        )
+        self._span.set_attributes(attributes)
 
     def describe(
         self, accepted: AcceptedSubmission, checked: CheckedSubmission, classifications: Sequence[str]
     ) -> None:
-        """Say on the request's span what was sent."""
+        """Add the submission's attributes to the request's span."""
         self._span.set_attributes(
             {
                 attribute.bronze_submission_id: accepted.submission_id,
@@ -86,13 +88,13 @@ class SubmissionTelemetry:
 
     @contextmanager
     def sending(self, lane: Lane, accepted: AcceptedSubmission, checked: CheckedSubmission) -> Iterator[Sending]:
-        """The span and the duration of the sending to the queue, also where it fails or is cancelled."""
+        """Record the span and the duration of the send to the queue, also if it fails or is cancelled."""
         messaging: dict[str, AttributeValue] = {
             attribute.messaging_system: NATS,
             attribute.messaging_destination_name: f"bronze.{accepted.source}",
             attribute.messaging_operation_name: SEND,
         }
-        failed: dict[str, AttributeValue] = {}
+        failure: dict[str, AttributeValue] = {}
         with self._tracer.start_as_current_span(
             spans.send.name(accepted.source),
             kind=spans.send.kind,
@@ -107,41 +109,44 @@ class SubmissionTelemetry:
                 attribute.bronze_records: checked.records,
             },
         ) as span:
-            began_s = time.perf_counter()
+            start_s = time.perf_counter()
             try:
                 yield Sending(span, traceparent(span))
             except BaseException as error:
-                failed = {attribute.error_type: error_type(error)}
-                span.set_attributes(failed)
+                failure = {attribute.error_type: error_type(error)}
+                span.set_attributes(failure)
                 raise
             finally:
-                took_s = time.perf_counter() - began_s
-                self._instruments.messaging_client_sent_messages.add(checked.messages, messaging | failed)
+                duration_s = time.perf_counter() - start_s
+                self._instruments.messaging_client_sent_messages.add(checked.messages, messaging | failure)
                 self._instruments.messaging_client_operation_duration.record(
-                    took_s, {**messaging, attribute.messaging_operation_type: SEND, **failed}
+                    duration_s, {**messaging, attribute.messaging_operation_type: SEND, **failure}
                 )
                 self._instruments.stage_duration.record(
-                    took_s, {attribute.bronze_source: accepted.source, attribute.bronze_stage: Stage.ACCEPT}
+                    duration_s, {attribute.bronze_source: accepted.source, attribute.bronze_stage: Stage.ACCEPT}
                 )
 
     def accepted(self, accepted: AcceptedSubmission, checked: CheckedSubmission) -> None:
-        """Count a submission that was accepted now."""
-        of = self._taken(accepted, Outcome.ACCEPTED)
-        self._instruments.bytes.add(checked.body_bytes, of)
+        """Count a submission that this request made durable."""
+        attributes = self._count(accepted, Outcome.ACCEPTED)
+        self._instruments.bytes.add(checked.body_bytes, attributes)
         for code, records in checked.invalid.items():
             self._instruments.records_invalid.add(
                 records, {attribute.bronze_source: accepted.source, attribute.error_type: code}
             )
 
     def replayed(self, accepted: AcceptedSubmission) -> None:
-        """Count a submission that was accepted before, under the same key."""
-        self._taken(accepted, Outcome.REPLAYED)
+        """Count a retry of a submission that was accepted before, with the same key."""
+        self._count(accepted, Outcome.REPLAYED)
 
-    def _taken(self, accepted: AcceptedSubmission, outcome: Outcome) -> dict[str, AttributeValue]:
-        of: dict[str, AttributeValue] = {attribute.bronze_source: accepted.source, attribute.bronze_outcome: outcome}
-        self._instruments.records.add(accepted.records + accepted.rejected, of)
+    def _count(self, accepted: AcceptedSubmission, outcome: Outcome) -> dict[str, AttributeValue]:
+        attributes: dict[str, AttributeValue] = {
+            attribute.bronze_source: accepted.source,
+            attribute.bronze_outcome: outcome,
+        }
+        self._instruments.records.add(accepted.records + accepted.rejected, attributes)
         self._span.set_attribute(attribute.bronze_outcome, outcome)
-        return of
+        return attributes
 
 
 def _code(error: Exception) -> ErrorCode:

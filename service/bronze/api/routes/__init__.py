@@ -1,4 +1,4 @@
-"""The routes of the API, a file per subject: a handler calls one part, and says nothing of its own.
+"""The routes of the API, one file per subject. A handler only calls one part.
 
-They are added to the app itself: OpenTelemetry's instrumentation finds no path in a router that FastAPI includes.
+The routes are added to the app itself: OpenTelemetry's instrumentation does not find the paths of included routers.
 """

@@ -10,13 +10,13 @@ from bronze.telemetry.sdk import Telemetry
 
 
 def add(app: FastAPI, readiness: Readiness, telemetry: Telemetry) -> None:
-    """Tell how this process is."""
+    """Add the routes that report the state of this process."""
 
     @app.get("/livez", summary="Whether the process runs")
     async def livez() -> dict[str, str]:
         return telemetry.alive()
 
-    @app.get("/readyz", summary="Whether submissions can be taken", responses={503: {"description": "They cannot"}})
+    @app.get("/readyz", summary="Whether the API can accept submissions", responses={503: {"description": "It cannot"}})
     async def readyz() -> JSONResponse:
         ready, body = await readiness.check()
         return JSONResponse(body, status_code=200 if ready else 503)

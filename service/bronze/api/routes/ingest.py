@@ -22,7 +22,7 @@ from bronze.telemetry.sdk import Telemetry
 
 PATH = "/v1/ingest/{source}"
 KEY_CHARS_MAX = 255
-#: What `?on_invalid=` may say.
+#: The values of `?on_invalid=`.
 REFUSE = "refuse"
 QUARANTINE = "quarantine"
 
@@ -32,26 +32,30 @@ def _header(name: str, description: str) -> Mapping[str, Any]:
 
 
 def _openapi(sources: Mapping[str, Source]) -> dict[str, Any]:
-    """What a submission is made of. Declared as the handler's parameters, FastAPI would parse them at each request,
-    for a tenth of its time.
+    """The parameters and the body of a submission.
+
+    As parameters of the handler, FastAPI would parse them, which costs a tenth of a request's time.
     """
     return {
         "parameters": [
             {"name": "source", "in": "path", "required": True, "schema": {"type": "string", "enum": [*sources]}},
             _header(
                 request_headers.IDEMPOTENCY_KEY,
-                "A retry under the same key is the same submission: same 202, nothing twice.",
+                "A retry with the same key and body gets the same 202; nothing is stored twice.",
             ),
             _header(
                 request_headers.CLASSIFICATION_ID,
-                "The run that records without a `classification_id` of their own belong to.",
+                "The `classification_id` of records that do not contain one; percent-encoded UTF-8.",
             ),
-            _header(request_headers.FILE_NAME, "The client's own file, kept as `_origin`; percent-encoded UTF-8."),
+            _header(
+                request_headers.FILE_NAME,
+                "The name of the client's own file, stored as `_origin`; percent-encoded UTF-8.",
+            ),
             {
                 "name": "on_invalid",
                 "in": "query",
-                "description": "What becomes of a JSON record that does not fit the source: `refuse` refuses the "
-                "submission, `quarantine` keeps the record byte for byte and takes the others.",
+                "description": "How to handle a JSON record that does not fit the source: `refuse` refuses the "
+                "submission; `quarantine` keeps the record byte for byte in quarantine and accepts the others.",
                 "schema": {"type": "string", "enum": [REFUSE, QUARANTINE], "default": REFUSE},
             },
         ],
@@ -67,14 +71,17 @@ def _openapi(sources: Mapping[str, Source]) -> dict[str, Any]:
                     "schema": {"oneOf": [{"type": "object"}, {"type": "array", "items": {"type": "object"}}]},
                     "example": [{"vehicle_id": "N14228", "manufacturer": "BOEING", "seats": 149}],
                 },
-                **{str(form): {"schema": {"type": "string", "contentMediaType": str(form)}} for form in ColumnarType},
+                **{
+                    str(media_type): {"schema": {"type": "string", "contentMediaType": str(media_type)}}
+                    for media_type in ColumnarType
+                },
             },
         },
     }
 
 
 def add(app: FastAPI, sources: Mapping[str, Source], bodies: BodyReader, ingest: Ingest, telemetry: Telemetry) -> None:
-    """Take submissions for these sources."""
+    """Add the route that accepts submissions for these sources."""
 
     @app.post(
         PATH,
@@ -84,10 +91,10 @@ def add(app: FastAPI, sources: Mapping[str, Source], bodies: BodyReader, ingest:
         openapi_extra=_openapi(sources),
     )
     async def submit(request: Request) -> Response:
-        named = request.path_params["source"]
-        submission = SubmissionTelemetry(telemetry, named if named in sources else None)
+        name = request.path_params["source"]
+        submission = SubmissionTelemetry(telemetry, name if name in sources else None)
         with submission.refusals_counted():
-            source = declared(sources, named)
+            source = declared(sources, name)
             head = _head(request)
             checked = await bodies.read(
                 source,
@@ -110,7 +117,7 @@ def add(app: FastAPI, sources: Mapping[str, Source], bodies: BodyReader, ingest:
 
 
 def _head(request: Request) -> SubmissionHead:
-    """What a request says beside its body. Raises `Refused`."""
+    """The headers and query parameters of a submission. Raises `Refused`."""
     return SubmissionHead(
         received_at=dt.datetime.now(dt.UTC),
         key=_key(request),
@@ -124,31 +131,31 @@ def _key(request: Request) -> str | None:
     if key is not None and (not key.strip() or len(key) > KEY_CHARS_MAX):
         raise Refused(
             Refusal.INVALID_HEADER,
-            f"Idempotency-Key has 1 to {KEY_CHARS_MAX} characters; make a new UUID for each submission.",
+            f"Idempotency-Key must have 1 to {KEY_CHARS_MAX} characters. Use a new UUID for each submission.",
             header=request_headers.IDEMPOTENCY_KEY,
         )
     return key
 
 
 def _text(request: Request, header: str, chars_max: int) -> str | None:
-    """A header of ours, in percent-encoded UTF-8, or its query equivalent; the header wins."""
+    """The value of a `Bronze-` header (percent-encoded UTF-8), or else of its query parameter."""
     query = header.removeprefix("Bronze-").replace("-", "_").lower()
     raw = request.headers.get(header)
     value = request_headers.decode(raw) if raw is not None else request.query_params.get(query)
     if value is not None and not 1 <= len(value) <= chars_max:
         raise Refused(
-            Refusal.INVALID_HEADER, f"{header} (or ?{query}=) has 1 to {chars_max} characters.", header=header
+            Refusal.INVALID_HEADER, f"{header} (or ?{query}=) must have 1 to {chars_max} characters.", header=header
         )
     return value
 
 
 def _keep_invalid(request: Request) -> bool:
-    """Whether records that do not fit their source are kept in quarantine, and do not refuse the submission."""
+    """Whether records that do not fit the source go to quarantine instead of refusing the submission."""
     value = request.query_params.get("on_invalid", REFUSE)
     if value not in {REFUSE, QUARANTINE}:
         raise Refused(
             Refusal.INVALID_HEADER,
-            f"?on_invalid={value} is not known: say {REFUSE} (as without it) or {QUARANTINE}.",
+            f"?on_invalid={value} is not valid. Use {REFUSE} (the default) or {QUARANTINE}.",
             header="on_invalid",
         )
     return value == QUARANTINE

@@ -10,21 +10,21 @@ from bronze.lineage.lookup import LIMIT, LIMIT_MAX, By, Lineage, LineageLookup
 
 
 def add(app: FastAPI, lookups: LineageLookup) -> None:
-    """Answer look-ups."""
+    """Add the route that answers look-ups."""
 
     @app.get(
         "/v1/lineage",
-        summary="The whole chain of an id or a path: submissions and objects, in both directions",
+        summary="The lineage of an id or a path: all submissions and objects that belong to it",
         responses=problems.responses(400, 404, 422, 503),
     )
     async def lineage(
-        id: Annotated[str | None, Query(description="Whichever of the four it is.")] = None,  # noqa: A002 - its name
-        classification_id: Annotated[str | None, Query(description="The run of some records.")] = None,
+        id: Annotated[str | None, Query(description="An id of any of the four kinds.")] = None,  # noqa: A002 - its name
+        classification_id: Annotated[str | None, Query(description="The id of a classification.")] = None,
         file_path: Annotated[str | None, Query(description="The key of an object.")] = None,
-        submission_id: Annotated[str | None, Query(description="Of a 202.")] = None,
-        trace_id: Annotated[str | None, Query(description="Of a request or of an upload.")] = None,
+        submission_id: Annotated[str | None, Query(description="The id of a submission, from its 202.")] = None,
+        trace_id: Annotated[str | None, Query(description="The trace of a request or of an upload.")] = None,
         limit: Annotated[
-            int, Query(ge=1, le=LIMIT_MAX, description="Bound of the submissions and of the objects.")
+            int, Query(ge=1, le=LIMIT_MAX, description="Maximum number of submissions, and of objects.")
         ] = LIMIT,
     ) -> Lineage:
         by: dict[By, str | None] = {
@@ -33,9 +33,9 @@ def add(app: FastAPI, lookups: LineageLookup) -> None:
             "submission_id": submission_id,
             "trace_id": trace_id,
         }
-        asked = [(kind, value) for kind, value in by.items() if value]
-        if len(asked) + bool(id) != 1:
+        given = [(kind, value) for kind, value in by.items() if value]
+        if len(given) + bool(id) != 1:
             raise Refused(
-                Refusal.INVALID_QUERY, f"Give exactly one of {', '.join(by)}; or id, where it may be any of these."
+                Refusal.INVALID_QUERY, f"Give exactly one of {', '.join(by)}; or id, which may be any of these."
             )
-        return await (lookups.guess(id, limit) if id else lookups.lineage(*asked[0], limit))
+        return await (lookups.guess(id, limit) if id else lookups.lineage(*given[0], limit))

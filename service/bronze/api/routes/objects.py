@@ -1,4 +1,4 @@
-"""`GET /v1/objects/{file_path}`: what an object holds."""
+"""`GET /v1/objects/{file_path}`: the contents of an object."""
 
 from fastapi import FastAPI
 
@@ -11,9 +11,11 @@ from bronze.servers.bucket import Bucket
 
 
 def add(app: FastAPI, bucket: Bucket, prefix: str) -> None:
-    """Tell what the objects under a prefix hold."""
+    """Add the route that describes the objects under a prefix."""
 
-    @app.get("/v1/objects/{file_path:path}", summary="What an object holds", responses=problems.responses(404, 503))
+    @app.get(
+        "/v1/objects/{file_path:path}", summary="The contents of an object", responses=problems.responses(404, 503)
+    )
     async def contents(file_path: str) -> ObjectContents:
         return await _contents(bucket, prefix, file_path)
 

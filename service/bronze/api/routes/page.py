@@ -7,9 +7,9 @@ from bronze.api.page import Page
 
 
 def add(app: FastAPI, page: Page) -> None:
-    """Show the page."""
+    """Add the route of the page."""
 
     @app.get("/", include_in_schema=False)
     async def show(q: str = "") -> HTMLResponse:
-        shown = await page.show(q)
-        return HTMLResponse(shown.html, shown.status, page.headers)
+        rendered = await page.show(q)
+        return HTMLResponse(rendered.html, rendered.status, page.headers)

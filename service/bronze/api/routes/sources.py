@@ -1,4 +1,4 @@
-"""`GET /v1/sources`: what may be sent, and how its records look."""
+"""`GET /v1/sources`: the declared sources, and the schema of each."""
 
 from collections.abc import Mapping
 
@@ -11,7 +11,7 @@ from bronze.records.sources import Source
 
 
 def declared(sources: Mapping[str, Source], name: str) -> Source:
-    """A declared source. Raises `Refused` (404) that lists the declared ones."""
+    """The source of that name. Raises `Refused` (404), with a list of the declared sources."""
     source = sources.get(name)
     if source is None:
         raise Refused(
@@ -23,14 +23,12 @@ def declared(sources: Mapping[str, Source], name: str) -> Source:
 
 
 def add(app: FastAPI, sources: Mapping[str, Source]) -> None:
-    """Tell of the declared sources."""
+    """Add the routes that describe the declared sources."""
 
     @app.get("/v1/sources", summary="The declared sources")
     async def all_sources() -> DeclaredSources:
         return source_schema.listed(sources.values())
 
-    @app.get(
-        "/v1/sources/{source}/schema", summary="What a source's records look like", responses=problems.responses(404)
-    )
+    @app.get("/v1/sources/{source}/schema", summary="The schema of a source", responses=problems.responses(404))
     async def schema(source: str) -> SourceSchema:
         return source_schema.described(declared(sources, source))

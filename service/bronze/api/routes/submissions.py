@@ -1,4 +1,4 @@
-"""`GET /v1/submissions/{submission_id}`: where a submission is."""
+"""`GET /v1/submissions/{submission_id}`: the status of a submission."""
 
 from fastapi import FastAPI
 
@@ -8,8 +8,10 @@ from bronze.lineage.submission import SubmissionLookup
 
 
 def add(app: FastAPI, submissions: SubmissionLookup) -> None:
-    """Tell where submissions are."""
+    """Add the route that reports where submissions are."""
 
-    @app.get("/v1/submissions/{submission_id}", summary="Where a submission is", responses=problems.responses(404, 503))
+    @app.get(
+        "/v1/submissions/{submission_id}", summary="The status of a submission", responses=problems.responses(404, 503)
+    )
     async def status(submission_id: str) -> SubmissionStatus:
         return SubmissionStatus.of(*await submissions.find(submission_id))
