@@ -1,4 +1,4 @@
-"""Look-ups on the real servers: from each id to the whole chain, by a view that may be lost at any time."""
+"""Look-ups on real servers: from each id to its lineage, with a catalog index that may be lost at any time."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
@@ -38,29 +38,32 @@ UPLOAD = "ab" * 16
 WRITTEN_AT = "2026-11-24T12:34:58.000000+00:00"
 
 
-def of_run(run: str, name: str = "a") -> bytes:
-    return b'{"vehicle_id":"%s","classification_id":"%s"}' % (name.encode(), run.encode())
+def record_of(classification_id: str, name: str = "a") -> bytes:
+    return b'{"vehicle_id":"%s","classification_id":"%s"}' % (name.encode(), classification_id.encode())
 
 
-def of_runs(*runs: str, **facts: Any) -> Submission:
-    """A submission of a record a run, as the API would accept it."""
-    facts |= {"classification_id": runs[0] if len(runs) == 1 else None, "classification_count": len(runs)}
-    return submission(*map(of_run, runs), **facts, classification_default=None)
+def submission_of(*classification_ids: str, **fields: Any) -> Submission:
+    """A submission with one record per classification, as the API would accept it."""
+    fields |= {
+        "classification_id": classification_ids[0] if len(classification_ids) == 1 else None,
+        "classification_count": len(classification_ids),
+    }
+    return submission(*map(record_of, classification_ids), **fields, classification_default=None)
 
 
 class Data:
-    """What data there is: submissions are queued and stored as the roles do it, when the test says so."""
+    """The data of a test: it queues and stores submissions as the roles do."""
 
     def __init__(self, queue: NatsQueue, lane: Lane, bucket: S3Bucket, catalog: NatsCatalog, prefix: str) -> None:
         self.queue, self.lane, self.bucket, self.catalog, self.prefix = queue, lane, bucket, catalog, prefix
         self._position = Position(None, 0)
 
     async def send(self, *submissions: Submission) -> None:
-        for one in submissions:
-            await self.queue.submit(self.lane, one.accepted, one.checked, boot_time_s() + 5)
+        for sent in submissions:
+            await self.queue.submit(self.lane, sent.accepted, sent.checked, boot_time_s() + 5)
 
     async def store(self, *submissions: Submission, messages_max: int = 4096, upload: str = UPLOAD) -> Contents:
-        """One object of what was sent last and what waits before it."""
+        """Send these submissions, and store all waiting messages as one object."""
         await self.send(*submissions)
         messages = (await self.queue.read(self.lane, Tail.of(self._position, [])))[:messages_max]
         ids = list(dict.fromkeys(message.submission_id for message in messages))
@@ -84,11 +87,11 @@ def feed(jetstream: JetStream, catalog: NatsCatalog) -> Feed:
 
 
 @pytest_asyncio.fixture
-async def seen(feed: Feed) -> AsyncIterator[CatalogIndex]:
-    """A view that nobody keeps up to date but the test."""
-    view = await CatalogIndex().open()
-    yield view
-    await view.close()
+async def index(feed: Feed) -> AsyncIterator[CatalogIndex]:
+    """An index that only the test updates."""
+    index = await CatalogIndex().open()
+    yield index
+    await index.close()
 
 
 @pytest.fixture
@@ -97,242 +100,240 @@ def submissions(data: Data) -> SubmissionLookup:
 
 
 @pytest.fixture
-def looking(seen: CatalogIndex, bucket: S3Bucket, submissions: SubmissionLookup, prefix: str) -> LineageLookup:
-    return LineageLookup(seen, bucket, submissions.find, prefix)
+def lookup(index: CatalogIndex, bucket: S3Bucket, submissions: SubmissionLookup, prefix: str) -> LineageLookup:
+    return LineageLookup(index, bucket, submissions.find, prefix)
 
 
-async def caught_up(view: CatalogIndex, feed: Feed) -> None:
-    while not await view.catch_up(feed):
+async def catch_up(index: CatalogIndex, feed: Feed) -> None:
+    while not await index.catch_up(feed):
         pass
 
 
-def ids(chain: Lineage) -> list[str]:
-    return [one.submission_id for one in chain.submissions]
+def ids(lineage: Lineage) -> list[str]:
+    return [found.submission_id for found in lineage.submissions]
 
 
-def paths(chain: Lineage) -> list[str]:
-    return [one.file_path for one in chain.objects]
+def paths(lineage: Lineage) -> list[str]:
+    return [found.file_path for found in lineage.objects]
 
 
-async def test_each_id_leads_to_the_same_chain(
-    data: Data, looking: LineageLookup, seen: CatalogIndex, feed: Feed
+async def test_each_id_leads_to_the_same_lineage(
+    data: Data, lookup: LineageLookup, index: CatalogIndex, feed: Feed
 ) -> None:
-    """By its own id, its trace, its run, its object and the upload's trace: whose data, which write, when."""
-    one = of_runs("run-1", trace_id="1" * 32, origin="fleet.csv")
-    other = of_runs("run-2", trace_id="2" * 32)
-    wrote = await data.store(one, other)
-    await caught_up(seen, feed)
-    by_id = await looking.lineage("submission_id", one.id)
-    (line,), (of,) = by_id.submissions, by_id.objects
-    assert (line.submission_id, line.source, line.status, line.records) == (one.id, "vehicles", "stored", 1)
-    assert (line.classification_id, line.classification_count, line.origin) == ("run-1", 1, "fleet.csv")
-    assert (line.trace_id, line.objects) == ("1" * 32, [ObjectShare(wrote.file_path, 1)])
+    """By the ids of submission, trace, classification and upload, and by the path of the object."""
+    sent = submission_of("run-1", trace_id="1" * 32, origin="fleet.csv")
+    other = submission_of("run-2", trace_id="2" * 32)
+    wrote = await data.store(sent, other)
+    await catch_up(index, feed)
+    by_id = await lookup.lineage("submission_id", sent.id)
+    (found,), (written,) = by_id.submissions, by_id.objects
+    assert (found.submission_id, found.source, found.status, found.records) == (sent.id, "vehicles", "stored", 1)
+    assert (found.classification_id, found.classification_count, found.origin) == ("run-1", 1, "fleet.csv")
+    assert (found.trace_id, found.objects) == ("1" * 32, [ObjectShare(wrote.file_path, 1)])
     first = await data.queue.get(data.lane, 1)
     assert first
-    assert (line.received_at, line.queued_at, line.stored_at) == (RECEIVED_AT, first.time, WRITTEN_AT)
-    assert (of.file_path, of.trace_id, of.stored_at) == (wrote.file_path, UPLOAD, WRITTEN_AT)
-    assert (of.first, of.last, of.messages, of.submissions, of.records) == (1, 2, 2, 2, 2)
+    assert (found.received_at, found.queued_at, found.stored_at) == (RECEIVED_AT, first.time, WRITTEN_AT)
+    assert (written.file_path, written.trace_id, written.stored_at) == (wrote.file_path, UPLOAD, WRITTEN_AT)
+    assert (written.first, written.last, written.messages, written.submissions, written.records) == (1, 2, 2, 2, 2)
     head = await data.bucket.head(wrote.file_path)
     assert head
-    assert of.bytes == head.size
+    assert written.bytes == head.size
     for by, value in (("trace_id", "1" * 32), ("classification_id", "run-1")):
-        same = await looking.lineage(by, value)  # type: ignore[arg-type]
-        assert (same.by, same.value, same.submissions, same.objects) == (by, value, [line], [of])
-    by_path = await looking.lineage("file_path", wrote.file_path)
-    assert (ids(by_path), by_path.objects) == ([one.id, other.id], [of])
+        same = await lookup.lineage(by, value)  # type: ignore[arg-type]
+        assert (same.by, same.value, same.submissions, same.objects) == (by, value, [found], [written])
+    by_path = await lookup.lineage("file_path", wrote.file_path)
+    assert (ids(by_path), by_path.objects) == ([sent.id, other.id], [written])
     assert (by_path.truncated, by_path.complete) == (False, True)
-    assert paths(await looking.lineage("trace_id", UPLOAD)) == [wrote.file_path]
+    assert paths(await lookup.lineage("trace_id", UPLOAD)) == [wrote.file_path]
 
 
-async def test_any_text_is_taken_for_what_it_is(
-    data: Data, looking: LineageLookup, seen: CatalogIndex, feed: Feed
+async def test_the_kind_of_an_id_is_recognized(
+    data: Data, lookup: LineageLookup, index: CatalogIndex, feed: Feed
 ) -> None:
-    run = new_id()  # as the API assigns it: it looks like a submission's id
-    one = of_runs(run, trace_id="1" * 32)
-    wrote = await data.store(one)
-    await caught_up(seen, feed)
+    classification_id = new_id()  # as the API assigns it: it looks like a submission_id
+    sent = submission_of(classification_id, trace_id="1" * 32)
+    wrote = await data.store(sent)
+    await catch_up(index, feed)
     for text, by in (
-        (one.id, "submission_id"),
-        (run, "classification_id"),
+        (sent.id, "submission_id"),
+        (classification_id, "classification_id"),
         ("1" * 32, "trace_id"),
         (f"00-{'1' * 32}-{'2' * 16}-01", "trace_id"),
         (wrote.file_path, "file_path"),
         (f" s3://bronze/{wrote.file_path}\n", "file_path"),
     ):
-        found = await looking.guess(text)
-        assert (found.by, ids(found), paths(found)) == (by, [one.id], [wrote.file_path])
+        found = await lookup.guess(text)
+        assert (found.by, ids(found), paths(found)) == (by, [sent.id], [wrote.file_path])
     with pytest.raises(Refused, match=r"nobody.*classification_id"):
-        await looking.guess("nobody")
-    with pytest.raises(Refused, match=r"submission_id nor as classification_id"):
-        await looking.guess(new_id())
+        await lookup.guess("nobody")
+    with pytest.raises(Refused, match=r"no submission_id or classification_id has this value"):
+        await lookup.guess(new_id())
 
 
-async def test_a_submission_over_several_objects_is_told_whole(
-    data: Data, looking: LineageLookup, seen: CatalogIndex, feed: Feed
+async def test_a_submission_in_several_objects_is_found_as_a_whole(
+    data: Data, lookup: LineageLookup, index: CatalogIndex, feed: Feed
 ) -> None:
-    """From each of its objects; until its last part is stored, it is accepted."""
+    """From each of its objects. Until its last part is stored, its status is accepted."""
     large = submission(*wide("a", 3))
     first = await data.store(large, messages_max=2)
-    await caught_up(seen, feed)
-    (line,) = (await looking.lineage("submission_id", large.id)).submissions
-    assert (line.status, line.records, line.objects) == ("accepted", 3, [ObjectShare(first.file_path, 2)])
+    await catch_up(index, feed)
+    (found,) = (await lookup.lineage("submission_id", large.id)).submissions
+    assert (found.status, found.records, found.objects) == ("accepted", 3, [ObjectShare(first.file_path, 2)])
     second = await data.store()
-    await caught_up(seen, feed)
+    await catch_up(index, feed)
     for by, value in (("file_path", first.file_path), ("submission_id", large.id), ("classification_id", "run")):
-        (line,) = (await looking.lineage(by, value)).submissions  # type: ignore[arg-type]
-        assert (line.status, line.records) == ("stored", 3)
-        assert line.objects == [ObjectShare(first.file_path, 2), ObjectShare(second.file_path, 1)]
-    assert paths(await looking.lineage("submission_id", large.id)) == [first.file_path, second.file_path]
+        (found,) = (await lookup.lineage(by, value)).submissions  # type: ignore[arg-type]
+        assert (found.status, found.records) == ("stored", 3)
+        assert found.objects == [ObjectShare(first.file_path, 2), ObjectShare(second.file_path, 1)]
+    assert paths(await lookup.lineage("submission_id", large.id)) == [first.file_path, second.file_path]
 
 
-async def test_a_run_among_many_of_a_submission_is_found_by_the_objects_column(
-    data: Data, looking: LineageLookup, seen: CatalogIndex, feed: Feed
+async def test_a_classification_among_many_is_found_by_the_objects_column(
+    data: Data, lookup: LineageLookup, index: CatalogIndex, feed: Feed
 ) -> None:
-    """Also where the object has more runs than are listed; a run that lies between them and is not there is not."""
-    runs = [f"run-{number:04}" for number in range(0, 600, 2)]
-    many, few, single = of_runs(*runs), of_runs("few-1", "few-2"), of_runs("run-0100")
-    wrote = await data.store(many, of_runs("other"))
+    """Also if the entry does not list all ids of the object; an id within the range that has no rows is not found."""
+    classification_ids = [f"run-{number:04}" for number in range(0, 600, 2)]
+    many, few, single = submission_of(*classification_ids), submission_of("few-1", "few-2"), submission_of("run-0100")
+    wrote = await data.store(many, submission_of("other"))
     later = await data.store(few)
     last = await data.store(single)
-    await caught_up(seen, feed)
-    found = await looking.lineage("classification_id", "run-0598")  # not among the first 128
+    await catch_up(index, feed)
+    found = await lookup.lineage("classification_id", "run-0598")  # not among the first 128
     assert (ids(found), paths(found), found.complete) == ([many.id], [wrote.file_path], True)
     assert (found.submissions[0].classification_id, found.submissions[0].classification_count) == (None, 300)
-    found = await looking.lineage("classification_id", "run-0100")
+    found = await lookup.lineage("classification_id", "run-0100")
     assert (ids(found), paths(found)) == ([many.id, single.id], [wrote.file_path, last.file_path])
-    found = await looking.lineage("classification_id", "few-2")
+    found = await lookup.lineage("classification_id", "few-2")
     assert (ids(found), paths(found)) == ([few.id], [later.file_path])
     with pytest.raises(Refused):
-        await looking.lineage("classification_id", "run-0101")
-    assert await seen.to_search("zzz", 9) == []
+        await lookup.lineage("classification_id", "run-0101")
+    assert await index.candidates("zzz", 9) == []
 
 
 async def test_more_candidates_than_are_searched_make_an_answer_incomplete(
     data: Data,
-    seen: CatalogIndex,
+    index: CatalogIndex,
     bucket: S3Bucket,
     submissions: SubmissionLookup,
     prefix: str,
     feed: Feed,
 ) -> None:
-    """The newest are searched; where nothing is found, nobody can tell, which is not the same as not there."""
+    """The newest are searched. If nothing is found there, the answer is undecided instead of not found."""
     many = [f"a-{number:04}" for number in range(200)]
     for number in range(3):
-        await data.store(of_runs(*many, f"b-{number}", "z"))
-    await caught_up(seen, feed)
-    looking = LineageLookup(seen, bucket, submissions.find, prefix, searched_max=2)
-    found = await looking.lineage("classification_id", "z")
+        await data.store(submission_of(*many, f"b-{number}", "z"))
+    await catch_up(index, feed)
+    lookup = LineageLookup(index, bucket, submissions.find, prefix, searched_max=2)
+    found = await lookup.lineage("classification_id", "z")
     assert (len(found.objects), found.complete) == (2, False)
-    with pytest.raises(Unavailable, match="not each"):
-        await looking.lineage("classification_id", "b-0")
+    with pytest.raises(Unavailable, match="not all objects"):
+        await lookup.lineage("classification_id", "b-0")
 
 
 async def test_a_limit_truncates_and_says_so(
-    data: Data, looking: LineageLookup, seen: CatalogIndex, feed: Feed
+    data: Data, lookup: LineageLookup, index: CatalogIndex, feed: Feed
 ) -> None:
-    wrote = await data.store(*(of_runs("run") for _ in range(3)))
-    await data.store(of_runs("run"))
-    await caught_up(seen, feed)
-    found = await looking.lineage("file_path", wrote.file_path, limit=2)
+    wrote = await data.store(*(submission_of("run") for _ in range(3)))
+    await data.store(submission_of("run"))
+    await catch_up(index, feed)
+    found = await lookup.lineage("file_path", wrote.file_path, limit=2)
     assert (len(found.submissions), len(found.objects), found.truncated) == (2, 1, True)
-    found = await looking.lineage("classification_id", "run", limit=1)
+    found = await lookup.lineage("classification_id", "run", limit=1)
     assert (len(found.submissions), len(found.objects), found.truncated) == (1, 1, True)
-    found = await looking.lineage("classification_id", "run", limit=4)
+    found = await lookup.lineage("classification_id", "run", limit=4)
     assert (len(found.submissions), len(found.objects), found.truncated) == (4, 2, False)
 
 
-async def test_what_the_view_has_not_seen_is_asked_of_those_who_know(
-    data: Data, looking: LineageLookup, seen: CatalogIndex, feed: Feed
+async def test_new_data_is_found_without_the_index(
+    data: Data, lookup: LineageLookup, index: CatalogIndex, feed: Feed
 ) -> None:
-    """A submission that waits, one that was just stored, and its object: the same answers as the view's later."""
-    one = of_runs("run", origin="a.csv")
-    await data.send(one)
-    waiting = await looking.lineage("submission_id", one.id)
-    (line,) = waiting.submissions
-    assert (line.status, line.records, line.origin, line.objects) == ("accepted", 1, "a.csv", [])
+    """For a waiting and a just stored submission, and its object, the answers equal those of the index later."""
+    sent = submission_of("run", origin="a.csv")
+    await data.send(sent)
+    waiting = await lookup.lineage("submission_id", sent.id)
+    (found,) = waiting.submissions
+    assert (found.status, found.records, found.origin, found.objects) == ("accepted", 1, "a.csv", [])
     assert waiting.objects == []
     wrote = await data.store()
-    fresh = [await looking.lineage("submission_id", one.id), await looking.lineage("file_path", wrote.file_path)]
-    await caught_up(seen, feed)
-    later = [await looking.lineage("submission_id", one.id), await looking.lineage("file_path", wrote.file_path)]
-    assert [replace(chain, lag_s=0) for chain in fresh] == [replace(chain, lag_s=0) for chain in later]
+    fresh = [await lookup.lineage("submission_id", sent.id), await lookup.lineage("file_path", wrote.file_path)]
+    await catch_up(index, feed)
+    later = [await lookup.lineage("submission_id", sent.id), await lookup.lineage("file_path", wrote.file_path)]
+    assert [replace(lineage, lag_s=0) for lineage in fresh] == [replace(lineage, lag_s=0) for lineage in later]
 
 
-async def test_a_view_that_is_behind_does_not_say_that_nothing_is_there(
-    looking: LineageLookup, seen: CatalogIndex, bucket: S3Bucket, submissions: SubmissionLookup, prefix: str
+async def test_an_index_that_is_behind_does_not_answer_not_found(
+    lookup: LineageLookup, index: CatalogIndex, bucket: S3Bucket, submissions: SubmissionLookup, prefix: str
 ) -> None:
     with pytest.raises(Refused):
-        await looking.lineage("trace_id", "1" * 32)
-    stricter = LineageLookup(seen, bucket, submissions.find, prefix, lag_s_max=0)
+        await lookup.lineage("trace_id", "1" * 32)
+    stricter = LineageLookup(index, bucket, submissions.find, prefix, lag_s_max=0)
     with pytest.raises(Unavailable, match="behind") as raised:
         await stricter.lineage("trace_id", "1" * 32)
     assert raised.value.code == "undecided"
 
 
-async def test_a_view_is_kept_lost_and_made_again(
+async def test_an_index_file_is_reopened_or_rebuilt(
     data: Data, feed: Feed, bucket: S3Bucket, submissions: SubmissionLookup, prefix: str, tmp_path: Path
 ) -> None:
-    """Opened again it goes on where it was; deleted, spoilt or of another catalog it begins anew."""
-    one = of_runs("run")
-    await data.store(one)
+    """Reopened, the index continues at its position. If its file was deleted or is corrupt, it is rebuilt."""
+    sent = submission_of("run")
+    await data.store(sent)
     first = await CatalogIndex(tmp_path).open()
-    await caught_up(first, feed)
+    await catch_up(first, feed)
     position = first.position
-    beside = await CatalogIndex(tmp_path).open()  # the file is taken: it has one of its own
-    assert beside.position == FeedPosition()
-    await beside.close()
-    said = await LineageLookup(first, bucket, submissions.find, prefix).lineage("submission_id", one.id)
+    second = await CatalogIndex(tmp_path).open()  # the first one has the file: this one uses a temporary file
+    assert second.position == FeedPosition()
+    await second.close()
+    before = await LineageLookup(first, bucket, submissions.find, prefix).lineage("submission_id", sent.id)
     await first.close()
 
-    kept = await CatalogIndex(tmp_path).open()
-    assert kept.position == position
-    await kept.close()
+    reopened = await CatalogIndex(tmp_path).open()
+    assert reopened.position == position
+    await reopened.close()
     file = tmp_path / "view.sqlite"
-    for spoil in (file.unlink, lambda: file.write_bytes(b"no database" * 1_000)):
-        spoil()
-        anew = await CatalogIndex(tmp_path).open()
-        assert anew.position == FeedPosition()
-        await caught_up(anew, feed)
-        again = await LineageLookup(anew, bucket, submissions.find, prefix).lineage("submission_id", one.id)
-        assert replace(again, lag_s=0) == replace(said, lag_s=0)
-        await anew.close()
+    for destroy in (file.unlink, lambda: file.write_bytes(b"no database" * 1_000)):
+        destroy()
+        rebuilt = await CatalogIndex(tmp_path).open()
+        assert rebuilt.position == FeedPosition()
+        await catch_up(rebuilt, feed)
+        after = await LineageLookup(rebuilt, bucket, submissions.find, prefix).lineage("submission_id", sent.id)
+        assert replace(after, lag_s=0) == replace(before, lag_s=0)
+        await rebuilt.close()
 
 
-async def test_another_catalog_begins_the_view_anew(
-    data: Data, seen: CatalogIndex, feed: Feed, jetstream: JetStream, catalog: NatsCatalog
+async def test_another_catalog_replaces_the_contents_of_the_index(
+    data: Data, index: CatalogIndex, feed: Feed, jetstream: JetStream, catalog: NatsCatalog
 ) -> None:
-    """A catalog that was made again is another stream, which is taken when it is whole; what the old one said is gone
-    from the view.
-    """
-    await data.store(of_runs("run"))
-    await caught_up(seen, feed)
-    before = seen.position
+    """A rebuilt catalog is another stream. The index reads it when it is complete, and drops the old entries."""
+    await data.store(submission_of("run"))
+    await catch_up(index, feed)
+    before = index.position
     await jetstream.api(f"STREAM.DELETE.{catalog._stream}")
     with pytest.raises(Unavailable):
-        await seen.catch_up(feed)
+        await index.catch_up(feed)
     config: dict[str, Any] = {"name": "ANOTHER", "subjects": ["catalog.>", "identity.*"], "allow_direct": True}
     await jetstream.create_stream({**config, "metadata": {REBUILDING: "yes"}})
     with pytest.raises(Unavailable, match="being rebuilt"):
-        await seen.catch_up(feed)
-    assert seen.position == before
+        await index.catch_up(feed)
+    assert index.position == before
     await jetstream.update_stream("ANOTHER", metadata={})
-    await caught_up(seen, feed)
-    assert (seen.position.stream, seen.position.sequence) == ("ANOTHER", 0)
+    await catch_up(index, feed)
+    assert (index.position.stream, index.position.sequence) == ("ANOTHER", 0)
     assert before.stream != "ANOTHER"
-    assert await seen.by_id(catalog_index.IdKind.CLASSIFICATION, "run", 9, lambda noted: noted) == []
+    assert await index.by_id(catalog_index.IdKind.CLASSIFICATION, "run", 9, lambda item: item) == []
 
 
-async def test_a_view_follows_and_says_how_far_behind_it_is(
-    data: Data, seen: CatalogIndex, feed: Feed, nats: Process, jetstream: JetStream
+async def test_an_index_follows_the_catalog_and_reports_its_lag(
+    data: Data, index: CatalogIndex, feed: Feed, nats: Process, jetstream: JetStream
 ) -> None:
-    """The lag grows while the queue is away, shrinks after it, and a stop is heeded at once."""
+    """The lag grows while the queue does not answer, and shrinks after that. A stop takes effect at once."""
     lags: list[float] = []
     stop = asyncio.Event()
-    following = asyncio.create_task(seen.follow(feed, stop, lags.append))
-    await data.store(of_runs("run"))
-    await until(lambda: seen.position.sequence > 0)
+    following = asyncio.create_task(index.follow(feed, stop, lags.append))
+    await data.store(submission_of("run"))
+    await until(lambda: index.position.sequence > 0)
     await asyncio.to_thread(nats.stop)
-    await until(lambda: seen.lag_s > 1.5 and lags[-1] > 1)
+    await until(lambda: index.lag_s > 1.5 and lags[-1] > 1)
     await asyncio.to_thread(nats.restart)
     await until(lambda: lags[-1] < 0.5)
     stop.set()
@@ -340,44 +341,44 @@ async def test_a_view_follows_and_says_how_far_behind_it_is(
         await following
 
 
-async def test_an_entry_that_cannot_be_read_is_left_out(
-    data: Data, seen: CatalogIndex, feed: Feed, jetstream: JetStream
+async def test_an_unreadable_entry_is_skipped(
+    data: Data, index: CatalogIndex, feed: Feed, jetstream: JetStream
 ) -> None:
-    """And an entry of before, which says less, is read."""
+    """And an entry of an earlier version, with fewer fields, is read."""
     await jetstream.publish(Outgoing("catalog.vehicles.9.x", b'{"first": "one"}', {}))
-    one = of_runs("run")
-    entry = msgspec.to_builtins(entry_of(await data.store(one)))
+    sent = submission_of("run")
+    entry = msgspec.to_builtins(entry_of(await data.store(sent)))
     old = {name: value for name, value in entry.items() if not name.startswith(("classification", "written"))}
     old["submissions"] = [
-        {name: of[name] for name in ("submission_id", "trace_id", "records")} for of in old["submissions"]
+        {name: part[name] for name in ("submission_id", "trace_id", "records")} for part in old["submissions"]
     ]
     await jetstream.publish(Outgoing("catalog.vehicles.8.x", msgspec.json.encode({**old, "file_path": "old"}), {}))
-    await caught_up(seen, feed)
-    (noted,) = await seen.by_path("old", lambda noted: noted)
-    assert noted.stored_at == noted.time
-    assert set(await seen.to_search("run", 9)) == {"old"}
+    await catch_up(index, feed)
+    (item,) = await index.by_path("old", lambda item: item)
+    assert item.stored_at == item.time
+    assert set(await index.candidates("run", 9)) == {"old"}
 
 
 # --- over HTTP
 
 
-async def test_one_of_the_ids_is_asked_for_and_refusals_are_problems(
-    settings: Settings, data: Data, looking: LineageLookup, seen: CatalogIndex, feed: Feed, heard: Heard
+async def test_a_request_has_exactly_one_id_and_refusals_are_problems(
+    settings: Settings, data: Data, lookup: LineageLookup, index: CatalogIndex, feed: Feed, heard: Heard
 ) -> None:
-    one = of_runs("run")
-    await data.store(one)
-    await caught_up(seen, feed)
-    app = app_on(settings, [data.lane], data.queue, data.bucket, data.catalog, heard.telemetry, view=seen)
+    sent = submission_of("run")
+    await data.store(sent)
+    await catch_up(index, feed)
+    app = app_on(settings, [data.lane], data.queue, data.bucket, data.catalog, heard.telemetry, view=index)
     transport = httpx.ASGITransport(app)
     async with httpx.AsyncClient(transport=transport, base_url="http://api") as client:
 
         async def ask(**query: str | int) -> httpx.Response:
             return await client.get("/v1/lineage", params=query)
 
-        said = (await ask(submission_id=one.id)).json()
-        known = asdict(await looking.lineage("submission_id", one.id))
-        assert {**said, "lag_s": 0} == {**known, "lag_s": 0}
-        assert (await ask(id=one.id)).json()["by"] == "submission_id"
+        answered = (await ask(submission_id=sent.id)).json()
+        expected = asdict(await lookup.lineage("submission_id", sent.id))
+        assert {**answered, "lag_s": 0} == {**expected, "lag_s": 0}
+        assert (await ask(id=sent.id)).json()["by"] == "submission_id"
         answers: Sequence[tuple[dict[str, str | int], int, str]] = [
             ({}, 400, "invalid-query"),
             ({"file_path": ""}, 400, "invalid-query"),

@@ -1,6 +1,6 @@
-"""Look-ups: from any id or path to the whole chain, submissions and objects, in both directions.
+"""Look-ups: the lineage of any id or path, which is all submissions and objects that belong to it.
 
-The view answers; what it cannot know yet, or does not hold, is asked of the identity, the queue and the bucket.
+The catalog index answers. The rest is read from the identity, the queue and the bucket.
 """
 
 import asyncio
@@ -35,13 +35,13 @@ By = Literal["classification_id", "file_path", "submission_id", "trace_id"]
 
 LIMIT = 100
 LIMIT_MAX = 1000
-#: Objects whose column is searched for a run at most, newest first, how many at once and for how long in all.
+#: At most so many objects have their column searched for a classification, newest first; at once; and in total time.
 SEARCHED_MAX = 64
 SEARCHED_AT_ONCE = 2
 SEARCH_S_MAX = 5.0
-#: How long the bucket has to say how large the objects are.
+#: The time limit for reading the objects' sizes from the bucket.
 SIZES_S_MAX = 2.0
-#: A view that is further behind than this cannot say that something is not there.
+#: If the catalog index is further behind the catalog, it cannot decide that an id does not exist.
 LAG_S_MAX = 5.0
 
 _TRACE_ID = re.compile(r"[0-9a-f]{32}")
@@ -50,7 +50,7 @@ _TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}"
 
 @dataclass(frozen=True, slots=True)
 class ObjectShare:
-    """What of a submission lies in one object."""
+    """The part of a submission that is in one object."""
 
     file_path: str
     records: int
@@ -58,10 +58,10 @@ class ObjectShare:
 
 @dataclass(frozen=True, slots=True)
 class LineageSubmission:
-    """A submission of a chain. Times are RFC 3339 in UTC, each None where it is not known (yet).
+    """A submission of a lineage. Times are RFC 3339 in UTC, None if not known (yet).
 
-    `received_at`: the API had its request; `queued_at`: the queue had stored its first message; `stored_at`: the last
-    of its objects so far was written. `trace_id` is that of its request. `objects` are all that hold a part of it.
+    `received_at`: the API received its request; `queued_at`: the queue stored its first message; `stored_at`: the last
+    of its objects so far was written. `trace_id` is that of its request. `objects` are all that contain a part of it.
     """
 
     submission_id: str
@@ -80,9 +80,9 @@ class LineageSubmission:
 
 @dataclass(frozen=True, slots=True)
 class LineageObject:
-    """An object of a chain: messages `first` to `last` of its lane.
+    """An object of a lineage: messages `first` to `last` of its lane.
 
-    `trace_id` is that of its upload, the Bronze write; `bytes` is None where the bucket did not say.
+    `trace_id` is that of its upload, the Bronze write; `bytes` is None if the bucket did not report its size.
     """
 
     file_path: str
@@ -101,10 +101,10 @@ class LineageObject:
 
 @dataclass(frozen=True, slots=True)
 class Lineage:
-    """What is known by an id or a path, in the order in which it was stored.
+    """The submissions and objects of an id or a path, in the order in which they were stored.
 
-    `truncated`: there is more than the limit let through. `complete`: False where more objects may hold the
-    classification than could be searched. `lag_s`: how far the view may be behind the catalog.
+    `truncated`: there are more than the limit. `complete`: False if more objects may contain the classification than
+    could be searched. `lag_s`: the catalog index is at most so many seconds behind the catalog.
     """
 
     by: By
@@ -117,129 +117,134 @@ class Lineage:
 
 
 class LineageLookup:
-    """Answers chains. Raises `Refused` (404) where nothing is found and `Unavailable` where nobody can tell."""
+    """Finds lineages. Raises `Refused` (404) if nothing is found, and `Unavailable` if that cannot be decided yet."""
 
     def __init__(
         self,
-        view: CatalogIndex,
+        index: CatalogIndex,
         bucket: Bucket,
-        whereabouts: Callable[[str], Awaitable[tuple[AcceptedSubmission, Identity | None]]],
+        find_submission: Callable[[str], Awaitable[tuple[AcceptedSubmission, Identity | None]]],
         prefix: str,
         *,
         searched_max: int = SEARCHED_MAX,
         lag_s_max: float = LAG_S_MAX,
     ) -> None:
-        """`whereabouts` is what identity and queue know of a submission; it raises `Refused`."""
-        self._view = view
+        """`find_submission` finds a submission by its identity or in the queue; it raises `Refused`."""
+        self._index = index
         self._bucket = bucket
-        self._whereabouts = whereabouts
+        self._find_submission = find_submission
         self._prefix = prefix
         self._searched_max = searched_max
         self._lag_s_max = lag_s_max
-        self._searching = asyncio.Semaphore(SEARCHED_AT_ONCE)
+        self._searches = asyncio.Semaphore(SEARCHED_AT_ONCE)
 
     async def lineage(self, by: By, value: str, limit: int = LIMIT) -> Lineage:
-        """The chain of an id or a path; `limit` bounds its submissions and its objects."""
+        """The lineage of an id or a path, with at most `limit` submissions and `limit` objects."""
         complete, waiting = True, None
         match by:
             case "file_path":
-                found = await self._of_object(value)
+                found = await self._by_path(value)
             case "submission_id":
-                found = await self._view.by_id(IdKind.SUBMISSION, value, limit + 1, partial(_of_submission, value))
+                found = await self._index.by_id(IdKind.SUBMISSION, value, limit + 1, partial(_of_submission, value))
                 if not found:
-                    found, waiting = await self._not_in_view(value)
+                    found, waiting = await self._not_indexed(value)
             case "trace_id":
-                found = await self._view.by_id(IdKind.TRACE, value, limit + 1, partial(_of_trace, value))
+                found = await self._index.by_id(IdKind.TRACE, value, limit + 1, partial(_of_trace, value))
             case "classification_id":
-                found, complete = await self._of_a_run(value, limit)
+                found, complete = await self._by_classification(value, limit)
         if not found and not waiting:
-            raise self._unknown(by, value, complete=complete)
-        # by what the objects say: a catalog that was rebuilt may have the lanes' entries in another order
-        shown = sorted(found[:limit], key=lambda one: (one.object.stored_at, one.object.file_path))
+            raise self._not_found(by, value, complete=complete)
+        # in the order of the objects' own times: a rebuilt catalog may have the lanes' entries in another order
+        matches = sorted(found[:limit], key=lambda match: (match.object.stored_at, match.object.file_path))
         parts: dict[str, list[_Part]] = {}
-        for one in shown:
-            for part in one.parts:
-                parts.setdefault(part.submission_id, []).append((one.object, part))
+        for match in matches:
+            for part in match.parts:
+                parts.setdefault(part.submission_id, []).append((match.object, part))
         truncated = len(found) > limit or len(parts) > limit
-        lines = [await self._submission(of, limit) for of in list(parts.values())[:limit]]
+        submissions = [await self._submission(of_submission, limit) for of_submission in list(parts.values())[:limit]]
         return Lineage(
             by=by,
             value=value,
-            submissions=lines or ([waiting] if waiting else []),
-            objects=await self._sized([one.object for one in shown]),
+            submissions=submissions or ([waiting] if waiting else []),
+            objects=await self._with_sizes([match.object for match in matches]),
             truncated=truncated,
             complete=complete,
-            lag_s=round(self._view.lag_s, 3),
+            lag_s=round(self._index.lag_s, 3),
         )
 
     async def guess(self, text: str, limit: int = LIMIT) -> Lineage:
-        """The chain of whatever this is: an id of any kind, a path, an `s3://` address or a `traceparent`."""
+        """The lineage of an id of any kind, a path, an `s3://` address or a `traceparent`."""
         for by, value in guesses(text):
             with suppress(Refused):
                 return await self.lineage(by, value, limit)
-        tried = " nor as ".join(by for by, _ in guesses(text))
-        raise Refused(Refusal.NOT_FOUND, f"Nothing is known of {text!r}, as {tried}.")
+        kinds = " or ".join(by for by, _ in guesses(text))
+        raise Refused(Refusal.NOT_FOUND, f"Nothing is known of {text!r}: no {kinds} has this value.")
 
-    def _unknown(self, by: By, value: str, *, complete: bool) -> Refused | Unavailable:
-        lag_s = self._view.lag_s
+    def _not_found(self, by: By, value: str, *, complete: bool) -> Refused | Unavailable:
+        lag_s = self._index.lag_s
         if lag_s > self._lag_s_max:
             return Unavailable(
                 Outage.UNDECIDED,
-                f"Nothing is known of {by} {value!r} yet: the view is {lag_s:.0f} s behind the catalog.",
+                f"Nothing is known of {by} {value!r} yet: the catalog index is {lag_s:.0f} s behind the catalog.",
             )
         if not complete:
             return Unavailable(
                 Outage.UNDECIDED,
-                f"No object is known to hold {by} {value!r}, and not each that may could be searched in time. "
-                "Ask by another id, or query the bucket.",
+                f"No object with {by} {value!r} was found, but not all objects that may contain it could be searched "
+                "in time. Look for another id, or query the bucket.",
             )
         return Refused(
             Refusal.NOT_FOUND,
-            f"Nothing is known of {by} {value!r}. What is accepted and not stored yet is found by its submission_id.",
+            f"Nothing is known of {by} {value!r}. A submission that is not stored yet is found by its submission_id "
+            "only.",
         )
 
-    # --- entries, and of each the submissions that are asked for
+    # --- catalog entries, each with the submissions that match
 
-    async def _of_object(self, file_path: str) -> list["_Found"]:
-        found = await self._view.by_path(file_path, _Found.of)
+    async def _by_path(self, file_path: str) -> list["_Match"]:
+        found = await self._index.by_path(file_path, _Match.of)
         if not found:
-            entry = await self._entry(file_path)
-            return [_Found.of(FeedEntry(0, "", entry))] if entry else []
+            entry = await self._read_entry(file_path)
+            return [_Match.of(FeedEntry(0, "", entry))] if entry else []
         return found
 
-    async def _not_in_view(self, submission_id: str) -> tuple[list["_Found"], LineageSubmission | None]:
-        """A submission that is new: in objects that the view has not seen, or waiting in the queue."""
+    async def _not_indexed(self, submission_id: str) -> tuple[list["_Match"], LineageSubmission | None]:
+        """A new submission: in objects that are not in the index yet, or waiting in the queue."""
         with suppress(Refused):
-            accepted, identity = await self._whereabouts(submission_id)
-            entries = [await self._entry(key) for key in (identity.objects if identity else [])]
+            accepted, identity = await self._find_submission(submission_id)
+            entries = [await self._read_entry(key) for key in (identity.objects if identity else [])]
             found = [_of_submission(submission_id, FeedEntry(0, "", entry)) for entry in entries if entry]
             return found, None if found else _waiting(accepted)
         return [], None
 
-    async def _of_a_run(self, run: str, limit: int) -> tuple[list["_Found"], bool]:
-        """What the view knows by itself, and what the columns of other objects say; False: not all were searched."""
-        found = await self._view.by_id(IdKind.CLASSIFICATION, run, limit + 1, partial(_of_run, run))
-        candidates = await self._view.to_search(run, self._searched_max + 1)
-        held: dict[str, Mapping[str, int]] = {}
+    async def _by_classification(self, classification_id: str, limit: int) -> tuple[list["_Match"], bool]:
+        """The matches in the index and in the columns of other objects; False: not all of these were searched."""
+        found = await self._index.by_id(
+            IdKind.CLASSIFICATION, classification_id, limit + 1, partial(_of_classification, classification_id)
+        )
+        candidates = await self._index.candidates(classification_id, self._searched_max + 1)
+        searched: dict[str, Mapping[str, int]] = {}
 
         async def search(file_path: str) -> None:
-            async with self._searching:
-                held[file_path] = await read_in_thread(self._bucket, file_path, partial(_holders, run)) or {}
+            async with self._searches:
+                searched[file_path] = (
+                    await read_in_thread(self._bucket, file_path, partial(_search_column, classification_id)) or {}
+                )
 
-        searches = [asyncio.ensure_future(search(one)) for one in candidates[: self._searched_max]]
+        searches = [asyncio.ensure_future(search(file_path)) for file_path in candidates[: self._searched_max]]
         if searches:
             _, late = await asyncio.wait(searches, timeout=SEARCH_S_MAX)
-            for one in late:
-                one.cancel()
+            for late_search in late:
+                late_search.cancel()
             await asyncio.gather(*searches, return_exceptions=True)
-        for file_path, rows in held.items():
+        for file_path, rows in searched.items():
             if rows:
-                found = [one for one in found if one.object.file_path != file_path]
-                found += await self._view.by_path(file_path, partial(_of_ids, rows))
-        return sorted(found, key=lambda one: one.sequence), len(held) == len(candidates)
+                found = [match for match in found if match.object.file_path != file_path]
+                found += await self._index.by_path(file_path, partial(_of_ids, rows))
+        return sorted(found, key=lambda match: match.sequence), len(searched) == len(candidates)
 
-    async def _entry(self, file_path: str) -> CatalogEntry | None:
-        """What the object itself says; None where it is none of ours."""
+    async def _read_entry(self, file_path: str) -> CatalogEntry | None:
+        """The catalog entry by the object's own footer; None if Bronze did not write such an object."""
         if not may_be_object(self._prefix, file_path):
             return None
         try:
@@ -248,63 +253,63 @@ class LineageLookup:
             return None
         return entry_of(contents) if contents else None
 
-    # --- lines
+    # --- the answer's submissions and objects
 
     async def _submission(self, parts: Sequence["_Part"], limit: int) -> LineageSubmission:
-        """A submission by its parts in the objects found; where these are not all of it, by all."""
-        if any(one.records_accepted is not None for _, one in parts):
+        """A submission by its parts in the objects found; if these are not all its parts, by all of them."""
+        if any(part.records_accepted is not None for _, part in parts):
             submission_id = parts[0][1].submission_id
-            found = await self._view.by_id(
+            found = await self._index.by_id(
                 IdKind.SUBMISSION, submission_id, limit, partial(_of_submission, submission_id)
             )
-            parts = [(one.object, part) for one in found for part in one.parts] or parts
+            parts = [(match.object, part) for match in found for part in match.parts] or parts
         parts = sorted(parts, key=lambda part: part[0].first)
-        (first, one), (last, latest) = parts[0], parts[-1]
+        (first_object, first), (last_object, last) = parts[0], parts[-1]
         return LineageSubmission(
-            submission_id=one.submission_id,
-            source=first.source,
-            status=state_of(latest),
-            records=one.records if one.records_accepted is None else one.records_accepted,
-            classification_id=one.classification_id,
-            classification_count=one.classification_count,
-            trace_id=one.trace_id,
-            origin=one.origin,
-            received_at=one.received_at or None,
-            queued_at=one.queued_at or None,
-            stored_at=last.stored_at,
-            objects=[ObjectShare(of.file_path, part.records) for of, part in parts],
+            submission_id=first.submission_id,
+            source=first_object.source,
+            status=state_of(last),
+            records=first.records if first.records_accepted is None else first.records_accepted,
+            classification_id=first.classification_id,
+            classification_count=first.classification_count,
+            trace_id=first.trace_id,
+            origin=first.origin,
+            received_at=first.received_at or None,
+            queued_at=first.queued_at or None,
+            stored_at=last_object.stored_at,
+            objects=[ObjectShare(written.file_path, part.records) for written, part in parts],
         )
 
-    async def _sized(self, lines: Sequence[LineageObject]) -> list[LineageObject]:
-        """The objects with their sizes, as far as the bucket says them in time."""
+    async def _with_sizes(self, objects: Sequence[LineageObject]) -> list[LineageObject]:
+        """The objects with the sizes that the bucket reports in time."""
         sizes: dict[str, int] = {}
 
-        async def size(file_path: str) -> None:
+        async def read_size(file_path: str) -> None:
             head = await self._bucket.head(file_path)
             if head:
                 sizes[file_path] = head.size
 
-        heads = [asyncio.ensure_future(size(line.file_path)) for line in lines]
-        if heads:
-            await asyncio.wait(heads, timeout=SIZES_S_MAX)
-            for one in heads:
-                one.cancel()
-            await asyncio.gather(*heads, return_exceptions=True)
-        return [replace(line, bytes=sizes.get(line.file_path)) for line in lines]
+        reads = [asyncio.ensure_future(read_size(written.file_path)) for written in objects]
+        if reads:
+            await asyncio.wait(reads, timeout=SIZES_S_MAX)
+            for read in reads:
+                read.cancel()
+            await asyncio.gather(*reads, return_exceptions=True)
+        return [replace(written, bytes=sizes.get(written.file_path)) for written in objects]
 
 
 @dataclass(frozen=True, slots=True)
-class _Found:
-    """Of an entry only what an answer needs: a thousand of them are not held whole."""
+class _Match:
+    """The part of a catalog entry that an answer needs, so that a thousand entries fit in memory."""
 
     sequence: int
     object: LineageObject
     parts: list[EntrySubmission]
 
     @classmethod
-    def of(cls, noted: FeedEntry, wanted: Callable[[EntrySubmission], bool] = lambda _: True) -> "_Found":
-        parts = [one for one in noted.entry.submissions if wanted(one)]
-        return cls(noted.sequence, _object(noted.entry, noted.stored_at), parts)
+    def of(cls, item: FeedEntry, wanted: Callable[[EntrySubmission], bool] = lambda _: True) -> "_Match":
+        parts = [part for part in item.entry.submissions if wanted(part)]
+        return cls(item.sequence, _object(item.entry, item.stored_at), parts)
 
 
 #: A submission in one of its objects.
@@ -312,43 +317,43 @@ _Part = tuple[LineageObject, EntrySubmission]
 
 
 def guesses(text: str) -> list[tuple[By, str]]:
-    """What a text may be, the likeliest first."""
+    """The kinds of id that a text may be, the likeliest first, each with its normalized value."""
     text = text.strip()
     lower = text.lower()
     if address := re.fullmatch(r"s3a?://[^/]+/(.+)", text):
         return [("file_path", address[1])]
     if traceparent := _TRACEPARENT.fullmatch(lower):
         return [("trace_id", traceparent[1])]
-    run: tuple[By, str] = ("classification_id", text)
+    classification: tuple[By, str] = ("classification_id", text)
     if "/" in text:
-        return [("file_path", text), run]
+        return [("file_path", text), classification]
     if _TRACE_ID.fullmatch(lower):
-        return [("trace_id", lower), run]
+        return [("trace_id", lower), classification]
     with suppress(ValueError):
         UUID(text)
-        return [("submission_id", lower), run]
-    return [run]
+        return [("submission_id", lower), classification]
+    return [classification]
 
 
-def _of_submission(submission_id: str, noted: FeedEntry) -> _Found:
-    return _of_ids({submission_id}, noted)
+def _of_submission(submission_id: str, item: FeedEntry) -> _Match:
+    return _of_ids({submission_id}, item)
 
 
-def _of_ids(submission_ids: Container[str], noted: FeedEntry) -> _Found:
-    return _Found.of(noted, lambda one: one.submission_id in submission_ids)
+def _of_ids(submission_ids: Container[str], item: FeedEntry) -> _Match:
+    return _Match.of(item, lambda part: part.submission_id in submission_ids)
 
 
-def _of_trace(trace_id: str, noted: FeedEntry) -> _Found:
-    return _Found.of(noted, lambda one: one.trace_id == trace_id)
+def _of_trace(trace_id: str, item: FeedEntry) -> _Match:
+    return _Match.of(item, lambda part: part.trace_id == trace_id)
 
 
-def _of_run(run: str, noted: FeedEntry) -> _Found:
-    return _Found.of(noted, lambda one: one.classification_id == run)
+def _of_classification(classification_id: str, item: FeedEntry) -> _Match:
+    return _Match.of(item, lambda part: part.classification_id == classification_id)
 
 
-def _holders(run: str, file: BinaryIO) -> Mapping[str, int]:
+def _search_column(classification_id: str, file: BinaryIO) -> Mapping[str, int]:
     try:
-        return submissions_with(file, run)
+        return submissions_with(file, classification_id)
     except NotABronzeObject:
         return {}
 

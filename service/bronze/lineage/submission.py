@@ -1,4 +1,4 @@
-"""Where a submission is, by its id: from its identity, else from the queue."""
+"""Find a submission by its id: by its identity, or else in the queue."""
 
 from collections.abc import Mapping
 
@@ -12,7 +12,7 @@ from bronze.servers.queue import Queue
 
 
 class SubmissionLookup:
-    """Finds submissions. `lanes` are by source and number."""
+    """Finds submissions. The keys of `lanes` are source and number."""
 
     def __init__(
         self, lanes: Mapping[tuple[str, int], Lane], lanes_per_source: int, queue: Queue, catalog: Catalog
@@ -23,7 +23,7 @@ class SubmissionLookup:
         self._catalog = catalog
 
     async def find(self, submission_id: str) -> tuple[AcceptedSubmission, Identity | None]:
-        """A submission with its identity, which is None where nothing of it is stored yet. Raises `Refused` (404)."""
+        """A submission with its identity, which is None if nothing of it is stored yet. Raises `Refused` (404)."""
         try:
             number = lane_of(submission_id, self._lanes_per_source)
         except ValueError as error:
@@ -42,7 +42,7 @@ class SubmissionLookup:
 def _unknown(submission_id: str) -> Refused:
     return Refused(
         Refusal.NOT_FOUND,
-        f"Nothing is known of submission {submission_id!r}. Either it was never accepted, or its identity has expired: "
-        "24 hours after it was stored, 30 days if it had an Idempotency-Key. The records of an expired one stay in the "
-        "bucket, with its id in `_submission_id`.",
+        f"Submission {submission_id!r} is not known. Either it was never accepted, or its identity has expired "
+        "(24 hours after it was stored; 30 days if it had an Idempotency-Key). If it has expired, its records are "
+        "still in the bucket: search the column `_submission_id` for this id.",
     )
