@@ -1,4 +1,4 @@
-"""The command `bronze`: one subcommand a role."""
+"""The command line `bronze`, with a subcommand for each role and each operator's command."""
 
 import argparse
 import asyncio
@@ -16,44 +16,67 @@ from bronze.settings import Settings
 from bronze.telemetry import sdk
 from bronze.telemetry.signals import Role
 
+NO_OPTIONS = "It has no options: its settings are environment variables (docs/settings.md lists them)."
+
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     top = argparse.ArgumentParser(
         prog="bronze",
-        description="Raw data from HTTP through a durable queue to Parquet in a bucket, every write traceable.",
-        epilog="Settings are environment variables: BRONZE_* (service/bronze/settings.py lists them), OTEL_* for "
-        "telemetry, AWS_* for the bucket.",
+        description="Accepts raw data over HTTP and writes it through a durable queue to a bucket, as Parquet. Each "
+        "write can be traced.",
+        epilog="Settings are environment variables: BRONZE_* (docs/settings.md lists them), OTEL_* for telemetry, "
+        "AWS_* for the bucket. Exit codes are in docs/operations.md.",
     )
     top.add_argument("--version", action="version", version=f"bronze {__version__}")
-    roles = top.add_subparsers(dest="role", required=True, metavar="ROLE")
-    roles.add_parser("serve", help="the API: takes submissions over HTTP into the queue")
-    roles.add_parser("consume", help="the consumer: writes what is queued to the bucket, as Parquet")
-    publisher.publish_arguments(roles.add_parser("publish", help="sends the records of files to the API"))
-    publisher.simulate_arguments(roles.add_parser("simulate", help="drives a slow fleet until it is stopped"))
+    roles = top.add_subparsers(dest="role", required=True, metavar="COMMAND")
+    roles.add_parser(
+        "serve",
+        help="run the API: it accepts submissions over HTTP and puts them into the queue",
+        description=f"Run the API, which accepts submissions over HTTP and puts them into the queue. {NO_OPTIONS}",
+    )
+    roles.add_parser(
+        "consume",
+        help="run a consumer: it writes queued submissions to the bucket, as Parquet",
+        description=f"Run a consumer, which writes queued submissions to the bucket, as Parquet. {NO_OPTIONS}",
+    )
+    publisher.publish_arguments(roles.add_parser("publish", help="send the records of files to the API"))
+    publisher.simulate_arguments(roles.add_parser("simulate", help="send simulated records slowly until it is stopped"))
     lineage_command.arguments(
-        roles.add_parser("lineage", help="finds the whole chain of an id or a path; follows new objects")
+        roles.add_parser(
+            "lineage", help="print the submissions, traces and objects of an id or a path; or follow new objects"
+        )
     )
     arguments(
         roles.add_parser(
-            "quarantine", help="lists what was set aside, exports it for mending, and sends it again, once"
+            "quarantine", help="list the records in quarantine, export them for correction, and replay them"
         )
     )
     lanes = roles.add_parser(
-        "lanes", help="changes the number of lanes a source: the old ones are stored to their end first"
+        "lanes",
+        help="change the number of lanes per source",
+        description="Change the number of lanes per source. The old lanes are sealed, which means that submissions get "
+        "a 503 meanwhile, and consumers with the old BRONZE_LANES store all their messages; then new lanes replace "
+        "them. Afterwards set BRONZE_LANES to the new number and restart the API and the consumers. If the command is "
+        "interrupted, run it again.",
     )
-    lanes.add_argument("number", metavar="N", type=int, help="lanes a source from then on; BRONZE_LANES has to follow")
-    catalog = roles.add_parser("catalog", help="looks after the catalog")
-    of_catalog = catalog.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    rebuild = of_catalog.add_parser("rebuild", help="makes the catalog anew, from the bucket alone")
-    rebuild.add_argument("--dry-run", action="store_true", help="read the bucket and say what there is; change nothing")
+    lanes.add_argument("number", metavar="N", type=int, help="new number of lanes per source, at least 1")
+    catalog = roles.add_parser("catalog", help="maintain the catalog: rebuild it", description="Maintain the catalog.")
+    catalog_commands = catalog.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    rebuild = catalog_commands.add_parser(
+        "rebuild",
+        help="rebuild the catalog from the bucket",
+        description="Rebuild the catalog from the objects in the bucket, if it is lost or too old. Roles that use the "
+        "old catalog stop: restart them. If the command is interrupted, run it again.",
+    )
+    rebuild.add_argument("--dry-run", action="store_true", help="read and check the bucket only; change nothing")
     return top
 
 
 def main() -> None:
     """Run a role or a command.
 
-    The exit code is 2 where its settings cannot work, 3 where what it needs is away, and 1 where it has to stop.
+    The exit code is 2 if the settings cannot work, 3 if a server that is needed does not answer, and 1 if it must stop.
     """
     args = parser().parse_args()
     try:
@@ -62,7 +85,7 @@ def main() -> None:
         print(f"bronze {args.role}: {error}", file=sys.stderr)
         code = 2
     except Unavailable as error:
-        print(f"bronze {args.role}: gave up: {error}", file=sys.stderr)
+        print(f"bronze {args.role}: stopped trying: {error}", file=sys.stderr)
         code = 3
     except Halted as error:
         print(f"bronze {args.role}: {error}", file=sys.stderr)
@@ -70,14 +93,14 @@ def main() -> None:
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code)  # all is done: a thread that still waits for the bucket would keep the process for its timeout
+    os._exit(code)  # not sys.exit: a thread that still waits for the bucket would delay the exit until its time-out
 
 
 def run(args: argparse.Namespace, chosen: Settings) -> int:
     if args.role in {"serve", "consume"}:
         import uvloop
 
-        from bronze import wiring  # a publisher does without what it loads
+        from bronze import wiring  # imported late: a publisher does not need the libraries that it loads
 
         return uvloop.run(wiring.serve(chosen) if args.role == "serve" else wiring.consume_role(chosen))
     if args.role == "lineage":
@@ -94,9 +117,9 @@ def run(args: argparse.Namespace, chosen: Settings) -> int:
                 return asyncio.run(wiring.change_lanes(chosen, args.number))
             return asyncio.run(wiring.rebuild_catalog(chosen, dry_run=args.dry_run))
         except KeyboardInterrupt:
-            print(f"bronze {args.role}: interrupted; run it again to finish", file=sys.stderr)
+            print(f"bronze {args.role}: interrupted. Run the command again to finish the work", file=sys.stderr)
             return 130
-    # a publisher's standard output is its summary
+    # the standard output of `publish` is its summary
     telemetry = sdk.start(Role.PUBLISHER, chosen, log_stream=sys.stderr if args.role == "publish" else sys.stdout)
     try:
         if args.role == "publish":
@@ -110,10 +133,10 @@ def run_lineage(args: argparse.Namespace, chosen: Settings) -> int:
     logging.basicConfig(level=logging.WARNING, format="bronze lineage: %(message)s")
     logging.getLogger("bronze.servers.jetstream").setLevel(
         logging.ERROR
-    )  # follow says itself that the queue is away, once
+    )  # follow itself reports once that the queue does not answer
     try:
         if not lineage_command.wants_follow(args):
-            return lineage_command.run_ask(args, chosen)
+            return lineage_command.run_lookup(args, chosen)
         from bronze import wiring
 
         return asyncio.run(wiring.with_feed(chosen, partial(lineage_command.follow, args)))

@@ -354,7 +354,7 @@ async def rebuild_catalog(settings: Settings, *, dry_run: bool) -> int:
         await bucket.check()
         with Progress("objects read") as progress, tempfile.TemporaryFile() as spool:
             rebuild = Rebuild(bucket, settings.prefix, progress.step)
-            await rebuild.look(spool, found)
+            await rebuild.read_bucket(spool, found)
             if not dry_run:
                 key_values = KeyValueStore(jetstream, settings.queue_replicas)
                 await rebuild.run(CatalogReplacement(jetstream, key_values, settings), spool, found, time.time())

@@ -169,7 +169,7 @@ def test_the_catalog_is_made_anew_as_it_was(site: Site, written: Written) -> Non
     dry = site.run("catalog", "rebuild", "--dry-run")
     assert entries(state.read_queue(site.nats_port)) == entries(written["queue"]), dry
     said = site.run("catalog", "rebuild")
-    assert "will stop" not in said
+    assert "will halt" not in said
     queue = state.read_queue(site.nats_port)
     assert entries(queue) == entries(written["queue"])
     assert identities(queue) == _alive(written)

@@ -1,4 +1,4 @@
-"""Quarantine on request, from the API through queue and consumer to the bucket, and out again."""
+"""Quarantine on request: from the API through queue and consumer to the bucket, and the replay from valid."""
 
 import asyncio
 import json
@@ -33,14 +33,14 @@ from tests.contract.making import SOURCES, Heard, app_on, until
 
 INGEST = "/v1/ingest/vehicles?on_invalid=quarantine"
 GOOD = b'{"vehicle_id":"good"}'
-WRONG = b'{"vehicle_id": 7,  "seats":1}'
-BROKEN = b'{"vehicle_id":"a"'
-NO_TEXT = b'{"vehicle_id":"\xff\xfe"}'
+WRONG_TYPE = b'{"vehicle_id": 7,  "seats":1}'
+NOT_JSON = b'{"vehicle_id":"a"'
+NOT_UTF8 = b'{"vehicle_id":"\xff\xfe"}'
 
 
 @dataclass
 class Served:
-    """API and consumer in process, on a queue and keys of their own."""
+    """API and consumer in process, on their own queue and keys."""
 
     client: httpx.AsyncClient
     settings: Settings
@@ -52,8 +52,8 @@ class Served:
     api: Heard
     consumer: Heard
 
-    async def post(self, body: bytes, path: str = INGEST, media: str = NDJSON, **headers: str) -> httpx.Response:
-        sent = {"Content-Type": media} | {name.replace("_", "-"): value for name, value in headers.items()}
+    async def post(self, body: bytes, path: str = INGEST, media_type: str = NDJSON, **headers: str) -> httpx.Response:
+        sent = {"Content-Type": media_type} | {name.replace("_", "-"): value for name, value in headers.items()}
         return await self.client.post(path, content=body, headers=sent)
 
     @asynccontextmanager
@@ -79,16 +79,16 @@ class Served:
             await asyncio.wait_for(task, 10)
 
     async def done(self, accepted: httpx.Response) -> dict[str, Any]:
-        """A submission's status, once all of it is where it stays."""
+        """The final status of a submission, after all of it is stored or in quarantine."""
         assert accepted.status_code == 202, accepted.text
         status: dict[str, Any] = {}
 
-        async def claim() -> bool:
+        async def final() -> bool:
             nonlocal status
             status = (await self.client.get(accepted.json()["status_url"])).json()
             return bool(status["status"] != "accepted")
 
-        await until(claim)
+        await until(final)
         return status
 
     async def rows(self) -> list[dict[str, Any]]:
@@ -118,12 +118,12 @@ async def served(
     api.telemetry.shutdown()
 
 
-async def test_good_records_are_stored_and_bad_ones_kept(served: Served) -> None:
-    """Each is where it belongs, byte for byte, under its index; and accepted is stored and quarantined."""
-    body = b"\n".join([GOOD, WRONG, GOOD, BROKEN, NO_TEXT, GOOD])
+async def test_valid_records_are_stored_and_rejected_records_quarantined(served: Served) -> None:
+    """Byte for byte, with their indices; and the counts of accepted equal those of stored plus quarantined."""
+    body = b"\n".join([GOOD, WRONG_TYPE, GOOD, NOT_JSON, NOT_UTF8, GOOD])
     accepted = await served.post(body, Bronze_Classification_Id="run", Bronze_File_Name="a.ndjson")
-    said = accepted.json()
-    assert (said["records"], said["rejected"], said["classification_id"]) == (3, 3, "run")
+    answer = accepted.json()
+    assert (answer["records"], answer["rejected"], answer["classification_id"]) == (3, 3, "run")
     async with served.consuming():
         status = await served.done(accepted)
     assert (status["status"], status["records"], status["rejected"]) == ("quarantined", 3, 3)
@@ -131,20 +131,24 @@ async def test_good_records_are_stored_and_bad_ones_kept(served: Served) -> None
         (index, GOOD) for index in (0, 2, 5)
     ]
     (key,) = status["quarantine"]
-    aside = await load(served.bucket, key)
-    assert [(one.index, one.kind, one.field, one.raw) for one in aside.records] == [
-        (1, "schema-violation", "vehicle_id", WRONG),
-        (3, "malformed-json", None, BROKEN),
-        (4, "invalid-utf8", None, NO_TEXT),
+    quarantined = await load(served.bucket, key)
+    assert [(record.index, record.kind, record.field, record.raw) for record in quarantined.records] == [
+        (1, "schema-violation", "vehicle_id", WRONG_TYPE),
+        (3, "malformed-json", None, NOT_JSON),
+        (4, "invalid-utf8", None, NOT_UTF8),
     ]
-    assert aside.accepted is not None
-    assert (aside.submission_id, aside.accepted.origin, aside.accepted.classification_default) == (
-        said["submission_id"],
+    assert quarantined.accepted is not None
+    assert (
+        quarantined.submission_id,
+        quarantined.accepted.origin,
+        quarantined.accepted.classification_default,
+    ) == (
+        answer["submission_id"],
         "a.ndjson",
         "run",
     )
     contents = (await served.client.get(status["objects"][0]["url"])).json()
-    assert [(one["key"], one["kind"], one["records"]) for one in contents["quarantined"]] == [(key, "rejected", 3)]
+    assert [(link["key"], link["kind"], link["records"]) for link in contents["quarantined"]] == [(key, "rejected", 3)]
     assert served.api.count("bronze.records", bronze_outcome="accepted") == 6
     assert served.api.count("bronze.records.invalid") == 3
     assert served.api.count("bronze.records.invalid", error_type="malformed-json") == 1
@@ -153,10 +157,10 @@ async def test_good_records_are_stored_and_bad_ones_kept(served: Served) -> None
     assert served.consumer.count("bronze.consumer.errors") == 0
 
 
-async def test_a_body_of_nothing_but_bad_records_is_kept_whole(served: Served) -> None:
-    """Nothing of it is stored, and its run is the one that its sender named."""
+async def test_a_submission_of_rejected_records_only_is_quarantined(served: Served) -> None:
+    """Nothing of it is stored, and its classification_id is that of the header."""
     accepted = await served.post(
-        b'[{"vehicle_id":7}, \n{"vehicle_id":\n 8}]', media="application/json", Bronze_Classification_Id="run"
+        b'[{"vehicle_id":7}, \n{"vehicle_id":\n 8}]', media_type="application/json", Bronze_Classification_Id="run"
     )
     assert (accepted.json()["records"], accepted.json()["rejected"]) == (0, 2)
     assert accepted.json()["classification_id"] == "run"
@@ -164,13 +168,13 @@ async def test_a_body_of_nothing_but_bad_records_is_kept_whole(served: Served) -
         status = await served.done(accepted)
     assert status["status"] == "quarantined"
     assert await served.rows() == []
-    aside = await load(served.bucket, status["quarantine"][0])
-    assert [one.raw for one in aside.records] == [b'{"vehicle_id":7}', b'{"vehicle_id":\n 8}']
+    quarantined = await load(served.bucket, status["quarantine"][0])
+    assert [record.raw for record in quarantined.records] == [b'{"vehicle_id":7}', b'{"vehicle_id":\n 8}']
 
 
 async def test_a_retry_is_the_same_submission(served: Served) -> None:
-    """Before and after it is stored. In the other mode, the body is refused as it would be without a key."""
-    body = b"\n".join([GOOD, WRONG])
+    """Before and after it is stored. With `on_invalid=refuse`, the body is refused as it would be without a key."""
+    body = b"\n".join([GOOD, WRONG_TYPE])
     first = await served.post(body, Idempotency_Key="k")
     assert (await served.post(body, Idempotency_Key="k")).json() == first.json()
     async with served.consuming():
@@ -182,9 +186,9 @@ async def test_a_retry_is_the_same_submission(served: Served) -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "body", "media", "status", "kind"),
+    ("path", "body", "media_type", "status", "kind"),
     [
-        ("/v1/ingest/vehicles", WRONG, NDJSON, 422, "schema-violation"),
+        ("/v1/ingest/vehicles", WRONG_TYPE, NDJSON, 422, "schema-violation"),
         ("/v1/ingest/vehicles?on_invalid=keep", GOOD, NDJSON, 400, "invalid-header"),
         (INGEST, b" \n", NDJSON, 400, "empty-body"),
         (INGEST, b"[{", "application/json", 400, "malformed-json"),
@@ -192,35 +196,37 @@ async def test_a_retry_is_the_same_submission(served: Served) -> None:
         (INGEST, b'{"vehicle_id":"%s"}' % (b"a" * 2**20), NDJSON, 413, "record-too-large"),
     ],
 )
-async def test_what_is_refused_all_the_same(
-    path: str, body: bytes, media: str, status: int, kind: str, served: Served
+async def test_what_is_still_refused(
+    path: str, body: bytes, media_type: str, status: int, kind: str, served: Served
 ) -> None:
-    """Without being asked; and what no quarantine can help."""
-    answer = await served.post(body, path, media)
+    """Without `on_invalid=quarantine`; and errors that do not concern a single record."""
+    answer = await served.post(body, path, media_type)
     assert (answer.status_code, answer.json()["type"]) == (status, f"/problems/{kind}")
     assert (await served.queue.state(served.lane)).messages == 0
 
 
-async def test_mended_records_are_replayed_once(served: Served) -> None:
-    """Under the run and the file that they came with; other records in their place are refused, mark or not."""
-    body = b"\n".join([GOOD, WRONG, BROKEN])
+async def test_corrected_records_are_replayed_once(served: Served) -> None:
+    """With their classification and file name. Other records in their place are refused, with or without a mark."""
+    body = b"\n".join([GOOD, WRONG_TYPE, NOT_JSON])
     accepted = await served.post(body, Bronze_Classification_Id="run", Bronze_File_Name="a.ndjson")
     async with served.consuming():
         (key,) = (await served.done(accepted))["quarantine"]
-        aside = await load(served.bucket, key)
-        (still_bad,) = match_lines([aside], [b'{"vehicle_id":"b"}', BROKEN])
+        quarantined = await load(served.bucket, key)
+        (still_wrong,) = match_lines([quarantined], [b'{"vehicle_id":"b"}', NOT_JSON])
         with pytest.raises(CommandError, match=r"record 2 of its submission"):
-            await replay(served.bucket, served.client, still_bad)
-        (again,) = match_lines([aside], [b'{"vehicle_id":"b"}', b'{"vehicle_id":"c"}'])
-        mark = await replay(served.bucket, served.client, again)
-        (other,) = match_lines([aside], [b'{"vehicle_id":"b"}', b""])
+            await replay(served.bucket, served.client, still_wrong)
+        (corrected,) = match_lines([quarantined], [b'{"vehicle_id":"b"}', b'{"vehicle_id":"c"}'])
+        mark = await replay(served.bucket, served.client, corrected)
+        (other,) = match_lines([quarantined], [b'{"vehicle_id":"b"}', b""])
         with pytest.raises(CommandError, match=mark.submission_id):  # as after a crash before the mark
             await replay(served.bucket, served.client, other)
         marked = await load(served.bucket, key)
         assert marked.replayed == mark
-        (again,) = match_lines([marked], [b'{"vehicle_id":"b"}', b'{"vehicle_id":"c"}'])
-        assert await replay(served.bucket, served.client, again) == mark
-        await served.done(await served.post(GOOD, "/v1/ingest/vehicles"))  # a lane is in order
+        (corrected,) = match_lines([marked], [b'{"vehicle_id":"b"}', b'{"vehicle_id":"c"}'])
+        assert await replay(served.bucket, served.client, corrected) == mark
+        await served.done(
+            await served.post(GOOD, "/v1/ingest/vehicles")
+        )  # stored after the replay, since a lane is in order
     rows = [row for row in await served.rows() if row["_submission_id"] == mark.submission_id]
     assert [(row["vehicle_id"], row["classification_id"], row["_origin"]) for row in rows] == [
         ("b", "run", "a.ndjson"),
@@ -228,53 +234,53 @@ async def test_mended_records_are_replayed_once(served: Served) -> None:
     ]
 
 
-async def test_poison_is_listed_and_replayed_by_its_headers(
+async def test_a_dead_letter_is_listed_and_replayed_by_its_headers(
     served: Served, jetstream: JetStream, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The object that lists a message has kept them; a message without any is listed as it is."""
+    """The object that lists the message has its headers. A message without headers is listed too."""
     async with served.consuming():
         await served.done(await served.post(GOOD, "/v1/ingest/vehicles", Bronze_Classification_Id="run"))
-    there = await served.queue.get(served.lane, 1)
-    assert there is not None
-    bad = there.payload.replace(b'"good"', b"1")
-    other = "0" * 8 + there.submission_id[8:]
-    headers = {name: text.replace(there.submission_id, other) for name, text in there.headers.items()}
+    valid = await served.queue.get(served.lane, 1)
+    assert valid is not None
+    bad = valid.payload.replace(b'"good"', b"1")
+    other = "0" * 8 + valid.submission_id[8:]
+    headers = {name: text.replace(valid.submission_id, other) for name, text in valid.headers.items()}
     subject = lane_subject("vehicles", 0, other)
     plain = {name: text for name, text in headers.items() if name.startswith("Bronze-")}
     await jetstream.publish(Outgoing(subject, bad, plain))
     await jetstream.publish(Outgoing(lane_subject("vehicles", 0, "x"), b"\x00", {}))
     async with served.consuming():
         await served.done(await served.post(GOOD, "/v1/ingest/vehicles"))
-        found = [one async for one in find(served.bucket, source="vehicles", submission_id=other)]
-        (poison,) = [one for one in found if served.lane.epoch in one.key]
-        assert [(one.index, one.raw) for one in poison.records] == [(0, b'{"vehicle_id":1}')]
-        (again,) = match_lines([poison], [GOOD])
-        mark = await replay(served.bucket, served.client, again)
+        found = [quarantined async for quarantined in find(served.bucket, source="vehicles", submission_id=other)]
+        (dead_letter,) = [quarantined for quarantined in found if served.lane.epoch in quarantined.key]
+        assert [(record.index, record.raw) for record in dead_letter.records] == [(0, b'{"vehicle_id":1}')]
+        (corrected,) = match_lines([dead_letter], [GOOD])
+        mark = await replay(served.bucket, served.client, corrected)
         assert (await served.client.get(f"/v1/submissions/{mark.submission_id}")).json()["classification_id"] == "run"
     args = Namespace(action="list", source="vehicles", since="", json=True)
     assert await run(args, served.settings, served.bucket) == 0
     listed = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    ours = {one["submission_id"]: one for one in listed if served.lane.epoch in one["key"]}
+    ours = {item["submission_id"]: item for item in listed if served.lane.epoch in item["key"]}
     assert ours[other]["replayed_as"] == mark.submission_id
     assert ours["x"]["records"] == [{"index": None, "kind": None, "field": None, "reason": None}]
     with pytest.raises(CommandError, match="cannot be separated"):
         match_lines([await load(served.bucket, ours["x"]["key"])], [b"{}"])
 
 
-async def test_a_replay_asks_until_the_api_answers(served: Served) -> None:
-    """What stands before it may fail or answer for it: a 503 is waited out, and a page of somebody else's is told."""
+async def test_a_replay_is_retried_until_the_api_answers(served: Served) -> None:
+    """A proxy in front of the API may answer instead of it: a 503 is retried, and any other error is reported."""
     async with served.consuming():
-        (key,) = (await served.done(await served.post(WRONG)))["quarantine"]
-    (again,) = match_lines([await load(served.bucket, key)], [GOOD])
-    before = [httpx.Response(503, text="away"), httpx.Response(404, text="<html>")]
+        (key,) = (await served.done(await served.post(WRONG_TYPE)))["quarantine"]
+    (corrected,) = match_lines([await load(served.bucket, key)], [GOOD])
+    proxy_answers = [httpx.Response(503, text="unavailable"), httpx.Response(404, text="<html>")]
 
     async def answer(request: httpx.Request) -> httpx.Response:
-        if before:
-            return before.pop(0)
+        if proxy_answers:
+            return proxy_answers.pop(0)
         return await served.post(request.content, request.url.path, Idempotency_Key=request.headers["idempotency-key"])
 
     async with httpx.AsyncClient(base_url="http://front", transport=httpx.MockTransport(answer)) as front:
         with pytest.raises(CommandError, match="http://front/v1/ingest/vehicles answers 404"):
-            await replay(served.bucket, front, again)
-        assert before == []
-        assert (await replay(served.bucket, front, again)).records == 1
+            await replay(served.bucket, front, corrected)
+        assert proxy_answers == []
+        assert (await replay(served.bucket, front, corrected)).records == 1

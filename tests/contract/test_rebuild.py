@@ -34,7 +34,7 @@ async def rebuild(parts: Parts, lanes: Sequence[Lane], now_s: float | None = Non
     found = BucketContents()
     command = Rebuild(parts.bucket, parts.settings.prefix, no_progress)
     with tempfile.TemporaryFile() as spool:
-        await command.look(spool, found)
+        await command.read_bucket(spool, found)
         await command.run(
             CatalogReplacement(parts.jetstream, KeyValueStore(parts.jetstream, 1), parts.settings),
             spool,
@@ -54,7 +54,7 @@ async def reopened(parts: Parts) -> Parts:
 
 async def read_bucket(parts: Parts) -> BucketContents:
     found = BucketContents()
-    await Rebuild(parts.bucket, parts.settings.prefix, no_progress).look(BytesIO(), found)
+    await Rebuild(parts.bucket, parts.settings.prefix, no_progress).read_bucket(BytesIO(), found)
     return found
 
 
@@ -130,7 +130,7 @@ async def test_running_consumers_end_and_their_objects_are_in_the_catalog(parts:
         found = BucketContents()
         command = Rebuild(parts.bucket, parts.settings.prefix, no_progress)
         with tempfile.TemporaryFile() as spool:
-            await command.look(spool, found)
+            await command.read_bucket(spool, found)
             seen = found.objects
             await until(lambda: at_least(parts, seen + 5))
             await command.run(
@@ -274,7 +274,7 @@ async def test_a_lane_that_will_halt_is_reported(parts: Parts) -> None:
     await asyncio.to_thread(parts.bucket._s3.delete_object, Bucket=parts.bucket.name, Key=last)
     found = await rebuild(parts, lanes)
     (warning,) = found.warnings
-    assert f"{lanes[0].stream} will stop" in warning
+    assert f"{lanes[0].stream} will halt" in warning
 
 
 async def test_the_catalog_of_another_bucket_is_not_changed(parts: Parts) -> None:

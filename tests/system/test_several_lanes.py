@@ -77,7 +77,7 @@ def test_several_lanes_and_another_number_of_them(branch: System, mark: str) -> 
             assert lanes_in_use(branch, sent) == of_three
 
             said = bronze(branch, "lanes", "2")
-            assert "2 lanes now" in said
+            assert "now has 2 lanes" in said
             assert "BRONZE_LANES=2" in said
             assert_ended(branch, running)
 

@@ -1,4 +1,4 @@
-"""The command line of `bronze lineage`, and what a text may be an id of."""
+"""The command line of `bronze lineage`, and the kinds of id that a text may be."""
 
 import argparse
 import datetime as dt
@@ -11,41 +11,41 @@ from bronze.errors import Misconfigured
 from bronze.lineage.lookup import By, guesses
 
 
-def parsed(*words: str) -> argparse.Namespace:
+def parse(*words: str) -> argparse.Namespace:
     return parser().parse_args(["lineage", *words])
 
 
-def test_exactly_one_id_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
-    assert parsed("abc").id == "abc"
-    assert parsed("--trace-id", "abc").trace_id == "abc"
+def test_exactly_one_id_is_allowed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert parse("abc").id == "abc"
+    assert parse("--trace-id", "abc").trace_id == "abc"
     for wrong in ([], ["abc", "--trace-id", "abc"], ["--trace-id", "a", "--file-path", "b"]):
         with pytest.raises(SystemExit):
-            parsed(*wrong)
+            parse(*wrong)
     assert "not allowed with" in capsys.readouterr().err
 
 
-def test_follow_is_a_word_and_its_options_are_of_it_alone() -> None:
-    """Whoever has a run of that name asks for it by its option."""
-    assert lineage_command.wants_follow(parsed("follow", "--source", "vehicles"))
-    assert not lineage_command.wants_follow(parsed("--classification-id", "follow"))
+def test_follow_has_options_of_its_own() -> None:
+    """A classification_id of that name can be looked up with its option."""
+    assert lineage_command.wants_follow(parse("follow", "--source", "vehicles"))
+    assert not lineage_command.wants_follow(parse("--classification-id", "follow"))
     for wrong in (["abc", "--from-start"], ["--file-path", "a", "--source", "vehicles"]):
         with pytest.raises(Misconfigured, match="bronze lineage follow"):
-            lineage_command.wants_follow(parsed(*wrong))
+            lineage_command.wants_follow(parse(*wrong))
 
 
-def test_since_is_a_time_or_how_long_ago(capsys: pytest.CaptureFixture[str]) -> None:
-    """UTC where it names no zone, and as the queue takes it."""
+def test_since_is_a_time_or_a_period(capsys: pytest.CaptureFixture[str]) -> None:
+    """UTC if it names no time zone, and in the time format of the queue."""
     for text, time in (
         ("2026-11-27", "2026-11-27T00:00:00Z"),
         ("2026-11-27T10:00", "2026-11-27T10:00:00Z"),
         ("2026-11-27T10:00:00.5+02:00", "2026-11-27T08:00:00.500000Z"),
     ):
-        assert parsed("follow", "--since", text).since == time
-    ago = dt.datetime.now(dt.UTC) - dt.datetime.fromisoformat(parsed("follow", "--since", "90m").since)
+        assert parse("follow", "--since", text).since == time
+    ago = dt.datetime.now(dt.UTC) - dt.datetime.fromisoformat(parse("follow", "--since", "90m").since)
     assert abs(ago - dt.timedelta(minutes=90)) < dt.timedelta(minutes=1)
     with pytest.raises(SystemExit):
-        parsed("follow", "--since", "yesterday")
-    assert "how long ago" in capsys.readouterr().err
+        parse("follow", "--since", "yesterday")
+    assert "nor a period up to now" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -60,5 +60,5 @@ def test_since_is_a_time_or_how_long_ago(capsys: pytest.CaptureFixture[str]) -> 
         ("", ["classification_id"]),
     ],
 )
-def test_a_text_is_taken_for_what_it_looks_like(text: str, kinds: list[By]) -> None:
+def test_the_kinds_of_id_that_a_text_may_be(text: str, kinds: list[By]) -> None:
     assert [by for by, _ in guesses(f" {text}\n")] == kinds

@@ -1,4 +1,4 @@
-"""The commands of an operator.
+"""The operator's commands.
 
 A role. Imports: client, errors, objects, protocol, records, servers, settings.
 Libraries: httpx, msgspec, rich.

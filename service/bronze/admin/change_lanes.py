@@ -1,7 +1,7 @@
-"""The change of the number of lanes: seal the old ones, drain them, put new ones of a new epoch in their place.
+"""The change of the number of lanes: seal the old lanes, drain them, and replace them by lanes of a new epoch.
 
-Every step may be cut short. What is there then is either whole or refuses to be used, and the same command again
-finishes it: it begins at what it finds.
+The command may be interrupted at any step. The lanes are then either complete, or the roles refuse to use them. Running
+the command again finishes the change: it continues from the current state.
 """
 
 import asyncio
@@ -14,16 +14,16 @@ from bronze.servers.jetstream import Missing
 from bronze.servers.queue import LaneAdmin, LaneState
 
 POLL_S = 0.1
-#: Drained has to be seen for this long: a cluster may still be applying what it took before the seal.
+#: The lanes must be empty for this long: a cluster may still be applying messages that it accepted before the seal.
 SETTLED_S = 1.0
-#: Without any progress for this long, the command gives up; the lanes stay sealed.
+#: Without progress for this long, the command stops with an error; the lanes stay sealed.
 STALLED_S = 300.0
 
 
 class LaneChange:
-    """The change of a queue's sources to a number of lanes, the queue's own settings saying to how many.
+    """Changes the number of lanes of all sources. The queue's settings must have the same number.
 
-    `told` hears how many messages are still to be stored.
+    `on_progress` is called with the number of messages that are not stored yet.
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class LaneChange:
         catalog: Catalog,
         sources: Sequence[str],
         lanes: int,
-        told: Callable[[int], None],
+        on_progress: Callable[[int], None],
         *,
         settled_s: float = SETTLED_S,
         stalled_s: float = STALLED_S,
@@ -41,36 +41,36 @@ class LaneChange:
         self._catalog = catalog
         self._sources = sources
         self._lanes = lanes
-        self._told = told
+        self._on_progress = on_progress
         self._settled_s = settled_s
         self._stalled_s = stalled_s
 
     async def run(self) -> bool:
-        """Change it; False: it is so already. Raises `Misconfigured`, and `Unavailable` where the drain stands still.
+        """Change the number; False: nothing to change. Raises `Misconfigured`, and `Unavailable` if the drain stalls.
 
-        No lane is removed before each of its source's lanes is sealed and stored to its end: from then on a retry finds
-        its identity, whichever lane it would go to now.
+        No lane is removed before all lanes of its source are sealed and drained: from then on a retry finds the
+        identity of its submission, whichever lane the retry goes to.
         """
         changed = False
-        while old := await self._old():
+        while sources := await self._sources_to_change():
             changed = True
-            there = [one for source in old for one in await self._queue.lanes_of(source)]
-            held = [
+            states = [state for source in sources for state in await self._queue.lanes_of(source)]
+            claims = [
                 (source, number)
-                for source in old
+                for source in sources
                 for number in range(
-                    max([self._lanes, *(one.lane.number + 1 for one in there if one.lane.source == source)])
+                    max([self._lanes, *(state.lane.number + 1 for state in states if state.lane.source == source)])
                 )
             ]
-            for source, number in held:
+            for source, number in claims:
                 await self._queue.hold_claim(source, number, f"bronze lanes {self._lanes}")
-            for one in there:
-                if not one.sealed:
-                    await self._queue.seal(one.lane)
-            await self._drain(there)
-            for one in there:
-                await self._queue.remove(one.lane)
-            for source in old:
+            for state in states:
+                if not state.sealed:
+                    await self._queue.seal(state.lane)
+            await self._drain(states)
+            for state in states:
+                await self._queue.remove(state.lane)
+            for source in sources:
                 for number in range(self._lanes):
                     await self._queue.create_lane(source, number)
         for source in self._sources:
@@ -78,38 +78,40 @@ class LaneChange:
                 await self._queue.release_claim(source, number)
         return changed
 
-    async def _old(self) -> list[str]:
-        """The sources whose lanes are not as they have to be."""
-        return [source for source in self._sources if not self._as_wanted(await self._queue.lanes_of(source))]
+    async def _sources_to_change(self) -> list[str]:
+        return [source for source in self._sources if not self._is_complete(await self._queue.lanes_of(source))]
 
-    def _as_wanted(self, there: Sequence[LaneState]) -> bool:
-        numbers = sorted(one.lane.number for one in there)
+    def _is_complete(self, states: Sequence[LaneState]) -> bool:
+        """Whether these are all lanes of a source after the change."""
+        numbers = sorted(state.lane.number for state in states)
         return numbers == list(range(self._lanes)) and all(
-            one.lanes_total == self._lanes and not one.sealed for one in there
+            state.lanes_total == self._lanes and not state.sealed for state in states
         )
 
-    async def _drain(self, lanes: Sequence[LaneState]) -> None:
-        """Wait until the consumers have stored all that sealed lanes hold."""
-        seen, moved_s = -1, time.monotonic()
-        while seen != 0 or time.monotonic() - moved_s < self._settled_s:
-            left = sum([await self._left(one) for one in lanes])
-            self._told(left)
-            if left != seen:
-                seen, moved_s = left, time.monotonic()
-            elif left and time.monotonic() - moved_s >= self._stalled_s:
-                waiting = [one.lane.stream for one in lanes if await self._left(one)]
+    async def _drain(self, states: Sequence[LaneState]) -> None:
+        """Wait until the consumers have stored all messages of the sealed lanes."""
+        previous, changed_s = -1, time.monotonic()
+        while previous != 0 or time.monotonic() - changed_s < self._settled_s:
+            pending = sum([await self._pending(state) for state in states])
+            self._on_progress(pending)
+            if pending != previous:
+                previous, changed_s = pending, time.monotonic()
+            elif pending and time.monotonic() - changed_s >= self._stalled_s:
+                stalled = [state.lane.stream for state in states if await self._pending(state)]
                 raise Unavailable(
                     Outage.QUEUE_AWAY,
-                    f"{left} messages are still to be stored, and nothing has moved for {self._stalled_s:g} s: "
-                    f"{', '.join(waiting)}. Their lanes are sealed. See that consumers run with BRONZE_LANES as it was "
-                    "and that the bucket answers (their log tells), then run this again",
+                    f"{pending} messages are not stored yet, and there was no progress for {self._stalled_s:g} s: "
+                    f"{', '.join(stalled)}. The lanes are sealed: they accept no new messages. Check that consumers "
+                    "run with the old value of BRONZE_LANES, and that the bucket answers (see the consumers' logs). "
+                    "Then run this command again",
                 )
             await asyncio.sleep(POLL_S)
 
-    async def _left(self, one: LaneState) -> int:
+    async def _pending(self, state: LaneState) -> int:
+        """The number of a lane's messages that are not stored yet."""
         try:
-            last = (await self._queue.state(one.lane)).last
+            last = (await self._queue.state(state.lane)).last
         except (Missing, Gone):
-            return 0  # somebody else runs this command too, and has removed it
-        position, _ = await self._catalog.position(one.lane)
+            return 0  # the same command runs elsewhere too, and has removed the lane
+        position, _ = await self._catalog.position(state.lane)
         return max(0, last - position.last)

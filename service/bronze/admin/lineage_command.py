@@ -1,6 +1,6 @@
-"""`bronze lineage`: asks the API for the chain of an id or a path, or prints new objects as they land.
+"""`bronze lineage`: print the lineage of an id or a path, or follow new objects.
 
-What lands is read from the catalog's feed in the queue: whoever can read that needs no API.
+A lineage comes from the API. New objects are read from the catalog's feed in the queue, without the API.
 """
 
 import argparse
@@ -32,47 +32,67 @@ _UNIT_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """The command line of `bronze lineage`."""
-    parser.description = (
-        "The whole chain of an id or a path: submissions, traces, objects, in both directions. Or, as "
-        "`bronze lineage follow`, each new object as it lands, straight from the queue."
+    parser.epilog = (
+        "Exit codes: 1 if nothing is known of the id, 2 if the API refuses the request, 3 if the API does not answer."
     )
-    asked = parser.add_mutually_exclusive_group(required=True)
-    asked.add_argument("id", nargs="?", metavar="ID", help=f"an id of any kind, or a path; or the word {FOLLOW}")
-    for name in ("classification-id", "file-path", "submission-id", "trace-id"):
-        asked.add_argument(f"--{name}", metavar="ID" if name != "file-path" else "PATH")
-    parser.add_argument("--limit", type=int, default=100, help="bound of submissions and of objects (100)")
-    parser.add_argument("--url", help="where the API is (BRONZE_API_URL)")
-    parser.add_argument("--json", action="store_true", help="the API's answer; of follow an entry a line")
-    follow_ = parser.add_argument_group(FOLLOW)
-    follow_.add_argument("--source", help="objects of this source alone")
-    begin = follow_.add_mutually_exclusive_group()
-    begin.add_argument("--from-start", action="store_true", help="first all objects that there are")
-    begin.add_argument("--since", type=_since, metavar="TIME", help="first those since then: 90m, 2026-11-27T10:00Z")
+    parser.description = (
+        "Print the lineage of an id or a path: the submissions, traces and objects that belong to it. "
+        "`bronze lineage follow` prints each new object when it is stored; it reads the queue and does not need the "
+        "API."
+    )
+    ids = parser.add_mutually_exclusive_group(required=True)
+    ids.add_argument("id", nargs="?", metavar="ID", help=f"an id of any kind, or a path; or the word {FOLLOW}")
+    ids.add_argument("--classification-id", metavar="ID", help="the id of a classification")
+    ids.add_argument("--file-path", metavar="PATH", help="the key of an object in the bucket")
+    ids.add_argument("--submission-id", metavar="ID", help="the id of a submission")
+    ids.add_argument("--trace-id", metavar="ID", help="the trace of a request or of an upload")
+    parser.add_argument(
+        "--limit",
+        type=int,
+        default=100,
+        metavar="N",
+        help="maximum number of submissions, and of objects (default 100, at most 1,000)",
+    )
+    parser.add_argument("--url", help="address of the API (default: BRONZE_API_URL)")
+    parser.add_argument(
+        "--json", action="store_true", help=f"print the API's answer as JSON; with {FOLLOW}, one catalog entry per line"
+    )
+    follow_options = parser.add_argument_group(f"options of {FOLLOW}")
+    follow_options.add_argument("--source", help="print objects of this source only (default: all sources)")
+    start = follow_options.add_mutually_exclusive_group()
+    start.add_argument("--from-start", action="store_true", help="begin with all existing objects")
+    start.add_argument(
+        "--since",
+        type=_since,
+        metavar="TIME",
+        help="begin with the objects stored since this time (2026-11-27T10:00Z; UTC if it names no time zone) or in "
+        "this period (30s, 90m, 2h, 7d)",
+    )
 
 
 def wants_follow(args: argparse.Namespace) -> bool:
-    """Whether new objects are asked for. Raises `Misconfigured` where options are of the other command."""
+    """Whether the command is `follow`. Raises `Misconfigured` if its options are used without it."""
     if args.id == FOLLOW:
         return True
     if args.source or args.from_start or args.since:
-        raise Misconfigured(f"--source, --from-start and --since are of bronze lineage {FOLLOW}")
+        raise Misconfigured(f"--source, --from-start and --since are options of bronze lineage {FOLLOW} only")
     return False
 
 
-# --- the chain of an id
+# --- the lineage of an id
 
 
-def run_ask(args: argparse.Namespace, settings: Settings) -> int:
+def run_lookup(args: argparse.Namespace, settings: Settings) -> int:
     """Print the lineage. The exit code is 1 if nothing is known, and 2 if the API refuses the question.
 
     Raises `Unavailable`.
     """
     by = ("id", "classification_id", "file_path", "submission_id", "trace_id")
-    asked = {name: getattr(args, name) for name in by if getattr(args, name)}
+    query = {name: getattr(args, name) for name in by if getattr(args, name)}
     with client.connect(settings, args.url) as http:
         url = http.base_url.join("v1/lineage")
         try:
-            response = http.get(url, params={**asked, "limit": args.limit})
+            response = http.get(url, params={**query, "limit": args.limit})
         except httpx.RequestError as error:
             raise client.unreachable(error, url) from error
     if response.is_error:
@@ -84,7 +104,10 @@ def run_ask(args: argparse.Namespace, settings: Settings) -> int:
     try:
         lineage = response.json()
     except ValueError as error:
-        raise Unavailable(Outage.UNAVAILABLE, f"{url} does not answer as the API does: {error}") from error
+        raise Unavailable(
+            Outage.UNAVAILABLE,
+            f"the answer of {url} is not JSON: {error}. Check that --url or BRONZE_API_URL is the address of the API",
+        ) from error
     if args.json:
         print(response.text)
     else:
@@ -92,98 +115,98 @@ def run_ask(args: argparse.Namespace, settings: Settings) -> int:
     return 0
 
 
-def _print(chain: Mapping[str, Any]) -> None:
-    """As a list, since no terminal is wide enough for a table of ids and paths that can be copied."""
+def _print(lineage: Mapping[str, Any]) -> None:
+    """Print a list: a table of complete ids and paths is too wide for a terminal."""
     console = Console(highlight=False)
 
-    def say(text: str) -> None:
+    def line(text: str) -> None:
         console.print(text, soft_wrap=True)
 
-    say(f"{chain['by']} {escape(chain['value'])}")
-    for one in chain["submissions"]:
-        say(f"\n[bold]submission {one['submission_id']}[/] {one['status']}")
-        origin = f", from {escape(one['origin'])}" if one["origin"] else ""
-        say(f"  {one['records']:,} records of {one['source']}{origin}")
-        say(f"  classification_id {escape(_run(one))}")
-        queued, stored = (_after(one["received_at"], one[f"{what}_at"]) for what in ("queued", "stored"))
-        say(f"  received {_moment(one['received_at'])}, queued {queued}, stored {stored}")
-        say(f"  trace {one['trace_id']}")
-        for held in one["objects"]:
-            say(f"  {held['records']:,} records in {escape(held['file_path'])}")
-    for one in chain["objects"]:
-        say(f"\n[bold]object {escape(one['file_path'])}")
-        size = "size not known" if one["bytes"] is None else f"{one['bytes']:,} bytes"
-        say(f"  {one['records']:,} records, {one['submissions']:,} submissions, {size}")
-        say(f"  messages {one['first']} to {one['last']} of lane {one['epoch']}-{one['lane']}")
-        say(f"  stored {_moment(one['stored_at'])}")
-        say(f"  trace {one['trace_id']}, of its upload")
-    say("")
-    if chain["truncated"]:
-        say("There is more: --limit shows up to 1,000.")
-    if not chain["complete"]:
-        say("Not each object that may hold it could be searched: there may be more.")
-    say(f"The view was {chain['lag_s']:.1f} s behind the catalog.")
+    line(f"{lineage['by']} {escape(lineage['value'])}")
+    for submission in lineage["submissions"]:
+        line(f"\n[bold]submission {submission['submission_id']}[/] {submission['status']}")
+        origin = f", from {escape(submission['origin'])}" if submission["origin"] else ""
+        line(f"  {submission['records']:,} records of {submission['source']}{origin}")
+        line(f"  classification_id {escape(_classification(submission))}")
+        queued, stored = (_after(submission["received_at"], submission[f"{step}_at"]) for step in ("queued", "stored"))
+        line(f"  received {_moment(submission['received_at'])}, queued {queued}, stored {stored}")
+        line(f"  trace {submission['trace_id']}")
+        for share in submission["objects"]:
+            line(f"  {share['records']:,} records in {escape(share['file_path'])}")
+    for written in lineage["objects"]:
+        line(f"\n[bold]object {escape(written['file_path'])}")
+        size = "size not known" if written["bytes"] is None else f"{written['bytes']:,} bytes"
+        line(f"  {written['records']:,} records, {written['submissions']:,} submissions, {size}")
+        line(f"  messages {written['first']} to {written['last']} of lane {written['epoch']}-{written['lane']}")
+        line(f"  stored {_moment(written['stored_at'])}")
+        line(f"  trace {written['trace_id']}, of its upload")
+    line("")
+    if lineage["truncated"]:
+        line("There are more results: use --limit (up to 1,000) to show more.")
+    if not lineage["complete"]:
+        line("Not all objects that may contain the classification could be searched: there may be more results.")
+    line(f"The catalog index was at most {lineage['lag_s']:.1f} s behind the catalog.")
 
 
-def _run(submission: Mapping[str, Any]) -> str:
-    one, count = submission["classification_id"], submission["classification_count"]
-    return one or ("(in the object's column)" if count in {None, 1} else f"({count:,} of them)")
+def _classification(submission: Mapping[str, Any]) -> str:
+    classification_id, count = submission["classification_id"], submission["classification_count"]
+    return classification_id or ("(in the object's column)" if count in {None, 1} else f"({count:,} of them)")
 
 
 def _moment(time: str | None) -> str:
     return f"{dt.datetime.fromisoformat(time):%Y-%m-%d %H:%M:%S.%f}"[:-3] if time else "-"
 
 
-def _after(began: str | None, time: str | None) -> str:
-    """How long after the beginning, where both are known."""
-    if not began or not time:
+def _after(start: str | None, time: str | None) -> str:
+    """The time as seconds after `start`, if both are known."""
+    if not start or not time:
         return _moment(time)
-    return f"+{(dt.datetime.fromisoformat(time) - dt.datetime.fromisoformat(began)).total_seconds():.3f} s"
+    return f"+{(dt.datetime.fromisoformat(time) - dt.datetime.fromisoformat(start)).total_seconds():.3f} s"
 
 
 # --- new objects
 
 
 async def follow(args: argparse.Namespace, feed: Feed, stop: asyncio.Event) -> None:
-    """Print each new object until told to stop, also those that land while the queue is away for a while."""
-    show: Callable[[FeedEntry], None] = _show_json if args.json else _show
+    """Print each new object until `stop` is set, also those stored while the queue does not answer for a while."""
+    print_entry: Callable[[FeedEntry], None] = _print_json if args.json else _print_line
     since: str | None = args.since
     position = FeedPosition() if args.from_start or since else None
-    away = False
+    waiting = False
     while not stop.is_set():
         wait_s = RETRY_S
         try:
             position = position or await feed.end()
             page = await feed.read(position, since=since)
         except Unavailable as error:
-            if not away:
-                print(f"bronze lineage: waiting: {error}", file=sys.stderr)
-            away = True
+            if not waiting:
+                print(f"bronze lineage: waiting for the queue: {error}", file=sys.stderr)
+            waiting = True
         else:
-            away = False
+            waiting = False
             position = page.position
             since = None if position.sequence else since
-            for noted in page.entries:
-                if args.source in {None, noted.entry.source}:
-                    show(noted)
+            for item in page.entries:
+                if args.source in {None, item.entry.source}:
+                    print_entry(item)
             sys.stdout.flush()
             wait_s = 0 if page.remaining else POLL_S
         with suppress(TimeoutError):
             await asyncio.wait_for(stop.wait(), wait_s)
 
 
-def _show(noted: FeedEntry) -> None:
-    entry = noted.entry
-    print(f"{_moment(noted.stored_at)}  {entry.source}  {entry.records:>9,} records  {entry.file_path}")
+def _print_line(item: FeedEntry) -> None:
+    entry = item.entry
+    print(f"{_moment(item.stored_at)}  {entry.source}  {entry.records:>9,} records  {entry.file_path}")
 
 
-def _show_json(noted: FeedEntry) -> None:
-    entry = {"sequence": noted.sequence, "time": noted.time, **msgspec.to_builtins(noted.entry)}
+def _print_json(item: FeedEntry) -> None:
+    entry = {"sequence": item.sequence, "time": item.time, **msgspec.to_builtins(item.entry)}
     print(msgspec.json.encode(entry).decode())
 
 
 def _since(text: str) -> str:
-    """A time, or how long ago, as the queue takes it."""
+    """A time, or a period up to now, as the time format of the queue."""
     if ago := _DURATION.fullmatch(text):
         moment = dt.datetime.now(dt.UTC) - dt.timedelta(seconds=int(ago[1]) * _UNIT_S[ago[2]])
     else:
@@ -191,7 +214,7 @@ def _since(text: str) -> str:
             moment = dt.datetime.fromisoformat(text)
         except ValueError as error:
             raise argparse.ArgumentTypeError(
-                f"{text!r} is neither a time (2026-11-27T10:00Z) nor how long ago (30s, 90m, 2h, 7d)"
+                f"{text!r} is neither a time (2026-11-27T10:00Z) nor a period up to now (30s, 90m, 2h, 7d)"
             ) from error
         moment = moment if moment.tzinfo else moment.replace(tzinfo=dt.UTC)
     return moment.astimezone(dt.UTC).isoformat().replace("+00:00", "Z")

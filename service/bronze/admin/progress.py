@@ -8,9 +8,9 @@ from rich.console import Console
 
 
 class Progress:
-    """A bar of something that is counted, on a terminal."""
+    """A progress bar with a count, if standard error is a terminal."""
 
-    def __init__(self, what: str) -> None:
+    def __init__(self, label: str) -> None:
         self._bar = progress.Progress(
             progress.TextColumn("{task.description}"),
             progress.BarColumn(),
@@ -20,8 +20,8 @@ class Progress:
             disable=not sys.stderr.isatty(),
             transient=True,
         )
-        self._task = self._bar.add_task(what, total=None, number=0)
-        self._number = self._most = 0
+        self._task = self._bar.add_task(label, total=None, number=0)
+        self._number = self._number_max = 0
 
     def __enter__(self) -> Self:
         self._bar.start()
@@ -31,11 +31,11 @@ class Progress:
         self._bar.stop()
 
     def step(self) -> None:
-        """One more is done; nobody knows of how many."""
+        """Count one more item; the total is not known."""
         self._number += 1
         self._bar.update(self._task, number=self._number)
 
     def left(self, number: int) -> None:
-        """So many are left."""
-        self._most = max(self._most, number)
-        self._bar.update(self._task, number=number, total=self._most or None, completed=self._most - number)
+        """Show the number of items that are left."""
+        self._number_max = max(self._number_max, number)
+        self._bar.update(self._task, number=number, total=self._number_max or None, completed=self._number_max - number)

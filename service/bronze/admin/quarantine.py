@@ -1,8 +1,8 @@
-"""What is in quarantine, read from the bucket.
+"""Reads the quarantine from the bucket.
 
-An object under `quarantine/` is what a message holds, byte for byte: rejected records with the reasons (`.rejected`),
-or one that could not become rows (`.message`), whose headers stand in the object that lists it. Nothing is removed:
-what was replayed gets a mark beside it.
+An object under `quarantine/` is the payload of a message, byte for byte: rejected records with the reasons
+(`.rejected`), or a message that could not become rows (`.message`). The headers of such a message are in the object
+that lists it. Nothing is removed: a replay adds a mark next to the quarantine object.
 """
 
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -26,11 +26,11 @@ from bronze.servers.bucket import Bucket, Head
 
 
 class CommandError(Exception):
-    """What was asked for cannot be done; the message says why, and what can."""
+    """A command cannot be executed; the message says why, and what to do."""
 
 
 class ReplayMark(msgspec.Struct, frozen=True, kw_only=True):
-    """The mark of what was replayed: as which submission, how many records, and their digest (SHA-256)."""
+    """The mark of a replay: its submission, the number of its records, and their digest (SHA-256)."""
 
     submission_id: str
     records: int
@@ -39,7 +39,7 @@ class ReplayMark(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A record in quarantine; its index in the body that it came in, and what is wrong with it, where that is known."""
+    """A record in quarantine; if known, with its index in the body of its submission and with the error."""
 
     raw: bytes
     index: int | None = None
@@ -50,7 +50,7 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class QuarantinedObject:
-    """An object of the quarantine. `accepted` is None where nobody can tell any more what its submission was."""
+    """An object of the quarantine. `accepted` is None if its submission is not known any more."""
 
     key: str
     source: str
@@ -59,12 +59,12 @@ class QuarantinedObject:
     reason: str
     accepted: AcceptedSubmission | None
     records: Sequence[Record]
-    #: whether the records could be separated: else the only one is the whole message
+    #: False: the records cannot be separated, and `records` has the whole message as a single record
     separable: bool
     replayed: ReplayMark | None
 
-    def listed(self) -> dict[str, object]:
-        """All but the records' bytes."""
+    def as_dict(self) -> dict[str, object]:
+        """Everything except the records' bytes."""
         return {
             "key": self.key,
             "source": self.source,
@@ -73,24 +73,25 @@ class QuarantinedObject:
             "reason": self.reason,
             "replayed_as": self.replayed.submission_id if self.replayed else None,
             "records": [
-                {"index": one.index, "kind": one.kind, "field": one.field, "reason": one.reason} for one in self.records
+                {"index": record.index, "kind": record.kind, "field": record.field, "reason": record.reason}
+                for record in self.records
             ],
         }
 
-    def text(self) -> Iterator[str]:
-        """The same, to be read."""
-        again = f", replayed as {self.replayed.submission_id}" if self.replayed else ""
-        yield f"{self.key}\n  submission {self.submission_id}, {self.stored_at}{again}\n  {self.reason}"
-        for one in self.records:
-            if one.reason:
-                place = f"record {one.index}" + (f", field {one.field}" if one.field else "")
-                yield f"  {place}: {one.reason} ({one.kind})"
+    def as_text(self) -> Iterator[str]:
+        """The same for people, in lines."""
+        replay = f", replayed as {self.replayed.submission_id}" if self.replayed else ""
+        yield f"{self.key}\n  submission {self.submission_id}, {self.stored_at}{replay}\n  {self.reason}"
+        for record in self.records:
+            if record.reason:
+                place = f"record {record.index}" + (f", field {record.field}" if record.field else "")
+                yield f"  {place}: {record.reason} ({record.kind})"
 
     def lines(self) -> list[bytes]:
-        """Each record as one line: a line's end is a blank to JSON outside of strings, and an error inside."""
+        """Each record as one line: a line break is white space to JSON outside of strings, and an error inside."""
         if not self.separable:
             return [self.records[0].raw]
-        return [b" ".join(one.raw.splitlines()) for one in self.records]
+        return [b" ".join(record.raw.splitlines()) for record in self.records]
 
 
 async def find(
@@ -98,7 +99,7 @@ async def find(
 ) -> AsyncIterator[QuarantinedObject]:
     """The objects in quarantine, by source and in the order of its lanes.
 
-    `since` is a time of the queue's server (RFC 3339, UTC), or the beginning of one.
+    `since` is a time of the queue's server (RFC 3339, UTC), or a prefix of one.
     """
     keys = [key async for key in bucket.keys(source_folder(source) if source else FOLDER)]
     marks = {key for key in keys if key.endswith(REPLAYED)}
@@ -112,10 +113,10 @@ async def find(
 
 
 async def load(bucket: Bucket, key: str) -> QuarantinedObject:
-    """The object under a key; raises `CommandError`."""
+    """The quarantine object under a key. Raises `CommandError`."""
     head = await bucket.head(key) if is_quarantined(key) else None
     if head is None:
-        raise CommandError(f"{key} is not in quarantine; `bronze quarantine list` shows what is")
+        raise CommandError(f"{key} is not in quarantine. `bronze quarantine list` shows the keys")
     return await _load(bucket, key, head, replayed=await bucket.head(key + REPLAYED) is not None)
 
 
@@ -139,14 +140,14 @@ async def _load(bucket: Bucket, key: str, head: Head, *, replayed: bool) -> Quar
 async def _records(
     bucket: Bucket, key: str, payload: bytes, file_path: str
 ) -> tuple[AcceptedSubmission | None, list[Record]]:
-    """The submission, if it is known, and its records, if they can be told apart."""
+    """The submission, if it is known, and its records, if they can be separated."""
     if key.endswith(REJECTED):
         try:
-            first_line, noted = rejected_records.unpack(payload)
-            said = msgspec.json.decode(first_line, type=AcceptedSubmission)
+            first_line, rejected = rejected_records.unpack(payload)
+            submission = msgspec.json.decode(first_line, type=AcceptedSubmission)
         except (DeadLetter, msgspec.DecodeError):
             return None, []
-        return said, [Record(raw, note.index, note.kind, note.field, note.reason) for note, raw in noted]
+        return submission, [Record(raw, note.index, note.kind, note.field, note.reason) for note, raw in rejected]
     part = await _part(bucket, key, file_path)
     accepted = part.accepted if part else None
     try:
@@ -160,13 +161,17 @@ async def _records(
 
 
 async def _part(bucket: Bucket, key: str, file_path: str) -> Part | None:
-    """The part that a message was, by the headers that the object which lists it has kept."""
-    # not at import: the command line of publishers, too, imports this module, and they do without PyArrow
+    """The message's place in its submission, by its headers, which are in the object that lists it."""
+    # imported late: the command line of publishers imports this module too, and does not need PyArrow
     from bronze.objects.reader import read_contents
 
     try:
         contents = await read_contents(bucket, file_path) if file_path else None
-        headers = next((one.headers for one in contents.quarantined if one.key == key), None) if contents else None
+        headers = (
+            next((message.headers for message in contents.quarantined if message.key == key), None)
+            if contents
+            else None
+        )
         return Part.parse(headers) if headers else None
     except (Halted, DeadLetter):
         return None

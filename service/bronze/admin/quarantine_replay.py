@@ -1,4 +1,4 @@
-"""Replay: the corrected records of a quarantine object are sent to the API again, once."""
+"""Replay: send the corrected records of a quarantine object to the API, once."""
 
 import asyncio
 import hashlib
@@ -29,7 +29,7 @@ class _Receipt(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """The corrected records of one quarantine object; `indices` are those in the body that they came in."""
+    """The corrected records of one quarantine object; `indices` are those in the body of its submission."""
 
     quarantined: QuarantinedObject
     accepted: AcceptedSubmission
@@ -46,23 +46,24 @@ class Replay:
 
 
 def match_lines(objects: Sequence[QuarantinedObject], lines: Sequence[bytes]) -> list[Replay]:
-    """The lines of a corrected export, each for its record; an empty line drops its record. Raises `CommandError`."""
+    """Match the lines of a corrected export to records. An empty line discards its record. Raises `CommandError`."""
     expected = sum(len(quarantined.records) for quarantined in objects)
     if len(lines) != expected:
         raise CommandError(
             f"there are {len(lines)} lines, and {expected} records in quarantine. Write one line per record, in the "
-            "order of the export; leave the line of a record empty to drop it"
+            "order of the export; to discard a record, leave its line empty"
         )
-    rest = iter(lines)
+    remaining = iter(lines)
     replays: list[Replay] = []
     for quarantined in objects:
         if not quarantined.separable:
             raise CommandError(
-                f"the records of {quarantined.key} cannot be separated: correct it by hand, and publish it as new"
+                f"the records of {quarantined.key} cannot be separated. Correct them by hand, and publish them as new "
+                "data"
             )
         if quarantined.accepted is None:
-            raise CommandError(f"the submission of {quarantined.key} is not known: publish its records as new")
-        filled = [(line, record.index) for record in quarantined.records if (line := next(rest).strip())]
+            raise CommandError(f"the submission of {quarantined.key} is not known. Publish its records as new data")
+        filled = [(line, record.index) for record in quarantined.records if (line := next(remaining).strip())]
         replays.append(
             Replay(quarantined, quarantined.accepted, [line for line, _ in filled], [index for _, index in filled])
         )
@@ -72,8 +73,9 @@ def match_lines(objects: Sequence[QuarantinedObject], lines: Sequence[bytes]) ->
 async def replay(bucket: Bucket, http: httpx.AsyncClient, corrected: Replay) -> ReplayMark:
     """Send corrected records, once: as one submission, whose Idempotency-Key is the key of the quarantine object.
 
-    With a key for each selection of records, a second, larger selection would send the first one's again. Raises
-    `CommandError` if the API refuses them, or has accepted others in their place, and `Unavailable`.
+    If the Idempotency-Key depended on the selected records, a second, larger selection would send the records of the
+    first one again. Raises `CommandError` if the API refuses them or has accepted other records of the same quarantine
+    object, and `Unavailable`.
     """
     quarantined = corrected.quarantined
     if quarantined.replayed:
@@ -82,17 +84,20 @@ async def replay(bucket: Bucket, http: httpx.AsyncClient, corrected: Replay) -> 
         return quarantined.replayed
     response = await _send(http, quarantined.source, quarantined.key, corrected.accepted, corrected.body)
     if response.status_code != httpx.codes.ACCEPTED:
-        raise _refused(response, corrected)
+        raise _refusal(response, corrected)
     try:
         receipt = msgspec.json.decode(response.content, type=_Receipt)
     except msgspec.DecodeError as error:
-        raise CommandError(f"{quarantined.key}: {response.url} answers 202, but not as the API does") from error
+        raise CommandError(
+            f"{quarantined.key}: {response.url} answers 202, but without a submission_id. Check that BRONZE_API_URL is "
+            "the address of the API"
+        ) from error
     mark = ReplayMark(submission_id=receipt.submission_id, records=len(corrected.lines), digest=corrected.digest)
     await bucket.create(quarantined.key + REPLAYED, msgspec.json.encode(mark), {}, JSON)
     return mark
 
 
-def _refused(response: httpx.Response, corrected: Replay) -> CommandError:
+def _refusal(response: httpx.Response, corrected: Replay) -> CommandError:
     key = corrected.quarantined.key
     problem = client.problem_of(response)
     if response.status_code == httpx.codes.CONFLICT:
@@ -105,14 +110,15 @@ def _refused(response: httpx.Response, corrected: Replay) -> CommandError:
 
 def _replayed_differently(key: str, submission_id: str) -> CommandError:
     return CommandError(
-        f"{key} was replayed with other records already, as submission {submission_id}: publish what is missing as new"
+        f"{key} was already replayed with other records, as submission {submission_id}. Publish the missing records as "
+        "new data"
     )
 
 
 async def _send(
     http: httpx.AsyncClient, source: str, key: str, accepted: AcceptedSubmission, body: bytes
 ) -> httpx.Response:
-    """The API's answer, asked for until there is one: the Idempotency-Key makes that safe."""
+    """Send until the API answers; the Idempotency-Key makes retries safe."""
     headers = {"Content-Type": NDJSON, request_headers.IDEMPOTENCY_KEY: key}
     if accepted.classification_default is not None:
         headers[request_headers.CLASSIFICATION_ID] = request_headers.encode(accepted.classification_default)
@@ -131,5 +137,5 @@ async def _send(
             return response
         reason = f"it answers {response.status_code}"
     raise Unavailable(
-        Outage.UNAVAILABLE, f"the API at {http.base_url} does not accept {key}: {reason}. Replay it again"
+        Outage.UNAVAILABLE, f"the API at {http.base_url} did not accept {key}: {reason}. Run the replay again"
     )

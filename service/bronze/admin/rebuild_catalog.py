@@ -1,7 +1,7 @@
-"""The catalog made anew from the bucket alone: what each object's own footer says, in the order of the chains.
+"""Rebuild the catalog from the bucket alone: from the footer of each object, in the order of the chains.
 
-The bucket is read twice. First as it is, to know that its chains are whole; only then the catalog is replaced, which
-stops every writer, and what they wrote meanwhile is read too.
+The bucket is read twice. The first time shows that its chains are complete. Only then the catalog is replaced, which
+stops every writer; the second time finds the objects that they wrote meanwhile.
 """
 
 import asyncio
@@ -20,21 +20,21 @@ from bronze.servers.bucket import Bucket
 from bronze.servers.catalog_rebuild import CatalogReplacement
 from bronze.servers.queue import Queue
 
-#: Footers that are read at once.
+#: Footers that are read concurrently.
 READS = 8
-#: Objects that are written in one go.
-OBJECTS = 200
+#: Objects whose entries are appended to the catalog in one call.
+BATCH_OBJECTS = 200
 
 
 @dataclass
 class BucketContents:
-    """What the bucket holds. `ends` is each lane's last object's `last` and its stored time."""
+    """The contents of the bucket. `ends`: per lane, the last stored message and the time of that message."""
 
     objects: int = 0
     records: int = 0
     submissions: int = 0
-    #: keys below the prefix that are none of ours
-    others: int = 0
+    #: keys under the prefix that are not objects of Bronze
+    unknown_keys: int = 0
     identities: int = 0
     ends: dict[Lane, tuple[int, str]] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
@@ -43,83 +43,86 @@ class BucketContents:
         return self.ends.get(lane, (0, ""))[0]
 
     def add(self, key: str, lane: Lane, first: int, contents: Contents) -> None:
-        """Take the next object of a lane. Raises `Halted` where it does not follow the one before."""
-        says = (Lane(contents.source, contents.lane, contents.epoch), contents.first, contents.file_path)
-        if says != (lane, first, key):
-            raise Halted(f"{key} is the object {contents.file_path}, by its own footer: it was moved, or copied here")
+        """Add the next object of a lane. Raises `Halted` if it does not follow the object before it."""
+        described = (Lane(contents.source, contents.lane, contents.epoch), contents.first, contents.file_path)
+        if described != (lane, first, key):
+            raise Halted(
+                f"the footer of {key} says that its key is {contents.file_path}: the object was moved, or copied to "
+                "this key. Move it back, or delete the copy if the original is there; then run this command again"
+            )
         if lane not in self.ends and first > 1:
             self.warnings.append(
-                f"{lane.stream} begins at message {first}: what was before is not in the bucket any more"
+                f"{lane.stream} begins at message {first}: the objects before it are no longer in the bucket"
             )
         elif first != self.last(lane) + 1:
-            what = "are in no object" if first > self.last(lane) else "are in two objects"
+            fault = "are in no object" if first > self.last(lane) else "are in two objects"
             low, high = sorted((self.last(lane) + 1, first))
             raise Halted(
-                f"{key} begins at message {first} of {lane.stream}, and the object before it ends at "
-                f"{self.last(lane)}: messages {low} to {high - 1} {what}. An object was deleted, or put there by hand"
+                f"{key} begins at message {first} of {lane.stream}, but the object before it ends at message "
+                f"{self.last(lane)}: messages {low} to {high - 1} {fault}. An object was deleted, or added by hand"
             )
         self.ends[lane] = (contents.last, contents.last_time)
         self.objects += 1
         self.records += contents.records
-        self.submissions += sum(one.parts_done == one.parts for one in contents.submissions)
+        self.submissions += sum(submission.parts_done == submission.parts for submission in contents.submissions)
 
 
 class Rebuild:
-    """A catalog from a bucket. `told` hears of each object, once it is read or written."""
+    """Rebuilds the catalog from a bucket. `on_object` is called for each object that was read."""
 
-    def __init__(self, bucket: Bucket, prefix: str, told: Callable[[], None]) -> None:
+    def __init__(self, bucket: Bucket, prefix: str, on_object: Callable[[], None]) -> None:
         self._bucket = bucket
         self._prefix = prefix
-        self._told = told
+        self._on_object = on_object
 
-    async def look(self, spool: BinaryIO, found: BucketContents) -> None:
-        """Read every object that was not found yet into a spool, and check that the chains are whole.
+    async def read_bucket(self, spool: BinaryIO, found: BucketContents) -> None:
+        """Write the footer of every object that is not in `found` to the spool, and check that the chains are complete.
 
-        Raises `Halted` where they are not.
+        Raises `Halted` if they are not.
         """
         async for key, lane, first, contents in self._objects(found):
             found.add(key, lane, first, contents)
             spool.write(msgspec.json.encode(contents) + b"\n")
-            self._told()
+            self._on_object()
 
     async def run(self, catalog: CatalogReplacement, spool: BinaryIO, found: BucketContents, now_s: float) -> None:
-        """Replace the catalog by one of what was found in a look, and since then."""
+        """Replace the catalog by the objects in `found` and those written since the bucket was read."""
         await catalog.start()
         spool.seek(0, 2)
-        await self.look(spool, found)
+        await self.read_bucket(spool, found)
         spool.seek(0)
         batch: list[Contents] = []
         for contents in (msgspec.json.decode(line, type=Contents) for line in spool):
             batch.append(contents)
-            if len(batch) == OBJECTS:
+            if len(batch) == BATCH_OBJECTS:
                 found.identities += await catalog.append(batch, now_s)
                 batch = []
         found.identities += await catalog.append(batch, now_s)
         await catalog.finish()
 
     async def compare(self, queue: Queue, lanes: Iterable[Lane], found: BucketContents) -> None:
-        """Warn of each lane that will stop, since the queue does not go on where its chain in the bucket ends."""
+        """Add a warning for each lane that will halt because the queue does not continue its chain in the bucket."""
         for lane in lanes:
             last, time = found.ends.get(lane, (0, ""))
             anchor = await queue.get(lane, last) if last else None
             if (anchor.time if anchor else "") != time or (not last and (await queue.state(lane)).first > 1):
                 found.warnings.append(
-                    f"{lane.stream} will stop: its chain in the bucket ends at message {last}, and the queue does not "
-                    "go on from there. An object is missing in the bucket, or the queue was rolled back"
+                    f"{lane.stream} will halt: its chain in the bucket ends at message {last}, but the queue does not "
+                    "continue it. An object is missing in the bucket, or the queue was rolled back"
                 )
 
     async def _objects(self, found: BucketContents) -> AsyncIterator[tuple[str, Lane, int, Contents]]:
-        """The objects past those that were found, in the order of their keys, which is that of each lane's chain."""
+        """The objects that are not in `found`, in the order of their keys, which is the order of each lane's chain."""
         known = {lane: last for lane, (last, _) in found.ends.items()}
         reading: list[tuple[str, Lane, int, asyncio.Task[Contents | None]]] = []
-        found.others = 0
+        found.unknown_keys = 0
         try:
             async for key in self._bucket.keys(f"{self._prefix}/source="):
-                of = lane_of_key(key)
-                if of is None:
-                    found.others += 1
+                place = lane_of_key(key)
+                if place is None:
+                    found.unknown_keys += 1
                     continue
-                lane, first = of
+                lane, first = place
                 if first <= known.get(lane, 0):
                     continue
                 reading.append((key, lane, first, asyncio.create_task(read_contents(self._bucket, key))))
@@ -137,5 +140,8 @@ async def _read(
 ) -> tuple[str, Lane, int, Contents]:
     contents = await reading
     if contents is None:
-        raise Unavailable(Outage.CONFLICT, f"{key} was listed and is gone")
+        raise Unavailable(
+            Outage.CONFLICT,
+            f"{key} was in the listing of the bucket, but does not exist any more. Run this command again",
+        )
     return key, lane, first, contents
