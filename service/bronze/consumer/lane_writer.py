@@ -321,7 +321,7 @@ class LaneWriter:
             await asyncio.sleep(MAINTENANCE_S)
 
     async def _purge_and_report(self, purgeable: deque[tuple[float, Tail]]) -> None:
-        """Do it once; `purgeable` are the anchors so far, each with the time when its entry was stored."""
+        """One pass of `maintain`; `purgeable` are the anchors so far, each with the time when its entry was stored."""
         position, stored_at = await self._catalog.position(self._lane)
         anchor = Tail.of(position, [])
         if anchor and (not purgeable or purgeable[-1][1].sequence < anchor.sequence):

@@ -199,7 +199,7 @@ class NatsQueue:
                 if self._js.connected and await self._publish(lane, accepted, checked, deadline_s):
                     return None
             except Missing as error:
-                missing = True  # nothing was stored
+                missing = True  # this attempt stored nothing
                 with suppress(Unavailable):
                     if not unknown and await self._js.is_replaced(lane.stream, lane_subject(lane.source, "*")):
                         raise js.replaced_error(lane.stream) from error
