@@ -1,4 +1,4 @@
-"""Values of the service's types, for tests to which only some of their fields matter."""
+"""Values of the service's types, for tests that depend only on some of the fields."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ TIME = "2026-11-24T12:34:56.123456789Z"
 
 def accepted(**facts: Any) -> AcceptedSubmission:
     """A submission of one record."""
-    known: dict[str, Any] = {
+    defaults: dict[str, Any] = {
         "submission_id": "01939f4e-6b7c-7cc3-a4f5-0242ac120002",
         "source": LANE.source,
         "digest": "0" * 64,
@@ -25,15 +25,15 @@ def accepted(**facts: Any) -> AcceptedSubmission:
         "trace_id": "0" * 32,
         "traceparent": f"00-{'0' * 32}-{'0' * 16}-01",
     }
-    return AcceptedSubmission(**(known | facts))
+    return AcceptedSubmission(**(defaults | facts))
 
 
 def contents(first: int, last: int, **facts: Any) -> Contents:
-    """An object of these messages, under its own key, with a record for each and no submission listed."""
-    anchor = Message(first, lane_subject(LANE.source, LANE.number, "x"), TIME, {}, b"")
-    known: dict[str, Any] = {
+    """The footer of an object of these messages, with one record per message and without submissions."""
+    first_message = Message(first, lane_subject(LANE.source, LANE.number, "x"), TIME, {}, b"")
+    defaults: dict[str, Any] = {
         "writer": "test",
-        "file_path": object_key("bronze", LANE, anchor),
+        "file_path": object_key("bronze", LANE, first_message),
         "source": LANE.source,
         "epoch": LANE.epoch,
         "lane": LANE.number,
@@ -50,4 +50,4 @@ def contents(first: int, last: int, **facts: Any) -> Contents:
         "quarantined": [],
         "duplicates": [],
     }
-    return Contents(**(known | facts))
+    return Contents(**(defaults | facts))

@@ -1,12 +1,12 @@
-"""What can go wrong, split by who has to act.
+"""The errors of this package, grouped by who has to act.
 
 BronzeError
- ├── Refused         the sender mends the submission and sends it again
- ├── Unavailable     nobody: it passes, try again later
- ├── Poison          an operator looks at the message that was set aside
- ├── Halted          an operator looks at the lane: going on could lose or double data
- │    └── Gone       a supervisor starts the role anew: another stream has taken the place of the one it worked on
- └── Misconfigured   an operator mends the settings; the role does not start
+ ├── Refused         the sender corrects the submission and sends it again
+ ├── Unavailable     nobody: the cause is temporary, try again later
+ ├── DeadLetter      an operator looks at the message in quarantine
+ ├── Halted          an operator looks at the lane: to continue could lose or duplicate data
+ │    └── Gone       a supervisor restarts the role: its stream was replaced by another stream
+ └── Misconfigured   an operator corrects the settings; the role does not start
 
 Pure. Imports: none.
 Libraries: none.
@@ -18,9 +18,9 @@ from typing import Self
 
 
 class ErrorCode(StrEnum):
-    """A closed word for what went wrong: the end of a problem document's `type`, and the `error.type` of telemetry.
+    """A code from a fixed list: the last part of a problem document's `type`, and the `error.type` of telemetry.
 
-    `status` is the HTTP status that the API answers with.
+    `status` is the HTTP status of the API's answer.
     """
 
     status: int
@@ -33,7 +33,7 @@ class ErrorCode(StrEnum):
 
 
 class Refusal(ErrorCode):
-    """What the sender has to correct."""
+    """Errors that the sender has to correct."""
 
     UNKNOWN_SOURCE = "unknown-source", 404
     MALFORMED_JSON = "malformed-json", 400
@@ -55,7 +55,7 @@ class Refusal(ErrorCode):
 
 
 class Outage(ErrorCode):
-    """What passes by itself, or what an operator restores: the same request may succeed later."""
+    """Errors that end by themselves or that an operator ends: the same request may succeed later."""
 
     QUEUE_AWAY = "queue-away", 503
     QUEUE_FULL = "queue-full", 503
@@ -70,7 +70,7 @@ class Outage(ErrorCode):
 
 
 class Fault(ErrorCode):
-    """What goes wrong inside, for an operator to look at."""
+    """Errors inside Bronze that an operator has to look at."""
 
     POISON = "poison", 500
     UNKNOWN_FORMAT = "unknown-format", 500
@@ -79,20 +79,20 @@ class Fault(ErrorCode):
 
 
 def error_code(word: str) -> ErrorCode | None:
-    """The code that a word stands for; None where it is none of ours."""
+    """The code with this value; None if there is none."""
     codes: list[ErrorCode] = [*Refusal, *Outage, *Fault]
     return next((code for code in codes if code == word), None)
 
 
 class BronzeError(Exception):
-    """The root of every error that this package raises on purpose."""
+    """The base class of every error that this package raises on purpose."""
 
 
 class Refused(BronzeError):
-    """A submission or a question that its sender has to correct; becomes an RFC 9457 problem document.
+    """A request that its sender has to correct; becomes an RFC 9457 problem document.
 
-    `members` are the document's extension members, such as the record's index and field; one that is None is left out.
-    `status` is given where a server answered with another one than the code's own.
+    `members` are the document's extension members, such as the record's index and field; those that are None are left
+    out. `status` is given if a server answered with a status other than that of the code.
     """
 
     def __init__(self, code: ErrorCode, detail: str, *, status: int | None = None, **members: object) -> None:
@@ -104,7 +104,7 @@ class Refused(BronzeError):
 
 
 class Unavailable(BronzeError):
-    """Something that we depend on is away or full."""
+    """Something that Bronze depends on is unavailable or full."""
 
     def __init__(self, code: ErrorCode, detail: str, *, retry_after_s: int = 5, **members: object) -> None:
         super().__init__(detail)
@@ -115,16 +115,16 @@ class Unavailable(BronzeError):
 
 
 class DeadLetter(BronzeError):
-    """A message that cannot become rows. It is kept byte for byte in quarantine, and the chain goes on."""
+    """A message that cannot become rows. It goes to quarantine byte for byte, and the chain continues."""
 
 
 class Halted(BronzeError):
-    """The queue, the bucket and the catalog contradict each other: the lane stops and touches nothing."""
+    """The queue, the bucket and the catalog contradict each other: the lane stops and changes nothing."""
 
 
 class Gone(Halted):
-    """A lane's or the catalog's stream was replaced: the process ends, and one that is started anew finds the other."""
+    """A lane's or the catalog's stream was replaced: the process ends; after a restart it finds the new stream."""
 
 
 class Misconfigured(BronzeError):
-    """Settings or declarations that cannot work; the message says which and what to do."""
+    """Settings or declarations that cannot work; the message says which setting is wrong and what to do."""

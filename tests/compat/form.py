@@ -7,7 +7,7 @@ the order of fields.
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from io import BytesIO
 from typing import Any
 
@@ -36,14 +36,17 @@ _VOLATILE = (
 )
 
 
-def form(written: Mapping[str, Any]) -> list[str]:
-    """The form of all that a system wrote: its streams, its bucket, and its answers."""
+def form(written: Mapping[str, Any], as_changed: Callable[[str], str] = str) -> list[str]:
+    """The form of all that a system wrote: its streams, its bucket, and its answers.
+
+    `as_changed` replaces texts that were changed intentionally, before long lines become digests.
+    """
     queue, bucket, answers = written["queue"], written["bucket"], written["answers"]
     made = {json.loads(answers["said"]["watched"])["submission_id"]: "OF A PATH"}
     for key, one in bucket.items():
         if key.endswith(".replayed"):
             made[json.loads(state.as_bytes(one))["submission_id"]] = "OF A KEY"
-    return [_still(line, made) for line in (*_queue(queue), *_bucket(bucket, queue), *_answers(answers))]
+    return [_still(as_changed(line), made) for line in (*_queue(queue), *_bucket(bucket, queue), *_answers(answers))]
 
 
 def _still(line: str, made: Mapping[str, str]) -> str:

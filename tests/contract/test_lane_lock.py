@@ -143,7 +143,7 @@ async def test_a_death_while_decoding_is_counted_for_the_next_owner(make: Make) 
         assert lock.attempt.deaths == deaths - 1
         await lock.begin_decoding(attempt := Attempt(first=7, size=4, until=10, deaths=lock.attempt.deaths))
     last = await after_expiry(make, "last")
-    assert last.attempt == attempt.died()
+    assert last.attempt == attempt.after_death()
     assert (last.attempt.deaths, last.attempt.limit) == (3, 2)
 
 

@@ -539,7 +539,7 @@ def test_a_range_of_nothing_but_poison_and_duplicates_is_an_object_without_rows(
 def test_a_message_that_kills_its_decoder_is_set_aside_without_being_decoded() -> None:
     lane = Lane("vehicles", 0, EPOCH)
     fatal = message(1, [b'{"vehicle_id":"a"}'], "vehicles")
-    encoded = encode_cut("vehicles", lane, reconcile(lane, [fatal], {}, undecoded=True))
+    encoded = encode_cut("vehicles", lane, reconcile(lane, [fatal], {}, skip_decoding=True))
     assert [(one.sequence, one.records) for one in encoded.contents.quarantined] == [(1, 1)]
     assert encoded.contents.records == 0
     assert encoded.contents.submissions[0].parts_quarantined == 1

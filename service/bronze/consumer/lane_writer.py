@@ -143,7 +143,7 @@ class LaneWriter:
             if not due(ready, self._now_s(), self._limits):
                 await wait_unless_stopped(stop, POLL_S)
                 continue
-            limits = self._lock.attempt.bound(ready[0].sequence, self._limits)
+            limits = self._lock.attempt.cut_limits(ready[0].sequence, self._limits)
             position = await self._store(position, next_cut(ready, limits), pending)
             pending = [message for message in pending if message.sequence > position.last]
 
@@ -200,7 +200,7 @@ class LaneWriter:
             ids = list(dict.fromkeys(message.submission_id for message in cut))
             identities = await self._catalog.identities(lane, position, ids)
         attempt = self._lock.attempt
-        reconciled = reconcile(lane, cut, identities, undecoded=attempt.hopeless(cut))
+        reconciled = reconcile(lane, cut, identities, skip_decoding=attempt.exhausted(cut))
         upload = UploadTelemetry(self._telemetry, lane, reconciled, self._read_ns)
         try:
             with self._step(Step.ENCODE):

@@ -72,8 +72,8 @@ class _ObjectBuilder:
             if accepted.part.kind is MessageKind.REJECTED:
                 reason = f"its records do not fit {self._source.name}; its sender asked for quarantine"
                 self._dead_letters.append((accepted.message, reason))
-            elif accepted.undecoded:
-                self._dead_letters.append((accepted.message, accepted.undecoded))
+            elif accepted.skip_reason:
+                self._dead_letters.append((accepted.message, accepted.skip_reason))
             elif accepted.part.kind is MessageKind.COLUMNAR:
                 self._add_group(group)
                 group, rows, size = [], 0, 0
@@ -171,7 +171,7 @@ def _stored_submissions(
     for message in cut.accepted:
         accepted = message.part.accepted
         in_object = stored.get(accepted.submission_id)
-        earlier = message.earlier if in_object is None else None
+        earlier = message.earlier_identity if in_object is None else None
         so_far = in_object or earlier
         quarantine_key = quarantine_keys.get(message.message.sequence)
         objects = in_object.objects if in_object else [*(earlier.objects if earlier else []), key]

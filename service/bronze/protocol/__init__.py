@@ -1,4 +1,4 @@
-"""What is written down, and the rules of the chain.
+"""The formats that are stored, and the rules of the chain.
 
 Pure. Imports: errors.
 Libraries: msgspec, uuid_utils, zstandard.

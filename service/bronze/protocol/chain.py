@@ -1,6 +1,6 @@
-"""The chain protocol's decisions, free of any I/O. `docs/delivery.md` states the invariants that they keep.
+"""The decisions of the chain protocol, without any I/O. `docs/delivery.md` states the invariants that they keep.
 
-The stream has an order; the bucket takes each key once; an object says where the next one starts.
+The stream has an order, the bucket refuses to create a key twice, and an object says where the next object starts.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ from bronze.protocol.quarantine import quarantine_key
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """Where a lane's chain stands: after the object of its last catalog entry, or at its very beginning."""
+    """The position of a lane: after the object of its last catalog entry, or before the first message."""
 
     entry: CatalogEntry | None
     entry_sequence: int
@@ -29,21 +29,21 @@ class Position:
 
 @dataclass(frozen=True, slots=True)
 class Tail:
-    """The message that the next one has to follow: the chain's anchor, or the last one that was read after it."""
+    """The message that the next message has to follow: the anchor, or the last message that was read after it."""
 
     sequence: int
     time: str
 
     @classmethod
     def of(cls, position: Position, pending: Sequence[Message]) -> "Tail | None":
-        """None: the chain is empty and begins at sequence 1."""
+        """The last pending message, else the anchor; None if the chain is empty and so begins at sequence 1."""
         if pending:
             return cls(pending[-1].sequence, pending[-1].time)
         return cls(position.entry.last, position.entry.last_time) if position.entry else None
 
 
 class Gap(Exception):
-    """Not an error yet, the leader decides: what was read does not begin where it has to, or skips this sequence."""
+    """A read does not begin at the expected sequence, or skips it. Not an error yet: the queue's leader decides."""
 
     def __init__(self, sequence: int) -> None:
         super().__init__(f"sequence {sequence} is missing")
@@ -51,53 +51,54 @@ class Gap(Exception):
 
 
 def follow(tail: Tail | None, read: Sequence[Message]) -> list[Message]:
-    """What follows the tail without a gap in a read that began at the tail's sequence (at 1 where there is none).
+    """The messages after the tail, up to the first gap, of a read that began at the tail (without a tail: at 1).
 
-    Raises `Gap` where the tail or the message right after it is missing, and `Halted` where the tail is another
-    message than it was: the queue was rolled back. What lies behind a later gap is left for the next read.
+    Raises `Gap` if the tail or the message right after it is missing, and `Halted` if the tail is not the message that
+    it was: the queue was rolled back. Messages after a later gap are left for the next read.
     """
     expected = tail.sequence if tail else 1
     if tail:
         if not read or read[0].sequence != expected:
             raise Gap(expected)
         if read[0].time != tail.time:
-            raise rolled_back(expected, f"was stored at {tail.time}, and now {read[0].time}")
+            raise rolled_back(expected, f"was stored at {tail.time}, but the queue now says {read[0].time}")
         read = read[1:]
         expected += 1
-    run: list[Message] = []
+    gapless: list[Message] = []
     for message in read:
         if message.sequence != expected:
-            if not run:
+            if not gapless:
                 raise Gap(expected)
             break
-        run.append(message)
+        gapless.append(message)
         expected += 1
-    return run
+    return gapless
 
 
-def rolled_back(sequence: int, what: str) -> Halted:
+def rolled_back(sequence: int, contradiction: str) -> Halted:
+    """The error for a queue that was rolled back; `contradiction` is the predicate of "the message at sequence n"."""
     return Halted(
-        f"the message at sequence {sequence} {what}: the queue was rolled back, or its data was replaced. "
-        "Nothing was touched; docs/delivery.md says how to go on"
+        f"the message at sequence {sequence} {contradiction}: the queue was rolled back, or its data was replaced. "
+        'Nothing was changed. See docs/delivery.md, "When a lane stops"'
     )
 
 
 @dataclass(frozen=True, slots=True)
 class AcceptedMessage:
-    """A message whose records go into the object, with the part that it is and where its submission began."""
+    """A message whose records go into the object, with its part and the first sequence of its submission."""
 
     message: Message
     part: Part
     first_sequence: int
-    #: where a part of it stands already, in an earlier object of this chain
-    earlier: Identity | None
-    #: why it is set aside without being decoded (rule 7)
-    undecoded: str | None = None
+    #: the submission's identity, if an earlier object of this chain holds a part of it
+    earlier_identity: Identity | None
+    #: why the message goes to quarantine without being decoded (rule 7)
+    skip_reason: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class ReconciledCut:
-    """A cut, by what becomes of each message; a poison message is beside its reason."""
+    """A cut, with its messages sorted by their outcome; each dead letter has its reason."""
 
     messages: Sequence[Message]
     accepted: Sequence[AcceptedMessage]
@@ -110,23 +111,26 @@ def reconcile(
     messages: Sequence[Message],
     identities: Mapping[str, Identity],
     *,
-    undecoded: bool = False,
+    skip_decoding: bool = False,
 ) -> ReconciledCut:
-    """Sort a cut by the identities of its submissions; `undecoded` sets its only message aside unread (rule 7)."""
-    kept: list[AcceptedMessage] = []
+    """Sort the messages of a cut by the identities of their submissions.
+
+    With `skip_decoding`, the cut's only message goes to quarantine without being decoded (rule 7).
+    """
+    accepted: list[AcceptedMessage] = []
     duplicates: list[Duplicate] = []
-    poison: list[tuple[Message, str]] = []
+    dead_letters: list[tuple[Message, str]] = []
     for message in messages:
         try:
             part = Part.parse(message.headers)
             if part.accepted.submission_id != message.submission_id:
                 raise DeadLetter("its subject and its headers name different submissions")
         except DeadLetter as error:
-            poison.append((message, str(error)))
+            dead_letters.append((message, str(error)))
             continue
         first_sequence = message.sequence - part.number + 1
         identity = identities.get(part.accepted.submission_id)
-        if identity and not _same_place(identity, lane, first_sequence):
+        if identity and not _begins_at(identity, lane, first_sequence):
             if identity.accepted.digest == part.accepted.digest:
                 duplicates.append(
                     Duplicate(
@@ -136,14 +140,14 @@ def reconcile(
                     )
                 )
             else:
-                poison.append((message, "a late submission under a key that another body was stored with"))
+                dead_letters.append((message, "its Idempotency-Key belongs to a stored submission with another body"))
         else:
-            why = f"its consumer died {DEATHS_TOLERATED} times while decoding it" if undecoded else None
-            kept.append(AcceptedMessage(message, part, first_sequence, identity, why))
-    return ReconciledCut(messages, kept, duplicates, poison)
+            skip_reason = f"its consumer died {DEATHS_TOLERATED} times while decoding it" if skip_decoding else None
+            accepted.append(AcceptedMessage(message, part, first_sequence, identity, skip_reason))
+    return ReconciledCut(messages, accepted, duplicates, dead_letters)
 
 
-def _same_place(identity: Identity, lane: Lane, first_sequence: int) -> bool:
+def _begins_at(identity: Identity, lane: Lane, first_sequence: int) -> bool:
     return (identity.epoch, identity.lane, identity.first_sequence) == (
         lane.epoch,
         lane.number,
@@ -156,7 +160,7 @@ def quarantined_message(lane: Lane, message: Message, reason: str) -> Quarantine
         part = Part.parse(message.headers)
         records, kind = part.records, part.kind
     except DeadLetter:
-        records, kind = 0, MessageKind.RECORDS  # nobody can tell
+        records, kind = 0, MessageKind.RECORDS  # unknown
     return QuarantinedMessage(
         sequence=message.sequence,
         key=quarantine_key(lane, message.sequence, kind),
@@ -168,13 +172,14 @@ def quarantined_message(lane: Lane, message: Message, reason: str) -> Quarantine
 
 
 def check_covered(contents: Contents, read: Sequence[Message]) -> None:
-    """Raises `Halted` where an object says otherwise than the messages of its range that this process has read.
+    """Raises `Halted` if an object was not made from the messages of its range that this process has read.
 
-    Compared only where what was read covers the object: else there is nothing to compare.
+    Objects are compared only if all messages of their range were read.
     """
     covered = [message for message in read if contents.first <= message.sequence <= contents.last]
     if len(covered) == contents.last - contents.first + 1 and digest(covered) != contents.digest:
         raise Halted(
-            f"{contents.file_path} was made from other messages at {contents.first} to {contents.last} than the "
-            "queue holds: the queue was rolled back. Nothing was touched; docs/delivery.md says how to go on"
+            f"{contents.file_path} was made from messages {contents.first} to {contents.last}, but the queue now has "
+            "other messages at these sequences: the queue was rolled back. Nothing was changed. See docs/delivery.md, "
+            '"When a lane stops"'
         )

@@ -1,4 +1,4 @@
-"""What is written down beside the rows: the object's footer, the catalog's entry, and a submission's identity."""
+"""What is stored beside the rows: the object's footer, the catalog entry, and a submission's identity."""
 
 from typing import Literal
 
@@ -9,22 +9,23 @@ from bronze.protocol.message import AcceptedSubmission, MessageKind
 CLASSIFICATIONS_LISTED_MAX = 128
 
 
-#: A client's own word stands in an entry up to so many bytes: 999 submissions have to fit one message of the queue.
+#: The longest client text that a catalog entry repeats: 999 submissions have to fit into one message of the queue.
 ENTRY_TEXT_BYTES_MAX = 128
 
 
 def trace_id_of(traceparent: str) -> str:
-    """The trace id in a `traceparent`; all 0 where there is none."""
+    """The trace id in a `traceparent`; all 0 if there is none."""
     parts = traceparent.split("-")
     return parts[1] if len(parts) == 4 else "0" * 32
 
 
 class StoredSubmission(msgspec.Struct, frozen=True, kw_only=True):
-    """A submission in an object, with what its identity needs: `parts_done` of `parts` up to and with this object.
+    """A submission in an object, with the facts that its identity needs.
 
-    `records` are those in this object; `objects` are all that hold a part of it so far, and `quarantined` the keys of
-    its parts that were set aside. `queued_at` is when the queue had stored the first of its messages here, the server's
-    own string.
+    `parts_done` counts the parts up to and including this object, of `parts` in all. `records` counts the records in
+    this object; `objects` lists all objects that hold a part of the submission so far, and `quarantined` the keys of
+    its parts in quarantine. `queued_at` is the time when the queue stored the submission's first message in this
+    object, as the server wrote it.
     """
 
     accepted: AcceptedSubmission
@@ -39,9 +40,10 @@ class StoredSubmission(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class QuarantinedMessage(msgspec.Struct, frozen=True, kw_only=True):
-    """A message that is kept in quarantine under `key`, byte for byte; its headers stand here.
+    """A message in quarantine under `key`, byte for byte, with its headers.
 
-    `kind` is `rejected` where it holds what its sender had kept apart, and nothing is wrong with the message.
+    If `kind` is `rejected`, the message itself is correct: it holds rejected records, quarantined at the sender's
+    request.
     """
 
     sequence: int
@@ -53,7 +55,7 @@ class QuarantinedMessage(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Duplicate(msgspec.Struct, frozen=True, kw_only=True):
-    """A message of a submission that is stored elsewhere already."""
+    """A message of a submission that is already stored elsewhere."""
 
     sequence: int
     submission_id: str
@@ -61,11 +63,12 @@ class Duplicate(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Contents(msgspec.Struct, frozen=True, kw_only=True):
-    """What an object holds, as its own footer says. Everything derived from a write comes from here.
+    """The footer of an object: what it holds. Everything that is derived from a write is derived from its footer.
 
-    `written_at` is its consumer's clock right before the PUT (RFC 3339 in UTC). Of the runs that its rows belong to
-    the first are listed, all are counted, and none is less than `classification_least` or greater than the greatest
-    (by code points, as Parquet's statistics have it). What objects of before do not say has its default.
+    `written_at` is the consumer's clock right before the PUT (RFC 3339 in UTC). `classifications` lists the first of
+    the classifications that the rows belong to; `classification_count` counts all of them. They all lie between
+    `classification_least` and `classification_greatest` (by code points, as in Parquet's statistics). The fields with
+    defaults are missing in the footers of older versions.
     """
 
     writer: str
@@ -93,10 +96,11 @@ class Contents(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class EntrySubmission(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A submission in an object: `records` are those in it, of `records_accepted` where these are others.
+    """A submission in an object.
 
-    `classification_id` is the run of all its records; None where there are several, where the object's column tells,
-    and for one, as for an `origin`, that is too long for an entry.
+    `records` counts its records in this object, `records_accepted` all its records; None if both are the same.
+    `classification_id` is the classification of all its records. It is None if there are several (see the object's
+    column) or, like `origin`, if it is too long for an entry.
     """
 
     submission_id: str
@@ -114,9 +118,9 @@ class EntrySubmission(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=T
 
 
 class CatalogEntry(msgspec.Struct, frozen=True, kw_only=True):
-    """The catalog's note that an object exists; `last` is the chain's position, `last_time` proves its anchor.
+    """The catalog's note that an object exists; `last` is the chain's position, `last_time` identifies its anchor.
 
-    The rest is for whoever follows the feed or looks an object up, as in `Contents`.
+    The other fields, which are as in `Contents`, are for readers of the feed and for look-ups of objects.
     """
 
     file_path: str
@@ -140,7 +144,7 @@ class CatalogEntry(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Identity(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a submission is: the first sequence of its messages decides which of two is the late duplicate."""
+    """Where a submission is stored: a copy of it that begins elsewhere is a late duplicate."""
 
     accepted: AcceptedSubmission
     epoch: str
@@ -153,19 +157,21 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
     quarantined: list[str] = []
 
 
-#: Where a submission is.
 SubmissionState = Literal["accepted", "stored", "quarantined"]
 
 
 def state_of(submission: Identity | EntrySubmission) -> SubmissionState:
-    """`stored` when all its parts are in objects, `quarantined` if any of them was set aside, by its last object."""
+    """The state by the submission's last object.
+
+    `accepted` until all its parts are done; then `quarantined` if any of them is in quarantine, else `stored`.
+    """
     if submission.parts_done != submission.parts:
         return "accepted"
     return "quarantined" if submission.parts_quarantined else "stored"
 
 
-#: The facts of an object that its footer and its entry both state, under the same names. One base class for both would
-#: be shorter, but it would change the order in which either is written.
+#: The facts of an object that its footer and its catalog entry both state, under the same names. A common base class
+#: would be shorter, but it would change the order of the fields in the stored documents.
 OBJECT_FACTS = (
     *("file_path", "source", "epoch", "lane", "first", "last", "last_time", "records", "messages", "traceparent"),
     *("written_at", "classification_count", "classification_least", "classification_greatest"),
@@ -173,13 +179,13 @@ OBJECT_FACTS = (
 
 
 def entry_of(contents: Contents) -> CatalogEntry:
-    """The catalog's entry of an object, by its footer."""
+    """The catalog entry of an object, made from its footer."""
     return CatalogEntry(
         **{fact: getattr(contents, fact) for fact in OBJECT_FACTS},
         submissions=[_entry_submission(stored) for stored in contents.submissions],
         quarantined=[message.key for message in contents.quarantined],
         duplicates=len(contents.duplicates),
-        classifications=[name for name in contents.classifications if _brief(name)],
+        classifications=[name for name in contents.classifications if _short_text(name)],
     )
 
 
@@ -195,14 +201,14 @@ def _entry_submission(stored: StoredSubmission) -> EntrySubmission:
         parts_quarantined=stored.parts_quarantined,
         received_at=accepted.received_at,
         queued_at=stored.queued_at,
-        classification_id=_brief(accepted.classification_id),
+        classification_id=_short_text(accepted.classification_id),
         classification_count=accepted.classification_count,
-        origin=_brief(accepted.origin),
+        origin=_short_text(accepted.origin),
     )
 
 
-def _brief(text: str | None) -> str | None:
-    """A text, unless it is too long for an entry; escapes count."""
+def _short_text(text: str | None) -> str | None:
+    """The text; None if it is too long for an entry, as JSON with its escapes."""
     return text if text is not None and len(msgspec.json.encode(text)) <= ENTRY_TEXT_BYTES_MAX else None
 
 

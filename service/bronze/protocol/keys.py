@@ -1,18 +1,18 @@
-"""Keys of the bucket: objects by the hour and the message that they begin with, and what is in quarantine."""
+"""Keys of objects in the bucket: made from the hour and the sequence of the object's first message."""
 
 import re
 
 from bronze.protocol.lane import Lane
 from bronze.protocol.message import Message
 
-#: Version of the keys' layout; stands in each lane's stream, so that roles of different layouts never share one.
+#: Version of the key layout. Each lane's stream records it, so that roles of different layouts never share a lane.
 KEY_LAYOUT = "1"
-#: S3 takes no longer ones.
+#: The longest key that S3 accepts.
 KEY_BYTES_MAX = 1024
 
 
 def hour_prefix(prefix: str, source: str, time: str) -> str:
-    """The folder of the hour of a server's time; ends in a slash (without it, a listing from here hides the hour)."""
+    """The folder of the hour of a server's time; ends in a slash, without which a listing from it omits the hour."""
     return f"{prefix}/source={source}/date={time[:10]}/hour={time[11:13]}/"
 
 
@@ -23,13 +23,13 @@ _OBJECT_KEY = re.compile(
 
 
 def object_key(prefix: str, lane: Lane, first: Message) -> str:
-    """The key of the object that begins with a message: a function of that message and its lane alone."""
+    """The key of the object that begins with the message `first`: it depends only on that message and its lane."""
     folder = hour_prefix(prefix, lane.source, first.time)
     return f"{folder}{lane.epoch}-{lane.number}-{first.sequence:012}.parquet"
 
 
 def may_be_object(prefix: str, key: str) -> bool:
-    """Whether there may be an object of ours under a key. A bucket answers what can be no key as if it were away."""
+    """Whether there may be a Bronze object under a key; asked first, since an invalid key looks like an outage."""
     return (
         key.startswith(f"{prefix}/")
         and key.endswith(".parquet")
@@ -40,12 +40,12 @@ def may_be_object(prefix: str, key: str) -> bool:
 
 
 def first_of_key(lane: Lane, key: str) -> int | None:
-    """The first sequence that a key tells of; None where the key is not of this lane."""
-    of = lane_of_key(key)
-    return of[1] if of and of[0] == lane else None
+    """The first sequence of the object under a key; None if the key is not of this lane."""
+    lane_and_first = lane_of_key(key)
+    return lane_and_first[1] if lane_and_first and lane_and_first[0] == lane else None
 
 
 def lane_of_key(key: str) -> tuple[Lane, int] | None:
-    """The lane and the first sequence that an object's key tells of; None where it is no such key."""
-    found = _OBJECT_KEY.fullmatch(key)
-    return (Lane(found["source"], int(found["lane"]), found["epoch"]), int(found["first"])) if found else None
+    """The lane and the first sequence of the object under a key; None if it is not the key of an object."""
+    match = _OBJECT_KEY.fullmatch(key)
+    return (Lane(match["source"], int(match["lane"]), match["epoch"]), int(match["first"])) if match else None

@@ -1,4 +1,4 @@
-"""Lanes: one ordered stream per source and number, with the names of its streams and subjects."""
+"""Lanes: one ordered stream per source and lane number, with its stream and subject names."""
 
 from dataclasses import dataclass
 
@@ -17,9 +17,9 @@ class Lane:
 
     @property
     def since(self) -> str:
-        """When the lane began, as the beginning of a server's time: to the hour."""
-        e = self.epoch
-        return f"{e[:4]}-{e[4:6]}-{e[6:8]}T{e[9:11]}"
+        """When the lane began, to the hour: a prefix of the time format of the queue's server."""
+        epoch = self.epoch
+        return f"{epoch[:4]}-{epoch[4:6]}-{epoch[6:8]}T{epoch[9:11]}"
 
     @property
     def entry_subject(self) -> str:

@@ -1,4 +1,4 @@
-"""The bounds of an object, and the cut of waiting messages that fits them (rule 3: any cut is right)."""
+"""The bounds of an object, and the cut of waiting messages that fits them (rule 3: any cut is valid)."""
 
 import hashlib
 from collections.abc import Sequence
@@ -26,43 +26,43 @@ def full(pending: Sequence[Message], limits: Limits) -> bool:
 
 
 def due(pending: Sequence[Message], now_s: float, limits: Limits) -> bool:
-    """Whether what is waiting has to become an object: by size, or by the age of its oldest message."""
+    """Whether the waiting messages have to become an object now: by their size, or by the age of the oldest."""
     if not pending:
         return False
     return full(pending, limits) or now_s - unix_time_s(pending[0].time) >= limits.age_s_max
 
 
 def next_cut(pending: Sequence[Message], limits: Limits) -> list[Message]:
-    """The longest beginning that fits one object; one message at least. Any cut is right."""
-    taken: list[Message] = []
+    """The most messages from the first on that fit into one object; at least one message."""
+    cut: list[Message] = []
     size = 0
     subjects: set[str] = set()
     for message in pending:
         size += message.size
         subjects.add(message.subject)
-        if taken and (
-            len(taken) >= limits.messages_max or size > limits.bytes_max or len(subjects) > limits.submissions_max
+        if cut and (
+            len(cut) >= limits.messages_max or size > limits.bytes_max or len(subjects) > limits.submissions_max
         ):
             break
-        taken.append(message)
-    return taken
+        cut.append(message)
+    return cut
 
 
 def readable_prefix(messages: Sequence[Message], version: int) -> list[Message]:
-    """The messages before the first of a newer format, or of a newer version of the source than `version`.
+    """The messages before the first that has a newer format, or a newer version of the source than `version`.
 
-    That one is left to a newer consumer.
+    That message, and all after it, are left to a newer consumer.
     """
-    run: list[Message] = []
+    readable: list[Message] = []
     for message in messages:
         if (format_version(message.headers) or 0) > FORMAT or (schema_version(message.headers) or 0) > version:
             break
-        run.append(message)
-    return run
+        readable.append(message)
+    return readable
 
 
 def digest(messages: Sequence[Message]) -> str:
-    """SHA-256 over what identifies each message of a range: sequence, subject, stored time."""
+    """SHA-256 over the facts that identify each message of a range: sequence, subject, stored time."""
     sha = hashlib.sha256()
     for message in messages:
         sha.update(f"{message.sequence} {message.subject} {message.time}\n".encode())

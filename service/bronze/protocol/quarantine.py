@@ -1,4 +1,4 @@
-"""Quarantine: the keys of what became no rows, and the user metadata beside it."""
+"""Quarantine: the keys of its objects, and their user metadata."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,29 +9,30 @@ from bronze.protocol.lane import Lane
 from bronze.protocol.message import MessageKind
 
 FOLDER = "quarantine/"
-#: How keys end: rejected records, a message that cannot be decoded, and the mark of what was replayed.
+#: The ends of keys: of rejected records, of a message that cannot be decoded, and of the mark that records were
+#: replayed.
 REJECTED = ".rejected"
 MESSAGE = ".message"
 REPLAYED = ".replayed"
 CONTENT_TYPE = "application/octet-stream"
-#: An object's user metadata is 2 KB in all.
+#: S3 limits an object's user metadata to 2 KB in all.
 REASON_CHARS_MAX = 512
 FILE_PATH_CHARS_MAX = 1_024
 
 
 def source_folder(source: str) -> str:
-    """Where the quarantine of a source is."""
+    """The folder of a source's quarantine."""
     return f"{FOLDER}source={source}/"
 
 
 def quarantine_key(lane: Lane, sequence: int, kind: MessageKind = MessageKind.RECORDS) -> str:
-    """The key of a message in quarantine; its end says whether it holds rejected records."""
-    end = REJECTED if kind is MessageKind.REJECTED else MESSAGE
-    return f"{source_folder(lane.source)}{lane.epoch}-{lane.number}-{sequence:012}{end}"
+    """The key of a message in quarantine; its end says whether the message holds rejected records."""
+    suffix = REJECTED if kind is MessageKind.REJECTED else MESSAGE
+    return f"{source_folder(lane.source)}{lane.epoch}-{lane.number}-{sequence:012}{suffix}"
 
 
 def is_quarantined(key: str) -> bool:
-    """Whether records or a message lie under a key: a mark beside them is neither."""
+    """Whether a key is that of records or a message in quarantine, not that of a mark."""
     return key.startswith(FOLDER) and key.endswith((REJECTED, MESSAGE))
 
 
@@ -44,7 +45,7 @@ def source_of(key: str) -> str:
 class QuarantineMetadata:
     """The user metadata of an object in quarantine.
 
-    `subject`, `sequence` and `time` are the message's, by the queue; `file_path` is the object that lists it.
+    `subject`, `sequence` and `time` are those of the message in the queue; `file_path` is the object that lists it.
     """
 
     reason: str
@@ -54,7 +55,7 @@ class QuarantineMetadata:
     file_path: str
 
     def encode(self) -> dict[str, str]:
-        """As S3 takes it: ASCII, and cut to its bounds."""
+        """The metadata as S3 accepts it: in ASCII, and cut to its bounds."""
         return {
             "bronze-reason": self.reason.encode("ascii", "replace").decode()[:REASON_CHARS_MAX],
             "bronze-subject": self.subject,
@@ -65,7 +66,7 @@ class QuarantineMetadata:
 
     @classmethod
     def parse(cls, metadata: Mapping[str, str]) -> Self:
-        """What is missing is empty."""
+        """The metadata of an object; missing values are empty."""
         return cls(
             reason=metadata.get("bronze-reason", ""),
             subject=metadata.get("bronze-subject", ""),

@@ -1,4 +1,4 @@
-"""The headers of a request to ingest, as the API and its clients know them."""
+"""The headers of a request that sends records, for the API and its clients."""
 
 from string import printable, whitespace
 from urllib.parse import quote, unquote
@@ -11,10 +11,10 @@ _PLAIN = "".join(character for character in printable if character not in whites
 
 
 def encode(text: str) -> str:
-    """A text as the value of a header: UTF-8, percent-encoded where it is not plain ASCII (RFC 3986)."""
+    """A text as the value of a header: UTF-8, with all but plain ASCII percent-encoded (RFC 3986)."""
     return quote(text, safe=_PLAIN, errors="replace")
 
 
 def decode(value: str) -> str:
-    """The text that the value of a header stands for."""
+    """The text that a header's value encodes."""
     return unquote(value)

@@ -1,4 +1,4 @@
-"""Submission ids: UUIDv7 without an `Idempotency-Key`, a function of the key with one; each id picks its lane."""
+"""Submission ids: computed from the `Idempotency-Key` if there is one, else a UUIDv7; the id decides the lane."""
 
 from uuid import UUID, uuid5
 
@@ -13,10 +13,10 @@ def new_id() -> str:
 
 
 def keyed_id(source: str, key: str, principal: str = "") -> str:
-    """The id of a submission with an `Idempotency-Key`: a function of who sends what under which key."""
+    """The id of a submission with an `Idempotency-Key`: a function of principal, source and key."""
     return str(uuid5(_KEYED, f"{principal}\0{source}\0{key}"))
 
 
 def lane_of(submission_id: str, lanes: int) -> int:
-    """The lane that a submission goes to."""
+    """The number of the lane that a submission goes to."""
     return UUID(submission_id).int % lanes

@@ -89,7 +89,7 @@ class NatsLock:
             owned_before = state.owner == self._owner
             if owned_before or not state.owner or self._now_s() - seen_s >= self._expiry_s:
                 owner_died = state.phase is LockPhase.DECODING and not owned_before
-                attempt = state.attempt.died() if owner_died else state.attempt
+                attempt = state.attempt.after_death() if owner_died else state.attempt
                 self._revision = revision
                 try:
                     await self._write(owner=self._owner, phase=LockPhase.HELD, attempt=attempt)

@@ -163,7 +163,7 @@ def decode_deadly() -> None:
     encode = encoder.encode_object
 
     def crash(source: Any, lane: Lane, key: str, cut: ReconciledCut, traceparent: str, written_at: str = "") -> Encoded:
-        if any(DEADLY in one.message.content() and not one.undecoded for one in cut.accepted):
+        if any(DEADLY in one.message.content() and not one.skip_reason for one in cut.accepted):
             os.kill(os.getpid(), signal.SIGKILL)
         return encode(source, lane, key, cut, traceparent, written_at)
 
