@@ -52,7 +52,7 @@ def submission(
 ) -> Submission:
     """A checked submission with these records; `facts` replace values of its `AcceptedSubmission`."""
     intake = JsonIntake(SOURCES[source], body_bytes_max=2**40, spool_memory_bytes_max=2**40)
-    intake.lines(b"\n".join(records))
+    intake.add_lines(b"\n".join(records))
     checked = intake.finish()
     with checked._spool as spool:
         spool.seek(0)

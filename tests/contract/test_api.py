@@ -185,7 +185,7 @@ BOMB = gzip.compress(b"\n" * 2**25)
             id="wrong type in record 3",
         ),
         pytest.param(b'{"vehicle_id":"\xff"}', {}, 400, "invalid-utf8", {"record": 0}, "UTF-8", id="not UTF-8"),
-        pytest.param(b"", {}, 400, "empty-body", {}, "Send one JSON object a line", id="empty"),
+        pytest.param(b"", {}, 400, "empty-body", {}, "Send one JSON object per line", id="empty"),
         pytest.param(
             A,
             {"Content_Type": "text/csv"},

@@ -70,8 +70,8 @@ async def test_the_error_of_a_breaking_change_names_file_source_field_and_both_v
     with pytest.raises(Misconfigured) as refused:
         await register(key_values, retyped)
     assert str(refused.value).startswith(
-        "own.toml: source things, field a: version 1, which is registered, has int64, required, since version 1; "
-        "version 2, which is declared, has string, required, since version 1; "
+        "own.toml: source things, field a: the registered version 1 has int64, required, since version 1; "
+        "the declared version 2 has string, required, since version 1; "
     )
     assert await registered(key_values) == 1
 
@@ -102,7 +102,7 @@ async def test_of_two_contradicting_declarations_one_is_registered(
     errors = await race(settings, contenders)
     assert {index % 2 for index in errors} in ({0}, {1})
     assert len(errors) == 4
-    assert all("source things, field b: version 2" in error for error in errors.values())
+    assert all("source things, field b: the registered version 2" in error for error in errors.values())
 
 
 async def test_a_source_that_is_no_longer_declared_is_logged(

@@ -526,7 +526,7 @@ class World:
         head = SubmissionHead(dt.datetime.now(dt.UTC), client.key)
         intake = JsonIntake(SOURCE, body_bytes_max=BODY_BYTES_MAX, spool_memory_bytes_max=BODY_BYTES_MAX)
         try:
-            intake.lines(b"\n".join(client.records))
+            intake.add_lines(b"\n".join(client.records))
             with closing(intake.finish()) as checked:
                 accepted = await ingest.submit(SOURCE, head, checked, SubmissionTelemetry(_telemetry(), SOURCE.name))
         except Refused as error:

@@ -42,7 +42,7 @@ async def test_stored_submission_is_not_reported_as_refused() -> None:
     """Stored, its ack lost and the look-up in vain: the outcome is unknown, and the answer does not say otherwise."""
     queue = LostAck()
     intake = JsonIntake(built_in()["vehicles"], body_bytes_max=1000, spool_memory_bytes_max=1000)
-    intake.lines(b'{"vehicle_id": "N14228"}\n')
+    intake.add_lines(b'{"vehicle_id": "N14228"}\n')
     checked = intake.finish()
     accepted = factories.accepted(digest=checked.digest)
     jetstream = cast(JetStream, queue)

@@ -236,9 +236,9 @@ def test_a_breaking_change_is_refused_with_its_reason(upgrade: Upgrade) -> None:
         '"pieces", type = "int64"', '"pieces", type = "float64"'
     )
     assert upgrade.refused("consume", changed) == (
-        "source things, field pieces: version 2, which is registered, has int64, optional, since version 1; "
-        "version 3, which is declared, has float64, optional, since version 1; a field is never removed, and keeps its "
-        "type, `required` and `since`: take another name for what changes"
+        "source things, field pieces: the registered version 2 has int64, optional, since version 1; "
+        "the declared version 3 has float64, optional, since version 1; you cannot remove a field or change its type, "
+        "`required` or `since`: use a new field name instead"
     )
 
 

@@ -1,4 +1,4 @@
-"""Columnar bodies: what a batch becomes, what it is refused for, and how rows are packed into messages."""
+"""Columnar bodies: the rows that batches become, their refusals, and how rows are packed into messages."""
 
 import datetime as dt
 import json
@@ -22,9 +22,9 @@ from bronze.records.columnar_intake import PAYLOAD_BYTES_MAX, PAYLOAD_ROWS_MAX, 
 from bronze.records.columns import columnar_schema
 from bronze.records.sources import Source
 
-RUNS = sources.parse(
+EVENTS = sources.parse(
     """
-    [runs]
+    [events]
     description = "One field of each type."
     fields = [
         { name = "id", type = "string", required = true, description = "-" },
@@ -36,14 +36,14 @@ RUNS = sources.parse(
         { name = "price", type = "decimal128(9, 2)", description = "-" },
     ]
     """,
-    "runs.toml",
-)["runs"]
+    "events.toml",
+)["events"]
 NOON = dt.datetime(2013, 1, 1, 12, tzinfo=dt.UTC)
 IDS = pa.array(["a"])
 
 
 class Spool(BytesIO):
-    """What was written stays."""
+    """A spool from which the messages of a body can be read."""
 
     def messages(self, read: ReadBody) -> list[pa.RecordBatch]:
         streams = [pa.ipc.open_stream(content) for content in self.contents(read)]
@@ -51,34 +51,36 @@ class Spool(BytesIO):
 
     def contents(self, read: ReadBody) -> list[bytes]:
         body = self.getvalue()
-        payloads = [(body[piece.start : piece.end], piece.zstd) for piece in read.slices]
+        payloads = [(body[place.start : place.end], place.zstd) for place in read.slices]
         return [zstandard.decompress(payload) if zstd else payload for payload, zstd in payloads]
 
 
-def take(*batches: pa.RecordBatch, source: Source = RUNS) -> tuple[ReadBody, list[pa.RecordBatch]]:
-    read, messages, _ = take_whole(*batches, source=source)
+def read_batches(*batches: pa.RecordBatch, source: Source = EVENTS) -> tuple[ReadBody, list[pa.RecordBatch]]:
+    read, messages, _ = read_with_contents(*batches, source=source)
     return read, messages
 
 
-def take_whole(*batches: pa.RecordBatch, source: Source = RUNS) -> tuple[ReadBody, list[pa.RecordBatch], list[bytes]]:
+def read_with_contents(
+    *batches: pa.RecordBatch, source: Source = EVENTS
+) -> tuple[ReadBody, list[pa.RecordBatch], list[bytes]]:
     spool = Spool()
-    taken = ColumnarIntake(source, batches[0].schema, spool)
+    intake = ColumnarIntake(source, batches[0].schema, spool)
     for batch in batches:
         batch.validate(full=True)
-        taken.add(batch)
-    read = taken.finish()
+        intake.add(batch)
+    read = intake.finish()
     return read, spool.messages(read), spool.contents(read)
 
 
 def rows(columns: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The rows that these columns become, with what they hold of their own."""
-    _, messages = take(pa.record_batch(columns))
+    """The rows that these columns become."""
+    _, messages = read_batches(pa.record_batch(columns))
     return [row for message in messages for row in message.to_pylist()]
 
 
 def refusal(*batches: pa.RecordBatch) -> Refused:
     with pytest.raises(Refused) as refused:
-        take(*batches)
+        read_batches(*batches)
     return refused.value
 
 
@@ -116,32 +118,32 @@ def refusal(*batches: pa.RecordBatch) -> Refused:
     ids=lambda value: str(value.type) if isinstance(value, pa.Array) else "",
 )
 def test_a_value_that_fits_is_stored_unaltered(field: str, given: pa.Array, stored: object) -> None:
-    """Whatever type of Arrow's it comes in."""
+    """In any Arrow type that can be cast to the declared type."""
     (row,) = rows({"id": IDS, field: given})
     assert row[field] == stored
     assert row["_payload"] is None
 
 
 @pytest.mark.parametrize(
-    ("field", "given", "said"),
+    ("field", "given", "reason"),
     [
         ("id", pa.array([1]), "Expected string, got int64"),
         ("flag", pa.array([1]), "Expected bool, got int64"),
         ("count", pa.array(["1"]), "Expected int64, got string"),
         ("count", pa.array([[1]]), "Expected int64, got list"),
         ("ratio", pa.array([Decimal("0.1")]), "Expected double, got decimal"),
-        ("at", pa.array([NOON], pa.timestamp("us")), "got timestamp[us] (without a zone)"),
+        ("at", pa.array([NOON], pa.timestamp("us")), "got timestamp[us] (without a time zone)"),
         ("at", pa.array(["2013-01-01T00:00:00Z"]), "Expected timestamp[us, tz=UTC], got string"),
         ("day", pa.array([NOON], pa.timestamp("us", "UTC")), "Expected date32[day], got timestamp"),
         ("price", pa.array([1.5]), "Expected decimal128(9, 2), got double"),
         ("classification_id", pa.array([1]), "Expected string, got int64"),
     ],
 )
-def test_a_column_of_a_type_that_cannot_fit_is_refused(field: str, given: pa.Array, said: str) -> None:
+def test_a_column_of_a_type_that_cannot_fit_is_refused(field: str, given: pa.Array, reason: str) -> None:
     refused = refusal(pa.record_batch({"id": IDS, field: given}))
     assert (refused.status, refused.code) == (422, "schema-violation")
     assert refused.members == {"field": field}
-    assert said in refused.detail
+    assert reason in refused.detail
 
 
 @pytest.mark.parametrize(
@@ -169,7 +171,7 @@ def test_a_column_of_a_type_that_cannot_fit_is_refused(field: str, given: pa.Arr
 def test_a_value_that_does_not_fit_is_refused_by_its_record_and_field(
     field: str, kind: pa.DataType, good: object, bad: object
 ) -> None:
-    """Wherever it stands: the index counts from the body's beginning."""
+    """In any batch: the index counts from the beginning of the body."""
     values = [good, good, good, bad, good, bad]
     number = {pa.date32(): pa.int32()}.get(kind, pa.int64())
     column = pa.array(values, number).cast(kind) if pa.types.is_temporal(kind) else pa.array(values, kind)
@@ -180,16 +182,17 @@ def test_a_value_that_does_not_fit_is_refused_by_its_record_and_field(
     assert f"Record 3, field {field}: Expected" in refused.detail
 
 
-def test_a_missing_column_is_null_or_refused_where_it_is_required() -> None:
-    assert rows({"id": ["a"]}) == [dict.fromkeys(columnar_schema(RUNS).names) | {"id": "a"}]
+def test_a_missing_column_is_null_or_if_required_refused() -> None:
+    assert rows({"id": ["a"]}) == [dict.fromkeys(columnar_schema(EVENTS).names) | {"id": "a"}]
     refused = refusal(pa.record_batch({"count": [1]}))
     assert refused.members == {"field": "id"}
-    assert "the column is missing" in refused.detail
+    assert "the column is missing, but the field is required" in refused.detail
 
 
-def test_a_name_that_occurs_twice_is_refused() -> None:
+def test_two_columns_with_the_same_name_are_refused() -> None:
     refused = refusal(pa.RecordBatch.from_arrays([IDS, IDS, IDS], ["id", "x", "x"]))
     assert (refused.status, refused.members) == (422, {"field": "x"})
+    assert "Field x: several columns have this name" in refused.detail
 
 
 def test_a_body_without_a_row_is_refused() -> None:
@@ -197,14 +200,14 @@ def test_a_body_without_a_row_is_refused() -> None:
     assert (refused.status, refused.code) == (400, "empty-body")
 
 
-def test_the_order_of_columns_is_of_no_account() -> None:
+def test_the_order_of_columns_makes_no_difference() -> None:
     columns = {"id": ["a"], "x": [1], "count": [2], "classification_id": ["run"]}
     assert rows(dict(reversed(columns.items()))) == rows(columns)
 
 
-def test_runs_are_listed_in_order_of_appearance() -> None:
+def test_classifications_are_listed_in_order_of_appearance() -> None:
     names = pa.array(["b", "a", None, "b"]).dictionary_encode()
-    read, _ = take(pa.record_batch({"id": ["v"] * 4, "classification_id": names}))
+    read, _ = read_batches(pa.record_batch({"id": ["v"] * 4, "classification_id": names}))
     assert (read.classifications, read.unclassified) == (["b", "a"], 1)
 
 
@@ -257,7 +260,7 @@ def test_runs_are_listed_in_order_of_appearance() -> None:
     ],
     ids=lambda value: str(value.type)[:30] if isinstance(value, pa.Array) else "",
 )
-def test_what_is_not_declared_is_kept_as_json(given: pa.Array, text: str) -> None:
+def test_undeclared_columns_are_kept_as_json(given: pa.Array, text: str) -> None:
     (row,) = rows({"x": given, "id": IDS})
     assert row["_payload"] == f'{{"x":{text}}}'
     json.loads(row["_payload"])
@@ -277,24 +280,24 @@ _TYPES = st.recursive(
 
 def values_of(kind: pa.DataType) -> st.SearchStrategy[Any]:
     if pa.types.is_struct(kind):
-        some: st.SearchStrategy[Any] = st.fixed_dictionaries({f.name: values_of(f.type) for f in kind})
+        not_null: st.SearchStrategy[Any] = st.fixed_dictionaries({f.name: values_of(f.type) for f in kind})
     elif pa.types.is_nested(kind):
-        some = st.lists(values_of(kind.value_type), max_size=3)
+        not_null = st.lists(values_of(kind.value_type), max_size=3)
     else:
-        some = {
+        not_null = {
             pa.int64(): st.integers(-(2**63), 2**63 - 1),
             pa.int16(): st.integers(-(2**15), 2**15 - 1),
             pa.string(): st.text(),
             pa.bool_(): st.booleans(),
             pa.float64(): st.floats(allow_nan=False, allow_infinity=False),
         }[kind]
-    return st.none() | some
+    return st.none() | not_null
 
 
 @settings(max_examples=60, deadline=None)
 @given(data=st.data(), kind=_TYPES, start=st.integers(0, 3))
-def test_nested_values_are_as_arrow_has_them(data: st.DataObject, kind: pa.DataType, start: int) -> None:
-    """Through nulls at each level and slices of arrays."""
+def test_nested_values_equal_those_of_arrow(data: st.DataObject, kind: pa.DataType, start: int) -> None:
+    """With nulls at each level, and in slices of arrays."""
     values = data.draw(st.lists(values_of(kind), min_size=4, max_size=6))
     assert json_values(pa.array(values, kind).slice(start)) == values[start:]
 
@@ -308,54 +311,54 @@ def test_nested_values_are_as_arrow_has_them(data: st.DataObject, kind: pa.DataT
     cuts=st.lists(st.integers(1, 12), max_size=4),
 )
 def test_rows_are_packed_whole_in_order_and_within_the_bound(sizes: list[int], cuts: Iterable[int]) -> None:
-    """However the body was batched; and no message has room for the next one's first row."""
+    """For any batches of the body; and no message has room for the first row of the next message."""
     batch = pa.record_batch({"id": [f"{n}" + "x" * size for n, size in enumerate(sizes)]})
     ends = [*sorted({min(cut, len(sizes)) for cut in cuts}), len(sizes)]
     batches = [batch.slice(start, end - start) for start, end in zip([0, *ends], ends, strict=False)]
-    read, messages, contents = take_whole(*batches)
+    read, messages, contents = read_with_contents(*batches)
     assert pa.Table.from_batches(messages).column("id").to_pylist() == batch.column("id").to_pylist()
     first = 0
-    for piece, message in zip(read.slices, messages, strict=True):
-        assert (piece.first_record, piece.records) == (first, message.num_rows)
+    for place, message in zip(read.slices, messages, strict=True):
+        assert (place.first_record, place.records) == (first, message.num_rows)
         first += message.num_rows
-    assert [piece.start for piece in read.slices] == [0, *(piece.end for piece in read.slices[:-1])]
-    filled = list(map(len, contents))
-    assert max(filled) <= PAYLOAD_BYTES_MAX
-    frame = 2_000  # the bytes of a message without rows, at most
-    assert all(one + other + frame > PAYLOAD_BYTES_MAX for one, other in pairwise(filled))
+    assert [place.start for place in read.slices] == [0, *(place.end for place in read.slices[:-1])]
+    content_sizes = list(map(len, contents))
+    assert max(content_sizes) <= PAYLOAD_BYTES_MAX
+    frame_bytes_max = 2_000  # of a message without rows
+    assert all(size + next_size + frame_bytes_max > PAYLOAD_BYTES_MAX for size, next_size in pairwise(content_sizes))
 
 
-def test_a_message_holds_so_many_rows_and_no_more() -> None:
-    """Rows of nothing are small here, and each is a row with its path and ids in an object."""
+def test_the_rows_of_a_message_are_bounded() -> None:
+    """Empty rows are small in a message, but in an object each has its path and ids."""
     count = 2 * PAYLOAD_ROWS_MAX + 1
-    read, _ = take(pa.record_batch({"id": pa.repeat("", count)}))
-    assert [piece.records for piece in read.slices] == [PAYLOAD_ROWS_MAX, PAYLOAD_ROWS_MAX, 1]
+    read, _ = read_batches(pa.record_batch({"id": pa.repeat("", count)}))
+    assert [place.records for place in read.slices] == [PAYLOAD_ROWS_MAX, PAYLOAD_ROWS_MAX, 1]
 
 
-def test_a_row_that_fits_no_message_is_refused_by_its_index() -> None:
+def test_a_row_that_is_too_large_for_a_message_is_refused_by_its_index() -> None:
     refused = refusal(pa.record_batch({"id": ["a", "b", "x" * PAYLOAD_BYTES_MAX]}))
     assert (refused.status, refused.code, refused.members) == (413, "record-too-large", {"record": 2})
 
 
-def test_more_messages_than_a_batch_takes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The bound is the server's; it is lowered here, since 1,000 messages are 1 GiB."""
+def test_more_messages_than_a_batch_can_have_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bound is the server's; this test lowers it, since 1,000 messages are 1 GiB."""
     monkeypatch.setattr("bronze.records.columnar_intake.MESSAGES_MAX", 2)
     refused = refusal(pa.record_batch({"id": ["x" * 600_000] * 3}))
     assert (refused.status, refused.code) == (413, "body-too-large")
 
 
-def test_runs_have_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_classification_ids_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bronze.records.columnar_intake.CLASSIFICATIONS_BYTES_MAX", 4)
     refused = refusal(pa.record_batch({"id": ["a"] * 3, "classification_id": ["r1", "r2", "r3"]}))
     assert (refused.status, refused.members) == (413, {"limit": 4})
 
 
-def test_an_empty_packer_waits_for_rows() -> None:
-    """Rows that fill no message are written at the end, and not before."""
+def test_rows_that_do_not_fill_a_message_are_written_at_the_end() -> None:
+    """And not before, since more rows may follow."""
     spool = BytesIO()
-    schema = columnar_schema(RUNS)
+    schema = columnar_schema(EVENTS)
     packer = RowPacker(schema, spool)
     packer.add(pa.RecordBatch.from_pylist([{"id": "a"}], schema=schema))
     assert packer.slices == []
     packer.finish()
-    assert [piece.records for piece in packer.slices] == [1]
+    assert [place.records for place in packer.slices] == [1]

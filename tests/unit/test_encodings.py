@@ -1,4 +1,4 @@
-"""Content encodings: any pieces give the body, what is not whole is refused, and a bomb costs its bound."""
+"""Content encodings: any pieces give the body, incomplete bodies are refused, and decompression bombs are bounded."""
 
 import gzip
 import os
@@ -29,21 +29,21 @@ class Encoding:
         return self.name
 
 
-EACH = [Encoding("gzip", gzip.compress, Gzip), Encoding("zstd", zstandard.compress, Zstd)]
+TESTED = [Encoding("gzip", gzip.compress, Gzip), Encoding("zstd", zstandard.compress, Zstd)]
 
 
-def split(body: bytes, at: Iterable[int]) -> Iterator[bytes]:
-    ends = sorted({min(end, len(body)) for end in at} | {len(body)})
+def split(body: bytes, cuts: Iterable[int]) -> Iterator[bytes]:
+    ends = sorted({min(end, len(body)) for end in cuts} | {len(body)})
     return (body[start:end] for start, end in zip([0, *ends], ends, strict=False))
 
 
-def test_each_encoding_that_is_taken_is_tested_here() -> None:
-    assert set(ENCODINGS) - {"identity"} == {one.name for one in EACH}
+def test_every_supported_encoding_is_tested() -> None:
+    assert set(ENCODINGS) - {"identity"} == {encoding.name for encoding in TESTED}
 
 
-@pytest.mark.parametrize("encoding", EACH, ids=str)
+@pytest.mark.parametrize("encoding", TESTED, ids=str)
 @given(members=st.lists(st.binary(max_size=200), min_size=1, max_size=4), cuts=CUTS)
-def test_any_pieces_and_members_are_the_body(encoding: Encoding, members: list[bytes], cuts: list[int]) -> None:
+def test_any_pieces_and_members_decode_to_the_body(encoding: Encoding, members: list[bytes], cuts: list[int]) -> None:
     decoder = encoding.decoder()
     encoded = b"".join(map(encoding.encode, members))
     decoded = b"".join(out for piece in split(encoded, cuts) for out in decoder.feed(piece))
@@ -51,55 +51,55 @@ def test_any_pieces_and_members_are_the_body(encoding: Encoding, members: list[b
     assert decoded == b"".join(members)
 
 
-@pytest.mark.parametrize("encoding", EACH, ids=str)
+@pytest.mark.parametrize("encoding", TESTED, ids=str)
 @given(end=st.integers(1, 10_000), cuts=CUTS)
-def test_what_ends_early_is_refused(encoding: Encoding, end: int, cuts: list[int]) -> None:
+def test_an_incomplete_body_is_refused(encoding: Encoding, end: int, cuts: list[int]) -> None:
     encoded = encoding.encode(string.printable.encode() * 20)
     decoder = encoding.decoder()
     for piece in split(encoded[: min(end, len(encoded) - 1)], cuts):
         list(decoder.feed(piece))
-    with pytest.raises(Refused, match=f"not whole {encoding}") as refused:
+    with pytest.raises(Refused, match=f"The body is not a complete {encoding} stream") as refused:
         decoder.finish()
     assert (refused.value.status, refused.value.code) == (400, "corrupt-encoding")
 
 
-@pytest.mark.parametrize("encoding", EACH, ids=str)
-def test_what_is_not_encoded_is_refused(encoding: Encoding) -> None:
-    with pytest.raises(Refused, match=f"not whole {encoding}"):
+@pytest.mark.parametrize("encoding", TESTED, ids=str)
+def test_a_body_without_the_encoding_is_refused(encoding: Encoding) -> None:
+    with pytest.raises(Refused, match=f"The body is not a complete {encoding} stream"):
         list(encoding.decoder().feed(b'{"vehicle_id":"a"}'))
 
 
-@pytest.mark.parametrize("encoding", EACH, ids=str)
-def test_a_bomb_is_met_after_one_step(encoding: Encoding) -> None:
-    """A bomb costs its bound and no more, whatever it would inflate to."""
+@pytest.mark.parametrize("encoding", TESTED, ids=str)
+def test_a_decompression_bomb_is_refused_after_one_step(encoding: Encoding) -> None:
+    """It costs no more memory than the bound, however large its content is."""
     bomb = encoding.encode(b"\n" * 2**26)
     limit = 2**20
     intake = JsonIntake(sources.built_in()["vehicles"], body_bytes_max=limit, spool_memory_bytes_max=2**18)
-    inflated: list[int] = []
+    decoded_sizes: list[int] = []
 
     def feed() -> None:
         for piece in encoding.decoder().feed(bomb):
-            inflated.append(len(piece))
-            intake.lines(piece)
+            decoded_sizes.append(len(piece))
+            intake.add_lines(piece)
 
     with pytest.raises(Refused) as refused:
         feed()
     intake.close()
     assert (refused.value.status, refused.value.code) == (413, "body-too-large")
     assert refused.value.members == {"limit": limit}
-    assert max(inflated) <= encoding.decoder.STEP_BYTES
-    assert sum(inflated) <= limit + encoding.decoder.STEP_BYTES
+    assert max(decoded_sizes) <= encoding.decoder.STEP_BYTES
+    assert sum(decoded_sizes) <= limit + encoding.decoder.STEP_BYTES
 
 
-def test_zstd_within_a_window_of_8_mib_is_taken_and_beyond_it_refused() -> None:
-    """RFC 8878 asks each decoder for 8 MiB, and a window is memory that a sender has us hold."""
+def test_a_zstd_window_of_more_than_8_mib_is_refused() -> None:
+    """RFC 8878 asks decoders to support 8 MiB; a larger window would let a sender use more of the API's memory."""
     body = os.urandom(2**10)
-    for window_log, taken in ((23, True), (24, False)):
+    for window_log, accepted in ((23, True), (24, False)):
         parameters = zstandard.ZstdCompressionParameters.from_level(1, window_log=window_log)
         compressor = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
         encoded = compressor.compress(body) + compressor.flush()
-        if taken:
+        if accepted:
             assert b"".join(Zstd().feed(encoded)) == body
         else:
-            with pytest.raises(Refused, match="window is larger than 8388608 bytes; compress without --long"):
+            with pytest.raises(Refused, match="window is larger than 8388608 bytes; compress it without --long"):
                 list(Zstd().feed(encoded))

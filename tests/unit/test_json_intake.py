@@ -1,4 +1,4 @@
-"""The intake: what a body becomes, and what it is refused for."""
+"""The intake of JSON bodies: the messages that a body becomes, and its refusals."""
 
 import json
 import tracemalloc
@@ -40,7 +40,7 @@ from tests import factories
 
 SOURCES = sources.built_in()
 RECORD_BYTES_MAX = MESSAGE_BYTES_MAX - HEADER_BYTES_MAX - 2
-#: What the queue adds: its first line, the expected stream and sequence, and the batch's headers.
+#: The bytes that the queue's protocol adds: its first line, the expected stream and sequence, the batch's headers.
 PROTOCOL_BYTES = 512
 
 ACCEPTED = factories.accepted(
@@ -49,8 +49,8 @@ ACCEPTED = factories.accepted(
 
 
 @dataclass(frozen=True)
-class Taken:
-    """All that a submission is made from."""
+class Intake:
+    """A body after its intake: everything that a submission is made from."""
 
     digest: str
     records: int
@@ -61,15 +61,15 @@ class Taken:
     contents: list[bytes]
 
 
-def take(
+def check(
     feed: Callable[[JsonIntake], None], source: str = "vehicles", body_bytes_max: int = 2**30, memory: int = 2**20
-) -> Taken:
+) -> Intake:
     intake = JsonIntake(SOURCES[source], body_bytes_max=body_bytes_max, spool_memory_bytes_max=memory)
     try:
         feed(intake)
         checked = intake.finish()
         parts = list(checked.parts(ACCEPTED))
-        return Taken(
+        return Intake(
             checked.digest,
             checked.records,
             checked.body_bytes,
@@ -82,26 +82,26 @@ def take(
         intake.close()
 
 
-def lines(pieces: Iterable[bytes], source: str = "vehicles", **bounds: int) -> Taken:
+def check_lines(pieces: Iterable[bytes], source: str = "vehicles", **bounds: int) -> Intake:
     def feed(intake: JsonIntake) -> None:
         for piece in pieces:
-            intake.lines(piece)
+            intake.add_lines(piece)
 
-    return take(feed, source, **bounds)
-
-
-def document(body: bytes, source: str = "vehicles", **bounds: int) -> Taken:
-    return take(lambda intake: intake.document(body), source, **bounds)
+    return check(feed, source, **bounds)
 
 
-def split(body: bytes, at: Iterable[int]) -> Iterator[bytes]:
-    ends = sorted({min(end, len(body)) for end in at} | {len(body)})
+def check_document(body: bytes, source: str = "vehicles", **bounds: int) -> Intake:
+    return check(lambda intake: intake.add_document(body), source, **bounds)
+
+
+def split(body: bytes, cuts: Iterable[int]) -> Iterator[bytes]:
+    ends = sorted({min(end, len(body)) for end in cuts} | {len(body)})
     return (body[start:end] for start, end in zip([0, *ends], ends, strict=False))
 
 
-def large(size: int) -> bytes:
-    frame = b'{"vehicle_id":""}'
-    return frame[:-2] + b"a" * (size - len(frame)) + frame[-2:]
+def record_of_size(size: int) -> bytes:
+    empty = b'{"vehicle_id":""}'
+    return empty[:-2] + b"a" * (size - len(empty)) + empty[-2:]
 
 
 ZSTD_HEADERS = {HEADER_ENCODING: ZSTD}
@@ -116,7 +116,7 @@ _VALUES = st.recursive(
 
 @st.composite
 def record_texts(draw: st.DrawFn) -> bytes:
-    """A valid record as some client might write it: any fields beside the declared ones, any spelling."""
+    """A valid record as any client might write it: with any undeclared fields, escapes and spaces."""
     extra = draw(st.dictionaries(st.text().map(lambda name: f"x{name}"), _VALUES, max_size=3))
     named = draw(st.none() | st.text(min_size=1, max_size=5))
     record = {"vehicle_id": draw(st.text()), **extra} | ({"classification_id": named} if named else {})
@@ -124,7 +124,7 @@ def record_texts(draw: st.DrawFn) -> bytes:
     return json.dumps(record, ensure_ascii=draw(st.booleans()), separators=separators).encode()
 
 
-# --- what a body becomes
+# --- the messages of a body
 
 
 @settings(max_examples=50)
@@ -132,32 +132,32 @@ def record_texts(draw: st.DrawFn) -> bytes:
 def test_any_split_of_ndjson_gives_the_same_messages_with_the_records_bytes(
     records: Sequence[bytes], cuts: list[int], data: st.DataObject
 ) -> None:
-    """Pieces, line endings, blank lines and a missing last newline are of no account; a record's bytes all are."""
+    """Pieces, line endings, blank lines and a missing last newline make no difference; a record's bytes are kept."""
     ends = data.draw(st.lists(st.sampled_from([b"\n", b"\r\n", b"\n\n", b" \t\r\n \n"]), min_size=len(records)))
     body = b"".join(record + end for record, end in zip(records, ends, strict=False))
     if data.draw(st.booleans()):
         body = body.rstrip(b" \t\r\n")
-    taken = lines(split(body, cuts))
-    assert taken.contents == [b"\n".join(records)]
-    assert taken == lines([body])
-    assert (taken.records, taken.body_bytes) == (len(records), len(body))
+    intake = check_lines(split(body, cuts))
+    assert intake.contents == [b"\n".join(records)]
+    assert intake == check_lines([body])
+    assert (intake.records, intake.body_bytes) == (len(records), len(body))
 
 
 @settings(max_examples=30)
 @given(records=st.lists(record_texts(), min_size=1, max_size=5), indent=st.sampled_from([b"", b" ", b"\n  "]))
 def test_a_json_array_and_ndjson_give_the_same_messages(records: Sequence[bytes], indent: bytes) -> None:
     array = indent + b"[" + indent + (indent + b"," + indent).join(records) + indent + b"]" + indent
-    (message,) = document(array).contents
+    (message,) = check_document(array).contents
     assert split_records(MessageKind.RECORDS if b"\n" in array else MessageKind.LINES, message) == records
     if b"\n" not in array:
-        assert [message] == lines([b"\n".join(records)]).contents
+        assert [message] == check_lines([b"\n".join(records)]).contents
 
 
 @settings(max_examples=30)
 @given(record=record_texts())
 def test_a_json_object_is_one_record(record: bytes) -> None:
-    assert document(b"\r " + record + b" \r").contents == [record]
-    assert document(b"\r\n " + record + b" \n").contents == [b"[" + record + b"]"]
+    assert check_document(b"\r " + record + b" \r").contents == [record]
+    assert check_document(b"\r\n " + record + b" \n").contents == [b"[" + record + b"]"]
 
 
 @pytest.mark.parametrize(
@@ -171,40 +171,40 @@ def test_a_json_object_is_one_record(record: bytes) -> None:
         '{"vehicle_id":"\N{SNOWMAN}\N{PILE OF POO}"}'.encode(),
     ],
 )
-def test_what_a_parser_would_lose_is_kept(record: bytes) -> None:
-    """Big numbers, duplicate keys and escapes are in the message as they came."""
-    assert lines([record]).contents == document(record).contents == [record]
+def test_bytes_that_a_parser_would_lose_are_kept(record: bytes) -> None:
+    """Large numbers, duplicate keys and escapes are in the message as received."""
+    assert check_lines([record]).contents == check_document(record).contents == [record]
 
 
 def test_classifications_are_listed_in_order_of_appearance() -> None:
     names = ["b", "a", "b", None]
     records = [{"vehicle_id": "v"} | ({"classification_id": name} if name else {}) for name in names]
-    taken = document(json.dumps(records).encode())
-    assert (taken.classifications, taken.unclassified) == (("b", "a"), 1)
+    intake = check_document(json.dumps(records).encode())
+    assert (intake.classifications, intake.unclassified) == (("b", "a"), 1)
 
 
 @pytest.mark.parametrize("cuts", [[], range(0, 6 * 2**20, 99_991)])
 def test_large_bodies_become_messages_of_whole_records_within_the_bound(cuts: Iterable[int]) -> None:
     sizes = [RECORD_BYTES_MAX, 10, 500_000, 500_000, 60_000, RECORD_BYTES_MAX - 40, 17, 18]
-    records = [large(max(size, 17)) for size in sizes]
-    taken = lines(split(b"\n".join(records), cuts))
-    packed = [split_records(MessageKind.LINES, payload) for payload in taken.contents]
+    records = [record_of_size(max(size, 17)) for size in sizes]
+    intake = check_lines(split(b"\n".join(records), cuts))
+    packed = [split_records(MessageKind.LINES, content) for content in intake.contents]
     assert [record for message in packed for record in message] == records
-    assert max(map(len, taken.contents)) <= MESSAGE_BYTES_MAX - HEADER_BYTES_MAX
+    assert max(map(len, intake.contents)) <= MESSAGE_BYTES_MAX - HEADER_BYTES_MAX
     first = 0
-    for number, (message, place) in enumerate(zip(packed, taken.places, strict=True), start=1):
+    for number, (message, place) in enumerate(zip(packed, intake.places, strict=True), start=1):
         assert place == (number, len(packed), first, len(message))
         first += len(message)
 
 
 def test_memory_is_bounded_however_large_the_body() -> None:
-    """32 MiB of body at a spool bound of 256 KiB never hold more than a few messages in memory."""
-    piece = large(10_000) + b"\n"
+    """For a body of 32 MiB and a spool bound of 256 KiB, memory never holds more than a few messages."""
+    piece = record_of_size(10_000) + b"\n"
     tracemalloc.start()
     try:
         intake = JsonIntake(SOURCES["vehicles"], body_bytes_max=2**30, spool_memory_bytes_max=2**18)
         for _ in range(32 * 2**20 // len(piece)):
-            intake.lines(piece)
+            intake.add_lines(piece)
         checked = intake.finish()
         for _ in checked.parts(ACCEPTED):
             pass
@@ -250,16 +250,16 @@ def bad(**fields: object) -> bytes:
         pytest.param(
             bad(scheduled_at="9999-12-31T23:59:59-01:00"), 422, "schema-violation", "scheduled_at", id="year 10000"
         ),
-        pytest.param(bad(classification_id=""), 422, "schema-violation", "classification_id", id="empty run"),
-        pytest.param(bad(classification_id="r" * 257), 422, "schema-violation", "classification_id", id="long run"),
+        pytest.param(bad(classification_id=""), 422, "schema-violation", "classification_id", id="empty id"),
+        pytest.param(bad(classification_id="r" * 257), 422, "schema-violation", "classification_id", id="long id"),
     ],
 )
 def test_a_refusal_names_the_record_and_the_field(record: bytes, status: int, kind: str, field: str | None) -> None:
-    """Wherever the bad record stands, in whatever pieces it comes."""
+    """At any place in the body, and in any pieces."""
     body = b"\n".join([GOOD, b"", GOOD, GOOD, record, GOOD])
     for pieces in ([body], split(body, range(0, len(body), 7 + len(body) // 50))):
         with pytest.raises(Refused) as refused:
-            lines(pieces, "status")
+            check_lines(pieces, "status")
         assert (refused.value.status, refused.value.code) == (status, kind)
         assert refused.value.members == {"record": 3} | ({"field": field} if field else {})
         assert "ecord 3" in refused.value.detail
@@ -279,49 +279,51 @@ def test_a_refusal_names_the_record_and_the_field(record: bytes, status: int, ki
         (b"[" + GOOD + b",1]", 422, "schema-violation"),
     ],
 )
-def test_a_document_that_is_refused(body: bytes, status: int, kind: str) -> None:
+def test_an_invalid_document_is_refused(body: bytes, status: int, kind: str) -> None:
     with pytest.raises(Refused) as refused:
-        document(body, "status")
+        check_document(body, "status")
     assert (refused.value.status, refused.value.code) == (status, kind)
 
 
 @pytest.mark.parametrize("body", [b"", b"\n\r\n \n"])
 def test_ndjson_without_a_record_is_refused(body: bytes) -> None:
     with pytest.raises(Refused) as refused:
-        lines([body])
+        check_lines([body])
     assert (refused.value.status, refused.value.code) == (400, "empty-body")
 
 
 @pytest.mark.parametrize(
     "feed",
     [
-        pytest.param(lambda record: lines([b"%s\n%s\n" % (large(30), record)]), id="line"),
-        pytest.param(lambda record: lines([large(30), b"\n", record, record]), id="a line without an end"),
-        pytest.param(lambda record: document(b"[%s,%s]" % (large(30), record)), id="document"),
+        pytest.param(lambda record: check_lines([b"%s\n%s\n" % (record_of_size(30), record)]), id="line"),
+        pytest.param(
+            lambda record: check_lines([record_of_size(30), b"\n", record, record]), id="a line without an end"
+        ),
+        pytest.param(lambda record: check_document(b"[%s,%s]" % (record_of_size(30), record)), id="document"),
     ],
 )
-def test_a_record_that_fits_no_message_is_refused_by_its_index(feed: Callable[[bytes], Taken]) -> None:
+def test_a_record_that_is_too_large_for_a_message_is_refused_by_its_index(feed: Callable[[bytes], Intake]) -> None:
     with pytest.raises(Refused) as refused:
-        feed(large(RECORD_BYTES_MAX + 1))
+        feed(record_of_size(RECORD_BYTES_MAX + 1))
     assert (refused.value.status, refused.value.code) == (413, "record-too-large")
     assert refused.value.members == {"record": 1}
 
 
-@pytest.mark.parametrize("feed", [lines, lambda pieces, **bounds: document(b"".join(pieces), **bounds)])
-def test_a_body_may_be_as_large_as_its_bound(feed: Callable[..., Taken]) -> None:
-    body = large(5_000)
+@pytest.mark.parametrize("feed", [check_lines, lambda pieces, **bounds: check_document(b"".join(pieces), **bounds)])
+def test_a_body_may_be_as_large_as_its_bound(feed: Callable[..., Intake]) -> None:
+    body = record_of_size(5_000)
     assert feed([body], body_bytes_max=5_000).records == 1
     with pytest.raises(Refused) as refused:
         feed([body], body_bytes_max=4_999)
     assert (refused.value.status, refused.value.code) == (413, "body-too-large")
 
 
-def test_a_submission_of_more_messages_than_a_batch_takes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The bound is the server's; it is lowered here, since 1,000 messages are 1 GiB."""
+def test_a_submission_of_more_messages_than_a_batch_can_have_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bound is the server's; this test lowers it, since 1,000 messages are 1 GiB."""
     monkeypatch.setattr("bronze.records.json_intake.MESSAGES_MAX", 3)
-    assert len(lines([large(600_000) + b"\n"] * 3).contents) == 3
+    assert len(check_lines([record_of_size(600_000) + b"\n"] * 3).contents) == 3
     with pytest.raises(Refused) as refused:
-        lines([large(600_000) + b"\n"] * 4)
+        check_lines([record_of_size(600_000) + b"\n"] * 4)
     assert (refused.value.status, refused.value.code) == (413, "body-too-large")
 
 
@@ -339,7 +341,7 @@ _IDS = st.text(min_size=1, max_size=CLASSIFICATION_ID_CHARS_MAX)
     kind=st.sampled_from(MessageKind),
     zstd=st.booleans(),
 )
-def test_a_part_survives_its_headers(
+def test_a_part_is_unchanged_after_its_headers_are_parsed(
     classification: str | None,
     default: str | None,
     origin: str | None,
@@ -349,7 +351,7 @@ def test_a_part_survives_its_headers(
     kind: MessageKind,
     zstd: bool,
 ) -> None:
-    """Headers are ASCII in one line each, and what was written is what is read, in any script."""
+    """Each header is one line of ASCII, also if the part's texts are in other scripts."""
     accepted = msgspec.structs.replace(
         ACCEPTED, classification_id=classification, classification_default=default, origin=origin, keyed=keyed
     )
@@ -364,18 +366,18 @@ def test_a_part_survives_its_headers(
 
 
 @given(body=st.binary(max_size=300), times=st.integers(1, 200))
-def test_what_is_compressed_is_what_comes_out(body: bytes, times: int) -> None:
-    """Its size can be told without decoding it; what is small, or saves little, is left as it is."""
-    whole = body * times
-    payload, zstd = compress(whole)
+def test_decompressed_content_equals_the_original(body: bytes, times: int) -> None:
+    """Its size is known without decoding; content that is small or compresses badly is not compressed."""
+    content = body * times
+    payload, zstd = compress(content)
     headers = ZSTD_HEADERS if zstd else {}
-    assert decompress(headers, payload) == whole
-    assert content_bytes(headers, payload) == len(whole)
-    assert not zstd or (len(payload) < len(whole) and len(whole) >= ZSTD_BYTES_MIN)
+    assert decompress(headers, payload) == content
+    assert content_bytes(headers, payload) == len(content)
+    assert not zstd or (len(payload) < len(content) and len(content) >= ZSTD_BYTES_MIN)
 
 
-def test_records_are_compressed_from_a_size_on() -> None:
-    """So that a queue holds several times as much of them."""
+def test_large_content_is_compressed() -> None:
+    """So that a queue can hold several times as many records."""
     record = b'{"vehicle_id":"N14228","manufacturer":"BOEING"}\n'
     few, many = _parts([record]), _parts([record * 1_000])
     assert [part.zstd for part, _ in (*few, *many)] == [False, True]
@@ -386,7 +388,7 @@ def _parts(pieces: Sequence[bytes]) -> list[tuple[Part, bytes]]:
     intake = JsonIntake(SOURCES["vehicles"], body_bytes_max=2**30, spool_memory_bytes_max=2**20)
     try:
         for piece in pieces:
-            intake.lines(piece)
+            intake.add_lines(piece)
         return list(intake.finish().parts(ACCEPTED))
     finally:
         intake.close()
@@ -400,21 +402,21 @@ FRAME = zstandard.compress(b"[" + b" " * 5_000 + b"]")
     [
         ("zstd", b"[]", "cannot be decoded"),
         ("zstd", FRAME[:-1], "cannot be decoded"),
-        ("zstd", zstandard.compress(bytes(MESSAGE_BYTES_MAX + 1)), "a zstd frame of"),
-        ("zstd", zstandard.ZstdCompressor(write_content_size=False).compress(b"[]"), "a zstd frame of -1"),
-        ("lz4", FRAME, "the encoding 'lz4' is not known"),
+        ("zstd", zstandard.compress(bytes(MESSAGE_BYTES_MAX + 1)), "a zstd frame of 1048577 bytes"),
+        ("zstd", zstandard.ZstdCompressor(write_content_size=False).compress(b"[]"), "does not state the size"),
+        ("lz4", FRAME, "the encoding 'lz4' is not supported"),
     ],
-    ids=["no frame", "cut short", "too large", "no size", "another encoding"],
+    ids=["no frame", "truncated", "too large", "no size", "another encoding"],
 )
-def test_a_payload_that_is_not_what_its_headers_say_is_poison(encoding: str, payload: bytes, reason: str) -> None:
-    """A frame that claims gigabytes is not even begun."""
+def test_a_payload_that_does_not_match_its_headers_is_a_dead_letter(encoding: str, payload: bytes, reason: str) -> None:
+    """A frame that states a size of gigabytes is not decompressed at all."""
     with pytest.raises(DeadLetter, match=reason):
         decompress({HEADER_ENCODING: encoding}, payload)
 
 
 @pytest.mark.parametrize("character", ["\N{PILE OF POO}", "\0", '"', "\\"])
-def test_headers_stay_within_their_bound_at_the_extremes(character: str) -> None:
-    """The longest names, in the characters whose escapes are longest, leave room for the protocol's own headers."""
+def test_the_largest_headers_stay_within_their_bound(character: str) -> None:
+    """The longest names, of characters with the longest escapes, leave room for the protocol's own headers."""
     longest = character * CLASSIFICATION_ID_CHARS_MAX
     accepted = msgspec.structs.replace(
         ACCEPTED,
@@ -430,7 +432,7 @@ def test_headers_stay_within_their_bound_at_the_extremes(character: str) -> None
 
 
 @pytest.mark.parametrize(
-    "change",
+    "changes",
     [
         {HEADER_PART: None},
         {HEADER_PART: "2/1"},
@@ -441,14 +443,14 @@ def test_headers_stay_within_their_bound_at_the_extremes(character: str) -> None
         {HEADER_SUBMISSION: "{"},
     ],
 )
-def test_headers_that_are_not_ours_are_poison(change: dict[str, str | None]) -> None:
-    headers = Part(ACCEPTED, 1, 1, 0, 1).headers() | change
+def test_a_message_with_invalid_headers_is_a_dead_letter(changes: dict[str, str | None]) -> None:
+    headers = Part(ACCEPTED, 1, 1, 0, 1).headers() | changes
     with pytest.raises(DeadLetter):
         Part.parse({name: value for name, value in headers.items() if value is not None})
 
 
 @pytest.mark.parametrize(("text", "version"), [("1", 1), ("12", 12), ("", None), ("-1", None), ("1.0", None)])
-def test_a_format_version_is_a_number_or_not_stated(text: str, version: int | None) -> None:
+def test_a_format_version_that_is_not_a_number_is_none(text: str, version: int | None) -> None:
     assert format_version({"Bronze-Format": text}) == version
 
 
@@ -456,30 +458,31 @@ def test_a_format_version_is_a_number_or_not_stated(text: str, version: int | No
 
 
 def test_a_keyed_id_is_a_function_of_principal_source_and_key() -> None:
-    same = keyed_id("vehicles", "k")
-    assert same == keyed_id("vehicles", "k") == str(UUID(same))
+    first = keyed_id("vehicles", "k")
+    assert first == keyed_id("vehicles", "k") == str(UUID(first))
     others = {keyed_id("vehicles", "l"), keyed_id("status", "k"), keyed_id("vehicles", "k", "somebody")}
-    assert len(others | {same}) == 4
+    assert len(others | {first}) == 4
 
 
-def test_an_unkeyed_id_is_a_uuid7_and_never_the_same() -> None:
+def test_an_id_without_a_key_is_a_unique_uuid7() -> None:
     ids = [new_id() for _ in range(1_000)]
     assert len(set(ids)) == len(ids)
-    assert {UUID(one).version for one in ids} == {7}
+    assert {UUID(submission_id).version for submission_id in ids} == {7}
 
 
 @given(lanes=st.integers(1, 64))
-def test_an_id_picks_one_lane_for_good(lanes: int) -> None:
+def test_an_id_always_has_the_same_lane(lanes: int) -> None:
     ids = [new_id(), keyed_id("vehicles", "k")]
-    assert all(0 <= lane_of(one, lanes) < lanes for one in ids)
-    assert [lane_of(one, lanes) for one in ids] == [lane_of(one, lanes) for one in ids]
+    numbers = [lane_of(submission_id, lanes) for submission_id in ids]
+    assert all(0 <= number < lanes for number in numbers)
+    assert numbers == [lane_of(submission_id, lanes) for submission_id in ids]
 
 
 def test_keyed_and_unkeyed_ids_use_every_lane() -> None:
     for ids in ([new_id() for _ in range(400)], [keyed_id("vehicles", str(n)) for n in range(400)]):
-        assert {lane_of(one, 4) for one in ids} == {0, 1, 2, 3}
+        assert {lane_of(submission_id, 4) for submission_id in ids} == {0, 1, 2, 3}
 
 
-def test_an_id_that_is_none_has_no_lane() -> None:
+def test_an_invalid_id_has_no_lane() -> None:
     with pytest.raises(ValueError, match="hexadecimal"):
         lane_of("*", 1)

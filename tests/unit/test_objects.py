@@ -1,4 +1,4 @@
-"""Objects: what stands in a file is what was sent, and a file tells what it holds."""
+"""Objects: a file has the values that were sent, and its footer states its contents."""
 
 import datetime as dt
 import gc
@@ -45,7 +45,7 @@ SOURCES = sources.built_in()
 EPOCH = "20261124T120000000"
 TIME = "2026-11-24T12:34:56.123456789Z"
 TRACEPARENT = f"00-{'a' * 32}-{'b' * 16}-01"
-RUN = {"operator": "UA", "run_number": 1, "origin": "A", "destination": "B", "scheduled_at": "2013-01-01T05:15:00Z"}
+EVENT = {"operator": "UA", "run_number": 1, "origin": "A", "destination": "B", "scheduled_at": "2013-01-01T05:15:00Z"}
 
 
 def accepted(source: str, submission: str = "s", **fields: Any) -> AcceptedSubmission:
@@ -67,19 +67,19 @@ def message(
     of: AcceptedSubmission | None = None,
     part: tuple[int, int] = (1, 1),
     first_record: int = 0,
-    said: int | None = None,
+    stated: int | None = None,
     kind: MessageKind = MessageKind.RECORDS,
 ) -> Message:
-    """A message of the given records, whose headers may say otherwise."""
+    """A message of the given records; `stated` is the number of records in its headers, if it differs."""
     of = of or accepted(source, f"s{sequence}")
-    headers = Part(of, *part, first_record, len(records) if said is None else said, kind).headers()
+    headers = Part(of, *part, first_record, len(records) if stated is None else stated, kind).headers()
     payload = b"\n".join(records) if kind is MessageKind.LINES else b"[" + b",".join(records) + b"]"
     return Message(sequence, lane_subject(source, 0, of.submission_id), TIME, headers, payload)
 
 
 def encode(source: str, messages: Sequence[Message], identities: Sequence[Identity] = ()) -> Encoded:
     lane = Lane(source, 0, EPOCH)
-    cut = reconcile(lane, messages, {one.accepted.submission_id: one for one in identities})
+    cut = reconcile(lane, messages, {identity.accepted.submission_id: identity for identity in identities})
     return encode_cut(source, lane, cut)
 
 
@@ -91,8 +91,8 @@ def table(encoded: Encoded) -> pa.Table:
     return pq.read_table(pa.BufferReader(encoded.body))
 
 
-def by_footer(body: bytes) -> Contents:
-    """As a reader in the bucket does: the last bytes, then the footer, and nothing else."""
+def footer(body: bytes) -> Contents:
+    """The footer, as the bucket's reader reads it: from the last bytes, then the footer, and nothing else."""
     start = footer_start(len(body), body[-TAIL_BYTES:])
     return contents_of_footer(body[start:])
 
@@ -100,9 +100,9 @@ def by_footer(body: bytes) -> Contents:
 # --- rows
 
 
-def test_an_encoded_cut_leaves_nothing_behind() -> None:
-    """The rows are gone with the call, and do not wait for the garbage collector: a consumer runs for months."""
-    sent = [json.dumps(RUN | {"classification_id": f"r{n}"}).encode() for n in range(100)]
+def test_encoding_a_cut_leaves_no_memory_allocated() -> None:
+    """The rows are freed at the end of the call, not by the garbage collector: a consumer runs for months."""
+    sent = [json.dumps(EVENT | {"classification_id": f"r{n}"}).encode() for n in range(100)]
     gc.disable()
     try:
         before = pa.total_allocated_bytes()
@@ -112,22 +112,22 @@ def test_an_encoded_cut_leaves_nothing_behind() -> None:
         gc.enable()
 
 
-def test_columns_are_the_declared_fields_in_their_types_and_then_ours() -> None:
-    """Values, nulls, dates, and times whose offsets become UTC are as they were sent."""
-    full = RUN | {
+def test_columns_are_the_declared_fields_and_then_those_of_bronze() -> None:
+    """Values, nulls, dates and times are as they were sent; times are converted to UTC."""
+    full = EVENT | {
         "vehicle_id": "N1",
         "departed_at": "2013-01-01T05:17:00.123456-05:00",
         "delay_min": 2,
         "classification_id": "own",
         "undeclared": [1],
     }
-    sent = [json.dumps(one).encode() for one in (full, RUN)]
+    sent = [json.dumps(record).encode() for record in (full, EVENT)]
     encoded = encode("status", [message(3, sent, "status", of=accepted("status", origin="f.csv"), first_record=7)])
     read = table(encoded)
     assert read.schema.remove_metadata() == object_schema(SOURCES["status"])
     key = f"bronze/source=status/date=2026-11-24/hour=12/{EPOCH}-0-000000000003.parquet"
     scheduled = dt.datetime(2013, 1, 1, 5, 15, tzinfo=dt.UTC)
-    ours = {
+    added = {
         "file_path": key,
         "_submission_id": "s",
         "_origin": "f.csv",
@@ -139,7 +139,7 @@ def test_columns_are_the_declared_fields_in_their_types_and_then_ours() -> None:
     assert read.to_pylist() == [
         {
             **declared,
-            **ours,
+            **added,
             "vehicle_id": "N1",
             "departed_at": dt.datetime(2013, 1, 1, 10, 17, 0, 123456, tzinfo=dt.UTC),
             "delay_min": 2.0,
@@ -149,7 +149,7 @@ def test_columns_are_the_declared_fields_in_their_types_and_then_ours() -> None:
         },
         {
             **declared,
-            **ours,
+            **added,
             "vehicle_id": None,
             "departed_at": None,
             "delay_min": None,
@@ -161,31 +161,31 @@ def test_columns_are_the_declared_fields_in_their_types_and_then_ours() -> None:
     assert encoded.contents.classifications == ["own", "run"]
 
 
-def grown() -> sources.Source:
-    """`vehicles` at version 2, with fields that came later."""
+def vehicles_2() -> sources.Source:
+    """`vehicles` at version 2, with two fields more."""
     source = SOURCES["vehicles"]
-    later = (
+    new_fields = (
         Field("colour", FieldType.STRING, "d", since=2),
         Field("price", FieldType.DECIMAL, "d", since=2, precision=10, scale=2),
     )
-    return replace(source, version=2, fields=(*source.fields, *later))
+    return replace(source, version=2, fields=(*source.fields, *new_fields))
 
 
 def test_records_are_read_as_the_version_that_they_were_checked_against() -> None:
-    """A record of before a field was declared may hold anything under its name: it is no poison, the column is null."""
-    record = b'{"vehicle_id":"a","colour":"red","price":"1.5"}'
-    before = b'{"vehicle_id":"b","colour":[5],"price":"much"}'
+    """A record from before a field was declared may have any value under its name: it is a row, the column is null."""
+    new_record = b'{"vehicle_id":"a","colour":"red","price":"1.5"}'
+    old_record = b'{"vehicle_id":"b","colour":[5],"price":"much"}'
     messages = [
-        message(1, [before], "vehicles"),
-        message(2, [record], "vehicles", of=accepted("vehicles", "s2", schema_version=2)),
+        message(1, [old_record], "vehicles"),
+        message(2, [new_record], "vehicles", of=accepted("vehicles", "s2", schema_version=2)),
     ]
     lane = Lane("vehicles", 0, EPOCH)
-    encoded = encode_object(grown(), lane, "key", reconcile(lane, messages, {}), TRACEPARENT)
+    encoded = encode_object(vehicles_2(), lane, "key", reconcile(lane, messages, {}), TRACEPARENT)
     assert encoded.contents.quarantined == []
     read = table(encoded).select(["vehicle_id", "colour", "price", "_schema_version", "_payload"]).to_pylist()
     assert [tuple(row.values()) for row in read] == [
-        ("b", None, None, 1, before.decode()),
-        ("a", "red", Decimal("1.50"), 2, record.decode()),
+        ("b", None, None, 1, old_record.decode()),
+        ("a", "red", Decimal("1.50"), 2, new_record.decode()),
     ]
 
 
@@ -194,24 +194,24 @@ def test_a_decimal_is_a_number_or_a_string_of_digits(sent: str) -> None:
     of = accepted("vehicles", schema_version=2)
     lane = Lane("vehicles", 0, EPOCH)
     record = b'{"vehicle_id":"a","price":%s}' % sent.encode()
-    intake = JsonIntake(grown(), body_bytes_max=2**20, spool_memory_bytes_max=2**20)
-    intake.lines(record + b"\n")
+    intake = JsonIntake(vehicles_2(), body_bytes_max=2**20, spool_memory_bytes_max=2**20)
+    intake.add_lines(record + b"\n")
     intake.close()
     cut = reconcile(lane, [message(1, [record], "vehicles", of=of)], {})
-    encoded = encode_object(grown(), lane, "key", cut, TRACEPARENT)
+    encoded = encode_object(vehicles_2(), lane, "key", cut, TRACEPARENT)
     assert str(table(encoded).column("price").to_pylist()) == "[Decimal('1.50')]"
 
 
 @pytest.mark.parametrize("sent", ["1.505", '"NaN"', "100000000", "1e400", '"1e99999"', '"0x1"', "true", "[1]"])
 def test_a_decimal_that_would_change_is_refused_by_record_and_field(sent: str) -> None:
-    intake = JsonIntake(grown(), body_bytes_max=2**20, spool_memory_bytes_max=2**20)
+    intake = JsonIntake(vehicles_2(), body_bytes_max=2**20, spool_memory_bytes_max=2**20)
     with pytest.raises(Refused, match="Record 0, field price: ") as refused:
-        intake.lines(b'{"vehicle_id":"a","price":%s}\n' % sent.encode())
+        intake.add_lines(b'{"vehicle_id":"a","price":%s}\n' % sent.encode())
     intake.close()
     assert (refused.value.status, refused.value.members) == (422, {"record": 0, "field": "price"})
 
 
-def test_no_column_takes_a_name_of_another_or_of_a_partition_key() -> None:
+def test_no_column_has_the_name_of_another_or_of_a_partition_key() -> None:
     for source in SOURCES.values():
         names = object_schema(source).names
         assert len(set(names)) == len(names)
@@ -245,52 +245,54 @@ def bodies(draw: st.DrawFn, source: str) -> bytes:
         for _ in range(draw(st.integers(1, 3)))
     ]
     ascii_only = draw(st.booleans())
-    return b"\n".join(json.dumps(one, ensure_ascii=ascii_only).encode() for one in records)
+    return b"\n".join(json.dumps(record, ensure_ascii=ascii_only).encode() for record in records)
 
 
 @settings(max_examples=60)
 @given(data=st.data(), source=st.sampled_from(sorted(SOURCES)))
-def test_what_the_intake_accepts_becomes_rows(data: st.DataObject, source: str) -> None:
-    """No value that gets a 202 is poison later, and every record's bytes are in `_payload`."""
+def test_records_that_the_intake_accepts_become_rows(data: st.DataObject, source: str) -> None:
+    """No accepted record becomes a dead letter later, and every record's bytes are in `_payload`."""
     body = data.draw(bodies(source))
     intake = JsonIntake(SOURCES[source], body_bytes_max=2**20, spool_memory_bytes_max=2**20)
     try:
-        intake.lines(body)
+        intake.add_lines(body)
         checked = intake.finish()
     except Refused:
         return
     finally:
         intake.close()
     records = body.split(b"\n")
-    encoded = encode(source, [message(1, records, source, said=checked.records)])
+    encoded = encode(source, [message(1, records, source, stated=checked.records)])
     assert encoded.contents.quarantined == []
     read = table(encoded)
     read.validate(full=True)
     assert "\n".join(read.column("_payload").to_pylist()).encode() == body
-    # by lines, and so many that Arrow reads them, the rows are the same
+    # the rows are the same if the records are lines, and if there are so many that Arrow reads them
     times = ARROW_ROWS_MIN
-    many = [message(n, records, source, of=accepted(source, "s1"), kind=MessageKind.LINES) for n in range(1, times + 1)]
-    assert table(encode(source, many)).equals(pa.concat_tables([read] * times))
+    repeated = [
+        message(n, records, source, of=accepted(source, "s1"), kind=MessageKind.LINES) for n in range(1, times + 1)
+    ]
+    assert table(encode(source, repeated)).equals(pa.concat_tables([read] * times))
 
 
 PLAIN = '{"operator":"UA","run_number":1,"origin":"A","destination":"B","scheduled_at":"2013-01-01T05:15:00Z"}'
 
 
-def by_arrow(monkeypatch: pytest.MonkeyPatch, messages: Sequence[Message]) -> Encoded:
-    """What Arrow makes of the messages; any that it leaves to `_decode` becomes an error."""
+def encode_by_arrow(monkeypatch: pytest.MonkeyPatch, messages: Sequence[Message]) -> Encoded:
+    """The messages as Arrow's reader encodes them; fails if a message is left to `decode_message`."""
 
-    def none_left(*_: object) -> None:
-        pytest.fail("Arrow's reader was not enough")
+    def fail(*_: object) -> None:
+        pytest.fail("Arrow's reader could not read all messages")
 
     with monkeypatch.context() as patch:
-        patch.setattr(encoder, "decode_message", none_left)
+        patch.setattr(encoder, "decode_message", fail)
         return encode("status", messages)
 
 
-def test_arrow_reads_the_lines_of_many_messages_as_they_were_meant(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each row has its own submission, index and default run, and there is no object for each value in between."""
+def test_arrow_reads_the_lines_of_many_messages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each row has its own submission, index and default classification; no Python object is made per value."""
     records = [
-        json.dumps(RUN | {"run_number": n} | ({"classification_id": f"r{n}"} if n % 3 else {})).encode()
+        json.dumps(EVENT | {"run_number": n} | ({"classification_id": f"r{n}"} if n % 3 else {})).encode()
         for n in range(100)
     ]
     messages = [
@@ -304,8 +306,8 @@ def test_arrow_reads_the_lines_of_many_messages_as_they_were_meant(monkeypatch: 
             kind=MessageKind.LINES,
         ),
     ]
-    read = table(by_arrow(monkeypatch, messages))
-    assert read.column("_payload").to_pylist() == [one.decode() for one in records]
+    read = table(encode_by_arrow(monkeypatch, messages))
+    assert read.column("_payload").to_pylist() == [record.decode() for record in records]
     assert read.column("run_number").to_pylist() == list(range(100))
     assert read.column("_record_index").to_pylist() == [*range(10), *range(5, 95)]
     assert read.column("_submission_id").to_pylist() == ["s1"] * 10 + ["s2"] * 90
@@ -316,25 +318,25 @@ def test_arrow_reads_the_lines_of_many_messages_as_they_were_meant(monkeypatch: 
 
 
 @pytest.mark.parametrize(
-    "odd",
+    "unusual",
     [
-        PLAIN.replace('"UA"', '"AA","operator":"UA"'),  # the last of two counts
+        PLAIN.replace('"UA"', '"AA","operator":"UA"'),  # a repeated name: the last value counts
         PLAIN.replace("05:15:00Z", "05:15:00.1234567Z"),  # more digits than are kept
         PLAIN.replace("}", ',"x":1e9999999999}'),  # a number that no double can hold, in a field that is not declared
     ],
 )
-def test_what_arrow_does_not_read_is_decoded_as_it_was_checked(odd: str) -> None:
-    """One such record among many takes none of them into quarantine, and its values are those that were checked."""
-    records = [PLAIN.encode()] * 100 + [odd.encode()]
+def test_records_that_arrow_cannot_read_are_decoded_as_they_were_checked(unusual: str) -> None:
+    """One such record among many sends none of them to quarantine, and its values are those that were checked."""
+    records = [PLAIN.encode()] * 100 + [unusual.encode()]
     encoded = encode("status", [message(1, records, "status", kind=MessageKind.LINES)])
     assert encoded.contents.quarantined == []
     assert table(encoded).equals(table(encode("status", [message(1, records, "status", of=accepted("status", "s1"))])))
 
 
 @pytest.mark.parametrize(
-    ("spoilt", "reason"),
+    ("lines", "reason"),
     [
-        ([PLAIN, PLAIN + PLAIN], "cannot be decoded"),  # two on a line
+        ([PLAIN, PLAIN + PLAIN], "cannot be decoded"),  # two records on a line
         ([PLAIN, PLAIN, PLAIN], "holds 3 records"),
         ([PLAIN], "holds 1 records"),
         ([PLAIN, ""], "cannot be decoded"),
@@ -342,23 +344,23 @@ def test_what_arrow_does_not_read_is_decoded_as_it_was_checked(odd: str) -> None
         ([PLAIN, PLAIN.replace('"UA"', "NaN")], "cannot be decoded"),
     ],
 )
-def test_lines_that_are_not_what_the_headers_say_are_poison(spoilt: list[str], reason: str) -> None:
-    """Also where the sum over several messages, or of rows and lines, would be right."""
+def test_a_message_whose_lines_do_not_match_its_headers_is_a_dead_letter(lines: list[str], reason: str) -> None:
+    """Also if the sum over several messages, or of rows and lines, would be right."""
     records = [PLAIN.encode()] * 100
-    bad = message(2, [line.encode() for line in spoilt], "status", said=2, kind=MessageKind.LINES)
+    bad = message(2, [line.encode() for line in lines], "status", stated=2, kind=MessageKind.LINES)
     messages = [
         message(1, records, "status", kind=MessageKind.LINES),
         bad,
         message(3, records, "status", kind=MessageKind.LINES),
     ]
     encoded = encode("status", messages)
-    (aside,) = encoded.contents.quarantined
-    assert (aside.sequence, reason in aside.reason) == (2, True)
+    (quarantined,) = encoded.contents.quarantined
+    assert (quarantined.sequence, reason in quarantined.reason) == (2, True)
     assert table(encoded).num_rows == 200
 
 
-def test_the_deepest_record_that_the_intake_takes_becomes_a_row() -> None:
-    """The consumer decodes records inside an array, one level deeper, and from another stack."""
+def test_the_deepest_record_that_the_intake_accepts_becomes_a_row() -> None:
+    """The consumer decodes records inside an array, one level deeper, and with another stack."""
 
     def record(depth: int) -> bytes:
         return b'{"vehicle_id":"a","x":' + b"[" * depth + b"]" * depth + b"}"
@@ -366,7 +368,7 @@ def test_the_deepest_record_that_the_intake_takes_becomes_a_row() -> None:
     def accepts(depth: int) -> bool:
         intake = JsonIntake(SOURCES["vehicles"], body_bytes_max=2**20, spool_memory_bytes_max=2**20)
         try:
-            intake.lines(record(depth) + b"\n")
+            intake.add_lines(record(depth) + b"\n")
         except Refused:
             return False
         finally:
@@ -380,7 +382,7 @@ def test_the_deepest_record_that_the_intake_takes_becomes_a_row() -> None:
             low, high = (middle, high) if accepts(middle) else (low, middle)
         return low
 
-    # in threads, as roles do: there most of the stack is free
+    # in threads, as in roles: there, most of the stack is free
     with ThreadPoolExecutor(1) as threads:
         depth = threads.submit(deepest).result()
         encoded = threads.submit(encode, "vehicles", [message(1, [record(depth)], "vehicles")]).result()
@@ -393,8 +395,8 @@ def test_the_deepest_record_that_the_intake_takes_becomes_a_row() -> None:
 COLUMNS = columnar_schema(SOURCES["vehicles"])
 
 
-def columnar(columns: Mapping[str, Any], schema: pa.Schema = COLUMNS, said: int = 1, **facts: Any) -> Message:
-    """A message of these columns, as the API's reader of columnar bodies writes them; what is left out is null."""
+def columnar(columns: Mapping[str, Any], schema: pa.Schema = COLUMNS, stated: int = 1, **facts: Any) -> Message:
+    """A message of these columns, as the API's reader of columnar bodies writes it; missing columns are null."""
     count = max(map(len, columns.values()), default=1)
     batch = pa.RecordBatch.from_arrays(
         [pa.array(columns.get(field.name, [None] * count), field.type) for field in schema], schema=schema
@@ -402,17 +404,17 @@ def columnar(columns: Mapping[str, Any], schema: pa.Schema = COLUMNS, said: int 
     sink = BytesIO()
     with pa.ipc.new_stream(sink, schema) as writer:
         writer.write_batch(batch)
-    return of_stream(sink.getvalue(), said, **facts)
+    return columnar_message(sink.getvalue(), stated, **facts)
 
 
-def of_stream(payload: bytes, said: int = 1, **facts: Any) -> Message:
+def columnar_message(payload: bytes, stated: int = 1, **facts: Any) -> Message:
     of = accepted("vehicles", "columnar", **facts)
-    headers = Part(of, 1, 1, 0, said, MessageKind.COLUMNAR).headers()
+    headers = Part(of, 1, 1, 0, stated, MessageKind.COLUMNAR).headers()
     return Message(1, lane_subject("vehicles", 0, of.submission_id), TIME, headers, payload)
 
 
-def test_a_columnar_message_becomes_rows_beside_others() -> None:
-    """In their order, with its own runs, and the undeclared columns' JSON as the payload, byte for byte."""
+def test_a_columnar_message_becomes_rows_beside_those_of_other_messages() -> None:
+    """In order, with its own classifications, and with the JSON of the undeclared columns as the payload."""
     payload = '{"x":[1,{"é":null}]}'
     columns = {
         "vehicle_id": ["a", "b"],
@@ -420,7 +422,7 @@ def test_a_columnar_message_becomes_rows_beside_others() -> None:
         "classification_id": [None, "own"],
         "_payload": [payload, None],
     }
-    encoded = encode("vehicles", [columnar(columns, said=2), message(2, [b'{"vehicle_id":"c"}'], "vehicles")])
+    encoded = encode("vehicles", [columnar(columns, stated=2), message(2, [b'{"vehicle_id":"c"}'], "vehicles")])
     read = table(encoded)
     assert read.schema.remove_metadata() == object_schema(SOURCES["vehicles"])
     wanted = ["vehicle_id", "seats", "classification_id", "_submission_id", "_record_index", "_payload"]
@@ -433,10 +435,10 @@ def test_a_columnar_message_becomes_rows_beside_others() -> None:
     assert encoded.contents.classifications == ["run", "own"]
 
 
-def test_a_columnar_message_of_an_earlier_version_has_nulls_where_fields_were_added() -> None:
+def test_a_columnar_message_of_an_earlier_version_has_nulls_for_new_fields() -> None:
     vehicles = SOURCES["vehicles"]
-    added = Field("colour", FieldType.STRING, "-", since=2)
-    newer = replace(vehicles, version=2, fields=(*vehicles.fields, added))
+    new_field = Field("colour", FieldType.STRING, "-", since=2)
+    newer = replace(vehicles, version=2, fields=(*vehicles.fields, new_field))
     lane = Lane("vehicles", 0, EPOCH)
     cut = reconcile(lane, [columnar({"vehicle_id": ["a"]})], {})
     (row,) = table(encode_object(newer, lane, "key", cut, TRACEPARENT)).to_pylist()
@@ -446,30 +448,32 @@ def test_a_columnar_message_of_an_earlier_version_has_nulls_where_fields_were_ad
 @pytest.mark.parametrize(
     ("bad", "reason"),
     [
-        pytest.param(of_stream(b"{}"), "cannot be decoded", id="no stream"),
-        pytest.param(of_stream(b""), "cannot be decoded", id="nothing"),
-        pytest.param(columnar({"vehicle_id": ["a"]}, said=2), "holds 1 records", id="other count"),
-        pytest.param(columnar({"vehicle_id": []}, said=0), "holds 0 records", id="no rows"),
-        pytest.param(columnar({}), "vehicle_id has nulls", id="null where required"),
+        pytest.param(columnar_message(b"{}"), "cannot be decoded", id="no stream"),
+        pytest.param(columnar_message(b""), "cannot be decoded", id="empty"),
+        pytest.param(columnar({"vehicle_id": ["a"]}, stated=2), "holds 1 records", id="another count"),
+        pytest.param(columnar({"vehicle_id": []}, stated=0), "holds 0 records", id="no rows"),
+        pytest.param(columnar({}), "vehicle_id has nulls", id="null in a required field"),
         pytest.param(columnar({}, COLUMNS.remove(0)), "are not those of vehicles", id="column missing"),
         pytest.param(columnar({}, COLUMNS.append(pa.field("x", pa.int8()))), "are not those", id="unknown column"),
-        pytest.param(columnar({"vehicle_id": ["a"]}, classification_default=None), "classification_id", id="no run"),
-        pytest.param(columnar({"vehicle_id": ["a"]}, received_at="yesterday"), "yesterday", id="no time"),
+        pytest.param(
+            columnar({"vehicle_id": ["a"]}, classification_default=None), "classification_id", id="no classification"
+        ),
+        pytest.param(columnar({"vehicle_id": ["a"]}, received_at="yesterday"), "yesterday", id="invalid time"),
     ],
 )
-def test_a_columnar_message_that_makes_no_rows_is_poison(bad: Message, reason: str) -> None:
-    """It is set aside by itself, as any other."""
+def test_a_columnar_message_that_cannot_become_rows_is_a_dead_letter(bad: Message, reason: str) -> None:
+    """Only this message goes to quarantine."""
     encoded = encode("vehicles", [bad, message(2, [b'{"vehicle_id":"good"}'], "vehicles")])
-    (aside,) = encoded.contents.quarantined
-    assert reason in aside.reason
+    (quarantined,) = encoded.contents.quarantined
+    assert reason in quarantined.reason
     assert table(encoded).num_rows == 1
 
 
-# --- rules 3, 7 and 8: what makes no rows, and what goes on
+# --- rules 3, 7 and 8: messages without rows, and submissions in several objects
 
 
 @pytest.mark.parametrize(
-    ("records", "said", "reason"),
+    ("records", "stated", "reason"),
     [
         ([b'{"vehicle_id":1}'], 1, "cannot be decoded"),
         ([b"{"], 1, "cannot be decoded"),
@@ -478,44 +482,46 @@ def test_a_columnar_message_that_makes_no_rows_is_poison(bad: Message, reason: s
         ([], 0, "holds 0 records"),
     ],
 )
-def test_poison_is_listed_beside_the_good_messages(records: list[bytes], said: int, reason: str) -> None:
-    """It takes nothing with it: the messages before and after it become rows."""
+def test_a_dead_letter_is_listed_beside_the_good_messages(records: list[bytes], stated: int, reason: str) -> None:
+    """It affects no other message: the messages before and after it become rows."""
     good = b'{"vehicle_id":"good"}'
-    bad = message(2, records, "vehicles", said=said)
+    bad = message(2, records, "vehicles", stated=stated)
     encoded = encode("vehicles", [message(1, [good], "vehicles"), bad, message(3, [good, good], "vehicles")])
-    (aside,) = encoded.contents.quarantined
-    assert (aside.sequence, aside.key) == (2, quarantine_key(Lane("vehicles", 0, EPOCH), 2))
-    assert reason in aside.reason
-    assert aside.headers == bad.headers
+    (quarantined,) = encoded.contents.quarantined
+    assert (quarantined.sequence, quarantined.key) == (2, quarantine_key(Lane("vehicles", 0, EPOCH), 2))
+    assert reason in quarantined.reason
+    assert quarantined.headers == bad.headers
     assert encoded.contents.records == table(encoded).num_rows == 3
-    spoilt = {one.accepted.submission_id: one.parts_quarantined for one in encoded.contents.submissions}
-    assert spoilt == {"s1": 0, "s2": 1, "s3": 0}
+    parts_quarantined = {
+        stored.accepted.submission_id: stored.parts_quarantined for stored in encoded.contents.submissions
+    }
+    assert parts_quarantined == {"s1": 0, "s2": 1, "s3": 0}
 
 
-def test_a_compressed_message_makes_the_rows_of_a_plain_one_and_a_broken_one_is_poison() -> None:
+def test_a_compressed_message_becomes_the_rows_of_a_plain_one_and_a_truncated_one_is_a_dead_letter() -> None:
     records = [b'{"vehicle_id":"a", "x" : 1}'] * 200
     plain = message(1, records, "vehicles")
     frame = zstandard.compress(plain.payload)
     headers = {**plain.headers, HEADER_ENCODING: ZSTD}
-    whole = replace(plain, headers=headers, payload=frame)
-    broken = replace(message(2, records, "vehicles"), payload=frame[:-1])
-    broken = replace(broken, headers={**broken.headers, HEADER_ENCODING: ZSTD})
-    encoded = encode("vehicles", [whole, broken])
+    compressed = replace(plain, headers=headers, payload=frame)
+    truncated = replace(message(2, records, "vehicles"), payload=frame[:-1])
+    truncated = replace(truncated, headers={**truncated.headers, HEADER_ENCODING: ZSTD})
+    encoded = encode("vehicles", [compressed, truncated])
     assert table(encoded).equals(table(encode("vehicles", [plain])))
-    (aside,) = encoded.contents.quarantined
-    assert (aside.sequence, aside.records) == (2, 200)
-    assert "its payload cannot be decoded" in aside.reason
+    (quarantined,) = encoded.contents.quarantined
+    assert (quarantined.sequence, quarantined.records) == (2, 200)
+    assert "its payload cannot be decoded" in quarantined.reason
 
 
-def test_a_record_without_a_run_is_poison_where_its_submission_has_none() -> None:
+def test_a_message_is_a_dead_letter_if_neither_record_nor_submission_has_a_classification() -> None:
     of = accepted("vehicles", classification_default=None)
     encoded = encode("vehicles", [message(1, [b'{"vehicle_id":"a"}'], "vehicles", of=of)])
     assert "classification_id" in encoded.contents.quarantined[0].reason
 
 
-def test_a_range_of_nothing_but_poison_and_duplicates_is_an_object_without_rows() -> None:
-    """It moves the chain on, and can be read like any other."""
-    headless = Message(1, lane_subject("vehicles", 0, "x"), TIME, {}, b"\x00")
+def test_a_range_of_only_dead_letters_and_duplicates_is_an_object_without_rows() -> None:
+    """It advances the position of the chain, and can be read like any other object."""
+    without_headers = Message(1, lane_subject("vehicles", 0, "x"), TIME, {}, b"\x00")
     copy = message(2, [b'{"vehicle_id":"a"}'] * 3, "vehicles")
     elsewhere = Identity(
         accepted=Part.parse(copy.headers).accepted,
@@ -527,26 +533,28 @@ def test_a_range_of_nothing_but_poison_and_duplicates_is_an_object_without_rows(
         parts_quarantined=0,
         objects=["earlier"],
     )
-    encoded = encode("vehicles", [headless, copy], [elsewhere])
-    read = by_footer(encoded.body)
+    encoded = encode("vehicles", [without_headers, copy], [elsewhere])
+    read = footer(encoded.body)
     assert (read.first, read.last, read.records, read.submissions) == (1, 2, 0, [])
-    assert [one.sequence for one in read.quarantined] == [1]
-    assert [(one.sequence, one.records) for one in read.duplicates] == [(2, 3)]
+    assert [quarantined.sequence for quarantined in read.quarantined] == [1]
+    assert [(duplicate.sequence, duplicate.records) for duplicate in read.duplicates] == [(2, 3)]
     assert table(encoded).num_rows == 0
     assert table(encoded).schema.remove_metadata() == object_schema(SOURCES["vehicles"])
 
 
-def test_a_message_that_kills_its_decoder_is_set_aside_without_being_decoded() -> None:
+def test_a_message_that_kills_its_decoder_goes_to_quarantine_without_being_decoded() -> None:
     lane = Lane("vehicles", 0, EPOCH)
     fatal = message(1, [b'{"vehicle_id":"a"}'], "vehicles")
     encoded = encode_cut("vehicles", lane, reconcile(lane, [fatal], {}, skip_decoding=True))
-    assert [(one.sequence, one.records) for one in encoded.contents.quarantined] == [(1, 1)]
+    (quarantined,) = encoded.contents.quarantined
+    assert (quarantined.sequence, quarantined.records) == (1, 1)
+    assert quarantined.reason == "its consumer died 3 times while decoding it"
     assert encoded.contents.records == 0
     assert encoded.contents.submissions[0].parts_quarantined == 1
 
 
-def test_a_submission_that_goes_on_in_another_object_keeps_count_of_its_parts() -> None:
-    """Each object's footer says what is done so far, of all parts and in which objects."""
+def test_the_parts_of_a_submission_are_counted_across_objects() -> None:
+    """Each object's footer states how many of all parts are done so far, and in which objects."""
     of = accepted("vehicles")
     good, bad = [b'{"vehicle_id":"a"}'], [b"{"]
     first = encode(
@@ -558,53 +566,57 @@ def test_a_submission_that_goes_on_in_another_object_keeps_count_of_its_parts() 
     (stored,) = second.contents.submissions
     assert (stored.first_sequence, stored.parts, stored.parts_done, stored.parts_quarantined) == (1, 3, 3, 1)
     assert stored.objects == [first.contents.file_path, second.contents.file_path]
-    assert [one.records for one in (*first.contents.submissions, stored)] == [1, 1]
+    assert [submission.records for submission in (*first.contents.submissions, stored)] == [1, 1]
     assert identities[0].parts_done == 2
 
 
-# --- what an object says of itself
+# --- the footer of an object
 
 
-def test_the_footer_alone_tells_all_that_was_meant() -> None:
+def test_the_footer_states_all_contents_of_the_object() -> None:
     encoded = encode("vehicles", [message(n, [b'{"vehicle_id":"a"}'] * n, "vehicles") for n in (1, 2, 3)])
-    assert by_footer(encoded.body) == encoded.contents
+    assert footer(encoded.body) == encoded.contents
     assert encoded.contents.digest == digest([message(n, [], "vehicles") for n in (1, 2, 3)])
 
 
-def test_the_rows_of_a_run_are_found_by_submission(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In whichever row group they are; and the object says which runs it has, in what bounds."""
+def test_the_rows_of_a_classification_are_counted_by_submission(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In any row groups; and the footer states the object's classifications and their bounds."""
     monkeypatch.setattr(file_writer, "ROW_GROUP_ROWS", 7)
 
-    def of(submission: str, *runs: str) -> Message:
-        lines = [b'{"vehicle_id":"a","classification_id":"%s"}' % run.encode() for run in runs]
-        facts = accepted("vehicles", submission, classification_id=None, classification_count=len(set(runs)))
+    def classified(submission: str, *ids: str) -> Message:
+        lines = [b'{"vehicle_id":"a","classification_id":"%s"}' % classification.encode() for classification in ids]
+        facts = accepted("vehicles", submission, classification_id=None, classification_count=len(set(ids)))
         return message(len(submission), lines, "vehicles", of=facts)
 
-    encoded = encode("vehicles", [of("a", *(f"run-{n:03}" for n in range(200))), of("bb", "run-150", "run-150", "x")])
-    for run, expected in {"run-003": {"a": 1}, "run-150": {"a": 1, "bb": 2}, "x": {"bb": 1}, "run-1500": {}}.items():
-        assert submissions_with(BytesIO(encoded.body), run) == expected
-    said = encoded.contents
-    assert (len(said.classifications), said.classification_count) == (128, 201)
-    assert (said.classification_least, said.classification_greatest) == ("run-000", "x")
+    encoded = encode(
+        "vehicles",
+        [classified("a", *(f"run-{n:03}" for n in range(200))), classified("bb", "run-150", "run-150", "x")],
+    )
+    expected = {"run-003": {"a": 1}, "run-150": {"a": 1, "bb": 2}, "x": {"bb": 1}, "run-1500": {}}
+    for classification, rows_by_submission in expected.items():
+        assert submissions_with(BytesIO(encoded.body), classification) == rows_by_submission
+    contents = encoded.contents
+    assert (len(contents.classifications), contents.classification_count) == (128, 201)
+    assert (contents.classification_least, contents.classification_greatest) == ("run-000", "x")
     with pytest.raises(NotABronzeObject):
         submissions_with(BytesIO(encoded.body[:-1]), "x")
 
 
 @pytest.mark.parametrize("body", [b"PAR1" + b"\xff" * 40 + b"PAR1", b"x" * 50, b"PAR1" + b"\0" * 20 + b"\4\0\0\0PAR1"])
-def test_what_is_no_parquet_file_is_not_ours(body: bytes) -> None:
+def test_an_invalid_parquet_file_is_not_a_bronze_object(body: bytes) -> None:
     with pytest.raises(NotABronzeObject):
-        by_footer(body)
+        footer(body)
 
 
-def test_a_parquet_file_of_another_writer_is_not_ours() -> None:
+def test_a_parquet_file_of_another_writer_is_not_a_bronze_object() -> None:
     sink = pa.BufferOutputStream()
     pq.write_table(pa.table({"a": [1]}), sink)
     with pytest.raises(NotABronzeObject, match="does not describe its contents"):
-        by_footer(sink.getvalue().to_pybytes())
+        footer(sink.getvalue().to_pybytes())
 
 
-def test_user_metadata_is_ascii_and_within_what_s3_takes_at_the_extremes() -> None:
-    """2 KB in all, names and values, whatever the object holds."""
+def test_the_largest_user_metadata_is_ascii_and_within_the_limit_of_s3() -> None:
+    """The limit is 2 KB for all names and values."""
     contents = encode("vehicles", [message(1, [b'{"vehicle_id":"a"}'], "vehicles")]).contents
     extreme = msgspec.structs.replace(
         contents, first=2**63, last=2**63, lane=10**6, messages=2**31, records=2**63, quarantined=[], writer="b" * 64
@@ -618,13 +630,13 @@ def test_999_submissions_make_one_object() -> None:
     records = [b'{"vehicle_id":"%d"}' % n for n in range(999)]
     messages = [message(n + 1, [record], "vehicles") for n, record in enumerate(records)]
     encoded = encode("vehicles", messages)
-    assert len(by_footer(encoded.body).submissions) == 999
+    assert len(footer(encoded.body).submissions) == 999
     assert table(encoded).column("_payload").to_pylist() == [record.decode() for record in records]
     assert pc.count_distinct(table(encoded).column("_submission_id")).as_py() == 999
 
 
 def test_duckdb_reads_the_same_rows() -> None:
-    sent = [json.dumps(RUN | {"delay_min": n}, ensure_ascii=False).encode() for n in range(100)]
+    sent = [json.dumps(EVENT | {"delay_min": n}, ensure_ascii=False).encode() for n in range(100)]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "object.parquet"
         path.write_bytes(encode("status", [message(1, sent, "status")]).body)
@@ -632,7 +644,7 @@ def test_duckdb_reads_the_same_rows() -> None:
             relation = database.read_parquet(str(path))
             assert relation.columns == object_schema(SOURCES["status"]).names
             rows = relation.order("_record_index").project("_payload, delay_min").fetchall()
-    assert rows == [(one.decode(), float(n)) for n, one in enumerate(sent)]
+    assert rows == [(record.decode(), float(n)) for n, record in enumerate(sent)]
 
 
 @pytest.mark.parametrize(
@@ -641,13 +653,13 @@ def test_duckdb_reads_the_same_rows() -> None:
         "2013-01-01T10:15:00Z",
         "2013-01-01T10:15:00.5+05:30",
         "2013-01-01 10:15:00.123456-05:00",
-        "2013-01-01t10:15:00z",  # which Arrow does not know
+        "2013-01-01t10:15:00z",  # Arrow cannot parse this
         "2013-01-01T10:15:00.1234567Z",  # nor this
         "0001-01-02T00:00:00Z",
         "9999-12-30T23:59:59.999999Z",
     ],
 )
 def test_a_time_is_stored_as_it_was_checked(text: str) -> None:
-    """However it is written, and whatever stands beside it."""
+    """However it is written, and with any other values in the column."""
     checked = msgspec.json.decode(msgspec.json.encode(text), type=dt.datetime)
     assert _times([text, None, "2013-01-01T10:15:00Z"])[0].as_py() == checked

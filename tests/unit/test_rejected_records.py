@@ -1,4 +1,4 @@
-"""Records that are kept apart at their sender's request: nothing of a body is lost, and each keeps its place."""
+"""Records in quarantine at their sender's request: nothing of a body is lost, and each record keeps its index."""
 
 from collections.abc import Sequence
 
@@ -49,12 +49,14 @@ BAD: dict[bytes, tuple[str, str | None]] = {
 
 
 def check(body: bytes, cuts: Sequence[int] = ()) -> tuple[CheckedSubmission, list[tuple[Part, bytes]]]:
-    """A body's submission and its messages, with what is bad kept apart."""
-    intake = JsonIntake(SOURCES["vehicles"], body_bytes_max=2**30, spool_memory_bytes_max=2**24, keep_invalid=True)
+    """A body's submission and its messages, with its rejected records in messages of their own."""
+    intake = JsonIntake(
+        SOURCES["vehicles"], body_bytes_max=2**30, spool_memory_bytes_max=2**24, quarantine_rejected=True
+    )
     ends = sorted({min(end, len(body)) for end in cuts} | {len(body)})
     try:
         for start, end in zip([0, *ends], ends, strict=False):
-            intake.lines(body[start:end])
+            intake.add_lines(body[start:end])
         checked = intake.finish()
         return checked, list(checked.parts(ACCEPTED))
     finally:
@@ -62,7 +64,7 @@ def check(body: bytes, cuts: Sequence[int] = ()) -> tuple[CheckedSubmission, lis
 
 
 def rows(parts: Sequence[tuple[Part, bytes]]) -> list[tuple[int, bytes]]:
-    """What becomes of the messages: each row's index and payload, by the encoder that the consumer has."""
+    """The index and payload of each row that the consumer's encoder makes of the messages."""
     messages = [
         Message(
             sequence,
@@ -75,27 +77,27 @@ def rows(parts: Sequence[tuple[Part, bytes]]) -> list[tuple[int, bytes]]:
     ]
     encoded = encode_object(SOURCES["vehicles"], LANE, "k.parquet", reconcile(LANE, messages, {}), "00-0-0-00")
     contents = encoded.contents
-    apart = [one for one in messages if one.headers.get(HEADER_KIND) == MessageKind.REJECTED]
-    assert [one.key for one in contents.quarantined] == [
-        quarantine_key(LANE, one.sequence, MessageKind.REJECTED) for one in apart
+    rejected = [message for message in messages if message.headers.get(HEADER_KIND) == MessageKind.REJECTED]
+    assert [quarantined.key for quarantined in contents.quarantined] == [
+        quarantine_key(LANE, message.sequence, MessageKind.REJECTED) for message in rejected
     ]
     (stored,) = contents.submissions
-    assert stored.quarantined == [one.key for one in contents.quarantined]
-    assert (stored.parts_done, stored.parts_quarantined) == (len(parts), len(apart))
+    assert stored.quarantined == [quarantined.key for quarantined in contents.quarantined]
+    assert (stored.parts_done, stored.parts_quarantined) == (len(parts), len(rejected))
     assert contents.records == sum(part.records for part, _ in parts if part.kind is not MessageKind.REJECTED)
     table = pq.read_table(pa.BufferReader(encoded.body), columns=["_record_index", "_payload"])
     return [(row["_record_index"], row["_payload"].encode()) for row in table.to_pylist()]
 
 
-def kept_apart(parts: Sequence[tuple[Part, bytes]]) -> list[tuple[rejected_records.RejectionNote, bytes]]:
-    found: list[tuple[rejected_records.RejectionNote, bytes]] = []
+def quarantined_records(parts: Sequence[tuple[Part, bytes]]) -> list[tuple[rejected_records.RejectionNote, bytes]]:
+    quarantined: list[tuple[rejected_records.RejectionNote, bytes]] = []
     for part, payload in parts:
         if part.kind is MessageKind.REJECTED:
-            head, records = rejected_records.unpack(payload)
-            assert msgspec.json.decode(head, type=AcceptedSubmission) == part.accepted
+            first_line, records = rejected_records.unpack(payload)
+            assert msgspec.json.decode(first_line, type=AcceptedSubmission) == part.accepted
             assert (part.first_record, part.records) == (records[0][0].index, len(records))
-            found += records
-    return found
+            quarantined += records
+    return quarantined
 
 
 @settings(max_examples=60)
@@ -103,21 +105,21 @@ def kept_apart(parts: Sequence[tuple[Part, bytes]]) -> list[tuple[rejected_recor
     chosen=st.lists(st.integers(0, len(GOOD) + len(BAD) - 1), min_size=1, max_size=30),
     cuts=st.lists(st.integers(0, 2_000), max_size=8),
 )
-def test_good_and_bad_in_any_order_keep_their_bytes_and_their_indices(chosen: list[int], cuts: list[int]) -> None:
-    """Whatever the order and however the body arrives: each record is a row or in quarantine, at its own index."""
-    records = [[*GOOD, *BAD][one] for one in chosen]
+def test_good_and_bad_records_keep_their_bytes_and_indices(chosen: list[int], cuts: list[int]) -> None:
+    """In any order, and however the body arrives: each record is a row or in quarantine, with its own index."""
+    records = [[*GOOD, *BAD][index] for index in chosen]
     checked, parts = check(b"\n".join(records), cuts)
     bad = [(index, record) for index, record in enumerate(records) if record in BAD]
     assert rows(parts) == [(index, record) for index, record in enumerate(records) if record not in BAD]
-    apart = kept_apart(parts)
-    assert [(note.index, record) for note, record in apart] == bad
-    assert [(note.kind, note.field) for note, _ in apart] == [BAD[record] for _, record in bad]
+    quarantined = quarantined_records(parts)
+    assert [(note.index, record) for note, record in quarantined] == bad
+    assert [(note.kind, note.field) for note, _ in quarantined] == [BAD[record] for _, record in bad]
     assert (checked.records, checked.rejected) == (len(records) - len(bad), len(bad))
     assert [part.number for part, _ in parts] == list(range(1, checked.messages + 1))
 
 
-def test_what_has_no_gap_is_as_it_would_be_without_the_bad_records() -> None:
-    """A message of good records that the bad ones only surround has none of the marks of a sparse one."""
+def test_bad_records_around_a_message_do_not_make_it_sparse() -> None:
+    """A message without placeholders is the same as if the body had no bad records."""
     good = b'{"vehicle_id":"a"}'
     parts = [part for part, _ in check(b"\n".join([b"{", good, good, b"{"]))[1]]
     assert [(part.kind, part.first_record, part.records) for part in parts] == [
@@ -128,42 +130,42 @@ def test_what_has_no_gap_is_as_it_would_be_without_the_bad_records() -> None:
 
 
 def test_messages_of_either_kind_stay_within_their_bound() -> None:
-    """Also where a long run of bad records lies between two good ones, and where they fill several messages."""
+    """Also if many bad records are between two good records, and if bad records fill several messages."""
     good = b'{"vehicle_id":"a","x":"%s"}' % (b"x" * 500_000)
     records = [good, *[b"{"] * 30_000, good, b"{", good, *[b'{"vehicle_id":%s' % (b"9" * 600_000)] * 2, good]
     _, parts = check(b"\n".join(records))
     assert max(len(payload) for _, payload in parts) <= MESSAGE_BYTES_MAX - HEADER_BYTES_MAX
     assert rows(parts) == [(index, record) for index, record in enumerate(records) if record == good]
-    assert [note.index for note, _ in kept_apart(parts)] == [
+    assert [note.index for note, _ in quarantined_records(parts)] == [
         index for index, record in enumerate(records) if record != good
     ]
 
 
-def test_a_bad_record_that_fits_no_message_with_its_note_refuses_the_submission() -> None:
+def test_a_bad_record_that_is_too_large_with_its_note_refuses_the_submission() -> None:
     with pytest.raises(Refused) as refused:
         check(b"{" + b" " * (MESSAGE_BYTES_MAX - HEADER_BYTES_MAX - 10) + b"x")
     assert (refused.value.code, refused.value.members["record"]) == ("record-too-large", 0)
 
 
 @pytest.mark.parametrize(
-    ("payload", "wrong"),
+    ("payload", "reason"),
     [
         (b"", "notes"),
         (b"{}\n[1]\n", "notes"),
-        (b'{}\n[{"index":0,"kind":"k","reason":"r","size":2}]\na\n', "not where"),
-        (b'{}\n[{"index":0,"kind":"k","reason":"r","size":-1}]\na\n', "not where"),
-        (b'{}\n[{"index":0,"kind":"k","reason":"r","size":1}]\na\nb\n', "more than"),
+        (b'{}\n[{"index":0,"kind":"k","reason":"r","size":2}]\na\n', "record 0 does not have the size"),
+        (b'{}\n[{"index":0,"kind":"k","reason":"r","size":-1}]\na\n', "record 0 does not have the size"),
+        (b'{}\n[{"index":0,"kind":"k","reason":"r","size":1}]\na\nb\n', "more bytes than"),
     ],
 )
-def test_what_is_no_such_message_is_poison(payload: bytes, wrong: str) -> None:
-    with pytest.raises(DeadLetter, match=wrong):
+def test_an_invalid_message_of_rejected_records_is_a_dead_letter(payload: bytes, reason: str) -> None:
+    with pytest.raises(DeadLetter, match=reason):
         rejected_records.unpack(payload)
 
 
-# --- mended lines
+# --- corrected lines
 
 
-def aside(
+def quarantined_object(
     *records: bytes, key: str = "quarantine/source=vehicles/e-0-1.rejected", accepted: bool = True
 ) -> QuarantinedObject:
     return QuarantinedObject(
@@ -179,16 +181,21 @@ def aside(
     )
 
 
-def test_a_mended_line_belongs_to_its_record_and_an_empty_one_gives_it_up() -> None:
-    one, two = match_lines([aside(b"a", b"b\n c"), aside(b"d")], [b"", b" B ", b"D"])
-    assert (one.lines, one.indices, two.lines, two.indices) == ([b"B"], [2], [b"D"], [0])
-    assert aside(b"a", b"b\r\n c").lines() == [b"a", b"b  c"]
+def test_a_corrected_line_replaces_its_record_and_an_empty_line_discards_it() -> None:
+    first, second = match_lines([quarantined_object(b"a", b"b\n c"), quarantined_object(b"d")], [b"", b" B ", b"D"])
+    assert (first.lines, first.indices, second.lines, second.indices) == ([b"B"], [2], [b"D"], [0])
+    assert quarantined_object(b"a", b"b\r\n c").lines() == [b"a", b"b  c"]
 
 
 @pytest.mark.parametrize(
-    ("of", "lines", "wrong"),
-    [(aside(b"a", b"b"), [b"a"], "1 lines, and 2 records"), (aside(b"a", accepted=False), [b"a"], "is not known")],
+    ("quarantined", "lines", "error"),
+    [
+        (quarantined_object(b"a", b"b"), [b"a"], "1 lines, and 2 records"),
+        (quarantined_object(b"a", accepted=False), [b"a"], "is not known"),
+    ],
 )
-def test_lines_that_cannot_be_told_apart_are_a_mistake(of: QuarantinedObject, lines: list[bytes], wrong: str) -> None:
-    with pytest.raises(CommandError, match=wrong):
-        match_lines([of], lines)
+def test_lines_that_cannot_be_assigned_to_records_are_an_error(
+    quarantined: QuarantinedObject, lines: list[bytes], error: str
+) -> None:
+    with pytest.raises(CommandError, match=error):
+        match_lines([quarantined], lines)

@@ -1,4 +1,4 @@
-"""What a source's JSON Schema takes, the API takes; and the reverse, for what is sent in earnest."""
+"""The API accepts what a source's JSON Schema accepts; and the reverse, for records that clients really send."""
 
 import json
 from typing import Any
@@ -31,10 +31,10 @@ SCHEMA = jsonschema_rs.Draft202012Validator(source_schema.json_schema(SOURCE), v
 
 
 def accepts(record: str) -> bool:
-    """Whether the API takes a record, as JSON."""
+    """Whether the API accepts a record, as JSON."""
     intake = JsonIntake(SOURCE, body_bytes_max=2**20, spool_memory_bytes_max=2**20)
     try:
-        intake.lines(record.encode() + b"\n")
+        intake.add_lines(record.encode() + b"\n")
     except Refused:
         return False
     finally:
@@ -43,15 +43,15 @@ def accepts(record: str) -> bool:
 
 
 @pytest.mark.parametrize("source", [SOURCE, *sources.built_in().values()], ids=lambda source: source.name)
-def test_the_schema_is_one(source: Source) -> None:
-    """A JSON Schema of draft 2020-12, also after a way over the wire."""
+def test_the_schema_is_a_valid_json_schema(source: Source) -> None:
+    """By draft 2020-12, also after it was sent as JSON."""
     schema = json.loads(source_schema.described(source).model_dump_json())["json_schema"]
     assert schema == source_schema.json_schema(source)
     jsonschema_rs.meta.validate(schema)
     assert schema["required"] == [field.name for field in source.fields if field.required]
 
 
-#: A value of a field, and whether it is taken.
+#: A field, a value, and whether the value is accepted.
 CASES: list[tuple[str, str, bool]] = [
     *(("s", value, True) for value in ('""', '"\\u00e9\u4e2d"', '"2013"')),
     *(("s", value, False) for value in ("null", "1", "[]", "true")),
@@ -99,14 +99,14 @@ CASES: list[tuple[str, str, bool]] = [
 ]
 
 
-@pytest.mark.parametrize(("name", "value", "taken"), CASES)
-def test_schema_and_api_agree(name: str, value: str, *, taken: bool) -> None:
+@pytest.mark.parametrize(("name", "value", "accepted"), CASES)
+def test_schema_and_api_agree(name: str, value: str, *, accepted: bool) -> None:
     record = f'{{"{name}": {value}}}' if name == "s" else f'{{"s": "", "{name}": {value}}}'
-    assert (SCHEMA.is_valid(json.loads(record)), accepts(record)) == (taken, taken)
+    assert (SCHEMA.is_valid(json.loads(record)), accepts(record)) == (accepted, accepted)
 
 
 @pytest.mark.parametrize("record", ["{}", "[]", "1", "null", '"s"'])
-def test_what_is_no_record_is_neither(record: str) -> None:
+def test_schema_and_api_refuse_json_that_is_not_a_record(record: str) -> None:
     assert (SCHEMA.is_valid(json.loads(record)), accepts(record)) == (False, False)
 
 
@@ -129,18 +129,18 @@ _VALUES = (
 
 @settings(max_examples=300)
 @given(st.sampled_from([*(field.name for field in FIELDS), "classification_id"]), _VALUES)
-def test_what_the_schema_takes_the_api_takes(name: str, value: Any) -> None:
+def test_the_api_accepts_what_the_schema_accepts(name: str, value: Any) -> None:
     record = {"s": "", name: value}
     if SCHEMA.is_valid(record):
         assert accepts(json.dumps(record))
 
 
-def test_columns_are_those_of_the_objects() -> None:
+def test_the_described_columns_are_those_of_the_objects() -> None:
     described = source_schema.described(SOURCE)
-    assert [(one.name, one.type) for one in described.columns] == [
+    assert [(column.name, column.type) for column in described.columns] == [
         (column.name, str(column.type)) for column in object_schema(SOURCE)
     ]
-    assert [(one.name, one.type, one.required, one.since) for one in described.fields] == [
+    assert [(field.name, field.type, field.required, field.since) for field in described.fields] == [
         ("s", "string", True, 1),
         ("b", "bool", False, 1),
         ("i", "int64", False, 1),

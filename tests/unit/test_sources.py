@@ -1,4 +1,4 @@
-"""Sources are data: what can be declared, and how a wrong declaration is refused."""
+"""Sources are data: the declarations that are possible, and the errors for invalid declarations."""
 
 import datetime as dt
 from decimal import Decimal
@@ -15,7 +15,7 @@ from bronze.records import sources
 from bronze.records.sources import Field, FieldType, RegisteredField, RegisteredSchema, Source, incompatibility
 
 FIELD = '{ name = "a", type = "string", description = "d" }'
-#: Each type as it may be declared.
+#: Each type, as in a declaration.
 TYPES = [f"{kind}(4, 2)" if kind is FieldType.DECIMAL else kind.value for kind in FieldType]
 
 
@@ -30,7 +30,7 @@ def test_four_sources_are_built_in() -> None:
 
 
 def test_each_type_is_decoded_as_declared() -> None:
-    """A field that is not required may be absent or null; what is undeclared is no error."""
+    """A field that is not required may be absent or null; undeclared fields are no error."""
     fields = ", ".join(f'{{ name = "f_{t.partition("(")[0]}", type = "{t}", description = "d" }}' for t in TYPES)
     source = sources.parse(declare(fields), "test")["things"]
     sent = (
@@ -76,11 +76,14 @@ def test_a_version_counts_changes_and_begins_at_1() -> None:
         ("things = 1", "source things: Expected `object`"),
         (declare(FIELD, more="version = 0"), "source things: Expected `int` >= 1"),
         (declare(FIELD, more="versions = 2"), "source things: Object contains unknown field `versions`"),
-        (declare(FIELD.replace(" }", ", since = 2 }")), "field a: since = 2, and the source's version is 1"),
+        (
+            declare(FIELD.replace(" }", ", since = 2 }")),
+            "field a: since = 2 is higher than the version of the source (1)",
+        ),
         (declare(FIELD.replace(" }", ", since = 0 }"), more="version = 2"), "field a: Expected `int` >= 1"),
         (
             declare(FIELD.replace(" }", ", since = 2, required = true }"), more="version = 2"),
-            "field a: is required, and older records do not have it",
+            "field a: cannot be required, because older records do not have it (since = 2)",
         ),
         (declare(FIELD.replace('"a"', '"A"')), "things, field 'A'"),
         (declare(FIELD.replace('"a"', '"_payload"')), "things, field '_payload'"),
@@ -91,18 +94,18 @@ def test_a_version_counts_changes_and_begins_at_1() -> None:
             "source things, field 1: Object missing required field `name",
         ),
         *(
-            (declare(FIELD.replace('"a"', f'"{name}"')), f"field {name}: the name is taken")
+            (declare(FIELD.replace('"a"', f'"{name}"')), f"field {name}: the name is reserved")
             for name in sorted(sources.RESERVED)
         ),
     ],
 )
-def test_a_wrong_declaration_is_refused_by_file_source_and_field(text: str, named: str) -> None:
+def test_the_error_for_an_invalid_declaration_names_file_source_and_field(text: str, named: str) -> None:
     with pytest.raises(Misconfigured, match=r"^things\.toml: ") as refused:
         sources.parse(text, "things.toml")
     assert named in str(refused.value)
 
 
-def test_a_file_that_cannot_be_read_is_named_with_its_setting(tmp_path: Path) -> None:
+def test_the_error_for_an_unreadable_file_names_the_file_and_the_setting(tmp_path: Path) -> None:
     latin = tmp_path / "latin.toml"
     latin.write_bytes(declare(FIELD).encode() + b"# \xe9")
     for file in (tmp_path, tmp_path / "none.toml", latin):
@@ -110,7 +113,7 @@ def test_a_file_that_cannot_be_read_is_named_with_its_setting(tmp_path: Path) ->
             sources.load(file)
 
 
-def test_the_file_is_the_whole_list(tmp_path: Path) -> None:
+def test_a_file_replaces_the_built_in_sources(tmp_path: Path) -> None:
     file = tmp_path / "things.toml"
     file.write_text(declare(FIELD))
     assert list(sources.load(file)) == ["things"]
@@ -121,18 +124,18 @@ def test_the_file_is_the_whole_list(tmp_path: Path) -> None:
 
 
 @given(st.decimals(allow_nan=True, allow_infinity=True), st.integers(1, 38), st.data())
-def test_a_decimal_is_kept_to_the_digit_or_refused(value: Decimal, precision: int, data: st.DataObject) -> None:
+def test_a_decimal_is_stored_exactly_or_refused(value: Decimal, precision: int, data: st.DataObject) -> None:
     scale = data.draw(st.integers(0, precision))
     field = Field("a", FieldType.DECIMAL, "d", precision=precision, scale=scale)
     digits = Fraction(value) * 10**scale if value.is_finite() else None
     fits = digits is not None and digits.denominator == 1 and abs(digits) < 10**precision
     try:
-        exact = field.exact(value)
+        quantized = field.quantize(value)
     except ValueError:
         assert not fits
     else:
         assert fits
-        assert (exact, exact.as_tuple().exponent) == (value, -scale)
+        assert (quantized, quantized.as_tuple().exponent) == (value, -scale)
 
 
 # --- versions
@@ -149,7 +152,7 @@ NEW = RegisteredField("string", required=False, since=2)
             RegisteredSchema(1, {"a": INT}),
             RegisteredSchema(2, {"a": INT, "b": NEW}),
             None,
-            id="an optional field more",
+            id="one more optional field",
         ),
         pytest.param(
             RegisteredSchema(2, {"a": INT, "b": NEW}), RegisteredSchema(1, {"a": INT}), None, id="an older process"
@@ -158,7 +161,7 @@ NEW = RegisteredField("string", required=False, since=2)
             RegisteredSchema(1, {"a": INT}),
             RegisteredSchema(3, {"b": NEW, "a": INT}),
             None,
-            id="two versions on, other order",
+            id="two versions later, in another order",
         ),
         pytest.param(
             RegisteredSchema(1, {"a": INT}), RegisteredSchema(2, {"a": INT}), None, id="a version without a change"
@@ -166,76 +169,75 @@ NEW = RegisteredField("string", required=False, since=2)
         pytest.param(
             RegisteredSchema(1, {"a": INT}),
             RegisteredSchema(2, {"a": RegisteredField("string", required=False, since=1)}),
-            "field a: version 1, which is registered, has int64, optional, since version 1; "
-            "version 2, which is declared, has string, optional, since version 1; a field is never removed",
+            "field a: the registered version 1 has int64, optional, since version 1; "
+            "the declared version 2 has string, optional, since version 1; you cannot remove a field",
             id="another type",
         ),
         pytest.param(
             RegisteredSchema(1, {"a": INT}),
             RegisteredSchema(2, {"a": RegisteredField("int64", required=True, since=1)}),
-            "has int64, required, since version 1; a field is never removed",
-            id="required from now on",
+            "has int64, required, since version 1; you cannot remove a field",
+            id="newly required",
         ),
         pytest.param(
             RegisteredSchema(1, {"a": RegisteredField("int64", required=True, since=1)}),
             RegisteredSchema(2, {"a": INT}),
-            "has int64, optional, since version 1; a field is never removed",
+            "has int64, optional, since version 1; you cannot remove a field",
             id="no longer required",
         ),
         pytest.param(
             RegisteredSchema(1, {"a": INT, "c": INT}),
             RegisteredSchema(2, {"a": INT}),
-            "field c: version 1, which is registered, has int64, optional, since version 1; "
-            "version 2, which is declared, has no such field",
+            "field c: the registered version 1 has int64, optional, since version 1; "
+            "the declared version 2 has no such field",
             id="removed",
         ),
         pytest.param(
             RegisteredSchema(1, {"a": INT}),
             RegisteredSchema(2, {"a": INT, "c": INT}),
-            "is optional and says since = 2 or later",
+            "a new field must be optional, with since = 2 or higher",
             id="added without since",
         ),
         pytest.param(
             RegisteredSchema(1, {"a": INT}),
             RegisteredSchema(1, {"a": INT, "c": INT}),
-            "is optional and says since = 2 or later, and the source's version is raised",
+            "must be optional, with since = 2 or higher, and the version of the source must be raised",
             id="added at the same version",
         ),
         pytest.param(
             RegisteredSchema(2, {"a": INT, "b": NEW}),
             RegisteredSchema(1, {"a": INT, "b": INT}),
-            "field b: version 2, which is registered, has string, optional, since version 2; "
-            "version 1, which is declared, has int64",
+            "field b: the registered version 2 has string, optional, since version 2; the declared version 1 has int64",
             id="an older process that differs",
         ),
         pytest.param(
             RegisteredSchema(3, {"a": INT, "b": NEW}),
             RegisteredSchema(2, {"a": INT}),
-            "field b: version 3, which is registered, has string",
-            id="an older process that lacks what it should have",
+            "field b: the registered version 3 has string",
+            id="an older process that lacks a field of its version",
         ),
     ],
 )
-def test_two_versions_can_be_read_together_or_the_field_is_named(
+def test_two_versions_can_be_read_together_or_the_error_names_the_field(
     registered: RegisteredSchema, declared: RegisteredSchema, reason: str | None
 ) -> None:
-    why = incompatibility(registered, declared)
-    assert (why is None) == (reason is None)
-    assert (reason or "") in (why or "")
+    error = incompatibility(registered, declared)
+    assert (error is None) == (reason is None)
+    assert (reason or "") in (error or "")
 
 
-def test_a_source_at_an_earlier_version_lacks_what_came_later() -> None:
-    """It is the same object each time: its decoder is made once."""
+def test_a_source_at_an_earlier_version_has_no_later_fields() -> None:
+    """It is the same object each time, so that its decoder is made only once."""
     later = FIELD.replace('"a"', '"b"').replace(" }", ", since = 3 }")
     source = sources.parse(declare(f"{FIELD}, {later}", more="version = 4"), "test")["things"]
-    names = {version: [field.name for field in source.at(version).fields] for version in (1, 2, 3, 4, 5)}
+    names = {version: [field.name for field in source.at_version(version).fields] for version in (1, 2, 3, 4, 5)}
     assert names == {1: ["a"], 2: ["a"], 3: ["a", "b"], 4: ["a", "b"], 5: ["a", "b"]}
-    assert source.at(2) is source.at(2)
-    assert source.at(4) is source.at(5) is source
+    assert source.at_version(2) is source.at_version(2)
+    assert source.at_version(4) is source.at_version(5) is source
 
 
 @st.composite
-def versioned(draw: st.DrawFn) -> Source:
+def versioned_sources(draw: st.DrawFn) -> Source:
     version = draw(st.integers(1, 4))
     kinds = st.sampled_from([kind for kind in FieldType if kind is not FieldType.DECIMAL])
     fields = []
@@ -245,8 +247,8 @@ def versioned(draw: st.DrawFn) -> Source:
     return Source("things", "d", version, tuple(fields))
 
 
-@given(versioned(), st.integers(1, 4))
+@given(versioned_sources(), st.integers(1, 4))
 def test_every_version_of_a_source_can_be_read_with_every_other(source: Source, version: int) -> None:
-    earlier = source.at(version)
+    earlier = source.at_version(version)
     assert incompatibility(earlier.schema, source.schema) is None
     assert incompatibility(source.schema, earlier.schema) is None

@@ -106,7 +106,7 @@ class BodyReader:
             source,
             body_bytes_max=bytes_max,
             spool_memory_bytes_max=self._settings.spool_memory_bytes_max,
-            keep_invalid=keep_invalid,
+            quarantine_rejected=keep_invalid,
         )
         if media_type == JSON:
             return _Document(intake, bytes_max, inline_bytes_max=0 if keep_invalid else INLINE_BYTES_MAX)
@@ -124,7 +124,7 @@ class _Lines:
         return self._intake.records
 
     def feed(self, piece: bytes) -> None:
-        self._intake.lines(piece)
+        self._intake.add_lines(piece)
 
     async def finish(self) -> CheckedSubmission:
         return self._intake.finish()
@@ -151,7 +151,7 @@ class _Document(_Lines):
         return await _run(self._parse, inline=len(self._document) <= self._inline_bytes_max)
 
     def _parse(self) -> CheckedSubmission:
-        self._intake.document(bytes(self._document))
+        self._intake.add_document(bytes(self._document))
         return self._intake.finish()
 
 

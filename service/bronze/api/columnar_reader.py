@@ -17,7 +17,7 @@ from bronze.api.columnar_worker import EXIT_DISK, EXIT_MEMORY, ReadJob, RefusedB
 from bronze.errors import Outage, Refusal, Refused, Unavailable
 from bronze.records.columnar_intake import ReadBody
 from bronze.records.media import ColumnarType
-from bronze.records.refusals import empty, unreadable
+from bronze.records.refusals import empty, unreadable_body
 from bronze.records.sources import Source
 from bronze.records.spool import BodyDigest, CheckedSubmission
 from bronze.settings import Settings
@@ -92,7 +92,7 @@ class ColumnarReaders:
                 records=sum(piece.records for piece in read.slices),
                 classifications=read.classifications,
                 unclassified=read.unclassified,
-                invalid={},
+                rejected_by_code={},
             )
         except BaseException:
             spool.close()
@@ -164,7 +164,7 @@ def _parse_result(output: bytes, job: ReadJob) -> ReadBody:
 
 def _crashed(job: ReadJob, reason: str) -> Refused:
     log.error("the reader of a %s body crashed, and the body was refused: %s", job.format, reason)
-    return unreadable(job.format, "its reader crashed")
+    return unreadable_body(job.format, "its reader crashed")
 
 
 def _too_costly(limit: str) -> Refused:

@@ -21,7 +21,7 @@ from bronze.errors import Refusal, Refused
 from bronze.protocol.message import MESSAGE_BYTES_MAX, MESSAGES_MAX
 from bronze.records.columnar_intake import ColumnarIntake, ReadBody
 from bronze.records.media import ColumnarType
-from bronze.records.refusals import unreadable
+from bronze.records.refusals import unreadable_body
 from bronze.records.sources import Source
 
 #: The size of the batches in which a body is read.
@@ -112,7 +112,7 @@ def _unreadable(form: ColumnarType) -> Iterator[None]:
     except (pa.ArrowException, OSError, UnicodeDecodeError, OverflowError, RecursionError) as error:
         if isinstance(error, OSError) and error.errno:
             raise  # an error of the system, such as a full disk
-        raise unreadable(form, str(error)) from error
+        raise unreadable_body(form, str(error)) from error
 
 
 def _open(path: str, form: ColumnarType) -> pa.NativeFile:
@@ -122,7 +122,7 @@ def _open(path: str, form: ColumnarType) -> pa.NativeFile:
 
 def _stream(file: pa.NativeFile, size: int) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
     if file.read_at(len(FILE_START), 0) == FILE_START:
-        raise unreadable(
+        raise unreadable_body(
             ColumnarType.ARROW_STREAM,
             "it is an Arrow file; only the Arrow IPC stream format is supported (ipc.new_stream)",
         )
@@ -135,7 +135,7 @@ def _stream(file: pa.NativeFile, size: int) -> tuple[pa.Schema, Iterator[pa.Reco
             yield from (batch.slice(start, step) for start in range(0, batch.num_rows, step))
         # a stream that was truncated between two batches reads as if it had ended
         if file.tell() != size or file.read_at(len(STREAM_END), max(0, size - len(STREAM_END))) != STREAM_END:
-            raise unreadable(
+            raise unreadable_body(
                 ColumnarType.ARROW_STREAM,
                 "its end-of-stream marker is missing: close the writer before you send the body",
             )
@@ -162,7 +162,7 @@ def _parquet(file: pa.NativeFile, _: int) -> tuple[pa.Schema, Iterator[pa.Record
             rows += batch.num_rows
             yield batch
         if rows != reader.metadata.num_rows:
-            raise unreadable(
+            raise unreadable_body(
                 ColumnarType.PARQUET, f"it has {rows} rows, but its footer says {reader.metadata.num_rows}"
             )
 

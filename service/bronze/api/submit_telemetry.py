@@ -130,7 +130,7 @@ class SubmissionTelemetry:
         """Count a submission that this request made durable."""
         attributes = self._count(accepted, Outcome.ACCEPTED)
         self._instruments.bytes.add(checked.body_bytes, attributes)
-        for code, records in checked.invalid.items():
+        for code, records in checked.rejected_by_code.items():
             self._instruments.records_invalid.add(
                 records, {attribute.bronze_source: accepted.source, attribute.error_type: code}
             )

@@ -40,9 +40,9 @@ class DecodedMessage:
 def decode_message(source: Source, accepted: AcceptedMessage) -> DecodedMessage:
     content = accepted.message.content()
     part = accepted.part
-    checked_as = source.at(part.accepted.schema_version)
+    checked_as = source.at_version(part.accepted.schema_version)
     sparse = part.kind is MessageKind.SPARSE
-    record_type: Any = checked_as.text_type | None if sparse else checked_as.text_type
+    record_type: Any = checked_as.record_type_text_times | None if sparse else checked_as.record_type_text_times
     try:
         raw = split_records(part.kind, content)
         if part.kind is MessageKind.LINES:
@@ -143,7 +143,7 @@ def columnar_batch(source: Source, columns: pa.Schema, key: str, message: Accept
     Raises `DeadLetter` if the message is anything else.
     """
     part, accepted = message.part, message.part.accepted
-    expected = columnar_schema(source.at(accepted.schema_version))
+    expected = columnar_schema(source.at_version(accepted.schema_version))
     try:
         received_at = dt.datetime.fromisoformat(accepted.received_at)
         with pa.ipc.open_stream(message.message.content()) as stream:
@@ -210,7 +210,7 @@ def _column(field: Field, records: Sequence[Any], versions: Sequence[int]) -> pa
     if field.type is FieldType.TIMESTAMP:
         return _times(values)
     if field.type is FieldType.DECIMAL:
-        values = [None if value is None else field.exact(value) for value in values]
+        values = [None if value is None else field.quantize(value) for value in values]
     return pa.array(values, arrow_type(field))
 
 

@@ -1,8 +1,8 @@
-"""Messages: what the queue stores. A part of one submission with its headers, content and payload.
+"""Messages of the queue: each is a part of one submission, with headers, content and payload.
 
-A message's content is what its `MessageKind` says, most often whole records, one per line, exactly as received; its
-payload is the content, or a zstd frame of it. Its headers say which submission it is a part of. The same facts,
-`AcceptedSubmission`, stand in the messages, in the identity and in the object's footer.
+A message's `MessageKind` says what its content is, most often whole records, one per line, exactly as received. Its
+payload is the content, plain or as a zstd frame. Its headers name its submission. The same facts, `AcceptedSubmission`,
+are in the messages, in the identity and in the object's footer.
 """
 
 import datetime as dt
@@ -16,18 +16,19 @@ import zstandard
 
 from bronze.errors import DeadLetter
 
-#: The newest version of the message's format; a consumer leaves a newer one to a newer consumer.
+#: The newest version of the message format that this version knows; newer messages are left to a newer consumer.
 FORMAT = 4
-#: A message in the queue with its headers (the server's max_payload), in bytes.
+#: The largest message, headers included (the server's max_payload), in bytes.
 MESSAGE_BYTES_MAX = 2**20
-#: What of it is left to the headers, in bytes: three texts of 256 characters, of 12 bytes each when escaped, and ids.
+#: Bytes of it reserved for headers: three texts of 256 characters, each of 12 bytes when escaped, and ids.
 HEADER_BYTES_MAX = 12 * 2**10
-#: Messages of one submission: the server's bound of an atomic batch.
+#: The most messages of one submission: the server's bound of an atomic batch.
 MESSAGES_MAX = 1_000
 FILE_NAME_CHARS_MAX = 256
-#: Content from this size on goes as a zstd frame (RFC 8878), in bytes: less would save little.
+#: Content of at least this size, in bytes, is sent as a zstd frame (RFC 8878): for less, it would save little.
 ZSTD_BYTES_MIN = 4 * 2**10
-#: A twelfth of the sample's records is left, at 1 GB/s; the next levels save a twentieth more (`docs/performance.md`).
+#: Compresses the sample's records to a twelfth, at 1 GB/s; the next levels save a twentieth more
+#: (`docs/performance.md`).
 ZSTD_LEVEL = 1
 ZSTD = "zstd"
 
@@ -40,18 +41,18 @@ HEADER_FIRST_RECORD = "Bronze-First-Record"
 HEADER_RECORDS = "Bronze-Records"
 HEADER_SUBMISSION = "Bronze-Submission"
 
-#: What stands in a message for a record that is kept elsewhere, so that a record's place tells its index.
+#: Stands in a message for a record that is in another message, so that a record's place gives its index.
 PLACEHOLDER = b"null"
 
 
 class AcceptedSubmission(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What is known of a submission once it is accepted; the 202 is made from it, now and at any retry.
+    """The facts about an accepted submission; each 202, the first and those of retries, is made from them.
 
     `digest` is the SHA-256 of the decoded body; `received_at` is RFC 3339 in UTC, in microseconds.
-    `classification_id` is the run that all its records belong to, None where there are several;
-    `classification_default` is that of a record that names none. `records` are those that become rows, `rejected` those
-    that were kept in quarantine at the sender's request. `schema_version` is the version of the source that they were
-    checked against.
+    `classification_id` is the classification of all its records, None if there are several; `classification_default`
+    applies to records that name none. `records` counts the records that become rows, `rejected` the records that go to
+    quarantine at the sender's request. `schema_version` is the version of the source that the records were checked
+    against.
     """
 
     submission_id: str
@@ -71,16 +72,16 @@ class AcceptedSubmission(msgspec.Struct, frozen=True, kw_only=True, omit_default
 
 
 class MessageKind(StrEnum):
-    """What a message's content is."""
+    """The kind of a message's content."""
 
     RECORDS = "records"  # a JSON array of records, each as received
     COLUMNAR = "columnar"  # an Arrow IPC stream
-    SPARSE = "sparse"  # as the first, with null in the place of each rejected record: `records` are the others
+    SPARSE = "sparse"  # a JSON array with null in the place of each rejected record; `records` counts the others
     REJECTED = "rejected"  # records that do not fit their source, with the reasons (`rejected_records.py`)
-    LINES = "lines"  # a line for each record, which is as received and has no line break (NDJSON)
+    LINES = "lines"  # one line per record (NDJSON), each as received and without a line break
 
 
-#: The first version of the format that knows a kind, and the first that knows compressed content.
+#: The first version of the format that has each kind, and the first that has compressed content.
 _FORMAT_OF: Mapping[MessageKind, int] = {
     MessageKind.RECORDS: 1,
     MessageKind.COLUMNAR: 2,
@@ -106,13 +107,13 @@ class Part:
     def headers(self) -> dict[str, str]:
         # ASCII: a header must not depend on how the client library encodes it
         submission = json.dumps(msgspec.to_builtins(self.accepted), separators=(",", ":"))
-        # the least that can read it: an older consumer takes what it can
+        # the lowest version that can read it, so that older consumers can store as much as possible
         version = max(_FORMAT_OF[self.kind], _FORMAT_OF_ZSTD if self.zstd else 1)
         return {
             HEADER_FORMAT: str(version),
             **({HEADER_KIND: self.kind} if self.kind is not MessageKind.RECORDS else {}),
             **({HEADER_ENCODING: ZSTD} if self.zstd else {}),
-            # beside the rest, which an older consumer may not be able to read
+            # a header of its own, since an older consumer may not be able to read the submission's header
             HEADER_SCHEMA_VERSION: str(self.accepted.schema_version),
             HEADER_PART: f"{self.number}/{self.count}",
             HEADER_FIRST_RECORD: str(self.first_record),
@@ -122,7 +123,7 @@ class Part:
 
     @classmethod
     def parse(cls, headers: Mapping[str, str]) -> "Part":
-        """The part that a message's headers tell of; raises `DeadLetter`."""
+        """The part that a message's headers describe; raises `DeadLetter`."""
         try:
             number, _, count = headers[HEADER_PART].partition("/")
             part = cls(
@@ -139,20 +140,25 @@ class Part:
         except (ValueError, msgspec.DecodeError) as error:
             raise DeadLetter(f"the message's headers cannot be read: {error}") from error
         if not 1 <= part.number <= part.count <= MESSAGES_MAX or part.first_record < 0:
-            raise DeadLetter(f"the message's part {headers[HEADER_PART]!r} is impossible")
+            raise DeadLetter(
+                f"the message's headers state an invalid part: {headers[HEADER_PART]}, first record {part.first_record}"
+            )
         return part
 
 
 def _is_zstd(headers: Mapping[str, str]) -> bool:
-    """Raises `ValueError` for any other encoding."""
+    """Whether a message's payload is a zstd frame; raises `ValueError` for any other encoding."""
     encoding = headers.get(HEADER_ENCODING)
     if encoding not in {None, ZSTD}:
-        raise ValueError(f"the encoding {encoding!r} is not known")
+        raise ValueError(f"the encoding {encoding!r} is not supported")
     return encoding is not None
 
 
 def compress(content: bytes) -> tuple[bytes, bool]:
-    """A message's payload, and whether it is one zstd frame that says its size: else that would save too little."""
+    """A message's payload, and whether it is compressed: a zstd frame that states its size.
+
+    Content is compressed only if that saves at least an eighth.
+    """
     if len(content) < ZSTD_BYTES_MIN:
         return content, False
     frame = zstandard.compress(content, ZSTD_LEVEL)
@@ -160,7 +166,7 @@ def compress(content: bytes) -> tuple[bytes, bool]:
 
 
 def content_bytes(headers: Mapping[str, str], payload: bytes) -> int:
-    """The size of a message's content; of what is none, that of the payload."""
+    """The size of a message's content; the size of its payload if a zstd frame does not state that of its content."""
     if HEADER_ENCODING not in headers:
         return len(payload)
     try:
@@ -170,22 +176,26 @@ def content_bytes(headers: Mapping[str, str], payload: bytes) -> int:
 
 
 def decompress(headers: Mapping[str, str], payload: bytes) -> bytes:
-    """A message's content; raises `DeadLetter` where its payload is not what its headers say."""
+    """A message's content; raises `DeadLetter` if its payload is not encoded as its headers say."""
     try:
         if not _is_zstd(headers):
             return payload
         size = zstandard.frame_content_size(payload)
-        if not 0 <= size <= MESSAGE_BYTES_MAX:
-            raise DeadLetter(f"its payload is a zstd frame of {size} bytes")
+        if size < 0:
+            raise DeadLetter("its payload is a zstd frame that does not state the size of its content")
+        if size > MESSAGE_BYTES_MAX:
+            raise DeadLetter(
+                f"its payload is a zstd frame of {size} bytes, and at most {MESSAGE_BYTES_MAX} are allowed"
+            )
         return zstandard.decompress(payload)
     except (ValueError, zstandard.ZstdError) as error:
         raise DeadLetter(f"its payload cannot be decoded: {error}") from error
 
 
 def split_records(kind: MessageKind, content: bytes) -> list[bytes]:
-    """The records in the content of a message that holds them as received; `PLACEHOLDER` for each that lies elsewhere.
+    """The records in a message's content, as received; `PLACEHOLDER` for each record that is in another message.
 
-    Raises `msgspec.DecodeError` or `RecursionError` where they cannot be told apart.
+    Raises `msgspec.DecodeError` or `RecursionError` if the content cannot be split into records.
     """
     if kind is MessageKind.LINES:
         return content.split(b"\n")
@@ -193,12 +203,12 @@ def split_records(kind: MessageKind, content: bytes) -> list[bytes]:
 
 
 def format_version(headers: Mapping[str, str]) -> int | None:
-    """The version of a message's format; None where it states none."""
+    """The version of a message's format; None if its headers do not state it."""
     return _number(headers, HEADER_FORMAT)
 
 
 def schema_version(headers: Mapping[str, str]) -> int | None:
-    """The version of the source that a message's records were checked against; None where it states none."""
+    """The version of the source that a message's records were checked against; None if its headers do not state it."""
     return _number(headers, HEADER_SCHEMA_VERSION)
 
 
@@ -209,7 +219,7 @@ def _number(headers: Mapping[str, str], name: str) -> int | None:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """A message as the queue stores it. `time` is the server's own string: never parsed where it is compared."""
+    """A message as the queue stores it. `time` is the server's own string: it is compared without being parsed."""
 
     sequence: int
     subject: str
@@ -219,11 +229,11 @@ class Message:
 
     @property
     def size(self) -> int:
-        """The bytes of its content."""
+        """The size of its content, in bytes."""
         return content_bytes(self.headers, self.payload)
 
     def content(self) -> bytes:
-        """What its payload holds; raises `DeadLetter`."""
+        """Its decoded payload; raises `DeadLetter`."""
         return decompress(self.headers, self.payload)
 
     @property
@@ -232,7 +242,7 @@ class Message:
 
 
 def unix_time_s(time: str) -> float:
-    """A server's time (RFC 3339, UTC, up to nanoseconds) as seconds since the epoch."""
-    whole, _, fraction = time.removesuffix("Z").partition(".")
-    moment = dt.datetime.fromisoformat(whole).replace(tzinfo=dt.UTC).timestamp()
-    return moment + (float(f"0.{fraction}") if fraction else 0.0)
+    """A server's time (RFC 3339, UTC, up to nanoseconds) as seconds since 1970."""
+    date_and_time, _, fraction = time.removesuffix("Z").partition(".")
+    whole_s = dt.datetime.fromisoformat(date_and_time).replace(tzinfo=dt.UTC).timestamp()
+    return whole_s + (float(f"0.{fraction}") if fraction else 0.0)

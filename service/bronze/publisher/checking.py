@@ -65,7 +65,7 @@ def _problems(source: Source, batch: Batch) -> Iterator[str]:
     while start < len(lines):
         intake = JsonIntake(source, body_bytes_max=2**62, spool_memory_bytes_max=2**62)
         try:
-            intake.lines(b"".join(lines[start:]))
+            intake.add_lines(b"".join(lines[start:]))
             intake.finish().close()
         except Refused as error:
             record = error.members.get("record")

@@ -1,4 +1,4 @@
-"""From the bytes of a body to checked records and columns.
+"""Reads the bytes of a body into checked records and columns.
 
 Pure. Imports: errors, protocol.
 Libraries: msgspec, pyarrow, zstandard.

@@ -1,4 +1,4 @@
-"""Casts of Arrow columns that leave each value unaltered, or fail."""
+"""Casts of Arrow columns that either leave each value unaltered or fail."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +13,7 @@ _DAY_US = 86_400 * _US
 
 
 def storage_type(given: pa.DataType) -> pa.DataType:
-    """What a type's values are of: an extension's storage, a dictionary's values, a run's value."""
+    """The type of the plain values of an extension, dictionary or run-end encoded type."""
     while True:
         if isinstance(given, pa.BaseExtensionType):
             given = given.storage_type
@@ -24,7 +24,7 @@ def storage_type(given: pa.DataType) -> pa.DataType:
 
 
 def storage(column: pa.Array) -> pa.Array:
-    """The values of an extension, of a dictionary, of runs."""
+    """The plain values of an extension, dictionary or run-end encoded column."""
     while True:
         if isinstance(column.type, pa.BaseExtensionType):
             column = column.storage
@@ -46,7 +46,7 @@ NUMBER_TYPES = (types.is_integer, types.is_floating)
 
 
 def castable(given: pa.DataType, wanted: pa.DataType) -> bool:
-    """Whether there are values of a type that another can hold unaltered; each value is looked at when it is cast."""
+    """Whether the wanted type can hold some values of the given type unaltered; the cast then checks each value."""
     if types.is_null(given):
         return True
     if types.is_string(wanted):
@@ -65,14 +65,16 @@ def castable(given: pa.DataType, wanted: pa.DataType) -> bool:
 
 
 def cast_unaltered(column: pa.Array, wanted: pa.DataType) -> pa.Array:
-    """Each value unaltered; raises `ArrowInvalid` where one is not."""
+    """The column in the wanted type; raises `ArrowInvalid` if a value would be altered."""
     given = column.type
     if types.is_binary_view(given):
         column = column.cast(pa.binary())
     if types.is_float16(given):
         column = column.cast(pa.float64())
     if types.is_decimal(wanted) and types.is_integer(given):
-        column = column.cast(pa.decimal128(20, 0))  # which holds each integer; then only the value counts
+        column = column.cast(
+            pa.decimal128(20, 0)
+        )  # holds every integer, so that only values too large for `wanted` fail
     return column.cast(wanted)
 
 
@@ -85,7 +87,7 @@ def fails_to_cast(column: pa.Array, wanted: pa.DataType) -> bool:
 
 
 def first_failing(fails: Callable[[int], bool], count: int) -> int:
-    """The index that the shortest prefix which fails ends at."""
+    """The index of the first failing item: the last item of the shortest prefix, by its length, for which `fails`."""
     low, high = 1, count
     while low < high:
         middle = (low + high) // 2
@@ -93,14 +95,19 @@ def first_failing(fails: Callable[[int], bool], count: int) -> int:
     return low - 1
 
 
-def first_beyond_calendar(column: pa.Array) -> int | None:
-    """The first time that has no date in UTC: Arrow could keep it, and most of its readers could not read it."""
+def first_outside_calendar(column: pa.Array) -> int | None:
+    """The index of the first time outside the years 1 to 9999 in UTC.
+
+    Arrow could store such a time, but most readers could not read it.
+    """
     if types.is_timestamp(column.type):
-        whole, per_day = column.cast(pa.int64()), _DAY_US
+        integers, units_per_day = column.cast(pa.int64()), _DAY_US
     elif types.is_date32(column.type):
-        whole, per_day = column.cast(pa.int32()).cast(pa.int64()), 1
+        integers, units_per_day = column.cast(pa.int32()).cast(pa.int64()), 1
     else:
         return None
-    beyond = pc.or_(pc.less(whole, _YEAR_1_DAYS * per_day), pc.greater_equal(whole, _YEAR_10000_DAYS * per_day))
-    at: int = beyond.index(pa.scalar(value=True)).as_py()
-    return at if at >= 0 else None
+    outside = pc.or_(
+        pc.less(integers, _YEAR_1_DAYS * units_per_day), pc.greater_equal(integers, _YEAR_10000_DAYS * units_per_day)
+    )
+    index: int = outside.index(pa.scalar(value=True)).as_py()
+    return index if index >= 0 else None

@@ -1,4 +1,4 @@
-"""Values of Arrow columns as JSON has them."""
+"""Converts the values of Arrow columns to JSON values."""
 
 import base64
 import math
@@ -13,11 +13,11 @@ from bronze.records.arrow_cast import BYTES_TYPES, is_any, storage
 
 
 def json_values(column: pa.Array) -> list[Any]:
-    """A column's values as JSON has them.
+    """A column's values as JSON values.
 
-    Integers and finite floats are numbers; decimals are texts, and so are what JSON has no number for (`NaN`,
-    `Infinity`, `-Infinity`), dates and times (RFC 3339, in UTC where there is a zone) and bytes (base64). A duration
-    is a number of its unit, an interval `[months, days, nanoseconds]`, a map a list of pairs.
+    Integers and finite floats become numbers. Decimals become strings, and so do floats that JSON numbers cannot
+    express (`NaN`, `Infinity`, `-Infinity`), dates and times (RFC 3339, in UTC if the type has a zone) and bytes
+    (base64). A duration becomes a number in its unit, an interval `[months, days, nanoseconds]`, a map a list of pairs.
     """
     column = storage(column)
     kind = column.type
@@ -48,7 +48,7 @@ def json_values(column: pa.Array) -> list[Any]:
     if types.is_nested(kind) and not types.is_union(kind):
         return _lists(column, json_values(pc.list_flatten(column)))
     if types.is_union(kind):
-        return [json_values(pa.repeat(one.value, 1))[0] for one in column]
+        return [json_values(pa.repeat(scalar.value, 1))[0] for scalar in column]
     return list(column.to_pylist())
 
 
@@ -61,10 +61,10 @@ def _number(value: float | None) -> float | str | None:
 def _structs(column: pa.Array, names: Sequence[str]) -> list[Any]:
     columns = [json_values(child) for child in column.flatten()]
     rows = zip(*columns, strict=True) if columns else [()] * len(column)
-    # an object holds a name once; a struct may hold it more often
-    made = dict if len(set(names)) == len(names) else list
+    # a struct may have several fields of the same name, which a JSON object cannot express
+    container = dict if len(set(names)) == len(names) else list
     return [
-        made(zip(names, row, strict=True)) if valid else None
+        container(zip(names, row, strict=True)) if valid else None
         for row, valid in zip(rows, column.is_valid().to_pylist(), strict=True)
     ]
 

@@ -1,4 +1,4 @@
-"""The Arrow columns of a source: those of its objects, and those of its columnar messages."""
+"""The Arrow schemas of a source: of its objects, and of its columnar messages."""
 
 from collections.abc import Mapping
 
@@ -16,7 +16,7 @@ ARROW_TYPES: Mapping[FieldType, pa.DataType] = {
     FieldType.DATE: pa.date32(),
 }
 
-_OURS = [
+_BRONZE_COLUMNS = [
     pa.field("file_path", pa.string(), nullable=False),
     pa.field("classification_id", pa.string(), nullable=False),
     pa.field("_submission_id", pa.string(), nullable=False),
@@ -35,15 +35,15 @@ def arrow_type(field: Field) -> pa.DataType:
 
 
 def object_schema(source: Source) -> pa.Schema:
-    """The columns of a source's objects."""
-    return pa.schema(_declared(source) + _OURS)
+    """The columns of a source's objects: the declared fields, then the columns that Bronze adds."""
+    return pa.schema(_declared(source) + _BRONZE_COLUMNS)
 
 
 def columnar_schema(source: Source) -> pa.Schema:
-    """The columns of a source's columnar messages: the declared fields, then what a row may have of its own.
+    """The columns of a source's columnar messages: the declared fields, then `classification_id` and `_payload`.
 
-    `classification_id` is null where the submission's default holds; `_payload` is null, or the undeclared columns as
-    a JSON object.
+    `classification_id` is null if the submission's default applies to the row. `_payload` holds the undeclared columns
+    as a JSON object; it is null if there are none.
     """
     return pa.schema([*_declared(source), pa.field(CLASSIFICATION_ID, pa.string()), pa.field("_payload", pa.string())])
 

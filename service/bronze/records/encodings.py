@@ -1,4 +1,4 @@
-"""Content encodings: what a body's bytes are before they are decoded (RFC 9110, section 8.4)."""
+"""Decoders for the content encodings of bodies (RFC 9110, section 8.4)."""
 
 import zlib
 from collections.abc import Iterator, Mapping
@@ -12,9 +12,9 @@ _GZIP_WBITS = 16 + zlib.MAX_WBITS
 
 
 class Decoder(Protocol):
-    """Decodes a body piece by piece, in steps that are bounded, so that a bomb is met in time.
+    """Decodes a body piece by piece, in bounded steps, so that a decompression bomb is detected early.
 
-    `finish` is called at the body's end. Both raise `Refused` where the body is not whole.
+    `finish` is called at the end of the body. Both methods raise `Refused` if the body is corrupt or incomplete.
     """
 
     def feed(self, data: bytes) -> Iterator[bytes]: ...
@@ -32,37 +32,37 @@ class NoEncoding:
 
 
 class Gzip:
-    """gzip (RFC 1952), members one after another; gives at most `STEP_BYTES` at once."""
+    """gzip (RFC 1952), one or more members; yields at most `STEP_BYTES` at once."""
 
     STEP_BYTES = 2**18
 
     def __init__(self) -> None:
-        self._inflate = zlib.decompressobj(_GZIP_WBITS)
+        self._inflater = zlib.decompressobj(_GZIP_WBITS)
         self._begun = False
 
     def feed(self, data: bytes) -> Iterator[bytes]:
         while data:
-            if self._inflate.eof:
-                self._inflate = zlib.decompressobj(_GZIP_WBITS)
+            if self._inflater.eof:
+                self._inflater = zlib.decompressobj(_GZIP_WBITS)
             self._begun = True
             try:
-                out = self._inflate.decompress(data, self.STEP_BYTES)
+                out = self._inflater.decompress(data, self.STEP_BYTES)
             except zlib.error as error:
                 raise _corrupt("gzip", str(error)) from error
-            data = self._inflate.unused_data if self._inflate.eof else self._inflate.unconsumed_tail
+            data = self._inflater.unused_data if self._inflater.eof else self._inflater.unconsumed_tail
             if out:
                 yield out
 
     def finish(self) -> None:
-        if self._begun and not self._inflate.eof:
-            raise _corrupt("gzip", "it ends before its end-of-stream mark")
+        if self._begun and not self._inflater.eof:
+            raise _corrupt("gzip", "it ends before the end-of-stream marker")
 
 
 class Zstd:
-    """zstd (RFC 8878), frames one after another, with windows up to the 8 MiB that the RFC asks a decoder to take.
+    """zstd (RFC 8878), one or more frames, with windows of up to 8 MiB, which the RFC asks decoders to support.
 
-    The library gives all that its input holds, so the input is what is bounded: a block of 4 bytes can hold
-    128 KiB and no more, which makes `STEP_BYTES` the most at once.
+    The library returns everything that its input decodes to, so the input is bounded. A block of 4 bytes decodes to at
+    most 128 KiB, so that at most `STEP_BYTES` are yielded at once.
     """
 
     WINDOW_BYTES_MAX = 8 * 2**20
@@ -85,25 +85,26 @@ class Zstd:
                 try:
                     out = self._frame.decompress(rest)
                 except zstandard.ZstdError as error:
-                    raise _corrupt("zstd", self._why(error)) from error
+                    raise _corrupt("zstd", self._reason(error)) from error
                 rest = self._frame.unused_data if self._frame.eof else b""
                 if out:
                     yield out
 
     def finish(self) -> None:
         if self._begun and not self._frame.eof:
-            raise _corrupt("zstd", "it ends before its last frame does")
+            raise _corrupt("zstd", "it ends before the end of its last frame")
 
-    def _why(self, error: zstandard.ZstdError) -> str:
+    def _reason(self, error: zstandard.ZstdError) -> str:
         if "too much memory" in str(error):
-            return f"its window is larger than {self.WINDOW_BYTES_MAX} bytes; compress without --long and --ultra"
+            return f"its window is larger than {self.WINDOW_BYTES_MAX} bytes; compress it without --long and --ultra"
         return str(error)
 
 
-def _corrupt(encoding: str, why: str) -> Refused:
+def _corrupt(encoding: str, reason: str) -> Refused:
     return Refused(
         Refusal.CORRUPT_ENCODING,
-        f"The body is not whole {encoding}: {why}. Send it again, and check that nothing on the way cuts or alters it.",
+        f"The body is not a complete {encoding} stream: {reason}. Send it again, and check that nothing between you "
+        "and the API truncates or changes it.",
     )
 
 

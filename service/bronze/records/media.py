@@ -14,7 +14,7 @@ class ColumnarType(StrEnum):
     PARQUET = "application/vnd.apache.parquet"
 
 
-#: What a body may be, by its media type.
+#: The supported media types, each with a description of its bodies.
 MEDIA_TYPES: Mapping[str, str] = {
     NDJSON: "one JSON object per line",
     JSON: "an object or an array of objects",

@@ -1,7 +1,7 @@
 """Sources: the declared kinds of data. They are data, not code: one TOML file declares them.
 
-A source's fields are typed by Arrow types. What a record holds beyond them is never lost: it stays in `_payload`.
-`version` counts the changes of a source's fields; a change is additive, or it is refused (`docs/sources.md`).
+A source's fields have Arrow types. A record's undeclared fields are never lost: they stay in `_payload`. `version`
+counts the changes of a source's fields; only fields may be added, every other change is refused (`docs/sources.md`).
 """
 
 import datetime as dt
@@ -23,27 +23,28 @@ from bronze.errors import Misconfigured
 CLASSIFICATION_ID = "classification_id"
 CLASSIFICATION_ID_CHARS_MAX = 256
 
-#: Names that a declared field may not take: columns of ours and the partition keys of the object's path.
+#: Names that a declared field must not have: columns that Bronze adds, and the partition keys of the object's path.
 RESERVED = frozenset({CLASSIFICATION_ID, "file_path", "source", "date", "hour"})
-#: Digits of a decimal128, in all.
+#: The most digits that a decimal128 can have.
 PRECISION_MAX = 38
 
 _T = TypeVar("_T")
 
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
+_NAME_RULE = "a name must begin with a-z and have at most 63 characters of a-z, 0-9 and _"
 _DECIMAL = re.compile(r"decimal128\((\d{1,2}), ?(\d{1,2})\)")
 _INT64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 _Version = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
 
 
 class FieldType(StrEnum):
-    """The Arrow types that a field can be declared with, by Arrow's names."""
+    """The Arrow types that a field can be declared with, by their names in Arrow."""
 
     STRING = "string"
     BOOL = "bool"
     INT64 = "int64"
     FLOAT64 = "float64"
-    DECIMAL = "decimal128"  # (precision, scale), exactly, from a number or a string of digits
+    DECIMAL = "decimal128"  # (precision, scale), exact, from a number or a string of digits
     TIMESTAMP = "timestamp"  # [us, UTC], from RFC 3339 with an offset
     DATE = "date32"
 
@@ -62,8 +63,8 @@ _DECODED: Mapping[FieldType, Any] = {
 class Field(msgspec.Struct, frozen=True):
     """One typed column of a source; a field that is not required may be absent or null.
 
-    `since` is the version of the source that added it. A decimal has `precision` digits, `scale` of them after the
-    point.
+    `since` is the version of the source that added the field. A decimal has `precision` digits, `scale` of them after
+    the decimal point.
     """
 
     name: str
@@ -79,29 +80,29 @@ class Field(msgspec.Struct, frozen=True):
         """The type as it is declared, with its parameters."""
         return f"{self.type}({self.precision}, {self.scale})" if self.type is FieldType.DECIMAL else self.type.value
 
-    def exact(self, value: Decimal) -> Decimal:
-        """A value in just the digits that this decimal has; raises `ValueError` where that would change it."""
-        exactly = Context(prec=self.precision, traps=[Inexact, InvalidOperation])
+    def quantize(self, value: Decimal) -> Decimal:
+        """The value with the scale of this decimal field; raises `ValueError` if that would change the value."""
+        context = Context(prec=self.precision, traps=[Inexact, InvalidOperation])
         try:
-            fitting = value.quantize(Decimal(1).scaleb(-self.scale), context=exactly)
+            quantized = value.quantize(Decimal(1).scaleb(-self.scale), context=context)
         except (Inexact, InvalidOperation) as error:
             raise ValueError(f"{value} does not fit {self.declared_type}") from error
-        if not fitting.is_finite():
-            raise ValueError(f"{value} is no number")
-        return fitting
+        if not quantized.is_finite():
+            raise ValueError(f"{value} is not a finite number")
+        return quantized
 
-    def holds(self, value: Decimal | None) -> bool:
-        """Whether a value of this decimal stays as it is."""
+    def fits(self, value: Decimal | None) -> bool:
+        """Whether this decimal field can store the value unchanged."""
         try:
             if value is not None:
-                self.exact(value)
+                self.quantize(value)
         except ValueError:
             return False
         return True
 
 
 class RegisteredField(msgspec.Struct, frozen=True):
-    """What of a field its readers rest on: it never changes."""
+    """The properties of a field that readers depend on, and that therefore never change."""
 
     type: str
     required: bool
@@ -112,7 +113,7 @@ class RegisteredField(msgspec.Struct, frozen=True):
 
 
 class RegisteredSchema(msgspec.Struct, frozen=True):
-    """The fields of a source at a version, as they are registered."""
+    """The fields of a source at one version, as they are registered."""
 
     version: int
     fields: dict[str, RegisteredField]
@@ -120,7 +121,7 @@ class RegisteredSchema(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class Source:
-    """A declared kind of data. `version` counts the changes of its fields and is kept with each row."""
+    """A declared kind of data. `version` counts the changes of its fields and is stored with each row."""
 
     name: str
     description: str
@@ -133,64 +134,65 @@ class Source:
         return self._struct(_DECODED)
 
     @cached_property
-    def text_type(self) -> type[msgspec.Struct]:
-        """The same, with times as the texts that they are: for records that were checked, to be made columns of."""
+    def record_type_text_times(self) -> type[msgspec.Struct]:
+        """The same, but with times as strings: for records that were already checked, to convert them to columns."""
         return self._struct({**_DECODED, FieldType.TIMESTAMP: str})
 
-    def _struct(self, decoded: Mapping[FieldType, Any]) -> type[msgspec.Struct]:
-        fields: list[tuple[str, Any] | tuple[str, Any, Any]] = [
-            (f.name, decoded[f.type]) if f.required else (f.name, decoded[f.type] | None, None) for f in self.fields
-        ]
+    def _struct(self, decoded_types: Mapping[FieldType, Any]) -> type[msgspec.Struct]:
+        fields: list[tuple[str, Any] | tuple[str, Any, Any]] = []
+        for field in self.fields:
+            decoded = decoded_types[field.type]
+            fields.append((field.name, decoded) if field.required else (field.name, decoded | None, None))
         classification = Annotated[str, msgspec.Meta(min_length=1, max_length=CLASSIFICATION_ID_CHARS_MAX)]
         fields.append((CLASSIFICATION_ID, classification | None, None))
         return msgspec.defstruct(f"{self.name}_record", fields, kw_only=True, gc=False)
 
     @property
     def schema(self) -> RegisteredSchema:
-        shapes = {
+        fields = {
             field.name: RegisteredField(field.declared_type, field.required, field.since) for field in self.fields
         }
-        return RegisteredSchema(self.version, shapes)
+        return RegisteredSchema(self.version, fields)
 
-    def at(self, version: int) -> "Source":
-        """The source as it was at an earlier version, which records of that time were checked against."""
+    def at_version(self, version: int) -> "Source":
+        """The source as it was at an earlier version, for records that were checked against that version."""
         if version >= self.version:
             return self
-        if version not in self._earlier:
+        if version not in self._earlier_versions:
             fields = tuple(field for field in self.fields if field.since <= version)
-            self._earlier[version] = replace(self, version=version, fields=fields)
-        return self._earlier[version]
+            self._earlier_versions[version] = replace(self, version=version, fields=fields)
+        return self._earlier_versions[version]
 
     @cached_property
-    def _earlier(self) -> dict[int, "Source"]:
+    def _earlier_versions(self) -> dict[int, "Source"]:
         return {}
 
 
 def incompatibility(registered: RegisteredSchema, declared: RegisteredSchema) -> str | None:
-    """Why two versions of a source cannot be read together: the field, and both values. None where they can.
+    """Why two versions of a source cannot be read together: the field, and both values. None if they can.
 
-    They can where the newer one, without the fields that it added since the older one, is the older one.
+    They can if the newer version equals the older version plus the fields that were added since.
     """
     older, newer = (registered, declared) if registered.version <= declared.version else (declared, registered)
     for name in {**registered.fields, **declared.fields}:
-        was, now = older.fields.get(name), newer.fields.get(name)
-        if was == now or (was is None and now and now.since > older.version):
+        old_field, new_field = older.fields.get(name), newer.fields.get(name)
+        if old_field == new_field or (old_field is None and new_field and new_field.since > older.version):
             continue
-        there, here = registered.fields.get(name), declared.fields.get(name)
         advice = (
-            "a field is never removed, and keeps its type, `required` and `since`: take another name for what changes"
-            if was
-            else f"a field that is added is optional and says since = {older.version + 1} or later, "
-            "and the source's version is raised to that"
+            "you cannot remove a field or change its type, `required` or `since`: use a new field name instead"
+            if old_field
+            else f"a new field must be optional, with since = {older.version + 1} or higher, and the version of the "
+            "source must be raised to that number"
         )
         return (
-            f"field {name}: version {registered.version}, which is registered, has {there or 'no such field'}; "
-            f"version {declared.version}, which is declared, has {here or 'no such field'}; {advice}"
+            f"field {name}: the registered version {registered.version} has "
+            f"{registered.fields.get(name, 'no such field')}; the declared version {declared.version} has "
+            f"{declared.fields.get(name, 'no such field')}; {advice}"
         )
     return None
 
 
-# --- reading the file
+# --- read the file
 
 
 class _FieldDeclaration(msgspec.Struct, forbid_unknown_fields=True):
@@ -225,58 +227,62 @@ def built_in() -> Mapping[str, Source]:
 
 
 def parse(text: str, origin: str) -> Mapping[str, Source]:
-    """The sources that a TOML text declares, by name; `origin` names the text in errors.
+    """The sources that a TOML text declares, by name; errors name the text by `origin`.
 
-    Raises `Misconfigured` that names the file, the source and the field, and says what to do.
+    Raises `Misconfigured`; its text names the file, the source and the field, and says what to do.
     """
     try:
         tables = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise Misconfigured(f"{origin}: {error}") from error
     if not tables:
-        raise Misconfigured(f"{origin}: declares no source; a table [name] with description and fields declares one")
+        raise Misconfigured(f"{origin}: declares no source: add a table [name] with description and fields")
     return {name: source_from_table(name, table, origin) for name, table in tables.items()}
 
 
 def source_from_table(name: str, table: object, origin: str) -> Source:
-    """The source that a table of a file declares, or the API's answer to what is declared. Raises as `parse` does."""
+    """The source that a table declares; the table is from a file or from the API's answer. Raises as `parse` does."""
     if not _NAME.fullmatch(name):
-        raise Misconfigured(f"{origin}: source {name!r}: a name is a-z, 0-9 and _, and starts with a letter")
+        raise Misconfigured(f"{origin}: source {name!r}: {_NAME_RULE}")
     place = f"{origin}: source {name}"
     declared = _convert(place, table, _Declaration)
     if not declared.fields:
-        raise Misconfigured(f"{place}: declares no field")
+        raise Misconfigured(f"{place}: declares no field: add at least one")
     fields: dict[str, Field] = {}
     for number, entry in enumerate(declared.fields, start=1):
         field = _field(place, number, entry, declared.version)
         if field.name in fields:
-            raise Misconfigured(f"{place}, field {field.name}: is declared twice")
+            raise Misconfigured(f"{place}, field {field.name}: is declared twice: remove or rename one of them")
         fields[field.name] = field
     return Source(name, declared.description, declared.version, tuple(fields.values()))
 
 
 def _field(source: str, number: int, entry: dict[str, Any], version: int) -> Field:
     place = f"{source}, field {entry.get('name', number)}"
-    one = _convert(place, entry, _FieldDeclaration)
-    if not _NAME.fullmatch(one.name):
-        raise Misconfigured(f"{source}, field {one.name!r}: a name is a-z, 0-9 and _, and starts with a letter")
-    if one.name in RESERVED:
-        raise Misconfigured(f"{place}: the name is taken, choose another")
-    if one.since > version:
-        raise Misconfigured(f"{place}: since = {one.since}, and the source's version is {version}: raise that")
-    if one.since > 1 and one.required:
-        raise Misconfigured(f"{place}: is required, and older records do not have it (since = {one.since})")
-    kind, precision, scale = one.type, 0, 0
-    if found := _DECIMAL.fullmatch(one.type):
-        kind, precision, scale = FieldType.DECIMAL, int(found[1]), int(found[2])
+    declared = _convert(place, entry, _FieldDeclaration)
+    name, since = declared.name, declared.since
+    if not _NAME.fullmatch(name):
+        raise Misconfigured(f"{source}, field {name!r}: {_NAME_RULE}")
+    if name in RESERVED:
+        raise Misconfigured(f"{place}: the name is reserved: choose another name")
+    if since > version:
+        raise Misconfigured(
+            f"{place}: since = {since} is higher than the version of the source ({version}): raise the version"
+        )
+    if since > 1 and declared.required:
+        raise Misconfigured(f"{place}: cannot be required, because older records do not have it (since = {since})")
+    kind, precision, scale = declared.type, 0, 0
+    if decimal := _DECIMAL.fullmatch(declared.type):
+        kind, precision, scale = FieldType.DECIMAL, int(decimal[1]), int(decimal[2])
         if not 1 <= precision <= PRECISION_MAX or scale > precision:
             raise Misconfigured(
-                f"{place}: {one.type} has to have 1 to {PRECISION_MAX} digits, and no more of them after the point"
+                f"{place}: {declared.type}: the precision must be 1 to {PRECISION_MAX}, and the scale must not be "
+                "larger than the precision"
             )
     elif kind not in set(FieldType) - {FieldType.DECIMAL}:
         known = [f"{t}(precision, scale)" if t is FieldType.DECIMAL else t.value for t in FieldType]
-        raise Misconfigured(f"{place}: there is no type {one.type!r}; the types are {', '.join(known)}")
-    return Field(one.name, FieldType(kind), one.description, one.required, one.since, precision, scale)
+        raise Misconfigured(f"{place}: there is no type {declared.type!r}; the types are {', '.join(known)}")
+    return Field(name, FieldType(kind), declared.description, declared.required, since, precision, scale)
 
 
 def _convert(place: str, value: object, kind: type[_T]) -> _T:

@@ -1,4 +1,4 @@
-"""A checked submission: its messages' payloads in a spool, with the size and digest of its body."""
+"""A checked submission: the payloads of its messages in a spool, and the size and digest of its body."""
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -13,7 +13,7 @@ from bronze.records.refusals import too_large
 
 @dataclass(frozen=True, slots=True)
 class MessageSlice:
-    """One message's payload, as a place in the spool."""
+    """The place of one message's payload in the spool, and the message's facts."""
 
     start: int
     end: int
@@ -24,7 +24,7 @@ class MessageSlice:
 
 
 class CheckedSubmission:
-    """A submission that was checked whole: what its messages hold, spooled within a memory bound."""
+    """A completely checked submission; the payloads of its messages are spooled within a memory bound."""
 
     def __init__(
         self,
@@ -35,23 +35,23 @@ class CheckedSubmission:
         records: int,
         classifications: Iterable[str],
         unclassified: int,
-        invalid: Mapping[str, int],
+        rejected_by_code: Mapping[str, int],
     ) -> None:
         self._spool = spool
         self._slices = slices
         self.records = records
         self.body_bytes = tally.bytes
         self.digest = tally.digest()
-        #: the classification_ids that records name, in order of appearance
+        #: the classification_ids that the records name, in order of appearance
         self.classifications = tuple(classifications)
-        #: how many records name none
+        #: the number of records that name none
         self.unclassified = unclassified
-        #: how many records were rejected, by what is wrong with them
-        self.invalid = invalid
+        #: the number of rejected records, by error code
+        self.rejected_by_code = rejected_by_code
 
     @property
     def rejected(self) -> int:
-        return sum(self.invalid.values())
+        return sum(self.rejected_by_code.values())
 
     @property
     def messages(self) -> int:
@@ -59,20 +59,20 @@ class CheckedSubmission:
 
     def parts(self, accepted: AcceptedSubmission) -> Iterator[tuple[Part, bytes]]:
         """The submission's messages, in order."""
-        for number, piece in enumerate(self._slices, start=1):
-            self._spool.seek(piece.start)
-            payload = self._spool.read(piece.end - piece.start)
-            if piece.kind is MessageKind.REJECTED:
+        count = len(self._slices)
+        for number, place in enumerate(self._slices, start=1):
+            self._spool.seek(place.start)
+            payload = self._spool.read(place.end - place.start)
+            if place.kind is MessageKind.REJECTED:
                 payload = msgspec.json.encode(accepted) + b"\n" + payload
-            count = len(self._slices)
-            yield Part(accepted, number, count, piece.first_record, piece.records, piece.kind, piece.zstd), payload
+            yield Part(accepted, number, count, place.first_record, place.records, place.kind, place.zstd), payload
 
     def close(self) -> None:
         self._spool.close()
 
 
 class BodyDigest:
-    """The digest and the size of a decoded body, within a bound."""
+    """Computes the digest and the size of a decoded body, and refuses a body that is too large."""
 
     def __init__(self, bytes_max: int) -> None:
         self._bytes_max = bytes_max
@@ -80,7 +80,7 @@ class BodyDigest:
         self.bytes = 0
 
     def add(self, piece: bytes) -> None:
-        """Raises `Refused` past the bound."""
+        """Add a piece of the body; raises `Refused` if the body is larger than the bound."""
         self.bytes += len(piece)
         if self.bytes > self._bytes_max:
             raise too_large(self._bytes_max)
