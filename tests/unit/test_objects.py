@@ -64,17 +64,17 @@ def message(
     records: Sequence[bytes],
     source: str,
     *,
-    of: AcceptedSubmission | None = None,
+    submission: AcceptedSubmission | None = None,
     part: tuple[int, int] = (1, 1),
     first_record: int = 0,
     stated: int | None = None,
     kind: MessageKind = MessageKind.RECORDS,
 ) -> Message:
     """A message of the given records; `stated` is the number of records in its headers, if it differs."""
-    of = of or accepted(source, f"s{sequence}")
-    headers = Part(of, *part, first_record, len(records) if stated is None else stated, kind).headers()
+    submission = submission or accepted(source, f"s{sequence}")
+    headers = Part(submission, *part, first_record, len(records) if stated is None else stated, kind).headers()
     payload = b"\n".join(records) if kind is MessageKind.LINES else b"[" + b",".join(records) + b"]"
-    return Message(sequence, lane_subject(source, 0, of.submission_id), TIME, headers, payload)
+    return Message(sequence, lane_subject(source, 0, submission.submission_id), TIME, headers, payload)
 
 
 def encode(source: str, messages: Sequence[Message], identities: Sequence[Identity] = ()) -> Encoded:
@@ -122,7 +122,9 @@ def test_columns_are_the_declared_fields_and_then_those_of_bronze() -> None:
         "undeclared": [1],
     }
     sent = [json.dumps(record).encode() for record in (full, EVENT)]
-    encoded = encode("status", [message(3, sent, "status", of=accepted("status", origin="f.csv"), first_record=7)])
+    encoded = encode(
+        "status", [message(3, sent, "status", submission=accepted("status", origin="f.csv"), first_record=7)]
+    )
     read = table(encoded)
     assert read.schema.remove_metadata() == object_schema(SOURCES["status"])
     key = f"bronze/source=status/date=2026-11-24/hour=12/{EPOCH}-0-000000000003.parquet"
@@ -177,7 +179,7 @@ def test_records_are_read_as_the_version_that_they_were_checked_against() -> Non
     old_record = b'{"vehicle_id":"b","colour":[5],"price":"much"}'
     messages = [
         message(1, [old_record], "vehicles"),
-        message(2, [new_record], "vehicles", of=accepted("vehicles", "s2", schema_version=2)),
+        message(2, [new_record], "vehicles", submission=accepted("vehicles", "s2", schema_version=2)),
     ]
     lane = Lane("vehicles", 0, EPOCH)
     encoded = encode_object(vehicles_2(), lane, "key", reconcile(lane, messages, {}), TRACEPARENT)
@@ -191,13 +193,13 @@ def test_records_are_read_as_the_version_that_they_were_checked_against() -> Non
 
 @pytest.mark.parametrize("sent", ["1.5", '"1.5"', "1.500", "15e-1", '"1.50000000000000000000000000000000000000"'])
 def test_a_decimal_is_a_number_or_a_string_of_digits(sent: str) -> None:
-    of = accepted("vehicles", schema_version=2)
+    submission = accepted("vehicles", schema_version=2)
     lane = Lane("vehicles", 0, EPOCH)
     record = b'{"vehicle_id":"a","price":%s}' % sent.encode()
     intake = JsonIntake(vehicles_2(), body_bytes_max=2**20, spool_memory_bytes_max=2**20)
     intake.add_lines(record + b"\n")
     intake.close()
-    cut = reconcile(lane, [message(1, [record], "vehicles", of=of)], {})
+    cut = reconcile(lane, [message(1, [record], "vehicles", submission=submission)], {})
     encoded = encode_object(vehicles_2(), lane, "key", cut, TRACEPARENT)
     assert str(table(encoded).column("price").to_pylist()) == "[Decimal('1.50')]"
 
@@ -270,7 +272,8 @@ def test_records_that_the_intake_accepts_become_rows(data: st.DataObject, source
     # the rows are the same if the records are lines, and if there are so many that Arrow reads them
     times = ARROW_ROWS_MIN
     repeated = [
-        message(n, records, source, of=accepted(source, "s1"), kind=MessageKind.LINES) for n in range(1, times + 1)
+        message(n, records, source, submission=accepted(source, "s1"), kind=MessageKind.LINES)
+        for n in range(1, times + 1)
     ]
     assert table(encode(source, repeated)).equals(pa.concat_tables([read] * times))
 
@@ -301,7 +304,7 @@ def test_arrow_reads_the_lines_of_many_messages(monkeypatch: pytest.MonkeyPatch)
             2,
             records[10:],
             "status",
-            of=accepted("status", "s2", classification_default="two"),
+            submission=accepted("status", "s2", classification_default="two"),
             first_record=5,
             kind=MessageKind.LINES,
         ),
@@ -330,7 +333,9 @@ def test_records_that_arrow_cannot_read_are_decoded_as_they_were_checked(unusual
     records = [PLAIN.encode()] * 100 + [unusual.encode()]
     encoded = encode("status", [message(1, records, "status", kind=MessageKind.LINES)])
     assert encoded.contents.quarantined == []
-    assert table(encoded).equals(table(encode("status", [message(1, records, "status", of=accepted("status", "s1"))])))
+    assert table(encoded).equals(
+        table(encode("status", [message(1, records, "status", submission=accepted("status", "s1"))]))
+    )
 
 
 @pytest.mark.parametrize(
@@ -408,9 +413,9 @@ def columnar(columns: Mapping[str, Any], schema: pa.Schema = COLUMNS, stated: in
 
 
 def columnar_message(payload: bytes, stated: int = 1, **facts: Any) -> Message:
-    of = accepted("vehicles", "columnar", **facts)
-    headers = Part(of, 1, 1, 0, stated, MessageKind.COLUMNAR).headers()
-    return Message(1, lane_subject("vehicles", 0, of.submission_id), TIME, headers, payload)
+    submission = accepted("vehicles", "columnar", **facts)
+    headers = Part(submission, 1, 1, 0, stated, MessageKind.COLUMNAR).headers()
+    return Message(1, lane_subject("vehicles", 0, submission.submission_id), TIME, headers, payload)
 
 
 def test_a_columnar_message_becomes_rows_beside_those_of_other_messages() -> None:
@@ -514,8 +519,8 @@ def test_a_compressed_message_becomes_the_rows_of_a_plain_one_and_a_truncated_on
 
 
 def test_a_message_is_a_dead_letter_if_neither_record_nor_submission_has_a_classification() -> None:
-    of = accepted("vehicles", classification_default=None)
-    encoded = encode("vehicles", [message(1, [b'{"vehicle_id":"a"}'], "vehicles", of=of)])
+    submission = accepted("vehicles", classification_default=None)
+    encoded = encode("vehicles", [message(1, [b'{"vehicle_id":"a"}'], "vehicles", submission=submission)])
     assert "classification_id" in encoded.contents.quarantined[0].reason
 
 
@@ -555,14 +560,17 @@ def test_a_message_that_kills_its_decoder_goes_to_quarantine_without_being_decod
 
 def test_the_parts_of_a_submission_are_counted_across_objects() -> None:
     """Each object's footer states how many of all parts are done so far, and in which objects."""
-    of = accepted("vehicles")
+    submission = accepted("vehicles")
     good, bad = [b'{"vehicle_id":"a"}'], [b"{"]
     first = encode(
         "vehicles",
-        [message(1, good, "vehicles", of=of, part=(1, 3)), message(2, bad, "vehicles", of=of, part=(2, 3))],
+        [
+            message(1, good, "vehicles", submission=submission, part=(1, 3)),
+            message(2, bad, "vehicles", submission=submission, part=(2, 3)),
+        ],
     )
     identities = identities_of(first.contents)
-    second = encode("vehicles", [message(3, good, "vehicles", of=of, part=(3, 3))], identities)
+    second = encode("vehicles", [message(3, good, "vehicles", submission=submission, part=(3, 3))], identities)
     (stored,) = second.contents.submissions
     assert (stored.first_sequence, stored.parts, stored.parts_done, stored.parts_quarantined) == (1, 3, 3, 1)
     assert stored.objects == [first.contents.file_path, second.contents.file_path]
@@ -586,7 +594,7 @@ def test_the_rows_of_a_classification_are_counted_by_submission(monkeypatch: pyt
     def classified(submission: str, *ids: str) -> Message:
         lines = [b'{"vehicle_id":"a","classification_id":"%s"}' % classification.encode() for classification in ids]
         facts = accepted("vehicles", submission, classification_id=None, classification_count=len(set(ids)))
-        return message(len(submission), lines, "vehicles", of=facts)
+        return message(len(submission), lines, "vehicles", submission=facts)
 
     encoded = encode(
         "vehicles",
