@@ -21,6 +21,16 @@ CHANGED: Sequence[tuple[str, str, str]] = (
         "its Idempotency-Key belongs to a stored submission with another body",
         "The reason of a dead letter is a text for operators: readers show it and do not interpret it.",
     ),
+    (
+        "its sender had them kept apart",
+        "its sender asked for quarantine",
+        "The reason of rejected records is a text for operators: readers show it and do not interpret it.",
+    ),
+    (
+        "The run that the record belongs to.",
+        "The id of the classification that the record belongs to.",
+        "A description in a JSON Schema does not affect which records are valid.",
+    ),
 )
 SHOWN_LINES_MAX = 60
 
