@@ -58,7 +58,7 @@ def _foreign() -> Iterator[str]:
     yield "## Metrics of others that rules and panels read\n"
     yield from _table(
         ("in Prometheus", "emitted by", "read by", "shown on"),
-        ((f"`{name}`", maker, _readers(name), _panels(name)) for name, (maker, _) in promql.FOREIGN.items()),
+        ((f"`{name}`", maker, _readers(name), _panels(name)) for name, (maker, _) in promql.EXTERNAL_METRICS.items()),
     )
 
 

@@ -1,4 +1,4 @@
-"""`python -m grafana` writes the dashboards; with `--check` it writes nothing, and fails where one is not in sync."""
+"""`python -m grafana` writes the dashboards; with `--check` it writes nothing, and fails if one is out of sync."""
 
 import argparse
 import sys
@@ -9,8 +9,8 @@ WRITE = "python -m grafana"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog=WRITE, description="Write the dashboards of Grafana.")
-    parser.add_argument("--check", action="store_true", help="write nothing; fail where a file is not in sync")
+    parser = argparse.ArgumentParser(prog=WRITE, description="Write the Grafana dashboards.")
+    parser.add_argument("--check", action="store_true", help="write nothing; fail if a file is out of sync")
     if not parser.parse_args().check:
         for name, text in boards.files().items():
             (boards.FOLDER / name).write_text(text, encoding="utf-8")

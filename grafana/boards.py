@@ -1,4 +1,4 @@
-"""All dashboards: as files, and by what their panels read."""
+"""All dashboards: their files, and the metrics that their panels read."""
 
 import json
 import re
@@ -17,17 +17,19 @@ _VARIABLE = re.compile(r"\$\{?\w+(?::\w+)?\}?")
 
 @cache
 def documents() -> Sequence[Mapping[str, Any]]:
-    """In the order in which one reads them. Made once."""
+    """All dashboards, in reading order. Built once."""
     return [board().document() for board in (overview.board, latency.board, lineage.board, health.board)]
 
 
 def files() -> Mapping[str, str]:
     """The dashboards by the names of their files, which are their UIDs."""
-    return {f"{one['uid']}.json": json.dumps(one, indent=2, ensure_ascii=False) + "\n" for one in documents()}
+    return {
+        f"{document['uid']}.json": json.dumps(document, indent=2, ensure_ascii=False) + "\n" for document in documents()
+    }
 
 
 def out_of_sync() -> list[str]:
-    """The files that are not as this module would write them, and those that it would not write."""
+    """The names of files that differ from what this module writes, and of files that it does not write."""
     return differing(files(), FOLDER.glob("*.json"))
 
 
@@ -43,7 +45,7 @@ def readers(metric: str) -> Mapping[str, list[str]]:
 
 @cache
 def _reads() -> Sequence[tuple[str, str, frozenset[str]]]:
-    """Of each panel: the title of its dashboard, its own, and the series that its queries read."""
+    """For each panel: its dashboard's title, its own title, and the series that its queries read."""
     return [
         (document["title"], panel["title"], frozenset().union(*map(names, _expressions(panel))))
         for document in documents()
@@ -53,5 +55,5 @@ def _reads() -> Sequence[tuple[str, str, frozenset[str]]]:
 
 
 def _expressions(panel: Mapping[str, Any]) -> Iterator[str]:
-    """PromQL, with a duration for each variable."""
+    """The PromQL expressions of a panel. A duration replaces each variable, so that they can be parsed."""
     return (_VARIABLE.sub("1m", target["expr"]) for target in panel.get("targets", ()) if "expr" in target)

@@ -1,4 +1,4 @@
-"""Telemetry health: may the other dashboards be trusted."""
+"""Telemetry health: can the other dashboards be trusted."""
 
 from grafana_foundation_sdk.builders.dashboard import Panel
 from grafana_foundation_sdk.builders.stat import Panel as Stat
@@ -6,8 +6,8 @@ from grafana_foundation_sdk.builders.table import Panel as Table
 from grafana_foundation_sdk.builders.tempo import TempoQuery
 from grafana_foundation_sdk.builders.timeseries import Panel as Timeseries
 
-from grafana import house
-from grafana.house import (
+from grafana import components
+from grafana.components import (
     BAD,
     COUNT,
     COUNTS_PER_S,
@@ -18,12 +18,12 @@ from grafana.house import (
     SECONDS,
     SHARE,
     Board,
+    PanelInfo,
     Row,
-    Says,
     graph,
-    line,
-    number,
+    limit_line,
     query,
+    single_value,
     tile,
 )
 from grafana.promql import COLLECTOR, PROMETHEUS, THRESHOLDS, counted, or_zero, rate
@@ -39,22 +39,22 @@ _DROPPED_BY_COLLECTOR = tuple(
     for what in ("enqueue_failed", "send_failed")
     for items in _SIGNALS
 )
-#: A publisher comes and goes, and the collector's own scrape endpoint is there only with its layer.
-_STAYING = 'job=~"scrape-(api|consumer|collector|nats|seaweedfs|prometheus)"'
+#: Without publishers, which run for a while, and the collector's scrape endpoint, which only one exporter layer opens.
+_PERMANENT = 'job=~"scrape-(api|consumer|collector|nats|seaweedfs|prometheus)"'
 
 
 def board() -> Board:
     return Board(
         "bronze-health",
         "Telemetry health",
-        "Whether the other dashboards may be trusted: what was dropped, what is not seen, what does not agree.",
+        "Whether the other dashboards can be trusted: dropped, missing and contradictory telemetry.",
         [
             Row(
-                "Is what the dashboards show the truth?",
+                "Can the dashboards be trusted?",
                 [
                     alerts(),
                     targets_down(),
-                    parity_now(),
+                    path_difference_now(),
                     sdk_drops(),
                     collector_drops(),
                     exemplars_stored(),
@@ -63,129 +63,136 @@ def board() -> Board:
                 ],
             ),
             Row("Collector", [accepted(), refused(), queues(), sent(), failed()]),
-            Row("Components", [parity(), sdk_queue(), sdk_drops_over_time(), catalog_lag()]),
+            Row("Components", [path_difference(), sdk_queue(), sdk_drops_over_time(), catalog_lag()]),
             Row("Prometheus", [rejected(), exemplars(), exemplar_age(), series(), series_by_metric()]),
-            Row("Who calls whom", [service_graph()], closed=True),
+            Row("Service graph", [service_graph()], closed=True),
         ],
     )
 
 
-# --- is what the dashboards show the truth
+# --- can the dashboards be trusted
 
 
 def alerts() -> Stat:
-    says = Says("Alerts firing", "Alerts of ours that fire now; they are listed below.", "the rules are not evaluated")
-    firing_now = number(or_zero('count(ALERTS{alertname=~"Bronze.+", alertstate="firing"})'))
-    return tile(says, COUNT, firing_now, width=8).thresholds(house.none_is_good(bad=1))
+    info = PanelInfo(
+        "Alerts firing", "Bronze alerts that fire now. The table below lists them.", "the rules are not evaluated"
+    )
+    firing_now = single_value(or_zero('count(ALERTS{alertname=~"Bronze.+", alertstate="firing"})'))
+    return tile(info, COUNT, firing_now, width=8).thresholds(components.zero_is_good(bad=1))
 
 
 def targets_down() -> Stat:
-    says = Says(
+    info = PanelInfo(
         "Targets down",
-        "Components that stay and do not answer Prometheus' scrape: the process, or the network between.",
+        "Permanent components that do not answer Prometheus' scrapes: the process is down, or the network fails.",
         "nothing is scraped",
         ["BronzeTargetDown", "BronzeRoleDown"],
     )
-    return tile(says, COUNT, number(or_zero(f"count(up{{{_STAYING}}} == 0)")), width=8).thresholds(
-        house.none_is_good(bad=1)
+    return tile(info, COUNT, single_value(or_zero(f"count(up{{{_PERMANENT}}} == 0)")), width=8).thresholds(
+        components.zero_is_good(bad=1)
     )
 
 
-def parity_now() -> Stat:
-    says = Says(
-        "Parity",
-        "The largest difference of a counter between what a process says on /metrics and what came through the "
-        "collector. Anything but 0 means that telemetry was lost or doubled.",
-        "nothing to compare for a minute yet",
+def path_difference_now() -> Stat:
+    info = PanelInfo(
+        "Metric path difference",
+        "The largest difference of a counter between a process' /metrics and the values that arrived through the "
+        "collector. If it is not 0, telemetry was lost or counted twice.",
+        "no two values to compare yet",
         ["BronzePathsDiffer"],
     )
-    return tile(says, EXACT, number("max(instance:counter:difference)"), width=8).thresholds(house.none_is_good(bad=1))
+    return tile(info, EXACT, single_value("max(instance:counter:difference)"), width=8).thresholds(
+        components.zero_is_good(bad=1)
+    )
 
 
 def sdk_drops() -> Stat:
-    says = Says(
+    info = PanelInfo(
         "Dropped by components",
-        "Spans and logs that the processes dropped in the range, because the collector did not take them in time.",
+        "Spans and log records that processes dropped in the range, because the collector did not accept them in time.",
         "no process has reported yet",
         ["BronzeSdkDrops"],
     )
     return (
-        tile(says, EXACT, number(_in_range(_DROPPED_BY_SDK)), width=8).decimals(0).thresholds(house.none_is_good(bad=1))
+        tile(info, EXACT, single_value(_in_range(_DROPPED_BY_SDK)), width=8)
+        .decimals(0)
+        .thresholds(components.zero_is_good(bad=1))
     )
 
 
 def collector_drops() -> Stat:
-    says = Says(
+    info = PanelInfo(
         "Dropped by the collector",
-        "Items that the collector dropped in the range: its queue was full, or the destination refused them for good.",
+        "Items that the collector dropped in the range: its queue was full, or the destination refused them "
+        "permanently.",
         "the collector has not reported yet",
         ["BronzeCollectorDrops"],
     )
     return (
-        tile(says, EXACT, number(_in_range(_DROPPED_BY_COLLECTOR)), width=8)
+        tile(info, EXACT, single_value(_in_range(_DROPPED_BY_COLLECTOR)), width=8)
         .decimals(0)
-        .thresholds(house.none_is_good(bad=1))
+        .thresholds(components.zero_is_good(bad=1))
     )
 
 
 def exemplars_stored() -> Stat:
-    says = Says(
+    info = PanelInfo(
         "Exemplars",
-        "Exemplars that Prometheus holds: the marks that lead from a graph to a trace. None while there is traffic: "
-        "sampling is off, or the metrics layer drops them.",
+        "Exemplars stored in Prometheus: the marks that link a graph to a trace. If there is traffic and no exemplar, "
+        "sampling is off or the exporter layer for metrics drops them.",
         "Prometheus has not reported yet",
         ["BronzePrometheusRejectsExemplars"],
     )
     return tile(
-        says, EXACT, number(f"sum(prometheus_tsdb_exemplar_exemplars_in_storage{{{PROMETHEUS}}})"), width=8
+        info, EXACT, single_value(f"sum(prometheus_tsdb_exemplar_exemplars_in_storage{{{PROMETHEUS}}})"), width=8
     ).decimals(0)
 
 
 def firing() -> Table:
-    says = Says(
+    info = PanelInfo(
         "Alerts",
-        "What fires or is about to. The runbook (docs/runbook.md) has an entry for each.",
+        "Alerts that fire or are pending. The runbook (docs/runbook.md) has a section for each.",
         "no alert fires",
     )
-    panel = house.listing(says, house.rows('ALERTS{alertname=~"Bronze.+"}'), width=12)
-    return house.columns(
+    panel = components.listing(info, components.rows('ALERTS{alertname=~"Bronze.+"}'), width=12)
+    return components.columns(
         panel,
         {
             "alertname": ("Alert", []),
             "alertstate": (
                 "State",
                 [
-                    house.wide(90),
-                    house.named({"firing": ("firing", BAD), "pending": ("pending", FAIR)}),
-                    house.as_background(),
+                    components.width_px(90),
+                    components.value_colours({"firing": ("firing", BAD), "pending": ("pending", FAIR)}),
+                    components.as_background(),
                 ],
             ),
-            "severity": ("Severity", [house.wide(90)]),
-            "bronze_source": ("Source", [house.wide(100)]),
+            "severity": ("Severity", [components.width_px(90)]),
+            "bronze_source": ("Source", [components.width_px(100)]),
             "instance": ("Instance", []),
         },
     )
 
 
 def targets() -> Table:
-    says = Says(
-        "Prometheus' targets",
-        "Each target that Prometheus scrapes, by job and instance. Away is what need not be there: a "
-        "publisher runs for a while, collector-exporter comes with the layer metrics/prometheus-scrape.",
+    info = PanelInfo(
+        "Prometheus targets",
+        "Each target that Prometheus scrapes, by job and instance. *not running* is no fault: publishers run only "
+        "for a while, and collector-exporter is there only with the exporter layer metrics/prometheus-scrape.",
         "nothing is scraped",
         ["BronzeTargetDown"],
     )
-    return house.columns(
-        house.listing(says, house.rows(f"up{{{_STAYING}}} or up > 0 or up - 1"), width=12),
+    return components.columns(
+        components.listing(info, components.rows(f"up{{{_PERMANENT}}} or up > 0 or up - 1"), width=12),
         {
             "job": ("Job", []),
             "instance": ("Instance", []),
             "Value": (
                 "Up",
                 [
-                    house.wide(80),
-                    house.named({"1": ("up", GOOD), "0": ("down", BAD), "-1": ("away", NEUTRAL)}),
-                    house.as_background(),
+                    components.width_px(110),
+                    components.value_colours({"1": ("up", GOOD), "0": ("down", BAD), "-1": ("not running", NEUTRAL)}),
+                    components.as_background(),
                 ],
             ),
         },
@@ -196,30 +203,32 @@ def targets() -> Table:
 
 
 def accepted() -> Timeseries:
-    says = Says(
+    info = PanelInfo(
         "Accepted",
-        "What the collector took from the components, a second.",
+        "Items per second that the collector accepted from the components.",
         "the collector has not reported yet",
         ["BronzeTelemetryMissing"],
     )
-    return graph(says, COUNTS_PER_S, *_by_signal("otelcol_receiver_accepted"))
+    return graph(info, COUNTS_PER_S, *_by_signal("otelcol_receiver_accepted"))
 
 
 def refused() -> Timeseries:
-    says = Says(
+    info = PanelInfo(
         "Refused",
-        "What the collector did not take: its memory or its queues are full. Components try again, then drop.",
+        "Items per second that the collector refused: its memory or its queues are full. Components retry, then "
+        "drop them.",
         "the collector has not reported yet",
         ["BronzeCollectorRefuses"],
     )
-    return house.rare(graph(says, COUNTS_PER_S, *_by_signal("otelcol_receiver_refused")))
+    return components.expected_zero(graph(info, COUNTS_PER_S, *_by_signal("otelcol_receiver_refused")))
 
 
 def queues() -> Timeseries:
-    says = Says(
+    info = PanelInfo(
         "Queues",
-        "How full the queue of each exporter is. It fills while its destination is away, survives restarts, and "
-        f"empties by itself. Above {THRESHOLDS.collector_queue_share_max:.0%} something will soon be dropped.",
+        "How full the queue of each exporter is. It fills while its destination is unavailable, survives restarts, and "
+        f"empties when the destination answers again. Above {THRESHOLDS.collector_queue_share_max:.0%}, act before it "
+        "is full and drops telemetry.",
         "the collector has not reported yet",
         ["BronzeCollectorQueueFull", "BronzeExporterStalled"],
     )
@@ -228,19 +237,22 @@ def queues() -> Timeseries:
     )
     limit = THRESHOLDS.collector_queue_share_max
     return graph(
-        says, SHARE, query(f"{size} / {capacity}", "{{exporter}}"), line(f"vector({limit:g})", f"line: {limit:.0%}")
+        info,
+        SHARE,
+        query(f"{size} / {capacity}", "{{exporter}}"),
+        limit_line(f"vector({limit:g})", f"limit: {limit:.0%}"),
     )
 
 
 def sent() -> Timeseries:
-    says = Says(
+    info = PanelInfo(
         "Sent by exporter",
-        "What reached each destination, a second. None while something is accepted: the destination is away.",
+        "Items per second that each destination received. If items are accepted and none is sent, it is unavailable.",
         "the collector has not reported yet",
         ["BronzeExporterStalled"],
     )
     return graph(
-        says,
+        info,
         COUNTS_PER_S,
         *(
             query(rate(f"otelcol_exporter_sent_{items}{{{COLLECTOR}}}", "exporter"), f"{name} to {{{{exporter}}}}")
@@ -251,35 +263,38 @@ def sent() -> Timeseries:
 
 
 def failed() -> Timeseries:
-    says = Says(
+    info = PanelInfo(
         "Dropped by exporter",
-        "What did not reach its destination and is not tried again, a second.",
+        "Items per second that did not reach their destination and are not retried.",
         "the collector has not reported yet",
         ["BronzeCollectorDrops"],
     )
-    by_exporter = "\nor ".join(f"{rate(one, 'exporter')} > 0" for one in _DROPPED_BY_COLLECTOR)
-    dropped = " + ".join(f"({or_zero(rate(one))})" for one in _DROPPED_BY_COLLECTOR)
-    return house.rare(graph(says, COUNTS_PER_S, query(dropped, "all"), query(by_exporter, "{{exporter}}"), width=12))
+    by_exporter = "\nor ".join(f"{rate(counter, 'exporter')} > 0" for counter in _DROPPED_BY_COLLECTOR)
+    dropped = " + ".join(f"({or_zero(rate(counter))})" for counter in _DROPPED_BY_COLLECTOR)
+    return components.expected_zero(
+        graph(info, COUNTS_PER_S, query(dropped, "all"), query(by_exporter, "{{exporter}}"), width=12)
+    )
 
 
 # --- components
 
 
-def parity() -> Timeseries:
-    says = Says(
-        "Parity by counter",
-        "Where the two ways of metrics part, by counter: the largest difference of a process.",
-        "nothing to compare for a minute yet",
+def path_difference() -> Timeseries:
+    info = PanelInfo(
+        "Metric path difference by counter",
+        "The largest difference of a process between /metrics and OTLP, by counter.",
+        "no two values to compare yet",
         ["BronzePathsDiffer"],
     )
     by_metric = query("max by (metric) (instance:counter:difference) > 0", "{{metric}}")
-    return house.rare(graph(says, COUNT, query("max(instance:counter:difference)", "all"), by_metric))
+    return components.expected_zero(graph(info, COUNT, query("max(instance:counter:difference)", "all"), by_metric))
 
 
 def sdk_queue() -> Timeseries:
-    says = Says(
+    info = PanelInfo(
         "Span queue of the components",
-        "How full each process' queue of spans is. At 100 % it drops, rather than slow the data down.",
+        "How full the span queue of each process is. At 100 % the process drops spans, so that the data is not "
+        "delayed.",
         "no process has reported yet",
         ["BronzeSdkDrops"],
     )
@@ -287,39 +302,43 @@ def sdk_queue() -> Timeseries:
         f'max by (job, instance) (otel_sdk_processor_span_queue_{what}{{job=~"bronze/.+"}})'
         for what in ("size", "capacity")
     )
-    return graph(says, SHARE, query(f"{size} / {capacity}", "{{job}}")).max(1)
+    return graph(info, SHARE, query(f"{size} / {capacity}", "{{job}}")).max(1)
 
 
 def sdk_drops_over_time() -> Timeseries:
-    says = Says(
+    info = PanelInfo(
         "Dropped by components",
-        "Spans and logs that processes dropped, a second, by reason.",
+        "Spans and log records per second that processes dropped, by reason.",
         "no process has reported yet",
         ["BronzeSdkDrops", "BronzeSeriesOverflow"],
     )
-    dropped = " + ".join(f"({or_zero(rate(one))})" for one in _DROPPED_BY_SDK)
-    by_reason = "\nor ".join(f"{rate(one, 'job, error_type')} > 0" for one in _DROPPED_BY_SDK)
-    return house.rare(graph(says, COUNTS_PER_S, query(dropped, "all"), query(by_reason, "{{job}}: {{error_type}}")))
+    dropped = " + ".join(f"({or_zero(rate(counter))})" for counter in _DROPPED_BY_SDK)
+    by_reason = "\nor ".join(f"{rate(counter, 'job, error_type')} > 0" for counter in _DROPPED_BY_SDK)
+    return components.expected_zero(
+        graph(info, COUNTS_PER_S, query(dropped, "all"), query(by_reason, "{{job}}: {{error_type}}"))
+    )
 
 
 def catalog_lag() -> Timeseries:
-    says = Says(
-        "Look-ups behind the catalog",
-        "How far each API's view of the catalog is behind: look-ups (`/v1/lineage`) do not know what is newer. It "
-        "grows while the queue is away, or after a start until the view is made; the data does not depend on it.",
+    info = PanelInfo(
+        "Catalog index lag",
+        "How far each API's catalog index is behind the catalog. Look-ups (`/v1/lineage`) do not find newer "
+        "objects. It grows while the queue is unavailable, and after a start until the index is built. Ingestion "
+        "does not depend on it.",
         "no API has reported yet",
     )
     lag = 'max by (instance) (bronze_catalog_lag_seconds{job="bronze/api"})'
-    return graph(says, SECONDS, query(lag, "{{instance}}"), width=24)
+    return graph(info, SECONDS, query(lag, "{{instance}}"), width=24)
 
 
 # --- Prometheus
 
 
 def rejected() -> Timeseries:
-    says = Says(
+    info = PanelInfo(
         "Refused by Prometheus",
-        "Samples that Prometheus did not take, by why, and rules that it could not evaluate. What is refused is gone.",
+        "Samples per second that Prometheus refused, by reason, and rule evaluations that failed. Refused samples "
+        "are lost.",
         "Prometheus has not reported yet",
         ["BronzePrometheusRejects", "BronzeRulesFail"],
     )
@@ -329,25 +348,25 @@ def rejected() -> Timeseries:
         "out of order": "prometheus_tsdb_out_of_order_samples_total",
         "rules": "prometheus_rule_evaluation_failures_total",
     }
-    return house.rare(
+    return components.expected_zero(
         graph(
-            says,
+            info,
             COUNTS_PER_S,
-            *(query(rate(f"{counter}{{{PROMETHEUS}}}"), why) for why, counter in refusals.items()),
+            *(query(rate(f"{counter}{{{PROMETHEUS}}}"), reason) for reason, counter in refusals.items()),
         )
     )
 
 
 def exemplars() -> Timeseries:
-    says = Says(
+    info = PanelInfo(
         "Exemplars, stored and refused",
-        "Exemplars a second. Refused are those that come out of order, after an outage for instance: graphs lead to "
-        "fewer traces, and nothing else is wrong.",
+        "Exemplars per second. Prometheus refuses exemplars that arrive out of order, for example after an outage: "
+        "graphs then link to fewer traces, and nothing else is affected.",
         "Prometheus has not reported yet",
         ["BronzePrometheusRejectsExemplars"],
     )
     return graph(
-        says,
+        info,
         COUNTS_PER_S,
         query(rate(f"prometheus_tsdb_exemplar_exemplars_appended_total{{{PROMETHEUS}}}"), "stored"),
         query(rate(f"prometheus_tsdb_exemplar_out_of_order_exemplars_total{{{PROMETHEUS}}}"), "refused"),
@@ -355,57 +374,57 @@ def exemplars() -> Timeseries:
 
 
 def exemplar_age() -> Timeseries:
-    says = Says(
-        "How far back exemplars go",
-        "The age of the oldest exemplar, once Prometheus holds as many as it may. Traces are kept longer than that, so "
-        "that each mark leads somewhere.",
+    info = PanelInfo(
+        "Age of the oldest exemplar",
+        "The age of the oldest exemplar, as soon as Prometheus' exemplar storage is full. Traces are kept longer, "
+        "so that each mark still links to its trace.",
         "no exemplar yet",
     )
     oldest = f"time() - (prometheus_tsdb_exemplar_last_exemplars_timestamp_seconds{{{PROMETHEUS}}} > 0)"
-    return graph(says, SECONDS, query(oldest, "oldest"))
+    return graph(info, SECONDS, query(oldest, "oldest"))
 
 
 def series() -> Timeseries:
-    says = Says(
+    info = PanelInfo(
         "Series",
-        "Series that Prometheus holds in memory. It rises with processes and sources; a steep rise is an attribute "
-        "that has too many values.",
+        "Series in Prometheus' memory. The number rises with processes and sources; a steep rise means that an "
+        "attribute has too many values.",
         "Prometheus has not reported yet",
         ["BronzeSeriesOverflow"],
     )
-    return graph(says, COUNT, query(f"sum(prometheus_tsdb_head_series{{{PROMETHEUS}}})", "series"), width=12)
+    return graph(info, COUNT, query(f"sum(prometheus_tsdb_head_series{{{PROMETHEUS}}})", "series"), width=12)
 
 
 def series_by_metric() -> Table:
-    says = Says(
+    info = PanelInfo(
         "Series per metric",
-        "The metrics of ours that take the most series, that came by OTLP.",
+        "The Bronze metrics, received by OTLP, that have the most series.",
         "no process has reported yet",
         ["BronzeSeriesOverflow"],
     )
     by_metric = (
         'sort_desc(topk(20, count by (metric) (label_replace({job=~"bronze/.+"}, "metric", "$1", "__name__", "(.+)"))))'
     )
-    return house.columns(
-        house.listing(says, house.rows(by_metric), width=12),
-        {"metric": ("Metric", []), "Value": ("Series", [house.wide(80)])},
+    return components.columns(
+        components.listing(info, components.rows(by_metric), width=12),
+        {"metric": ("Metric", []), "Value": ("Series", [components.width_px(80)])},
     )
 
 
 def service_graph() -> Panel:
-    says = Says(
+    info = PanelInfo(
         "Service graph",
-        "Calls a second and their duration between the services, as Tempo makes them of the traces. An edge that is "
-        "missing is a trace that breaks.",
+        "Calls per second between the services and their duration, as Tempo generates them from the traces. A missing "
+        "edge means that traces are interrupted there.",
         "no trace yet",
     )
-    return house.plugin("nodeGraph", says, TempoQuery().query_type("serviceMap"), height=14)
+    return components.plugin("nodeGraph", info, TempoQuery().query_type("serviceMap"), height=14)
 
 
-def _by_signal(name: str) -> list[house.Target]:
-    return [query(or_zero(rate(f"{name}_{items}{{{COLLECTOR}}}")), said) for items, said in _SIGNALS.items()]
+def _by_signal(name: str) -> list[components.Target]:
+    return [query(or_zero(rate(f"{name}_{items}{{{COLLECTOR}}}")), signal) for items, signal in _SIGNALS.items()]
 
 
 def _in_range(counters: tuple[str, ...]) -> str:
-    """How often any of them in the range."""
-    return " + ".join(f"({or_zero(counted(one))})" for one in counters)
+    """The total of these counters in the range."""
+    return " + ".join(f"({or_zero(counted(counter))})" for counter in counters)

@@ -1,12 +1,13 @@
-"""Latency analysis: when was it slow, at which stage, compared with what, and which write was it."""
+"""Latency analysis: when was the system slow, at which stage, compared with which period, and for which write."""
 
 from grafana_foundation_sdk.builders.heatmap import Panel as Heatmap
 from grafana_foundation_sdk.builders.stat import Panel as Stat
 from grafana_foundation_sdk.builders.table import Panel as Table
 from grafana_foundation_sdk.builders.timeseries import Panel as Timeseries
 
-from grafana import house, traces
-from grafana.house import (
+from bronze.objectives import DURATION_S_MAX
+from grafana import components, traces
+from grafana.components import (
     BAD,
     FAIR,
     GOOD,
@@ -17,12 +18,12 @@ from grafana.house import (
     TIMES,
     WRITES_PER_S,
     Board,
+    PanelInfo,
     Row,
-    Says,
     graph,
-    line,
-    number,
+    limit_line,
     query,
+    single_value,
     tile,
 )
 from grafana.promql import (
@@ -30,7 +31,6 @@ from grafana.promql import (
     CONSUMER,
     DELIVERIES,
     INSTANCE,
-    LINE_S,
     OBJECTIVE_S,
     RANGE,
     REQUESTS,
@@ -38,13 +38,13 @@ from grafana.promql import (
     STEP,
     THRESHOLDS,
     UPLOADS,
-    beyond_line,
-    delivered_late,
     mean,
     or_zero,
     quantile,
     rate,
     seconds_above,
+    share_above_limit,
+    share_delivered_late,
 )
 
 _STAGES = f'bronze_stage_duration_seconds{{job=~"bronze/.+", {INSTANCE}, {SOURCE}}}'
@@ -54,7 +54,7 @@ _PERIOD = "$period"
 _EARLIER = "one ${period:text} earlier"
 _NO_EARLIER = "no earlier data"
 
-#: Apart from the colours that judge.
+#: None of the colours that mean good, fair or bad.
 _STAGE_COLOURS = {
     "accept": "light-blue",
     "wait": "gray",
@@ -76,22 +76,24 @@ def board() -> Board:
     return Board(
         "bronze-latency",
         "Latency analysis",
-        "When was it slow, at which stage, compared with what, and which write was it.",
+        "When was the system slow, at which stage, compared with which period, and for which write.",
         [
             Row("The slowest Bronze writes", [upload_distribution(), upload_percentiles(), slowest_writes()]),
-            Row("Where the time goes", [stages(), stages_p95(), load_and_latency()]),
+            Row("Time per stage", [stages(), stages_p95(), load_and_latency()]),
             Row(
-                f"The line of {LINE_S:g} s",
+                f"The {DURATION_S_MAX:g} s limit",
                 [
-                    time_above("Requests", REQUESTS, f"{LINE_S:g}", f"{LINE_S:g} s", "BronzeRequestsSlow"),
-                    time_above("Uploads", UPLOADS, f"{LINE_S:g}", f"{LINE_S:g} s", "BronzeUploadsSlow"),
+                    time_above(
+                        "Requests", REQUESTS, f"{DURATION_S_MAX:g}", f"{DURATION_S_MAX:g} s", "BronzeRequestsSlow"
+                    ),
+                    time_above("Uploads", UPLOADS, f"{DURATION_S_MAX:g}", f"{DURATION_S_MAX:g} s", "BronzeUploadsSlow"),
                     time_above("Deliveries", DELIVERIES, OBJECTIVE_S, "their objective", "BronzeDeliveriesLate"),
-                    share_beyond(),
+                    share_above(),
                     budget_burn(),
                 ],
             ),
             Row(
-                "This ${period:text} and the one before",
+                "Comparison with the previous ${period:text}",
                 [
                     change("Uploads", f"increase({_SUCCEEDED}[{RANGE}]"),
                     change("Records accepted", f"increase({_ACCEPTED}[{RANGE}]"),
@@ -103,9 +105,11 @@ def board() -> Board:
             ),
         ],
         [
-            house.choice("period", "Compare with one", {"hour": "1h", "day": "1d", "week": "7d"}, "hour"),
-            house.choice(
-                "at_least", "Writes of at least", {d: d for d in ("1ms", "100ms", "500ms", "1s", "2s", "5s")}, "1ms"
+            components.choice_variable(
+                "period", "Compare with the previous", {"hour": "1h", "day": "1d", "week": "7d"}, "hour"
+            ),
+            components.choice_variable(
+                "at_least", "Minimum duration", {d: d for d in ("1ms", "100ms", "500ms", "1s", "2s", "5s")}, "1ms"
             ),
             traces.api_url(),
         ],
@@ -116,119 +120,120 @@ def board() -> Board:
 
 
 def upload_distribution() -> Heatmap:
-    says = Says(
+    info = PanelInfo(
         "Upload duration",
-        f"How many uploads took how long; above the mark *{LINE_S:g} s line* they are beyond the objective. Each "
+        f"Number of uploads by duration. Uploads above the mark *{DURATION_S_MAX:g} s limit* miss the objective. Each "
         "orange mark is an upload: click it and choose *Show the trace*.",
         "no upload yet",
         ["BronzeUploadsSlow"],
     )
-    return house.distribution(says, UPLOADS, width=14)
+    return components.distribution(info, UPLOADS, width=14)
 
 
 def upload_percentiles() -> Timeseries:
-    says = Says(
+    info = PanelInfo(
         "Upload duration, percentiles",
-        "p50 far below p99: some writes are slow, of large objects for instance. All of them high: the bucket is slow.",
+        "p50 far below p99: some writes are slow, for example those of large objects. All high: the bucket is slow.",
         "no upload yet",
         ["BronzeUploadsSlow"],
     )
-    panel = graph(says, SECONDS, *house.percentiles(UPLOADS, exemplars=True), line(), width=10, height=10)
-    return house.percentile_graph(panel)
+    panel = graph(info, SECONDS, *components.percentiles(UPLOADS, exemplars=True), limit_line(), width=10, height=10)
+    return components.percentile_graph(panel)
 
 
 def slowest_writes() -> Table:
-    says = Says(
+    info = PanelInfo(
         "Slowest Bronze writes",
-        "Upload spans of the range, the slowest first, of the latest 200 that Tempo finds: choose *Writes of at least* "
-        "to leave the fast ones out. *Span* opens the trace, *Object* what the API knows of it.",
+        "The latest 200 upload spans that Tempo finds in the range, slowest first. *Minimum duration* filters out fast "
+        "writes before this limit is applied. *Span* opens the trace, *Object* opens the object's lineage.",
         "no such write in this range",
         ["BronzeUploadsSlow"],
     )
-    return traces.uploads(says, "$at_least", first="Duration")
+    return traces.uploads(info, "$at_least", first="Duration")
 
 
 # --- where the time goes
 
 
 def stages() -> Timeseries:
-    says = Says(
+    info = PanelInfo(
         "Mean time by stage",
-        "accept: to the queue's durable ack. wait: for the flush, and for what is before it. encode: to Parquet. put: "
-        "PutObject. catalog: identities and entry. A stage that grows is the one to look at.",
+        "accept: until the queue's durable ack. wait: for the flush, and for the messages ahead. encode: to Parquet. "
+        "put: PutObject. catalog: identities and catalog entry. Look at the stage that grows.",
         "nothing stored yet",
     )
-    panel = graph(says, SECONDS, query(mean(_STAGES, "bronze_stage"), "{{bronze_stage}}"))
-    return house.stacked(house.colours(panel, _STAGE_COLOURS))
+    panel = graph(info, SECONDS, query(mean(_STAGES, "bronze_stage"), "{{bronze_stage}}"))
+    return components.stacked(components.colours(panel, _STAGE_COLOURS))
 
 
 def stages_p95() -> Timeseries:
-    says = Says(
+    info = PanelInfo(
         "Time by stage, p95",
-        "As beside, of the slow ones. `wait` is the flush age at most, unless there is a backlog. Marks are traces.",
+        "As *Mean time by stage*, at the 95th percentile. `wait` is at most the flush age, unless there is a backlog. "
+        "Marks link to traces.",
         "nothing stored yet",
         ["BronzeDeliveriesLate"],
     )
     by_stage = query(quantile(0.95, _STAGES, "bronze_stage"), "{{bronze_stage}}", exemplars=True)
-    return house.colours(graph(says, SECONDS, by_stage), _STAGE_COLOURS)
+    return components.colours(graph(info, SECONDS, by_stage), _STAGE_COLOURS)
 
 
 def load_and_latency() -> Timeseries:
-    says = Says(
+    info = PanelInfo(
         "Load and latency",
-        "Records accepted (bars, right) beside p95 (lines, left). Lines that rise with the bars: more lanes or API "
-        "processes. Lines that rise alone: the bucket or the queue.",
+        "Records accepted (bars, right axis) and p95 (lines, left axis). If the lines rise with the bars, more "
+        "lanes or API processes help. If the lines rise alone, the bucket or the queue is slow.",
         "nothing accepted yet",
     )
     panel = graph(
-        says,
+        info,
         SECONDS,
         query(quantile(0.95, REQUESTS), "p95 request"),
         query(quantile(0.95, UPLOADS), "p95 upload"),
         query(rate(_ACCEPTED), "records accepted"),
     )
-    panel = house.colours(panel, {"request$": "light-blue", "upload$": "purple"})
-    return house.right_axis(panel, "records accepted", RECORDS_PER_S)
+    panel = components.colours(panel, {"request$": "light-blue", "upload$": "purple"})
+    return components.right_axis(panel, "records accepted", RECORDS_PER_S)
 
 
-# --- the line
+# --- the limit
 
 
-def time_above(what: str, histogram: str, limit: str, name: str, alert: str) -> Stat:
-    says = Says(
-        f"{what}: time above",
-        f"How much of the chosen range p95 was above {name}. Times without {what.lower()} do not count.",
-        "no time above",
+def time_above(measured: str, histogram: str, limit: str, name: str, alert: str) -> Stat:
+    info = PanelInfo(
+        f"{measured}: time above limit",
+        f"How long p95 was above {name} in the chosen range. Times without {measured.lower()} do not count.",
+        "never above the limit",
         [alert],
     )
-    above = number(seconds_above(quantile(0.95, histogram), limit))
-    return tile(says, SECONDS, above, width=8).thresholds(house.none_is_good(fair=1, bad=THRESHOLDS.page_hold_s))
+    above = single_value(seconds_above(quantile(0.95, histogram), limit))
+    return tile(info, SECONDS, above, width=8).thresholds(components.zero_is_good(fair=1, bad=THRESHOLDS.page_hold_s))
 
 
-def share_beyond() -> Timeseries:
-    says = Says(
-        "Share beyond the line",
-        f"Which share of requests and uploads took over {LINE_S:g} s, and of deliveries over flush age + {LINE_S:g} s. "
-        f"The objective allows {THRESHOLDS.uploads_budget:.0%}, the dashed line.",
-        "nothing has happened yet",
+def share_above() -> Timeseries:
+    info = PanelInfo(
+        "Share above the limit",
+        f"Share of the requests and uploads that took over {DURATION_S_MAX:g} s, and of the deliveries that took over "
+        f"flush age + {DURATION_S_MAX:g} s. The objectives allow {THRESHOLDS.uploads_budget:.0%}, the dashed line.",
+        "no request, upload or delivery yet",
         _BURN_ALERTS[:3],
     )
     return graph(
-        says,
+        info,
         SHARE,
-        query(or_zero(beyond_line(REQUESTS)), "requests"),
-        query(or_zero(beyond_line(UPLOADS)), "uploads"),
-        query(or_zero(delivered_late()), "deliveries"),
-        line(f"vector({THRESHOLDS.uploads_budget:g})", f"line: {THRESHOLDS.uploads_budget:.0%}"),
+        query(or_zero(share_above_limit(REQUESTS)), "requests"),
+        query(or_zero(share_above_limit(UPLOADS)), "uploads"),
+        query(or_zero(share_delivered_late()), "deliveries"),
+        limit_line(f"vector({THRESHOLDS.uploads_budget:g})", f"limit: {THRESHOLDS.uploads_budget:.0%}"),
         width=12,
     )
 
 
 def budget_burn() -> Timeseries:
-    says = Says(
-        "Burn of the error budget",
-        "How many times faster than allowed the last hour spent the month's budget: at 1 it lasts just 30 days, at "
-        f"{THRESHOLDS.page_burn_1h:g} somebody is called. Of all sources, whatever is chosen above.",
+    info = PanelInfo(
+        "Error budget burn rate",
+        "How many times faster than allowed the last hour used the error budget. At 1 the budget lasts exactly 30 "
+        f"days, at {THRESHOLDS.page_burn_1h:g} an alert pages. Always for all sources.",
         "the rules are not evaluated",
         _BURN_ALERTS,
     )
@@ -236,66 +241,69 @@ def budget_burn() -> Timeseries:
         query(or_zero(f"sum(bronze:{name}_bad:ratio_rate1h) / {budget:g}"), name) for name, budget in _BUDGETS.items()
     )
     limits = (
-        line("vector(1)", "line: 1, lasts 30 days"),
-        line(f"vector({THRESHOLDS.page_burn_1h:g})", f"line: {THRESHOLDS.page_burn_1h:g}, calls somebody"),
+        limit_line("vector(1)", "limit: 1, lasts 30 days"),
+        limit_line(f"vector({THRESHOLDS.page_burn_1h:g})", f"limit: {THRESHOLDS.page_burn_1h:g}, pages"),
     )
-    return graph(says, TIMES, *burns, *limits, width=12)
+    return graph(info, TIMES, *burns, *limits, width=12)
 
 
-# --- this period and the one before
+# --- comparison with the previous period
 
 
-def change(what: str, increase: str) -> Stat:
-    says = Says(
-        what,
-        f"{what} of the chosen range, against the same range {_EARLIER}: -20% is a fifth less. Less load alone is no "
-        "fault; less load while senders are busy is.",
+def change(title: str, increase: str) -> Stat:
+    info = PanelInfo(
+        title,
+        f"{title} in the chosen range, compared with the same range {_EARLIER}: -20% means a fifth less. Less load is "
+        "a fault only if the senders are as busy as before.",
         _NO_EARLIER,
     )
     now, before = f"sum({increase}))", f"sum({increase} offset {_PERIOD}))"
     return (
-        tile(says, SHARE, number(f"{now} / ({before} > 0) - 1"), width=6).thresholds(house.steps(NEUTRAL)).decimals(0)
+        tile(info, SHARE, single_value(f"{now} / ({before} > 0) - 1"), width=6)
+        .thresholds(components.steps(NEUTRAL))
+        .decimals(0)
     )
 
 
-def change_of_p95(what: str, histogram: str) -> Stat:
-    says = Says(
-        what,
-        f"{what} of the chosen range, against the same range {_EARLIER}. Yellow: a quarter slower; red: twice as slow.",
+def change_of_p95(title: str, histogram: str) -> Stat:
+    info = PanelInfo(
+        title,
+        f"{title} in the chosen range, compared with the same range {_EARLIER}. Yellow: a quarter slower; red: twice "
+        "as slow.",
         _NO_EARLIER,
     )
     now, before = (quantile(0.95, histogram, window=RANGE, offset=offset) for offset in ("", _PERIOD))
-    panel = tile(says, SHARE, number(f"({now}) / (({before}) > 0) - 1"), width=6).decimals(0)
-    return panel.thresholds(house.steps(NEUTRAL, (-1, GOOD), (0.25, FAIR), (1, BAD)))
+    panel = tile(info, SHARE, single_value(f"({now}) / (({before}) > 0) - 1"), width=6).decimals(0)
+    return panel.thresholds(components.steps(NEUTRAL, (-1, GOOD), (0.25, FAIR), (1, BAD)))
 
 
 def compared_p95() -> Timeseries:
-    says = Says(
-        "p95 upload, now and then",
-        f"The dashed grey line is the same time {_EARLIER}. Where nothing is known of that time, the legend says so.",
+    info = PanelInfo(
+        "p95 upload, now and earlier",
+        f"The dashed grey line is the same time {_EARLIER}. If there is no data for that time, the legend says so.",
         "no upload yet",
     )
-    return _compared(says, SECONDS, quantile(0.95, UPLOADS), quantile(0.95, UPLOADS, offset=_PERIOD), line())
+    return _compared(info, SECONDS, quantile(0.95, UPLOADS), quantile(0.95, UPLOADS, offset=_PERIOD), limit_line())
 
 
 def compared_uploads() -> Timeseries:
-    says = Says(
-        "Uploads, now and then",
-        f"The dashed grey line is the same time {_EARLIER}. Where nothing is known of that time, the legend says so.",
+    info = PanelInfo(
+        "Uploads, now and earlier",
+        f"The dashed grey line is the same time {_EARLIER}. If there is no data for that time, the legend says so.",
         "no upload yet",
     )
-    return _compared(says, WRITES_PER_S, rate(_SUCCEEDED), rate(_SUCCEEDED, offset=_PERIOD))
+    return _compared(info, WRITES_PER_S, rate(_SUCCEEDED), rate(_SUCCEEDED, offset=_PERIOD))
 
 
-def _compared(says: Says, unit: str, now: str, earlier: str, *lines: house.Target) -> Timeseries:
-    unknown = f"absent_over_time({_ACCEPTED}[{STEP}] offset {_PERIOD}) - 1"
+def _compared(info: PanelInfo, unit: str, now: str, earlier: str, *limits: components.Target) -> Timeseries:
+    absent = f"absent_over_time({_ACCEPTED}[{STEP}] offset {_PERIOD}) - 1"
     panel = graph(
-        says,
+        info,
         unit,
         query(now, "now"),
         query(earlier, _EARLIER),
-        query(unknown, f"no data {_EARLIER}"),
-        *lines,
+        query(absent, f"no data {_EARLIER}"),
+        *limits,
         width=12,
     )
-    return house.faded(panel, "earlier")
+    return components.faded(panel, "earlier")

@@ -1,4 +1,4 @@
-"""Bronze overview: is all well, and if not, at which stage of the data's way."""
+"""Bronze overview: does everything work, and if not, which stage fails."""
 
 from grafana_foundation_sdk.builders.heatmap import Panel as Heatmap
 from grafana_foundation_sdk.builders.stat import Panel as Stat
@@ -6,8 +6,10 @@ from grafana_foundation_sdk.builders.table import Panel as Table
 from grafana_foundation_sdk.builders.timeseries import Panel as Timeseries
 from grafana_foundation_sdk.models.common import VizOrientation
 
-from grafana import house
-from grafana.house import (
+from bronze.objectives import DURATION_S_MAX
+from bronze.telemetry.promql import histogram_series
+from grafana import components
+from grafana.components import (
     BAD,
     BYTES,
     BYTES_PER_S,
@@ -24,19 +26,18 @@ from grafana.house import (
     SHARE,
     WRITES_PER_S,
     Board,
+    PanelInfo,
     Row,
-    Says,
     graph,
-    line,
-    number,
+    limit_line,
     query,
+    single_value,
     tile,
 )
 from grafana.promql import (
     API,
     CONSUMER,
     DELIVERIES,
-    LINE_S,
     OBJECTIVE_S,
     PUBLISHER,
     REQUESTS,
@@ -46,7 +47,6 @@ from grafana.promql import (
     counted,
     mean_counted,
     or_zero,
-    part,
     quantile,
     quantile_counted,
     rate,
@@ -74,7 +74,7 @@ def board() -> Board:
     return Board(
         "bronze-overview",
         "Bronze overview",
-        "From the request to the object in the bucket: rows stand in the order of the data's way.",
+        "From the request to the object in the bucket: the rows are in the order in which data passes the stages.",
         [
             Row(
                 "In the chosen time range",
@@ -85,7 +85,7 @@ def board() -> Board:
                     success_rate(),
                     p95_upload(),
                     p95_delivery(),
-                    balance(),
+                    records_in_flight(),
                     missing(),
                     alerts_firing(),
                     last_success(),
@@ -133,183 +133,188 @@ def board() -> Board:
 
 
 def uploads_in_range() -> Stat:
-    says = Says(
+    info = PanelInfo(
         "Successful uploads",
         "Objects written to the bucket in the chosen time range.",
         "no upload yet",
         ["BronzeUploadsFail", "BronzeUploadsMissing"],
     )
-    return tile(says, EXACT, number(or_zero(counted(_SUCCEEDED)))).decimals(0)
+    return tile(info, EXACT, single_value(or_zero(counted(_SUCCEEDED)))).decimals(0)
 
 
 def mean_upload() -> Stat:
-    says = Says(
+    info = PanelInfo(
         "Mean upload duration",
-        f"One Bronze write, encode and PutObject, on average over the range. The line is {LINE_S:g} s.",
+        f"Mean duration of one Bronze write (encode and PutObject) in the range. The limit is {DURATION_S_MAX:g} s.",
         "no upload",
         ["BronzeUploadsSlow"],
     )
-    return tile(says, SECONDS, number(mean_counted(UPLOADS))).thresholds(house.below_line())
+    return tile(info, SECONDS, single_value(mean_counted(UPLOADS))).thresholds(components.limit_thresholds())
 
 
 def requests_in_range() -> Stat:
-    says = Says(
+    info = PanelInfo(
         "Requests",
-        "Requests that the API answered in the range, of any kind but probes and scrapes, with any status.",
+        "Requests that the API answered in the range, with any status. Probes and scrapes are not counted.",
         "no request yet",
         ["BronzeRequestsSlow"],
     )
     requests = f"http_server_request_duration_seconds_count{{{API}}}"
-    return tile(says, EXACT, number(or_zero(counted(requests)))).decimals(0)
+    return tile(info, EXACT, single_value(or_zero(counted(requests)))).decimals(0)
 
 
 def success_rate() -> Stat:
     at = 1 - THRESHOLDS.attempts_budget
-    says = Says(
+    info = PanelInfo(
         "Upload success",
-        f"Which share of the attempts to upload succeeded; the objective is {at:.1%}. A failed attempt is made again: "
-        "it costs time, never data.",
+        f"Share of upload attempts that succeeded; the objective is {at:.1%}. A failed attempt is retried: it costs "
+        "time, but no data is lost.",
         "no upload",
         ["BronzeUploadAttemptsFail", "BronzeUploadsFail"],
     )
-    share = number(ratio(counted(_SUCCEEDED), counted(_ATTEMPTS)))
-    return tile(says, SHARE, share).thresholds(house.steps(NEUTRAL, (0, BAD), (0.99, FAIR), (at, GOOD))).decimals(2)
+    share = single_value(ratio(counted(_SUCCEEDED), counted(_ATTEMPTS)))
+    return (
+        tile(info, SHARE, share).thresholds(components.steps(NEUTRAL, (0, BAD), (0.99, FAIR), (at, GOOD))).decimals(2)
+    )
 
 
 def p95_upload() -> Stat:
-    says = Says(
+    info = PanelInfo(
         "p95 upload",
-        f"95 of 100 uploads of the range took no longer. Red from {LINE_S:g} s on.",
+        f"95 % of the uploads in the range took at most this long. Red from {DURATION_S_MAX:g} s on.",
         "no upload",
         ["BronzeUploadsSlow"],
     )
-    return tile(says, SECONDS, number(quantile_counted(0.95, UPLOADS))).thresholds(house.below_line())
+    return tile(info, SECONDS, single_value(quantile_counted(0.95, UPLOADS))).thresholds(components.limit_thresholds())
 
 
 def p95_delivery() -> Stat:
-    says = Says(
+    info = PanelInfo(
         "p95 delivery",
-        "95 of 100 submissions of the range were in the bucket no later after they had been accepted. Red from the "
-        f"objective on, which is flush age + {LINE_S:g} s.",
+        "95 % of the submissions in the range took at most this long from accepted to stored. Red from the objective "
+        f"on, which is flush age + {DURATION_S_MAX:g} s.",
         "no delivery",
         ["BronzeDeliveriesLate"],
     )
-    panel = tile(says, SECONDS, number(quantile_counted(0.95, DELIVERIES)), number(OBJECTIVE_S, "line"))
-    return house.judged_by(panel, "B")
+    panel = tile(info, SECONDS, single_value(quantile_counted(0.95, DELIVERIES)), single_value(OBJECTIVE_S, "limit"))
+    return components.red_from_query(panel, "B")
 
 
-def balance() -> Stat:
-    says = Says(
-        "Balance",
-        "Records accepted - stored - set aside - recognized as copies, in the range. What is left is in flight: it "
-        "returns to 0 when nothing more comes in. Below 0: what was accepted before the range, or without a known "
-        "outcome, was stored in it; or the consumer has reported a few seconds later than the API.",
+def records_in_flight() -> Stat:
+    info = PanelInfo(
+        "Records in flight",
+        "Records accepted in the range, minus those stored, quarantined and recognized as duplicates in it. It returns "
+        "to 0 when no new records arrive. Below 0: records that were accepted before the range, or whose outcome the "
+        "API does not know, were stored in the range; or the API has not reported its newest counts yet.",
         "nothing accepted yet",
         ["BronzeRecordsMissing"],
     )
-    left = f"({or_zero(counted(_ACCEPTED))}) - ({or_zero(counted(_ENDED))})"
-    return tile(says, EXACT, number(left)).decimals(0)
+    in_flight = f"({or_zero(counted(_ACCEPTED))}) - ({or_zero(counted(_ENDED))})"
+    return tile(info, EXACT, single_value(in_flight)).decimals(0)
 
 
 def missing() -> Stat:
-    says = Says(
-        "Missing, last hour",
-        "Records that were accepted and are nowhere, 10 minutes later. Anything but 0 needs somebody: see the runbook.",
+    info = PanelInfo(
+        "Missing records, last hour",
+        "Accepted records that are neither stored, quarantined, duplicates nor in flight 10 minutes later. If it is "
+        "not 0, act now: see the runbook.",
         "the rules are not evaluated",
         ["BronzeRecordsMissing"],
     )
-    lost = number(or_zero(f"sum(bronze_source:records_missing:increase1h{{{SOURCE}}})"))
-    return tile(says, EXACT, lost).decimals(0).thresholds(house.none_is_good(bad=1))
+    lost = single_value(or_zero(f"sum(bronze_source:records_missing:increase1h{{{SOURCE}}})"))
+    return tile(info, EXACT, lost).decimals(0).thresholds(components.zero_is_good(bad=1))
 
 
 def alerts_firing() -> Stat:
-    says = Says(
+    info = PanelInfo(
         "Alerts firing",
-        "Alerts of ours that fire now. Which ones: *Telemetry health*.",
+        "Bronze alerts that fire now. *Telemetry health* lists them.",
         "the rules are not evaluated",
     )
-    firing = number(or_zero('count(ALERTS{alertname=~"Bronze.+", alertstate="firing"})'))
-    return tile(says, COUNT, firing).thresholds(house.none_is_good(bad=1))
+    firing = single_value(or_zero('count(ALERTS{alertname=~"Bronze.+", alertstate="firing"})'))
+    return tile(info, COUNT, firing).thresholds(components.zero_is_good(bad=1))
 
 
 def last_success() -> Stat:
-    says = Says(
+    info = PanelInfo(
         "Since the last successful upload",
-        "How long ago each source last reached the bucket. A source that sends nothing grows old and is well; one that "
-        "accepts and grows old is not.",
+        "Time since the last upload of each source. A source without new records may have any age. If records of a "
+        "source are accepted and its age grows, its uploads fail.",
         "no source has reported yet",
         ["BronzeUploadsMissing", "BronzeLaneStuck"],
     )
     at = f"max by (bronze_source) (bronze_upload_last_success_time_seconds{{{CONSUMER}, {SOURCE}}})"
     never = f'group by (bronze_source) ({_RECORDS}"stored"}}) - 2'
-    panel = tile(says, SECONDS, number(f"time() - {at}\nor {never}", "{{bronze_source}}"), width=18)
-    return house.saying(panel, {"-1": "never"}).orientation(VizOrientation.AUTO).decimals(0)
+    panel = tile(info, SECONDS, single_value(f"time() - {at}\nor {never}", "{{bronze_source}}"), width=18)
+    return components.value_names(panel, {"-1": "never"}).orientation(VizOrientation.AUTO).decimals(0)
 
 
 # --- ingestion
 
 
 def requests_by_status() -> Timeseries:
-    says = Says(
+    info = PanelInfo(
         "Requests by status",
-        "Submissions answered a second. 4xx is the sender's to mend (see *Refused*), 503 means that the queue is full "
-        "or away and the sender tries again, other 5xx are defects of ours.",
+        "Submissions answered per second. 4xx: the sender has to correct them (see *Refused by reason*). 503: the "
+        "queue is full or does not answer, and the sender retries. Other 5xx: a bug in Bronze.",
         "no submission yet",
         ["BronzeRequestsSlow"],
     )
-    by_status = rate(part(REQUESTS, "count"), "http_response_status_code")
-    panel = graph(says, REQUESTS_PER_S, query(by_status, "{{http_response_status_code}}"))
-    return house.stacked(house.colours(panel, _BY_STATUS))
+    by_status = rate(histogram_series(REQUESTS, "count"), "http_response_status_code")
+    panel = graph(info, REQUESTS_PER_S, query(by_status, "{{http_response_status_code}}"))
+    return components.stacked(components.colours(panel, _BY_STATUS))
 
 
 def request_latency() -> Timeseries:
-    says = Says(
+    info = PanelInfo(
         "Request latency",
-        "From a submission's first byte to its 202, which comes after the queue's durable ack. Large bodies take "
-        "longer. A mark leads to the trace of a request.",
+        "From the first byte of a submission to its 202, which follows the queue's durable ack. Large bodies take "
+        "longer. A mark links to the trace of a request.",
         "no submission yet",
         ["BronzeRequestsSlow"],
     )
-    return house.percentile_graph(graph(says, SECONDS, *house.percentiles(REQUESTS, exemplars=True), line()))
+    return components.percentile_graph(
+        graph(info, SECONDS, *components.percentiles(REQUESTS, exemplars=True), limit_line())
+    )
 
 
 def refused() -> Timeseries:
-    says = Says(
+    info = PanelInfo(
         "Refused by reason",
-        "Records refused a second, by the `type` of the problem document that the sender got. Nothing of them is kept. "
-        "*kept* are those that their senders had kept apart in quarantine instead.",
+        "Refused records per second, by the `type` of the problem document in the response. Nothing of them is stored. "
+        "*quarantined*: rejected records that were accepted for quarantine, because their senders asked for that.",
         "no submission yet",
     )
-    return house.rare(
+    return components.expected_zero(
         graph(
-            says,
+            info,
             RECORDS_PER_S,
             query(rate(_REJECTED), "all"),
             query(f"{rate(_REJECTED, 'error_type')} > 0", "{{error_type}}"),
-            query(f"{rate(_INVALID, 'error_type')} > 0", "kept: {{error_type}}"),
+            query(f"{rate(_INVALID, 'error_type')} > 0", "quarantined: {{error_type}}"),
         )
     )
 
 
 def records_in() -> Timeseries:
-    says = Says(
+    info = PanelInfo(
         "Records accepted",
-        "Records accepted a second, by source. It falls to 0 when senders stop or are refused.",
+        "Accepted records per second, by source. It falls to 0 when senders stop or their submissions are refused.",
         "no source has reported yet",
     )
-    panel = graph(says, RECORDS_PER_S, query(rate(_ACCEPTED, "bronze_source"), "{{bronze_source}}"))
-    return house.stacked(panel)
+    panel = graph(info, RECORDS_PER_S, query(rate(_ACCEPTED, "bronze_source"), "{{bronze_source}}"))
+    return components.stacked(panel)
 
 
 def bytes_in_and_out() -> Timeseries:
-    says = Says(
+    info = PanelInfo(
         "Bytes accepted and stored",
-        "Accepted: bodies, decompressed. Stored: objects, compressed; so the second is lower, and follows in steps of "
-        "the flush.",
+        "Accepted: bytes of decompressed bodies. Stored: bytes of compressed objects, so this is lower, and changes "
+        "only when objects are written.",
         "no source has reported yet",
     )
     return graph(
-        says,
+        info,
         BYTES_PER_S,
         query(rate(f'bronze_bytes_total{{{API}, {SOURCE}, bronze_outcome="accepted"}}'), "accepted"),
         query(rate(f'bronze_bytes_total{{{CONSUMER}, {SOURCE}, bronze_outcome="stored"}}'), "stored"),
@@ -317,14 +322,15 @@ def bytes_in_and_out() -> Timeseries:
 
 
 def publishers() -> Stat:
-    says = Says(
-        "Submissions of our publishers",
-        "What `bronze publish` and `bronze simulate` sent in the range, by how it ended. Other clients are not in it. "
-        "Unknown: neither a 202 nor a refusal in time; a retry under the same key tells.",
+    info = PanelInfo(
+        "Submissions of Bronze publishers",
+        "Submissions of `bronze publish` and `bronze simulate` in the range, by outcome. Other clients are not "
+        "included. unknown: neither a 202 nor a refusal arrived in time; a retry under the same Idempotency-Key "
+        "shows the outcome.",
         "no publisher has run",
     )
     sent = counted(f"bronze_publisher_submissions_total{{{PUBLISHER}, {SOURCE}}}", "bronze_outcome")
-    panel = tile(says, EXACT, number(sent, "{{bronze_outcome}}"), width=8, height=9).decimals(0)
+    panel = tile(info, EXACT, single_value(sent, "{{bronze_outcome}}"), width=8, height=9).decimals(0)
     return panel.orientation(VizOrientation.HORIZONTAL)
 
 
@@ -332,55 +338,62 @@ def publishers() -> Stat:
 
 
 def messages() -> Timeseries:
-    says = Says(
+    info = PanelInfo(
         "Messages",
-        "Messages that the API sent to the queue and the consumer read from it, a second. Read falls behind sent while "
-        "a backlog grows.",
+        "Messages per second that the API sent to the queue and that the consumer read from it. While less is read "
+        "than sent, the backlog grows.",
         "no process has reported yet",
         ["BronzeBacklogLarge"],
     )
     sent = f"messaging_client_sent_messages_total{{{API}, {_DESTINATION}}}"
     received = f"messaging_client_consumed_messages_total{{{CONSUMER}, {_DESTINATION}}}"
-    return graph(says, MESSAGES_PER_S, query(rate(sent), "sent"), query(rate(received), "read"), width=6)
+    return graph(info, MESSAGES_PER_S, query(rate(sent), "sent"), query(rate(received), "read"), width=6)
 
 
 def records_out() -> Timeseries:
-    says = Says(
+    info = PanelInfo(
         "Records by outcome",
-        "Stored: in an object. Quarantined: set aside byte for byte, because their sender asked for that or they could "
-        "not be decoded. Duplicate: late copies of what is stored, which the object lists and does not hold.",
+        "stored: in an object. quarantined: stored byte for byte under `quarantine/`, because the sender asked for "
+        "it or the message could not be decoded. duplicate: late copies of stored submissions, which an object only "
+        "lists.",
         "no consumer has reported yet",
         ["BronzeRecordsQuarantined", "BronzePoison"],
     )
-    panel = graph(says, RECORDS_PER_S, query(rate(_ENDED, "bronze_outcome"), "{{bronze_outcome}}"), width=6)
-    return house.stacked(house.colours(panel, {"stored": GOOD, "quarantined": BAD, "duplicate": NEUTRAL}))
+    panel = graph(info, RECORDS_PER_S, query(rate(_ENDED, "bronze_outcome"), "{{bronze_outcome}}"), width=6)
+    return components.stacked(components.colours(panel, {"stored": GOOD, "quarantined": BAD, "duplicate": NEUTRAL}))
 
 
 def processing_time() -> Timeseries:
-    says = Says(
+    info = PanelInfo(
         "Processing time",
-        "The messages of one submission in the consumer, from read to stored, the wait for the flush included. A mark "
-        "leads to the trace.",
+        "How long the messages of one submission are in the consumer, from read to stored, including the wait for the "
+        "flush. A mark links to the trace.",
         "nothing processed yet",
         ["BronzeDeliveriesLate"],
     )
-    return house.percentile_graph(
-        graph(says, SECONDS, *house.percentiles(_PROCESSED, exemplars=True), house.objective(), width=6)
+    return components.percentile_graph(
+        graph(
+            info,
+            SECONDS,
+            *components.percentiles(_PROCESSED, exemplars=True),
+            components.delivery_limit_line(),
+            width=6,
+        )
     )
 
 
 def consumer_errors() -> Timeseries:
-    says = Says(
+    info = PanelInfo(
         "Consumer errors by step",
-        "What failed, and at which step. Timeouts, conflicts and what is away pass by themselves; `halted` stops a "
-        "lane until somebody looks, `poison` goes to quarantine.",
+        "Errors per second, by step and type. `timeout`, `conflict` and `unavailable` are retried. `halted`: a lane "
+        "has stopped until an operator acts. `poison`: a dead letter went to quarantine.",
         "no consumer has reported yet",
         ["BronzeConsumerErrors", "BronzeLaneHalted", "BronzePoison"],
     )
     errors = f"bronze_consumer_errors_total{{{CONSUMER}, {SOURCE}}}"
-    return house.rare(
+    return components.expected_zero(
         graph(
-            says,
+            info,
             COUNTS_PER_S,
             query(rate(errors), "all"),
             query(f"{rate(errors, 'bronze_step, error_type')} > 0", "{{bronze_step}}: {{error_type}}"),
@@ -390,48 +403,52 @@ def consumer_errors() -> Timeseries:
 
 
 def queue_depth() -> Timeseries:
-    says = Says(
+    info = PanelInfo(
         "Queue depth",
-        "Messages of a lane that are not in the bucket yet. It grows while the bucket is away or the consumer too "
-        "slow; when the stream is full, senders get 503.",
+        "Messages of each lane that are not in the bucket yet. It grows while the bucket is unavailable or the "
+        "consumer is too slow. When the stream is full, senders get 503.",
         "no lane has reported yet",
         ["BronzeBacklogLarge", "BronzeBacklogOverdue"],
     )
-    return house.rare(graph(says, COUNT, query(_DEPTH, "{{bronze_source}}/{{bronze_lane}}"), width=6))
+    return components.expected_zero(graph(info, COUNT, query(_DEPTH, "{{bronze_source}}/{{bronze_lane}}"), width=6))
 
 
 def oldest_age() -> Timeseries:
-    says = Says(
+    info = PanelInfo(
         "Age of the oldest message",
-        f"How long the oldest message that is not in the bucket has waited. The line is flush age + {LINE_S:g} s.",
+        f"Age of the oldest message that is not in the bucket yet. The limit is flush age + {DURATION_S_MAX:g} s.",
         "no lane has reported yet",
         ["BronzeBacklogOverdue", "BronzeLaneStuck"],
     )
     return graph(
-        says,
+        info,
         SECONDS,
         query(_AGE, "{{bronze_source}}/{{bronze_lane}}"),
-        house.objective(),
+        components.delivery_limit_line(),
         width=6,
     )
 
 
 def lanes() -> Table:
-    says = Says(
+    info = PanelInfo(
         "Lanes",
-        "Each lane: messages that wait, the age of the oldest, and the sequence of the last message that is in the "
-        "bucket. A position that stands while messages wait is a stuck lane.",
+        "Each lane: waiting messages, the age of the oldest, and the position, which is the sequence of the last "
+        "stored message. If messages wait and the position does not change, the lane is stuck.",
         "no lane has reported yet",
         ["BronzeLaneStuck", "BronzeLaneHalted"],
     )
-    return house.columns(
-        house.merged(house.listing(says, house.rows(_DEPTH), house.rows(_AGE), house.rows(_POSITION), width=12)),
+    return components.columns(
+        components.merged(
+            components.listing(
+                info, components.rows(_DEPTH), components.rows(_AGE), components.rows(_POSITION), width=12
+            )
+        ),
         {
             "bronze_source": ("Source", []),
-            "bronze_lane": ("Lane", [house.wide(70)]),
-            "Value #A": ("Waiting", [house.of_unit(EXACT)]),
-            "Value #B": ("Oldest", [house.of_unit(SECONDS)]),
-            "Value #C": ("Position", [house.of_unit(EXACT)]),
+            "bronze_lane": ("Lane", [components.width_px(70)]),
+            "Value #A": ("Waiting", [components.in_unit(EXACT)]),
+            "Value #B": ("Oldest", [components.in_unit(SECONDS)]),
+            "Value #C": ("Position", [components.in_unit(EXACT)]),
         },
     )
 
@@ -440,71 +457,71 @@ def lanes() -> Table:
 
 
 def uploads() -> Timeseries:
-    says = Says(
+    info = PanelInfo(
         "Uploads",
-        "Attempts to write an object, a second, by outcome. Failures are made again; without successes beside them "
-        "the bucket is away, full or denies.",
+        "Upload attempts per second, by outcome. Failures are retried. If there are failures and no successes, the "
+        "bucket is unavailable, full, or denies access.",
         "no consumer has reported yet",
         ["BronzeUploadsFail", "BronzeUploadAttemptsFail"],
     )
-    panel = graph(says, WRITES_PER_S, query(rate(_ATTEMPTS, "bronze_outcome"), "{{bronze_outcome}}"))
-    return house.stacked(house.colours(panel, {"success": GOOD, "failure": BAD}))
+    panel = graph(info, WRITES_PER_S, query(rate(_ATTEMPTS, "bronze_outcome"), "{{bronze_outcome}}"))
+    return components.stacked(components.colours(panel, {"success": GOOD, "failure": BAD}))
 
 
 def upload_latency_by_source() -> Timeseries:
-    says = Says(
+    info = PanelInfo(
         "Upload duration by source, p95",
-        "Encode and PutObject of one object. One source above the others: its objects are larger. All of them: the "
-        "bucket is slow. A mark leads to the trace of an upload.",
+        "Encode and PutObject of one object. If one source is slower than the others, its objects are larger. If all "
+        "are slow, the bucket is slow. A mark links to the trace of an upload.",
         "no upload yet",
         ["BronzeUploadsSlow"],
     )
     by_source = query(quantile(0.95, UPLOADS, "bronze_source"), "{{bronze_source}}", exemplars=True)
-    return graph(says, SECONDS, by_source, line())
+    return graph(info, SECONDS, by_source, limit_line())
 
 
 def delivery_latency() -> Timeseries:
-    says = Says(
-        "Delivery",
-        "From accepted to readable in the bucket, of one submission. Most of it is waiting for the flush.",
+    info = PanelInfo(
+        "Delivery duration",
+        "From accepted to stored, per submission. Most of this time is the wait for the flush.",
         "no delivery yet",
         ["BronzeDeliveriesLate"],
     )
-    return house.percentile_graph(
-        graph(says, SECONDS, *house.percentiles(DELIVERIES, exemplars=True), house.objective())
+    return components.percentile_graph(
+        graph(info, SECONDS, *components.percentiles(DELIVERIES, exemplars=True), components.delivery_limit_line())
     )
 
 
 def upload_distribution() -> Heatmap:
-    says = Says(
+    info = PanelInfo(
         "Upload duration",
-        f"How many uploads took how long; what is above the mark *{LINE_S:g} s line* is beyond the objective. Each "
+        f"Number of uploads by duration. Uploads above the mark *{DURATION_S_MAX:g} s limit* miss the objective. Each "
         "orange mark is an upload: click it and choose *Show the trace*.",
         "no upload yet",
         ["BronzeUploadsSlow"],
     )
-    return house.distribution(says, UPLOADS, width=12)
+    return components.distribution(info, UPLOADS, width=12)
 
 
 def object_size() -> Timeseries:
-    says = Says(
+    info = PanelInfo(
         "Object size",
-        "Bytes of an object. Many small objects slow readers down: a longer flush age makes fewer, larger ones.",
+        "Bytes per object. Many small objects slow readers down; a longer flush age gives fewer and larger objects.",
         "no upload yet",
     )
-    return _middle_and_most(says, BYTES, "bronze_upload_size_bytes")
+    return _median_and_p95(info, BYTES, "bronze_upload_size_bytes")
 
 
 def object_records() -> Timeseries:
-    says = Says(
-        "Records of an object",
-        "Rows of an object. A source with few of them at a high flush age is a slow source, and that is fine.",
+    info = PanelInfo(
+        "Records per object",
+        "Rows per object. Few rows despite a high flush age: the source sends few records, which is not a fault.",
         "no upload yet",
     )
-    return _middle_and_most(says, COUNT, "bronze_upload_records")
+    return _median_and_p95(info, COUNT, "bronze_upload_records")
 
 
-def _middle_and_most(says: Says, unit: str, name: str) -> Timeseries:
+def _median_and_p95(info: PanelInfo, unit: str, name: str) -> Timeseries:
     histogram = f"{name}{{{CONSUMER}, {SOURCE}}}"
-    panel = graph(says, unit, *house.percentiles(histogram, (0.5, 0.95)), width=6, height=10)
-    return house.percentile_graph(panel)
+    panel = graph(info, unit, *components.percentiles(histogram, (0.5, 0.95)), width=6, height=10)
+    return components.percentile_graph(panel)

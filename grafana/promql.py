@@ -1,21 +1,21 @@
-"""How panels ask Prometheus: what came by OTLP (`job="bronze/..."`), of the instances and sources chosen above them.
+"""PromQL of the panels: metrics received by OTLP (`job="bronze/..."`), filtered by the dashboard's variables.
 
-Names of metrics are those of the telemetry schema (docs/telemetry.md); what others emit is listed in `FOREIGN`. Ratios
-divide by what is above 0 and quantiles drop NaN, so that nothing is shown where nothing happened.
+Metric names are those of the telemetry schema (docs/telemetry.md); `EXTERNAL_METRICS` lists those that other programs
+emit. Ratios divide only by values above 0 and quantiles drop NaN, so a panel shows nothing for times without events.
 """
 
 from collections.abc import Mapping
 
+from bronze.objectives import DURATION_S_MAX
+from bronze.telemetry import promql
+from bronze.telemetry.promql import histogram_series
 from prometheus import rules
 from prometheus.rules import Thresholds
 
-#: The window of a point of a graph, and the whole range that a single number tells of.
+#: The window of one point of a graph, and the whole time range of the dashboard, which single values are for.
 STEP, RANGE = "$__rate_interval", "$__range"
 
 THRESHOLDS = Thresholds()
-
-#: The line of the objectives on requests and uploads; that of a delivery depends on the flush age.
-LINE_S = THRESHOLDS.duration_s_max
 
 INSTANCE, SOURCE = 'instance=~"$instance"', 'bronze_source=~"$source"'
 API = f'job="bronze/api", {INSTANCE}'
@@ -23,33 +23,34 @@ CONSUMER = f'job="bronze/consumer", {INSTANCE}'
 PUBLISHER = f'job="bronze/publisher", {INSTANCE}'
 COLLECTOR, PROMETHEUS = 'job="scrape-collector"', 'job="scrape-prometheus"'
 
-#: Submissions, of all that is asked of the API.
+#: Submissions only, without the other requests to the API.
 INGEST = f'{API}, http_route="/v1/ingest/{{source}}"'
 REQUESTS = f"http_server_request_duration_seconds{{{INGEST}}}"
 UPLOADS = f'bronze_upload_duration_seconds{{{CONSUMER}, {SOURCE}, bronze_outcome="success"}}'
 DELIVERIES = f"bronze_delivery_duration_seconds{{{CONSUMER}, {SOURCE}}}"
-OBJECTIVES = f"bronze_delivery_objective_seconds{{{CONSUMER}, {SOURCE}}}"
-#: By when every chosen source should be in the bucket.
-OBJECTIVE_S = f"max({OBJECTIVES})"
+_OBJECTIVES = f"bronze_delivery_objective_seconds{{{CONSUMER}, {SOURCE}}}"
+#: The limit of deliveries: the largest of the chosen sources.
+OBJECTIVE_S = f"max({_OBJECTIVES})"
 
-#: Metrics that rules do not read, by who makes them, with the labels that queries may match or keep.
-FOREIGN: Mapping[str, tuple[str, frozenset[str]]] = {
-    **rules.FOREIGN,
+#: Metrics of other programs: who emits each, and the labels that queries may match or group by. Includes those of
+#: the rules.
+EXTERNAL_METRICS: Mapping[str, tuple[str, frozenset[str]]] = {
+    **rules.EXTERNAL_METRICS,
     **{
         name: (maker, frozenset({"job", "instance", *labels}))
         for maker, names, labels in (
             (
-                "OpenTelemetry SDK, of itself",
+                "OpenTelemetry SDK, about itself",
                 ("otel_sdk_processor_span_queue_size", "otel_sdk_processor_span_queue_capacity"),
                 ("otel_component_name", "otel_component_type"),
             ),
             (
-                "OpenTelemetry Collector, of itself",
+                "OpenTelemetry Collector, about itself",
                 tuple(f"otelcol_receiver_accepted_{items}" for items in ("spans", "metric_points", "log_records")),
                 ("receiver", "transport"),
             ),
             (
-                "Prometheus, of itself",
+                "Prometheus, about itself",
                 (
                     "prometheus_tsdb_exemplar_exemplars_appended_total",
                     "prometheus_tsdb_exemplar_exemplars_in_storage",
@@ -59,7 +60,7 @@ FOREIGN: Mapping[str, tuple[str, frozenset[str]]] = {
                 (),
             ),
             (
-                "Prometheus, of its rules",
+                "Prometheus, about its rules",
                 ("ALERTS",),
                 ("alertname", "alertstate", "severity", "bronze_source", "exporter"),
             ),
@@ -69,26 +70,13 @@ FOREIGN: Mapping[str, tuple[str, frozenset[str]]] = {
 }
 
 
-def part(histogram: str, suffix: str) -> str:
-    """The series of a histogram that is given by its name and matchers: its `bucket`, `sum` or `count`."""
-    return histogram.replace("{", f"_{suffix}{{", 1)
-
-
 def rate(series: str, by: str = "", window: str = STEP, offset: str = "") -> str:
     return f"sum{_by(by)} (rate({series}[{window}]{_offset(offset)}))"
 
 
 def counted(series: str, by: str = "") -> str:
-    """How often in the panel's range, exactly: `increase` extrapolates to the ends of the range, and does not see what
-    a process counted before its first export. It has to do where a process began its counters anew. A series that is
-    not known at the beginning of the range counts from 0.
-    """
-    return f"""\
-sum{_by(by)} (
-  (increase({series}[{RANGE}]) and resets({series}[{RANGE}]) > 0)
-  or (max_over_time({series}[{RANGE}]) - {series} offset {RANGE})
-  or max_over_time({series}[{RANGE}])
-)"""
+    """How often in the dashboard's time range, exactly."""
+    return promql.counted(series, RANGE, by)
 
 
 def or_zero(expr: str) -> str:
@@ -101,43 +89,43 @@ def ratio(some: str, of: str) -> str:
 
 def quantile(q: float, histogram: str, by: str = "", window: str = STEP, offset: str = "") -> str:
     labels = f"le, {by}" if by else "le"
-    return f"histogram_quantile({q:g}, {rate(part(histogram, 'bucket'), labels, window, offset)}) >= 0"
+    return f"histogram_quantile({q:g}, {rate(histogram_series(histogram, 'bucket'), labels, window, offset)}) >= 0"
 
 
 def quantile_counted(q: float, histogram: str) -> str:
-    """Of all in the panel's range, be it a single one."""
-    return f"histogram_quantile({q:g}, {counted(part(histogram, 'bucket'), 'le')}) >= 0"
+    """A quantile of every measurement in the dashboard's time range, even if there is only one."""
+    return promql.quantile_counted(q, histogram, RANGE)
 
 
 def mean(histogram: str, by: str = "") -> str:
-    return ratio(rate(part(histogram, "sum"), by), rate(part(histogram, "count"), by))
+    return ratio(rate(histogram_series(histogram, "sum"), by), rate(histogram_series(histogram, "count"), by))
 
 
 def mean_counted(histogram: str) -> str:
-    """Of all in the panel's range, be it a single one."""
-    return ratio(counted(part(histogram, "sum")), counted(part(histogram, "count")))
+    """The mean of every measurement in the dashboard's time range, even if there is only one."""
+    return ratio(counted(histogram_series(histogram, "sum")), counted(histogram_series(histogram, "count")))
 
 
-def beyond_line(histogram: str) -> str:
-    """Which share took longer than the line."""
-    within = part(histogram, "bucket").replace("{", f'{{le="{LINE_S:g}", ', 1)
-    return f"1 - {ratio(rate(within), rate(part(histogram, 'count')))}"
+def share_above_limit(histogram: str) -> str:
+    """The share that took longer than `DURATION_S_MAX`."""
+    within = histogram_series(histogram, "bucket").replace("{", f'{{le="{DURATION_S_MAX:g}", ', 1)
+    return f"1 - {ratio(rate(within), rate(histogram_series(histogram, 'count')))}"
 
 
-def delivered_late() -> str:
-    """Which share of the deliveries. Each source is held to what its consumers say, their flush age + 2 s."""
+def share_delivered_late() -> str:
+    """The share of late deliveries, by the objective that the consumers of each source report."""
     return f"""\
 1 - sum(
-  rate({part(DELIVERIES, "bucket")}[{STEP}])
+  rate({histogram_series(DELIVERIES, "bucket")}[{STEP}])
   and on (bronze_source, le)
-  count_values by (bronze_source) ("le", max by (bronze_source) ({OBJECTIVES}))
-) / ({rate(part(DELIVERIES, "count"))} > 0)"""
+  count_values by (bronze_source) ("le", max by (bronze_source) ({_OBJECTIVES}))
+) / ({rate(histogram_series(DELIVERIES, "count"))} > 0)"""
 
 
-def seconds_above(expr: str, line: str) -> str:
-    """How much of the panel's range an expression was above a line."""
+def seconds_above(expr: str, limit: str) -> str:
+    """How long an expression was above a limit in the dashboard's time range, in seconds."""
     return or_zero(
-        f"count_over_time((({expr}) > {line})[{RANGE}:{STEP}])"
+        f"count_over_time((({expr}) > {limit})[{RANGE}:{STEP}])"
         f" / count_over_time(vector(1)[{RANGE}:{STEP}]) * ${{__range_s}}"
     )
 

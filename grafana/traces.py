@@ -1,4 +1,4 @@
-"""How panels ask Tempo, and where the rows of its answers lead."""
+"""Tables of spans from Tempo, and the links of their rows."""
 
 from collections.abc import Mapping, Sequence
 
@@ -7,81 +7,83 @@ from grafana_foundation_sdk.builders.table import Panel as Table
 from grafana_foundation_sdk.models import units
 from grafana_foundation_sdk.models.dashboard import DynamicConfigValue
 
-from grafana import house
-from grafana.house import EXACT, Says
+from grafana import components
+from grafana.components import EXACT, PanelInfo
 
 LINEAGE = "bronze-lineage"
 #: The id of the panel that shows one trace.
 TRACE_PANEL = 100
 
-#: What rows say of an upload, and of a span that one came to by an id.
+#: Fields of the rows for uploads, and for spans found by an id.
 _OF_UPLOAD = "name, span.bronze.outcome, span.bronze.records, span.bronze.bytes, span.bronze.submissions"
 _OF_SPAN = "name, resource.service.name, span.bronze.outcome, span.bronze.records, span.bronze.submission_id"
 
-#: That panel, as large as the window, for the trace of the row and the same time.
+#: The URL of that panel in full size, for the trace of a row and the same time range.
 _TRACE = (
     f"/d/{LINEAGE}?${{__url_time_range}}&${{api_url:queryparam}}"
     f"&var-trace_id=${{__data.fields.traceIdHidden}}&viewPanel=panel-{TRACE_PANEL}"
 )
 
-#: The page of the API: what became of an id or a path, wherever it was found.
-_CHAIN = "${api_url}/?q="
-_CHAIN_OF_CELL = f"{_CHAIN}${{__value.raw:percentencode}}"
+#: The URL of the API's page with the lineage of an id or a path.
+_LINEAGE = "${api_url}/?q="
+_LINEAGE_OF_CELL = f"{_LINEAGE}${{__value.raw:percentencode}}"
 
 Columns = Mapping[str, tuple[str, Sequence[DynamicConfigValue]]]
 
 
 def api_url() -> TextBoxVariable:
-    """Where the person who looks reaches the API."""
-    return house.typed("api_url", "API", "http://127.0.0.1:8000")
+    """The API's address in the browser."""
+    return components.text_variable("api_url", "API", "http://127.0.0.1:8000")
 
 
-def uploads(says: Says, at_least: str, first: str) -> Table:
+def uploads(info: PanelInfo, at_least: str, first: str) -> Table:
     """Bronze writes of at least this duration."""
     columns: Columns = {
-        "bronze.bytes": ("Bytes", [house.wide(90), house.of_unit(house.BYTES)]),
-        "bronze.submissions": ("Submissions", [house.wide(110), house.of_unit(EXACT)]),
+        "bronze.bytes": ("Bytes", [components.width_px(90), components.in_unit(components.BYTES)]),
+        "bronze.submissions": ("Submissions", [components.width_px(110), components.in_unit(EXACT)]),
     }
-    return _listed(says, f'name =~ "upload ($source)" && duration >= {at_least}', _OF_UPLOAD, columns, first)
+    return _listed(info, f'name =~ "upload ($source)" && duration >= {at_least}', _OF_UPLOAD, columns, first)
 
 
-def of_ids(says: Says, variables: Mapping[str, str]) -> Table:
-    """Spans with any of these attributes as it is typed above; what is not typed is on no span."""
+def of_ids(info: PanelInfo, variables: Mapping[str, str]) -> Table:
+    """Spans with any of these attributes, whose values are typed into variables. An empty variable matches no span."""
     columns: Columns = {
-        "service.name": ("Service", [house.wide(90)]),
+        "service.name": ("Service", [components.width_px(90)]),
         "bronze.submission_id": (
             "Submission",
-            [house.wide(200), house.leads(("What became of it", _CHAIN_OF_CELL))],
+            [components.width_px(200), components.links(("Show the lineage", _LINEAGE_OF_CELL))],
         ),
     }
-    typed = " || ".join(f"{attribute} = ${{{variable}:doublequote}}" for attribute, variable in variables.items())
-    return _listed(says, typed, _OF_SPAN, columns, "Start")
+    condition = " || ".join(f"{attribute} = ${{{variable}:doublequote}}" for attribute, variable in variables.items())
+    return _listed(info, condition, _OF_SPAN, columns, "Start")
 
 
-def _listed(says: Says, condition: str, selected: str, columns: Columns, first: str) -> Table:
-    """The latest that there are. A row leads to its trace, and to what the page knows of its object.
+def _listed(info: PanelInfo, condition: str, selected: str, columns: Columns, first: str) -> Table:
+    """The latest spans that match. A row links to its trace and to the lineage of its object.
 
-    Columns are named as Grafana shows them; what a span does not say is Tempo's `nil`.
+    The keys of `columns` are the names that Grafana gives to Tempo's fields. Tempo shows a missing attribute as `nil`.
     """
-    found = f"{{ {condition} }} | select({selected}, span.bronze.file_path) with (most_recent=true)"
+    query = f"{{ {condition} }} | select({selected}, span.bronze.file_path) with (most_recent=true)"
     every: Columns = {
-        "traceIdHidden": ("traceIdHidden", [house.hidden()]),  # the link to the trace needs it
-        "Start time": ("Start", [house.wide(190)]),
+        "traceIdHidden": ("traceIdHidden", [components.hidden()]),  # the link to the trace needs it
+        "Start time": ("Start", [components.width_px(190)]),
         "Name": (
             "Span",
             [
-                house.wide(180),
-                house.leads(("Show the trace", _TRACE), ("Its chain", f"{_CHAIN}${{__data.fields.traceIdHidden}}")),
+                components.width_px(180),
+                components.links(
+                    ("Show the trace", _TRACE), ("Show the lineage", f"{_LINEAGE}${{__data.fields.traceIdHidden}}")
+                ),
             ],
         ),
-        "Duration": ("Duration", [house.wide(100), house.of_unit(units.Nanoseconds)]),
-        "bronze.outcome": ("Outcome", [house.wide(100)]),
-        "bronze.records": ("Records", [house.wide(100), house.of_unit(EXACT)]),
+        "Duration": ("Duration", [components.width_px(100), components.in_unit(units.Nanoseconds)]),
+        "bronze.outcome": ("Outcome", [components.width_px(100)]),
+        "bronze.records": ("Records", [components.width_px(100), components.in_unit(EXACT)]),
         **columns,
         "bronze.file_path": (
             "Object",
-            [house.leads(("What it holds, and of whom", _CHAIN_OF_CELL))],
+            [components.links(("Show the lineage", _LINEAGE_OF_CELL))],
         ),
     }
-    panel = house.saying(house.listing(says, house.spans(found), height=10), {"nil": "-"})
-    return house.sorted_by(house.columns(panel, every), first)
+    panel = components.value_names(components.listing(info, components.spans(query), height=10), {"nil": "-"})
+    return components.sorted_by(components.columns(panel, every), first)

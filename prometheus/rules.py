@@ -1,8 +1,8 @@
-"""What Prometheus computes and alerts on, as code: `python -m prometheus.rules` writes `rules/*.yaml`.
+"""The recording rules and alerts of Prometheus, as code: `python -m prometheus.rules` writes `rules/*.yaml`.
 
-Names of metrics are those of the telemetry schema (docs/telemetry.md); what others emit is listed in `FOREIGN`. Rules
-read what came by OTLP (`job="bronze/..."`). Scraped series (`job="scrape-..."`) only say what is up, what the servers
-tell of themselves, and whether both ways agree.
+Metric names are those of the telemetry schema (docs/telemetry.md); `EXTERNAL_METRICS` lists those that other programs
+emit. Rules read metrics received by OTLP (`job="bronze/..."`). Scraped series (`job="scrape-..."`) are used only for
+`up`, for the servers' own metrics, and to compare scraped and received values.
 """
 
 import argparse
@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from bronze.objectives import DURATION_S_MAX
 from bronze.telemetry.schema import registry
 
 FOLDER = Path(__file__).resolve().parent / "rules"
@@ -23,7 +24,8 @@ WRITE = "python -m prometheus.rules"
 #: Where operators read docs/runbook.md; each alert links to the heading with its name.
 RUNBOOK_URL = "https://bronze.example/docs/runbook.md"
 
-#: Alerts on the objectives look at a long window, which makes them sure, and a short one, which makes them end.
+#: Alerts on objectives use a long window, so that a short peak does not fire them, and a short window, so that they end
+#: soon after the problem ends.
 WINDOWS = ("5m", "30m", "1h", "2h", "6h", "1d", "3d")
 
 
@@ -31,11 +33,11 @@ WINDOWS = ("5m", "30m", "1h", "2h", "6h", "1d", "3d")
 class Thresholds:
     """Every number that decides whether an alert fires.
 
-    An error budget is the share of bad ones that an objective allows; a burn of 1 spends it in 30 days.
+    An error budget is the share of bad events that an objective allows. A burn rate of 1 uses it up in 30 days.
     """
 
-    #: The line of the objectives on requests and uploads; a bound of their histograms.
-    duration_s_max: float = 2
+    #: The limit of requests and uploads; a bucket bound of their histograms.
+    duration_s_max: float = DURATION_S_MAX
     requests_budget: float = 0.01
     uploads_budget: float = 0.01
     deliveries_budget: float = 0.01
@@ -45,37 +47,37 @@ class Thresholds:
     page_burn_6h: float = 6  # 5 % in six hours
     ticket_burn_1d: float = 3  # 10 % in a day
     ticket_burn_3d: float = 1  # 10 % in three days
-    #: So many bad ones in the long window at least: where little happens, one of them is a large share.
+    #: At least so many bad events in the long window: among few events, a single bad one is a large share.
     bad_min: float = 5
 
-    #: How long a condition has to hold. A ticket's hold is shorter than `recent_s`, or a single event makes none.
+    #: How long a condition has to be true. For tickets it is shorter than `recent_s`, so that a single event is enough.
     page_hold_s: int = 120
     ticket_hold_s: int = 600
-    #: "Lately", for what is counted.
+    #: The window for counts of recent events.
     recent_s: int = 900
 
     #: How far beyond its objective the oldest message of a lane may be.
     overdue_s_max: float = 300
     #: Messages of a lane that are not in the bucket yet.
     backlog_messages_max: float = 20_000
-    #: A lane that has overdue messages and does not move for so long is stuck.
+    #: A lane is stuck if it has overdue messages and its position does not change for so long.
     lane_still_s: int = 600
-    #: Errors of one kind in one step, lately.
+    #: Errors of one type at one step, in `recent_s`.
     consumer_errors_max: float = 20
-    #: Failed attempts to upload, lately, without a success.
+    #: Failed upload attempts in `recent_s`, without a success.
     failed_uploads_max: float = 10
-    #: What was accepted that long ago must have been followed by an upload since.
+    #: Records that were accepted so long ago must have been followed by an upload since.
     upload_wait_s_max: int = 600
-    #: Records accepted in an hour that are nowhere `settle_s` later, as a share. What a killed process had counted
-    #: since its last export is lost, so this is not 0.
+    #: The share of records accepted in an hour that is missing `settle_s` later. It is not 0, because a killed process
+    #: loses what it counted since its last export.
     missing_share_max: float = 0.005
     settle_s: int = 600
 
-    #: A queue of the collector, as a share of its capacity in bytes.
+    #: The size of a collector queue, as a share of its capacity in bytes.
     collector_queue_share_max: float = 0.7
-    #: Exemplars that Prometheus refused, lately.
+    #: Exemplars that Prometheus refused in `recent_s`.
     exemplars_refused_max: float = 100
-    #: How far the two ways of metrics may lag behind each other.
+    #: How far scraped and received metrics may lag behind each other.
     parity_lag_s: int = 60
 
 
@@ -88,7 +90,7 @@ class Recording:
 
 @dataclass(frozen=True)
 class Alert:
-    """`severity` is `page` (somebody has to act now) or `ticket` (somebody has to act in the next days)."""
+    """`severity` is `page` (an operator has to act now) or `ticket` (an operator has to act in the next days)."""
 
     name: str
     severity: str
@@ -103,14 +105,14 @@ class Group:
     rules: Sequence[Recording | Alert]
 
 
-#: Metrics that are not ours, by who makes them, with the labels that rules may match or keep.
-FOREIGN: Mapping[str, tuple[str, frozenset[str]]] = {
-    name: (maker, frozenset({"job", "instance", *labels}))
-    for maker, names, labels in (
-        ("Prometheus, of each target", ("up",), ()),
-        ("OpenTelemetry SDK, its resource", ("target_info",), ("service_instance_id",)),
+#: Metrics of other programs: who emits each, and the labels that rules may match or keep.
+EXTERNAL_METRICS: Mapping[str, tuple[str, frozenset[str]]] = {
+    name: (emitter, frozenset({"job", "instance", *labels}))
+    for emitter, names, labels in (
+        ("Prometheus, about each target", ("up",), ()),
+        ("OpenTelemetry SDK, from its resource", ("target_info",), ("service_instance_id",)),
         (
-            "OpenTelemetry SDK, of itself",
+            "OpenTelemetry SDK, about itself",
             (
                 "otel_sdk_processor_span_processed_total",
                 "otel_sdk_processor_log_processed_total",
@@ -120,12 +122,12 @@ FOREIGN: Mapping[str, tuple[str, frozenset[str]]] = {
             ("error_type", "otel_component_name", "otel_component_type"),
         ),
         (
-            "OpenTelemetry Collector, of itself",
+            "OpenTelemetry Collector, about itself",
             ("otelcol_exporter_queue_size", "otelcol_exporter_queue_capacity"),
             ("exporter", "data_type"),
         ),
         (
-            "OpenTelemetry Collector, of itself",
+            "OpenTelemetry Collector, about itself",
             tuple(
                 f"otelcol_exporter_{counted}_{items}"
                 for counted in ("sent", "send_failed", "enqueue_failed")
@@ -134,12 +136,12 @@ FOREIGN: Mapping[str, tuple[str, frozenset[str]]] = {
             ("exporter",),
         ),
         (
-            "OpenTelemetry Collector, of itself",
+            "OpenTelemetry Collector, about itself",
             tuple(f"otelcol_receiver_refused_{items}" for items in ("spans", "metric_points", "log_records")),
             ("receiver", "transport"),
         ),
         (
-            "Prometheus, of itself",
+            "Prometheus, about itself",
             (
                 "prometheus_tsdb_out_of_bound_samples_total",
                 "prometheus_tsdb_out_of_order_samples_total",
@@ -148,15 +150,15 @@ FOREIGN: Mapping[str, tuple[str, frozenset[str]]] = {
             ("type",),
         ),
         (
-            "Prometheus, of itself",
+            "Prometheus, about itself",
             (
                 "prometheus_tsdb_exemplar_out_of_order_exemplars_total",
                 "prometheus_api_otlp_out_of_order_exemplars_total",
             ),
             (),
         ),
-        ("Prometheus, of itself", ("prometheus_http_requests_total",), ("handler", "code")),
-        ("Prometheus, of itself", ("prometheus_rule_evaluation_failures_total",), ("rule_group",)),
+        ("Prometheus, about itself", ("prometheus_http_requests_total",), ("handler", "code")),
+        ("Prometheus, about itself", ("prometheus_rule_evaluation_failures_total",), ("rule_group",)),
     )
     for name in names
 }
@@ -165,9 +167,9 @@ _SIGNALS = ("spans", "metric_points", "log_records")
 
 
 def groups(thresholds: Thresholds) -> Mapping[str, Sequence[Group]]:
-    """All rules, by the file that they stand in."""
+    """All rules, by the name of their file."""
     return {
-        **{f"objective_{one.name}": [_objective(one, thresholds)] for one in _objectives(thresholds)},
+        **{f"objective_{objective.name}": [_objective(objective, thresholds)] for objective in _objectives(thresholds)},
         "delivery": [_delivery(thresholds)],
         "telemetry": [_telemetry(thresholds)],
         "parity": [_parity(thresholds)],
@@ -179,7 +181,7 @@ def groups(thresholds: Thresholds) -> Mapping[str, Sequence[Group]]:
 
 @dataclass(frozen=True)
 class _Objective:
-    """`total` and `good` are rates over 5 minutes, each one number."""
+    """`total` and `good` are PromQL for rates over 5 minutes, without labels."""
 
     name: str
     budget: float
@@ -189,8 +191,8 @@ class _Objective:
     summary: str
 
 
-def _objective(one: _Objective, at: Thresholds) -> Group:
-    return Group(f"objective of {one.name}", "30s", [*_recordings(one), *_burn_alerts(one, at)])
+def _objective(objective: _Objective, at: Thresholds) -> Group:
+    return Group(f"objective of {objective.name}", "30s", [*_recordings(objective), *_burn_alerts(objective, at)])
 
 
 def _objectives(at: Thresholds) -> tuple[_Objective, ...]:
@@ -203,11 +205,11 @@ def _objectives(at: Thresholds) -> tuple[_Objective, ...]:
         _Objective(
             "requests",
             at.requests_budget,
-            # what is the sender's fault (4xx) is neither good nor bad
+            # the sender's errors (4xx) are neither good nor bad
             f'sum(rate({requests}_count{{{submissions}!~"4.."}}[5m]))',
             f'sum(rate({requests}_bucket{{{submissions}=~"2..", {line}}}[5m]))',
             "BronzeRequestsSlow",
-            f"Too many submissions take over {at.duration_s_max:g} s to be accepted, or are answered 5xx",
+            f"Too many submissions take over {at.duration_s_max:g} s to be accepted, or get a 5xx answer",
         ),
         _Objective(
             "uploads",
@@ -224,13 +226,13 @@ def _objectives(at: Thresholds) -> tuple[_Objective, ...]:
             f"""\
 sum(
   rate(bronze_delivery_duration_seconds_bucket{{{consumer}}}[5m])
-  # the bound that is the objective of this source, as the consumers tell it: their flush age + 2 s
+  # the bucket bound that is the objective of the source, as its consumers report it: flush age + {DURATION_S_MAX:g} s
   and on (bronze_source, le)
   count_values by (bronze_source) ("le",
     max by (bronze_source) (max_over_time(bronze_delivery_objective_seconds{{{consumer}}}[5m])))
 )""",
             "BronzeDeliveriesLate",
-            "Too many submissions reach the bucket later than the flush age + 2 s",
+            f"Too many submissions are stored later than the flush age + {DURATION_S_MAX:g} s after their 202",
         ),
         _Objective(
             "attempts",
@@ -238,41 +240,41 @@ sum(
             f"sum(rate(bronze_uploads_total{{{consumer}}}[5m]))",
             f"sum(rate(bronze_uploads_total{{{uploads}}}[5m]))",
             "BronzeUploadAttemptsFail",
-            "Too many attempts to upload fail",
+            "Too many upload attempts fail",
         ),
     )
 
 
-def _recordings(one: _Objective) -> Iterator[Recording]:
-    total, bad = f"bronze:{one.name}:rate5m", f"bronze:{one.name}_bad:rate5m"
-    yield Recording(total, one.total)
-    # nothing good was ever counted: all of it is bad
-    yield Recording(bad, f"clamp_min({total} - ({one.good} or {total} * 0), 0)")
+def _recordings(objective: _Objective) -> Iterator[Recording]:
+    total, bad = f"bronze:{objective.name}:rate5m", f"bronze:{objective.name}_bad:rate5m"
+    yield Recording(total, objective.total)
+    # before the first good event, the series of good events is absent: then every event is bad
+    yield Recording(bad, f"clamp_min({total} - ({objective.good} or {total} * 0), 0)")
     for window in WINDOWS:
-        # where nothing happened there is no ratio, and not NaN
-        of = (
+        # without events there is no ratio, rather than NaN
+        part, whole = (
             (bad, total) if window == "5m" else (f"sum_over_time({bad}[{window}])", f"sum_over_time({total}[{window}])")
         )
-        yield Recording(f"bronze:{one.name}_bad:ratio_rate{window}", f"{of[0]} / ({of[1]} > 0)")
+        yield Recording(f"bronze:{objective.name}_bad:ratio_rate{window}", f"{part} / ({whole} > 0)")
 
 
-def _burn_alerts(one: _Objective, at: Thresholds) -> Iterator[Alert]:
+def _burn_alerts(objective: _Objective, at: Thresholds) -> Iterator[Alert]:
     def burns(factor: float, long: str, short: str) -> str:
-        ratio, budget = f"bronze:{one.name}_bad:ratio_rate", f"{factor:g} * {one.budget:g}"
-        bad = f"avg_over_time(bronze:{one.name}_bad:rate5m[{long}]) * {_seconds(long)} >= {at.bad_min:g}"
+        ratio, budget = f"bronze:{objective.name}_bad:ratio_rate", f"{factor:g} * {objective.budget:g}"
+        bad = f"avg_over_time(bronze:{objective.name}_bad:rate5m[{long}]) * {_seconds(long)} >= {at.bad_min:g}"
         return f"({ratio}{long} > {budget} and {ratio}{short} > {budget} and {bad})"
 
     yield Alert(
-        one.alert,
+        objective.alert,
         "page",
         f"{burns(at.page_burn_1h, '1h', '5m')}\nor\n{burns(at.page_burn_6h, '6h', '30m')}",
-        f"{one.summary}: the month's error budget is gone in days",
+        f"{objective.summary}: at this rate the 30-day error budget is used up within days",
     )
     yield Alert(
-        one.alert,
+        objective.alert,
         "ticket",
         f"{burns(at.ticket_burn_1d, '1d', '2h')}\nor\n{burns(at.ticket_burn_3d, '3d', '6h')}",
-        f"{one.summary}: the month's error budget will not last",
+        f"{objective.summary}: at this rate the 30-day error budget does not last",
     )
 
 
@@ -299,11 +301,11 @@ def _delivery(at: Thresholds) -> Group:
         "delivery",
         "15s",
         [
-            # What was accepted in an hour, until settle_s ago ...
+            # Records accepted in the hour that ended settle_s ago ...
             Recording(records_accepted, f"sum by (bronze_source) (increase({accepted}[1h] offset {at.settle_s}s))"),
-            # ... was stored, set aside or recognized as a copy since that hour began; else it is still in the queue, or
-            # missing. Records of unknown outcome that were stored, and those accepted before the hour, only add to the
-            # right side: what this says is missing is missing.
+            # ... minus those stored, quarantined or recognized as duplicates since that hour began: the difference is
+            # missing, or still in the queue. Stored records of unknown outcome, and those accepted before the hour,
+            # only add to the subtracted side, so the result is never too high.
             Recording(
                 records_missing,
                 f"""\
@@ -317,23 +319,23 @@ clamp_min(
                 "page",
                 f"""\
 {records_missing} > {at.missing_share_max:g} * {records_accepted}
-# in flight is not missing
+# records in flight are not missing
 unless on (bronze_source) max by (bronze_source) ({oldest}) > {at.settle_s}""",
-                "{{ $value | humanize }} records of {{ $labels.bronze_source }} were accepted, and are neither stored,"
-                " set aside nor in the queue",
+                "{{ $value | humanize }} accepted records of {{ $labels.bronze_source }} are neither stored, "
+                "quarantined, duplicates nor in the queue",
             ),
             Alert(
                 "BronzeBacklogOverdue",
                 "page",
                 f"{overdue} > {at.overdue_s_max:g}",
-                "The oldest message of {{ $labels.bronze_source }}/{{ $labels.bronze_lane }} should have been in the"
-                " bucket {{ $value | humanizeDuration }} ago",
+                "The oldest message of lane {{ $labels.bronze_source }}/{{ $labels.bronze_lane }} should have been "
+                "stored {{ $value | humanizeDuration }} ago",
             ),
             Alert(
                 "BronzeBacklogLarge",
                 "ticket",
                 f"max by ({lane}) (bronze_queue_depth{{{consumer}}}) > {at.backlog_messages_max:.0f}",
-                "{{ $value | humanize }} messages of {{ $labels.bronze_source }}/{{ $labels.bronze_lane }} wait",
+                "{{ $value | humanize }} messages wait in lane {{ $labels.bronze_source }}/{{ $labels.bronze_lane }}",
             ),
             Alert(
                 "BronzeLaneStuck",
@@ -341,24 +343,25 @@ unless on (bronze_source) max by (bronze_source) ({oldest}) > {at.settle_s}""",
                 f"""\
 {position})
   == {position} offset {at.lane_still_s}s)
-# overdue: it has something to do
+# overdue: messages wait
 and {overdue} > 0""",
-                "{{ $labels.bronze_source }}/{{ $labels.bronze_lane }} stands still at message {{ $value }}",
+                "Lane {{ $labels.bronze_source }}/{{ $labels.bronze_lane }} has overdue messages and makes no "
+                "progress after message {{ $value }}",
             ),
-            # A halted lane stays so until its consumer starts anew, which is when this counter does.
+            # A lane stays halted until its consumer restarts, and so does this counter.
             Alert(
                 "BronzeLaneHalted",
                 "page",
                 f'sum by (bronze_source, bronze_step) (bronze_consumer_errors_total{{{consumer}, error_type="halted"}})'
                 " > 0",
-                "A lane of {{ $labels.bronze_source }} has stopped: queue, bucket and catalog contradict each other",
+                "A lane of {{ $labels.bronze_source }} is halted: queue, bucket and catalog contradict each other",
             ),
             Alert(
                 "BronzePoison",
                 "ticket",
                 f"sum by (bronze_source) (increase(bronze_consumer_errors_total"
                 f'{{{consumer}, error_type="poison"}}{recent})) > 0',
-                "Messages of {{ $labels.bronze_source }} could not be decoded and are set aside",
+                "Messages of {{ $labels.bronze_source }} could not be decoded and are in quarantine",
             ),
             Alert(
                 "BronzeRecordsQuarantined",
@@ -372,8 +375,8 @@ and {overdue} > 0""",
                 "ticket",
                 f"sum by (bronze_source, bronze_step, error_type) (increase(bronze_consumer_errors_total"
                 f'{{{consumer}, error_type!~"halted|poison"}}{recent})) > {at.consumer_errors_max:g}',
-                "{{ $labels.bronze_source }}: {{ $value | humanize }} errors ({{ $labels.error_type }}) at the step"
-                " {{ $labels.bronze_step }}",
+                "The consumer had {{ $value | humanize }} errors ({{ $labels.error_type }}) for "
+                "{{ $labels.bronze_source }} at step {{ $labels.bronze_step }}",
             ),
             Alert(
                 "BronzeUploadsFail",
@@ -383,7 +386,7 @@ sum by (bronze_source) (increase(bronze_uploads_total{{{consumer}, bronze_outcom
   > {at.failed_uploads_max:g}
 unless on (bronze_source)
   sum by (bronze_source) (increase(bronze_uploads_total{{{consumer}, bronze_outcome="success"}}{recent})) > 0""",
-                "Nothing of {{ $labels.bronze_source }} can be written to the bucket",
+                "Every upload of {{ $labels.bronze_source }} to the bucket fails",
             ),
             Alert(
                 "BronzeUploadsMissing",
@@ -393,7 +396,8 @@ sum by (bronze_source) (increase({accepted}[{at.upload_wait_s_max}s] offset {at.
 unless on (bronze_source)
   time() - max by (bronze_source) (bronze_upload_last_success_time_seconds{{{consumer}}})
     < 2 * {at.upload_wait_s_max}""",
-                "{{ $labels.bronze_source }} accepts, and has uploaded nothing since",
+                "Records of {{ $labels.bronze_source }} are accepted, but nothing was uploaded for"
+                f" {2 * at.upload_wait_s_max // 60} minutes",
             ),
         ],
     )
@@ -410,10 +414,10 @@ def _telemetry(at: Thresholds) -> Group:
     written = 'handler=~"/api/v1/(otlp/v1/metrics|write)"'
 
     def grew(selectors: Sequence[str], by: str) -> str:
-        """What is counted for the first time is a new series, which `increase` does not see."""
+        """Counters that grew. A first count creates a series, which `increase` does not see."""
         return "\nor\n".join(
-            f"sum by ({by}) (increase({one}[{recent}]) > 0 or ({one} unless {one} offset {recent})) > 0"
-            for one in selectors
+            f"sum by ({by}) (increase({selector}[{recent}]) > 0 or ({selector} unless {selector} offset {recent})) > 0"
+            for selector in selectors
         )
 
     sent = "\n    or ".join(
@@ -436,14 +440,14 @@ def _telemetry(at: Thresholds) -> Group:
 max by (job) (up{{{role}}}) == 0
 or absent(up{{job="scrape-api"}})
 or absent(up{{job="scrape-consumer"}})""",
-                "No process of {{ $labels.job }} answers",
+                "No process of {{ $labels.job }} answers Prometheus",
             ),
             Alert(
                 "BronzeTargetDown",
                 "ticket",
-                # publishers come and go; the collector serves metrics itself only in its layer prometheus-scrape
+                # publishers run only for a while; the collector serves metrics only with its layer prometheus-scrape
                 'up{job!~"scrape-publisher|collector-exporter"} == 0',
-                "{{ $labels.job }} {{ $labels.instance }} does not answer",
+                "{{ $labels.job }} {{ $labels.instance }} does not answer Prometheus",
             ),
             Alert(
                 "BronzeTelemetryMissing",
@@ -451,7 +455,7 @@ or absent(up{{job="scrape-consumer"}})""",
                 f"""\
 label_replace(target_info{{{role}}}, "instance", "$1", "service_instance_id", "(.+)")
 unless on (instance) bronze_records_total{{{otlp}}}""",
-                "{{ $labels.instance }} runs, and nothing of it arrives by OTLP: alerts and panels are blind",
+                "{{ $labels.instance }} runs, but its metrics do not arrive by OTLP: alerts and panels miss it",
             ),
             Alert(
                 "BronzeSdkDrops",
@@ -466,7 +470,7 @@ unless on (instance) bronze_records_total{{{otlp}}}""",
 count by (job, metric) (
   label_replace({{{otlp}, otel_metric_overflow="true"}}, "metric", "$1", "__name__", "(.+)")
 ) > 0""",
-                "{{ $labels.metric }} of {{ $labels.job }} has more combinations of attributes than the SDK keeps",
+                "{{ $labels.metric }} of {{ $labels.job }} has more attribute combinations than the SDK keeps",
             ),
             Alert(
                 "BronzeCollectorRefuses",
@@ -503,7 +507,7 @@ sum by (instance, exporter) (otelcol_exporter_queue_size{{{collector}}}) > 0
 unless on (instance, exporter) (
        {sent}
 ) > 0""",
-                "The collector delivers nothing to {{ $labels.exporter }}; what it has is kept in its queue",
+                "The collector sends nothing to {{ $labels.exporter }}; its queue keeps the telemetry",
             ),
             Alert(
                 "BronzePrometheusRejects",
@@ -526,7 +530,7 @@ unless on (instance, exporter) (
 sum by (instance) (increase(prometheus_tsdb_exemplar_out_of_order_exemplars_total{{{prometheus}}}[{recent}]))
   + sum by (instance) (increase(prometheus_api_otlp_out_of_order_exemplars_total{{{prometheus}}}[{recent}]))
   > {at.exemplars_refused_max:g}""",
-                "Prometheus refuses exemplars: panels lead to fewer traces",
+                "Prometheus refuses exemplars: panels link to fewer traces",
             ),
             Alert(
                 "BronzeRulesFail",
@@ -539,14 +543,14 @@ sum by (instance) (increase(prometheus_tsdb_exemplar_out_of_order_exemplars_tota
     )
 
 
-# --- parity: what each process says of itself, and what came through the collector
+# --- parity: metrics scraped from each process, compared with those received through the collector
 
 
 def _parity(at: Thresholds) -> Group:
-    """Counters only grow and the ways differ by lag alone, so neither may be ahead of what the other says a lag later.
+    """Counters only grow and the two paths differ only by lag, so neither may exceed the other's value one lag later.
 
-    That is exact under any load. Processes are compared one by one: those that have ended, or that one of the ways does
-    not know (BronzeTelemetryMissing), are left out.
+    This is exact under any load. Each process is compared with itself. Processes that have ended, or that only one path
+    has (BronzeTelemetryMissing), are left out.
     """
 
     def recordings() -> Iterator[Recording]:
@@ -559,7 +563,7 @@ def _parity(at: Thresholds) -> Group:
                     f"""\
 sum by (instance) (label_replace(
   {name}{{job="scrape-{role}"}}
-    # of two processes that were seen at one address lately, the later
+    # of two processes seen at one address, the later
     * on (job, instance) group_left (service_instance_id)
       topk by (job, instance) (1, timestamp(target_info{{job="scrape-{role}"}})) ^ 0,
   "instance", "$1", "service_instance_id", "(.+)"))""",
@@ -588,9 +592,9 @@ clamp_min(instance:counter:scraped {lag} - instance:counter:otlp, 0)
     )
 
 
-# --- what an expression reads
+# --- the metrics that an expression reads
 
-_NOT_READ = re.compile(
+_NO_METRIC = re.compile(
     r"""
     "[^"]*" | \#.*                                                      # strings, comments
     | \b(?:by|without|on|ignoring|group_left|group_right)\s*\([^)]*\)   # labels
@@ -598,13 +602,13 @@ _NOT_READ = re.compile(
     """,
     re.VERBOSE,
 )
-_WORDS = frozenset({"and", "or", "unless"})
+_OPERATORS = frozenset({"and", "or", "unless"})
 
 
 def names(expr: str) -> frozenset[str]:
     """The series that a PromQL expression reads."""
-    bare = re.sub(r"\{[^}]*\}", "{}", _NOT_READ.sub(" ", expr))
-    return frozenset(re.findall(r"(?<![\w:.])[a-zA-Z_:][\w:]*(?![\w:]|\s*\()", bare)) - _WORDS
+    bare = re.sub(r"\{[^}]*\}", "{}", _NO_METRIC.sub(" ", expr))
+    return frozenset(re.findall(r"(?<![\w:.])[a-zA-Z_:][\w:]*(?![\w:]|\s*\()", bare)) - _OPERATORS
 
 
 def readers(metric: str) -> list[str]:
@@ -625,7 +629,7 @@ def readers(metric: str) -> list[str]:
 def files(thresholds: Thresholds) -> Mapping[str, str]:
     """The rule files by their names."""
     return {
-        f"{name}.yaml": f"# Generated by `{WRITE}`; what decides is in prometheus/rules.py.\n"
+        f"{name}.yaml": f"# Generated by `{WRITE}` from prometheus/rules.py.\n"
         + yaml.dump(
             {"groups": [_group(group, thresholds) for group in of_file]}, Dumper=_Dumper, sort_keys=False, width=1000
         )
@@ -640,14 +644,14 @@ def write(folder: Path, thresholds: Thresholds) -> None:
 
 
 def out_of_sync() -> list[str]:
-    """The rule files that are not as this module would write them, and those that it would not write."""
+    """The names of rule files that differ from what this module writes, and of files that it does not write."""
     return differing(files(Thresholds()), FOLDER.glob("*.yaml"))
 
 
 def differing(wanted: Mapping[str, str], written: Iterable[Path]) -> list[str]:
-    """The names of generated files, given their texts by name, that were not written so, and of others beside them."""
-    there = {path.name: path.read_text(encoding="utf-8") for path in written}
-    return sorted(name for name in wanted.keys() | there.keys() if wanted.get(name) != there.get(name))
+    """The names of generated files that are missing, or differ from their wanted texts, or are not wanted."""
+    existing = {path.name: path.read_text(encoding="utf-8") for path in written}
+    return sorted(name for name in wanted.keys() | existing.keys() if wanted.get(name) != existing.get(name))
 
 
 def _group(group: Group, at: Thresholds) -> dict[str, Any]:
@@ -667,7 +671,7 @@ def _rule(rule: Recording | Alert, at: Thresholds) -> dict[str, Any]:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Expressions of several lines stay readable."""
+    """Writes expressions of several lines as block scalars."""
 
     def represent_str(self, data: str) -> yaml.ScalarNode:
         return self.represent_scalar("tag:yaml.org,2002:str", data, style="|" if "\n" in data else None)
@@ -677,8 +681,8 @@ _Dumper.add_representer(str, _Dumper.represent_str)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Write the rule files of Prometheus.")
-    parser.add_argument("--check", action="store_true", help="write nothing; fail where a file is not in sync")
+    parser = argparse.ArgumentParser(description="Write the Prometheus rule files.")
+    parser.add_argument("--check", action="store_true", help="write nothing; fail if a file is out of sync")
     if not parser.parse_args().check:
         write(FOLDER, Thresholds())
     elif different := out_of_sync():

@@ -4,7 +4,7 @@ Settings that have a standard variable are not here: `OTEL_*` for telemetry (exp
 `OTEL_EXPORTER_PROMETHEUS_HOST` and `_PORT` for `/metrics` of consumer and publisher), and `AWS_*` for the bucket's
 endpoint, region and credentials (which boto3 reads).
 
-Imports: errors.
+Imports: errors, objectives.
 Libraries: pydantic, pydantic_settings.
 """
 
@@ -16,6 +16,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, field_v
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from bronze.errors import Misconfigured
+from bronze.objectives import delivery_s_max
 
 MIB = 2**20
 #: The placeholder of the trace id in `trace_url`.
@@ -127,7 +128,7 @@ class Settings(BaseSettings):
     @property
     def delivery_objective_s(self) -> float:
         """Time from its 202 within which a submission should be in the bucket, in seconds."""
-        return round(self.flush_age_s + 2, 3)
+        return delivery_s_max(self.flush_age_s)
 
     @model_validator(mode="after")
     def _grace_covers_late_publishes(self) -> Self:

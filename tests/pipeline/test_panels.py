@@ -206,7 +206,7 @@ def settled(asked: Iterable[T], is_well: Callable[[T], bool]) -> None:
 
 def is_line(query: Query) -> bool:
     """What a panel judges by is no data."""
-    return query.legend.startswith("line")
+    return query.legend.startswith("limit")
 
 
 def begins_late(selector: str) -> str | None:

@@ -17,7 +17,7 @@ from local import programs, servers
 from local.builds import Built
 from local.programs import LOOPBACK, Process
 from prometheus import rules
-from prometheus.rules import FOREIGN, Thresholds
+from prometheus.rules import EXTERNAL_METRICS, Thresholds
 from tests.pipeline.emitter import Emitter
 from tests.pipeline.rig import as_in_a_role
 from tests.system.blackbox import until
@@ -190,7 +190,7 @@ def check_foreign(backend: Backend) -> None:
     unseen = [f"otelcol_exporter_enqueue_failed_{items}" for items in ("spans", "metric_points", "log_records")]
     unseen += ["otelcol_exporter_sent_spans", "otelcol_exporter_sent_log_records"]
     unseen += ["otelcol_exporter_send_failed_metric_points"]
-    for name, (_, labels) in FOREIGN.items():
+    for name, (_, labels) in EXTERNAL_METRICS.items():
         if name not in unseen:
             found = until(name, lambda name=name: backend.ask(f'{{__name__="{name}"}}'))  # type: ignore[misc]
             assert labels <= {label for one in found for label in one["metric"]}, name

@@ -30,7 +30,7 @@ QUICK = replace(Thresholds(), bad_min=2, page_hold_s=1)
 DELAY_S = 3
 #: What judges uploads, or what waits for them: tiles by their colour, graphs by their line.
 RED = {"Mean upload duration", "p95 upload", "p95 delivery", "Alerts firing"}
-ABOVE = {"Upload duration by source, p95", "Delivery", "Processing time"}
+ABOVE = {"Upload duration by source, p95", "Delivery duration", "Processing time"}
 ALERTS = {"BronzeUploadsSlow", "BronzeDeliveriesLate"}
 
 
@@ -136,14 +136,14 @@ def colours(grafana: Grafana, tile: Mapping[str, Any]) -> set[str]:
 def above_line(grafana: Grafana) -> set[str]:
     """The titles of the graphs whose last 95th percentile is above their line."""
     found = set()
-    for graph in {query.panel for query in QUERIES if query.legend.startswith("line: ")}:
+    for graph in {query.panel for query in QUERIES if query.legend.startswith("limit: ")}:
         last = {
             query.legend: max((one.values[-1] for one in grafana.ask(query)), default=0)
             for query in QUERIES
             if query.panel == graph
         }
-        (line,) = (value for legend, value in last.items() if legend.startswith("line: "))
-        if max(value for legend, value in last.items() if "line" not in legend) > line:
+        (limit,) = (value for legend, value in last.items() if legend.startswith("limit: "))
+        if max(value for legend, value in last.items() if "limit" not in legend) > limit:
             found.add(graph)
     return found
 

@@ -13,7 +13,7 @@ import yaml
 from bronze.telemetry.schema import registry
 from grafana import __main__ as command
 from grafana import boards
-from grafana.promql import FOREIGN, RANGE, STEP
+from grafana.promql import EXTERNAL_METRICS, RANGE, STEP
 from prometheus import rules
 from prometheus.rules import RUNBOOK_URL, Alert, Recording, Thresholds
 from tests import panels
@@ -169,14 +169,16 @@ def test_a_query_reads_what_somebody_emits(query: Query) -> None:
     """Each name is of the schema, a recording of ours, or declared as foreign; each label is one that it has."""
     expr = query.asked(VALUES)
     for name in rules.names(expr):
-        assert name in series() or name in RECORDINGS or name in FOREIGN, name
+        assert name in series() or name in RECORDINGS or name in EXTERNAL_METRICS, name
     for name, matchers in selectors(expr):
-        if name in series() or name in FOREIGN:
+        if name in series() or name in EXTERNAL_METRICS:
             assert {key for key, _, _ in matchers} <= _labels(name)
 
 
 def test_what_is_declared_as_foreign_is_read() -> None:
-    assert FOREIGN.keys() - rules.FOREIGN.keys() <= set().union(*(rules.names(q.asked(VALUES)) for q in PROMQL))
+    assert EXTERNAL_METRICS.keys() - rules.EXTERNAL_METRICS.keys() <= set().union(
+        *(rules.names(q.asked(VALUES)) for q in PROMQL)
+    )
 
 
 @each_promql
@@ -276,7 +278,7 @@ def test_the_page_tells_of_each_row() -> None:
 
 
 def _labels(name: str) -> frozenset[str]:
-    return FOREIGN[name][1] if name in FOREIGN else labels_of(name)
+    return EXTERNAL_METRICS[name][1] if name in EXTERNAL_METRICS else labels_of(name)
 
 
 def _found(tree: object, key: str) -> list[str]:

@@ -11,6 +11,7 @@ import pytest
 
 from bronze.api import prometheus
 from bronze.api.prometheus import ASK_S_MAX, Prometheus, PrometheusUnavailable, slowest
+from bronze.objectives import DURATION_S_MAX
 from bronze.telemetry.schema import registry
 from grafana import promql
 from local.machine import limit_s
@@ -53,7 +54,7 @@ def test_counts_are_those_of_the_dashboards() -> None:
     assert prometheus.QUERIES["uploads"] == for_one_hour(promql.counted(uploads))
     durations = 'bronze_upload_duration_seconds{job="bronze/consumer", bronze_outcome="success"}'
     assert prometheus.QUERIES["upload_p95_s"] == for_one_hour(promql.quantile_counted(0.95, durations))
-    assert prometheus.UPLOAD_S_MAX == promql.LINE_S
+    assert Thresholds().duration_s_max == DURATION_S_MAX
 
 
 def test_each_write_is_shown_once_and_the_slowest_first() -> None:

@@ -11,7 +11,7 @@ import yaml
 from bronze.telemetry.schema import registry
 from bronze.telemetry.signals import attribute
 from prometheus import rules
-from prometheus.rules import FOLDER, FOREIGN, Alert, Recording, Thresholds
+from prometheus.rules import EXTERNAL_METRICS, FOLDER, Alert, Recording, Thresholds
 from tests import promql
 from tests.promql import label, selectors, series
 
@@ -27,7 +27,7 @@ each_rule = pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
 
 
 def labels_of(name: str) -> frozenset[str]:
-    return FOREIGN[name][1] if name in FOREIGN else promql.labels_of(name)
+    return EXTERNAL_METRICS[name][1] if name in EXTERNAL_METRICS else promql.labels_of(name)
 
 
 def test_the_rule_files_are_in_sync() -> None:
@@ -55,7 +55,7 @@ def test_check_names_a_file_that_is_not_in_sync_and_one_that_is_too_many(
 def test_a_rule_reads_what_somebody_emits(rule: Alert | Recording) -> None:
     """Each name is of the schema, a recording of ours, or declared as foreign; each label is one that it has."""
     for name in rules.names(rule.expr):
-        assert name in series() or name in RECORDINGS or name in FOREIGN, name
+        assert name in series() or name in RECORDINGS or name in EXTERNAL_METRICS, name
     for name, matchers in selectors(rule.expr):
         if name and not name.startswith(("bronze:", "instance:")):
             assert {key for key, _, _ in matchers} <= labels_of(name)
@@ -109,7 +109,9 @@ def test_lane_gauges_are_read_by_max() -> None:
 
 
 def test_what_is_declared_as_foreign_is_read() -> None:
-    assert set(FOREIGN) == set().union(*(rules.names(rule.expr) for rule in RULES)) - RECORDINGS - set(series())
+    assert set(EXTERNAL_METRICS) == set().union(*(rules.names(rule.expr) for rule in RULES)) - RECORDINGS - set(
+        series()
+    )
 
 
 def test_every_counter_is_compared_on_both_ways_for_each_role_that_emits_it() -> None:
@@ -182,7 +184,9 @@ def test_the_queries_of_the_runbook_read_what_is_emitted() -> None:
     assert promql.runbook()
     for query in promql.runbook():
         for name in rules.names(query):
-            assert name in series() or name in RECORDINGS or name in FOREIGN or name == "ALERTS_FOR_STATE", name
+            assert name in series() or name in RECORDINGS or name in EXTERNAL_METRICS or name == "ALERTS_FOR_STATE", (
+                name
+            )
         for name, matchers in selectors(query):
-            if name in series() or name in FOREIGN:
+            if name in series() or name in EXTERNAL_METRICS:
                 assert {key for key, _, _ in matchers} <= labels_of(name), query

@@ -16,9 +16,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from bronze import __version__
-from bronze.api.prometheus import UPLOAD_S_MAX, BronzeWrite, Glance, Prometheus, PrometheusUnavailable
+from bronze.api.prometheus import BronzeWrite, Glance, Prometheus, PrometheusUnavailable
 from bronze.errors import Refused, Unavailable
 from bronze.lineage.lookup import By, Lineage, LineageObject, LineageSubmission
+from bronze.objectives import DURATION_S_MAX
 from bronze.objects.preview import NoPreview, Preview, first_rows
 from bronze.objects.reader import read_in_thread
 from bronze.servers.bucket import Bucket
@@ -107,7 +108,7 @@ class Page:
         environment.globals |= {
             "seconds_between": seconds_between,
             "css": css,
-            "objective_s": UPLOAD_S_MAX,
+            "objective_s": DURATION_S_MAX,
             "q_chars_max": Q_CHARS_MAX,
             "trace_url": trace_url and (lambda trace_id: trace_url.replace(TRACE_ID, trace_id)),
             "version": __version__,
@@ -251,7 +252,7 @@ def tiles(glance: Glance) -> list[Tile]:
     return [
         _count_tile("Successful uploads", glance.uploads, "objects written"),
         _zero_tile("Failed uploads", glance.failures, "attempts; each is retried"),
-        _objective_tile("p95 upload", glance.upload_p95_s, UPLOAD_S_MAX),
+        _objective_tile("p95 upload", glance.upload_p95_s, DURATION_S_MAX),
         _objective_tile("p95 delivery", glance.delivery_p95_s, glance.delivery_objective_s),
         _count_tile("Records in flight", glance.in_flight, balance),
         _zero_tile("Records missing", glance.missing, "accepted, and not found 10 minutes later"),

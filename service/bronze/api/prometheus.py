@@ -14,44 +14,30 @@ from typing import Any
 
 import httpx
 
+from bronze.telemetry.promql import counted, histogram_series, quantile_counted
+
 WINDOW_S = 3600
 #: The time limit of all queries together, in seconds.
 ASK_S_MAX = 2.0
 #: The time for which an answer is used again, so that the load of Prometheus does not grow with the number of users.
 FRESH_S = 2.0
 SLOWEST_MAX = 10
-#: The objective of uploads, in seconds; prometheus/rules.py has it for the alerts.
-UPLOAD_S_MAX = 2.0
 
 _RANGE = "1h"
 _API, _CONSUMER = 'job="bronze/api"', 'job="bronze/consumer"'
-_UPLOADS = f'bronze_upload_duration_seconds_bucket{{{_CONSUMER}, bronze_outcome="success"}}'
-
-
-def _counted(series: str, by: str = "") -> str:
-    """The exact count in the last hour; grafana/promql.py says why `increase` alone is not enough."""
-    return f"""\
-sum{by} (
-  (increase({series}[{_RANGE}]) and resets({series}[{_RANGE}]) > 0)
-  or (max_over_time({series}[{_RANGE}]) - {series} offset {_RANGE})
-  or max_over_time({series}[{_RANGE}])
-)"""
-
-
-def _p95(buckets: str) -> str:
-    return f"histogram_quantile(0.95, {_counted(buckets, ' by (le)')}) >= 0"
+_UPLOADS = f'bronze_upload_duration_seconds{{{_CONSUMER}, bronze_outcome="success"}}'
 
 
 def _records(job: str, outcome: str) -> str:
-    return _counted(f'bronze_records_total{{{job}, bronze_outcome="{outcome}"}}')
+    return counted(f'bronze_records_total{{{job}, bronze_outcome="{outcome}"}}', _RANGE)
 
 
 #: The queries, by the field of `Glance` that they fill.
 QUERIES: Mapping[str, str] = {
-    "uploads": _counted(f'bronze_uploads_total{{{_CONSUMER}, bronze_outcome="success"}}'),
-    "failures": _counted(f'bronze_uploads_total{{{_CONSUMER}, bronze_outcome="failure"}}'),
-    "upload_p95_s": _p95(_UPLOADS),
-    "delivery_p95_s": _p95(f"bronze_delivery_duration_seconds_bucket{{{_CONSUMER}}}"),
+    "uploads": counted(f'bronze_uploads_total{{{_CONSUMER}, bronze_outcome="success"}}', _RANGE),
+    "failures": counted(f'bronze_uploads_total{{{_CONSUMER}, bronze_outcome="failure"}}', _RANGE),
+    "upload_p95_s": quantile_counted(0.95, _UPLOADS, _RANGE),
+    "delivery_p95_s": quantile_counted(0.95, f"bronze_delivery_duration_seconds{{{_CONSUMER}}}", _RANGE),
     "delivery_objective_s": f"max(bronze_delivery_objective_seconds{{{_CONSUMER}}})",
     "accepted": _records(_API, "accepted"),
     "stored": _records(_CONSUMER, "stored"),
@@ -62,7 +48,7 @@ QUERIES: Mapping[str, str] = {
     "queue_depth": f"sum(max by (bronze_source, bronze_lane) (bronze_queue_depth{{{_CONSUMER}}}))",
     "queue_oldest_age_s": f"max(bronze_queue_oldest_age_seconds{{{_CONSUMER}}})",
 }
-EXEMPLARS = _UPLOADS
+EXEMPLARS = histogram_series(_UPLOADS, "bucket")
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ instruments  the metrics' instruments
 context      passes a trace on in queue messages and object metadata
 sdk          sets up the SDK with its exporters
 logs, scrape the log output, and the server of `/metrics`
+promql       queries that the page and the dashboards share
 losses       counts telemetry that was not exported
 
 Imports: errors, settings.

@@ -1,4 +1,4 @@
-"""How a dashboard of ours looks: defaults of each kind of panel, what colours mean, where a panel stands and leads."""
+"""Components of the dashboards: queries, panels with their defaults, colours, thresholds, rows and variables."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -35,65 +35,67 @@ from grafana_foundation_sdk.models.heatmap import HeatmapColorMode
 from grafana_foundation_sdk.models.prometheus import PromQueryFormat
 from grafana_foundation_sdk.models.tempo import SearchTableType
 
-from grafana.promql import LINE_S, OBJECTIVE_S, RANGE, STEP, part, quantile, rate
+from bronze.objectives import DURATION_S_MAX
+from bronze.telemetry.promql import histogram_series
+from grafana.promql import OBJECTIVE_S, RANGE, STEP, quantile, rate
 from prometheus.rules import RUNBOOK_URL
 
 TAG = "bronze"
 
-#: The datasources that are provisioned; a dashboard lets one choose others.
+#: The provisioned datasources; a dashboard has a variable to choose others.
 PROMETHEUS = model.DataSourceRef(type_val="prometheus", uid="${prometheus}")
 TEMPO = model.DataSourceRef(type_val="tempo", uid="${tempo}")
 
-#: Units. EXACT shows every digit; what Grafana calls writes are our uploads.
+#: Units. EXACT shows every digit. Grafana has no unit for uploads: they use its writes per second.
 SECONDS, BYTES, BYTES_PER_S = units.Seconds, units.BytesIEC, units.BytesPerSecondIEC
 COUNT, EXACT, SHARE, TIMES = units.Short, units.LocaleFormat, units.PercentUnit, "suffix:x"
 REQUESTS_PER_S, RECORDS_PER_S, MESSAGES_PER_S, WRITES_PER_S, COUNTS_PER_S = "reqps", "recps", "mps", "wps", "cps"
 
-#: What colours say, in light and in dark. Blue judges nothing.
+#: Colours that are readable in the light and the dark theme. Blue (neutral) is for values without a limit.
 GOOD, FAIR, BAD, NEUTRAL = "green", "yellow", "red", "blue"
 
 Target: TypeAlias = prometheus.Dataquery | tempo.TempoQuery
 Panel: TypeAlias = timeseries.Panel | stat.Panel | table.Panel | heatmap.Panel | text.Panel | build.Panel
-_Said = TypeVar("_Said", stat.Panel, table.Panel)
+_ValuePanel = TypeVar("_ValuePanel", stat.Panel, table.Panel)
 _Kind = TypeVar("_Kind", timeseries.Panel, stat.Panel, table.Panel, heatmap.Panel, build.Panel)
 
-#: What each of our processes that stay counts, from its first export on.
+#: Every API and consumer process has this counter from its first export on.
 _PROCESSES = 'bronze_records_total{job=~"bronze/(api|consumer)"}'
 
 
 @dataclass(frozen=True)
-class Says:
-    """What a panel is for: `means` says what it shows and what to do, `nothing` what it is when there is no data.
+class PanelInfo:
+    """The texts of a panel: `meaning` explains what it shows and what to do, `no_data` replaces an empty result.
 
-    `alerts` are those that watch the same; their entries in the runbook are linked.
+    `alerts` are the alerts on the same data; the description links to their sections in the runbook.
     """
 
     title: str
-    means: str
-    nothing: str
+    meaning: str
+    no_data: str
     alerts: Sequence[str] = ()
 
     @property
     def description(self) -> str:
-        links = ", ".join(f"[{name}]({RUNBOOK_URL}#{name.lower()})" for name in self.alerts)
-        return f"{self.means}\n\nAlerts: {links}" if links else self.means
+        sections = ", ".join(f"[{name}]({RUNBOOK_URL}#{name.lower()})" for name in self.alerts)
+        return f"{self.meaning}\n\nAlerts: {sections}" if sections else self.meaning
 
 
 # --- queries
 
 
 def query(expr: str, legend: str = "", *, exemplars: bool = False) -> prometheus.Dataquery:
-    """A graph's. With exemplars it must be of a histogram, and each point of them leads to a trace."""
+    """The query of a graph. `exemplars` is for histograms only: each exemplar links to its trace."""
     return prometheus.Dataquery().expr(expr).legend_format(legend).exemplar(exemplars).range()
 
 
-def number(expr: str, legend: str = "") -> prometheus.Dataquery:
-    """One value for the range."""
+def single_value(expr: str, legend: str = "") -> prometheus.Dataquery:
+    """The query of a tile: one value for the whole time range."""
     return prometheus.Dataquery().expr(expr).legend_format(legend).instant()
 
 
 def rows(expr: str) -> prometheus.Dataquery:
-    """A table's: a row for each series, its labels are columns."""
+    """The query of a table: one row per series, one column per label."""
     return prometheus.Dataquery().expr(expr).instant().format(PromQueryFormat.TABLE)
 
 
@@ -101,74 +103,78 @@ def spans(traceql: str) -> tempo.TempoQuery:
     return tempo.TempoQuery().query_type("traceql").query(traceql).limit(200).spss(20).table_type(SearchTableType.SPANS)
 
 
-def line(expr: str = f"vector({LINE_S:g})", name: str = f"line: {LINE_S:g} s") -> prometheus.Dataquery:
-    """What a graph is judged by, as a series of its own; `graph` draws it dashed."""
+def limit_line(
+    expr: str = f"vector({DURATION_S_MAX:g})", name: str = f"limit: {DURATION_S_MAX:g} s"
+) -> prometheus.Dataquery:
+    """The limit of a graph, as a series; `graph` draws it dashed and red."""
     return query(expr, name)
 
 
-def objective() -> prometheus.Dataquery:
-    """What deliveries are judged by."""
-    return line(OBJECTIVE_S, f"line: flush age + {LINE_S:g} s")
+def delivery_limit_line() -> prometheus.Dataquery:
+    """The limit of deliveries."""
+    return limit_line(OBJECTIVE_S, f"limit: flush age + {DURATION_S_MAX:g} s")
 
 
 def percentiles(
-    histogram: str, which: Sequence[float] = (0.5, 0.95, 0.99), *, exemplars: bool = False
+    histogram: str, quantiles: Sequence[float] = (0.5, 0.95, 0.99), *, exemplars: bool = False
 ) -> list[prometheus.Dataquery]:
-    """The highest brings the exemplars: they are those of the histogram, whatever is asked of it."""
-    return [query(quantile(q, histogram), f"p{q * 100:g}", exemplars=exemplars and q == which[-1]) for q in which]
+    """One query per percentile. Every percentile has the same exemplars, so only the highest asks for them."""
+    return [
+        query(quantile(q, histogram), f"p{q * 100:g}", exemplars=exemplars and q == quantiles[-1]) for q in quantiles
+    ]
 
 
 # --- kinds of panels
 
 
-def graph(says: Says, unit: str, *targets: Target, width: int = 8, height: int = 9) -> timeseries.Panel:
+def graph(info: PanelInfo, unit: str, *targets: Target, width: int = 8, height: int = 9) -> timeseries.Panel:
     panel = timeseries.Panel().unit(unit).min(0).line_width(1).fill_opacity(8).gradient_mode(GraphGradientMode.OPACITY)
     panel = panel.line_interpolation(LineInterpolation.LINEAR).show_points(VisibilityMode.NEVER)
     panel = panel.tooltip(common.VizTooltipOptions().mode(TooltipDisplayMode.MULTI).sort(SortOrder.DESCENDING))
     panel = panel.legend(_legend(LegendDisplayMode.LIST))
     panel = panel.override_by_regexp(
-        "/^line:/",
+        "/^limit:/",
         [
-            _fixed(BAD),
-            _set("custom.lineStyle", {"fill": "dash", "dash": [8, 6]}),
-            _set("custom.fillOpacity", 0),
-            _set("custom.stacking", {"mode": "none"}),
+            _fixed_colour(BAD),
+            _override("custom.lineStyle", {"fill": "dash", "dash": [8, 6]}),
+            _override("custom.fillOpacity", 0),
+            _override("custom.stacking", {"mode": "none"}),
         ],
     )
-    return _placed(panel, says, targets, width, height)
+    return _finished(panel, info, targets, width, height)
 
 
 def percentile_graph(panel: timeseries.Panel) -> timeseries.Panel:
-    """Percentiles, with the last and the largest value of each."""
+    """Adds the last and the largest value of each percentile to the legend, and fixed colours."""
     panel = panel.legend(_legend(LegendDisplayMode.TABLE).calcs(["lastNotNull", "max"]))
     return colours(panel, {"^p50": "light-blue", "^p95": "blue", "^p99": "purple"})
 
 
-def rare(panel: timeseries.Panel) -> timeseries.Panel:
-    """Of what should be 0: the axis does not invent hundreds where there is nothing."""
+def expected_zero(panel: timeseries.Panel) -> timeseries.Panel:
+    """For values that should be 0: if all values are 0, the axis ends at 1 and not at Grafana's default of 100."""
     return panel.axis_soft_max(1)
 
 
 def stacked(panel: timeseries.Panel) -> timeseries.Panel:
-    """What adds up: as areas on each other."""
+    """Series whose sum matters, as stacked areas."""
     return panel.stacking(common.StackingConfig().mode(StackingMode.NORMAL)).fill_opacity(40)
 
 
-def tile(says: Says, unit: str, *targets: Target, width: int = 6, height: int = 3) -> stat.Panel:
-    """A number to be read from afar."""
+def tile(info: PanelInfo, unit: str, *targets: Target, width: int = 6, height: int = 3) -> stat.Panel:
+    """One large number."""
     panel = stat.Panel().unit(unit).graph_mode(BigValueGraphMode.NONE).color_mode(BigValueColorMode.VALUE)
     panel = panel.reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]).values(False))
     panel = panel.orientation(VizOrientation.VERTICAL).text_mode(BigValueTextMode.AUTO).thresholds(steps(NEUTRAL))
-    return _placed(panel, says, targets, width, height)
+    return _finished(panel, info, targets, width, height)
 
 
-def listing(says: Says, *targets: Target, width: int = 24, height: int = 9) -> table.Panel:
+def listing(info: PanelInfo, *targets: Target, width: int = 24, height: int = 9) -> table.Panel:
     panel = table.Panel().cell_height(TableCellHeight.SM).min_width(60).unit(COUNT)
-    return _placed(panel, says, targets, width, height)
+    return _finished(panel, info, targets, width, height)
 
 
-def distribution(says: Says, uploads: str, width: int) -> heatmap.Panel:
-    """How many uploads of which duration, over time, with a mark for each exemplar; the bound at the line is named."""
+def distribution(info: PanelInfo, uploads: str, width: int) -> heatmap.Panel:
+    """A heatmap of upload durations with a mark per exemplar; the bucket bound at the limit is labelled."""
     panel = heatmap.Panel().calculate(False).cell_gap(1).show_value(VisibilityMode.NEVER)
     panel = panel.color(heatmap.HeatmapColorOptions().mode(HeatmapColorMode.SCHEME).scheme("Blues").steps(64))
     panel = panel.y_axis(heatmap.YAxisConfig().unit(SECONDS)).cell_values(heatmap.CellValues().unit(WRITES_PER_S))
@@ -184,43 +190,43 @@ def distribution(says: Says, uploads: str, width: int) -> heatmap.Panel:
     )
     panel = panel.with_transformation(
         model.DataTransformerConfig(
-            "renameByRegex", options={"regex": f"^{LINE_S:g}$", "renamePattern": f"{LINE_S:g} s line"}
+            "renameByRegex", options={"regex": f"^{DURATION_S_MAX:g}$", "renamePattern": f"{DURATION_S_MAX:g} s limit"}
         )
     )
-    # it has no words for no data: where there is none in the whole range, it shows the line alone
-    there = f"count_over_time({part(uploads, 'bucket')}[{RANGE}] @ end())"
-    bound = f'label_replace(vector(0), "le", "{LINE_S:g}", "", "") unless on () sum({there})'
-    buckets = f"{rate(part(uploads, 'bucket'), 'le')} or on () ({bound})"
+    # a heatmap has no text for an empty result: without data in the whole range, it shows the limit alone
+    samples = f"count_over_time({histogram_series(uploads, 'bucket')}[{RANGE}] @ end())"
+    bound = f'label_replace(vector(0), "le", "{DURATION_S_MAX:g}", "", "") unless on () sum({samples})'
+    buckets = f"{rate(histogram_series(uploads, 'bucket'), 'le')} or on () ({bound})"
     target = query(buckets, "{{le}}", exemplars=True).format(PromQueryFormat.HEATMAP)
-    return _placed(panel.unit(SECONDS), says, [target], width, height=10)
+    return _finished(panel.unit(SECONDS), info, [target], width, height=10)
 
 
 def note(title: str, markdown: str, width: int = 24, height: int = 4) -> text.Panel:
     return text.Panel().title(title).content(markdown).span(width).height(height)
 
 
-def plugin(kind: str, says: Says, target: Target, width: int = 24, height: int = 12) -> build.Panel:
-    """A panel that the SDK has no words for, nor itself for what there is without data: it stands in a closed row."""
-    return _placed(build.Panel().type(kind).options({}), says, [target], width, height)
+def plugin(kind: str, info: PanelInfo, target: Target, width: int = 24, height: int = 12) -> build.Panel:
+    """A panel kind that the SDK has no builder for. It shows no text for an empty result, so use it in a closed row."""
+    return _finished(build.Panel().type(kind).options({}), info, [target], width, height)
 
 
 def _legend(mode: LegendDisplayMode) -> common.VizLegendOptions:
     return common.VizLegendOptions().show_legend(True).display_mode(mode).placement(LegendPlacement.BOTTOM)
 
 
-def _placed(panel: _Kind, says: Says, targets: Sequence[Target], width: int, height: int) -> _Kind:
-    panel = panel.title(says.title).description(says.description).no_value(says.nothing).span(width).height(height)
+def _finished(panel: _Kind, info: PanelInfo, targets: Sequence[Target], width: int, height: int) -> _Kind:
+    panel = panel.title(info.title).description(info.description).no_value(info.no_data).span(width).height(height)
     panel = panel.datasource(TEMPO if isinstance(targets[0], tempo.TempoQuery) else PROMETHEUS)
     for ref_id, target in zip(ascii_uppercase, targets, strict=False):
         panel = panel.with_target(target.ref_id(ref_id))
     return panel
 
 
-# --- what values mean
+# --- thresholds, columns and formats of values
 
 
 def steps(base: str, *above: tuple[float, str]) -> build.ThresholdsConfig:
-    """A colour, and from which value on it is another. The first one is also that of no value."""
+    """A colour, and the values from which on other colours are used. The first colour is also used for no value."""
     return (
         build.ThresholdsConfig()
         .mode(model.ThresholdsMode.ABSOLUTE)
@@ -228,26 +234,26 @@ def steps(base: str, *above: tuple[float, str]) -> build.ThresholdsConfig:
     )
 
 
-def below_line(at: float = LINE_S) -> build.ThresholdsConfig:
-    """Green to half the line, red beyond it."""
+def limit_thresholds(at: float = DURATION_S_MAX) -> build.ThresholdsConfig:
+    """Green up to half the limit, red from the limit on."""
     return steps(NEUTRAL, (0, GOOD), (at / 2, FAIR), (at, BAD))
 
 
-def none_is_good(bad: float, fair: float | None = None) -> build.ThresholdsConfig:
-    """Green at 0; yellow and red from these on."""
+def zero_is_good(bad: float, fair: float | None = None) -> build.ThresholdsConfig:
+    """Green at 0, yellow from `fair` on, red from `bad` on."""
     return steps(NEUTRAL, (0, GOOD), *([(fair, FAIR)] if fair else []), (bad, BAD))
 
 
 def colours(panel: timeseries.Panel, by_name: Mapping[str, str]) -> timeseries.Panel:
-    """Fixed colours of series, by a regular expression on their names."""
+    """Fixed colours for series whose names match these regular expressions."""
     for name, colour in by_name.items():
-        panel = panel.override_by_regexp(f"/{name}/", [_fixed(colour)])
+        panel = panel.override_by_regexp(f"/{name}/", [_fixed_colour(colour)])
     return panel
 
 
 def columns(panel: table.Panel, shown: Mapping[str, tuple[str, Sequence[model.DynamicConfigValue]]]) -> table.Panel:
-    """Only these columns, in this order, each with its heading and what it is set to."""
-    order = {name: number for number, name in enumerate(shown)}
+    """Shows only these columns, in this order, each with its heading and overrides."""
+    order = {name: position for position, name in enumerate(shown)}
     panel = panel.with_transformation(
         model.DataTransformerConfig("filterFieldsByName", options={"include": {"names": list(shown)}})
     ).with_transformation(
@@ -262,92 +268,101 @@ def columns(panel: table.Panel, shown: Mapping[str, tuple[str, Sequence[model.Dy
 
 
 def merged(panel: table.Panel) -> table.Panel:
-    """One row for what several queries say of the same labels."""
+    """Joins the results of several queries: one row per set of labels."""
     return panel.with_transformation(model.DataTransformerConfig("merge", options={}))
 
 
-def saying(panel: _Said, names: Mapping[str, str]) -> _Said:
-    """Values that are words."""
+def value_names(panel: _ValuePanel, names: Mapping[str, str]) -> _ValuePanel:
+    """Shows a name for some values."""
     return panel.mappings(
         [model.ValueMap({value: model.ValueMappingResult(text=name)}) for value, name in names.items()]
     )
 
 
 def sorted_by(panel: table.Panel, heading: str) -> table.Panel:
-    """The largest first."""
+    """Sorts by this column, largest value first."""
     return panel.sort_by([common.TableSortByFieldState().display_name(heading).desc(True)])
 
 
-def of_unit(unit: str) -> model.DynamicConfigValue:
-    return _set("unit", unit)
+def in_unit(unit: str) -> model.DynamicConfigValue:
+    return _override("unit", unit)
 
 
-def wide(pixels: int) -> model.DynamicConfigValue:
-    return _set("custom.width", pixels)
+def width_px(pixels: int) -> model.DynamicConfigValue:
+    return _override("custom.width", pixels)
 
 
 def hidden() -> model.DynamicConfigValue:
-    return _set("custom.hideFrom.viz", True)
+    return _override("custom.hideFrom.viz", True)
 
 
-def leads(*links: tuple[str, str]) -> model.DynamicConfigValue:
-    """Links of a cell: title and address."""
-    return _set("links", [{"title": title, "url": url, "targetBlank": url.startswith("$")} for title, url in links])
+def links(*targets: tuple[str, str]) -> model.DynamicConfigValue:
+    """Links of a cell, as title and URL."""
+    return _override(
+        "links", [{"title": title, "url": url, "targetBlank": url.startswith("$")} for title, url in targets]
+    )
 
 
-def named(values: Mapping[str, tuple[str, str]]) -> model.DynamicConfigValue:
-    """A cell says the name of its value, on the value's colour."""
+def value_colours(values: Mapping[str, tuple[str, str]]) -> model.DynamicConfigValue:
+    """A cell shows the name of its value, in the colour of the value."""
     options = {value: {"text": name, "color": colour} for value, (name, colour) in values.items()}
-    return _set("mappings", [{"type": "value", "options": options}])
+    return _override("mappings", [{"type": "value", "options": options}])
 
 
 def as_background() -> model.DynamicConfigValue:
-    return _set("custom.cellOptions", {"type": "color-background", "mode": "basic"})
+    return _override("custom.cellOptions", {"type": "color-background", "mode": "basic"})
 
 
 def right_axis(panel: timeseries.Panel, name: str, unit: str) -> timeseries.Panel:
-    """A series of another unit, behind the others."""
+    """Draws a series of another unit as bars behind the others, with an axis on the right."""
     return panel.override_by_name(
         name,
         [
-            of_unit(unit),
-            _set("custom.axisPlacement", "right"),
-            _set("custom.drawStyle", GraphDrawStyle.BARS),
-            _set("custom.fillOpacity", 20),
-            _set("custom.lineWidth", 0),
-            _fixed("gray"),
+            in_unit(unit),
+            _override("custom.axisPlacement", "right"),
+            _override("custom.drawStyle", GraphDrawStyle.BARS),
+            _override("custom.fillOpacity", 20),
+            _override("custom.lineWidth", 0),
+            _fixed_colour("gray"),
         ],
     )
 
 
 def faded(panel: timeseries.Panel, name: str) -> timeseries.Panel:
-    """Series that the others are compared with."""
+    """Draws the series that others are compared with in grey."""
     return panel.override_by_regexp(
-        f"/{name}/", [_fixed("gray"), _set("custom.lineStyle", {"fill": "dash", "dash": [2, 4]})]
+        f"/{name}/", [_fixed_colour("gray"), _override("custom.lineStyle", {"fill": "dash", "dash": [2, 4]})]
     )
 
 
-def judged_by(panel: stat.Panel, ref_id: str) -> stat.Panel:
-    """Red from the value of this query on, which is not shown. Of the panel's own steps Grafana keeps the first."""
+def red_from_query(panel: stat.Panel, ref_id: str) -> stat.Panel:
+    """Red from the value of this query on. The query's value is not shown.
+
+    Grafana keeps only the first of the panel's own threshold steps.
+    """
     return panel.thresholds(steps(GOOD)).with_transformation(
         model.DataTransformerConfig(
             "configFromData",
             options={
                 "configRefId": ref_id,
                 "mappings": [
-                    {"fieldName": "line", "handlerKey": "threshold1", "handlerArguments": {"threshold": {"color": BAD}}}
+                    {
+                        "fieldName": "limit",
+                        "handlerKey": "threshold1",
+                        "handlerArguments": {"threshold": {"color": BAD}},
+                    }
                 ],
             },
         )
     )
 
 
-def _set(what: str, value: object) -> model.DynamicConfigValue:
-    return model.DynamicConfigValue(what, value)
+def _override(name: str, value: object) -> model.DynamicConfigValue:
+    return model.DynamicConfigValue(name, value)
 
 
-def _fixed(colour: str) -> model.DynamicConfigValue:
-    return _set("color", {"mode": "fixed", "fixedColor": colour})
+def _fixed_colour(colour: str) -> model.DynamicConfigValue:
+    return _override("color", {"mode": "fixed", "fixedColor": colour})
 
 
 # --- a dashboard
@@ -355,7 +370,7 @@ def _fixed(colour: str) -> model.DynamicConfigValue:
 
 @dataclass(frozen=True)
 class Row:
-    """Panels from left to right, 24 columns wide in each line of them. A closed one asks for nothing until it opens."""
+    """Panels from left to right; each line fills 24 columns. A closed row runs no query until it is opened."""
 
     title: str
     panels: Sequence[Panel]
@@ -364,7 +379,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Board:
-    """`uid` never changes: links and bookmarks hold it."""
+    """`uid` never changes: links and bookmarks contain it."""
 
     uid: str
     title: str
@@ -373,7 +388,7 @@ class Board:
     variables: Sequence[Builder[model.VariableModel]] = ()
 
     def document(self) -> dict[str, Any]:
-        """As Grafana reads it."""
+        """The JSON model that Grafana reads."""
         board = build.Dashboard(self.title).uid(self.uid).description(self.description).tags([TAG]).readonly()
         board = board.time("now-30m", "now").refresh("30s").timezone(TimeZoneBrowser)
         board = board.tooltip(model.DashboardCursorSync.CROSSHAIR).variables([*_variables(), *self.variables])
@@ -426,13 +441,13 @@ def _of_label(name: str, label: str, values: str) -> build.QueryVariable:
 
 
 def _datasource(kind: str, label: str) -> build.DatasourceVariable:
-    """The provisioned one has its kind as its UID."""
+    """The UID of the provisioned datasource is its kind."""
     chosen = model.VariableOption(selected=True, text=kind.capitalize(), value=kind)
     return build.DatasourceVariable(kind).label(label).type(kind).current(chosen)
 
 
-def choice(name: str, label: str, options: Mapping[str, str], chosen: str) -> build.CustomVariable:
-    """A variable with one of these values, each shown under its name."""
+def choice_variable(name: str, label: str, options: Mapping[str, str], chosen: str) -> build.CustomVariable:
+    """A variable with a list of values; `options` maps the name that is shown to the value."""
     values = ", ".join(f"{shown} : {value}" for shown, value in options.items())
     return (
         build.CustomVariable(name)
@@ -443,14 +458,14 @@ def choice(name: str, label: str, options: Mapping[str, str], chosen: str) -> bu
     )
 
 
-def typed(name: str, label: str, default: str = "") -> build.TextBoxVariable:
-    """A variable that one writes into."""
+def text_variable(name: str, label: str, default: str = "") -> build.TextBoxVariable:
+    """A variable that is a text field."""
     option = model.VariableOption(selected=True, text=default, value=default)
     return build.TextBoxVariable(name).label(label).default_value(default).current(option).options([option])
 
 
-def _annotation(name: str, colour: str, expr: str, title: str, what: str) -> dict[str, Any]:
-    """The SDK's annotations lack what Prometheus' need: the format of their title."""
+def _annotation(name: str, colour: str, expr: str, title: str, text_format: str) -> dict[str, Any]:
+    """The SDK has no builder for the title format that annotations from Prometheus need."""
     return {
         "name": name,
         "datasource": PROMETHEUS.to_json(),
@@ -459,7 +474,7 @@ def _annotation(name: str, colour: str, expr: str, title: str, what: str) -> dic
         "iconColor": colour,
         "target": {"refId": "Anno", "expr": expr, "interval": "", "legendFormat": ""},
         "titleFormat": title,
-        "textFormat": what,
+        "textFormat": text_format,
     }
 
 
@@ -471,7 +486,7 @@ _ANNOTATIONS = [
         "{{alertname}} ({{severity}})",
         "{{bronze_source}}{{instance}}{{exporter}}",
     ),
-    # A process is new where it was not known a moment ago, or began its counters anew under the same name.
+    # A process started if it is new since the last step, or if its counters were reset under the same name.
     _annotation(
         "Starts",
         "purple",
