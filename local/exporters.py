@@ -1,6 +1,6 @@
-"""Where telemetry goes: for each signal, which files of `otel-collector/exporters/` the collector is started with.
+"""The destinations of telemetry: for each signal, the files of `otel-collector/exporters/` that the collector uses.
 
-There is one setting for each signal. A file that somebody puts into a signal's folder is an exporter as ours are.
+There is one setting per signal. Each file in a signal's folder is an exporter that the setting can name.
 """
 
 import re
@@ -15,7 +15,7 @@ from local.builds import REPOSITORY
 from local.programs import LocalError
 
 COLLECTOR = REPOSITORY / "otel-collector"
-#: One Prometheus takes the metrics by one of these: by two, it would count everything twice.
+#: Prometheus receives the metrics by one of these. By two of them, it would count everything twice.
 PROMETHEUS = ("prometheus", "prometheus-remote-write", "prometheus-scrape")
 
 _VARIABLE = re.compile(r"\$\{env:(\w+)")
@@ -26,7 +26,7 @@ def variable(signal: str) -> str:
 
 
 def layer_file(layer: str) -> Path:
-    """The file of a layer, which is named `{signal}/{exporter}`."""
+    """The file of an exporter layer, whose name is `{signal}/{exporter}`."""
     return COLLECTOR / "exporters" / f"{layer}.yaml"
 
 
@@ -35,7 +35,7 @@ def shown(layer: str) -> str:
 
 
 def known(signal: str) -> list[str]:
-    """The exporters that there are for a signal."""
+    """The exporters that exist for a signal."""
     return sorted(file.stem for file in (COLLECTOR / "exporters" / signal).glob("*.yaml"))
 
 
@@ -44,37 +44,38 @@ def every_layer() -> list[str]:
 
 
 def named(layer: str) -> Mapping[str, list[str]]:
-    """The ids of the exporters and of the pipelines that a layer's file brings. Raises `LocalError` if it has none."""
+    """The ids of the exporters and pipelines in a layer's file. Raises `LocalError` if it has none."""
     try:
         content = yaml.safe_load(layer_file(layer).read_text())
         return {"exporter": [*content["exporters"]], "pipeline": [*content["service"]["pipelines"]]}
     except yaml.YAMLError as error:
-        raise LocalError(f"{shown(layer)} is no YAML; mend it where it says:\n{error}") from error
+        raise LocalError(f"{shown(layer)} is not valid YAML; correct it:\n{error}") from error
     except (KeyError, TypeError) as error:
         raise LocalError(
-            f"{shown(layer)} has no `exporters` or no `service: pipelines`; write them as the files beside it do"
+            f"{shown(layer)} has no `exporters` or no `service: pipelines`; add them as in the other files of the "
+            "folder"
         ) from error
 
 
 def files(layers: Iterable[str]) -> tuple[Path, ...]:
-    """The collector's configuration, when telemetry goes to these layers."""
+    """The collector's configuration files for these layers."""
     return (COLLECTOR / "config.yaml", *map(layer_file, layers))
 
 
 def arguments(layers: Iterable[str]) -> tuple[str, ...]:
-    """The same, as the collector is told."""
+    """The collector's arguments for these layers."""
     return tuple(argument for file in files(layers) for argument in ("--config", str(file)))
 
 
 def environment(layers: Iterable[str], settings: Mapping[str, str]) -> dict[str, str]:
-    """Those of the settings that these files read."""
+    """The settings that these layers' files refer to."""
     read = {name for file in files(layers) for name in _VARIABLE.findall(file.read_text())}
     return {name: settings[name] for name in sorted(read) if name in settings}
 
 
 @dataclass(frozen=True)
 class Exporters:
-    """The exporters in use for each signal; the defaults are what packages bring."""
+    """The exporters in use for each signal; the defaults need only programs from packages."""
 
     metrics: tuple[str, ...] = ("prometheus",)
     traces: tuple[str, ...] = ("zipkin",)
@@ -82,17 +83,17 @@ class Exporters:
 
     @classmethod
     def configured(cls, settings: Mapping[str, str], *, tempo: bool) -> Self:
-        """What the settings say. Unless they say otherwise, traces go to Tempo where this machine has one.
+        """The exporters that the settings name. Without a setting, traces go to Tempo if it is installed.
 
-        Raises `LocalError` for what there is not, or what does not go together.
+        Raises `LocalError` for unknown exporters, and for exporters that cannot be combined.
         """
         chosen: dict[str, tuple[str, ...]] = {"traces": ("tempo",)} if tempo else {}
         chosen |= {s: _chosen(s, settings[variable(s)]) for s in SIGNALS if variable(s) in settings}
         exporters = cls(**chosen)
         if "tempo" in exporters.traces and not tempo:
             raise LocalError(
-                f"{variable('traces')} names tempo, and no program `tempo` is on PATH: install it there, take zipkin, "
-                "or otlp-http for one that runs elsewhere (OTLP_TRACES_ENDPOINT)"
+                f"{variable('traces')} names tempo, but there is no program `tempo` on PATH: install it, or use "
+                "zipkin, or use otlp-http for a Tempo that runs elsewhere (OTLP_TRACES_ENDPOINT)"
             )
         return exporters
 
@@ -108,22 +109,22 @@ SIGNALS = tuple(field.name for field in fields(Exporters))
 
 
 def _chosen(signal: str, text: str) -> tuple[str, ...]:
-    """The exporters that a setting lists, each once."""
+    """The exporters that a setting lists, without repetitions."""
     setting = f"{variable(signal)}={text}"
-    there_are = f"there are {', '.join(known(signal))}"
+    known_exporters = f"known exporters: {', '.join(known(signal))}"
     names = tuple(dict.fromkeys(name.strip() for name in text.split(",")))
     for name in names:
         if not name:
-            raise LocalError(f"{setting}: a name is missing; {there_are}")
+            raise LocalError(f"{setting}: a name is missing; {known_exporters}")
         if name not in known(signal):
             others = " and ".join(other for other in SIGNALS if name in known(other))
-            what = f"is for {others}, not for {signal}" if others else "is not known"
-            raise LocalError(f"{setting}: {name!r} {what}; {there_are}")
+            reason = f"is for {others}, not for {signal}" if others else "is unknown"
+            raise LocalError(f"{setting}: {name!r} {reason}; {known_exporters}")
     if "none" in names and len(names) > 1:
-        raise LocalError(f"{setting}: `none` stands alone; leave it out, or the others")
+        raise LocalError(f"{setting}: `none` cannot be combined with others; remove it, or the others")
     if signal == "metrics" and len(doubled := [name for name in names if name in PROMETHEUS]) > 1:
         raise LocalError(
-            f"{setting}: {' and '.join(doubled)} bring the same series into one Prometheus, where each sum would count "
-            "them twice; take one of them"
+            f"{setting}: {' and '.join(doubled)} send the same series to one Prometheus, so each sum would count "
+            "them twice; use one of them"
         )
     return names

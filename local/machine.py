@@ -1,10 +1,10 @@
-"""How slow this machine is now: limits of time are chosen for two idle cores, and are multiplied with it elsewhere.
+"""How slow this machine is now. Time limits are chosen for two idle cores, and are multiplied by this factor elsewhere.
 
     deadline = Deadline(30)
     while not done():
         if deadline.passed(): ...
 
-A claim such as "ends within 10 s" says the same as before on the machine that it was made for, where the factor is 1.
+On the reference machine the factor is 1, so a claim such as "ends within 10 s" means exactly that there.
 """
 
 import os
@@ -13,14 +13,14 @@ from functools import cache
 
 #: CPU time of `_work` on the machine that the limits were chosen on, in seconds: 3 GHz, Python 3.11.
 REFERENCE_S = 0.0105
-#: What `make test` itself makes of two cores: three workers, and their servers.
+#: The load that `make test` itself causes on two cores: three workers and their servers.
 NORMAL_LOAD_PER_CORE = 2.0
-#: Above it, limits grow no more: what fails then says nothing of the code.
+#: Limits do not grow beyond it: a failure on a machine that is slower does not show a fault of the code.
 SLOWNESS_MAX = 10.0
 
 
 def slowness() -> float:
-    """1 on the machine that the limits were chosen on, or a better one; up to `SLOWNESS_MAX`."""
+    """1 on the reference machine or a faster one; at most `SLOWNESS_MAX`."""
     return min(max(1.0, _slowness_of_core()) * max(1.0, load_per_core() / NORMAL_LOAD_PER_CORE), SLOWNESS_MAX)
 
 
@@ -31,17 +31,17 @@ def is_too_busy() -> bool:
 def describe() -> str:
     return (
         f"{_cores()} cores, each at {1 / _slowness_of_core():.0%} of the reference, load {os.getloadavg()[0]:.1f}: "
-        f"limits of time are multiplied by {slowness():.1f}"
+        f"time limits are multiplied by {slowness():.1f}"
     )
 
 
 def limit_s(seconds: float) -> float:
-    """A limit as it is now, for what takes one once; a `Deadline` looks again and again."""
+    """A time limit adapted to the current load, for calls that need a fixed value; a `Deadline` adapts continuously."""
     return seconds * slowness()
 
 
 class Deadline:
-    """A limit from now on, that moves away while the machine is slow."""
+    """A time limit from now on, which grows while the machine is slow."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
@@ -52,7 +52,7 @@ class Deadline:
 
 
 def load_per_core() -> float:
-    """The mean of the last minute: processes that run, wait to run, or wait for the disk."""
+    """The mean number of processes in the last minute that run, wait to run, or wait for the disk."""
     return os.getloadavg()[0] / _cores()
 
 
@@ -62,7 +62,7 @@ def _cores() -> int:
 
 @cache
 def _slowness_of_core() -> float:
-    """By CPU time, which other processes hardly change; the best of some, since caches they do change."""
+    """Measured by CPU time, which other processes hardly affect; the best of five, since they do affect caches."""
     return min(_work_s() for _ in range(5)) / REFERENCE_S
 
 

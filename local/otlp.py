@@ -1,4 +1,4 @@
-"""OTLP receivers: what any backend that speaks OTLP would get, by HTTP or by gRPC, kept to be looked at."""
+"""OTLP receivers by HTTP and gRPC, which keep what any OTLP backend would receive."""
 
 import gzip
 import http.server
@@ -26,7 +26,7 @@ Attributes = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Request:
-    """One request that was taken. `headers` (gRPC: metadata) have lower-case names; `message` is the body."""
+    """One accepted request. `headers` (gRPC: metadata) have lower-case names; `message` is the body."""
 
     path: str
     headers: Mapping[str, str]
@@ -53,7 +53,7 @@ class Receiver:
             protocol_version = "HTTP/1.1"
 
             def do_POST(self) -> None:
-                if receiver._server is None:  # stopped: connections that are open get no answer either
+                if receiver._server is None:  # stopped: open connections get no answer either
                     self.close_connection = True
                     return
                 body = self.rfile.read(int(self.headers["Content-Length"]))
@@ -71,7 +71,7 @@ class Receiver:
         threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
 
     def stop(self) -> None:
-        """Refuses connections from now on; what it has stays."""
+        """Refuses connections from now on, and keeps the requests received before."""
         if self._server:
             self._server.shutdown()
             self._server.server_close()
@@ -86,7 +86,7 @@ class Receiver:
 
     @contextmanager
     def answering(self, status: int) -> Iterator[None]:
-        """Meanwhile every request gets this status, and is not kept."""
+        """Answers every request with this status in the context, without keeping it."""
         self.status = status
         try:
             yield
@@ -132,7 +132,7 @@ class Receiver:
 
 @dataclass
 class GrpcReceiver(Receiver):
-    """The same by gRPC. It refuses nothing: `status` is not heard."""
+    """The same by gRPC. It ignores `status` and accepts every request."""
 
     _grpc: grpc.Server | None = None
 
@@ -154,7 +154,7 @@ class GrpcReceiver(Receiver):
         def export(message: Message, context: grpc.ServicerContext) -> bytes:
             headers = {name: str(value) for name, value in context.invocation_metadata()}
             self.requests.append(Request(f"/{service}/Export", headers, message))
-            return b""  # every response of OTLP says "all of it" when it says nothing
+            return b""  # an empty response of OTLP means that all was accepted
 
         method = grpc.unary_unary_rpc_method_handler(export, request_deserializer=kind.FromString)
         return grpc.method_handlers_generic_handler(service, {"Export": method})
@@ -163,14 +163,14 @@ class GrpcReceiver(Receiver):
 def attributes(pairs: Any) -> dict[str, Any]:
     """The attributes of a span, a data point or a resource as Python values."""
 
-    def value(of: AnyValue) -> Any:
-        kind = of.WhichOneof("value")
+    def value(any_value: AnyValue) -> Any:
+        kind = any_value.WhichOneof("value")
         if kind == "array_value":
-            return [value(one) for one in of.array_value.values]
-        return None if kind is None else getattr(of, kind)
+            return [value(element) for element in any_value.array_value.values]
+        return None if kind is None else getattr(any_value, kind)
 
-    given: list[KeyValue] = list(pairs)
-    return {pair.key: value(pair.value) for pair in given}
+    key_values: list[KeyValue] = list(pairs)
+    return {pair.key: value(pair.value) for pair in key_values}
 
 
 _KINDS: Mapping[str, type[Message]] = {

@@ -1,6 +1,6 @@
-"""A program: what starts it, which ports are its own, and how to tell that it is ours and works.
+"""A program: its command, its ports, and a check that it works and is not another program on the same port.
 
-The same declarations are run by a supervisor (`make up`, `make demo`) and by tests, as plain child processes:
+A supervisor (`make up`, `make demo`) runs these declarations; tests run them as plain child processes:
 
     with start(nats(state / "nats", port=free_ports(), name="test"), log=state / "nats.log") as queue:
         queue.signal(signal.SIGKILL)
@@ -28,50 +28,49 @@ PORT_VARIABLE = "BRONZE_LOCAL_PORT_"
 READY_S_MAX = 60.0
 PROBE_TIMEOUT_S = 5.0
 
-# Below the range from which the system takes the ports of outgoing connections: while a killed server is away,
-# nobody is given its port by chance.
+# Below the range of ports for outgoing connections, so that no connection takes the port of a killed server by chance.
 _PORTS = range(12_000, 32_000)
 
 
 class LocalError(Exception):
-    """What a person has to read: says what is wrong and what to do."""
+    """An error for the user: its message says what is wrong and what to do."""
 
 
 class NotReady(LocalError):
-    """Not answering, not working yet, or not ours; the message says which."""
+    """The program does not answer, does not work yet, or is another one; the message says which."""
 
 
 @dataclass(frozen=True)
 class Program:
-    """`ready` raises `NotReady` until the program does its work, and for ever if another program answers."""
+    """`ready` raises `NotReady` until the program works, and always if another program answers on its port."""
 
     name: str
     command: tuple[str, ...]
     ports: Mapping[str, int]
     ready: Callable[[], object]
     env: Mapping[str, str] = field(default_factory=dict)
-    #: How long it may take to leave after SIGTERM before it is killed, in seconds.
+    #: Seconds from SIGTERM to SIGKILL.
     stop_s_max: float = 10.0
     #: Programs of a later stage stop before those of an earlier one.
     stage: int = 0
-    #: The variable that moves its ports, named when one is taken.
+    #: The variable that changes its ports; the error for a port in use names it.
     port_variable: str | None = None
 
 
 def environment(program: Program | None = None) -> dict[str, str]:
-    """The environment that a program runs in.
+    """The environment of a program.
 
-    A shell's own accounts and telemetry settings stay out: the system runs the same on every machine.
+    Accounts and telemetry settings of the user's shell are removed, so that the system runs the same on every machine.
     """
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("AWS_", "OTEL_", "WEED_"))}
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("AWS_", "OTEL_", "WEED_"))}
     unproxied = {"NO_PROXY": "127.0.0.1,localhost", "no_proxy": "127.0.0.1,localhost"}
-    return {**kept, **unproxied, **(program.env if program else {})}
+    return {**inherited, **unproxied, **(program.env if program else {})}
 
 
 def free_ports(count: int = 1) -> int:
-    """The first of `count` consecutive ports of the loopback address that nobody listens on.
+    """The first of `count` consecutive ports of the loopback address without a listener.
 
-    Ask once for all that you need: two calls may give the same ports as long as nobody listens on them.
+    Ask once for all ports: a second call may return the same ports, as long as nothing listens on them.
     """
     choice = random.SystemRandom()
     for _ in range(1000):
@@ -83,7 +82,7 @@ def free_ports(count: int = 1) -> int:
 
 def is_free(port: int) -> bool:
     with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do: what lingers is free
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do: a port in TIME_WAIT is free
         try:
             probe.bind((LOOPBACK, port))
         except OSError:
@@ -92,11 +91,11 @@ def is_free(port: int) -> bool:
 
 
 def check_ports(program: Program) -> None:
-    """Raises `LocalError` that names the taken port, who wants it, and the variable that changes it."""
+    """Raises `LocalError` if a port is in use; it names the program and the variable that changes the port."""
     for use, port in program.ports.items():
         if not is_free(port):
             remedy = f"; set {program.port_variable} to another" if program.port_variable else ""
-            raise LocalError(f"port {port} is taken, and {program.name} wants it ({use}){remedy}")
+            raise LocalError(f"port {port} is in use, but {program.name} needs it ({use}){remedy}")
 
 
 def http_get(port: int, path: str, *, method: str = "GET", body: bytes | None = None, **headers: str) -> bytes:
@@ -116,26 +115,26 @@ def http_get(port: int, path: str, *, method: str = "GET", body: bytes | None = 
 
 
 def get_json(port: int, path: str) -> Any:
-    """As `http_get`; an answer that is no JSON is not ours."""
+    """As `http_get`, with the body parsed. Raises `NotReady` if it is not JSON: then another program answered."""
     try:
         return json.loads(http_get(port, path))
     except ValueError as error:
-        raise NotReady(f"GET {path} on port {port}: no JSON: {error}") from error
+        raise NotReady(f"GET {path} on port {port}: the answer is not JSON: {error}") from error
 
 
 def log_tail(log: Path, lines: int = 15) -> str:
     try:
-        kept = log.read_text(errors="replace").splitlines()[-lines:]
+        tail = log.read_text(errors="replace").splitlines()[-lines:]
     except OSError:
-        kept = []
-    return "\n".join([f"{log} ends with:", *(f"    {line}" for line in kept)]) if kept else f"{log} is empty"
+        tail = []
+    return "\n".join([f"{log} ends with:", *(f"    {line}" for line in tail)]) if tail else f"{log} is empty"
 
 
 def wait_ready(program: Program, log: Path, alive: Callable[[], bool], timeout_s: float = READY_S_MAX) -> None:
-    """Returns when the program is ours and works.
+    """Returns when the program is ready.
 
-    Raises `LocalError` with the reason and the end of its log when it dies or is not ready in time: in `timeout_s` as
-    `Deadline` has them.
+    Raises `LocalError` with the reason and the end of its log if it ends, or is not ready within `timeout_s`, which
+    `Deadline` adapts to the load.
     """
     deadline = Deadline(timeout_s)
     while True:
@@ -143,7 +142,7 @@ def wait_ready(program: Program, log: Path, alive: Callable[[], bool], timeout_s
             program.ready()
         except NotReady as reason:
             if not alive():
-                raise LocalError(f"{program.name} ended while it started\n{log_tail(log)}") from reason
+                raise LocalError(f"{program.name} ended during its start\n{log_tail(log)}") from reason
             if deadline.passed():
                 raise LocalError(
                     f"{program.name} was not ready after {timeout_s:g} s: {reason}\n{log_tail(log)}"
@@ -154,7 +153,7 @@ def wait_ready(program: Program, log: Path, alive: Callable[[], bool], timeout_s
 
 
 class Process:
-    """A program that runs as a child of ours, in a process group of its own; leaving the context stops it."""
+    """A program as a child process in its own process group. Leaving the context stops it."""
 
     def __init__(self, program: Program, log: Path) -> None:
         self.program = program
@@ -182,11 +181,11 @@ class Process:
         return self._child.poll() is None
 
     def wait_ready(self, timeout_s: float = READY_S_MAX) -> None:
-        """As the function of that name."""
+        """As the function `wait_ready`."""
         wait_ready(self.program, self.log, self.alive, timeout_s)
 
     def signal(self, number: signal.Signals) -> None:
-        """Sends it; after SIGKILL, returns when the process is gone, after SIGSTOP when it stands still."""
+        """Sends the signal. After SIGKILL it returns when the process has ended, after SIGSTOP when it has stopped."""
         self._child.send_signal(number)
         if number is signal.SIGSTOP:
             os.waitid(os.P_PID, self._child.pid, os.WSTOPPED | os.WNOWAIT)
@@ -200,7 +199,7 @@ class Process:
         return self._child.wait(limit_s(timeout_s))
 
     def stop(self) -> None:
-        """SIGTERM, and SIGKILL when that takes too long; returns when the process is gone."""
+        """Sends SIGTERM, and SIGKILL after `stop_s_max`. Returns when the process has ended."""
         if self.alive():
             self._child.terminate()
             try:
@@ -209,7 +208,7 @@ class Process:
                 self.signal(signal.SIGKILL)
 
     def restart(self, timeout_s: float = READY_S_MAX) -> None:
-        """Starts it again, on the same ports and state, after its end or instead of it; returns when it is ready."""
+        """Starts the program again with the same ports and state, after stopping it. Returns when it is ready."""
         self.stop()
         self._child = self._spawn()
         self.wait_ready(timeout_s)
@@ -222,7 +221,7 @@ class Process:
 
 
 def start(program: Program, log: Path, timeout_s: float = READY_S_MAX) -> Process:
-    """A running program that is ready. Raises `LocalError`, and leaves nothing running then."""
+    """Starts a program and returns when it is ready; else stops it and raises `LocalError`."""
     process = Process(program, log)
     try:
         process.wait_ready(timeout_s)

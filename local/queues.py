@@ -1,7 +1,7 @@
-"""What the collector has not sent yet, of the layers that it does not use any more.
+"""Unsent telemetry of exporter layers that the collector no longer uses.
 
-A layer's exporter keeps its queue in a file of its own, which stays when the layer is taken out, and is sent when the
-layer is back. The file is a bbolt database that the collector locks while it uses it.
+Each exporter of a layer keeps its queue in its own file. The file stays when the layer is no longer used, and is sent
+when the layer is used again. It is a bbolt database, which the collector locks while it uses it.
 """
 
 import fcntl
@@ -20,7 +20,7 @@ READ_S_MAX = 10.0
 
 @dataclass(frozen=True)
 class Unsent:
-    """A queue that nobody empties: how many requests of the senders it holds, and their size."""
+    """A queue that is not sent: the number of requests in it, and their size."""
 
     layer: str
     requests: int
@@ -28,13 +28,13 @@ class Unsent:
 
     def __str__(self) -> str:
         return (
-            f"{self.layer} is not in use, and its queue holds {self.requests:,} requests "
-            f"({self.size_bytes / 1e6:,.3f} MB) that are not sent; they go out when the layer is back"
+            f"{self.layer} is not in use, and its queue has {self.requests:,} unsent requests "
+            f"({self.size_bytes / 1e6:,.3f} MB); they are sent when the layer is used again"
         )
 
 
 def unsent(folder: Path, layers: Iterable[str], *, bbolt: Path) -> list[Unsent]:
-    """The queues in a folder that hold something and belong to none of the layers."""
+    """The queues in a folder that are not empty and belong to none of these layers."""
     in_use = {queue for layer in layers for queue in _queues(layer)}
     owners = {queue: layer for layer in every_layer() for queue in _queues(layer)}
     found = []
@@ -54,7 +54,7 @@ def _queues(layer: str) -> list[str]:
 
 
 def _sanitized(name: str) -> str:
-    """As the collector's file storage writes what does not belong into a file's name."""
+    """A file name, escaped as in the collector's file storage."""
     return re.sub(r"[^A-Za-z0-9._-]", lambda match: f"~{ord(match[0]):04X}", name)
 
 
@@ -68,7 +68,7 @@ def _locked(file: Path) -> bool:
 
 
 def _metadata(file: Path, bbolt: Path) -> bytes:
-    """What the queue notes about itself; nothing, if it was never used."""
+    """The metadata of a queue; empty if it was never used."""
     command = [str(bbolt), "get", str(file), "default", "qmv0", "--format", "hex"]
     outcome = subprocess.run(command, capture_output=True, text=True, timeout=READ_S_MAX, check=False)
     if outcome.returncode == 0:
@@ -76,14 +76,14 @@ def _metadata(file: Path, bbolt: Path) -> bytes:
     reason = outcome.stderr.partition("\n")[0]
     if "not found" in reason:
         return b""
-    raise LocalError(f"{file} is a queue that cannot be read ({reason}): delete it to give up what it holds")
+    raise LocalError(f"{file} is a queue that cannot be read ({reason}): delete it, which loses the telemetry in it")
 
 
 def _sizes(metadata: bytes) -> tuple[int, int]:
     """Requests and bytes, from the collector's `PersistentMetadata`, a protobuf message.
 
-    Its fields are fixed64 and left out where 0: 2 bytes_size, 3 read_index, 4 write_index, and 5, packed, the requests
-    that were just being sent.
+    Its fields are fixed64 and omitted if 0: 2 bytes_size, 3 read_index, 4 write_index, and 5, packed, the requests
+    that were being sent.
     """
     values, position = dict.fromkeys(range(1, 5), 0), 0
     while position < len(metadata) and (number := metadata[position] >> 3) in values:

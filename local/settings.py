@@ -1,6 +1,6 @@
-"""What a person sets, in the environment or in the file `.env` at the top of the repository; the environment wins.
+"""The user's settings: from the environment, or else from the file `.env` at the top of the repository.
 
-`.env.example` lists it. Compose reads the same file.
+`.env.example` lists them. Compose reads the same file.
 """
 
 import os
@@ -13,8 +13,8 @@ from local.builds import REPOSITORY
 
 FILE = REPOSITORY / ".env"
 
-#: What the file says to the runner, and not to the service.
-_OURS = ("BRONZE_LOCAL_PORT_", "BRONZE_METRICS_EXPORTER", "BRONZE_TRACES_EXPORTER", "BRONZE_LOGS_EXPORTER")
+#: Prefixes of the settings for this runner, which the service does not get.
+_RUNNER = ("BRONZE_LOCAL_PORT_", "BRONZE_METRICS_EXPORTER", "BRONZE_TRACES_EXPORTER", "BRONZE_LOGS_EXPORTER")
 
 
 def settings(file: Path = FILE) -> Mapping[str, str]:
@@ -22,16 +22,18 @@ def settings(file: Path = FILE) -> Mapping[str, str]:
 
 
 def sources_file(file: Path = FILE) -> dict[str, str]:
-    """The file that declares the sources, where one is named: found from the top of the repository, as Compose does."""
-    named = settings(file).get("BRONZE_SOURCES")
-    return {"BRONZE_SOURCES": str(REPOSITORY / named)} if named else {}
+    """The variable for the file that declares the sources, if it is set. A relative path is relative to the repository,
+    as in Compose.
+    """
+    path = settings(file).get("BRONZE_SOURCES")
+    return {"BRONZE_SOURCES": str(REPOSITORY / path)} if path else {}
 
 
 def service_settings(file: Path = FILE) -> dict[str, str]:
-    """Those of the file that the service's roles read; the environment itself they have anyway."""
+    """The settings in the file that the service's roles read. They inherit the environment in any case."""
     values = settings(file)
     return {
         name: values[name]
         for name in dotenv_values(file)
-        if name in values and name.startswith(("BRONZE_", "OTEL_TRACES_SAMPLER")) and not name.startswith(_OURS)
+        if name in values and name.startswith(("BRONZE_", "OTEL_TRACES_SAMPLER")) and not name.startswith(_RUNNER)
     }

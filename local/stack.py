@@ -1,4 +1,4 @@
-"""The whole system on this machine: which programs, on which ports, with which settings."""
+"""The whole system on this machine: its programs, their ports and their settings."""
 
 import json
 import secrets
@@ -37,13 +37,13 @@ class Ports:
 
     @classmethod
     def configured(cls, settings: Mapping[str, str]) -> Self:
-        """The defaults, each moved by its setting, `BRONZE_LOCAL_PORT_NATS` and so on."""
+        """The default ports, except those that a setting such as `BRONZE_LOCAL_PORT_NATS` changes."""
         chosen = {}
         for field in fields(cls):
             variable = f"{PORT_VARIABLE}{field.name.upper()}"
             if text := settings.get(variable):
                 if not text.isdecimal() or not 0 < int(text) < 65_536:
-                    raise LocalError(f"{variable}={text}: not a port")
+                    raise LocalError(f"{variable}={text} is not a port: use a number from 1 to 65535")
                 chosen[field.name] = int(text)
         return cls(**chosen)
 
@@ -58,10 +58,10 @@ class Ports:
 
 @dataclass(frozen=True)
 class Stack:
-    """Everything that runs for one state directory.
+    """All programs of one state directory.
 
-    `name` is new at each start and part of every program's identity, so a program of an earlier start, or of another
-    checkout, is never taken for ours.
+    `name` is new at each start and part of every program's identity, so a program of an earlier start or of another
+    checkout is never mistaken for one of this stack.
     """
 
     root: Path
@@ -72,7 +72,7 @@ class Stack:
 
     @classmethod
     def create(cls, root: Path, ports: Ports, built: Built, chosen: Exporters = Exporters()) -> Self:  # noqa: B008  frozen
-        """A new start on a state directory, old or fresh; `load` finds it again."""
+        """Creates and saves a stack for a new start, with an existing or a new state directory."""
         root.mkdir(parents=True, exist_ok=True)
         stack = cls(root, f"{root.name}-{secrets.token_hex(4)}", ports, built, chosen)
         stack.save()
@@ -82,24 +82,24 @@ class Stack:
         return stack
 
     def save(self) -> None:
-        """For the next command to `load`."""
-        known = asdict(self)
-        del known["root"]  # it may be moved
-        _file(self.root).write_text(json.dumps(known, indent=2, default=str))
+        """Saves the stack, so that later commands can `load` it."""
+        saved = asdict(self)
+        del saved["root"]  # the folder may be moved
+        _file(self.root).write_text(json.dumps(saved, indent=2, default=str))
 
     @classmethod
     def load(cls, root: Path) -> Self | None:
-        """The last start on this state directory, if there was one."""
+        """The stack of the last start with this state directory, if there is one."""
         file = _file(root)
         try:
-            known = json.loads(file.read_text())
-            built = Built(**{k: v and Path(v) for k, v in known["built"].items()})
-            chosen = Exporters(**{signal: tuple(names) for signal, names in known["exporters"].items()})
-            return cls(root, known["name"], Ports(**known["ports"]), built, chosen)
+            saved = json.loads(file.read_text())
+            built = Built(**{k: v and Path(v) for k, v in saved["built"].items()})
+            chosen = Exporters(**{signal: tuple(names) for signal, names in saved["exporters"].items()})
+            return cls(root, saved["name"], Ports(**saved["ports"]), built, chosen)
         except FileNotFoundError:
             return None
         except (KeyError, TypeError) as error:
-            raise LocalError(f"{file} is of another version: `make down`, then `make up` begins anew") from error
+            raise LocalError(f"{file} was written by another version: run `make down`, then `make up`") from error
 
     @cached_property
     def account(self) -> servers.S3Account:
@@ -111,7 +111,7 @@ class Stack:
 
     @cached_property
     def client_env(self) -> Mapping[str, str]:
-        """What a client needs to reach this system: a publisher, a reader of the bucket, any role."""
+        """The variables that clients need: a publisher, a reader of the bucket, any role."""
         return {
             **self.account.env,
             "BRONZE_API_URL": f"http://{LOOPBACK}:{self.ports.api}",
@@ -122,7 +122,7 @@ class Stack:
 
     @cached_property
     def servers(self) -> tuple[Program, ...]:
-        """In the order in which they are started."""
+        """The servers, in the order of their start."""
         ports, root, built = self.ports, self.root, self.built
         return (
             servers.nats(root / "nats", ports.nats, self.name),
@@ -154,7 +154,7 @@ class Stack:
 
     @cached_property
     def _trace_stores(self) -> tuple[Program, ...]:
-        """Those that an exporter in use sends to."""
+        """The trace stores that the exporters in use send to."""
         stores = []
         if "zipkin" in self.exporters.traces:
             stores.append(servers.zipkin(self.ports.zipkin, self.name, jar=self.built.zipkin))
@@ -165,7 +165,7 @@ class Stack:
 
     @cached_property
     def _dashboards(self) -> tuple[Program, ...]:
-        """Where this machine has a Grafana."""
+        """Grafana, if it is installed."""
         if self.built.grafana is None:
             return ()
         ports = self.ports
@@ -183,9 +183,9 @@ class Stack:
 
     @property
     def _targets(self) -> Mapping[str, int]:
-        """The port that each of Prometheus' scrape jobs finds its target on.
+        """The port of each Prometheus scrape job's target.
 
-        None for scrape-nats: the server tells in JSON how it is, and no package brings an exporter that translates it.
+        There is none for scrape-nats: the server reports its state as JSON, and no package has an exporter for it.
         """
         targets = {
             "scrape-api": self.ports.api,
@@ -208,8 +208,8 @@ class Stack:
 
     @property
     def _api_env(self) -> Mapping[str, str]:
-        """Of the exporters nothing, or another choice would start the API anew: its page leads to the place where this
-        machine looks at traces by default, or where a setting says.
+        """The API's own variables. They do not depend on the exporters, so another choice does not restart the API:
+        its page links to the default trace viewer of this machine, or to the one of `BRONZE_TRACE_URL`.
         """
         ports = self.ports
         traces = f"{ports.zipkin}/zipkin/traces/{{trace_id}}"
@@ -232,16 +232,16 @@ class Stack:
 
     @property
     def publish_env(self) -> Mapping[str, str]:
-        """The environment of `bronze publish` on this system: as `simulate`, but each run is an instance of its own."""
+        """The environment of `bronze publish` on this system: as `simulate`, but each process is its own instance."""
         return {k: v for k, v in environment(self.simulate).items() if k != "OTEL_RESOURCE_ATTRIBUTES"}
 
     def _role(self, role: str, command: str, port: int, probe: str, env: Mapping[str, str]) -> Program:
         instance = self.instance(role)
 
         def ready() -> None:
-            found = get_json(port, probe).get("service_instance_id")
-            if found != instance:
-                raise NotReady(f"port {port} is the instance {found!r}, not {instance!r}")
+            running = get_json(port, probe).get("service_instance_id")
+            if running != instance:
+                raise NotReady(f"port {port} is the instance {running!r}, not {instance!r}")
 
         return Program(
             name=role,

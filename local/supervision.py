@@ -1,7 +1,7 @@
 """A supervisor (supervisord, from its package) that runs a stack's programs in the background.
 
-It starts what it is told to start, starts again what dies, keeps the logs, and stops the roles before the servers.
-We talk to it over a socket in the state directory.
+It starts programs on request, restarts those that end, keeps the logs, and stops the roles before the servers. Requests
+go over a socket in the state directory.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ from supervisor.xmlrpc import SupervisorTransport  # type: ignore[import-untyped
 from local.machine import Deadline
 from local.programs import LocalError, Program, environment, log_tail
 
-#: A socket's path may have 107 bytes, and the supervisor needs some of them.
+#: The path of a socket may have at most 107 bytes, and the supervisor appends to it.
 SOCKET_PATH_BYTES_MAX = 90
 ANSWER_S_MAX = 10.0
 STOP_S_MAX = 90.0
@@ -31,7 +31,7 @@ STOP_S_MAX = 90.0
 
 @dataclass(frozen=True)
 class State:
-    """What the supervisor says about a program."""
+    """A program's state, as the supervisor reports it."""
 
     name: str
     state: str
@@ -44,8 +44,8 @@ class State:
 
 @dataclass(frozen=True)
 class Differences:
-    """The names of the programs that the configuration has and the supervisor does not run yet, that have other
-    settings there, and that are not there any more.
+    """The names of the programs that are new in the configuration, that have other settings in it, and that are no
+    longer in it.
     """
 
     added: frozenset[str]
@@ -72,7 +72,7 @@ class Supervisor:
         return True
 
     def launch(self, programs: Iterable[Program], *, restarts: bool) -> None:
-        """Starts the supervisor, and none of the programs yet. With `restarts`, it starts again what dies."""
+        """Starts the supervisor, but none of the programs. With `restarts`, it restarts programs that end."""
         (self.root / "logs").mkdir(parents=True, exist_ok=True)
         config = self._configure(programs, restarts=restarts)
         outcome = subprocess.run(
@@ -92,28 +92,28 @@ class Supervisor:
 
     def _configure(self, programs: Iterable[Program], *, restarts: bool) -> Path:
         config = self.root / "supervisord.conf"
-        config.touch(mode=0o600)  # it holds the account's keys
+        config.touch(mode=0o600)  # it contains the account's credentials
         config.write_text(configuration(self.root, self._socket, programs, restarts=restarts))
         return config
 
     def start(self, program: Program) -> None:
-        """Starts it without waiting; a program that runs is left alone."""
+        """Starts a program without waiting. A running program is not restarted."""
         if not self.state(program.name).runs:
-            with suppress(xmlrpc.client.Fault):  # its state tells, and its log
+            with suppress(xmlrpc.client.Fault):  # its state and its log show the failure
                 self._call("startProcess", program.name, False)
 
     def reread(self, programs: Iterable[Program], *, restarts: bool) -> Differences:
-        """Tells the supervisor of another set of programs; what runs goes on until `remove` and `add` change it."""
+        """Gives the supervisor a new configuration. Programs keep running as they are until `remove` and `add`."""
         self._configure(programs, restarts=restarts)
         (differences,) = self._call("reloadConfig")
         return Differences(*map(frozenset, differences))
 
     def add(self, name: str) -> None:
-        """Takes a program from the configuration that was read last; `start` starts it."""
+        """Adds a program of the configuration that was read last; `start` starts it."""
         self._call("addProcessGroup", name)
 
     def remove(self, name: str) -> None:
-        """Stops a program, and forgets it."""
+        """Stops a program and removes it from the supervisor."""
         self._call("stopProcessGroup", name)
         self._call("removeProcessGroup", name)
 
@@ -124,16 +124,18 @@ class Supervisor:
         return next(state for state in self.states() if state.name == name)
 
     def alive(self, name: str) -> bool:
-        """Whether a program runs, or will be tried again."""
+        """Whether a program runs, or will be started again."""
         return self.state(name).state in {"STARTING", "RUNNING", "BACKOFF"}
 
     def shutdown(self) -> None:
-        """Stops every program, then the supervisor; returns when all processes are gone."""
+        """Stops every program, then the supervisor. Returns when all processes have ended."""
         self._call("shutdown")
         deadline = Deadline(STOP_S_MAX)
-        while self._pidfile.exists():  # removed as its last act
+        while self._pidfile.exists():  # the supervisor removes it last
             if deadline.passed():
-                raise LocalError(f"the supervisor still runs\n{log_tail(self.log('supervisord'))}")
+                raise LocalError(
+                    f"the supervisor did not stop within {STOP_S_MAX:g} s\n{log_tail(self.log('supervisord'))}"
+                )
             time.sleep(0.05)
 
     def _call(self, method: str, *arguments: object) -> Any:
@@ -146,7 +148,7 @@ class Supervisor:
 
 
 def configuration(root: Path, socket: Path, programs: Iterable[Program], *, restarts: bool) -> str:
-    """The supervisor's configuration file."""
+    """The text of the supervisor's configuration file."""
     sections: dict[str, Mapping[str, object]] = {
         "unix_http_server": {"file": socket, "chmod": "0700"},
         "rpcinterface:supervisor": {
@@ -180,11 +182,11 @@ def configuration(root: Path, socket: Path, programs: Iterable[Program], *, rest
 
 
 def _quoted(name: str, value: str) -> str:
-    """A value of `environment`: between quotes, which it cannot have inside."""
+    """A value of `environment`, in quotes of the kind that it does not contain."""
     for quote in "\"'":
         if quote not in value:
             return f"{quote}{value}{quote}"
-    raise LocalError(f"{name} has both kinds of quotes in it: do with one of them")
+    raise LocalError(f"{name} has both kinds of quotes, which the supervisor cannot read: use only one kind")
 
 
 def _socket_path(root: Path) -> Path:

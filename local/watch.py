@@ -1,13 +1,12 @@
-"""Ends what a process started once that process is gone, however it went: also after kill -9, which no handler sees.
+"""Kills the processes that a process started when it ends, even by kill -9, which no handler can catch.
 
     with leave_nothing():
-        ...  # what is started here, and what that starts in turn, is gone afterwards
+        ...  # processes started here, and their children, are killed at the end
 
-A second process, the watcher, holds the end of a pipe whose other end the first one has: the kernel closes it when the
-first one is gone. (Where a fork holds it too, the first one's own end still tells.) What was started is found by a
-variable in its environment, which children of children inherit, whatever sessions and process groups they make, and
-also a daemon that left its parent. Other ways miss some of these: a signal at the parent's death is not inherited, a
-process group ends at the first `setsid`, and a cgroup needs rights.
+A second process, the watcher, reads from a pipe whose other end the first process has: the kernel closes it when
+the first process ends. (If a fork holds it too, the process itself is watched as well.) The started processes are found by a variable in their environment. All descendants inherit it,
+whatever sessions and process groups they create, also daemons. Other methods miss some of these: a signal at the
+parent's death is not inherited, a process group ends at the first `setsid`, and a cgroup needs privileges.
 
 The watcher needs nothing but Python: it is started as a script.
 """
@@ -23,16 +22,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-#: Its value says who started a process: the names of the watched processes above it, the outermost first.
+#: Its value has the names of the watched processes above a process, the outermost first.
 VARIABLE = "BRONZE_LOCAL_STARTED_BY"
 SEPARATOR = "."
 
 
 @contextmanager
 def leave_nothing() -> Iterator[None]:
-    """Whatever this process starts meanwhile is killed at the end of the context, or when this process is gone.
+    """Kills the processes that this process starts in the context, at its end or when this process ends.
 
-    Contexts nest, across processes too: the end of an outer one is the end of what an inner one started.
+    Contexts nest, also across processes: an outer context kills the processes of inner contexts, too.
     """
     outer = os.environ.get(VARIABLE)
     unmarked = {name: value for name, value in os.environ.items() if name != VARIABLE}
@@ -42,10 +41,10 @@ def leave_nothing() -> Iterator[None]:
         [sys.executable, "-I", __file__, started_by, str(os.getpid())],
         env=unmarked,
         stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,  # who reads our output does not wait for the watcher
+        stdout=subprocess.DEVNULL,  # a reader of this process' output must not wait for the watcher
         stderr=subprocess.DEVNULL,
-        start_new_session=True,  # Ctrl-C in a terminal is for us alone
-    ):  # leaving it closes the pipe, and waits until the watcher has done its work
+        start_new_session=True,  # Ctrl-C in a terminal must not reach the watcher
+    ):  # leaving it closes the pipe and waits for the watcher to end
         os.environ[VARIABLE] = started_by
         try:
             yield
@@ -57,11 +56,11 @@ def leave_nothing() -> Iterator[None]:
 
 
 def started(started_by: str) -> set[int]:
-    """The pids of the processes with this mark or one that begins with it, and of all their children."""
+    """The pids of the processes whose mark is or begins with this one, and of all their descendants."""
     mark = f"\0{VARIABLE}={started_by}".encode()
     found, parents = set(), {}
     for process in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):  # it has ended, or is another user's
+        with suppress(OSError):  # it has ended, or belongs to another user
             environment = b"\0" + (process / "environ").read_bytes()
             if mark + b"\0" in environment or mark + SEPARATOR.encode() in environment:
                 found.add(int(process.name))
@@ -84,7 +83,7 @@ def wait_for_end(process: int) -> None:
 
 def main() -> None:
     wait_for_end(int(sys.argv[2]))
-    while victims := started(sys.argv[1]):  # again and again: some start others meanwhile
+    while victims := started(sys.argv[1]):  # repeated: some start new processes meanwhile
         for pid in victims:
             with suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)

@@ -59,7 +59,7 @@ def test_what_a_layer_has_not_sent_is_told_and_sent_when_it_is_back(built: Built
     with start(collector(WITHOUT), tmp_path / "log"):
         (left,) = unsent(folder, WITHOUT, bbolt=built.bbolt)
         assert (left.layer, left.requests, left.size_bytes) == ("traces/otlp-http", 5, size_bytes)
-        assert "traces/otlp-http is not in use, and its queue holds 5 requests" in str(left)
+        assert "traces/otlp-http is not in use, and its queue has 5 unsent requests" in str(left)
     with receiver, start(collector(USING), tmp_path / "log"):
         until("the spans have come", lambda: len(receiver.spans) == 5)
     assert unsent(folder, WITHOUT, bbolt=built.bbolt) == []
@@ -86,7 +86,8 @@ def test_every_exporter_is_right_alone(built: Built) -> None:
             "exporters/traces/zipkin.yaml",
             "queue_size:",
             "queue_sise:",
-            r"otel-collector/exporters/traces/zipkin.yaml: .* invalid keys: queue_sise: mend that setting in this file",
+            r"otel-collector/exporters/traces/zipkin.yaml: .* invalid keys: queue_sise: "
+            r"correct that setting in this file",
         ),
         (
             "exporters/logs/file.yaml",
@@ -94,10 +95,10 @@ def test_every_exporter_is_right_alone(built: Built) -> None:
             "exporters: [file/log]",
             r"otel-collector/exporters/logs/file.yaml: .*logs/file: references exporter \"file/log\" which is not conf",
         ),
-        ("config.yaml", "check_interval:", "chek_interval:", r"otel-collector/config.yaml: .*chek_interval: mend"),
+        ("config.yaml", "check_interval:", "chek_interval:", r"otel-collector/config.yaml: .*chek_interval: correct"),
     ],
 )
-def test_a_wrong_setting_is_told_before_anything_starts(
+def test_a_wrong_setting_is_reported_before_anything_starts(
     file: str, before: str, after: str, sentence: str, built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In one sentence: the file, the setting, what to do; the collector's own words below it."""
@@ -117,7 +118,7 @@ def test_a_wrong_setting_is_told_before_anything_starts(
     assert any("Error: " in line for line in rest)
 
 
-def test_a_wrong_variable_is_told_before_anything_starts(built: Built, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_variable_is_reported_before_anything_starts(built: Built, monkeypatch: pytest.MonkeyPatch) -> None:
     """The check runs with the settings that the collector will run with."""
     monkeypatch.setenv("OTLP_TRACES_HEADERS", "x-api-key=secret")
     with pytest.raises(LocalError, match=r"^the exporters in use \(.*otlp-http.*headers"):
@@ -147,7 +148,7 @@ def test_another_choice_starts_the_collector_again_and_nothing_else(built: Built
     assert "zipkin" not in before
 
     second = replace(first, exporters=Exporters(("prometheus-scrape",), ("zipkin",), ("file",)))
-    commands.replumb(supervisor, first, second)
+    commands.reconcile(supervisor, first, second)
     after = pids()
     assert {name for name in before if before[name] != after[name]} == {"otel-collector"}
     assert after.keys() - before.keys() == {"zipkin"}
@@ -159,10 +160,10 @@ def test_another_choice_starts_the_collector_again_and_nothing_else(built: Built
     until("metrics come that way", lambda: (metrics.value(f"timestamp({collected})") or 0) > since)
     until("traces are in Zipkin", lambda: json.loads(http_get(first.ports.zipkin, "/api/v2/services")))
 
-    commands.replumb(supervisor, second, second)
+    commands.reconcile(supervisor, second, second)
     assert pids() == after
 
-    commands.replumb(supervisor, second, first)
+    commands.reconcile(supervisor, second, first)
     assert pids().keys() == before.keys()
     assert {name for name in before if before[name] != pids()[name]} == {"otel-collector"}
 
@@ -175,8 +176,8 @@ def test_a_taken_port_leaves_what_runs_as_it_is(built: Built, supervisor: Superv
     second = replace(first, exporters=Exporters(traces=("zipkin",)))
     with (
         socket.create_server((LOOPBACK, first.ports.zipkin)),
-        pytest.raises(LocalError, match=rf"port {first.ports.zipkin} is taken, and zipkin wants it"),
+        pytest.raises(LocalError, match=rf"port {first.ports.zipkin} is in use, but zipkin needs it"),
     ):
-        commands.replumb(supervisor, first, second)
+        commands.reconcile(supervisor, first, second)
     first.collector.ready()
     assert Stack.load(supervisor.root) == first

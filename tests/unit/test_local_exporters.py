@@ -58,14 +58,14 @@ def test_several() -> None:
 @pytest.mark.parametrize(
     ("setting", "words"),
     [
-        ({"traces": "jaeger"}, "BRONZE_TRACES_EXPORTER=jaeger: 'jaeger' is not known; there are .*tempo, zipkin"),
-        ({"metrics": "zipkin"}, "'zipkin' is for traces, not for metrics; there are .*prometheus"),
-        ({"traces": ""}, "a name is missing; there are"),
+        ({"traces": "jaeger"}, "BRONZE_TRACES_EXPORTER=jaeger: 'jaeger' is unknown; known exporters: .*tempo, zipkin"),
+        ({"metrics": "zipkin"}, "'zipkin' is for traces, not for metrics; known exporters: .*prometheus"),
+        ({"traces": ""}, "a name is missing; known exporters: "),
         ({"logs": "file,,debug"}, "a name is missing"),
-        ({"logs": "file,none"}, "`none` stands alone"),
-        ({"metrics": "prometheus,prometheus-scrape"}, "prometheus and prometheus-scrape bring the same series"),
-        ({"metrics": "prometheus-remote-write,file,prometheus"}, "prometheus-remote-write and prometheus bring"),
-        ({"traces": "tempo"}, "no program `tempo` is on PATH: install it there, take zipkin"),
+        ({"logs": "file,none"}, "`none` cannot be combined with others"),
+        ({"metrics": "prometheus,prometheus-scrape"}, "prometheus and prometheus-scrape send the same series"),
+        ({"metrics": "prometheus-remote-write,file,prometheus"}, "prometheus-remote-write and prometheus send"),
+        ({"traces": "tempo"}, "no program `tempo` on PATH: install it, or use zipkin"),
     ],
 )
 def test_wrong_choice_says_what_to_do(setting: dict[str, str], words: str) -> None:
@@ -91,7 +91,7 @@ def test_one_name_in_two_files(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "words"),
-    [("exporters: [", "is no YAML"), ("exporters: {nop/x:}", "has no `exporters` or"), ("", "has no")],
+    [("exporters: [", "is not valid YAML"), ("exporters: {nop/x:}", "has no `exporters` or"), ("", "has no")],
 )
 def test_a_broken_file_is_named(folder: Path, text: str, words: str) -> None:
     (folder / "traces" / "mine.yaml").write_text(text)

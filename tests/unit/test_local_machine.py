@@ -55,4 +55,4 @@ def test_a_deadline_moves_away_while_the_load_grows(two_cores: None, monkeypatch
 
 def test_the_header_says_what_was_measured() -> None:
     assert f"{len(os.sched_getaffinity(0))} cores" in machine.describe()
-    assert "limits of time are multiplied by" in machine.describe()
+    assert "time limits are multiplied by" in machine.describe()

@@ -50,7 +50,7 @@ def test_taken_port(tmp_path: Path) -> None:
 def test_dies_while_it_starts(tmp_path: Path) -> None:
     """A program that ends before it is ready is reported at once, with the end of its log."""
     program = Program("sad", (sys.executable, "-c", "print('the reason')"), {}, lambda: http_get(free_ports(), "/"))
-    with pytest.raises(LocalError, match=r"sad ended while it started(.|\n)*the reason"):
+    with pytest.raises(LocalError, match=r"sad ended during its start(.|\n)*the reason"):
         start(program, tmp_path / "log")
 
 
