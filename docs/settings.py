@@ -1,4 +1,4 @@
-"""Writes docs/settings.md, every setting of ours: `python -m docs.settings`."""
+"""Writes docs/settings.md, the list of all Bronze settings: `python -m docs.settings`."""
 
 import argparse
 import sys
@@ -17,19 +17,20 @@ _INTRODUCTION = f"""\
 
 # Settings
 
-Environment variables; each has a default that works. `make up` and compose also read them from `.env`
-([`.env.example`](../.env.example)). What cannot work is refused at the start, with exit code 2 and the variable's name.
+The settings are environment variables; each has a default that works. `make up` and compose also read them from `.env`
+([`.env.example`](../.env.example)). A role with an invalid setting does not start: it names the variable and ends with
+exit code 2.
 
-Telemetry has the standard `OTEL_*` variables and the bucket's client the standard `AWS_*` ones
+Telemetry uses the standard `OTEL_*` variables, and the bucket's client uses the standard `AWS_*` variables
 ([operations.md](operations.md#settings)).
 
-| variable | default | what it is |
+| variable | default | meaning |
 |---|---|---|
 """
 
 
 def page() -> str:
-    rows = [f"| `{_variable(name)}` | {_default(field)} | {_said(field)} |" for name, field in _fields().items()]
+    rows = [f"| `{_variable(name)}` | {_default(field)} | {_description(field)} |" for name, field in _fields().items()]
     return _INTRODUCTION + "\n".join(rows) + "\n"
 
 
@@ -54,17 +55,17 @@ def _default(field: FieldInfo) -> str:
     return f"`{value:g}`" if isinstance(value, float) else f"`{value}`"
 
 
-def _said(field: FieldInfo) -> str:
+def _description(field: FieldInfo) -> str:
     return (field.description or "").replace("|", "\\|")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog=WRITE, description=__doc__)
-    parser.add_argument("--check", action="store_true", help="write nothing; fail if the page is not in sync")
+    parser.add_argument("--check", action="store_true", help="write nothing; fail if the page is out of sync")
     if not parser.parse_args().check:
         PAGE.write_text(page(), encoding="utf-8")
     elif not PAGE.exists() or PAGE.read_text(encoding="utf-8") != page():
-        sys.exit(f"{PAGE.name} is not what the settings say: run {WRITE}")
+        sys.exit(f"docs/{PAGE.name} is out of sync with the settings: run {WRITE}")
 
 
 if __name__ == "__main__":

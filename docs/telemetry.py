@@ -17,21 +17,21 @@ _INTRODUCTION = f"""\
 
 # Telemetry: every signal, and who reads it
 
-What the API, the consumer and the publisher emit, as declared in
+The signals that the API, the consumer and the publisher emit, as declared in
 [`service/bronze/telemetry/registry/`](../service/bronze/telemetry/registry), in the format of OpenTelemetry's Weaver.
-Names are the same whichever exporter is in use ([exporters.md](exporters.md)).
+Names are the same with every exporter ([exporters.md](exporters.md)).
 
 In Prometheus each series has `job` (`bronze/api`, `bronze/consumer`, `bronze/publisher`), `instance` (the process,
-`service.instance.id`), `service_name`, `service_version` and `deployment_environment_name`; the dots of an attribute
-are underscores. A histogram's series end in `_bucket`, `_sum` and `_count`, and its buckets carry exemplars, which lead
-to the trace of what was measured. Every counter is there at 0 from the start, for each combination that can occur. The
-same metrics are at each process' `/metrics`, which Prometheus scrapes as `job="scrape-api"` and so on: for `up`, and to
-compare both ways ([BronzePathsDiffer](runbook.md#bronzepathsdiffer)).
+`service.instance.id`), `service_name`, `service_version` and `deployment_environment_name`; the dots of an
+attribute become underscores. A histogram's series end in `_bucket`, `_sum` and `_count`, and its buckets have exemplars,
+which link to the trace of the measured operation. Every counter starts at 0, for each combination of attributes that can
+occur. Each process also serves the same metrics at `/metrics`. Prometheus scrapes them as `job="scrape-api"` and so on,
+for `up` and to compare both paths ([BronzePathsDiffer](runbook.md#bronzepathsdiffer)).
 """
 
 
 def page() -> str:
-    return "\n".join([_INTRODUCTION, *_metrics(), *_foreign(), *_spans(), *_attributes()]) + "\n"
+    return "\n".join([_INTRODUCTION, *_metrics(), *_external_metrics(), *_spans(), *_attributes()]) + "\n"
 
 
 def _metrics() -> Iterator[str]:
@@ -54,16 +54,19 @@ def _metrics() -> Iterator[str]:
         )
 
 
-def _foreign() -> Iterator[str]:
-    yield "## Metrics of others that rules and panels read\n"
+def _external_metrics() -> Iterator[str]:
+    yield "## Metrics of other programs that rules and panels read\n"
     yield from _table(
         ("in Prometheus", "emitted by", "read by", "shown on"),
-        ((f"`{name}`", maker, _readers(name), _panels(name)) for name, (maker, _) in promql.EXTERNAL_METRICS.items()),
+        (
+            (f"`{name}`", emitter, _readers(name), _panels(name))
+            for name, (emitter, _) in promql.EXTERNAL_METRICS.items()
+        ),
     )
 
 
 def _readers(metric: str) -> str:
-    """Alerts link to what to do; recordings are named."""
+    """The rules that read a metric: alerts link to the runbook, recording rules are named."""
     names = readers(metric)
     links = (f"[{name}](runbook.md#{name.lower()})" if ":" not in name else f"`{name}`" for name in names)
     return ", ".join(links) or "no rule"
@@ -77,31 +80,32 @@ def _panels(metric: str) -> str:
 
 def _spans() -> Iterator[str]:
     yield "## Spans\n"
-    yield f"`{SOURCE}` is the source's name; in the SERVER span it is the route's own word.\n"
+    yield f"`{SOURCE}` is the source's name; in the SERVER span it is literally part of the route.\n"
     yield from _table(
-        ("name", "kind", "says", "attributes"),
+        ("name", "kind", "meaning", "attributes"),
         ((f"`{s.name}`", s.kind, s.brief, _listed(s.attributes)) for s in registry().spans.values()),
     )
     yield "## Events on spans\n"
     yield from _table(
-        ("name", "says", "attributes"),
+        ("name", "meaning", "attributes"),
         ((f"`{e.name}`", e.brief, _listed(e.attributes)) for e in registry().events.values()),
     )
 
 
 def _attributes() -> Iterator[str]:
-    """Ours, and the closed words; what the semantic conventions say of theirs is not repeated."""
+    """Our attributes and the values of enumerations. Descriptions of the semantic conventions are not repeated."""
     yield "## Attributes\n"
-    yield "What is not described here is of the [semantic conventions](https://opentelemetry.io/docs/specs/semconv/).\n"
+    yield "Attributes without a description here are defined by the "
+    yield "[semantic conventions](https://opentelemetry.io/docs/specs/semconv/).\n"
     known = registry().attributes.values()
-    yield from _table(("attribute", "says"), ((f"`{a.key}`", a.brief) for a in known if a.brief))
-    for closed in (a for a in known if a.members):
-        yield from _words(closed)
+    yield from _table(("attribute", "meaning"), ((f"`{a.key}`", a.brief) for a in known if a.brief))
+    for enumeration in (a for a in known if a.members):
+        yield from _values(enumeration)
 
 
-def _words(closed: Attribute) -> Iterator[str]:
-    yield f"### The words of {closed.key}\n"
-    yield from _table(("value", "says"), ((f"`{word}`", says) for word, says in closed.members.items()))
+def _values(enumeration: Attribute) -> Iterator[str]:
+    yield f"### Values of {enumeration.key}\n"
+    yield from _table(("value", "meaning"), ((f"`{value}`", brief) for value, brief in enumeration.members.items()))
 
 
 def _listed(keys: Iterable[str]) -> str:
@@ -116,7 +120,7 @@ def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> Iterator[s
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="write nothing; fail where the page is not in sync")
+    parser.add_argument("--check", action="store_true", help="write nothing; fail if the page is out of sync")
     if not parser.parse_args().check:
         PAGE.write_text(page(), encoding="utf-8")
     elif not PAGE.exists() or PAGE.read_text(encoding="utf-8") != page():

@@ -86,8 +86,10 @@ def test_every_exporter_is_right_alone(built: Built) -> None:
             "exporters/traces/zipkin.yaml",
             "queue_size:",
             "queue_sise:",
-            r"otel-collector/exporters/traces/zipkin.yaml: .* invalid keys: queue_sise: "
-            r"correct that setting in this file",
+            (
+                r"otel-collector/exporters/traces/zipkin.yaml: .* invalid keys: queue_sise: "
+                r"correct that setting in this file"
+            ),
         ),
         (
             "exporters/logs/file.yaml",
