@@ -3,10 +3,11 @@
     with leave_nothing():
         ...  # processes started here, and their children, are killed at the end
 
-A second process, the watcher, reads from a pipe whose other end the first process has: the kernel closes it when
-the first process ends. (If a fork holds it too, the process itself is watched as well.) The started processes are found by a variable in their environment. All descendants inherit it,
-whatever sessions and process groups they create, also daemons. Other methods miss some of these: a signal at the
-parent's death is not inherited, a process group ends at the first `setsid`, and a cgroup needs privileges.
+A second process, the watcher, reads from a pipe whose other end the first process has: the kernel closes it when the
+first process ends. (If a fork holds it too, the first process itself is watched as well.) The started processes are
+found by a variable in their environment. All descendants inherit it, whatever sessions and process groups they create,
+also daemons. Other methods miss some of these: a signal at the parent's death is not inherited, a process group ends
+at the first `setsid`, and a cgroup needs privileges.
 
 The watcher needs nothing but Python: it is started as a script.
 """

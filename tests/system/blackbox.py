@@ -1,5 +1,5 @@
-"""The running system as its users see it: HTTP, S3, exit codes and the backends' own APIs. Nothing of `bronze` is known
-here but its command and its addresses.
+"""The running system as its users see it: HTTP, S3, exit codes and the backends' own APIs. These tests use only the
+command `bronze` and the system's addresses, not the package.
 """
 
 import json
@@ -27,18 +27,18 @@ from local.stack import Stack
 T = TypeVar("T")
 
 NDJSON = "application/x-ndjson"
-#: What the roles of all tests run with: objects and metrics come soon.
+#: Settings of the roles in all tests, so that objects and metrics arrive soon.
 SOON = {"BRONZE_FLUSH_AGE_S": "0.2", "OTEL_METRIC_EXPORT_INTERVAL": "500"}
-#: Of a system beside the whole one: exemplars in Prometheus lead to objects of the whole one, whose page shows them.
+#: Settings of a branch: its exemplars would link to objects that the page of the main system does not know.
 NO_EXEMPLARS = {"OTEL_METRICS_EXEMPLAR_FILTER": "always_off"}
 STOP_S_MAX = 10.0
 
 _SAMPLE = re.compile(r"(?P<name>\w+)(?:\{(?P<labels>.*)\})? (?P<value>\S+)")
-_LABEL = re.compile(r'(\w+)="([^"]+)"')  # an empty label is none, as Prometheus has it
+_LABEL = re.compile(r'(\w+)="([^"]+)"')  # an empty label is no label, as in Prometheus
 
 
 def until(what: str, probe: Callable[[], T | None], timeout_s: float = 30) -> T:
-    """What a probe gives once that is true; fails after the deadline and says what did not come."""
+    """Waits until the probe's result is true, and returns it. Fails after the deadline and names what is missing."""
     deadline = Deadline(timeout_s)
     while not (found := probe()):
         assert not deadline.passed(), f"not within {timeout_s:g} s: {what} ({describe()})"
@@ -47,7 +47,7 @@ def until(what: str, probe: Callable[[], T | None], timeout_s: float = 30) -> T:
 
 
 def vehicles(mark: str, count: int = 1) -> list[bytes]:
-    """Records that are found again by their mark: lines of NDJSON, each another one."""
+    """Different records as NDJSON lines, which can be found by their mark."""
     return [
         b'{"vehicle_id": "%s-%d",  "seats":%d, "undeclared": [1, 2.50]}' % (mark.encode(), i, i) for i in range(count)
     ]
@@ -59,7 +59,7 @@ def ndjson(records: Sequence[bytes]) -> bytes:
 
 @dataclass(frozen=True)
 class System:
-    """A stack's roles with settings of their own, and what is seen of them."""
+    """A stack whose roles have additional settings, and access to it from outside."""
 
     stack: Stack
     env: Mapping[str, str]
@@ -75,7 +75,7 @@ class System:
 
     @contextmanager
     def running(self, *programs: Program) -> Iterator[dict[str, Process]]:
-        """The programs, started at once and ready; stopped in reverse."""
+        """Starts the programs in parallel until they are ready, and stops them in reverse order."""
         with ExitStack() as stack:
             processes = {p.name: stack.enter_context(Process(p, self.log(p.name))) for p in programs}
             for process in processes.values():
@@ -84,13 +84,13 @@ class System:
 
     @contextmanager
     def queue(self) -> Iterator[Process]:
-        """A queue of its own, where it is not that of the whole stack."""
+        """The queue of a branch."""
         program = servers.nats(self.stack.root / "nats", self.stack.ports.nats, self.stack.name)
         with self.running(program) as processes:
             yield processes["nats"]
 
     def publisher(self, *arguments: str, **env: str) -> "subprocess.Popen[str]":
-        """A `bronze publish` that has been started."""
+        """Starts a `bronze publish`."""
         return subprocess.Popen(
             [servers.executable("bronze"), "publish", *arguments],
             env={**environment(), **self.role("publisher").env, **env},
@@ -101,7 +101,9 @@ class System:
         )
 
     def branch(self, root: Path) -> "System":
-        """A system with a queue, roles and keys of its own, on this one's bucket and backends; none of it runs yet."""
+        """A system with its own queue, roles and object keys, but with this one's bucket and backends. It is not
+        started.
+        """
         ports = replace(
             self.stack.ports, nats=free_ports(), api=free_ports(), consumer=free_ports(), publisher=free_ports()
         )
@@ -113,7 +115,7 @@ class System:
 
     @cached_property
     def _http(self) -> httpx.Client:
-        no_reuse = httpx.Limits(max_keepalive_connections=0)  # servers come and go
+        no_reuse = httpx.Limits(max_keepalive_connections=0)  # servers restart during tests
         return httpx.Client(timeout=limit_s(60), limits=no_reuse, trust_env=False)
 
     @property
@@ -121,7 +123,7 @@ class System:
         return f"http://{LOOPBACK}:{self.stack.ports.api}"
 
     def post(self, source: str, body: bytes, **headers: str) -> httpx.Response:
-        """One submission of NDJSON unless a header says otherwise; an underscore stands for a dash."""
+        """Sends a submission, as NDJSON unless a header says otherwise. Underscores in header names become dashes."""
         named = {"Content-Type": NDJSON} | {name.replace("_", "-"): value for name, value in headers.items()}
         return self._http.post(f"{self.url}/v1/ingest/{source}", content=body, headers=named)
 
@@ -129,7 +131,7 @@ class System:
         return self._http.get(f"{self.url}{path}")
 
     def stored(self, submission_id: str) -> dict[str, Any]:
-        """A submission's status, once it says `stored`."""
+        """Waits until a submission's status is `stored`, and returns it."""
 
         def status() -> dict[str, Any] | None:
             answer = self.get(f"/v1/submissions/{submission_id}")
@@ -139,8 +141,8 @@ class System:
         return until(f"submission {submission_id} is stored", status)
 
     def fence(self, source: str = "vehicles") -> dict[str, Any]:
-        """A submission of our own, stored, and what its object says of itself. A lane is in order: whatever was in the
-        source's one lane before it is in the bucket by then.
+        """Sends a submission, waits until it is stored, and returns its object's contents. A lane is in order, so all
+        earlier messages of the source's only lane are in the bucket then, too.
         """
         accepted = self.post(source, vehicles("fence")[0])
         assert accepted.status_code == 202, accepted.text
@@ -160,7 +162,7 @@ class System:
 
     @property
     def client_env(self) -> dict[str, str]:
-        """What a reader of the bucket is given."""
+        """The environment of a reader of the bucket."""
         return {**environment(), **self.stack.client_env, **self.env}
 
     @cached_property
@@ -175,7 +177,7 @@ class System:
         )
 
     def keys(self, prefix: str | None = None) -> list[str]:
-        """The keys under a prefix; without one, those of the system's objects."""
+        """The keys with a prefix; by default, those of the system's objects."""
         prefix = f"{self.prefix}/" if prefix is None else prefix
         pages = self.s3.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix)
         return [item["Key"] for page in pages for item in page.get("Contents", ())]
@@ -185,17 +187,17 @@ class System:
         return content
 
     def rows(self, source: str) -> list[dict[str, Any]]:
-        """All rows of a source, from all of its objects."""
+        """All rows of a source, from all its objects."""
         keys = self.keys(f"{self.prefix}/source={source}/")
         return [row for key in keys for row in pq.read_table(BytesIO(self.body(key))).to_pylist()]
 
     def payloads(self, mark: str, source: str = "vehicles") -> list[bytes]:
-        """The payloads with a mark in them, in the bucket, each as often as it is there. Columns may have none."""
+        """The payloads in the bucket that contain the mark, with repetitions. Rows without a payload are ignored."""
         return sorted(row["_payload"].encode() for row in self.rows(source) if mark in (row["_payload"] or ""))
 
     @contextmanager
     def bucket_refuses(self) -> Iterator[None]:
-        """Meanwhile the bucket's own policy denies every PUT below the system's prefix."""
+        """In the context, the bucket's policy denies every PUT with the system's prefix."""
         denied = {
             "Effect": "Deny",
             "Principal": "*",
@@ -212,7 +214,7 @@ class System:
     # --- its telemetry
 
     def metrics(self, role: str) -> "Metrics":
-        """What a role's own `/metrics` says now."""
+        """The current content of a role's `/metrics`."""
         port = {
             "api": self.stack.ports.api,
             "consumer": self.stack.ports.consumer,
@@ -225,19 +227,19 @@ class System:
         return self._http.get(url, params=parameters).raise_for_status().json()["data"]
 
     def value(self, query: str) -> float | None:
-        """An instant query's one value; none while there is no series."""
+        """The only value of an instant query; None if there is no series."""
         found = self.prometheus("query", query=query)["result"]
         assert len(found) <= 1, f"{query} has several series: {found}"
         return float(found[0]["value"][1]) if found else None
 
     def exemplars(self, query: str) -> set[str]:
-        """The trace ids of a metric's exemplars of the last minutes."""
+        """The trace ids of a metric's exemplars in the last minutes."""
         now = time.time()
         found = self.prometheus("query_exemplars", query=query, start=now - 300, end=now + 1)
         return {exemplar["labels"]["trace_id"] for series in found for exemplar in series["exemplars"]}
 
     def trace(self, trace_id: str) -> list[dict[str, Any]]:
-        """The spans of a trace, as the trace store has them by now."""
+        """The spans of a trace that the trace store has so far."""
         answer = self._http.get(f"http://{LOOPBACK}:{self.stack.ports.zipkin}/api/v2/trace/{trace_id}")
         spans: list[dict[str, Any]] = [] if answer.status_code == 404 else answer.raise_for_status().json()
         return spans
@@ -255,19 +257,19 @@ class Metrics:
         return cls([(m["name"], dict(_LABEL.findall(m["labels"] or "")), float(m["value"])) for m in found if m])
 
     def all(self, name: str, **labels: str) -> list[float]:
-        """The values of each series of a name that has these labels."""
+        """The values of the series with this name and these labels."""
         return [value for n, has, value in self.samples if n == name and labels.items() <= has.items()]
 
     def sum(self, name: str, **labels: str) -> float:
-        """Their sum; there has to be one."""
+        """The sum of `all`; fails if there is no such series."""
         found = self.all(name, **labels)
         assert found, f"no series {name} {labels}; there are: {sorted({n for n, _, _ in self.samples})}"
         return sum(found)
 
 
 def drawn(spans: Sequence[Mapping[str, Any]]) -> str:
-    """A trace as a drawing: a line a span, `service KIND name`, children below their parents. Zipkin keeps names in
-    lower case and knows no kind INTERNAL.
+    """A trace as text: one line per span, `service KIND name`, with children below their parents. Zipkin stores names
+    in lower case and has no kind INTERNAL.
     """
     ids = {span["id"] for span in spans}
 
@@ -281,5 +283,5 @@ def drawn(spans: Sequence[Mapping[str, Any]]) -> str:
 
 
 def reported(report: Path) -> list[dict[str, Any]]:
-    """What a publisher says was accepted."""
+    """The submissions in a publisher's report."""
     return [json.loads(line) for line in report.read_text().splitlines()]

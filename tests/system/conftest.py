@@ -1,4 +1,4 @@
-"""One whole system for all tests, on free ports, with its backends; tests that break something have a branch."""
+"""One complete system for all tests, on free ports, with its backends. Tests that break something use a branch."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -14,7 +14,7 @@ from tests.system.blackbox import NO_EXEMPLARS, SOON, System
 
 @pytest.fixture(scope="session")
 def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
-    """The whole system, running: queue, bucket, collector, Prometheus, Zipkin, API and consumer."""
+    """The complete running system: queue, bucket, collector, Prometheus, Zipkin, API and consumer."""
     stack = Stack.create(tmp_path_factory.mktemp("system"), Ports.free(), build_all())
     limits = {"BRONZE_BODY_BYTES_MAX": str(8 * 2**20), "BRONZE_JSON_BODY_BYTES_MAX": str(2**20)}
     system = System(stack, {**SOON, **limits})
@@ -24,12 +24,12 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
 
 @pytest.fixture
 def branch(system: System, tmp_path: Path) -> System:
-    """A system that a test may break: its queue and its roles are started by the test."""
+    """A system that a test may break. The test starts its queue and roles."""
     own = system.branch(tmp_path / "branch")
     return replace(own, env={**own.env, **NO_EXEMPLARS})
 
 
 @pytest.fixture
 def mark() -> str:
-    """What no other test's records have in them."""
+    """A text that no other test's records contain."""
     return f"mark-{uuid4().hex[:12]}"

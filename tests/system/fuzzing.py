@@ -1,4 +1,4 @@
-"""The bodies that Schemathesis does not know: records that fit, nearly fit or do not, their damaged files, and junk."""
+"""Bodies that Schemathesis cannot generate: valid, nearly valid and invalid records, damaged files, and random bytes."""
 
 import json
 from io import BytesIO
@@ -41,12 +41,12 @@ def _parquet(table: pa.Table) -> bytes:
 
 
 def _damaged(body: bytes, at: int, byte: int) -> bytes:
-    place = at % len(body)
-    return body[:place] + bytes([byte]) + body[place + 1 :]
+    position = at % len(body)
+    return body[:position] + bytes([byte]) + body[position + 1 :]
 
 
-def _files(whole: st.SearchStrategy[bytes]) -> st.SearchStrategy[bytes]:
-    return whole | st.builds(_damaged, whole, st.integers(0, 2**16), st.integers(0, 255)) | st.binary(max_size=40)
+def _files(valid: st.SearchStrategy[bytes]) -> st.SearchStrategy[bytes]:
+    return valid | st.builds(_damaged, valid, st.integers(0, 2**16), st.integers(0, 255)) | st.binary(max_size=40)
 
 
 schemathesis.openapi.media_type(

@@ -1,4 +1,4 @@
-"""Each form of a body and each encoding, from HTTP to the object that three readers read."""
+"""Each type and encoding of a body is stored so that three readers read the sent values."""
 
 import gzip
 import json
@@ -39,7 +39,7 @@ ENCODINGS: Mapping[str, Callable[[bytes], bytes]] = {
 
 TOKYO = timezone(timedelta(hours=9))
 SCHEDULED = datetime(2013, 1, 1, 5, 15, 0, 123456, TOKYO)
-#: What is declared of the source `status`, in an order that is not the source's; None: it may be null.
+#: Declared fields of the source `status`, in another order than in the source; None: may be null.
 DECLARED: list[dict[str, Any]] = [
     {
         "scheduled_at": SCHEDULED,
@@ -62,21 +62,21 @@ DECLARED: list[dict[str, Any]] = [
         "departed_at": None,
     },
 ]
-#: What is not declared: nested values with nulls, an integer beyond 64 bits, a decimal, a time with its zone.
+#: Undeclared fields: nested values with nulls, an integer beyond 64 bits, a decimal, a time with a time zone.
 NESTED = {"é": [{"b": [1, None]}, None], "z": None}
 BIG = 2**80
 PRICE = Decimal("12.50")
 
 
 def json_records() -> list[bytes]:
-    """In a spelling that no encoder has."""
+    """Spelled as no JSON encoder would."""
 
     def spelled(row: Mapping[str, Any], number: int) -> bytes:
         declared = {name: v.isoformat() if isinstance(v, datetime) else v for name, v in row.items()}
         text = json.dumps(declared, ensure_ascii=bool(number), separators=(" ,", " : "))
         undeclared = (
             f'"nested": {json.dumps(NESTED, ensure_ascii=False)},  "big":{BIG}, "price": {PRICE}, '
-            f'"at":"{SCHEDULED.isoformat()}", "big":1e400'  # a name twice, a number beyond all types
+            f'"at":"{SCHEDULED.isoformat()}", "big":1e400'  # a duplicate name, a number beyond all types
         )
         return f"{text[:-1]}, {undeclared} }}".encode()
 
@@ -84,7 +84,7 @@ def json_records() -> list[bytes]:
 
 
 def columns() -> pa.Table:
-    """The same as columns, in types other than the source's where they hold the same values."""
+    """The same records as columns, some with other types than the source's that represent the same values."""
     declared: dict[str, Any] = {name: [row[name] for row in DECLARED] for name in DECLARED[0]}
     return pa.table(
         {
@@ -101,7 +101,7 @@ def columns() -> pa.Table:
     )
 
 
-#: The undeclared columns, as `docs/bodies.md` says that they are kept.
+#: The undeclared columns as stored according to `docs/bodies.md`.
 COLUMNAR_PAYLOADS = [
     (
         '{"nested":{"é":[{"b":[1,null]},null],"z":null},"big":"1208925819614629174706176","price":"12.50",'
@@ -112,7 +112,7 @@ COLUMNAR_PAYLOADS = [
 
 
 def body(form: Form) -> tuple[bytes, list[str]]:
-    """A body of the two records, and the payloads that are to be in the bucket."""
+    """A body with the two records, and the payloads that are expected in the bucket."""
     match form:
         case Form.NDJSON:
             return b"\r\n".join(json_records()), [record.decode() for record in json_records()]
@@ -128,9 +128,9 @@ def body(form: Form) -> tuple[bytes, list[str]]:
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
 @pytest.mark.parametrize("form", Form)
-def test_what_is_sent_is_what_is_read(form: Form, encoding: str, system: System, tmp_path: Path) -> None:
-    """Nulls, nested values, big integers, decimals, times with zones, any script and any order of columns: the declared
-    values as they were sent, and the rest in `_payload`, byte for byte. PyArrow, Polars and DuckDB agree.
+def test_sent_values_are_read_back(form: Form, encoding: str, system: System, tmp_path: Path) -> None:
+    """Nulls, nested values, big integers, decimals, times with zones, any script and any order of columns: declared
+    values are stored as sent, the others in `_payload`, byte for byte. PyArrow, Polars and DuckDB agree.
     """
     sent, payloads = body(form)
     answer = system.post("status", ENCODINGS[encoding](sent), Content_Type=form, Content_Encoding=encoding)
@@ -149,14 +149,14 @@ def test_what_is_sent_is_what_is_read(form: Form, encoding: str, system: System,
     assert [row["_record_index"] for row in rows] == [0, 1]
     assert {row["classification_id"] for row in rows} == {accepted["classification_id"]}
 
-    wanted = ["_submission_id", "run_number", "operator", "destination", "delay_min", "scheduled_at", "_payload"]
-    polars = pl.read_parquet(file).filter(pl.col("_submission_id") == accepted["submission_id"]).select(wanted)
-    expected = [tuple(row[name] for name in wanted) for row in rows]
+    names = ["_submission_id", "run_number", "operator", "destination", "delay_min", "scheduled_at", "_payload"]
+    polars = pl.read_parquet(file).filter(pl.col("_submission_id") == accepted["submission_id"]).select(names)
+    expected = [tuple(row[name] for name in names) for row in rows]
     assert polars.rows() == expected
     with duckdb.connect() as database:
         by_duckdb = database.execute(
             "SELECT * REPLACE (make_timestamp(epoch_us(scheduled_at)) AS scheduled_at) "
-            f"FROM (SELECT {', '.join(wanted)} FROM read_parquet(?) WHERE _submission_id = ? ORDER BY _record_index)",
+            f"FROM (SELECT {', '.join(names)} FROM read_parquet(?) WHERE _submission_id = ? ORDER BY _record_index)",
             [str(file), accepted["submission_id"]],
         ).fetchall()
     assert [(*row[:5], row[5].replace(tzinfo=UTC), row[6]) for row in by_duckdb] == expected
@@ -166,19 +166,19 @@ def _utc(value: Any) -> Any:
     return value.astimezone(UTC) if isinstance(value, datetime) else value
 
 
-def test_the_guides_example_is_taken(system: System, tmp_path: Path) -> None:
-    """As a reader of `docs/bodies.md` copies it, but for the address."""
+def test_the_guides_example_is_accepted(system: System, tmp_path: Path) -> None:
+    """The example of `docs/bodies.md` works as printed, except for the address."""
     (snippet,) = re.findall(r"```python\n(.*?)```", (REPOSITORY / "docs/bodies.md").read_text(), re.DOTALL)
-    here = snippet.replace("http://127.0.0.1:8000", system.url)
-    assert here != snippet
+    code = snippet.replace("http://127.0.0.1:8000", system.url)
+    assert code != snippet
     outcome = subprocess.run(
-        [sys.executable, "-W", "error", "-c", here], cwd=tmp_path, capture_output=True, text=True, check=False
+        [sys.executable, "-W", "error", "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert outcome.stdout.startswith("202 "), outcome.stderr or outcome.stdout
 
 
 def test_a_columnar_body_of_many_messages_is_one_submission(system: System, mark: str) -> None:
-    """With a run of its own in each row, more than one message, and the same 202 for the same body under its key."""
+    """Each row has its own classification; a retry of the same body under its key gets the same 202."""
     count = 20_000
     names = [f"{mark}-{n}" for n in range(count)]
     sent = parquet(vehicle_id=names, classification_id=[f"run-{n % 3}" for n in range(count)], n=names)
@@ -211,7 +211,7 @@ def stream(table: pa.Table, **options: int) -> bytes:
 
 
 def bomb() -> bytes:
-    """Half a MB, ten thousand times: 5 GB in a body that holds it once."""
+    """Half a MB, referenced ten thousand times: 5 GB in a body that contains it once."""
     texts = pa.DictionaryArray.from_arrays(pa.repeat(pa.scalar(0, pa.int32()), 10_000), pa.array(["x" * 2**19]))
     return stream(pa.table({"vehicle_id": texts}))
 
@@ -227,8 +227,8 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], Form, int, str]] = {
 
 
 @pytest.mark.parametrize("case", HOSTILE)
-def test_a_body_that_cannot_be_read_is_a_problem_document_and_the_api_goes_on(case: str, system: System) -> None:
-    """Each with a status that the OpenAPI document has."""
+def test_an_unreadable_body_gets_a_problem_document_and_the_api_continues(case: str, system: System) -> None:
+    """Each status is in the OpenAPI document."""
     make, form, status, kind = HOSTILE[case]
     documented = system.get("/openapi.json").json()["paths"]["/v1/ingest/{source}"]["post"]["responses"]
     answer = system.post("vehicles", make(), Content_Type=form)

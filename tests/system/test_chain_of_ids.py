@@ -1,4 +1,4 @@
-"""One run over two sources, found again by each of its ids, over HTTP and on the command line."""
+"""One classification with two sources is found by each of its ids, over HTTP and on the command line."""
 
 import json
 import re
@@ -43,7 +43,7 @@ def command(system: System, *arguments: str) -> "subprocess.CompletedProcess[str
 
 @contextmanager
 def followed(system: System, output: Path, *words: str) -> Iterator["subprocess.Popen[bytes]"]:
-    """A program that follows new objects into a file."""
+    """A program that follows new objects and writes them to a file."""
     with output.open("wb") as file:
         process = subprocess.Popen(words, env={**environment(), **system.role("api").env}, stdout=file)
         try:
@@ -53,8 +53,8 @@ def followed(system: System, output: Path, *words: str) -> Iterator["subprocess.
             process.wait()
 
 
-def asked(system: System, by: str, value: str, objects: int = 1) -> dict[str, Any]:
-    """What HTTP says, once it knows of so many objects, without what differs from moment to moment."""
+def lineage_of(system: System, by: str, value: str, objects: int = 1) -> dict[str, Any]:
+    """The lineage over HTTP, as soon as it has so many objects, without values that change with time."""
 
     def answer() -> dict[str, Any] | None:
         found = system.get(f"/v1/lineage?{urlencode({by: value})}")
@@ -70,14 +70,14 @@ def still(chain: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def chains(system: System, ids: Mapping[str, str]) -> dict[str, dict[str, Any]]:
-    return {by: asked(system, by, value, 2 if by == "classification_id" else 1) for by, value in ids.items()}
+    return {by: lineage_of(system, by, value, 2 if by == "classification_id" else 1) for by, value in ids.items()}
 
 
-def test_a_run_is_found_by_each_of_its_ids_and_again_without_view_and_catalog(
+def test_a_classification_is_found_by_each_of_its_ids_also_after_loss_of_index_and_catalog(
     branch: System, mark: str, tmp_path: Path
 ) -> None:
-    """Its vehicle and its status, their traces, objects and times; after the view was deleted, and after the catalog
-    was made anew from the bucket, the same answers.
+    """Vehicle and status with their traces, objects and times: the answers stay the same after the catalog index is
+    deleted, and after the catalog is rebuilt from the bucket.
     """
     views = tmp_path / "views"
     api = branch.role("api", BRONZE_VIEW_DIR=str(views))
@@ -87,7 +87,9 @@ def test_a_run_is_found_by_each_of_its_ids_and_again_without_view_and_catalog(
                 "vehicles", b'{"vehicle_id": "N1"}', Bronze_Classification_Id=mark, Bronze_File_Name="fleet.ndjson"
             ).json()
             status = branch.post("status", json.dumps({**STATUS, "classification_id": mark}).encode()).json()
-            (of_vehicle,), (of_status,) = (branch.stored(one["submission_id"])["objects"] for one in (vehicle, status))
+            (of_vehicle,), (of_status,) = (
+                branch.stored(value["submission_id"])["objects"] for value in (vehicle, status)
+            )
             upload = branch.get(of_vehicle["url"]).json()
             ids = {
                 "submission_id": vehicle["submission_id"],
@@ -102,8 +104,13 @@ def test_a_run_is_found_by_each_of_its_ids_and_again_without_view_and_catalog(
                 assert still(json.loads(printed.stdout)) == before[by]
             read = command(branch, mark)
             assert read.returncode == 0, read.stderr
-            for one in (vehicle["submission_id"], status["trace_id"], of_vehicle["file_path"], of_status["file_path"]):
-                assert one in read.stdout
+            for value in (
+                vehicle["submission_id"],
+                status["trace_id"],
+                of_vehicle["file_path"],
+                of_status["file_path"],
+            ):
+                assert value in read.stdout
             nothing = command(branch, "nobody")
             assert (nothing.returncode, nothing.stdout) == (1, "")
             assert "Nothing is known of 'nobody'" in nothing.stderr
@@ -122,11 +129,14 @@ def test_a_run_is_found_by_each_of_its_ids_and_again_without_view_and_catalog(
         assert rebuilt.returncode == 0, rebuilt.stderr
         with branch.running(api):
             assert chains(branch, ids) == before
-    assert command(branch, mark).returncode == 3  # nobody answers
+    assert command(branch, mark).returncode == 3  # no API answers
 
     run = before["classification_id"]
-    assert {one["submission_id"] for one in run["submissions"]} == {vehicle["submission_id"], status["submission_id"]}
-    assert {one["file_path"] for one in run["objects"]} == {of_vehicle["file_path"], of_status["file_path"]}
+    assert {value["submission_id"] for value in run["submissions"]} == {
+        vehicle["submission_id"],
+        status["submission_id"],
+    }
+    assert {value["file_path"] for value in run["objects"]} == {of_vehicle["file_path"], of_status["file_path"]}
     (line,), (of,) = before["submission_id"]["submissions"], before["submission_id"]["objects"]
     assert line in run["submissions"]
     assert of in run["objects"]
@@ -142,7 +152,7 @@ def test_a_run_is_found_by_each_of_its_ids_and_again_without_view_and_catalog(
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)
 def test_new_objects_are_followed_by_a_plain_client(system: System, document: Path, tmp_path: Path) -> None:
-    """The script of the documentation runs as it stands."""
+    """The script of the documentation runs as printed."""
     (snippet,) = SNIPPET.findall(document.read_text(encoding="utf-8"))
     output = tmp_path / "output"
     with followed(system, output, sys.executable, "-c", snippet):
@@ -153,7 +163,7 @@ def test_new_objects_are_followed_by_a_plain_client(system: System, document: Pa
 
 
 def test_follow_prints_each_object_once_and_survives_the_queue(branch: System, tmp_path: Path) -> None:
-    """Also those that land after the queue was killed; Ctrl-C ends it well."""
+    """Objects stored after a kill of the queue are printed, too; Ctrl-C ends the command with success."""
     output = tmp_path / "output"
     bronze = servers.executable("bronze")
     with branch.queue() as queue, branch.running(branch.role("api"), branch.role("consumer")):

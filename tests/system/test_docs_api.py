@@ -1,4 +1,4 @@
-"""docs/api.md's examples, run as they stand."""
+"""The examples of docs/api.md run as printed."""
 
 import os
 import re
@@ -16,7 +16,7 @@ from tests.system.blackbox import System
 GUIDE = REPOSITORY / "docs" / "api.md"
 MARKED = re.compile(r"<!-- test: (\w+) -->\s*```(sh|python)\n(.*?)```", re.DOTALL)
 EXAMPLES = {name: (language, code) for name, language, code in MARKED.findall(GUIDE.read_text(encoding="utf-8"))}
-#: What each example prints, as far as it is always the same.
+#: The output of each example, as far as it is always the same.
 PRINTED = {
     "ndjson": r'"source":"vehicles","records":2,"rejected":0,',
     "json": r"^2 records accepted$",
@@ -43,7 +43,7 @@ def test_each_example_is_run() -> None:
 
 @pytest.mark.parametrize("name", PRINTED)
 def test_an_example_does_what_it_says(name: str, system: System, tmp_path: Path) -> None:
-    """In a process of its own, with nothing but the addresses and keys that `make up` gives its users."""
+    """It runs in its own process, with only the addresses and credentials that `make up` gives its users."""
     language, code = EXAMPLES[name]
     command = [sys.executable, "-W", "error", "-c", code] if language == "python" else ["bash", "-euc", code]
     bronze = Path(servers.executable("bronze")).parent

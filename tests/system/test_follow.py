@@ -1,4 +1,4 @@
-"""One submission, followed from the publisher to where everybody sees it."""
+"""One submission, followed from the publisher to the bucket, Prometheus and the trace store."""
 
 import time
 from collections.abc import Mapping
@@ -21,12 +21,12 @@ publisher CLIENT post /v1/ingest/vehicles
           consumer CLIENT s3 putobject"""
 
 RECORDS = 7
-#: Longer than a count takes to Prometheus.
+#: Longer than a count needs to reach Prometheus.
 STILL_S = 2.0
 
 
 def counted(system: System, publisher: str) -> Mapping[str, float | None]:
-    """What Prometheus has from the three services, by OTLP."""
+    """The counts of the three services in Prometheus, by OTLP."""
     api = f'job="bronze/api",instance="{system.stack.instance("api")}",bronze_source="vehicles"'
     consumer = f'job="bronze/consumer",instance="{system.stack.instance("consumer")}",bronze_source="vehicles"'
     sent = f'job="bronze/publisher",instance="{publisher}",bronze_source="vehicles"'
@@ -44,7 +44,7 @@ def counted(system: System, publisher: str) -> Mapping[str, float | None]:
 
 
 def standing(system: System, publisher: str) -> Mapping[str, float | None]:
-    """The counts, once each service that runs already has every series, and what tests before this one sent is in."""
+    """The counts, as soon as each running service has every series and no count of earlier tests is still to come."""
     system.fence()
     seen: list[tuple[float, Mapping[str, float | None]]] = []
 
@@ -52,15 +52,15 @@ def standing(system: System, publisher: str) -> Mapping[str, float | None]:
         now = counted(system, publisher)
         if not seen or seen[0][1] != now:
             seen[:] = [(time.monotonic(), now)]
-        there = all(value is not None for name, value in now.items() if not name.startswith("submissions"))
-        return now if there and time.monotonic() - seen[0][0] > STILL_S else None
+        complete = all(value is not None for name, value in now.items() if not name.startswith("submissions"))
+        return now if complete and time.monotonic() - seen[0][0] > STILL_S else None
 
     return until("all series are there and stand still before the first record", still)
 
 
-def test_one_submission_is_followed_through_the_whole_chain(system: System, mark: str, tmp_path: Path) -> None:
-    """What `bronze publish` sends is stored under its own bytes, counted once by each service in Prometheus, an
-    exemplar there leads to its trace, and that leads to its object.
+def test_one_submission_is_followed_from_publisher_to_trace(system: System, mark: str, tmp_path: Path) -> None:
+    """A submission of `bronze publish` is stored byte for byte and counted once by each service in Prometheus. An
+    exemplar links to its trace, and the trace names its object.
     """
     publisher = f"publisher-{mark}"
     before = standing(system, publisher)
@@ -87,16 +87,18 @@ def test_one_submission_is_followed_through_the_whole_chain(system: System, mark
     # bucket
     assert key in system.keys(f"{system.prefix}/source=vehicles/")
     table = pq.read_table(BytesIO(system.body(key)))
-    ours = [row for row in table.to_pylist() if row["_submission_id"] == receipt["submission_id"]]
-    assert [row["_payload"].encode() for row in ours] == lines
-    assert [(row["vehicle_id"], row["seats"]) for row in ours] == [(f"{mark}-{i}", i) for i in range(RECORDS)]
-    assert [row["_record_index"] for row in ours] == list(range(RECORDS))
+    sent = [row for row in table.to_pylist() if row["_submission_id"] == receipt["submission_id"]]
+    assert [row["_payload"].encode() for row in sent] == lines
+    assert [(row["vehicle_id"], row["seats"]) for row in sent] == [(f"{mark}-{i}", i) for i in range(RECORDS)]
+    assert [row["_record_index"] for row in sent] == list(range(RECORDS))
     assert {row["file_path"] for row in table.to_pylist()} == {key}
-    assert {(row["_trace_id"], row["_origin"]) for row in ours} == {(receipt["trace_id"], file.name)}
-    assert {row["classification_id"] for row in ours} == {status["classification_id"]}
-    told = system.get(link["url"]).json()
-    assert (told["file_path"], told["records"]) == (key, table.num_rows)
-    (listed,) = (one for one in told["submissions"] if one["submission_id"] == receipt["submission_id"])
+    assert {(row["_trace_id"], row["_origin"]) for row in sent} == {(receipt["trace_id"], file.name)}
+    assert {row["classification_id"] for row in sent} == {status["classification_id"]}
+    contents = system.get(link["url"]).json()
+    assert (contents["file_path"], contents["records"]) == (key, table.num_rows)
+    (listed,) = (
+        submission for submission in contents["submissions"] if submission["submission_id"] == receipt["submission_id"]
+    )
     assert (listed["records"], listed["trace_id"]) == (RECORDS, receipt["trace_id"])
 
     # Prometheus
@@ -139,4 +141,4 @@ def test_one_submission_is_followed_through_the_whole_chain(system: System, mark
     assert spans["s3 putobject"]["aws.s3.key"] == key
     for name in ("post /v1/ingest/vehicles", "send bronze.vehicles", "process bronze.vehicles"):
         assert spans[name]["bronze.submission_id"] == receipt["submission_id"]
-    assert told["trace_id"] == receipt["trace_id"]
+    assert contents["trace_id"] == receipt["trace_id"]

@@ -1,4 +1,4 @@
-"""What each component's own `/metrics` says, and that a request is one span and one duration."""
+"""The metrics at each component's `/metrics`; each request is one span and one duration."""
 
 from collections.abc import Mapping
 
@@ -7,7 +7,7 @@ import httpx
 from local.machine import limit_s
 from tests.system.blackbox import Metrics, System, ndjson, until, vehicles
 
-#: By role: counters that exist at 0 before anything has happened, and are above it after traffic and a failure.
+#: By role: counters that start at 0 and are above 0 after traffic and a failure.
 COUNTERS: Mapping[str, list[tuple[str, dict[str, str]]]] = {
     "api": [
         ("bronze_records_total", {"bronze_outcome": "accepted"}),
@@ -29,7 +29,7 @@ COUNTERS: Mapping[str, list[tuple[str, dict[str, str]]]] = {
     ],
 }
 
-#: By role: what is measured, and has a first value only once there was something to measure.
+#: By role: metrics that have no value before the first measurement.
 HISTOGRAMS: Mapping[str, list[tuple[str, dict[str, str]]]] = {
     "api": [
         ("http_server_request_duration_seconds", {"http_route": "/v1/ingest/{source}"}),
@@ -53,11 +53,11 @@ HISTOGRAMS: Mapping[str, list[tuple[str, dict[str, str]]]] = {
 
 def check_unique(metrics: Metrics) -> None:
     series = [(name, *sorted(labels.items())) for name, labels, _ in metrics.samples]
-    assert len(series) == len(set(series)), f"twice: {[one for one in series if series.count(one) > 1]}"
+    assert len(series) == len(set(series)), f"twice: {[name for name in series if series.count(name) > 1]}"
 
 
 def check_counted(role: str, metrics: Metrics) -> None:
-    """After traffic and a failure."""
+    """Checks the counters after traffic and a failure."""
     check_unique(metrics)
     for name, labels in COUNTERS[role]:
         assert metrics.sum(name, **labels) > 0, (name, labels)
@@ -67,7 +67,7 @@ def check_counted(role: str, metrics: Metrics) -> None:
 
 
 def check_zero(role: str, metrics: Metrics) -> None:
-    """Before anything has happened."""
+    """Checks the counters before any traffic."""
     check_unique(metrics)
     for name, labels in COUNTERS[role]:
         found = metrics.all(name, **labels)
@@ -76,8 +76,8 @@ def check_zero(role: str, metrics: Metrics) -> None:
 
 
 def test_each_component_counts_traffic_and_failure(branch: System, mark: str) -> None:
-    """`/metrics` of API, consumer and publisher have their counters at 0 from the start, each series once; after
-    traffic, a refused submission and a bucket that refused, requests, uploads, failures and durations are above 0.
+    """At the start, `/metrics` of API, consumer and publisher has every counter at 0 and each series once. After
+    traffic, a refused submission and a refusing bucket, requests, uploads, failures and durations are above 0.
     """
     with branch.queue(), branch.running(branch.role("api"), branch.role("consumer")):
         check_zero("api", branch.metrics("api"))
@@ -95,7 +95,7 @@ def test_each_component_counts_traffic_and_failure(branch: System, mark: str) ->
         assert branch.post("vehicles", b'{"vehicle_id": 1}').status_code == 422
 
         check_counted("api", branch.metrics("api"))
-        until(  # counted once the catalog has it, which is when the status says stored, or a moment later
+        until(  # counted as soon as the catalog entry exists, at the time of the status `stored` or a moment later
             "the consumer has counted what it stored",
             lambda: branch.metrics("consumer").sum("bronze_records_total", bronze_outcome="stored"),
         )
@@ -104,7 +104,7 @@ def test_each_component_counts_traffic_and_failure(branch: System, mark: str) ->
 
 
 def test_a_publisher_is_scraped_while_it_runs(branch: System, mark: str) -> None:
-    """A publisher's `/metrics` have its counters at 0 before it sends, and what it sent while it goes on."""
+    """A publisher's `/metrics` has counters at 0 before it sends, and counts submissions while it runs."""
     with branch.queue(), branch.running(branch.role("api")):
         publisher = branch.publisher("vehicles", "-", "--records", "1")
         try:
@@ -134,8 +134,8 @@ def test_a_publisher_is_scraped_while_it_runs(branch: System, mark: str) -> None
 
 
 def test_a_request_is_one_server_span_and_one_duration(system: System, mark: str) -> None:
-    """Each request, taken or refused, is exactly one SERVER span in the trace store and one point of the duration;
-    probes and scrapes are none.
+    """Each request, accepted or refused, is exactly one SERVER span in the trace store and one measured duration.
+    Probes and scrapes are neither.
     """
     bodies = [
         ("vehicles", vehicles(mark)[0], 202),
@@ -165,5 +165,5 @@ def test_a_request_is_one_server_span_and_one_duration(system: System, mark: str
     def server_spans(trace: str) -> list[str]:
         return [span["name"] for span in system.trace(trace) if span.get("kind") == "SERVER"]
 
-    until("the last request's span", lambda: server_spans(traces[-1]))  # spans leave in the order of their ends
+    until("the last request's span", lambda: server_spans(traces[-1]))  # spans are exported in the order of their ends
     assert [server_spans(trace) for trace in traces] == [["post /v1/ingest/{source}"]] * len(bodies)

@@ -1,5 +1,5 @@
-"""A user's own sources, by a file alone: they grow while old and new processes run side by side, and a change that old
-data would not survive is refused.
+"""A user's own sources, declared in a file only. They get new fields while old and new processes run at the same time,
+and a change that breaks old data is refused.
 """
 
 import json
@@ -34,14 +34,14 @@ fields = [
 """
 COLOUR = '{ name = "colour", type = "string", since = 2, description = "Its colour." }'
 NEW = OLD.replace('"A thing."', '"A thing."\nversion = 2').replace("\n]", f"\n    {COLOUR},\n]")
-#: How long old data waits for the new consumer: it is there at once, and not after the old one's next look.
+#: How long old data waits for the new consumer: it continues at once, not after the old consumer's next check.
 HANDOVER_S_MAX = 15
 MARKED = re.compile(r"<!-- test: (\w+) -->\s*```python\n(.*?)```", re.DOTALL)
 
 
 @dataclass(frozen=True)
 class Upgrade:
-    """A rolling upgrade that is half done: old and new processes on one queue."""
+    """A half-finished rolling upgrade: old and new processes use one queue."""
 
     old: System
     new: System
@@ -49,7 +49,7 @@ class Upgrade:
     statuses: Sequence[str]
 
     def refused(self, command: str, text: str) -> str:
-        """What a role says on standard error that is started with this declaration, and refuses it."""
+        """The standard error of a role that refuses to start with this declaration."""
         file = self.folder / "changed.toml"
         file.write_text(text)
         own = {"BRONZE_SOURCES": str(file), "OTEL_EXPORTER_PROMETHEUS_PORT": str(free_ports())}
@@ -65,7 +65,7 @@ class Upgrade:
 
 
 def sends(system: System, **record: object) -> str:
-    """One record, accepted; gives its submission."""
+    """Sends one record, and returns its submission_id."""
     answer = system.post("things", json.dumps(record).encode())
     assert answer.status_code == 202, answer.text
     return str(answer.json()["submission_id"])
@@ -73,7 +73,7 @@ def sends(system: System, **record: object) -> str:
 
 @pytest.fixture(scope="module")
 def upgrade(system: System, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Upgrade]:
-    """Old API and consumer; a new API; and, once the old consumer has met what it does not know, a new consumer."""
+    """An old API and consumer, a new API, and, after the old consumer has read a newer message, a new consumer."""
     folder = tmp_path_factory.mktemp("own-sources")
     for name, text in (("old", OLD), ("new", NEW)):
         (folder / f"{name}.toml").write_text(text)
@@ -97,30 +97,32 @@ def upgrade(system: System, tmp_path_factory: pytest.TempPathFactory) -> Iterato
             return sum(errors) > 0
 
         until("the old consumer meets a version that it does not know", left)
-        statuses = [old.get(f"/v1/submissions/{one}").json()["status"] for one in waiting]
+        statuses = [old.get(f"/v1/submissions/{submission_id}").json()["status"] for submission_id in waiting]
         with new.running(new.role("consumer")):
 
             def handed_over() -> bool:
-                answers = [new.get(f"/v1/submissions/{one}").json() for one in waiting]
+                answers = [new.get(f"/v1/submissions/{submission_id}").json() for submission_id in waiting]
                 return all(answer["status"] == "stored" for answer in answers)
 
-            until("the new consumer has taken the lane", handed_over, HANDOVER_S_MAX)
+            until("the new consumer has taken over the lane", handed_over, HANDOVER_S_MAX)
             old.stored(sends(old, thing_id="4", colour=4))
             new.stored(sends(new, thing_id="5", colour=None))
             yield Upgrade(old, new, folder, statuses)
 
 
-# --- old and new side by side
+# --- old and new processes at the same time
 
 
 def test_the_older_consumer_leaves_newer_records_to_the_newer_one(upgrade: Upgrade) -> None:
-    """It neither drops nor sets aside what it does not know, nor what follows it."""
+    """It neither drops nor quarantines messages of a newer version, nor those after them."""
     assert upgrade.statuses == ["accepted", "accepted"]
     assert upgrade.new.keys("quarantine/source=things/") == []
 
 
 def test_each_record_is_a_row_as_the_version_that_it_was_checked_against(upgrade: Upgrade) -> None:
-    """Whoever wrote it: what an older API took has nulls in later fields, and all that was sent in its payload."""
+    """This does not depend on the writer. Records that an older API accepted have nulls in later fields, and everything
+    that was sent in their payloads.
+    """
     rows = [(row["thing_id"], row["_schema_version"], row.get("colour"), row["price"]) for row in upgrade.rows()]
     assert rows == [
         ("1", 1, None, Decimal("1.50")),
@@ -130,14 +132,14 @@ def test_each_record_is_a_row_as_the_version_that_it_was_checked_against(upgrade
         ("5", 2, None, None),
     ]
     payloads = [json.loads(row["_payload"]) for row in upgrade.rows()]
-    assert [one["colour"] for one in payloads] == ["kept in the payload", "red", [3], 4, None]
+    assert [payload["colour"] for payload in payloads] == ["kept in the payload", "red", [3], 4, None]
 
 
-# --- what is declared, over HTTP
+# --- declarations, over HTTP
 
 
 def test_the_declared_sources_are_listed(upgrade: Upgrade) -> None:
-    """The file is the whole list, and each API tells of its own version."""
+    """The file is the complete list, and each API reports its own version."""
     (listed,) = upgrade.new.get("/v1/sources").json()["sources"]
     assert listed == {
         "name": "things",
@@ -193,21 +195,24 @@ SENT: list[tuple[str, bool]] = [
 
 
 def test_the_json_schema_takes_what_the_api_takes(upgrade: Upgrade) -> None:
-    """Asked over HTTP, with each record sent; the source's other readers are not disturbed by the refused ones."""
+    """Every record is sent over HTTP, and is accepted exactly if the JSON Schema accepts it."""
     schema = upgrade.new.get("/v1/sources/things/schema").json()["json_schema"]
     validator = jsonschema_rs.Draft202012Validator(schema, validate_formats=True)
-    for record, taken in SENT:
+    for record, is_accepted in SENT:
         body = record.replace('"x"', '"6"').encode()
         answer = upgrade.new.post("things", body)
-        assert (answer.status_code, validator.is_valid(json.loads(body))) == (202 if taken else 422, taken), record
+        assert (answer.status_code, validator.is_valid(json.loads(body))) == (
+            202 if is_accepted else 422,
+            is_accepted,
+        ), record
 
 
-# --- readers, by the documentation's own snippets
+# --- readers, with the snippets of the documentation
 
 
 @pytest.mark.parametrize("name", ["duckdb", "polars", "pyarrow"])
 def test_old_and_new_objects_are_read_together(name: str, upgrade: Upgrade) -> None:
-    """The snippet of docs/sources.md, as it stands, gives every row, with nulls where a field came later."""
+    """The snippet of docs/sources.md, as printed, returns every row, with nulls for fields that were declared later."""
     snippet = dict(MARKED.findall((REPOSITORY / "docs/sources.md").read_text(encoding="utf-8")))[name]
     objects = upgrade.folder / "objects"
     for key in upgrade.new.keys(f"{upgrade.new.prefix}/source=things/"):
@@ -227,11 +232,11 @@ def test_old_and_new_objects_are_read_together(name: str, upgrade: Upgrade) -> N
     assert printed == ["('1', 1, None)", "('2', 2, 'red')", "('3', 1, None)", "('4', 1, None)", "('5', 2, None)"]
 
 
-# --- what is refused, at the start
+# --- declarations that are refused at the start
 
 
 def test_a_breaking_change_is_refused_with_its_reason(upgrade: Upgrade) -> None:
-    """Exit code 2: the file, the source, the field and both values, and what to do instead."""
+    """Exit code 2, and an error with the file, the source, the field, both values, and the remedy."""
     changed = NEW.replace("version = 2", "version = 3").replace(
         '"pieces", type = "int64"', '"pieces", type = "float64"'
     )

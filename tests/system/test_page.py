@@ -1,4 +1,4 @@
-"""The page at `/`, in a real browser: by keyboard, on a phone, with what Prometheus and the catalog really say."""
+"""The page at `/`, in a real browser: by keyboard, on a phone, with data from the real Prometheus and catalog."""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -19,7 +19,7 @@ PHONE, DESKTOP = {"width": 360, "height": 740}, {"width": 1280, "height": 800}
 Scheme: TypeAlias = Literal["light", "dark"]
 IDS = ("submission_id", "classification_id", "trace_id", "file_path")
 
-#: Texts with less contrast to what is behind them than WCAG's AA asks of small letters.
+#: Finds texts with less contrast to their background than WCAG AA requires for small text.
 FAINT = """() => {
   const channels = (color) => color.match(/[\\d.]+/g).map(Number);
   const light = (color) => channels(color).slice(0, 3)
@@ -43,7 +43,7 @@ FAINT = """() => {
 
 @dataclass
 class Looking:
-    """A page that somebody looks at, and what the browser complained of and asked for meanwhile."""
+    """A page in the browser, with the browser's errors and requests to other servers."""
 
     page: Page
     url: str
@@ -55,7 +55,7 @@ class Looking:
         return self.page
 
     def find(self, text: str) -> Page:
-        """Type it where the keyboard leads to, and press Enter."""
+        """Moves to the search field by keyboard, types the text and presses Enter."""
         self.opened()
         until("the search has the focus", self._tab, timeout_s=5)
         self.page.keyboard.type(text)
@@ -74,16 +74,18 @@ class Looking:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    ours = chromium()
+    chromium_program = chromium()
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=ours.executable, env={**os.environ, **ours.env})
+        browser = playwright.chromium.launch(
+            executable_path=chromium_program.executable, env={**os.environ, **chromium_program.env}
+        )
         yield browser
         browser.close()
 
 
 @contextmanager
 def looking(browser: Browser, system: System, size: Mapping[str, int], scheme: Scheme = "light") -> Iterator[Looking]:
-    """Fails at the end where the browser had to complain, or asked anybody but the API."""
+    """Opens a browser page. Fails at the end if the browser reported errors or asked another server than the API."""
     viewport: Any = size
     context = browser.new_context(viewport=viewport, color_scheme=scheme)
     shown = Looking(context.new_page(), system.url)
@@ -91,7 +93,7 @@ def looking(browser: Browser, system: System, size: Mapping[str, int], scheme: S
     shown.page.on("pageerror", lambda error: shown.complaints.append(error.message))
     shown.page.on(
         "request",
-        lambda asked: None if asked.url.startswith(("data:", system.url)) else shown.elsewhere.append(asked.url),
+        lambda request: None if request.url.startswith(("data:", system.url)) else shown.elsewhere.append(request.url),
     )
     try:
         yield shown
@@ -102,7 +104,7 @@ def looking(browser: Browser, system: System, size: Mapping[str, int], scheme: S
 
 @pytest.fixture(scope="module")
 def ids(system: System) -> Mapping[str, str]:
-    """Those of a submission that is stored and that the catalog's view knows."""
+    """The ids of a submission that is stored and in the catalog index."""
     run = f"run-{uuid4().hex[:12]}"
     accepted = system.post(
         "vehicles", ndjson(vehicles("<b>page", 3)), Bronze_Classification_Id=run, Bronze_File_Name="a%20file.ndjson"
@@ -117,7 +119,7 @@ def ids(system: System) -> Mapping[str, str]:
 def test_every_id_is_found_on_a_phone_by_the_keyboard_alone(
     browser: Browser, system: System, ids: Mapping[str, str]
 ) -> None:
-    """Whichever is typed: the same submission, object and rows, without a scroll to the side."""
+    """Each id finds the same submission, object and rows, without horizontal scrolling."""
     with looking(browser, system, PHONE) as phone:
         for by, value in ids.items():
             page = phone.find(value)
@@ -144,18 +146,16 @@ def test_every_id_is_found_on_a_phone_by_the_keyboard_alone(
     ],
     ids=ascii,
 )
-def test_nothing_that_is_typed_is_an_error_of_ours(system: System, odd: str) -> None:
+def test_no_input_causes_a_server_error(system: System, odd: str) -> None:
     typed = quote(odd, safe="")
     answer = system.get(f"/?q={typed}")
     assert (answer.status_code, "Nothing found" in answer.text) == (200, True)
     assert system.get(f"/v1/objects/{typed}").status_code == 404
 
 
-def test_what_is_found_leads_to_all_that_is_known_of_it(
-    browser: Browser, system: System, ids: Mapping[str, str]
-) -> None:
-    """Each link has an answer, and the trace is the one that the trace store has."""
-    until("the trace is there", lambda: system.trace(ids["trace_id"]))
+def test_search_results_link_to_trace_and_objects(browser: Browser, system: System, ids: Mapping[str, str]) -> None:
+    """Each link works, and the trace is in the trace store."""
+    until("the trace has arrived", lambda: system.trace(ids["trace_id"]))
     with looking(browser, system, DESKTOP) as desk:
         desk.find(ids["submission_id"])
         links = desk.links()
@@ -172,14 +172,14 @@ def test_what_is_found_leads_to_all_that_is_known_of_it(
             assert system.trace(link.removeprefix(store)), link
 
 
-def test_the_slowest_writes_of_the_hour_lead_to_their_traces_and_objects(
+def test_the_slowest_writes_of_the_hour_link_to_their_traces_and_objects(
     browser: Browser, system: System, ids: Mapping[str, str]
 ) -> None:
-    """What Prometheus' exemplars point at is there: the trace in the trace store, the object in the bucket."""
+    """Prometheus' exemplars link to a trace in the trace store and an object in the bucket."""
     with looking(browser, system, DESKTOP) as desk:
 
         def rows() -> list[tuple[str, str]] | None:
-            """Of each write, where its trace and its object lead to, once all are known."""
+            """The links of each write to its trace and object, as soon as all are known."""
             found = desk.opened().locator("section[aria-labelledby=slowest] tbody tr")
             links = [row.get_by_role("link").all() for row in found.all()]
             if not links or any(len(of) != 2 for of in links):
@@ -196,18 +196,16 @@ def test_the_slowest_writes_of_the_hour_lead_to_their_traces_and_objects(
     for trace, found in slowest:
         trace_id = trace.rpartition("/")[2]
         until(f"trace {trace_id}", lambda trace_id=trace_id: system.trace(trace_id))  # type: ignore[misc]
-        (asked,) = parse_qs(urlsplit(found).query)["q"]
-        if asked.endswith(".parquet"):
-            assert system.get(f"/v1/objects/{asked}").json()["trace_id"] == trace_id
+        (query,) = parse_qs(urlsplit(found).query)["q"]
+        if query.endswith(".parquet"):
+            assert system.get(f"/v1/objects/{query}").json()["trace_id"] == trace_id
         else:
-            assert asked == trace_id
+            assert query == trace_id
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_it_is_read_with_any_eyes_and_by_a_screen_reader(
-    browser: Browser, system: System, ids: Mapping[str, str], scheme: Scheme
-) -> None:
-    """Contrast AA in light and dark; landmarks, one h1, labels, captions, and headers that say what they head."""
+def test_the_page_is_accessible(browser: Browser, system: System, ids: Mapping[str, str], scheme: Scheme) -> None:
+    """Contrast AA in light and dark; landmarks, one h1, labels, captions, and table headers with a scope."""
     with looking(browser, system, PHONE, scheme) as phone:
         for path in ("/", f"/?q={ids['submission_id']}", "/?q=nothing-of-it"):
             page = phone.opened(path)

@@ -1,4 +1,4 @@
-"""What others read the bucket with: PyArrow and DuckDB, by the README's own snippets, and by each partition key."""
+"""PyArrow and DuckDB read the bucket, with the README's snippets and by each partition key."""
 
 import re
 import subprocess
@@ -23,19 +23,19 @@ MARKED = re.compile(r"<!-- test: (\w+) -->\s*```python\n(.*?)```", re.DOTALL)
 SNIPPETS = ("pyarrow", "duckdb")
 RECORDS = 5
 LONG_AGO = "2013-01-01"
-#: What is said of a spoilt file.
+#: The error for a damaged file.
 UNREADABLE = "Deserializing page header failed"
 
 
 def spoilt(parquet: bytes) -> bytes:
-    """A Parquet file whose footer can be read and whose pages cannot: who opens it for its rows fails."""
-    footer = int.from_bytes(parquet[-8:-4], "little") + 8  # its length stands before the mark at the end
+    """A Parquet file with a readable footer and unreadable pages: reading its rows fails."""
+    footer = int.from_bytes(parquet[-8:-4], "little") + 8  # its length is before the magic bytes at the end
     return parquet[:4] + b"\xff" * (len(parquet) - footer - 4) + parquet[-footer:]
 
 
 @dataclass(frozen=True)
 class Lake:
-    """A bucket of its own with a copy of one object of the system's, and spoilt ones in other partitions."""
+    """A bucket with a copy of one object of the system, and damaged objects in other partitions."""
 
     system: System
     bucket: str
@@ -60,7 +60,7 @@ class Lake:
         self.put(spoilt(whole["Body"].read()), **elsewhere)
 
     def run(self, snippet: str) -> "subprocess.CompletedProcess[str]":
-        """A snippet in a process of its own, with nothing but the environment's addresses and keys."""
+        """Runs a snippet in its own process, with only the addresses and credentials of the environment."""
         return subprocess.run(
             [sys.executable, "-W", "error", "-c", snippet],
             env={**self.system.client_env, "BRONZE_BUCKET": self.bucket},
@@ -76,14 +76,14 @@ class Lake:
 
 @pytest.fixture(scope="module")
 def lake(system: System) -> Lake:
-    """A lake with a spoilt file of long ago."""
+    """A lake with a damaged file in an old partition."""
     lake = Lake.of(system)
     lake.spoil(date=LONG_AGO)
     return lake
 
 
 def snippet(name: str) -> str:
-    """The README's block of Python after the mark `<!-- test: name -->`."""
+    """The README's Python block after the comment `<!-- test: name -->`."""
     found = dict(MARKED.findall(README.read_text(encoding="utf-8")))
     assert name in found, f"README.md has no block of python after <!-- test: {name} -->"
     return str(found[name])
@@ -91,7 +91,7 @@ def snippet(name: str) -> str:
 
 @pytest.mark.parametrize("name", SNIPPETS)
 def test_the_readme_reads_the_bucket_and_prunes(name: str, lake: Lake) -> None:
-    """The snippet runs as it stands; it gives what the bucket holds, and opens only the days that it asks for."""
+    """The snippet runs as printed, returns the rows of the bucket, and opens only the days that it asks for."""
     outcome = lake.run(snippet(name))
     assert outcome.returncode == 0, outcome.stderr
     assert lake.keys["date"] in outcome.stdout
@@ -101,7 +101,7 @@ def test_the_readme_reads_the_bucket_and_prunes(name: str, lake: Lake) -> None:
 
 @pytest.mark.parametrize("name", SNIPPETS)
 def test_without_pruning_the_old_partition_is_opened(name: str, lake: Lake) -> None:
-    """The same snippet, asked for everything since long ago, fails at the spoilt file: the test above can fail."""
+    """The same snippet fails at the damaged file if it asks for all days: this shows that the test above can fail."""
     everything, changes = re.subn(r"(?m)^since = .*$", f'since = "{LONG_AGO}"', snippet(name))
     assert changes == 1, "the snippet says `since = ...` once"
     outcome = lake.run(everything)
@@ -113,22 +113,22 @@ def test_without_pruning_the_old_partition_is_opened(name: str, lake: Lake) -> N
 
 
 def read_by_pyarrow(dataset: Any, keys: Mapping[str, str | int]) -> int:
-    """How many rows there are with these keys; all columns are read."""
-    wanted = reduce(and_, (ds.field(name) == value for name, value in keys.items()))
-    return int(dataset.to_table(filter=wanted).num_rows)
+    """The number of rows with these keys; all columns are read."""
+    condition = reduce(and_, (ds.field(name) == value for name, value in keys.items()))
+    return int(dataset.to_table(filter=condition).num_rows)
 
 
 def read_by_duckdb(dataset: Any, keys: Mapping[str, str | int]) -> int:
-    wanted = " AND ".join(f"{name} = {value!r}" for name, value in keys.items())
+    condition = " AND ".join(f"{name} = {value!r}" for name, value in keys.items())
     connection = duckdb.connect()
     connection.register("bronze", dataset)
-    return len(connection.sql(f"SELECT * FROM bronze WHERE {wanted}").fetchall())
+    return len(connection.sql(f"SELECT * FROM bronze WHERE {condition}").fetchall())
 
 
 @pytest.mark.parametrize("read", [read_by_pyarrow, read_by_duckdb])
 def test_each_partition_key_prunes(read: Callable[[Any, Mapping[str, str | int]], int], system: System) -> None:
-    """Source, date and hour are columns by which PyArrow and DuckDB leave files unopened: in each direction there is
-    a file that cannot be read, and it is met as soon as its key is not asked for.
+    """PyArrow and DuckDB skip files by source, date and hour. For each of these keys there is a damaged file with
+    another value, and reading fails as soon as the condition on this key is left out.
     """
     lake = Lake.of(system)
     lake.spoil(source="results")

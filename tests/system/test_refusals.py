@@ -1,4 +1,4 @@
-"""What is refused says what to mend and leaves nothing behind; what cannot be taken now is taken later, once."""
+"""A refusal says what to correct and stores nothing. A submission that gets a 503 is accepted later, once."""
 
 import gzip
 import json
@@ -19,13 +19,13 @@ import pytest
 from tests.system.blackbox import System, ndjson, until, vehicles
 
 MIB = 2**20
-#: The API tells a late publish from a lost one within these, in seconds.
+#: Short limits, so that the API soon knows that a publish is lost and not late.
 IMPATIENT = {"BRONZE_DEADLINE_S": "1", "BRONZE_PURGE_GRACE_S": "2"}
 
 
 @contextmanager
 def nothing_is_kept(system: System, mark: str) -> Iterator[None]:
-    """What is sent meanwhile leaves no message in the lane, no record and no object in the bucket."""
+    """Checks that the submissions in the context leave no message in the lane, and no record or object in the bucket."""
     before = system.fence()
     keys = system.keys("")
     yield
@@ -36,7 +36,7 @@ def nothing_is_kept(system: System, mark: str) -> Iterator[None]:
 
 
 def problem(answer: httpx.Response, status: int, kind: str) -> dict[str, Any]:
-    """An answer's problem document."""
+    """Checks and returns the problem document of an answer."""
     assert (answer.status_code, answer.headers["content-type"]) == (status, "application/problem+json"), answer.text
     body: dict[str, Any] = answer.json()
     assert (body["type"], body["status"]) == (f"/problems/{kind}", status)
@@ -196,9 +196,9 @@ REFUSED: dict[str, tuple[str, Callable[[str], bytes], dict[str, str], int, str, 
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_a_refusal_says_what_to_mend_and_keeps_nothing(case: str, system: System, mark: str) -> None:
-    """A submission that is wrong anywhere is refused whole: its status, a problem document that names the place and
-    the remedy, and not one of its records in lane or bucket.
+def test_a_refusal_says_what_to_correct_and_stores_nothing(case: str, system: System, mark: str) -> None:
+    """A submission with any error is refused as a whole. The problem document names the place and the remedy, and no
+    record is in the lane or the bucket.
     """
     source, body, headers, status, kind, words, members = REFUSED[case]
     with nothing_is_kept(system, mark):
@@ -208,25 +208,25 @@ def test_a_refusal_says_what_to_mend_and_keeps_nothing(case: str, system: System
 
 
 def test_a_key_is_for_one_body(system: System, mark: str) -> None:
-    """Under a key that was used, the same body gets the same 202 again and another one a 409; either keeps nothing."""
+    """For a used key, the same body gets the same 202 again and another body gets a 409; neither stores anything."""
     key, body = str(uuid4()), vehicles(mark)[0]
     first = system.post("vehicles", body, Idempotency_Key=key)
     assert first.status_code == 202
     for _ in ("queued or stored", "stored"):
-        again = system.post("vehicles", body, Idempotency_Key=key)
-        assert (again.status_code, again.json()) == (202, first.json())
+        retry = system.post("vehicles", body, Idempotency_Key=key)
+        assert (retry.status_code, retry.json()) == (202, first.json())
         reused = problem(
             system.post("vehicles", vehicles(f"other-{mark}")[0], Idempotency_Key=key), 409, "idempotency-key-reused"
         )
         assert reused["submission_id"] == first.json()["submission_id"]
         assert "new key" in reused["detail"]
         system.stored(first.json()["submission_id"])
-    system.fence()  # what was sent before it is in the bucket by now
+    system.fence()  # all earlier messages are in the bucket now
     assert system.payloads(mark) == [body]
 
 
 def test_a_bomb_costs_little_memory(branch: System, mark: str) -> None:
-    """Half a GiB in half a MB of gzip is refused at the body's bound; the API has never held a quarter of that."""
+    """Half a GiB in half a MB of gzip is refused at the limit of the body; the API never uses a quarter of that memory."""
     record = b'{"vehicle_id": "%s", "manufacturer": "%s"}\n' % (mark.encode(), b"x" * 100_000)
     deflate = zlib.compressobj(1, wbits=31)
     body = b"".join(deflate.compress(record) for _ in range(512 * MIB // len(record))) + deflate.flush()
@@ -244,7 +244,7 @@ def test_a_bomb_costs_little_memory(branch: System, mark: str) -> None:
 
 
 def test_a_small_bomb_does_not_hold_up_others(branch: System, mark: str) -> None:
-    """A body that is small until it is decompressed is checked beside the event loop: others are served meanwhile."""
+    """A body that is large only after decompression is checked outside of the event loop: other requests are served."""
     body = gzip.compress(ndjson(vehicles(mark)) + b"\n" * (12 * MIB), 9)
     assert len(body) < 64 * 2**10
     with branch.queue(), branch.running(branch.role("api")):
@@ -258,22 +258,24 @@ def test_a_small_bomb_does_not_hold_up_others(branch: System, mark: str) -> None
             served += branch.get("/livez").status_code == 200
         bombing.join()
         assert answers == [413]
-        assert served > 5  # one or two, where the loop is blocked
+        assert served > 5  # one or two if the event loop is blocked
 
 
-# --- the queue away or full
+# --- the queue is unavailable or full
 
 
-def taken(answer: httpx.Response) -> httpx.Response | None:
+def if_accepted(answer: httpx.Response) -> httpx.Response | None:
     return answer if answer.status_code == 202 else None
 
 
 def test_a_full_queue_is_503_and_loses_nothing(branch: System, mark: str) -> None:
-    """A lane at its bound answers 503 with Retry-After and keeps nothing of it; what had its 202 is stored once, and
-    what was refused is taken under its own key once the consumer has made room.
+    """A full lane answers 503 with Retry-After and stores nothing of that submission. Accepted submissions are stored
+    once, and the others are accepted under their keys as soon as the consumer has made room.
     """
     record = b'{"vehicle_id": "%s-%d", "manufacturer": "%s"}'
-    noise = [b64encode(random.Random(number).randbytes(150_000)) for number in range(12)]  # compressed it is no less
+    noise = [
+        b64encode(random.Random(number).randbytes(150_000)) for number in range(12)
+    ]  # it does not become smaller by compression
     bodies = [record % (mark.encode(), number, filling) for number, filling in enumerate(noise)]
     env = {**IMPATIENT, "BRONZE_QUEUE_BYTES_MAX": str(MIB)}
     with branch.queue(), branch.running(branch.role("api", **env)):
@@ -281,22 +283,22 @@ def test_a_full_queue_is_503_and_loses_nothing(branch: System, mark: str) -> Non
         def send(number: int) -> httpx.Response:
             return branch.post("vehicles", bodies[number], Idempotency_Key=f"{mark}-{number}")
 
-        full = next(number for number in range(len(bodies)) if not taken(send(number)))
+        full = next(number for number in range(len(bodies)) if not if_accepted(send(number)))
         assert full > 1
         refused = send(full)
         problem(refused, 503, "queue-full")
         assert int(refused.headers["retry-after"]) > 0
         with branch.running(branch.role("consumer", **env)):
             for number in range(full, len(bodies)):
-                until(f"submission {number} is taken", lambda number=number: taken(send(number)))  # type: ignore[misc]
+                until(f"submission {number} is accepted", lambda number=number: if_accepted(send(number)))  # type: ignore[misc]
             for number in range(len(bodies)):
                 branch.stored(send(number).json()["submission_id"])
             assert branch.payloads(mark) == sorted(bodies)
 
 
-def test_a_queue_that_is_away_is_503_and_loses_nothing(branch: System, mark: str) -> None:
-    """After kill -9 of the queue a submission gets 503 with Retry-After, and `/readyz` names the queue; when it is
-    back the same submission is taken, and each is stored once.
+def test_an_unavailable_queue_is_503_and_loses_nothing(branch: System, mark: str) -> None:
+    """After kill -9 of the queue a submission gets 503 with Retry-After, and `/readyz` names the queue. When the queue
+    runs again, the same submission is accepted, and each submission is stored once.
     """
     bodies = vehicles(mark, 2)
     roles = (branch.role("api", **IMPATIENT), branch.role("consumer", **IMPATIENT))
@@ -315,15 +317,15 @@ def test_a_queue_that_is_away_is_503_and_loses_nothing(branch: System, mark: str
         assert ready.status_code == 503
         assert "unavailable" in ready.json()["queue"]
         queue.restart()
-        second = until("the submission is taken", lambda: taken(send(1)))
+        second = until("the submission is accepted", lambda: if_accepted(send(1)))
         for answer in (first, second):
             branch.stored(answer.json()["submission_id"])
         assert branch.payloads(mark) == sorted(bodies)
 
 
 def test_a_queue_that_does_not_answer_is_503_and_doubles_nothing(branch: System, mark: str) -> None:
-    """While the queue is frozen, a submission gets 503 with Retry-After that says whether its outcome is known. What
-    is unknown is stored once or not at all, as its status says; what is sent again under its key is stored once.
+    """While the queue is frozen, a submission gets 503 with Retry-After, which says whether its outcome is known. If it
+    is unknown, the submission is stored once or not at all, as its status says. A retry under its key is stored once.
     """
     keyed, unkeyed = vehicles(mark, 2)
     roles = (branch.role("api", **IMPATIENT), branch.role("consumer", **IMPATIENT))
@@ -334,25 +336,27 @@ def test_a_queue_that_does_not_answer_is_503_and_doubles_nothing(branch: System,
             refused = branch.post("vehicles", keyed, Idempotency_Key=mark)
         finally:
             queue.signal(signal.SIGCONT)
-        told = problem(unknown, 503, "outcome-unknown")
-        assert told["submission_id"] in told["detail"]
+        document = problem(unknown, 503, "outcome-unknown")
+        assert document["submission_id"] in document["detail"]
         for answer in (unknown, refused):
             assert answer.status_code == 503
             assert int(answer.headers["retry-after"]) > 0
-        again = until("the submission is taken", lambda: taken(branch.post("vehicles", keyed, Idempotency_Key=mark)))
-        branch.stored(again.json()["submission_id"])
-        branch.fence()  # whatever was on the way is in the bucket by now
-        known = branch.get(f"/v1/submissions/{told['submission_id']}").status_code
-        assert known in {200, 404}
-        assert branch.payloads(mark) == sorted([keyed, unkeyed] if known == 200 else [keyed])
+        retry = until(
+            "the submission is accepted", lambda: if_accepted(branch.post("vehicles", keyed, Idempotency_Key=mark))
+        )
+        branch.stored(retry.json()["submission_id"])
+        branch.fence()  # all messages on the way are in the bucket now
+        status = branch.get(f"/v1/submissions/{document['submission_id']}").status_code
+        assert status in {200, 404}
+        assert branch.payloads(mark) == sorted([keyed, unkeyed] if status == 200 else [keyed])
 
 
-def test_json_is_taken_as_object_and_as_array(system: System, mark: str) -> None:
+def test_json_is_accepted_as_object_and_as_array(system: System, mark: str) -> None:
     """`application/json` is one record or an array of them; each record's own bytes are its payload."""
-    one, *many = vehicles(mark, 3)
-    for body in (one, b" [\n" + b" ,\n ".join(many) + b" ]\n"):
+    first, *many = vehicles(mark, 3)
+    for body in (first, b" [\n" + b" ,\n ".join(many) + b" ]\n"):
         assert json.loads(body)
         answer = system.post("vehicles", body, Content_Type="application/json; charset=utf-8")
         assert answer.status_code == 202, answer.text
         system.stored(answer.json()["submission_id"])
-    assert system.payloads(mark) == sorted([one, *many])
+    assert system.payloads(mark) == sorted([first, *many])

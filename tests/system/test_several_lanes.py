@@ -1,4 +1,4 @@
-"""A source with several lanes, and what an operator does with them: restarts, another number, a catalog made anew."""
+"""A source with several lanes under operation: restarts, another number of lanes, a rebuilt catalog."""
 
 import subprocess
 from collections.abc import Iterable, Mapping
@@ -17,7 +17,7 @@ EXIT_S_MAX = 20
 
 
 def bronze(system: System, *arguments: str) -> str:
-    """What a command says; it has to go well."""
+    """The output of a command, which has to succeed."""
     done = subprocess.run(
         [servers.executable("bronze"), *arguments],
         env={**environment(), **system.role("consumer").env},
@@ -31,7 +31,7 @@ def bronze(system: System, *arguments: str) -> str:
 
 
 def send(system: System, mark: str, numbers: Iterable[int]) -> dict[int, Any]:
-    """Submissions of two records, each with a key of its own; gives their 202s."""
+    """Sends submissions of two records, each under its own key, and returns their 202 answers."""
     answers = {}
     for number in numbers:
         answer = system.post("vehicles", ndjson(vehicles(f"{mark}-{number}-", 2)), Idempotency_Key=f"{mark}-{number}")
@@ -41,7 +41,7 @@ def send(system: System, mark: str, numbers: Iterable[int]) -> dict[int, Any]:
 
 
 def lanes_in_use(system: System, answers: dict[int, Any]) -> set[tuple[str, int]]:
-    """Epoch and number of each lane that holds one of these, once all are stored."""
+    """Epoch and number of the lanes of these submissions, after all are stored."""
     found = set()
     for answer in answers.values():
         for link in system.stored(answer["submission_id"])["objects"]:
@@ -51,15 +51,15 @@ def lanes_in_use(system: System, answers: dict[int, Any]) -> set[tuple[str, int]
 
 
 def assert_ended(system: System, running: Mapping[str, Process]) -> None:
-    """The roles end by themselves, and say with their exit code that it was not as they wished."""
+    """Checks that the roles end by themselves with the exit code of a failure."""
     with suppress(httpx.TransportError):
-        assert system.get("/readyz").status_code == 503  # asked as a supervisor does, which is how an idle API learns
+        assert system.get("/readyz").status_code == 503  # an idle API notices the change by this probe
     assert {name: process.wait(EXIT_S_MAX) for name, process in running.items()} == {"api": 1, "consumer": 1}
 
 
 def test_several_lanes_and_another_number_of_them(branch: System, mark: str) -> None:
-    """Each record is stored once, whichever lane it went to; a restart, a change of the number and a catalog that was
-    made anew keep every answer as it was.
+    """Each record is stored once, in any lane. A restart, another number of lanes and a rebuilt catalog change no
+    answer.
     """
 
     def roles(lanes: int) -> tuple[Any, Any]:
@@ -76,9 +76,9 @@ def test_several_lanes_and_another_number_of_them(branch: System, mark: str) -> 
             assert send(branch, mark, range(6)) == {number: sent[number] for number in range(6)}
             assert lanes_in_use(branch, sent) == of_three
 
-            said = bronze(branch, "lanes", "2")
-            assert "now has 2 lanes" in said
-            assert "BRONZE_LANES=2" in said
+            output = bronze(branch, "lanes", "2")
+            assert "now has 2 lanes" in output
+            assert "BRONZE_LANES=2" in output
             assert_ended(branch, running)
 
         refused = Process(roles(3)[1], branch.log("consumer"))
@@ -95,12 +95,14 @@ def test_several_lanes_and_another_number_of_them(branch: System, mark: str) -> 
             assert not of_two & of_three
             statuses = {number: branch.stored(answer["submission_id"]) for number, answer in (sent | more).items()}
 
-            said = bronze(branch, "catalog", "rebuild")
-            assert f"{len(branch.keys())} entries" in said
+            output = bronze(branch, "catalog", "rebuild")
+            assert f"{len(branch.keys())} entries" in output
             assert_ended(branch, running)
         with branch.running(*roles(2)):
-            again = {number: branch.stored(answer["submission_id"]) for number, answer in (sent | more).items()}
-            assert again == statuses
+            statuses_after = {
+                number: branch.stored(answer["submission_id"]) for number, answer in (sent | more).items()
+            }
+            assert statuses_after == statuses
             assert send(branch, mark, sent) == sent
             more |= send(branch, mark, range(200, 203))
             lanes_in_use(branch, more)

@@ -1,4 +1,4 @@
-"""A stop under load: it is quick, says that all was well, and nothing that was accepted is lost or doubled."""
+"""A stop under load is quick and successful, and no accepted record is lost or doubled."""
 
 import signal
 import socket
@@ -22,7 +22,7 @@ BATCH = ("--records", "5")
 
 
 def stops(process: Process, number: signal.Signals = signal.SIGTERM) -> None:
-    """The process is told to stop, and is gone in time with exit code 0."""
+    """Sends the signal and checks that the process ends in time with exit code 0."""
     process.signal(number)
     try:
         code = process.wait(STOP_S_MAX)
@@ -37,8 +37,8 @@ def accepted(report: Path) -> int:
 
 @contextmanager
 def load(system: System, mark: str, folder: Path) -> Iterator[tuple[list[Path], list[bytes]]]:
-    """Publishers at work for as long as this is open; their reports, and all records that they were given. Each has
-    sent all of them when it ends.
+    """Runs publishers in the context; returns their reports, and all records that they get. At the end, each has sent
+    all its records.
     """
     reports = [folder / f"{number}.report" for number in range(PUBLISHERS)]
     started = [system.publisher("vehicles", "-", *BATCH, "--report", str(report)) for report in reports]
@@ -55,7 +55,8 @@ def load(system: System, mark: str, folder: Path) -> Iterator[tuple[list[Path], 
             publisher.stdin.write(record.decode() + "\n")
 
     feeding = [
-        threading.Thread(target=feed, args=(f"{mark}-{number}", one), daemon=True) for number, one in enumerate(started)
+        threading.Thread(target=feed, args=(f"{mark}-{number}", publisher), daemon=True)
+        for number, publisher in enumerate(started)
     ]
     try:
         for thread in feeding:
@@ -74,8 +75,8 @@ def load(system: System, mark: str, folder: Path) -> Iterator[tuple[list[Path], 
 
 
 def test_a_stop_under_load_loses_nothing(branch: System, mark: str, tmp_path: Path) -> None:
-    """API and consumer end within 10 s of SIGTERM with exit code 0 while publishers send; started again, they go on,
-    and each record of each publisher is in the bucket exactly once.
+    """While publishers send, API and consumer end within 10 s of SIGTERM with exit code 0. After a restart they
+    continue, and each record of each publisher is in the bucket exactly once.
     """
     with branch.queue(), branch.running(branch.role("api"), branch.role("consumer")) as roles:
         with load(branch, mark, tmp_path) as (reports, given):
@@ -99,11 +100,11 @@ def test_a_stop_under_load_loses_nothing(branch: System, mark: str, tmp_path: Pa
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_stopped_publisher_goes_on_where_it_was(
+def test_a_stopped_publisher_continues_where_it_stopped(
     number: signal.Signals, code: int, system: System, mark: str, tmp_path: Path
 ) -> None:
-    """Ctrl-C or SIGTERM ends a publisher within 10 s with the code of the signal; it names the run, and the same
-    files sent again under it add what was missing: each record exactly once.
+    """Ctrl-C or SIGTERM ends a publisher within 10 s with the exit code of the signal. It names the publish run; the
+    same files sent again with it add the missing records, so each record is stored exactly once.
     """
     file, report = tmp_path / "fleet.ndjson", tmp_path / "report"
     file.write_bytes(ndjson(vehicles(mark, RECORDS)))
@@ -118,9 +119,9 @@ def test_a_stopped_publisher_goes_on_where_it_was(
     assert publisher.returncode == code
     assert f"--run {mark}" in errors
     assert accepted(report) * 5 < RECORDS
-    again = system.publisher(*command)
-    output = again.communicate(timeout=limit_s(60))
-    assert again.returncode == 0, output
+    second = system.publisher(*command)
+    output = second.communicate(timeout=limit_s(60))
+    assert second.returncode == 0, output
     system.fence()
     assert system.payloads(mark) == sorted(vehicles(mark, RECORDS))
 
@@ -134,12 +135,12 @@ def test_simulate_stops(system: System) -> None:
         stops(roles["publisher"])
 
 
-# --- what does not answer does not hold up a stop
+# --- a server that does not answer does not delay a stop
 
 
 @pytest.fixture
 def silent() -> Iterator[socket.socket]:
-    """A server that takes connections and never answers."""
+    """A server that accepts connections and never answers."""
     with socket.create_server((LOOPBACK, 0), backlog=256) as listener:
         yield listener
 
@@ -148,9 +149,9 @@ def url(listener: socket.socket) -> str:
     return f"http://{LOOPBACK}:{listener.getsockname()[1]}"
 
 
-def test_a_body_without_an_end_does_not_hold_up_a_stop(branch: System, mark: str, silent: socket.socket) -> None:
-    """A client that never ends its body, and a collector that never answers: the API is gone in time all the same,
-    and nothing of that body is kept.
+def test_a_body_without_an_end_does_not_delay_a_stop(branch: System, mark: str, silent: socket.socket) -> None:
+    """With a client that never ends its body and a collector that never answers, the API still ends in time, and
+    nothing of that body is stored.
     """
     request = (
         b"POST /v1/ingest/vehicles HTTP/1.1\r\nHost: bronze\r\nContent-Type: application/x-ndjson\r\n"
@@ -171,14 +172,14 @@ def test_a_body_without_an_end_does_not_hold_up_a_stop(branch: System, mark: str
 
 
 def at_work(system: System, role: str) -> None:
-    """Returns once a role is past its start."""
+    """Waits until a role has finished its start."""
     if role == "consumer":
         until("the consumer tends its lanes", lambda: system.metrics("consumer").all("bronze_lane_position"))
 
 
 @pytest.mark.parametrize("role", ["api", "consumer"])
-def test_a_queue_that_does_not_answer_does_not_hold_up_a_stop(role: str, branch: System) -> None:
-    """The queue is frozen, and the role is gone in time all the same."""
+def test_a_queue_that_does_not_answer_does_not_delay_a_stop(role: str, branch: System) -> None:
+    """Although the queue is frozen, the role ends in time."""
     with branch.queue() as queue, branch.running(branch.role(role)) as processes:
         at_work(branch, role)
         queue.signal(signal.SIGSTOP)
@@ -189,18 +190,16 @@ def test_a_queue_that_does_not_answer_does_not_hold_up_a_stop(role: str, branch:
 
 
 @pytest.mark.parametrize("role", ["api", "consumer"])
-def test_a_bucket_that_does_not_answer_does_not_hold_up_a_stop(
-    role: str, branch: System, silent: socket.socket
-) -> None:
-    """The bucket has been asked and never answers, and the role is gone in time all the same."""
+def test_a_bucket_that_does_not_answer_does_not_delay_a_stop(role: str, branch: System, silent: socket.socket) -> None:
+    """Although the bucket never answers a request, the role ends in time."""
     program = branch.role(role, AWS_ENDPOINT_URL_S3=url(silent), BRONZE_CREATE_ONLY_MISSING="true")
-    with branch.queue(), branch.running(program) as processes:  # the API has asked: readiness does
+    with branch.queue(), branch.running(program) as processes:  # the API has sent a request: its readiness probe does
         at_work(branch, role)
         with silent.accept()[0]:
             stops(processes[role])
 
 
-def test_a_stop_is_heard_before_the_start_is_over(branch: System) -> None:
-    """A consumer that still waits for its queue, which is not there, is gone in time too."""
-    with branch.running(branch.role("consumer")) as processes:  # its `/livez` answers already
+def test_a_stop_during_the_start_ends_the_role(branch: System) -> None:
+    """A consumer that still waits for an unavailable queue ends in time, too."""
+    with branch.running(branch.role("consumer")) as processes:  # its `/livez` already answers
         stops(processes["consumer"])
