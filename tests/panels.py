@@ -119,16 +119,16 @@ def _of_variables() -> Iterator[Query]:
         for variable in document["templating"]["list"]:
             if variable["type"] != "query":
                 continue
-            asked = re.fullmatch(r"label_values\((.+), (\w+)\)", variable["query"]["query"])
-            assert asked, variable["name"]
+            match = re.fullmatch(r"label_values\((.+), (\w+)\)", variable["query"]["query"])
+            assert match, variable["name"]
             yield Query(
                 dashboard=uid,
                 panel=f"variable {variable['name']}",
                 ref_id="",
                 datasource="prometheus",
-                expr=asked[1],
+                expr=match[1],
                 kind="series",
-                legend=f"{{{{{asked[2]}}}}}",
+                legend=f"{{{{{match[2]}}}}}",
                 exemplars=False,
                 nothing="",
             )

@@ -145,8 +145,8 @@ def run(suite: Suite, seed: int, number: int, logs: Path) -> Result:
 def figures(report: Path) -> dict[str, float]:
     """The sums of what the tests say of themselves (`record_property`)."""
     sums: Counter[str] = Counter()
-    for told in ET.parse(report).iter("property"):
-        sums[told.attrib["name"]] += int(float(told.attrib["value"]))
+    for figure in ET.parse(report).iter("property"):
+        sums[figure.attrib["name"]] += int(float(figure.attrib["value"]))
     return dict(sums)
 
 

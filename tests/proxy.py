@@ -63,8 +63,8 @@ class SlowBucket:
             server.shutdown(socket.SHUT_WR)
 
 
-def _pass_on(one: socket.socket, other: socket.socket) -> None:
+def _pass_on(source: socket.socket, destination: socket.socket) -> None:
     with suppress(OSError):
-        while part := one.recv(65536):
-            other.sendall(part)
-        other.shutdown(socket.SHUT_WR)
+        while part := source.recv(65536):
+            destination.sendall(part)
+        destination.shutdown(socket.SHUT_WR)

@@ -1,4 +1,4 @@
-"""What Grafana asks of Prometheus and Tempo when a dashboard is opened: the only place that puts in its variables."""
+"""The queries that Grafana sends to Prometheus and Tempo when a dashboard is opened, with values for its variables."""
 
 import json
 import math
@@ -19,14 +19,14 @@ from tests.system.blackbox import System
 _DOCUMENTS = panels.documents()
 DATASOURCES = yaml.safe_load((panels.FOLDER.parent / "datasources" / "bronze.yaml").read_text())["datasources"]
 
-#: What a user has told Grafana of how often samples come, and how many points fit into a panel.
+#: The scrape interval in Grafana's datasource settings, and the number of points of a panel.
 SCRAPE_S = next(int(one["jsonData"]["timeInterval"].removesuffix("s")) for one in DATASOURCES if one["isDefault"])
 POINTS_MAX = 1000
 
 
 @dataclass(frozen=True)
 class Series:
-    """Of an answer: its labels, and its values; a list of series has none."""
+    """A series of an answer: its labels and values. In a list of series it has no values."""
 
     labels: Mapping[str, str]
     values: Sequence[float] = ()
@@ -34,15 +34,15 @@ class Series:
 
 @dataclass(frozen=True)
 class Grafana:
-    """The dashboards over a running system. `typed` are values of variables that somebody has put in; the others stand
-    as they do at first, and so does the time range.
+    """The dashboards with a running system as datasource. `typed` are values that a user has entered; the other
+    variables and the time range have their defaults.
     """
 
     system: System
     typed: Mapping[str, str] = field(default_factory=dict)
 
     def expression(self, query: Query) -> str:
-        """A query as the datasource gets it."""
+        """A query as Grafana sends it to the datasource."""
         values = self._values(query.dashboard)
         quoted = re.sub(r"\$\{(\w+):doublequote\}", lambda m: json.dumps(values[m[1]]), query.expr)
         return replace(query, expr=quoted).asked(values)
@@ -50,8 +50,10 @@ class Grafana:
     def _values(self, dashboard: str) -> Mapping[str, str]:
         range_s = self._range_s(dashboard)
         variables = {
-            one["name"]: one["allValue"] if one["current"]["value"] == "$__all" else one["current"]["value"]
-            for one in _DOCUMENTS[dashboard]["templating"]["list"]
+            variable["name"]: variable["allValue"]
+            if variable["current"]["value"] == "$__all"
+            else variable["current"]["value"]
+            for variable in _DOCUMENTS[dashboard]["templating"]["list"]
         }
         macros = {
             "__range": f"{range_s}s",
@@ -71,7 +73,7 @@ class Grafana:
     # --- Prometheus
 
     def ask(self, query: Query) -> list[Series]:
-        """What it answers. NaN is an answer that nobody wants to see."""
+        """Runs a query. Fails if a value is NaN, which a panel should not show."""
         expr, times = self.expression(query), self._times(query.dashboard)
         match query.kind:
             case "range":
@@ -83,20 +85,27 @@ class Grafana:
                 return [Series(labels) for labels in self.system.prometheus("series", **{"match[]": expr}, **times)]
             case _:
                 raise AssertionError(f"{query.kind} is nothing for Prometheus")
-        answer = [Series(one["metric"], [float(v) for _, v in one.get("values") or [one["value"]]]) for one in found]
-        assert not any(math.isnan(value) for one in answer for value in one.values), f"NaN: {query}"
+        answer = [
+            Series(series["metric"], [float(v) for _, v in series.get("values") or [series["value"]]])
+            for series in found
+        ]
+        assert not any(math.isnan(value) for series in answer for value in series.values), f"NaN: {query}"
         return answer
 
     def exemplars(self, query: Query) -> dict[str, float]:
-        """The values of those that a panel shows, by their traces' ids."""
+        """The values of the exemplars that a panel shows, by trace id."""
         found = self.system.prometheus("query_exemplars", query=self.expression(query), **self._times(query.dashboard))
-        return {one["labels"]["trace_id"]: float(one["value"]) for series in found for one in series["exemplars"]}
+        return {
+            exemplar["labels"]["trace_id"]: float(exemplar["value"])
+            for series in found
+            for exemplar in series["exemplars"]
+        }
 
     def parsed(self, expr: str) -> "Parsed":
         return Parsed(self.system.prometheus("parse_query", query=expr))
 
     def has(self, selector: str) -> bool:
-        """Whether there are series that it selects."""
+        """Whether a selector matches any series."""
         return bool(self.system.prometheus("series", **{"match[]": selector}, limit=1))
 
     def _times(self, dashboard: str) -> dict[str, float]:
@@ -120,14 +129,16 @@ class Parsed:
     root: Mapping[str, Any]
 
     def selectors(self) -> Iterator[str]:
-        """What is read, wherever in the expression."""
+        """All selectors in the expression."""
         for node in self._nodes(self.root):
             if node["type"] in {"vectorSelector", "matrixSelector"}:
                 yield "{" + ", ".join(f"{m['name']}{m['type']}{json.dumps(m['value'])}" for m in node["matchers"]) + "}"
 
     @property
     def finds(self) -> bool:
-        """Whether it looks for something, and has no answer where that is not: what fails, or is missing."""
+        """Whether the expression filters, so that it may have no result although its series exist (failures, for
+        example).
+        """
         return self._finds(self.root)
 
     def _finds(self, node: Mapping[str, Any]) -> bool:
@@ -160,5 +171,5 @@ _COMPARISONS = {">", "<", ">=", "<=", "==", "!="}
 
 
 def _drops_nan(node: Mapping[str, Any]) -> bool:
-    """`x >= 0`, of what is never below."""
+    """Whether it is `x >= 0`, which only removes NaN here."""
     return bool(node["op"] == ">=" and node["rhs"].get("val") == "0")

@@ -1,4 +1,4 @@
-"""The backends that tests of the pipeline share; collectors they start themselves."""
+"""The backends that the tests of the pipeline share. Each test starts its own collectors."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -19,7 +19,7 @@ def built() -> Built:
 
 @pytest.fixture(scope="session")
 def scrape_port() -> int:
-    """Where Prometheus looks for the layer metrics/prometheus-scrape."""
+    """The port at which Prometheus scrapes the layer metrics/prometheus-scrape."""
     return programs.free_ports()
 
 
@@ -44,7 +44,7 @@ def zipkin(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Iterator[s
 
 @pytest.fixture(scope="session")
 def port() -> int:
-    """The first port of each collector, one after the other."""
+    """The first port of the collectors, which run one after the other."""
     return programs.free_ports(servers.COLLECTOR_PORTS)
 
 

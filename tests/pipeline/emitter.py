@@ -1,5 +1,5 @@
-"""What a role says, by the service's own SDK: every instrument of the schema, and a span and a log record around each
-measurement. It is the same each time but for the instance, so that what comes out at two ends can be compared.
+"""The telemetry of a role, by the service's own SDK: every instrument of the schema, and a span and a log record around
+each measurement. It is the same each time except for the instance, so that the telemetry at two ends can be compared.
 """
 
 import asyncio
@@ -22,13 +22,13 @@ from bronze.telemetry.signals import OTHER_SOURCE, Role, attribute, spans
 SOURCE = "vehicles"
 HTTP = registry().metrics["http.server.request.duration"]
 
-#: Words that have to be found together at the other end.
+#: Values that have to arrive together at the other end.
 Fact = tuple[str, ...]
 
 
 @dataclass
 class Emitter:
-    """A consumer with the given instance id, whose collector has OTLP/HTTP at the given address."""
+    """A consumer with this instance id, whose collector has OTLP/HTTP at this address."""
 
     instance: str
     collector: str
@@ -57,7 +57,7 @@ class Emitter:
         self._log.propagate = False
         self._log.setLevel(logging.INFO)
         self._log.addHandler(self.telemetry._logs)
-        # What the SDK says of an export is there from the next export of metrics on: from now on, all of it is.
+        # The SDK's metrics about an export are in the next export of metrics: from now on, all of them exist.
         for _ in range(2):
             with self.span("first"):
                 pass
@@ -70,7 +70,7 @@ class Emitter:
 
     @contextmanager
     def span(self, name: str) -> Iterator[str]:
-        """A span with a log record in it; gives its trace id."""
+        """Makes a span with a log record in it, and yields its trace id."""
         trace = self._next()
         attributes = {attribute.bronze_source: SOURCE, attribute.bronze_classification_id: ["one", "two"]}
         with self.telemetry.tracer.start_as_current_span(name, extract(_from(trace)), attributes=attributes):
@@ -80,8 +80,8 @@ class Emitter:
         self.spans.add((trace, name))
         self.logs.add((body, trace))
 
-    def speak(self) -> None:
-        """Measures everything, each bucket of a histogram once, and sends it: metrics last, and once."""
+    def emit_all(self) -> None:
+        """Measures with every instrument, once per histogram bucket, and exports everything: metrics last, and once."""
         self.telemetry.instruments.zero(Role.CONSUMER, [SOURCE])
         for metric in registry().metrics.values():
             if not metric.instrumentation:
@@ -114,14 +114,14 @@ class Emitter:
         self.prometheus_exemplars.add((metric.prometheus_name + ("_bucket" if le else ""), le, trace))
 
     def _next(self) -> str:
-        """A trace id that begins with zeros, which have been lost on the way elsewhere. (Of an id whose whole first
-        half is 0, Zipkin takes the second for the id.)
+        """A trace id that begins with zeros, which some programs drop. (Not the whole first half: Zipkin would then use
+        only the second half as the id.)
         """
         self._traces += 1
         return f"{1:016x}{self._traces:016x}"
 
     async def _request(self) -> None:
-        """One request to an API, which takes an unknown time."""
+        """Sends one request to an API. Its duration is unknown."""
         app = FastAPI(telemetry=FASTAPI_TELEMETRY_OFF)
         app.add_api_route("/v1/ingest/{source}", lambda source: source, methods=["POST"])
         self.telemetry.instrument(app)

@@ -1,4 +1,4 @@
-"""The real collector with layers of a test's choice, before backends of a test's choice."""
+"""The real collector with layers and backends that a test chooses."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -16,13 +16,13 @@ from local.programs import LOOPBACK, Process
 
 @dataclass(frozen=True)
 class Rig:
-    """The backends, and the collector's own places."""
+    """The backends, and the collector's ports and folders."""
 
     built: Built
     prometheus: str
     zipkin: Callable[[], str]
     scrape_port: int
-    #: The collector's first port: the SDK's own metrics name it, so it is always the same.
+    #: The collector's first port. It is always the same, because it is a label of the SDK's own metrics.
     port: int
     state: Path
 
@@ -32,10 +32,10 @@ class Rig:
 
     @contextmanager
     def collector(self, *layers: str, env: Mapping[str, str]) -> Iterator[Process]:
-        """The collector, with `none` for the signals that no layer takes."""
+        """The collector, with `none` for the signals without a layer."""
         signals = {layer.partition("/")[0] for layer in layers}
         layers += tuple(f"{signal}/none" for signal in SIGNALS if signal not in signals)
-        own = {"COLLECTOR_TRACES_RATIO": "0"}  # it is ours that we count
+        own = {"COLLECTOR_TRACES_RATIO": "0"}  # only the test's own spans are counted
         program = servers.collector(
             self.state, self.port, "test", executable=self.built.collector, layers=layers, env={**own, **env}
         )
@@ -48,17 +48,17 @@ def address(collector: Process) -> str:
 
 
 def as_in_a_role(patch: pytest.MonkeyPatch) -> None:
-    """The environment that the SDK reads; but metrics leave only when the test says so."""
+    """The environment that the SDK reads, except that metrics are exported only on the test's request."""
     patch.setenv("OTEL_PYTHON_SDK_INTERNAL_METRICS_ENABLED", "true")
     patch.setenv("OTEL_METRIC_EXPORT_INTERVAL", "600000")
 
 
-#: Errors that are none: what a queue keeps while it stops is said to be dropped; a probe may come before the metrics.
+#: Log lines that are no errors: a stopping queue logs kept data as dropped; a probe may arrive before the metrics.
 _HARMLESS = ("interrupted due to shutdown", "reader is not registered")
 
 
 def complaints(log: Path) -> list[str]:
-    """What a collector warns of: of what is deprecated, among others."""
+    """The collector's warnings, for example about deprecated settings."""
     lines = (json.loads(line) for line in log.read_text().splitlines() if line.startswith("{"))
     return [
         line["msg"]

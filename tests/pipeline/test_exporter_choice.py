@@ -1,5 +1,5 @@
-"""A choice of exporters on the real programs: checked before anything starts, changed while the system runs, and what
-a layer has not sent is not forgotten when it is taken out.
+"""Choices of exporters with the real programs: they are checked before anything starts and changed while the system
+runs, and unsent telemetry of a removed layer is reported.
 """
 
 import json
@@ -28,7 +28,7 @@ WITHOUT = ("metrics/none", "traces/none", "logs/none")
 
 
 def send_spans(port: int, count: int) -> None:
-    """That many requests of one span."""
+    """Sends so many requests of one span."""
     for number in range(count):
         span = {"traceId": "ab" * 16, "spanId": f"{number + 1:016x}", "name": "s", "startTimeUnixNano": "1"}
         body = {"resourceSpans": [{"scopeSpans": [{"spans": [span]}]}]}
@@ -36,14 +36,14 @@ def send_spans(port: int, count: int) -> None:
 
 
 def queue_size(port: int) -> dict[str, int]:
-    """The bytes in each exporter's queue, by the collector's own metrics on that port."""
+    """The bytes in each exporter's queue, from the collector's own metrics on this port."""
     lines = http_get(port, "/metrics").decode().splitlines()
     found = (line.rpartition(" ") for line in lines if line.startswith("otelcol_exporter_queue_size{"))
     return {series: int(float(value)) for series, _, value in found}
 
 
-def test_what_a_layer_has_not_sent_is_told_and_sent_when_it_is_back(built: Built, tmp_path: Path) -> None:
-    """Its requests and bytes are those that the collector counted; while the layer is in use nothing is told."""
+def test_unsent_telemetry_of_a_removed_layer_is_reported_and_sent_later(built: Built, tmp_path: Path) -> None:
+    """The reported requests and bytes are those that the collector counted. Nothing is reported for layers in use."""
     receiver, port = Receiver(), free_ports(servers.COLLECTOR_PORTS)
     folder = servers.queues(tmp_path)
 
@@ -54,7 +54,7 @@ def test_what_a_layer_has_not_sent_is_told_and_sent_when_it_is_back(built: Built
     with start(collector(USING), tmp_path / "log"):
         send_spans(port, 5)
         (size_bytes,) = queue_size(port + 1).values()
-        assert unsent(folder, WITHOUT, bbolt=built.bbolt) == []  # the one who runs will send it
+        assert unsent(folder, WITHOUT, bbolt=built.bbolt) == []  # the running collector will send it
     assert unsent(folder, USING, bbolt=built.bbolt) == []
     with start(collector(WITHOUT), tmp_path / "log"):
         (left,) = unsent(folder, WITHOUT, bbolt=built.bbolt)
@@ -66,14 +66,14 @@ def test_what_a_layer_has_not_sent_is_told_and_sent_when_it_is_back(built: Built
 
 
 def test_a_queue_that_cannot_be_read_is_named(built: Built, tmp_path: Path) -> None:
-    """What it held is not passed over in silence."""
+    """Its unsent telemetry is not ignored silently."""
     (tmp_path / "exporter_zipkin__traces").write_bytes(b"no database" * 1000)
     with pytest.raises(LocalError, match=r"exporter_zipkin__traces is a queue that cannot be read \(.*delete it"):
         unsent(tmp_path, WITHOUT, bbolt=built.bbolt)
 
 
-def test_every_exporter_is_right_alone(built: Built) -> None:
-    """As `make check` has it, with the real collector."""
+def test_every_exporter_is_valid_alone(built: Built) -> None:
+    """The same check as in `make check`, with the real collector."""
     layers = exporters.every_layer()
     checks.check_names(layers)
     checks.run(checks.alone(built, layer) for layer in layers)
@@ -103,7 +103,7 @@ def test_every_exporter_is_right_alone(built: Built) -> None:
 def test_a_wrong_setting_is_reported_before_anything_starts(
     file: str, before: str, after: str, sentence: str, built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In one sentence: the file, the setting, what to do; the collector's own words below it."""
+    """The first line names the file, the setting and the remedy; the collector's output follows."""
     for original in exporters.COLLECTOR.rglob("*.yaml"):
         copy = tmp_path / "otel-collector" / original.relative_to(exporters.COLLECTOR)
         copy.parent.mkdir(parents=True, exist_ok=True)
@@ -135,9 +135,9 @@ def supervisor(tmp_path: Path) -> Iterator[Supervisor]:
         supervisor.shutdown()
 
 
-def test_another_choice_starts_the_collector_again_and_nothing_else(built: Built, supervisor: Supervisor) -> None:
-    """What is needed now is started, what is needed no more is stopped, the rest runs on, and a second time changes
-    nothing.
+def test_another_choice_restarts_only_the_collector(built: Built, supervisor: Supervisor) -> None:
+    """Newly needed programs start, programs that are no longer needed stop, the others keep running, and a repetition
+    changes nothing.
     """
 
     def pids() -> Mapping[str, int]:
@@ -170,8 +170,8 @@ def test_another_choice_starts_the_collector_again_and_nothing_else(built: Built
     assert {name for name in before if before[name] != pids()[name]} == {"otel-collector"}
 
 
-def test_a_taken_port_leaves_what_runs_as_it_is(built: Built, supervisor: Supervisor) -> None:
-    """A store that cannot get its port is told before the collector is stopped."""
+def test_a_port_in_use_leaves_running_programs_unchanged(built: Built, supervisor: Supervisor) -> None:
+    """If the port of a trace store is in use, the error comes before the collector is stopped."""
     first = Stack.create(supervisor.root, Ports.free(), built, Exporters(traces=("none",)))
     supervisor.launch(first.programs, restarts=True)
     commands.start(supervisor, [first.collector])

@@ -1,7 +1,7 @@
-"""Each file of `otel-collector/exporters/` in the real collector, with the service's own SDK before it and what it is
-made for behind it: what was said is found there.
+"""Each file of `otel-collector/exporters/` delivers the telemetry of the service's SDK through the real collector to
+its kind of backend.
 
-What was measured is written to `.local/layers.md`, and `docs/exporters.md` has to say the same.
+The results are written to `.local/layers.md`, and the table in `docs/exporters.md` has to be the same.
 """
 
 import json
@@ -33,7 +33,7 @@ HEAD = ("| Layer | Delivered | Trace ids, exemplars | Names, labels |", "|---|--
 
 @dataclass(frozen=True)
 class Found:
-    """What is at the other end, in the words of `Emitter`."""
+    """The telemetry at the other end, in the form of `Emitter`."""
 
     spans: set[Fact] = field(default_factory=set)
     logs: set[Fact] = field(default_factory=set)
@@ -47,38 +47,42 @@ Labels = frozenset[tuple[str, str]]
 
 @dataclass(frozen=True)
 class Series:
-    """All that Prometheus has of an instance, but for what differs from one instance to the next."""
+    """All series of an instance in Prometheus, without the values that differ between instances."""
 
     values: Mapping[Labels, str]
     exemplars: set[tuple[Labels, str]]
 
     @classmethod
     def of(cls, prometheus: str, instance: str) -> Self:
-        selector = f'{{instance="{instance}",__name__!~".+:.+"}}'  # not what rules make of it
+        selector = f'{{instance="{instance}",__name__!~".+:.+"}}'  # without the results of recording rules
         now = time.time()
         found = get(f"{prometheus}/api/v1/query", query=selector)["data"]["result"]
         seen = get(f"{prometheus}/api/v1/query_exemplars", query=selector, start=now - 60, end=now + 1)["data"]
         return cls(
-            {_common(one["metric"]): one["value"][1] for one in found},
-            {(_common(one["seriesLabels"]), e["labels"]["trace_id"]) for one in seen for e in one["exemplars"]},
+            {_common(series["metric"]): series["value"][1] for series in found},
+            {
+                (_common(series["seriesLabels"]), e["labels"]["trace_id"])
+                for series in seen
+                for e in series["exemplars"]
+            },
         )
 
     def comparable(self) -> tuple[Mapping[Labels, str], set[tuple[Labels, str]]]:
-        """Values and exemplars of what the emitter measured itself: how long a request took, and what the SDK says of
-        itself, is another thing each time.
+        """Values and exemplars that the emitter measured itself. Request durations and the SDK's own metrics differ
+        each time.
         """
-        ours = {metric.prometheus_name for metric in registry().metrics.values() if not metric.instrumentation}
+        own_metrics = {metric.prometheus_name for metric in registry().metrics.values() if not metric.instrumentation}
 
         def measured(labels: Labels) -> bool:
             name = dict(labels)["__name__"]
-            return not ours.isdisjoint({name, name.rpartition("_")[0]})
+            return not own_metrics.isdisjoint({name, name.rpartition("_")[0]})
 
         values = {labels: value for labels, value in self.values.items() if measured(labels)}
         return values, {(labels, trace) for labels, trace in self.exemplars if measured(labels)}
 
 
 def _common(labels: Mapping[str, str]) -> Labels:
-    """The SDK numbers its components through all of a process."""
+    """Removes the numbers that the SDK gives to its components in a process."""
     own = {key: value for key, value in labels.items() if key != "instance"}
     if "otel_component_name" in own:
         own["otel_component_name"] = own["otel_component_name"].rpartition("/")[0]
@@ -87,7 +91,7 @@ def _common(labels: Mapping[str, str]) -> Labels:
 
 @dataclass(frozen=True)
 class End:
-    """Where a layer's telemetry comes out. `env` tells the collector of it."""
+    """The backend of a layer. `env` has its address for the collector."""
 
     env: Mapping[str, str]
     find: Callable[[], Found]
@@ -106,7 +110,7 @@ def get(url: str, **parameters: str | float) -> Any:
 
 @contextmanager
 def otlp(rig: Rig, instance: str, *, signal: str, kind: type[Receiver]) -> Iterator[End]:
-    """A backend that wants a key in each request."""
+    """A backend that requires a key in each request."""
     with kind() as receiver:
 
         def find() -> Found:
@@ -121,7 +125,7 @@ def otlp(rig: Rig, instance: str, *, signal: str, kind: type[Receiver]) -> Itera
 
 @contextmanager
 def tempo(rig: Rig, instance: str) -> Iterator[End]:
-    """What Tempo would get: the requests of its OTLP receiver."""
+    """The requests that Tempo's OTLP receiver would get."""
     with Receiver() as receiver:
         yield End({"TEMPO_OTLP_ENDPOINT": receiver.url}, partial(received, receiver))
 
@@ -175,14 +179,14 @@ def files(rig: Rig, instance: str, *, signal: str) -> Iterator[End]:
 
 
 def each(document: Mapping[str, Any], start: str) -> Any:
-    """The list under the one key that starts so: resourceSpans, scopeLogs and the like."""
+    """The list under the only key that starts so: resourceSpans, scopeLogs and so on."""
     (found,) = (value for key, value in document.items() if key.startswith(start) and isinstance(value, list))
     return found
 
 
 @contextmanager
 def debug(rig: Rig, instance: str) -> Iterator[End]:
-    """Text for the eye: each of the words is looked for in it."""
+    """Text for people, in which each value is searched."""
 
     class Said(set[Fact]):
         def __ge__(self, facts: Any) -> bool:
@@ -199,7 +203,7 @@ def nothing(rig: Rig, instance: str) -> Iterator[End]:
 
 @contextmanager
 def prometheus_of(rig: Rig, instance: str) -> Iterator[End]:
-    """Our Prometheus, which gets OTLP or remote write from the collector, or scrapes it."""
+    """The Prometheus that gets OTLP or remote write from the collector, or scrapes it."""
     names = {metric.prometheus_name: metric.name for metric in registry().metrics.values()}
 
     def name(labels: Mapping[str, str]) -> str:
@@ -220,7 +224,7 @@ def prometheus_of(rig: Rig, instance: str) -> Iterator[End]:
     yield End(env, find)
 
 
-#: How the other end of each layer is looked at.
+#: The backend of each layer.
 ENDS: Mapping[str, Callable[[Rig, str], AbstractContextManager[End]]] = {
     **{f"{signal}/otlp-http": partial(otlp, signal=signal, kind=Receiver) for signal in SIGNALS},
     **{f"{signal}/otlp-grpc": partial(otlp, signal=signal, kind=GrpcReceiver) for signal in SIGNALS},
@@ -238,7 +242,7 @@ ENDS: Mapping[str, Callable[[Rig, str], AbstractContextManager[End]]] = {
 
 @pytest.fixture(scope="module")
 def measured() -> Iterator[list[str]]:
-    """Rows of the documentation's table; what was measured goes to `.local/layers.md`."""
+    """Collects rows of the documentation's table, and writes them to `.local/layers.md`."""
     rows: list[str] = []
     yield rows
     file = REPOSITORY / ".local" / "layers.md"
@@ -248,7 +252,7 @@ def measured() -> Iterator[list[str]]:
 
 @pytest.fixture(scope="module")
 def by_otlp(built: Built, prometheus: str, port: int, tmp_path_factory: pytest.TempPathFactory) -> Series:
-    """What Prometheus has by the default layer, on which panels and rules rely."""
+    """The series in Prometheus by the default layer, which panels and rules rely on."""
     with pytest.MonkeyPatch.context() as patch:
         as_in_a_role(patch)
         rig = Rig(built, prometheus, str, 0, port, tmp_path_factory.mktemp("by-otlp"))
@@ -257,28 +261,28 @@ def by_otlp(built: Built, prometheus: str, port: int, tmp_path_factory: pytest.T
 
 
 def deliver(rig: Rig, layer: str, instance: str) -> str:
-    """Starts the collector with the layer, says everything, and waits until it is found. Returns the layer's row."""
+    """Starts the collector with the layer, emits all telemetry and waits until it arrives. Returns the layer's row."""
     with (
         ENDS[layer](rig, instance) as end,
         rig.collector(layer, env=end.env) as collector,
         Emitter(instance, address(collector)) as sent,
     ):
-        sent.speak()
+        sent.emit_all()
 
         def row() -> str | None:
             found = end.find()
             match layer.partition("/")[0]:
                 case "metrics":
-                    there = sent.metrics <= found.metrics, sent.exemplars <= found.exemplars
+                    arrived = sent.metrics <= found.metrics, sent.exemplars <= found.exemplars
                     names = "equal"
                 case "traces":
                     equal = sent.spans <= found.spans
-                    there = equal or lower(sent.spans) <= lower(found.spans), True
+                    arrived = equal or lower(sent.spans) <= lower(found.spans), True
                     names = "equal" if equal else "in lower case"
                 case _:
-                    there = sent.logs <= found.logs, True
+                    arrived = sent.logs <= found.logs, True
                     names = "equal"
-            return f"| `{layer}` | all | all | {names} |" if all(there) else None
+            return f"| `{layer}` | all | all | {names} |" if all(arrived) else None
 
         return until(f"all of it by {layer}", row)
 
@@ -289,7 +293,7 @@ def lower(spans: set[Fact]) -> set[Fact]:
 
 @pytest.mark.parametrize("layer", [layer for layer in LAYERS if ENDS.get(layer) not in {nothing, prometheus_of}])
 def test_a_layer_delivers(layer: str, rig: Rig, measured: list[str]) -> None:
-    """Everything that is said, with its trace ids; the collector warns of nothing, and the documentation knows it."""
+    """All telemetry arrives with its trace ids, the collector logs no warning, and the documentation has the result."""
     check(deliver(rig, layer, layer), rig, measured)
 
 
@@ -303,7 +307,9 @@ def check(row: str, rig: Rig, measured: list[str]) -> None:
 def test_series_are_the_same_by_each_way_into_prometheus(
     layer: str, rig: Rig, by_otlp: Series, measured: list[str]
 ) -> None:
-    """Names and labels, `le`, `job` and target_info included, values and exemplars: dashboards survive a swap."""
+    """Names and labels (also `le`, `job` and target_info), values and exemplars are the same, so dashboards keep
+    working.
+    """
     row = deliver(rig, layer, layer)
     series = Series.of(rig.prometheus, layer)
     assert series.values.keys() == by_otlp.values.keys()
@@ -318,7 +324,7 @@ def test_series_are_the_same_by_each_way_into_prometheus(
 def test_none_takes_a_signal_and_keeps_nothing(signal: str, rig: Rig) -> None:
     """The senders see no failure."""
     with rig.collector(f"{signal}/none", env={}) as collector, Emitter("nobody", address(collector)) as sent:
-        sent.speak()
+        sent.emit_all()
         own = Metrics.parse(http_get(collector.program.ports["metrics"], "/metrics").decode())
     counted = {name: value for name, _, value in own.samples}
     assert all(value > 0 for name, value in counted.items() if name.startswith("otelcol_receiver_accepted_"))
@@ -328,12 +334,12 @@ def test_none_takes_a_signal_and_keeps_nothing(signal: str, rig: Rig) -> None:
 
 
 def test_each_layer_has_an_end() -> None:
-    """A file that is new has to be tried too."""
+    """Every file has a backend here, so that new files are tested, too."""
     assert set(LAYERS) == set(ENDS)
 
 
 def test_the_documented_layer_of_ones_own_delivers(rig: Rig) -> None:
-    """As it stands in the documentation, character by character."""
+    """The example of the documentation works, character by character."""
     (text,) = re.findall(r"<!-- layer: traces/acme -->\n```yaml\n(.*?)```", documentation(), re.DOTALL)
     (rig.state / "acme.yaml").write_text(text)
     own = str(rig.state / "acme")  # a layer's name is a path below the layers' folder, or an absolute one
@@ -342,7 +348,7 @@ def test_the_documented_layer_of_ones_own_delivers(rig: Rig) -> None:
         rig.collector(own, "traces/none", env={"ACME_ENDPOINT": receiver.url, "ACME_KEY": KEY}) as collector,
         Emitter("acme", address(collector)) as sent,
     ):
-        sent.speak()
+        sent.emit_all()
         until("every span", lambda: sent.spans <= received(receiver).spans)
         assert {request.headers["x-acme-key"] for request in receiver.requests} == {KEY}
     assert complaints(rig.log) == []

@@ -1,4 +1,4 @@
-"""The files of `otel-collector/` beside each other, and beside `docs/exporters.md`."""
+"""The files of `otel-collector/` are consistent with each other and with `docs/exporters.md`."""
 
 import re
 from pathlib import Path
@@ -21,7 +21,7 @@ def exporters(file: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize("signal", SIGNALS)
 def test_every_queue_of_a_signal_is_the_same(signal: str) -> None:
-    """Persistent, bounded in bytes, batched inside, tried again without end: what holds of one layer holds of all."""
+    """Persistent, bounded in bytes, batched in the queue, and retried without end: the same for all layers."""
     senders = {
         name: exporter
         for file in FILES
@@ -51,7 +51,7 @@ def test_files_rotate_and_are_bounded() -> None:
 
 
 def test_no_two_layers_share_an_exporter_or_a_pipeline() -> None:
-    """Or one would replace the other's."""
+    """Otherwise a layer would overwrite another layer's queue."""
     documents = [yaml.safe_load(file.read_text()) for file in FILES]
     names = [name for file in FILES for name in exporters(file)]
     names += [f"pipeline {name}" for document in documents for name in document["service"]["pipelines"]]

@@ -1,4 +1,4 @@
-"""Layers are swapped on a running system: what the collector had acknowledged arrives, whatever its queues held."""
+"""Layers are swapped on a running system: all telemetry that the collector acknowledged arrives."""
 
 import signal
 import threading
@@ -24,7 +24,7 @@ STORED = {attribute.bronze_source: SOURCE, attribute.bronze_outcome: Outcome.STO
 
 @contextmanager
 def load(emitter: Emitter) -> Iterator[None]:
-    """Spans, and a record counted in each, as long as the context lasts."""
+    """Emits spans in the context, and counts a record in each."""
     over = threading.Event()
 
     def run() -> None:
@@ -46,15 +46,15 @@ def traces(*receivers: Receiver) -> list[str]:
 
 
 def recorded(prometheus: str, instance: str) -> float:
-    """What Prometheus knows of the records that were counted."""
+    """The count of these records in Prometheus."""
     query = f'bronze_records_total{{instance="{instance}"}}'
     answer = get_json(int(prometheus.rpartition(":")[2]), f"/api/v1/query?query={quote(query)}")
     return sum(float(series["value"][1]) for series in answer["data"]["result"])
 
 
 def test_a_swap_under_load_loses_at_most_what_was_not_acknowledged(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    """SIGTERM, and a start with another layer for traces and for metrics. What is then still in the first layer's queue
-    is sent when the layer is back.
+    """SIGTERM, then a start with other layers for traces and metrics. The rest of the first layer's queue is sent when
+    the layer is used again.
     """
     monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "100")
     monkeypatch.setenv("OTEL_METRIC_EXPORT_INTERVAL", "500")
@@ -75,10 +75,10 @@ def test_a_swap_under_load_loses_at_most_what_was_not_acknowledged(rig: Rig, mon
             until("spans at the second end", lambda: len(second.spans) > SPANS_PER_S)
             loading.close()
             emitter.telemetry.flush()
-            said = Metrics.parse(emitter.telemetry.metrics()[0].decode())
-            exported = [s for s in said.samples if s[0] == "otel_sdk_exporter_span_exported_total"]
+            metrics = Metrics.parse(emitter.telemetry.metrics()[0].decode())
+            exported = [s for s in metrics.samples if s[0] == "otel_sdk_exporter_span_exported_total"]
             acknowledged = int(sum(value for _, labels, value in exported if not labels.get("error_type")))
-            counted = said.sum("bronze_records_total")
+            counted = metrics.sum("bronze_records_total")
             until("all counts in Prometheus", lambda: recorded(rig.prometheus, "swapped") == counted)
         with rig.collector("metrics/none", "traces/otlp-http", "traces/tempo", env=env):
             until("all that was acknowledged", lambda: len(set(traces(first, second))) >= acknowledged)
@@ -101,8 +101,8 @@ def test_a_swap_under_load_loses_at_most_what_was_not_acknowledged(rig: Rig, mon
 
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
 def test_a_queue_waits_for_its_layer(end: signal.Signals, rig: Rig, tmp_path: Path) -> None:
-    """Two layers' backends are away; the collector ends, runs without the layers, and gets them back: everything that
-    it had acknowledged is delivered.
+    """The backends of two layers are unavailable; the collector stops, runs without the layers, and gets them back. All
+    telemetry that it had acknowledged is delivered.
     """
     api = programs.free_ports()
     prometheus = servers.prometheus(tmp_path / "prometheus", api, {}, executable=rig.built.prometheus)
@@ -114,7 +114,7 @@ def test_a_queue_waits_for_its_layer(end: signal.Signals, rig: Rig, tmp_path: Pa
     layers = ("metrics/prometheus-remote-write", "traces/otlp-http")
     with rig.collector(*layers, env=env) as collector:
         with Emitter("queued", address(collector)) as emitter:
-            emitter.speak()
+            emitter.emit_all()
         collector.signal(end)
         collector.wait(STOP_S_MAX)
     with rig.collector("metrics/none", "traces/none", env=env):
@@ -125,7 +125,7 @@ def test_a_queue_waits_for_its_layer(end: signal.Signals, rig: Rig, tmp_path: Pa
 
 
 def test_the_collector_traces_itself(rig: Rig) -> None:
-    """A share of its own requests, on the way of all traces."""
+    """The collector samples its own traces, and exports them with all other traces."""
     with (
         Receiver() as receiver,
         rig.collector("traces/otlp-http", env={"OTLP_TRACES_ENDPOINT": receiver.url, "COLLECTOR_TRACES_RATIO": "1"}),

@@ -1,6 +1,6 @@
-"""What an outage costs under load: nothing where a queue bridges it, and what no queue could keep is counted.
+"""Outages of the pipeline under load: nothing is lost if a queue keeps the telemetry, and every loss is counted.
 
-Each outage lasts for BRONZE_OUTAGE_S seconds; `make outage-test` makes it three minutes.
+Each outage lasts BRONZE_OUTAGE_S seconds; `make outage-test` uses three minutes.
 """
 
 import os
@@ -26,12 +26,12 @@ from local.stack import Ports, Stack
 from tests.system.blackbox import SOON, System, until, vehicles
 
 OUTAGE_S = float(os.environ.get("BRONZE_OUTAGE_S", "4"))
-#: The collector tries again after 30 s, and half as much again, at the latest.
+#: The collector retries after at most 30 s plus a random half of that.
 DRAIN_S_MAX = 90.0
 SUBMISSIONS_PER_S = 50
 INTERVAL_S = 2.0
 ENV = {**SOON, "OTEL_METRIC_EXPORT_INTERVAL": str(int(INTERVAL_S * 1000))}
-#: Spans are given up after 2 s without a collector, so that a short outage costs something.
+#: Spans are dropped after 2 s without a collector, so that a short outage already loses some.
 IMPATIENT = {"OTEL_EXPORTER_OTLP_TIMEOUT": "2", "OTEL_EXPORTER_OTLP_TRACES_TIMEOUT": "2"}
 ROLES = API, CONSUMER = ("api", "consumer")
 
@@ -39,13 +39,13 @@ pytestmark = pytest.mark.timeout(120 + 2 * OUTAGE_S)
 
 
 @pytest.fixture(autouse=True)
-def told(record_property: Callable[[str, object], None]) -> None:
+def print_figures(record_property: Callable[[str, object], None]) -> None:
     record_property("s of outages", OUTAGE_S)
 
 
 @dataclass(frozen=True)
 class Pipeline:
-    """Where telemetry goes: metrics to Prometheus, spans to a receiver. Tests stop its parts and start them again."""
+    """The destinations of telemetry: Prometheus for metrics, a receiver for spans. Tests stop and restart its parts."""
 
     system: System
     collector: Process
@@ -67,7 +67,7 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
 
 @pytest.fixture
 def branch(pipeline: Pipeline, tmp_path: Path) -> System:
-    """A queue and roles of the test's own, so that all counters begin at 0."""
+    """A queue and roles for one test, so that all counters start at 0."""
     return pipeline.system.branch(tmp_path / "branch")
 
 
@@ -97,7 +97,7 @@ def killed(process: Process) -> Iterator[None]:
 
 @dataclass
 class Load:
-    """Submissions of one record, `SUBMISSIONS_PER_S`, as long as the context lasts: each has to be accepted."""
+    """Sends `SUBMISSIONS_PER_S` submissions of one record in the context. Each has to be accepted."""
 
     system: System
     trace_ids: list[str] = field(default_factory=list)
@@ -139,7 +139,7 @@ class Load:
 
 
 def say(text: str) -> None:
-    """A figure, for who runs it with `-s`."""
+    """Prints a figure, which pytest's option `-s` shows."""
     print(text)  # noqa: T201
 
 
@@ -148,7 +148,7 @@ def say(text: str) -> None:
 
 @dataclass(frozen=True)
 class Spans:
-    """What a role's SDK says of its spans: how many ended, went to the collector, and were lost on the way to it."""
+    """The SDK's counts of a role's spans: ended, sent to the collector, and lost before it."""
 
     ended: int
     exported: int
@@ -156,7 +156,7 @@ class Spans:
 
     @classmethod
     def of(cls, system: System, role: str) -> Self | None:
-        """Nothing while some are on their way."""
+        """None while spans are still waiting for their export."""
         samples = system.metrics(role).samples
 
         def count(name: str, *, failed: bool = False) -> int:
@@ -170,7 +170,7 @@ class Spans:
 
 
 def check_received(pipeline: Pipeline, branch: System, role: str) -> Spans:
-    """Once nothing happens any more: every span that the collector took has come, and what is missing was not taken."""
+    """After the load: every span that the collector accepted has arrived, and every missing span is counted as lost."""
     sent = until(f"the spans of {role} have left", lambda: Spans.of(branch, role), DRAIN_S_MAX)
     instance = branch.stack.instance(role)
 
@@ -186,7 +186,7 @@ def check_received(pipeline: Pipeline, branch: System, role: str) -> Spans:
 
 
 def requests_received(pipeline: Pipeline, trace_ids: list[str]) -> int:
-    """How many of these traces have their request's span."""
+    """The number of these traces that have the span of their request."""
     servers = {span.trace_id.hex() for _, span in pipeline.receiver.spans if span.kind == span.SPAN_KIND_SERVER}
     return len(servers & set(trace_ids))
 
@@ -195,13 +195,13 @@ def requests_received(pipeline: Pipeline, trace_ids: list[str]) -> int:
 
 
 def accepted(branch: System) -> str:
-    """The raw counter of the records that the API accepted, by the OTLP path."""
+    """The selector of the API's counter of accepted records, by OTLP."""
     of = f'job="bronze/api", instance="{branch.stack.instance(API)}"'
     return f'bronze_records_total{{{of}, bronze_source="vehicles", bronze_outcome="accepted"}}'
 
 
 def exports(branch: System) -> float:
-    """How often the API's metrics have left it; each time they did."""
+    """The number of successful exports of the API's metrics. Fails if an export failed."""
     (count,) = branch.metrics(API).all(
         "otel_sdk_exporter_operation_duration_seconds_count", otel_component_type="otlp_http_metric_exporter"
     )
@@ -209,7 +209,7 @@ def exports(branch: System) -> float:
 
 
 def samples(branch: System, counter: str) -> list[tuple[float, float]]:
-    """The raw samples of the one series: when the role collected each, in seconds since 1970, and its value."""
+    """The raw samples of a single series: collection times in seconds since 1970, and values."""
     (series,) = branch.prometheus("query", query=f"{counter}[1h]")["result"]
     return [(at, float(value)) for at, value in series["values"]]
 
@@ -224,8 +224,8 @@ def check_loss_is_visible(branch: System, role: str, lost: int) -> None:
 
 
 def test_a_stopped_prometheus_misses_nothing(pipeline: Pipeline, branch: System) -> None:
-    """Prometheus is stopped under load and started again: over the outage the raw counter rises by what the API
-    accepted, and there is a sample of every export, at its own time.
+    """Prometheus is stopped under load and restarted: during the outage the raw counter rises by the number of accepted
+    records, and every export has a sample at its own time.
     """
     counter = accepted(branch)
     with running(branch):
@@ -238,7 +238,7 @@ def test_a_stopped_prometheus_misses_nothing(pipeline: Pipeline, branch: System)
                 started_at = time.time()
             load.goes_on(1)
         until("the count of after the outage", lambda: branch.value(counter) == 1 + len(load.trace_ids), DRAIN_S_MAX)
-        # The queue sends from several places at once, each with a back-off: the newest may come before older ones.
+        # The queue sends several batches in parallel, each with backoff: the newest may arrive before older batches.
         until("each export's sample", lambda: len(samples(branch, counter)) >= exports(branch), DRAIN_S_MAX)
 
         found = samples(branch, counter)
@@ -248,7 +248,7 @@ def test_a_stopped_prometheus_misses_nothing(pipeline: Pipeline, branch: System)
         say(f"the counter rose by {risen:g}, {len(load.trace_ids)} were accepted; the longest gap is {gap_s_max:.2f} s")
         assert before[-1] == 1
         assert risen == len(load.trace_ids)
-        # an export takes its own time beyond the interval; a missing one makes two
+        # an export takes some time in addition to the interval; a missing export would double the distance
         assert gap_s_max < INTERVAL_S + limit_s(INTERVAL_S)
         assert any(stopped_at < at < started_at for at, _ in found)
         assert found == sorted(found, key=lambda sample: sample[1]), "a counter went back"
@@ -256,7 +256,7 @@ def test_a_stopped_prometheus_misses_nothing(pipeline: Pipeline, branch: System)
 
 
 def test_a_stopped_trace_store_misses_nothing(pipeline: Pipeline, branch: System) -> None:
-    """The trace store is stopped under load and started again: spans sent equal spans received."""
+    """The trace store is stopped under load and restarted: spans sent equal spans received."""
     with running(branch):
         with Load(branch) as load, stopped(pipeline.receiver):
             came = len(pipeline.receiver.requests)
@@ -269,8 +269,8 @@ def test_a_stopped_trace_store_misses_nothing(pipeline: Pipeline, branch: System
 
 
 def test_a_killed_collector_keeps_what_it_took(pipeline: Pipeline, branch: System) -> None:
-    """The collector is killed while the trace store is away, and started again: every span that it had acknowledged
-    comes when the store does, and those that may be missing are counted.
+    """The collector is killed while the trace store is unavailable, and restarted. Every span that it had acknowledged
+    arrives when the store runs again, and all spans that may be missing are counted.
     """
     with running(branch, **IMPATIENT):
         with Load(branch) as load, stopped(pipeline.receiver):
@@ -285,8 +285,8 @@ def test_a_killed_collector_keeps_what_it_took(pipeline: Pipeline, branch: Syste
 
 
 def test_a_collector_that_is_down_costs_telemetry_alone(pipeline: Pipeline, branch: System) -> None:
-    """The collector is down under load: every submission is accepted and stored. After its return the counters say
-    what happened meanwhile, and what could not be kept is counted, in Prometheus too.
+    """The collector is down under load: every submission is accepted and stored. After its restart the counters include
+    the outage, and every loss is counted, in Prometheus too.
     """
     counter = accepted(branch)
     with running(branch, **IMPATIENT):
@@ -295,7 +295,7 @@ def test_a_collector_that_is_down_costs_telemetry_alone(pipeline: Pipeline, bran
             with stopped(pipeline.collector):
                 load.goes_on(max(OUTAGE_S, 5))
         load.check_stored()
-        total = len(load.sent) + 1  # and the fence
+        total = len(load.sent) + 1  # and the submission of `fence`
         until("the counter has caught up", lambda: branch.value(counter) == total, DRAIN_S_MAX)
         sent = {role: check_received(pipeline, branch, role) for role in ROLES}
         assert sent[API].lost > 0, "the outage was too short to show anything"

@@ -1,7 +1,7 @@
-"""Every query of every panel and every rule, asked of the real servers: of a system that nobody has used yet, then of
-the same one under load.
+"""Every query of every panel and rule, run against the real servers: of an unused system, then of the same system under
+load.
 
-What is asked is listed from the dashboards and the rules themselves: a new panel that has no data fails here.
+The queries are read from the dashboards and rules themselves, so a new panel without data fails here.
 """
 
 import re
@@ -30,23 +30,22 @@ QUERIES = panels.queries()
 PROMQL = [query for query in QUERIES if query.datasource == "prometheus"]
 TRACEQL = [query for query in QUERIES if query.datasource == "tempo"]
 SEARCHES = [query for query in TRACEQL if query.kind == "traceql"]
-#: So that what was accepted is settled and both ways are compared within the test, and an alert fires.
+#: Short times, so that recordings have values and an alert fires within the test.
 QUICK = replace(Thresholds(), bad_min=1, page_hold_s=1, settle_s=5, parity_lag_s=6)
 RULES = [rule for of_file in rules.groups(QUICK).values() for group in of_file for rule in group.rules]
 
-#: An hour ago this system was not there; a panel that compares is given a past in test_panels_compared.
+#: This system did not exist an hour ago. test_panels_compared tests the comparing panels with earlier data.
 PERIOD = {"period": "10s"}
-#: What a panel says where a part of the system is silent. One that reads what nobody has done yet says so in other
-#: words.
+#: Texts of panels for a part of the system that does not report. Texts for "nothing happened yet" are different.
 SILENCE = re.compile(r"reported|evaluated|scraped")
-#: Selectors of what begins with the first failure, and why.
+#: Selectors of series that begin with the first failure, and the reason.
 BEGINS_WITH_A_FAILURE = {
     r'"otelcol_exporter_(send|enqueue)_failed_': "the Collector makes a counter of failures at the first one",
     r'code=~"\[45\].+"prometheus_http_requests_total"': "Prometheus counts a status once it has answered it",
     r'otel_metric_overflow="true"': "the SDK makes this series of what is too much for it",
 }
 UPLOADS = "bronze_uploads_total"
-#: What is wrong in as many ways as there are.
+#: Requests that are refused, by their status.
 REFUSED: Mapping[int, tuple[str, bytes, dict[str, str]]] = {
     400: ("vehicles", b"{", {}),
     404: ("nowhere", b"{}", {}),
@@ -67,7 +66,7 @@ def idle(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gra
 
 @pytest.fixture(scope="module")
 def busy(idle: Grafana) -> Iterator[Grafana]:
-    """The same under load: all sources, refusals, uploads that failed. Somebody looks for one of its submissions."""
+    """The same system under load, with all sources, refusals and failed uploads, and the ids of a submission."""
     system = idle.system
     publisher = system.role("publisher")
     with ExitStack() as load:
@@ -82,15 +81,15 @@ def busy(idle: Grafana) -> Iterator[Grafana]:
         yield Grafana(system, {**PERIOD, **ids, "file_path": stored["file_path"]})
 
 
-def test_an_idle_system_has_data_or_words_for_what_nobody_has_done(idle: Grafana) -> None:
-    """No panel is empty without a word, and none says that a part of the system is silent."""
+def test_panels_of_an_idle_system_have_data_or_a_text(idle: Grafana) -> None:
+    """No panel is empty without a text, and no panel shows that a part of the system does not report."""
     shown = {(uid, panel["title"]) for uid, panel in panels.panels() if panel["type"] != "text"}
-    asked = {(query.dashboard, query.panel) for query in QUERIES}
-    assert shown <= asked, "panels that ask nothing"
+    queried = {(query.dashboard, query.panel) for query in QUERIES}
+    assert shown <= queried, "panels without queries"
 
     def is_well(panel: tuple[str, str]) -> bool:
-        queries = [query for query in PROMQL if (query.dashboard, query.panel) == panel and not is_line(query)]
-        has_data = [bool(idle.ask(query)) for query in queries]  # each is asked, or none of their errors is seen
+        queries = [query for query in PROMQL if (query.dashboard, query.panel) == panel and not is_limit(query)]
+        has_data = [bool(idle.ask(query)) for query in queries]  # every query runs, so that the errors of each are seen
         return any(has_data) or all(query.nothing and not SILENCE.search(query.nothing) for query in queries)
 
     settled(shown, is_well)
@@ -100,15 +99,17 @@ def test_an_idle_system_has_data_or_words_for_what_nobody_has_done(idle: Grafana
 
 
 def test_every_query_has_data_under_load(busy: Grafana) -> None:
-    """Every query of a panel, a variable or an annotation has an answer, with the labels that its legend names. One
-    that looks for what is wrong may find nothing: what it reads is there.
+    """Every query of a panel, variable or annotation has a result, with the labels in its legend. A query that filters
+    for failures may have none, but the series that it reads exist.
     """
     expressions = {query: busy.expression(query) for query in PROMQL}
     finds = {query for query, expr in expressions.items() if busy.parsed(expr).finds}
 
     def has_data(query: Query) -> bool:
         answer = busy.ask(query)
-        some = any if query.panel.startswith("annotation ") else all  # each mark has a label of its kind, or two
+        some = (
+            any if query.panel.startswith("annotation ") else all
+        )  # an annotation has some of the labels, depending on its kind
         labelled = all(some(label in series.labels for label in query.labels) for series in answer if query.labels)
         return labelled and bool(answer or query in finds)
 
@@ -116,8 +117,8 @@ def test_every_query_has_data_under_load(busy: Grafana) -> None:
     settled([query for query in PROMQL if query.exemplars], lambda query: bool(busy.exemplars(query)))
     quiet = sum(not busy.ask(query) for query in finds)
     print(  # noqa: T201
-        f"{len(panels.panels())} panels, {len(QUERIES)} queries: {len(PROMQL)} in PromQL, {quiet} of which look for"
-        f" what is wrong and found nothing; {len(TRACEQL)} for Tempo"
+        f"{len(panels.panels())} panels, {len(QUERIES)} queries: {len(PROMQL)} in PromQL, {quiet} of which filter for"
+        f" failures and found none; {len(TRACEQL)} for Tempo"
     )
 
 
@@ -135,18 +136,18 @@ def test_every_rule_has_data_under_load(busy: Grafana) -> None:
     print(f"{len(RULES)} rules, {sum(isinstance(rule, Alert) for rule in RULES)} of them alerts")  # noqa: T201
 
 
-def test_whatever_panels_and_rules_read_is_there(busy: Grafana) -> None:
-    """Each selector, wherever in an expression, selects a series: also of those that look for what is wrong."""
+def test_all_series_that_panels_and_rules_read_exist(busy: Grafana) -> None:
+    """Each selector in each expression matches a series, also in queries that filter for failures."""
     expressions = [*(busy.expression(query) for query in PROMQL), *(rule.expr for rule in RULES)]
     selectors = {selector for expr in expressions for selector in busy.parsed(expr).selectors()}
-    begin_late = {one: reason for one in selectors if (reason := begins_late(one))}
+    begin_late = {selector: reason for selector in selectors if (reason := begins_late(selector))}
     settled(selectors - begin_late.keys(), busy.has)
     assert set(begin_late.values()) == set(BEGINS_WITH_A_FAILURE.values())
     print(f"{len(selectors)} selectors, {len(begin_late)} of which begin with a failure")  # noqa: T201
 
 
 def test_traceql_finds_under_load(busy: Grafana) -> None:
-    """Every search has an answer, and so have the trace and the service graph."""
+    """Every search has a result, and so have the trace and the service graph."""
     if not has_tempo(busy):
         pytest.skip(f"NOT RUN: {len(TRACEQL)} queries for Tempo; there is no program `tempo` on PATH")
     settled(SEARCHES, lambda query: bool(busy.search(query)))
@@ -154,12 +155,12 @@ def test_traceql_finds_under_load(busy: Grafana) -> None:
     store = trace_store(busy.system.stack)
     assert store
     settled([trace], lambda query: store.trace(busy.expression(query)).spans > 0)
-    # Grafana has the graph from Prometheus, to which Tempo writes it
+    # Grafana reads the graph from Prometheus, to which Tempo writes it
     settled(["traces_service_graph_request_total"], lambda name: busy.has(f'{name}{{client="api", server="consumer"}}'))
 
 
 def test_every_link_leads_somewhere(busy: Grafana) -> None:
-    """To a panel that exists, with variables that it has, or to the API's page, which finds what the link names."""
+    """To an existing panel with existing variables, or to the API's page, which finds the id or path in the link."""
     links = {link.replace("$$", "$") for link in found([panels.documents(), DATASOURCES], "url") if "/" in link}
     assert links
     for link in links:
@@ -167,7 +168,7 @@ def test_every_link_leads_somewhere(busy: Grafana) -> None:
             document = panels.documents()[dashboard[1]]
             ids = {f"panel-{panel['id']}" for uid, panel in panels.panels() if uid == dashboard[1]}
             assert set(re.findall(r"viewPanel=([\w-]+)", link)) <= ids
-            variables = {one["name"] for one in document["templating"]["list"]}
+            variables = {variable["name"] for variable in document["templating"]["list"]}
             assert set(re.findall(r"var-(\w+)=", link)) <= variables
             continue
         page = re.fullmatch(r"\$\{api_url\}(/\?q=)\$\{[\w.]+(:percentencode)?\}", link, re.IGNORECASE)
@@ -179,7 +180,7 @@ def test_every_link_leads_somewhere(busy: Grafana) -> None:
 
 
 def test_every_anchor_is_a_heading() -> None:
-    """Of the pages that panels and alerts lead to, and of what those lead to."""
+    """The links in the pages that panels and alerts link to have existing targets, too."""
     files = [REPOSITORY / "README.md", *(REPOSITORY / "docs").glob("*.md")]
     pages = {page.name: page.read_text(encoding="utf-8") for page in files}
     headings = {name: set(map(anchor, re.findall(r"(?m)^#+ (.+)$", text))) for name, text in pages.items()}
@@ -190,12 +191,12 @@ def test_every_anchor_is_a_heading() -> None:
             assert heading in headings[page.rpartition("/")[2] or name], f"{name}: {page}#{heading}"
 
 
-def settled(asked: Iterable[T], is_well: Callable[[T], bool]) -> None:
-    """Returns when all are well; fails with those that are not within a minute."""
-    waiting = list(asked)
+def settled(items: Iterable[T], is_well: Callable[[T], bool]) -> None:
+    """Waits until `is_well` is true for all items. Fails after a minute and names the others."""
+    waiting = list(items)
 
     def are_well() -> bool:
-        waiting[:] = [one for one in waiting if not is_well(one)]
+        waiting[:] = [item for item in waiting if not is_well(item)]
         return not waiting
 
     try:
@@ -204,8 +205,8 @@ def settled(asked: Iterable[T], is_well: Callable[[T], bool]) -> None:
         pytest.fail("without data:\n" + "\n".join(map(str, waiting)))
 
 
-def is_line(query: Query) -> bool:
-    """What a panel judges by is no data."""
+def is_limit(query: Query) -> bool:
+    """Whether a query only draws the limit of a panel, which is no data."""
     return query.legend.startswith("limit")
 
 
@@ -218,17 +219,17 @@ def has_tempo(grafana: Grafana) -> bool:
 
 
 def anchor(heading: str) -> str:
-    """As the pages of a repository have it."""
+    """The anchor of a heading, as repository hosts generate it."""
     return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
 
 
 def found(tree: object, key: str) -> Iterator[str]:
     """Every text under this key."""
     if isinstance(tree, list):
-        for one in tree:
-            yield from found(one, key)
+        for child in tree:
+            yield from found(child, key)
     if isinstance(tree, dict):
         if isinstance(tree.get(key), str):
             yield tree[key]
-        for one in tree.values():
-            yield from found(one, key)
+        for child in tree.values():
+            yield from found(child, key)

@@ -92,11 +92,11 @@ def _samples(series: str, earlier: float, now: float) -> Iterator[str]:
 
 def _values(prometheus: str, query: Query, period: str) -> list[float]:
     """All that Prometheus answers for the half hour until now."""
-    asked: Mapping[str, Any] = {"query": query.asked({**VALUES, "period": period})}
+    parameters: Mapping[str, Any] = {"query": query.asked({**VALUES, "period": period})}
     if query.kind == "instant":
-        result = _get(f"{prometheus}query", {**asked, "time": NOW})
+        result = _get(f"{prometheus}query", {**parameters, "time": NOW})
         return [float(series["value"][1]) for series in result]
-    result = _get(f"{prometheus}query_range", {**asked, "start": NOW - 1740, "end": NOW, "step": 15})
+    result = _get(f"{prometheus}query_range", {**parameters, "start": NOW - 1740, "end": NOW, "step": 15})
     return [float(value) for series in result for _, value in series["values"]]
 
 

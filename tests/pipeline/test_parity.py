@@ -1,4 +1,4 @@
-"""The two ways of metrics are compared, and an alert says when they part."""
+"""Metrics by OTLP and by scrape are compared, and an alert fires when they differ."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -29,14 +29,14 @@ COUNTERS = {metric.prometheus_name for metric in registry().metrics.values() if 
 DIFFERENCE = "instance:counter:difference"
 FIRING = 'ALERTS{alertname="BronzePathsDiffer", alertstate="firing"}'
 
-#: A second for what is five as a rule, and the rest in proportion.
+#: Evaluated every second instead of every five, with shorter times in proportion.
 QUICK = replace(Thresholds(), parity_lag_s=6, ticket_hold_s=3)
 SCRAPED_EACH_SECOND = {"_interval: 5s": "_interval: 1s", "_timeout: 4s": "_timeout: 1s"}
 
 
 @dataclass(frozen=True)
 class Backend:
-    """Prometheus with the repository's configuration and rules, but quicker; and what it scrapes."""
+    """Prometheus with the repository's configuration and quicker rules, and its scrape target."""
 
     url: str
     consumer_port: int
@@ -48,8 +48,8 @@ class Backend:
         return found
 
     def values(self, query: str) -> dict[str, float]:
-        """By the label `metric`."""
-        return {one["metric"].get("metric", ""): float(one["value"][1]) for one in self.ask(query)}
+        """The values by the label `metric`."""
+        return {series["metric"].get("metric", ""): float(series["value"][1]) for series in self.ask(query)}
 
 
 @pytest.fixture
@@ -74,7 +74,7 @@ def backend(built: Built, tmp_path: Path) -> Iterator[Backend]:
 
 @pytest.fixture
 def collector(backend: Backend, built: Built, tmp_path: Path) -> Callable[[], Any]:
-    """Starts the collector that delivers to the backend."""
+    """Starts the collector that sends to the backend."""
 
     @contextmanager
     def running() -> Iterator[Process]:
@@ -105,7 +105,7 @@ def quick_exports(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @contextmanager
 def consumer(backend: Backend) -> Iterator[Telemetry]:
-    """The telemetry of a consumer, sent and scraped."""
+    """The telemetry of a consumer, sent by OTLP and scraped."""
     with Emitter(INSTANCE, f"http://{LOOPBACK}:{backend.collector_port}") as emitter:
         emitter.telemetry.instruments.zero(Role.CONSUMER, ["vehicles"])
         server = emitter.telemetry.serve_metrics(backend.consumer_port)
@@ -116,13 +116,13 @@ def consumer(backend: Backend) -> Iterator[Telemetry]:
 
 
 def double(backend: Backend) -> Telemetry:
-    """Another process that says that it is the same one, and sends straight to the backend."""
+    """Another process with the same instance id, which sends directly to the backend."""
     resource = sdk._resource(Role.CONSUMER).merge(Resource({attribute.service_instance_id: INSTANCE}))
     return sdk.assemble(resource, metric_exporters=[losses.CountedMetrics(f"{backend.url}/api/v1/otlp/v1/metrics")])
 
 
 def counting(telemetry: Telemetry, probe: Callable[[], Any]) -> Callable[[], Any]:
-    """A probe, with an upload before each time that it is asked: the comparison is made under load."""
+    """A probe that counts an upload before each call, so that the comparison runs under load."""
 
     def probed() -> Any:
         telemetry.instruments.uploads.add(1, UPLOADED)
@@ -135,8 +135,8 @@ def counting(telemetry: Telemetry, probe: Callable[[], Any]) -> Callable[[], Any
 def test_the_ways_agree_under_load_and_an_alert_says_when_they_part(
     backend: Backend, collector: Callable[[], Any]
 ) -> None:
-    """The difference of every counter is 0 while both ways work, whatever is counted meanwhile. It is not when the
-    collector is away, and again 0 when that has come back; nor is it when OTLP says more than the process itself.
+    """The difference of every counter is 0 while both paths work, under any load. It is above 0 while the collector is
+    down, and 0 again after its restart. It is also above 0 if OTLP has more than the process itself.
     """
     with collector() as process, consumer(backend) as telemetry:
         until(
@@ -160,7 +160,7 @@ def test_the_ways_agree_under_load_and_an_alert_says_when_they_part(
         assert backend.ask(ahead)
 
         with collector():
-            until("the ways agree again", counting(telemetry, lambda: not backend.ask(ahead)), timeout_s=60)
+            until("both paths agree again", counting(telemetry, lambda: not backend.ask(ahead)), timeout_s=60)
             until("the alert ends", counting(telemetry, lambda: not backend.ask(FIRING)), timeout_s=60)
 
             twin = double(backend)
@@ -183,9 +183,9 @@ def test_the_ways_agree_under_load_and_an_alert_says_when_they_part(
 
 
 def check_foreign(backend: Backend) -> None:
-    """What rules read of the servers is there, in the versions that run.
+    """The servers' metrics that rules read exist in the running versions.
 
-    Some of what the collector counts begins with the first: here, what was sent or refused for good does.
+    Some counters of the collector begin with the first event: here, a sent or permanently refused item.
     """
     unseen = [f"otelcol_exporter_enqueue_failed_{items}" for items in ("spans", "metric_points", "log_records")]
     unseen += ["otelcol_exporter_sent_spans", "otelcol_exporter_sent_log_records"]
@@ -193,4 +193,4 @@ def check_foreign(backend: Backend) -> None:
     for name, (_, labels) in EXTERNAL_METRICS.items():
         if name not in unseen:
             found = until(name, lambda name=name: backend.ask(f'{{__name__="{name}"}}'))  # type: ignore[misc]
-            assert labels <= {label for one in found for label in one["metric"]}, name
+            assert labels <= {label for series in found for label in series["metric"]}, name

@@ -1,4 +1,4 @@
-"""From a point on a panel to the record that it stands for, whichever way the metrics come."""
+"""From an exemplar on a panel to its record, with every exporter of metrics."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -19,16 +19,16 @@ from tests.system.blackbox import System, ndjson, until, vehicles
 
 POINTS = [query for query in panels.queries() if query.exemplars]
 RECORDS = 3
-#: A scrape that comes too late for an export never sees its exemplars, and an export that had to be repeated, as right
-#: after the collector's start, is soon replaced (`exporters/metrics/prometheus-scrape.yaml`). The other ways lose none.
+#: A scrape misses the exemplars of an export that the next export has already replaced, which is likely for exports
+#: that were retried after the collector's start (`exporters/metrics/prometheus-scrape.yaml`). The other exporters lose none.
 SENT_MAX = {"prometheus-scrape": 3}
-#: Metrics leave as often as they do by default: an exemplar lasts until the next export.
+#: The default interval of metric exports: an exemplar lasts until the next export.
 SOON = {"BRONZE_FLUSH_AGE_S": "0.2"}
 
 
 @pytest.fixture(scope="module")
 def with_metrics(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], System]]:
-    """The running system, once it sends its metrics by the layer of that name; only its collector starts anew."""
+    """Switches the running system to a metrics layer; only its collector restarts."""
     whole = stack(tmp_path_factory.mktemp("chain"), built)
     system = System(whole, SOON)
     others = [program for program in whole.servers if program.name != whole.collector.name]
@@ -40,7 +40,7 @@ def with_metrics(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Iter
         def swap(layer: str) -> System:
             swapped = replace(whole, exporters=replace(whole.exporters, metrics=(layer,)))
             collector.close()
-            assert swapped.servers  # Prometheus gets the targets
+            assert swapped.servers  # makes Prometheus' targets
             collector.enter_context(system.running(swapped.collector))
             return replace(system, stack=swapped)
 
@@ -48,8 +48,8 @@ def with_metrics(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 
 def on_each_panel(system: System, lines: list[bytes], sent_max: int) -> dict[str, Any]:
-    """Send a submission, and see it on every panel that shows exemplars, or another one in its place; what the API
-    answered to it.
+    """Sends a submission and waits until every panel with exemplars shows it; sends another one if it is lost, up to
+    `sent_max`. Returns the API's answer.
     """
     accepted: dict[str, Any] = system.post("vehicles", ndjson(lines)).raise_for_status().json()
     grafana = Grafana(system)
@@ -65,9 +65,9 @@ def on_each_panel(system: System, lines: list[bytes], sent_max: int) -> dict[str
 
 
 @pytest.mark.parametrize("layer", PROMETHEUS)
-def test_a_point_on_a_panel_leads_to_its_record(layer: str, with_metrics: Callable[[str], System]) -> None:
-    """Every panel that shows exemplars has one of a submission that was just sent; its trace names the object, and the
-    object holds the record.
+def test_an_exemplar_on_a_panel_leads_to_its_record(layer: str, with_metrics: Callable[[str], System]) -> None:
+    """Every panel with exemplars shows one of a submission that was just sent. Its trace names the object, and the
+    object contains the record.
     """
     system = with_metrics(layer)
     lines = vehicles(layer, RECORDS)
@@ -78,10 +78,10 @@ def test_a_point_on_a_panel_leads_to_its_record(layer: str, with_metrics: Callab
     assert store
     file_path = until("the trace's upload", lambda: store.trace(trace_id).file_path)
     rows = pq.read_table(BytesIO(system.body(file_path))).to_pylist()
-    ours = [row for row in rows if row["_trace_id"] == trace_id]
-    assert [row["_payload"].encode() for row in ours] == lines
-    assert {row["_submission_id"] for row in ours} == {accepted["submission_id"]}
+    sent_rows = [row for row in rows if row["_trace_id"] == trace_id]
+    assert [row["_payload"].encode() for row in sent_rows] == lines
+    assert {row["_submission_id"] for row in sent_rows} == {accepted["submission_id"]}
     print(  # noqa: T201
         f"{layer}: {accepted['submission_id']}, on {len(POINTS)} queries of panels; trace {trace_id}; {file_path}; "
-        f"record {ours[0]['_record_index']}: {ours[0]['_payload']}"
+        f"record {sent_rows[0]['_record_index']}: {sent_rows[0]['_payload']}"
     )

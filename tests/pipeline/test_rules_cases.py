@@ -1,4 +1,4 @@
-"""What the real promtool says of our rules, their cases, and the queries of dashboards and runbook."""
+"""The real promtool accepts the rules and their cases, and the queries of dashboards and runbook."""
 
 import shutil
 import subprocess
@@ -24,26 +24,26 @@ def promtool(built: Built, *arguments: str | Path) -> "subprocess.CompletedProce
     return subprocess.run([built.promtool, *arguments], capture_output=True, text=True, check=False)
 
 
-def check_taken(built: Built, queries: Sequence[str], file: Path) -> None:
-    """Prometheus takes each query, as it takes the expression of a rule."""
+def check_accepted(built: Built, queries: Sequence[str], file: Path) -> None:
+    """Checks that Prometheus accepts each query as the expression of a rule."""
     as_rules = [{"record": f"query:{number}", "expr": query} for number, query in enumerate(queries)]
     file.write_text(yaml.safe_dump({"groups": [{"name": "queries", "rules": as_rules}]}))
     outcome = promtool(built, "check", "rules", file)
     assert outcome.returncode == 0, outcome.stdout + outcome.stderr
 
 
-def test_prometheus_takes_the_rules(built: Built) -> None:
+def test_prometheus_accepts_the_rules(built: Built) -> None:
     outcome = promtool(built, "check", "rules", "--lint=all", "--lint-fatal", *FOLDER.glob("*.yaml"))
     assert outcome.returncode == 0, outcome.stdout + outcome.stderr
 
 
-def test_prometheus_takes_every_query_of_the_dashboards(built: Built, tmp_path: Path) -> None:
+def test_prometheus_accepts_every_query_of_the_dashboards(built: Built, tmp_path: Path) -> None:
     queries = [query.asked(VALUES) for query in panels.queries() if query.datasource == "prometheus"]
-    check_taken(built, queries, tmp_path / "queries.yaml")
+    check_accepted(built, queries, tmp_path / "queries.yaml")
 
 
-def test_prometheus_takes_every_query_of_the_runbook(built: Built, tmp_path: Path) -> None:
-    check_taken(built, runbook(), tmp_path / "queries.yaml")
+def test_prometheus_accepts_every_query_of_the_runbook(built: Built, tmp_path: Path) -> None:
+    check_accepted(built, runbook(), tmp_path / "queries.yaml")
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda path: path.stem)
@@ -57,9 +57,9 @@ def test_the_cases_pass(built: Built, case: Path) -> None:
 def test_the_cases_fail_when_a_threshold_changes(
     built: Built, tmp_path: Path, threshold: "Field[float]", factor: float
 ) -> None:
-    """Each number decides: with any one of them a quarter higher, or lower, some case fails."""
+    """Each threshold is tested: if it is a quarter higher or lower, some case fails."""
     assert callable(threshold.type)
-    value: Any = threshold.type(getattr(Thresholds(), threshold.name) * factor)  # whole seconds stay whole
+    value: Any = threshold.type(getattr(Thresholds(), threshold.name) * factor)  # integers stay integers
     changed = replace(Thresholds(), **{threshold.name: value})
     rules.write(tmp_path / "rules", changed)
     shutil.copytree(FOLDER.parent / "tests", tmp_path / "tests")

@@ -1,4 +1,4 @@
-"""Sampling keeps the bridge: whatever share of traces is kept, every exemplar in Prometheus leads to a span of them.
+"""With any sampling ratio, every exemplar in Prometheus links to a span of a sampled trace.
 
 The service sends its metrics to a real Prometheus and its spans to a receiver, without a collector between.
 """
@@ -22,8 +22,8 @@ CONNECTIONS = 32
 PUBLISHED = 100
 EXEMPLARS_MIN = 50
 
-#: The span that a histogram is measured in, with labels of the series where its name has them. Exemplars of other
-#: metrics have to lead to some span all the same.
+#: The span in which a histogram is measured; its name may contain labels of the series. Exemplars of other metrics have
+#: to link to some span.
 MEASURED_IN = {
     "http_server_request_duration_seconds_bucket": "{http_request_method} {http_route}",
     "messaging_client_operation_duration_seconds_bucket": "send bronze.vehicles",
@@ -56,7 +56,7 @@ def backends(tmp_path_factory: pytest.TempPathFactory, receiver: Receiver) -> It
 
 
 async def submit(port: int, count: int) -> None:
-    """So many submissions of one record over `CONNECTIONS` connections, each accepted."""
+    """Sends so many submissions of one record over `CONNECTIONS` connections. Each has to be accepted."""
     (record,) = vehicles("load")
     head = f"POST /v1/ingest/vehicles HTTP/1.1\r\nHost: api\r\nContent-Type: {NDJSON}\r\nContent-Length: {len(record)}"
 
@@ -78,7 +78,7 @@ async def submit(port: int, count: int) -> None:
 
 
 def exemplars(system: System) -> list[tuple[dict[str, str], dict[str, Any]]]:
-    """Each exemplar that Prometheus has of the system's roles, after the labels of its series."""
+    """Each exemplar of the system's roles in Prometheus, with the labels of its series."""
     roles = "|".join(system.stack.instance(role) for role in ("api", "consumer"))
     found = system.prometheus("query_exemplars", query=f'{{instance=~"{roles}"}}', start=0, end=2**32)
     return [(series["seriesLabels"], exemplar) for series in found for exemplar in series["exemplars"]]
@@ -88,7 +88,7 @@ def exemplars(system: System) -> list[tuple[dict[str, str], dict[str, Any]]]:
 def test_every_exemplar_leads_to_its_span(
     ratio: float, submissions: int, backends: System, receiver: Receiver, tmp_path: Path
 ) -> None:
-    """The very span that it was measured in; and no trace has a hole, whoever began it."""
+    """Each exemplar links to the span in which it was measured, and no trace has a missing span."""
     sampler = {"OTEL_TRACES_SAMPLER": "parentbased_traceidratio", "OTEL_TRACES_SAMPLER_ARG": str(ratio)}
     system = backends.branch(tmp_path / "branch")
     before = len(receiver.spans)
@@ -98,7 +98,7 @@ def test_every_exemplar_leads_to_its_span(
         _, errors = publisher.communicate(ndjson(vehicles("published", PUBLISHED)).decode(), timeout=limit_s(120))
         assert publisher.returncode == 0, errors
         system.fence()
-    # the roles have ended, and sent all that they had
+    # the roles have ended and exported everything
 
     ended = receiver.spans[before:]
     by_id = {(span.trace_id.hex(), span.span_id.hex()): span.name for _, span in ended}
@@ -119,7 +119,7 @@ def test_every_exemplar_leads_to_its_span(
     requests = sum(span.kind == span.SPAN_KIND_SERVER and "ingest" in span.name for _, span in ended)
     sent = submissions + PUBLISHED + 1
     assert abs(requests - ratio * sent) <= 5 * (ratio * (1 - ratio) * sent) ** 0.5
-    said = (
+    summary = (
         f"{ratio:.0%} of {sent} submissions: {requests} requests sampled, {len(found)} exemplars, all of them resolve"
     )
-    print(said)  # noqa: T201
+    print(summary)  # noqa: T201

@@ -1,4 +1,4 @@
-"""The bucket becomes slow: what somebody who looks at the overview sees, and where it leads."""
+"""The bucket becomes slow: the overview shows it, and its links lead to the slow upload."""
 
 import math
 import re
@@ -24,11 +24,11 @@ TILES = [panel for uid, panel in panels.panels() if uid == OVERVIEW and panel["t
 (POINTS,) = (query for query in QUERIES if query.panel == "Upload duration" and query.exemplars)
 FROM_DATA = "configFromData"
 
-#: A few slow ones are enough, and they have not to last.
+#: A few slow uploads for a short time are enough for an alert.
 QUICK = replace(Thresholds(), bad_min=2, page_hold_s=1)
 
 DELAY_S = 3
-#: What judges uploads, or what waits for them: tiles by their colour, graphs by their line.
+#: The panels with a limit on uploads, or on times that include them: tiles turn red, graphs exceed their limit.
 RED = {"Mean upload duration", "p95 upload", "p95 delivery", "Alerts firing"}
 ABOVE = {"Upload duration by source, p95", "Delivery duration", "Processing time"}
 ALERTS = {"BronzeUploadsSlow", "BronzeDeliveriesLate"}
@@ -36,14 +36,14 @@ ALERTS = {"BronzeUploadsSlow", "BronzeDeliveriesLate"}
 
 @dataclass(frozen=True)
 class Slow:
-    """The dashboards over a running system, and the bucket that its consumer writes to."""
+    """The dashboards of a running system, and the bucket that its consumer writes to."""
 
     grafana: Grafana
     bucket: SlowBucket
 
     @contextmanager
     def uploads(self) -> Iterator[None]:
-        """Meanwhile a fleet sends faster than the bucket takes."""
+        """In the context, a fleet sends faster than the bucket stores."""
         system = self.grafana.system
         fleet = system.role("publisher")
         self.bucket.delay_s = DELAY_S
@@ -66,11 +66,11 @@ def slow(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slo
 
 
 def test_a_slow_bucket_is_seen_and_found(slow: Slow) -> None:
-    """The overview turns red where uploads are judged, and nowhere else; the slowest point on it leads to an upload
-    that was slow; alerts fire, and their entries in the runbook name the bucket.
+    """On the overview, exactly the panels with a limit on uploads turn red. The slowest exemplar links to a slow
+    upload. Alerts fire, and their sections in the runbook name the bucket.
     """
     grafana, system = slow.grafana, slow.grafana.system
-    # what is sent before that waits for it, and is a late delivery
+    # earlier submissions would wait for the consumer and be late deliveries
     until("the consumer tends its lanes", lambda: system.metrics("consumer").all("bronze_lane_position"))
     until("no alert fires since the roles run", lambda: not red(grafana))
     until("uploads are well", lambda: system.post("vehicles", vehicles("quick")[0]) and is_well(grafana))
@@ -83,7 +83,7 @@ def test_a_slow_bucket_is_seen_and_found(slow: Slow) -> None:
         assert "bucket" in runbook_entry(fired[name])
 
     points = grafana.exemplars(POINTS)
-    trace_id = max(points, key=lambda one: points[one])
+    trace_id = max(points, key=lambda trace: points[trace])
     assert points[trace_id] >= DELAY_S
     store = trace_store(system.stack)
     assert store
@@ -93,7 +93,7 @@ def test_a_slow_bucket_is_seen_and_found(slow: Slow) -> None:
 
 
 def test_the_slowest_writes_are_those_that_were_slow(slow: Slow) -> None:
-    """The table of the latency dashboard, for writes above the line, lists uploads that were slow and no other."""
+    """The table of the latency dashboard, for writes above the limit, lists only slow uploads."""
     if "tempo" not in slow.grafana.system.stack.exporters.traces:
         pytest.skip("NOT RUN: TraceQL; there is no program `tempo` on PATH")
     (table,) = (query for query in panels.queries() if query.panel == "Slowest Bronze writes")
@@ -101,16 +101,16 @@ def test_the_slowest_writes_are_those_that_were_slow(slow: Slow) -> None:
     with slow.uploads():
         spans = until("slow writes", lambda: [s for trace in grafana.search(table) for s in trace["spanSet"]["spans"]])
     for span in spans:
-        attributes = {one["key"]: one["value"] for one in span["attributes"]}
+        attributes = {attribute["key"]: attribute["value"] for attribute in span["attributes"]}
         assert attributes["bronze.file_path"]["stringValue"] in slow.bucket.slowed
         assert int(span["durationNanos"]) >= DELAY_S * 1e9
 
 
-# --- as Grafana colours it
+# --- colours, as in Grafana
 
 
 def red(grafana: Grafana) -> set[str]:
-    """The titles of the tiles that are."""
+    """The titles of the red tiles."""
     return {tile["title"] for tile in TILES if "red" in colours(grafana, tile)}
 
 
@@ -121,24 +121,26 @@ def is_well(grafana: Grafana) -> bool:
 
 
 def colours(grafana: Grafana, tile: Mapping[str, Any]) -> set[str]:
-    """Of each of its values: the colour of the highest step that it reaches. A query may bring the last step."""
-    line = next((t["options"]["configRefId"] for t in tile.get("transformations", ()) if t["id"] == FROM_DATA), None)
+    """The colours of a tile's values, by the highest threshold that each reaches. A query may add a threshold."""
+    limit_ref_id = next(
+        (t["options"]["configRefId"] for t in tile.get("transformations", ()) if t["id"] == FROM_DATA), None
+    )
     values = {query.ref_id: grafana.ask(query) for query in QUERIES if query.panel == tile["title"]}
     steps = [
         (step["value"] or -math.inf, step["color"]) for step in tile["fieldConfig"]["defaults"]["thresholds"]["steps"]
     ]
-    if line:
-        steps += [(value, "red") for one in values.pop(line) for value in one.values]
-    judged = [value for answer in values.values() for one in answer for value in one.values]
+    if limit_ref_id:
+        steps += [(value, "red") for series in values.pop(limit_ref_id) for value in series.values]
+    judged = [value for answer in values.values() for series in answer for value in series.values]
     return {max((at, colour) for at, colour in steps if at <= value)[1] for value in judged}
 
 
 def above_line(grafana: Grafana) -> set[str]:
-    """The titles of the graphs whose last 95th percentile is above their line."""
+    """The titles of the graphs whose last 95th percentile is above their limit."""
     found = set()
     for graph in {query.panel for query in QUERIES if query.legend.startswith("limit: ")}:
         last = {
-            query.legend: max((one.values[-1] for one in grafana.ask(query)), default=0)
+            query.legend: max((series.values[-1] for series in grafana.ask(query)), default=0)
             for query in QUERIES
             if query.panel == graph
         }
@@ -148,13 +150,17 @@ def above_line(grafana: Grafana) -> set[str]:
     return found
 
 
-# --- what fires
+# --- alerts
 
 
 def firing(system: System) -> dict[str, str]:
-    """Where the runbook tells of each alert."""
+    """The runbook URL of each firing alert."""
     alerts = system.prometheus("alerts")["alerts"]
-    return {one["labels"]["alertname"]: one["annotations"]["runbook_url"] for one in alerts if one["state"] == "firing"}
+    return {
+        alert["labels"]["alertname"]: alert["annotations"]["runbook_url"]
+        for alert in alerts
+        if alert["state"] == "firing"
+    }
 
 
 def runbook_entry(url: str) -> str:

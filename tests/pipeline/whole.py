@@ -1,4 +1,4 @@
-"""A whole system of a test's own."""
+"""A complete system for one test module."""
 
 import re
 from collections.abc import Mapping
@@ -15,13 +15,13 @@ EVERY = "2s"
 
 
 def stack(root: Path, built: Built, **chosen: str) -> Stack:
-    """Traces go to Tempo where this machine has one, else to Zipkin; `chosen` are exporters by their signals."""
+    """A stack with traces in Tempo if it is installed, else in Zipkin. `chosen` are exporters by signal."""
     settings: Mapping[str, str] = {exporters.variable(signal): name for signal, name in chosen.items()}
     return Stack.create(root, Ports.free(), built, Exporters.configured(settings, tempo=built.tempo is not None))
 
 
 def quicken(stack: Stack, thresholds: Thresholds) -> None:
-    """Its Prometheus, which is not started yet, gets the rules with these thresholds and evaluates them often."""
+    """Gives the stack's Prometheus, before its start, rules with these thresholds and short evaluation intervals."""
     folder = stack.root / "prometheus" / "rules"
     assert stack.servers
     folder.unlink()

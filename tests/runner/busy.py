@@ -49,9 +49,11 @@ def supervised(root: Path) -> Iterator[None]:
 
 @contextmanager
 def browser() -> Iterator[None]:
-    ours = chromium()
+    chromium_program = chromium()
     with sync_playwright() as playwright:
-        shown = playwright.chromium.launch(executable_path=ours.executable, env={**os.environ, **ours.env})
+        shown = playwright.chromium.launch(
+            executable_path=chromium_program.executable, env={**os.environ, **chromium_program.env}
+        )
         shown.new_page().goto("data:text/html,hello")
         yield
         shown.close()

@@ -62,17 +62,17 @@ def started(command: Sequence[str], folder: Path, tests: int) -> Iterator[Run]:
             return {worker: psutil.Process(pid) for worker, pid in pids.items()} if len(pids) == tests else None
 
         found = until("every test has started what it starts", waiting, timeout_s=120)
-        known = with_variable(MARK, mark)
-        known |= {child for one in known for child in below(one)}
-        sys.stdout.write(f"{len(known)} processes: {names(known)}\n")
-        assert sum(name_of(one) == "nats-server" for one in known) >= 2 * tests
-        run = Run(psutil.Process(process.pid), mark, frozenset(known), found)
+        processes = with_variable(MARK, mark)
+        processes |= {child for running in processes for child in below(running)}
+        sys.stdout.write(f"{len(processes)} processes: {names(processes)}\n")
+        assert sum(name_of(running) == "nats-server" for running in processes) >= 2 * tests
+        run = Run(psutil.Process(process.pid), mark, frozenset(processes), found)
         try:
             yield run
         finally:
-            for one in run.left():
+            for remaining in run.left():
                 with suppress(psutil.NoSuchProcess):
-                    one.kill()
+                    remaining.kill()
 
 
 def with_variable(name: str, value: str) -> set[psutil.Process]:
@@ -161,7 +161,7 @@ def test_a_killed_worker_leaves_no_process_behind(tmp_path: Path) -> None:
     """What a worker started ends with it, also a daemon, while the other worker's test goes on."""
     with started(run_pytest("-n2", "--max-worker-restart=0", ONE, TWO), tmp_path, 2) as run:
         (killed, worker), (other, _) = run.waiting.items()
-        theirs = with_variable(WORKER, killed)
+        started_by_worker = with_variable(WORKER, killed)
         worker.kill()
-        check_ends("what the worker started", lambda: set(filter(alive, theirs)))
+        check_ends("what the worker started", lambda: set(filter(alive, started_by_worker)))
         assert "nats-server" in map(name_of, with_variable(WORKER, other))

@@ -207,17 +207,17 @@ def assert_only_loopback(process: Process) -> None:
 
 def listeners(pid: int) -> set[str]:
     """The TCP addresses that a process listens on, as the kernel lists them."""
-    mine = set()
+    sockets = set()
     for link in Path(f"/proc/{pid}/fd").iterdir():
         try:
-            mine.add(str(link.readlink()))
+            sockets.add(str(link.readlink()))
         except FileNotFoundError:  # closed meanwhile
             continue
     found = set()
     for table in ("tcp", "tcp6"):
         for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]:
             _, local, _, state, *rest = line.split()
-            if state == "0A" and f"socket:[{rest[5]}]" in mine:
+            if state == "0A" and f"socket:[{rest[5]}]" in sockets:
                 address, port = local.split(":")
                 octets = bytes.fromhex(address)[-4:][::-1]
                 found.add(f"{'.'.join(map(str, octets))}:{int(port, 16)}")

@@ -34,7 +34,7 @@ def test_a_second_call_goes_on_and_the_page_says_what_failed(tmp_path: Path, sui
     assert prove(8, seconds / 3600, suites, tmp_path, tmp_path)
     assert not prove(7, seconds / 3600, suites, tmp_path, tmp_path)
     results = read(tmp_path / "proof.jsonl")
-    assert [(one.seed, one.round, one.passed, one.figures) for one in results] == [
+    assert [(result.seed, result.round, result.passed, result.figures) for result in results] == [
         (7, 1, True, {"tries": 2}),
         (8, 1, True, {"tries": 2}),
         (7, 2, False, {"tries": 2}),

@@ -1,4 +1,4 @@
-"""Bodies that Schemathesis cannot generate: valid, nearly valid and invalid records, damaged files, and random bytes."""
+"""Bodies that Schemathesis cannot generate: valid, nearly valid and invalid records, damaged files, random bytes."""
 
 import json
 from io import BytesIO

@@ -25,7 +25,7 @@ IMPATIENT = {"BRONZE_DEADLINE_S": "1", "BRONZE_PURGE_GRACE_S": "2"}
 
 @contextmanager
 def nothing_is_kept(system: System, mark: str) -> Iterator[None]:
-    """Checks that the submissions in the context leave no message in the lane, and no record or object in the bucket."""
+    """Checks that submissions in the context leave no message in the lane, and no record or object in the bucket."""
     before = system.fence()
     keys = system.keys("")
     yield
@@ -226,7 +226,7 @@ def test_a_key_is_for_one_body(system: System, mark: str) -> None:
 
 
 def test_a_bomb_costs_little_memory(branch: System, mark: str) -> None:
-    """Half a GiB in half a MB of gzip is refused at the limit of the body; the API never uses a quarter of that memory."""
+    """Half a GiB in half a MB of gzip is refused at the body's limit; the API never uses a quarter of that memory."""
     record = b'{"vehicle_id": "%s", "manufacturer": "%s"}\n' % (mark.encode(), b"x" * 100_000)
     deflate = zlib.compressobj(1, wbits=31)
     body = b"".join(deflate.compress(record) for _ in range(512 * MIB // len(record))) + deflate.flush()
