@@ -1,4 +1,4 @@
-"""The real servers, for every test that asks: on loopback, on free ports, each test with its own data."""
+"""The real servers as fixtures: on loopback, on free ports, each test with its own data."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -16,7 +16,7 @@ from local.watch import leave_nothing
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """What tests start ends with them, whatever ends them; each worker of pytest-xdist is watched by itself too."""
+    """Processes that tests start end with the tests, however these end; each worker of pytest-xdist is watched, too."""
     watching = ExitStack()
     watching.enter_context(leave_nothing())
     config.add_cleanup(watching.close)
@@ -28,14 +28,14 @@ def pytest_report_header() -> str:
 
 
 def pytest_timeout_set_timer(item: pytest.Item, settings: Any) -> object:
-    """Each test's limit of time grows with the load, too."""
+    """The time limit of each test grows with the load, too."""
     limited = settings._replace(timeout=machine.limit_s(settings.timeout))
     done: object = pytest_timeout.pytest_timeout_set_timer(item, limited)
     return done
 
 
 class BusyMachine:
-    """Notes whether tests failed while the machine was too busy for limits of time, and says so at the end."""
+    """Records tests that failed while the machine was too busy for time limits, and reports them at the end."""
 
     def __init__(self) -> None:
         self._failed: list[str] = []
@@ -47,14 +47,16 @@ class BusyMachine:
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         if self._failed:
             terminalreporter.section("the machine was too busy", red=True)
-            terminalreporter.line(f"These failures may be its, and not the code's ({machine.describe()}):")
+            terminalreporter.line(
+                f"These failures may be caused by the machine and not by the code ({machine.describe()}):"
+            )
             for test in self._failed:
                 terminalreporter.line(f"  {test}")
 
 
 @pytest.fixture(scope="session")
 def s3_account(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Account]:
-    """A running SeaweedFS; a test that kills it starts one of its own."""
+    """A running SeaweedFS. Tests that kill it start their own."""
     state = tmp_path_factory.mktemp("s3")
     account = servers.s3_account(state, programs.free_ports(servers.SEAWEEDFS_PORTS))
     with programs.start(servers.seaweedfs(state, account), state / "seaweedfs.log"):
@@ -63,7 +65,7 @@ def s3_account(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Account]:
 
 @pytest.fixture
 def s3_env(s3_account: S3Account, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    """The bucket's standard variables, set for this process too."""
+    """The bucket's standard variables, also set for this process."""
     for name, value in s3_account.env.items():
         monkeypatch.setenv(name, value)
     return s3_account.env
@@ -71,7 +73,7 @@ def s3_env(s3_account: S3Account, monkeypatch: pytest.MonkeyPatch) -> dict[str, 
 
 @pytest.fixture
 def prefix() -> str:
-    """A first part of keys that no other test has, so that tests share a bucket and no data."""
+    """A key prefix that no other test has, so that tests can share a bucket without sharing data."""
     return f"test-{uuid4().hex[:12]}"
 
 
@@ -82,7 +84,7 @@ def nats_name() -> str:
 
 @pytest.fixture
 def nats(tmp_path: Path, nats_name: str) -> Iterator[Process]:
-    """A running nats-server of the test's own; `nats.program.ports["queue"]` is its port."""
+    """A running nats-server for one test; `nats.program.ports["queue"]` is its port."""
     program = servers.nats(tmp_path / "nats", programs.free_ports(), nats_name)
     with programs.start(program, tmp_path / "nats.log") as process:
         yield process

@@ -9,7 +9,7 @@ from typing import Any
 
 FOLDER = Path(__file__).resolve().parents[1] / "grafana" / "provisioning" / "dashboards"
 
-#: Values for the variables with which Prometheus takes every query.
+#: Values of the variables with which Prometheus accepts every query.
 VALUES = {
     "__rate_interval": "1m",
     "__range": "30m",
@@ -24,12 +24,12 @@ _LABEL = re.compile(r"\{\{\s*(\w+)\s*\}\}")
 
 @dataclass(frozen=True)
 class Query:
-    """What one target of a panel, an annotation or a variable asks.
+    """The query of a panel, an annotation or a variable.
 
     `panel` is the title of the panel, or the annotation's or variable's name. `datasource` is `prometheus` or `tempo`;
     `expr` is PromQL, a list of series, or TraceQL (empty for the service graph), as Grafana has it before it puts in
     values for variables. `kind` is `range`, `instant`, `series`, `traceql`, `trace` (by its id) or `serviceMap`.
-    `nothing` is what the panel says where there is no data, "" if it has no words for that.
+    `no_data` is the panel's text for an empty result, "" if it has none.
     """
 
     dashboard: str
@@ -40,15 +40,15 @@ class Query:
     kind: str
     legend: str
     exemplars: bool
-    nothing: str
+    no_data: str
 
     @property
     def labels(self) -> frozenset[str]:
-        """Those that the legend names."""
+        """The labels in the legend."""
         return frozenset(_LABEL.findall(self.legend))
 
     def asked(self, values: Mapping[str, str]) -> str:
-        """The expression with these values for the variables, whatever their format; the others stay as they are."""
+        """The expression with these values for the variables, in any format; other variables stay."""
         return re.sub(r"\$\{(\w+)(?::\w+)?\}|\$(\w+)", lambda m: values.get(m[1] or m[2], m[0]), self.expr)
 
 
@@ -59,7 +59,7 @@ def documents() -> dict[str, dict[str, Any]]:
 
 
 def panels() -> list[tuple[str, dict[str, Any]]]:
-    """Every panel but the headings of rows, those in closed rows too, with the UID of its dashboard."""
+    """Every panel with the UID of its dashboard, also in closed rows, without the headings of rows."""
     return [
         (uid, panel)
         for uid, document in documents().items()
@@ -70,7 +70,7 @@ def panels() -> list[tuple[str, dict[str, Any]]]:
 
 
 def queries() -> list[Query]:
-    """Of panels, annotations and variables."""
+    """The queries of all panels, annotations and variables."""
     return [*_of_panels(), *_of_annotations(), *_of_variables()]
 
 
@@ -87,7 +87,7 @@ def _of_panels() -> Iterator[Query]:
                 kind=_kind(target),
                 legend=target.get("legendFormat", ""),
                 exemplars=target.get("exemplar", False),
-                nothing=panel.get("fieldConfig", {}).get("defaults", {}).get("noValue", ""),
+                no_data=panel.get("fieldConfig", {}).get("defaults", {}).get("noValue", ""),
             )
 
 
@@ -110,7 +110,7 @@ def _of_annotations() -> Iterator[Query]:
                 kind="range",
                 legend=words,
                 exemplars=False,
-                nothing="",
+                no_data="",
             )
 
 
@@ -130,5 +130,5 @@ def _of_variables() -> Iterator[Query]:
                 kind="series",
                 legend=f"{{{{{match[2]}}}}}",
                 exemplars=False,
-                nothing="",
+                no_data="",
             )

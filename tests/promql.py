@@ -1,4 +1,4 @@
-"""What a PromQL expression of ours asks for, joined with the telemetry schema."""
+"""The series and labels in PromQL expressions, and those of the telemetry schema."""
 
 import re
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ from bronze.telemetry.schema import Metric, registry
 from bronze.telemetry.signals import attribute
 from local.builds import REPOSITORY
 
-#: What Prometheus' configuration makes of the resource, besides job and instance.
+#: The resource attributes that Prometheus' configuration makes labels, in addition to job and instance.
 RESOURCE = {attribute.service_name, attribute.service_version, attribute.deployment_environment_name}
 
 _SELECTOR = re.compile(r'([a-zA-Z_:][\w:]*)?\{((?:[^"{}]|"[^"]*")*)\}')
@@ -21,7 +21,7 @@ def label(key: str) -> str:
 
 @cache
 def series() -> dict[str, Metric]:
-    """Our metrics by the names of their series."""
+    """The Bronze metrics by the names of their series."""
     parts = ("_bucket", "_sum", "_count")
     return {
         f"{metric.prometheus_name}{part}": metric
@@ -31,7 +31,7 @@ def series() -> dict[str, Metric]:
 
 
 def labels_of(name: str) -> frozenset[str]:
-    """Every label that a series of ours can have."""
+    """Every label that a Bronze series can have."""
     bucket = {"le"} if name.endswith("_bucket") else set()
     return frozenset(map(label, {*series()[name].attributes, *RESOURCE})) | {"job", "instance"} | bucket
 

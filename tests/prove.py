@@ -1,8 +1,8 @@
 """Searches for a lost or doubled record for hours, from a seed: `make prove SEED=7 HOURS=2`.
 
-Round after round, each suite runs with a seed of its own. What has finished is a line of docs/proof.jsonl, from which
-docs/proof.md is written: a second call with the same seed goes on behind the last one. A failure ends nothing; its log
-stays, and the exit code is 1.
+In each round, every suite runs with another seed. Each result becomes a line of docs/proof.jsonl, from which
+docs/proof.md is written. Another call with the same seed continues after the last result. A failure does not end the
+search; its log is kept, and the exit code is 1.
 """
 
 import argparse
@@ -25,13 +25,13 @@ from local.watch import leave_nothing
 DOCS = REPOSITORY / "docs"
 RESULTS, PAGE = "proof.jsonl", "proof.md"
 LOGS = REPOSITORY / ".local" / "prove"
-#: Seeds of rounds are the run's seed and the round's number side by side.
+#: The seed of a round is the given seed times this, plus the round's number.
 ROUNDS_MAX = 1000
 
 
 @dataclass(frozen=True)
 class Suite:
-    """Some tests, and the environment that makes them longer; `{seed}` in it stands for the round's."""
+    """Some tests, and the environment that makes them longer; `{seed}` in it is replaced by the round's seed."""
 
     name: str
     claim: str
@@ -45,31 +45,31 @@ class Suite:
 SUITES = (
     Suite(
         "model",
-        "each order of events that the search tries keeps I1 to I7, on modelled servers",
+        "with modelled servers, I1 to I7 are true for each order of events that the search tries",
         [f"tests/delivery/test_model.py::{test}" for test in ("test_delivery", "test_rolled_back", "test_changed")],
         {"BRONZE_MODEL_SEED": "{seed}", "BRONZE_MODEL_EXAMPLES": "1000"},
     ),
     Suite(
         "change",
-        "another number of lanes under load, its command killed: nothing is lost or doubled",
+        "if the number of lanes changes under load and the command is killed, nothing is lost or doubled",
         ["tests/delivery/test_change.py"],
         {"BRONZE_KILL_SEED": "{seed}"},
     ),
     Suite(
         "kill",
-        "each process killed and paused at each step: nothing is lost or doubled",
+        "if each process is killed and paused at each step, nothing is lost or doubled",
         ["tests/delivery/test_kill.py"],
         {"BRONZE_KILL_SEED": "{seed}", "BRONZE_KILL_ROUNDS": "3"},
     ),
     Suite(
         "fuzz",
-        "no answer is an error of ours, or not in the OpenAPI document",
+        "no answer is a server error or undocumented in the OpenAPI document",
         ["tests/system/test_fuzz.py"],
         {"BRONZE_FUZZ_SEED": "{seed}", "BRONZE_FUZZ_EXAMPLES": "100"},
     ),
     Suite(
         "outage",
-        "parts of the telemetry pipeline away under load: no record is lost, and no loss of telemetry is hidden",
+        "if parts of the telemetry pipeline fail under load, no record is lost, and every loss of telemetry is counted",
         ["tests/pipeline/test_outages.py"],
         {"BRONZE_OUTAGE_S": "60"},
     ),
@@ -78,7 +78,7 @@ SUITES = (
 
 @dataclass(frozen=True)
 class Result:
-    """A suite's run in a round. `code` names the service's source: the id of its tree in git."""
+    """The result of a suite in a round. `code` identifies the service's source: the id of its tree in git."""
 
     seed: int
     round: int
@@ -91,9 +91,9 @@ class Result:
 
 
 def prove(seed: int, hours: float, suites: Sequence[Suite] = SUITES, docs: Path = DOCS, logs: Path = LOGS) -> bool:
-    """Runs what is not in the results yet until the time is over; what has begun by then is finished.
+    """Runs suites that have no result yet until the time is over; a started suite is finished.
 
-    Gives whether all of it passed.
+    Returns whether all of them passed.
     """
     results, until = docs / RESULTS, time.monotonic() + hours * 3600
     logs.mkdir(parents=True, exist_ok=True)
@@ -143,7 +143,7 @@ def run(suite: Suite, seed: int, number: int, logs: Path) -> Result:
 
 
 def figures(report: Path) -> dict[str, float]:
-    """The sums of what the tests say of themselves (`record_property`)."""
+    """The sums of the figures that tests report (`record_property`)."""
     sums: Counter[str] = Counter()
     for figure in ET.parse(report).iter("property"):
         sums[figure.attrib["name"]] += int(float(figure.attrib["value"]))
@@ -151,7 +151,7 @@ def figures(report: Path) -> dict[str, float]:
 
 
 def service() -> str:
-    """The id of the service's source in git, which stays the same when only other things change."""
+    """The id of the service's source in git, which does not change with other files."""
 
     def git(*arguments: str) -> str:
         return subprocess.run(["git", *arguments], cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
@@ -171,7 +171,7 @@ def read(results: Path) -> list[Result]:
 
 
 def written(results: Sequence[Result], suites: Sequence[Suite] = SUITES) -> str:
-    """The page: what was run of each code, and what failed."""
+    """The page: the suites that ran with each version of the code, and their failures."""
     parts = [_INTRODUCTION]
     for code in dict.fromkeys(result.code for result in reversed(results)):
         of_code = [result for result in results if result.code == code]
@@ -201,11 +201,11 @@ def written(results: Sequence[Result], suites: Sequence[Suite] = SUITES) -> str:
 _INTRODUCTION = """\
 <!-- Generated by `make prove` from docs/proof.jsonl. -->
 
-# What `make prove` has found
+# Results of `make prove`
 
-Random searches for a lost or doubled record, longer than tests may take. `make prove SEED=7 HOURS=2` goes on where the
-last call with that seed ended, and adds to this page. [delivery.md](delivery.md#how-this-is-proven) says what the
-suites do. A service is named by the id of its source: `git rev-parse --short=10 HEAD:service`.
+Random searches for a lost or doubled record, longer than the tests. `make prove SEED=7 HOURS=2` continues where the
+last call with that seed ended, and adds to this page. [delivery.md](delivery.md#how-this-is-proven) describes the
+suites. A service is identified by the id of its source: `git rev-parse --short=10 HEAD:service`.
 
 """
 
@@ -221,8 +221,8 @@ def say(text: str) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.prove", description=__doc__)
-    parser.add_argument("--seed", type=int, default=1, help="another one is another search (%(default)s)")
-    parser.add_argument("--hours", type=float, default=1, help="how long (%(default)s)")
+    parser.add_argument("--seed", type=int, default=1, help="the seed of the search (%(default)s)")
+    parser.add_argument("--hours", type=float, default=1, help="the duration in hours (%(default)s)")
     args = parser.parse_args()
     try:
         with leave_nothing():

@@ -1,4 +1,4 @@
-"""A bucket that is slow: a proxy before the real one."""
+"""A proxy that makes the bucket slow."""
 
 import re
 import socket
@@ -16,9 +16,10 @@ _PUT_OBJECT = re.compile(rb"PUT /[^/ ]+/(\S+\.parquet)[? ]")
 
 @dataclass
 class SlowBucket:
-    """Listens before the S3 server on the port `to`, and passes everything on byte by byte: S3 signs the header Host.
+    """A proxy to the S3 server on the port `to`. It forwards bytes unchanged, because S3 signatures include the header
+    Host.
 
-    Each PutObject of an object waits `delay_s` first; `slowed` are the keys that did.
+    Each PutObject of an object is delayed by `delay_s`; `slowed` has the keys of the delayed objects.
     """
 
     to: int
@@ -53,7 +54,7 @@ class SlowBucket:
         self._server.server_close()
 
     def _requests(self, client: socket.socket, server: socket.socket) -> None:
-        """A client sends its next request when it has the answer to the last, so each begins what is received."""
+        """Forwards requests. A client waits for each answer, so received data starts at a request."""
         with suppress(OSError):
             while part := client.recv(65536):
                 if self.delay_s and (put := _PUT_OBJECT.match(part)):

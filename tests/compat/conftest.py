@@ -1,4 +1,4 @@
-"""A queue and a bucket as the recorded version left them, when it was stopped a moment ago."""
+"""A queue and a bucket as the recorded version left them when it was stopped."""
 
 import json
 import tarfile
@@ -21,7 +21,7 @@ Written = dict[str, Any]
 
 
 def read(folder: Path) -> Written:
-    """What a recording kept, by name."""
+    """The files of a recording, by name."""
     return {file.stem: json.loads(file.read_text()) for file in folder.glob("*.json")}
 
 
@@ -32,7 +32,7 @@ def written() -> Written:
 
 @pytest.fixture
 def site(tmp_path: Path, s3_account: S3Account, written: Written) -> Iterator[Site]:
-    """The servers, running on the data of before; no role runs yet."""
+    """The running servers with the recorded data; no role runs yet."""
     soon = {"BRONZE_DEADLINE_S": "1", "BRONZE_PURGE_GRACE_S": "2"}
     with tarfile.open(WRITTEN / "disks.tar.xz") as archive:
         archive.extractall(tmp_path, filter="data")

@@ -1,7 +1,7 @@
-"""The form of what is written down, as lines of text: what differs from run to run is named instead of shown.
+"""The form of stored data, as lines of text: values that differ each time are replaced by names.
 
-That is: ids without a key, times, trace ids, epochs, and what is made of them. All else is there as it is written, also
-the order of fields.
+These are ids without a key, times, trace ids, epochs, and values derived from them. Everything else is shown as stored,
+including the order of fields.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ _VOLATILE = (
     (re.compile(r"(?<![0-9a-f])[0-9a-f]{32}(?![0-9a-f])"), "ID"),
     (re.compile(r'"(owner|seconds)": ?("[^"]*"|[\d.]+)'), r'"\1":NEW'),
     (re.compile(r'"(beat|bytes)": ?\d+'), r'"\1":N'),
-    # of a consumer that is killed at any moment
+    # from a consumer that is killed at any moment
     (re.compile(r'"phase":"\w+","attempt":\{"first":\d+,"size":\d+,"deaths":0,"limit":0,"until":\d+\}'), "ATTEMPT"),
     (re.compile(r"bronze \d+\.\d+\.\d+\w*"), "bronze VERSION"),
 )
@@ -76,7 +76,7 @@ def _queue(streams: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 
 
 def _side(message: Mapping[str, Any]) -> str:
-    """What is written side by side: the keys of the claims, and the catalog's lanes, each of which has an order."""
+    """The part of a subject within which the order is fixed: a claim's key, or a lane in the catalog."""
     kind, _, rest = str(message["subject"]).partition(".")
     if kind == "identity":
         return str(json.loads(state.as_bytes(message["payload"]))["accepted"]["source"])
@@ -127,7 +127,7 @@ def _bucket(objects: Mapping[str, Mapping[str, Any]], queue: Sequence[Mapping[st
 
 
 def _digest(queue: Sequence[Mapping[str, Any]], contents: Mapping[str, Any]) -> str:
-    """What identifies the messages of an object's range."""
+    """The digest of the messages in an object's range."""
     name = f"BRONZE_{contents['source'].upper()}_{contents['lane']}_{contents['epoch']}"
     messages = next(stream["messages"] for stream in queue if stream["config"]["name"] == name)
     told = "".join(
@@ -158,6 +158,6 @@ def _answers(answers: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _undigested(answers: Sequence[Any]) -> Iterator[Any]:
-    """An object's own digest is looked at in the bucket."""
+    """Answers without the digests of objects, which are compared in the bucket."""
     for one in answers:
         yield {**one, "sha256": "SHA256"} if isinstance(one, dict) and "sha256" in one else one

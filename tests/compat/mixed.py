@@ -1,8 +1,8 @@
-"""Another version beside this one: `make mixed BASE=<commit>`.
+"""Another version next to this one: `make mixed BASE=<commit>`.
 
-An API of the one and a consumer of the other work on one queue and one bucket, then the other way around, then two of
-each, as in a rolling upgrade and back. Meanwhile clients send bodies of all kinds, and again under the same key to
-whichever API there is. At the end each record has to be in the bucket or in quarantine, once.
+An API of one version and a consumer of the other use one queue and one bucket, then the other way around, then two of
+each, as in a rolling upgrade and back. Meanwhile clients send bodies of all kinds, and retry under the same key to any
+API. At the end each record has to be in the bucket or in quarantine exactly once.
 """
 
 import argparse
@@ -37,14 +37,14 @@ BASE, THIS = "base", "this"
 LANES = 2
 CLIENTS = 4
 REST_S_MAX = 0.1
-#: Of what is accepted, so much is sent once more.
+#: The share of accepted submissions that are sent again.
 AGAIN = 0.3
 PROBLEMS_SHOWN = 10
 
 
 @dataclass(frozen=True)
 class Phase:
-    """Which versions run side by side."""
+    """The versions that run at the same time."""
 
     apis: Sequence[str]
     consumers: Sequence[str]
@@ -64,7 +64,7 @@ PHASES = (
 
 
 def checked_out(base: str) -> Path:
-    """The command of another version: its own checkout, with the packages that it pins."""
+    """The command of another version, from its own checkout with its pinned packages."""
     commit = _git("rev-parse", "--verify", f"{base}^{{commit}}")
     place = REPOSITORY / ".local" / "mixed" / commit[:12]
     if not place.exists():
@@ -84,7 +84,7 @@ def _git(*words: str) -> str:
 
 
 class Bodies:
-    """Submissions, each of records that no other has."""
+    """Submissions with unique records."""
 
     def __init__(self, rng: random.Random) -> None:
         self._rng = rng
@@ -113,7 +113,7 @@ class Bodies:
         return scenario.many(name, count, size)
 
     def _columns(self, name: str, rows: int, made: Callable[[pa.Table], Sending]) -> Sending:
-        """Rows that are known by their undeclared column, which becomes their payload."""
+        """Rows that are identified by their undeclared column, which becomes their payload."""
         names = [f"{name}-{row}" for row in range(rows)]
         table = scenario.table(name, rows, unit=True)
         sending = made(table.set_column(table.schema.get_field_index("undeclared"), "undeclared", pa.array(names)))
@@ -122,7 +122,7 @@ class Bodies:
 
 @dataclass
 class Clients:
-    """Clients that send to any API that there is, and again until they have an answer."""
+    """Clients that send to any running API, and retry until they have an answer."""
 
     rng: random.Random
     apis: Sequence[str] = ()
@@ -192,7 +192,7 @@ class Versions:
         self._starts = itertools.count()
 
     async def become(self, phase: Phase, clients: Clients) -> None:
-        """Start what the phase has first, then stop what it has not: under load, as an upgrade does."""
+        """Start the new roles of the phase, then stop those that it lacks: under load, as in an upgrade."""
         wanted = {("serve", one) for one in phase.apis} | {("consume", one) for one in phase.consumers}
         for command, version in sorted(wanted - self._running.keys()):
             program = self._sites[version].role(f"{command}-{version}-{next(self._starts)}", command)
@@ -216,7 +216,7 @@ class Versions:
 
 
 async def at_rest(site: Site) -> None:
-    """Returns once each lane is stored to its end and purged."""
+    """Waits until each lane is stored to its end and purged."""
     async for _ in attempts(60, "the lanes were not drained and purged"):
         lanes = await asyncio.to_thread(state.lanes, site.nats_port)
         if all(first == last == stored for first, last, stored in lanes.values()):
@@ -224,7 +224,7 @@ async def at_rest(site: Site) -> None:
 
 
 async def found(site: Site) -> Found:
-    """All that the servers hold."""
+    """The contents of the servers."""
     jetstream = await JetStream.connect(site.settings["BRONZE_NATS_URL"])
     try:
         entries, identities = await checker.read_catalog(jetstream)
@@ -237,7 +237,7 @@ async def found(site: Site) -> Found:
 
 
 def poison(site: Site) -> list[str]:
-    """The messages that a consumer could not read, with the reasons."""
+    """The messages that a consumer could not decode, with the reasons."""
     objects = state.read_bucket(site.s3, site.account.bucket)
     return [f"{key}: {one['metadata']['bronze-reason']}" for key, one in objects.items() if key.endswith(".message")]
 
@@ -248,7 +248,7 @@ def say(text: str) -> None:
 
 
 async def play(sites: Mapping[str, Site], seed: int, phase_s: float) -> bool:
-    """Run the phases under load, and say what became of it; whether all is well."""
+    """Run the phases under load and print the result; returns whether nothing is wrong."""
     rng, stop = random.Random(seed), asyncio.Event()
     clients, versions, site = Clients(rng), Versions(sites), sites[THIS]
     try:

@@ -1,6 +1,6 @@
 """Records what this version writes: `python -m tests.compat.record`.
 
-The folder `written/` is of the version that its README names: later ones are tested against it, and do not write it.
+The folder `written/` is from the version that its README names. Later versions are tested with it, and do not write it.
 """
 
 import json
@@ -18,12 +18,12 @@ from tests.compat.site import Api, Site, until
 from tests.compat.telemetry import Heard
 
 WRITTEN = HERE / "written"
-#: What the queue, an API and a watching publisher keep on their disks.
+#: The data on disk of the queue, an API and a watching publisher.
 DISKS = ("nats/jetstream", "view", "watched")
 
 
 def answers(site: Site, played: Played, api: Api) -> dict[str, Any]:
-    """What a system says of what it has."""
+    """The answers of a system about its data."""
     bucket = state.read_bucket(site.s3, site.account.bucket)
     objects = sorted(key for key in bucket if key.endswith(".parquet"))
     quarantine = [key for key in bucket if key.endswith((".message", ".rejected"))]
@@ -45,12 +45,12 @@ def answers(site: Site, played: Played, api: Api) -> dict[str, Any]:
 
 
 def without_lag(chain: dict[str, Any]) -> dict[str, Any]:
-    """A chain without what differs from moment to moment."""
+    """A lineage without the values that change with time."""
     return {name: value for name, value in chain.items() if name != "lag_s"}
 
 
 def dumped(value: object, depth: int = 4) -> str:
-    """JSON of which the outer levels have a line for each item: to be read, and to be compared by git."""
+    """JSON whose outer levels have one line per item, so that people can read it and git can compare it."""
     if depth and isinstance(value, dict) and value:
         items = (f"{json.dumps(name, ensure_ascii=False)}: {dumped(one, depth - 1)}" for name, one in value.items())
         return "{\n" + ",\n".join(items) + "\n}"
@@ -60,7 +60,7 @@ def dumped(value: object, depth: int = 4) -> str:
 
 
 def record(site: Site, into: Path) -> None:
-    """Play the scenario on a fresh queue and bucket, and keep what is written down then."""
+    """Play the scenario with a new queue and bucket, and record the data that was written."""
     into.mkdir(parents=True, exist_ok=True)
 
     def keep(name: str, what: object) -> None:

@@ -1,6 +1,6 @@
-"""What is sent to a fresh system so that it writes everything that it can write, always in the same order.
+"""The submissions that make a new system write every kind of data, always in the same order.
 
-Consumers run only when all of a group is queued, so that each object holds the same messages at each run.
+Consumers run only after a whole group is queued, so that each object has the same messages each time.
 """
 
 import hashlib
@@ -27,12 +27,12 @@ from tests.compat.telemetry import Heard
 
 HERE = Path(__file__).parent
 BUCKET = "bronze-compat"
-#: What the roles ran with, beside their addresses; a consumer of a later version is given the same.
+#: The roles' settings in addition to their addresses; a consumer of a later version gets the same.
 SETTINGS = {
     "BRONZE_SOURCES": str(HERE / "sources-2.toml"),
     "BRONZE_FLUSH_AGE_S": "0.1",
     "BRONZE_LOCK_EXPIRY_S": "1",
-    "BRONZE_PURGE_GRACE_S": "600",  # all that was queued is still there to be looked at
+    "BRONZE_PURGE_GRACE_S": "600",  # so that all queued messages can be recorded
 }
 NDJSON, JSON, ARROW, PARQUET = (
     "application/x-ndjson",
@@ -44,7 +44,7 @@ NDJSON, JSON, ARROW, PARQUET = (
 
 @dataclass(frozen=True)
 class Sending:
-    """A submission as its client sends it, and what its rows have to be: `payloads` of JSON records, else `rows`."""
+    """A submission as its client sends it, and its expected rows: `payloads` for JSON records, else `rows`."""
 
     source: str
     body: bytes
@@ -64,7 +64,7 @@ class Sending:
 
 
 def reading(name: str, **more: object) -> str:
-    """A record of `readings`; one with blanks shows that it is kept as it came."""
+    """A record of `readings`, with blanks, so that a changed payload is noticed."""
     return json.dumps({"sensor_id": name, "measured_at": "2013-01-01T05:15:00Z", **more}, ensure_ascii=False)
 
 
@@ -79,7 +79,7 @@ FULL: Mapping[str, object] = {
 
 
 def lines(*records: str, source: str = "readings", bad: Sequence[str] = (), **headers: str) -> Sending:
-    """A body of NDJSON; records that do not fit stand behind the first one, and are kept apart."""
+    """An NDJSON body; rejected records are after the first record and go to quarantine."""
     named = {name.replace("_", "-"): quote(value, safe=" ") for name, value in headers.items()}
     body = "".join(f"{record}\n" for record in (*records[:1], *bad, *records[1:]))
     payloads = tuple(record.strip() for record in records)
@@ -87,14 +87,14 @@ def lines(*records: str, source: str = "readings", bad: Sequence[str] = (), **he
 
 
 def document(*records: str, **headers: str) -> Sending:
-    """A JSON array over several lines, whose records have line breaks."""
+    """A JSON array with several lines, whose records contain line breaks."""
     broken = tuple(record.replace(", ", ",\n  ") for record in records)
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     return Sending("readings", f"[{','.join(broken)}]".encode(), JSON, named, payloads=broken)
 
 
 def table(name: str, rows: int, *, unit: bool = False) -> pa.Table:
-    """Rows with a column of each declared type, and one that is not declared."""
+    """Rows with a column of each declared type, and an undeclared column."""
     columns: dict[str, pa.Array] = {
         "sensor_id": pa.array([f"{name}-{row}" for row in range(rows)]),
         "measured_at": pa.array([datetime(2013, 1, 1, 5, 15, tzinfo=UTC)] * rows, pa.timestamp("us", "UTC")),
@@ -125,7 +125,7 @@ def parquet(rows: pa.Table, **headers: str) -> Sending:
 
 
 def many(name: str, count: int, size: int = 0) -> list[str]:
-    """So many records, of about so many characters each: more than 4 KiB go compressed, more than 1 MiB in parts."""
+    """So many records of about so many characters: more than 4 KiB are compressed, more than 1 MiB sent in parts."""
     return [reading(f"{name}-{row}", filling="x" * size) for row in range(count)]
 
 
@@ -139,7 +139,7 @@ FIRST = lines(
 )
 BAD = ('{"sensor_id": 1, "measured_at": "2013-01-01T05:15:00Z"}', '{"sensor_id": "bad-1"}')
 MIXED = lines(reading("mixed-0"), reading("mixed-1"), bad=BAD, Idempotency_Key="mixed", Bronze_File_Name="mixed.ndjson")
-#: How the rejected records of `MIXED` are mended; the second one is given up.
+#: The corrections of the rejected records of `MIXED`; the second record is given up.
 MENDED = reading("mended-0") + "\n\n"
 
 STORED: Sequence[Sequence[Sending]] = (
@@ -166,7 +166,7 @@ STORED: Sequence[Sequence[Sending]] = (
         Sending("events", b'{"name": "an object"}', JSON, payloads=('{"name": "an object"}',)),
     ),
 )
-#: Of three parts, of which only two get stored.
+#: A submission of three parts, of which only two are stored.
 HALF = lines(*many("half", 9, 250_000), Idempotency_Key="half")
 WAITING: Sequence[Sending] = (
     lines(reading("waiting-0", unit="K", **FULL), Idempotency_Key="waiting", Bronze_File_Name="waiting.ndjson"),
@@ -179,7 +179,7 @@ WAITING: Sequence[Sending] = (
     parquet(table("waiting parquet", 200), Idempotency_Key="waiting parquet"),
     Sending("events", b'{"name": "waiting"}', JSON, payloads=('{"name": "waiting"}',)),
 )
-#: A message as the first version of the format had it, whose submission says nothing that came later.
+#: A message in the first version of the format, without the headers of later versions.
 LEGACY_ID = "1a3a3a62-5e0f-5c5e-8f6e-3f1c5a0f6d10"
 LEGACY = tuple(reading(f"legacy-{number}") for number in range(2))
 LEGACY_HEADERS = {
@@ -204,16 +204,16 @@ LEGACY_HEADERS = {
 }
 
 
-#: What a publisher gets on its standard input, and the name of that sending: its keys are a function of both.
+#: A publisher's standard input, and the name of the publish run: its keys are a function of both.
 PUBLISHED = b'{"name": "published-0"}\n{"name": "published-1"}\n'
 PUBLISH = ("publish", "events", "-", "--run", "nightly", "--json")
-#: A file of a directory that is watched, and when it was written last.
+#: A file in a watched directory, and its modification time.
 WATCHED = ("watched.ndjson", '{"name": "watched"}\n', 1_357_017_300)
 
 
 @dataclass
 class Played:
-    """What the clients were told: each submission's 202, and what the commands said."""
+    """The answers that clients got: each submission's 202, and the output of commands."""
 
     stored: list[tuple[Sending, dict[str, Any]]] = field(default_factory=list)
     waiting: list[tuple[Sending, dict[str, Any]]] = field(default_factory=list)
@@ -228,7 +228,7 @@ def accepted(sending: Sending, api: Api) -> tuple[Sending, dict[str, Any]]:
 
 
 class Player:
-    """Sends it all to a running queue and bucket, and has it stored up to a point."""
+    """Sends all submissions to a running queue and bucket, and lets consumers store a part of them."""
 
     def __init__(self, site: Site, heard: Heard) -> None:
         self._site = site
@@ -267,7 +267,7 @@ class Player:
             yield Api.of(process)
 
     def _consume(self, **env: str) -> None:
-        """Have all that is queued stored."""
+        """Run a consumer until everything in the queue is stored."""
         consumer = self._site.started(self._site.role("consumer", "consume", **self._heard.env, **env))
         with consumer:
             until("all is stored", lambda: state.drained(self._site.nats_port))
@@ -275,7 +275,7 @@ class Player:
         assert consumer.wait(0) == 0, consumer.log.read_text()
 
     def _store_half(self) -> None:
-        """Have what waits stored up to the second part of `HALF`, and kill the consumer: it keeps the lane's lock."""
+        """Run a consumer up to the second part of `HALF`, and kill it, so that it still has the lane's lock."""
         port = self._site.nats_port
 
         def readings() -> tuple[int, int, int]:
@@ -283,18 +283,18 @@ class Player:
 
         _, last, _ = readings()
         with denied(self._site, f"bronze/source=readings/*-{last:012}.parquet"):
-            # not heard: nobody knows what of it is sent before it is killed
+            # without telemetry: it is unknown how much of it is exported before the kill
             consumer = self._site.started(self._site.role("consumer", "consume", BRONZE_OBJECT_MESSAGES_MAX="3"))
             until("two parts are stored", lambda: readings()[2] == last - 1)
             consumer.signal(SIGKILL)
 
-    # --- what is sent
+    # --- the submissions
 
     def _stored(self, sendings: Sequence[Sending], api: Api) -> None:
         self.played.stored += [accepted(one, api) for one in sendings]
 
     def _wait(self, api: Api) -> None:
-        """What no consumer has seen yet."""
+        """Send submissions that no consumer has read yet."""
         self.played.waiting += [accepted(one, api) for one in WAITING]
         self._again(self.played.stored[2][1]["submission_id"])
         self._raw("readings", LEGACY_ID, f"[{','.join(LEGACY)}]".encode(), LEGACY_HEADERS)
@@ -312,7 +312,7 @@ class Player:
         self.played.said["replayed"] = self._run(*replay, api=api)
 
     def _watch(self, api: Api) -> None:
-        """A publisher that watches a directory, until it has sent the file there."""
+        """Run a publisher that watches a directory until it has sent the file."""
         name, content, written_s = WATCHED
         directory, report = self._site.root / "watched", self._site.root / "report.ndjson"
         directory.mkdir()
@@ -327,14 +327,14 @@ class Player:
     def _run(self, *words: str, api: Api, given: bytes = b"") -> str:
         return self._site.run(*words, given=given, BRONZE_API_URL=api.url, **self._heard.env)
 
-    # --- what no API of today would send
+    # --- messages that no current API would send
 
     def _raw(self, source: str, submission_id: str, payload: bytes, headers: Mapping[str, str]) -> None:
         state.publish(self._site.nats_port, f"bronze.{source}.0.{submission_id}", payload, headers)
 
     def _again(self, submission_id: str, *, digest: str | None = None) -> None:
-        """A submission's first message once more, as if it had been under way until that was purged; perhaps of another
-        body.
+        """Publish a submission's first message again, as a late copy that arrives after the purge, optionally with
+        another body.
         """
         messages = [one for stream in state.read_queue(self._site.nats_port) for one in stream["messages"]]
         first = next(one for one in messages if one["subject"] == f"bronze.readings.0.{submission_id}")
@@ -347,7 +347,7 @@ class Player:
 
 @contextmanager
 def denied(site: Site, pattern: str) -> Iterator[None]:
-    """Meanwhile the bucket's own policy denies every PUT of keys like this."""
+    """In the context, the bucket's policy denies every PUT of such keys."""
     statement = {
         "Effect": "Deny",
         "Principal": "*",

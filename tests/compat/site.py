@@ -1,5 +1,5 @@
-"""A queue, a bucket and the roles of any version of Bronze on them. Nothing of `bronze` is known here but its command,
-its settings and its addresses, so that it works with versions whose modules have other names.
+"""A queue, a bucket, and roles of any version of Bronze that use them. This module uses only the command `bronze`, its
+settings and its addresses, so that it works with versions whose modules have other names.
 """
 
 import subprocess
@@ -22,12 +22,12 @@ T = TypeVar("T")
 
 QUIET = {"OTEL_TRACES_EXPORTER": "none", "OTEL_METRICS_EXPORTER": "none", "OTEL_LOGS_EXPORTER": "none"}
 
-#: Servers come and go.
+#: Servers restart.
 NO_REUSE = httpx.Limits(max_keepalive_connections=0)
 
 
 def until(what: str, probe: Callable[[], T | None], timeout_s: float = 60) -> T:
-    """What a probe gives once that is true; fails after the deadline and says what did not come."""
+    """Waits until the probe's result is true, and returns it. Fails after the deadline and names what is missing."""
     deadline = time.monotonic() + timeout_s
     while not (found := probe()):
         assert time.monotonic() < deadline, f"not within {timeout_s:g} s: {what}"
@@ -37,12 +37,12 @@ def until(what: str, probe: Callable[[], T | None], timeout_s: float = 60) -> T:
 
 @dataclass
 class Site:
-    """Where the roles run: a queue of their own, and a bucket."""
+    """The queue and the bucket that the roles use."""
 
     root: Path
     account: S3Account
     env: Mapping[str, str] = field(default_factory=dict)
-    #: the command of the version that runs
+    #: the command of the running version
     bronze: Path = field(default_factory=lambda: Path(servers.executable("bronze")))
     nats_port: int = field(default_factory=free_ports)
 
@@ -59,7 +59,7 @@ class Site:
 
     @property
     def settings(self) -> dict[str, str]:
-        """What every role and command is given."""
+        """The settings of every role and command."""
         return {
             **QUIET,
             **self.account.env,
@@ -70,7 +70,7 @@ class Site:
         }
 
     def role(self, name: str, command: str, **env: str) -> Program:
-        """A role that listens on a port of its own."""
+        """Runs a role, which listens on its own port."""
         port = free_ports()
         return Program(
             name=name,
@@ -90,7 +90,7 @@ class Site:
         return programs.start(program, self.root / f"{program.name}.log")
 
     def publisher(self, *arguments: str, **env: str) -> Program:
-        """A command that runs until it is stopped."""
+        """Runs a command until it is stopped."""
         port = free_ports()
         return Program(
             name="publisher",
@@ -143,7 +143,7 @@ class Api:
         return f"http://{LOOPBACK}:{self.port}"
 
     def get(self, path: str, **parameters: str) -> Any:
-        """An answer's JSON; it has to be a 200."""
+        """The JSON of an answer, which has to be a 200."""
         answer = self.http.get(f"{self.url}{path}", params=parameters)
         assert answer.status_code == httpx.codes.OK, f"{path}: {answer.status_code} {answer.text}"
         return answer.json()

@@ -1,4 +1,4 @@
-"""All that is written down: read from the queue and the bucket, as JSON that can be kept, and put back."""
+"""Reads everything in the queue and the bucket as JSON, which can be recorded, and writes it back."""
 
 import asyncio
 import base64
@@ -12,7 +12,7 @@ from local.programs import LOOPBACK
 
 T = TypeVar("T")
 
-#: Keys that a consumer makes and deletes at its start.
+#: Keys that a consumer creates and deletes at its start.
 PROBES = ".bronze/"
 NO_MESSAGE = 10037
 
@@ -20,7 +20,7 @@ Call = Callable[..., Awaitable[dict[str, Any]]]
 
 
 def as_text(content: bytes) -> dict[str, str]:
-    """Bytes as JSON can hold them: text where they are text."""
+    """Bytes as a JSON value: text if they are valid text."""
     try:
         return {"text": content.decode()}
     except UnicodeDecodeError:
@@ -32,7 +32,7 @@ def as_bytes(content: Mapping[str, str]) -> bytes:
 
 
 def on_queue(port: int, work: Callable[[Call], Awaitable[T]]) -> T:
-    """What comes of some calls of JetStream's API, such as `call("STREAM.INFO.name")`."""
+    """Runs calls of JetStream's API, such as `call("STREAM.INFO.name")`, and returns the result."""
 
     async def connected() -> T:
         client = await nats.connect(f"nats://{LOOPBACK}:{port}")
@@ -51,7 +51,7 @@ def on_queue(port: int, work: Callable[[Call], Awaitable[T]]) -> T:
 
 
 def publish(port: int, subject: str, payload: bytes, headers: Mapping[str, str]) -> int:
-    """Store one message, and give its sequence."""
+    """Store one message, and return its sequence."""
 
     async def connected() -> int:
         client = await nats.connect(f"nats://{LOOPBACK}:{port}")
@@ -94,7 +94,7 @@ def _message(stored: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def lanes(port: int) -> dict[str, tuple[int, int, int]]:
-    """First and last sequence of each lane's stream, and where the catalog says that its chain ends, by its name."""
+    """By stream name: the first and last sequence of each lane's stream, and the end of its chain in the catalog."""
 
     async def read(call: Call) -> dict[str, tuple[int, int, int]]:
         found: dict[str, tuple[int, int, int]] = {}
@@ -128,7 +128,7 @@ def _object(answer: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def write_bucket(s3: Any, bucket: str, objects: Mapping[str, Mapping[str, Any]]) -> None:
-    """Make a bucket hold these objects and nothing else."""
+    """Make a bucket contain exactly these objects."""
     if bucket not in {one["Name"] for one in s3.list_buckets()["Buckets"]}:
         s3.create_bucket(Bucket=bucket)
     for page in s3.get_paginator("list_objects_v2").paginate(Bucket=bucket):

@@ -1,4 +1,4 @@
-"""The form of what the roles say of themselves: names of metrics and spans, and of what is on them."""
+"""The form of the roles' telemetry: names of metrics, spans, labels and attributes."""
 
 import re
 from collections import defaultdict
@@ -14,7 +14,7 @@ _LABEL = re.compile(r'(\w+)="')
 
 
 class Heard:
-    """What a system's roles export while it plays; `env` has them send it here."""
+    """Receives the telemetry that roles export during the scenario; `env` has its address for them."""
 
     def __init__(self) -> None:
         self._receiver = Receiver()
@@ -38,7 +38,7 @@ class Heard:
         return {"metrics": {role: families(text) for role, text in self._scrapes.items()}, "spans": self._spans()}
 
     def _spans(self) -> dict[str, Any]:
-        """Of each kind of span: its attributes' names, its events and whether it has links, over all of that name."""
+        """For each span name: the names of attributes and events, and whether there are links."""
         found: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
         for resource, span in self._receiver.spans:
             name = f"{resource['service.name']} {span.name} {span.kind}"
@@ -50,7 +50,7 @@ class Heard:
 
 
 def families(text: str) -> dict[str, Any]:
-    """Of each family of a scrape: its type and the names of its labels."""
+    """For each metric family of a scrape: its type and the names of its labels."""
     found: dict[str, dict[str, Any]] = {}
     labels: dict[str, set[str]] = defaultdict(set)
     for line in text.splitlines():

@@ -1,4 +1,4 @@
-"""What this version writes has the form of what the recorded version wrote."""
+"""The data that this version writes has the same form as that of the recorded version."""
 
 import difflib
 from collections.abc import Sequence
@@ -37,7 +37,7 @@ SHOWN_LINES_MAX = 60
 
 @pytest.fixture(scope="module")
 def now(tmp_path_factory: pytest.TempPathFactory, s3_account: S3Account) -> Written:
-    """The same sent to this version."""
+    """The same scenario, played with this version."""
     root = tmp_path_factory.mktemp("now")
     with Site(root, replace(s3_account, bucket=BUCKET), SETTINGS) as site:
         state.write_bucket(site.s3, BUCKET, {})
@@ -57,8 +57,8 @@ def differences(before: Sequence[str], after: Sequence[str]) -> str:
 
 
 def test_what_is_written_has_the_form_that_was_recorded(written: Written, now: Written) -> None:
-    """Messages, entries, identities, claims, objects, quarantine, configurations and answers: the same fields in the
-    same order with the same values, but for ids, times and what is made of them.
+    """Messages, catalog entries, identities, claims, objects, quarantine, configurations and answers have the same
+    fields in the same order with the same values, except ids, times and values derived from them.
     """
     different = differences(form(written, as_changed), form(now))
     assert not different, different

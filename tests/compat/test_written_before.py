@@ -1,4 +1,4 @@
-"""What the recorded version left behind is taken over by this one: as if that had been stopped, and this started."""
+"""This version continues with the data of the recorded version, as after an upgrade."""
 
 import json
 import time
@@ -36,7 +36,7 @@ KEPT_S = {"720h": 720 * 3600, "24h": 24 * 3600}
 
 @contextmanager
 def serving(site: Site) -> Iterator[Api]:
-    """An API that goes on with its view of before."""
+    """An API that continues with the recorded catalog index."""
     program = site.role("api", "serve", BRONZE_VIEW_DIR=str(site.root / "view"))
     (view,) = (site.root / "view").glob("view-*.sqlite")
     view.rename(view.with_name(f"view-{program.ports['http']}.sqlite"))
@@ -65,7 +65,7 @@ def check_retries(api: Api, written: Written) -> None:
 
 
 def stored(site: Site) -> tuple[list[str], Counter[str]]:
-    """The payloads of all rows that have one, and how many rows have none, by submission."""
+    """The payloads of all rows with a payload, and the number of rows without, by submission."""
     payloads: list[str] = []
     others: Counter[str] = Counter()
     for key, one in state.read_bucket(site.s3, site.account.bucket).items():
@@ -79,7 +79,7 @@ def stored(site: Site) -> tuple[list[str], Counter[str]]:
 
 
 def test_what_is_stored_gets_the_same_answers(site: Site, written: Written) -> None:
-    """Status, objects, look-ups and declarations are as the recorded version told them, from its own data."""
+    """Status, objects, look-ups and declarations are the same as the recorded version's answers, from its data."""
     before = written["answers"]
     with serving(site) as api:
         for accepted, status in zip(before["accepted"], before["submissions"], strict=True):
@@ -98,7 +98,9 @@ def test_what_is_stored_gets_the_same_answers(site: Site, written: Written) -> N
 
 
 def test_a_retry_gets_the_202_of_before(site: Site, written: Written) -> None:
-    """Stored, half stored or waiting: the same body under the same key is the same submission, another is refused."""
+    """For stored, half stored and waiting submissions, the same body under the same key is the same submission, and
+    another body is refused.
+    """
     waiting = state.lanes(site.nats_port)
     with serving(site) as api:
         check_retries(api, written)
@@ -112,8 +114,8 @@ def test_a_retry_gets_the_202_of_before(site: Site, written: Written) -> None:
 
 
 def test_what_waits_is_stored_once(site: Site, written: Written) -> None:
-    """Messages of each kind and format, a submission of which a part is stored, and a late copy: each record is in
-    one object, each message that is none in quarantine; what was there is as it was, and stored messages leave.
+    """Messages of each kind and format, a partly stored submission, and a late copy: each record is in one object, and
+    each dead letter is in quarantine. Existing objects are unchanged, and stored messages are purged.
     """
     with serving(site) as api, consuming(site):
         until("what waited is stored", lambda: state.drained(site.nats_port))
@@ -162,9 +164,9 @@ def _catalog(queue: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return messages
 
 
-def test_the_catalog_is_made_anew_as_it_was(site: Site, written: Written) -> None:
-    """From the footers that the recorded version wrote come the entries and identities that it wrote; consumers go on
-    from there.
+def test_the_catalog_is_rebuilt_unchanged(site: Site, written: Written) -> None:
+    """From the footers of the recorded version, the same entries and identities are rebuilt, and consumers continue
+    after them.
     """
     dry = site.run("catalog", "rebuild", "--dry-run")
     assert entries(state.read_queue(site.nats_port)) == entries(written["queue"]), dry
@@ -177,7 +179,7 @@ def test_the_catalog_is_made_anew_as_it_was(site: Site, written: Written) -> Non
 
 
 def _alive(written: Written) -> Mapping[str, tuple[bytes, str]]:
-    """The identities whose time is not over: it is counted from the last message of the object."""
+    """The identities that have not expired: their time to live counts from the last message of the object."""
     of_path = {
         entry["file_path"]: datetime.fromisoformat(entry["last_time"][:19] + "+00:00").timestamp()
         for of_lane in entries(written["queue"]).values()
@@ -191,8 +193,8 @@ def _alive(written: Written) -> Mapping[str, tuple[bytes, str]]:
 
 
 def test_quarantine_is_listed_exported_and_replayed(site: Site, written: Written) -> None:
-    """Reasons, places and bytes are as the recorded version kept them; what it replayed is not sent again, and what it
-    did not is, once.
+    """Reasons, places and bytes are as the recorded version stored them. Records that it replayed are not sent again;
+    the others are replayed once.
     """
     before = written["answers"]
     assert [json.loads(line) for line in site.run("quarantine", "list", "--json").splitlines()] == before["quarantine"]
@@ -224,7 +226,7 @@ def test_quarantine_is_listed_exported_and_replayed(site: Site, written: Written
 
 
 def test_publishers_send_nothing_twice(site: Site, written: Written) -> None:
-    """The keys of a publisher and the state of one that watches a directory are those of before."""
+    """The keys of a publisher, and the state of a publisher that watches a directory, are still valid."""
     name, _, written_s = WATCHED
     watched, report = site.root / "watched", site.root / "report.ndjson"
     assert int((watched / name).stat().st_mtime) == written_s

@@ -1,8 +1,8 @@
-"""The delivery protocol in a model: the processes are the service's own code, the servers and time are modelled.
+"""The delivery protocol in a model: the processes run the service's own code, the servers and time are modelled.
 
-Each request to a server waits until a test says what becomes of it: done, done with its reply lost, failed, applied
-late, or answered by a stale replica. So a test chooses any order of events between two writers of one lane and an API,
-any crash and any pause, in no time, and the same one again.
+Each request to a server waits until a test decides its outcome: done, done with a lost reply, failed, applied late, or
+answered by a stale replica. So a test can choose any order of events between two writers of one lane and an API, with
+any crash and pause. It needs no real time and can be repeated exactly.
 """
 
 import asyncio
@@ -54,22 +54,22 @@ T = TypeVar("T")
 SOURCE = sources.built_in()["vehicles"]
 CATALOG = "BRONZE_CATALOG_20260101T000000000"
 SETTINGS = Settings(deadline_s=4, purge_grace_s=8)
-#: The streams, as the service makes them.
+#: The streams, as the service creates them.
 LANE_CONFIG = {
     "subjects": [lane_subject(SOURCE.name, 0)],
     "allow_atomic": True,
     "metadata": {"bronze.bucket": SETTINGS.bucket, "bronze.prefix": SETTINGS.prefix, "bronze.key_layout": KEY_LAYOUT},
 }
 CATALOG_CONFIG = {"name": CATALOG, "subjects": SUBJECTS, "allow_atomic": True, "allow_msg_ttl": True}
-#: Two writers that cut differently, as two versions of the service may.
+#: Two writers that make different cuts, as two versions of the service may.
 MESSAGES_MAX = (3, 2)
-#: A request that is older got no answer in time: from then on its reply is lost.
+#: After this time a request has timed out, and its reply is lost.
 REPLY_S_MAX = 2.0
-#: Virtual time that a step takes: enough for an idle writer to look again.
+#: The virtual time of a step: enough for an idle writer to read again.
 STEP_S = 0.11
-#: Of a client's body: no test comes near it.
+#: The largest body; no test reaches it.
 BODY_BYTES_MAX = 2**30
-#: Without faults a client has its answer after that many tries.
+#: Without faults a client has its answer after so many attempts.
 RETRIES_MAX = 2
 
 
@@ -77,7 +77,7 @@ RETRIES_MAX = 2
 
 
 class _Clock(selectors.SelectSelector):
-    """Waiting passes the time instead of taking it."""
+    """Advances virtual time instead of waiting."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -89,7 +89,7 @@ class _Clock(selectors.SelectSelector):
 
 
 class Loop(asyncio.SelectorEventLoop):
-    """An event loop whose time passes only when nothing is left to do, and which does a thread's work at once."""
+    """An event loop with virtual time, which advances only when nothing can run. Work for threads is done at once."""
 
     def __init__(self) -> None:
         self._clock = _Clock()
@@ -108,7 +108,7 @@ class Loop(asyncio.SelectorEventLoop):
 
 
 class Outcome(StrEnum):
-    """What becomes of a request; `STALE` is `DONE` for all but what a replica may answer."""
+    """The outcome of a request. `STALE` differs from `DONE` only for requests that a replica may answer."""
 
     DONE = "done"
     LOST = "done, reply lost"
@@ -119,7 +119,7 @@ class Outcome(StrEnum):
 
 @dataclass(eq=False)
 class Ask:
-    """A request under way to a server. `act` takes how many of the newest messages its replica lacks."""
+    """A request on its way to a server. `act` gets the number of newest messages that the replica lacks."""
 
     process: "Process"
     name: str
@@ -130,34 +130,34 @@ class Ask:
 
 
 class Link(ModelJetStream):
-    """A process's connection to the queue. A patient one waits for the test at each request."""
+    """A process's connection to the queue. If it is patient, each request waits for the test."""
 
     def __init__(self, process: "Process", *, patient: bool = True) -> None:
         super().__init__(process.world.server, process.ask if patient else at_once)
         self._world = process.world
 
     async def create_stream(self, config: Mapping[str, Any]) -> None:
-        """The lane's: the model names it, by its own time."""
+        """Create the lane's stream. The model names it by its own time."""
         await self._ask_server("make", lambda _: self._world.new_epoch(config), writes=True)
 
     async def has(self, stream: str, sequence: int) -> bool:
-        return True  # a hint; this one always makes its reader look
+        return True  # only a hint; this one always makes the reader read
 
 
 # --- the processes
 
 
 class Unclaimed(NatsQueue):
-    """The queue of the command that changes the lanes; no role of the model makes a stream, so none has to be held."""
+    """The queue of the command that changes the lanes. It holds no claims: no role of the model creates a stream."""
 
     async def hold_claim(self, source: str, number: int, command: str) -> None: ...
     async def release_claim(self, source: str, number: int) -> None: ...
 
 
 class NewEpoch(LaneChange):
-    """The command that changes the lanes: here to one of a new epoch, which is all that makes it another."""
+    """The command that changes the lanes: here to one lane of a new epoch."""
 
-    #: the epochs to leave
+    #: the epochs to replace
     outdated: AbstractSet[str] = frozenset()
 
     def _as_wanted(self, there: Sequence[LaneState]) -> bool:
@@ -166,7 +166,7 @@ class NewEpoch(LaneChange):
 
 @dataclass(frozen=True)
 class Wiring:
-    """What the processes are made of; a negative control puts a part in that lacks one rule."""
+    """The parts of the processes. A negative control replaces a part by one that lacks a rule."""
 
     queue: type[NatsQueue] = NatsQueue
     catalog: type[NatsCatalog] = NatsCatalog
@@ -176,12 +176,12 @@ class Wiring:
     changed: type[Unclaimed] = Unclaimed
 
 
-#: As it runs.
+#: The parts of the real service.
 SERVICE = Wiring()
 
 
 class BothOwn:
-    """A lock that everybody has: correctness may not rest on it."""
+    """A lock that every consumer has: correctness must not depend on the lock."""
 
     attempt = Attempt()
 
@@ -195,14 +195,14 @@ class BothOwn:
 
 
 class Process:
-    """A running process: what it does at the same time, all of which a crash ends."""
+    """A running process with its concurrent tasks, all of which end at a crash."""
 
     def __init__(self, world: "World") -> None:
         self.world = world
         self.tasks: list[asyncio.Task[None]] = []
 
     async def ask(self, name: str, act: Callable[[int], T], *, writes: bool = False) -> T:
-        """Have the test decide what becomes of a request."""
+        """Let the test decide the outcome of a request."""
         return await self.world.ask(self, name, act, writes=writes)
 
     def start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
@@ -217,7 +217,7 @@ class Process:
 
 
 class Consumer(Process):
-    """A consumer of the lane. Its writer waits for the test at each request; what it purges, it purges at once."""
+    """A consumer of the lane. Each request of its writer waits for the test; its purges are done at once."""
 
     def __init__(self, world: "World", messages_max: int) -> None:
         super().__init__(world)
@@ -254,7 +254,7 @@ class Consumer(Process):
 
 
 class ApiProcess(Process):
-    """An API."""
+    """An API process."""
 
     def __init__(self, world: "World") -> None:
         super().__init__(world)
@@ -271,7 +271,7 @@ class ApiProcess(Process):
 
 
 class Changing(Process):
-    """That command, running."""
+    """A running command that changes the lanes."""
 
     def __init__(self, world: "World") -> None:
         super().__init__(world)
@@ -289,7 +289,7 @@ class Changing(Process):
         self.working.add_done_callback(self._ended)
 
     async def _run(self) -> None:
-        with suppress(Unavailable):  # whoever runs it runs it again
+        with suppress(Unavailable):  # the operator runs it again
             await self._change.run()
 
     def _ended(self, work: asyncio.Task[None]) -> None:
@@ -299,7 +299,7 @@ class Changing(Process):
 
 @cache
 def _telemetry() -> Telemetry:
-    """Telemetry that nobody hears."""
+    """Telemetry without exporters."""
     return replace(
         sdk.assemble(Resource.get_empty()), tracer=NoOpTracer(), instruments=Instruments.create(NoOpMeter("model"))
     )
@@ -307,7 +307,7 @@ def _telemetry() -> Telemetry:
 
 @dataclass(eq=False)
 class Client:
-    """Someone who sends one body, and what came of it: every 202, or a refusal."""
+    """A client that sends one body, and its answers: every 202, or a refusal."""
 
     records: Sequence[bytes]
     key: str | None = None
@@ -317,7 +317,7 @@ class Client:
 
     @property
     def settled(self) -> bool:
-        """Whether it has its answer, or cannot ask again: without a key it would be another submission."""
+        """Whether it has a final answer, or cannot retry: without a key, a retry would be another submission."""
         return bool(self.answers or self.refused or self.key is None)
 
     @property
@@ -325,12 +325,12 @@ class Client:
         return self.sending is not None and not self.sending.done()
 
 
-# --- all of it
+# --- the whole model
 
 
 @dataclass(frozen=True)
 class Stored:
-    """An object as a reader finds it."""
+    """An object as a reader sees it."""
 
     contents: Contents
     rows: Sequence[tuple[str, bytes]]  # submission_id, payload
@@ -349,7 +349,7 @@ class _Unforeseen(logging.Handler):
 
 
 class World:
-    """One lane, its servers, two consumers, an API and its clients. `began` is the servers' time at first."""
+    """One lane, its servers, two consumers, an API and its clients. `began` is the servers' initial time."""
 
     def __init__(self, wiring: Wiring, began: str) -> None:
         self.wiring = wiring
@@ -367,7 +367,7 @@ class World:
         self.catalog = self.server.stream(CATALOG)
         #: the lane's stream of every epoch
         self.epochs: list[tuple[Lane, Stream]] = []
-        #: epochs that the change of the lanes leaves behind
+        #: epochs that the change of the lanes replaces
         self.outdated: set[str] = set()
         self.changing: Changing | None = None
         self.new_epoch(LANE_CONFIG)
@@ -375,7 +375,7 @@ class World:
         self.asks: list[Ask] = []
         self.late: list[Ask] = []
         self.clients: list[Client] = []
-        #: for each record the moment when it was last promised, and that when a rollback took it from the queue
+        #: for each record: when it was last accepted, and when a rollback removed it from the queue
         self.promised: dict[bytes, int] = {}
         self.taken: dict[bytes, int] = {}
         self.rolled_back = self.has_to_halt = False
@@ -398,14 +398,14 @@ class World:
         return self.epochs[-1][1]
 
     def new_epoch(self, config: Mapping[str, Any]) -> None:
-        """Make the lane's stream; the server refuses a second one."""
+        """Create the lane's stream. The server refuses a second one."""
         now = self._began + dt.timedelta(seconds=self.loop.time())
         lane = Lane(SOURCE.name, 0, f"{now:%Y%m%dT%H%M%S}{len(self.epochs):03}")
         self.server.create({**config, "name": lane.stream})
         self.epochs.append((lane, self.server.stream(lane.stream)))
 
     def change(self) -> None:
-        """Run the command that changes the lanes, for the first time or again."""
+        """Run the command that changes the lanes, for the first time or once more."""
         if self.changing:
             self.crash(self.changing)
         self.changing = Changing(self)
@@ -424,15 +424,15 @@ class World:
         return self._began.timestamp() + self.loop.time()
 
     def moment(self) -> int:
-        """A number for now: what happened before has a lower one."""
+        """A number for the current moment, higher than all before."""
         self._moments += 1
         return self._moments
 
     def run(self, seconds: float) -> None:
-        """Let every process work until it waits for a server, and the time pass."""
+        """Let every process run until it waits for a server, and advance the time."""
         self.loop.run_until_complete(asyncio.sleep(seconds))
 
-    # --- requests, and what becomes of them
+    # --- requests and their outcomes
 
     async def ask(self, process: Process, name: str, act: Callable[[int], T], *, writes: bool) -> T:
         ask = Ask(process, name, act, writes, self.loop.create_future(), self.loop.time())
@@ -441,7 +441,7 @@ class World:
         return reply
 
     def answer(self, ask: Ask, outcome: Outcome = Outcome.DONE, lag: int = 0) -> None:
-        """Let one request go on."""
+        """Give one request its outcome."""
         self.asks.remove(ask)
         if ask.writes and outcome in {Outcome.DONE, Outcome.STALE} and self.loop.time() - ask.asked_s > REPLY_S_MAX:
             outcome = Outcome.LOST
@@ -465,7 +465,7 @@ class World:
         self._supervise()
 
     def _supervise(self) -> None:
-        """Start a process anew that ended since its stream was replaced."""
+        """Restart a process that ended because its stream was replaced."""
         for number, consumer in enumerate(self.consumers):
             if consumer.gone:
                 self.restart_consumer(number)
@@ -473,24 +473,24 @@ class World:
             self.restart_api()
 
     def work(self, process: Process, until: str) -> None:
-        """Let a process go on undisturbed until it asks for something."""
+        """Let a process run without faults until it makes this request."""
         while (ask := next(ask for ask in self.asks if ask.process is process)).name != until:
             self.answer(ask)
 
     def arrive(self, ask: Ask) -> None:
-        """Apply a request that its sender gave up."""
+        """Apply a request that its sender no longer waits for."""
         self.late.remove(ask)
         self._apply(ask)
 
     @staticmethod
     def _apply(ask: Ask) -> None:
-        with suppress(ApiError, Unavailable):  # the server's "no" reaches nobody
+        with suppress(ApiError, Unavailable):  # nobody receives the server's error
             ask.act(0)
 
     # --- crashes
 
     def crash(self, process: Process) -> None:
-        """Kill a process. What it was writing may arrive later."""
+        """Kill a process. Its pending writes may arrive later."""
         process.kill()
         mine = [ask for ask in self.asks if ask.process is process]
         self.asks = [ask for ask in self.asks if ask.process is not process]
@@ -506,7 +506,7 @@ class World:
         self.api = ApiProcess(self)
 
     def roll_back(self, time: str, *, catalog: bool) -> None:
-        """The server comes back with the data of an earlier time: the lane's, and the catalog's too or not."""
+        """Reset the lane's data, and optionally the catalog's, to those of an earlier time."""
         self.rolled_back = True
         lost = self.queue.roll_back(time)
         for message in lost:
@@ -532,7 +532,7 @@ class World:
         except Refused as error:
             client.refused = error
         except Unavailable:
-            pass  # 503: ask again
+            pass  # 503: retry
         except Gone:
             self.api.gone = True  # the same
         else:
@@ -540,18 +540,18 @@ class World:
             self.promised |= dict.fromkeys(client.records, self.moment())
 
     def poison(self, record: bytes) -> None:
-        """A message that no version of the service has written, if there is a lane that takes it."""
+        """Publish a message that no version of the service would write, if a lane accepts it."""
         if self.lane.stream not in self.server.streams or self.queue.sealed:
             return
         self.queue.store([Outgoing(lane_subject(SOURCE.name, 0, "poison"), b"[" + record + b"]", {})])
         self.promised[record] = self.moment()
 
-    # --- the end: everything comes to rest, then it is looked at
+    # --- the end: everything is drained, then checked
 
     def drain(self) -> None:
-        """New processes, no more faults, every client asks until it is answered.
+        """Start new processes without faults, and let every client retry until it has an answer.
 
-        What is late comes last of all, and new consumers find it.
+        Late requests arrive at the very end, and new consumers process them.
         """
         self.restart_api()
         self._restart_consumers()
@@ -577,7 +577,9 @@ class World:
             self.restart_consumer(number)
 
     def rest(self) -> None:
-        """Run until for longer than any wait of the service, the purge's grace included, writers only look for more."""
+        """Run until writers only wait for new messages, for longer than any delay of the service including the purge
+        grace.
+        """
         seen: tuple[int, ...] = ()
         quiet_s = 0.0
         for _ in range(1000):
@@ -616,20 +618,20 @@ class World:
         return {key: _records(one.body) for key, one in self.objects.items() if key.startswith("quarantine/")}
 
     def check(self) -> None:
-        """The invariants of `docs/delivery.md`, once all has come to rest."""
+        """Check the invariants of `docs/delivery.md` after everything is drained."""
         assert not self.unforeseen, self.unforeseen
         self.check_promise()
         if self.check_halted():
             return
         self.check_chain()
         self.check_identities()
-        if not self.rolled_back:  # else a retry finds nothing of its first try, and is another submission
+        if not self.rolled_back:  # else a retry may find no trace of the first attempt, and is another submission
             self.check_answers()
 
     def check_promise(self) -> None:
-        """I1: nothing is stored twice, and what was accepted is stored or set aside, once.
+        """I1: nothing is stored twice, and every accepted record is stored or quarantined once.
 
-        In a halted lane it may still wait in the queue, and what a rollback took from the queue is gone.
+        In a halted lane it may still wait in the queue. Records that a rollback removed from the queue are lost.
         """
         held = Counter(payload for one in self.stored().values() for _, payload in one.rows)
         held += Counter(record for records in self.aside().values() for record in records)
@@ -643,15 +645,15 @@ class World:
             assert kept or self.taken.get(record, 0) > promised, f"I1: accepted and lost: {record!r}"
 
     def check_halted(self) -> bool:
-        """I6: the lane halts where the queue lost what the chain stands on; without a rollback never."""
+        """I6: the lane halts if the queue lost the messages that the chain depends on, and never without a rollback."""
         halted = [consumer.halted for consumer in self.consumers]
-        assert len(set(halted)) == 1, "I6: one consumer halts where another goes on"
+        assert len(set(halted)) == 1, "I6: one consumer halts and another continues"
         assert not halted[0] or self.rolled_back, "I6: halted without a reason"
         assert halted[0] or not self.has_to_halt, "I6: the queue lost what the chain stands on, and the lane goes on"
         return halted[0]
 
     def check_chain(self) -> None:
-        """I2, I3, I5: the ranges follow each other up to the queue's end, and catalog and bucket say the same."""
+        """I2, I3, I5: the ranges follow each other up to the queue's end, and catalog and bucket agree."""
         stored, entries = self.stored(), self.entries()
         for lane, queue in self.epochs:
             last = 0
@@ -669,7 +671,7 @@ class World:
         assert sorted(key for entry in entries for key in entry.quarantined) == sorted(self.aside()), "I3: quarantine"
 
     def check_identities(self) -> None:
-        """I4: each stored submission is whole, and its identity names exactly the objects that hold it."""
+        """I4: each stored submission is complete, and its identity names exactly the objects that contain it."""
         held: dict[str, list[str]] = {}
         stored = self.stored()
         for entry in self.entries():
@@ -682,7 +684,7 @@ class World:
             assert identity.parts_done == identity.parts, "I4: a stored submission is not whole"
 
     def check_answers(self) -> None:
-        """I7: everybody is answered, and whoever sends the same body under the same key gets the same 202."""
+        """I7: every client gets an answer, and the same body under the same key gets the same 202."""
         told: dict[tuple[str, Sequence[bytes]], set[tuple[str, str | None, str]]] = {}
         for client in self.clients:
             assert client.settled, f"I7: no answer in the end: {client}"

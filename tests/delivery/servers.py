@@ -1,6 +1,6 @@
-"""The queue's and the bucket's servers in a model, as far as the service uses them, and connections to them.
+"""Models of the queue's and the bucket's servers, as far as the service uses them, and connections to them.
 
-What they do is what nats-server and S3 do: `tests/contract/test_jetstream.py` and `test_bucket.py` ask both the same.
+They behave as nats-server and S3: `tests/contract/test_jetstream.py` and `test_bucket.py` run the same tests on both.
 """
 
 import datetime as dt
@@ -18,12 +18,12 @@ from bronze.servers.jetstream import ApiError, JetStream, Outgoing, StreamState
 
 T = TypeVar("T")
 
-#: The server takes that many messages in one batch (ADR-50).
+#: The largest number of messages in one batch (ADR-50).
 BATCH_MESSAGES_MAX = 1_000
-#: What the server stores beside a message's subject, headers and payload.
+#: Bytes that the server stores in addition to a message's subject, headers and payload.
 RECORD_BYTES = 30
 
-# err_code of the server's API errors that the service never meets
+# err_code of API errors that the service never gets
 BATCH_DISABLED = 10174
 BATCH_INCOMPLETE = 10176
 BATCH_TOO_LARGE = 10199
@@ -35,21 +35,21 @@ _TTL_UNIT_S = {None: 1, "s": 1, "m": 60, "h": 3600}
 
 
 class Ask(Protocol):
-    """Decides when a request is done, and whether its answer comes.
+    """Decides when a request is executed, and whether its answer arrives.
 
-    `act` does it, and takes how many of the newest messages the replica that answers lacks.
+    `act` executes it, given the number of newest messages that the answering replica lacks.
     """
 
     async def __call__(self, name: str, act: Callable[[int], T], *, writes: bool = False) -> T: ...
 
 
 async def at_once(name: str, act: Callable[[int], T], *, writes: bool = False) -> T:
-    """Each request is done when it is made, by a replica that lacks nothing."""
+    """Executes each request at once, on a replica that lacks no messages."""
     return act(0)
 
 
 def collide(one: str, other: str) -> bool:
-    """Whether a subject can be of both; either may have wildcards."""
+    """Whether a subject can match both patterns."""
     tokens, others = one.split("."), other.split(".")
     for token, of_other in zip(tokens, others, strict=False):
         if ">" in {token, of_other}:
@@ -63,12 +63,12 @@ def collide(one: str, other: str) -> bool:
 
 
 class Stream:
-    """A stream: what was stored, by sequence, and when each batch was."""
+    """A stream: the stored messages by sequence, and the time of each batch."""
 
     def __init__(self, config: Mapping[str, Any], time: Callable[[], str], now_s: Callable[[], float]) -> None:
         self.config = dict(config)
         self.name: str = config["name"]
-        #: all that was stored; what is not there any more is below the purge, replaced or expired
+        #: all messages ever stored, including purged, replaced and expired messages
         self.log: list[Message] = []
         self.commits: list[str] = []
         self.last = 0
@@ -78,7 +78,7 @@ class Stream:
 
     @property
     def first(self) -> int:
-        """The first message's sequence, or where one is to be."""
+        """The sequence of the first message, or of the next one if the stream is empty."""
         present = self.present()
         return present[0].sequence if present else self.last and self.last + 1
 
@@ -98,7 +98,7 @@ class Stream:
         return ttl_s is not None and unix_time_s(message.time) + ttl_s <= self._now_s()
 
     def view(self, lag: int) -> list[Message]:
-        """What a replica holds: one that lags lacks the newest messages and keeps what was purged."""
+        """The messages of a replica. If it lags, it lacks the newest messages and still has purged ones."""
         return self.log[: max(0, len(self.log) - lag)] if lag else self.present()
 
     def at(self, sequence: int) -> Message | None:
@@ -108,7 +108,7 @@ class Stream:
         return next((message for message in reversed(self.present()) if collide(subject, message.subject)), None)
 
     def store(self, batch: Sequence[Outgoing]) -> int:
-        """All or none; what a message expects is checked against the stream before the batch."""
+        """Store all messages or none. Their expectations are checked against the stream before the batch."""
         if self.sealed:
             raise ApiError(js.SEALED, 400, "invalid operation on sealed stream")
         if len(batch) > 1 and not self.config.get("allow_atomic"):
@@ -143,7 +143,7 @@ class Stream:
             raise ApiError(js.WRONG_LAST_SEQUENCE, 400, "wrong last sequence")
 
     def purge_below(self, sequence: int) -> None:
-        """Drop what lies below a sequence; one beyond the end is the next message's."""
+        """Remove the messages below a sequence, which is at most that of the next message."""
         if self.sealed:
             raise Unavailable(Outage.QUEUE_AWAY, "the queue refuses to purge: invalid operation on sealed stream")
         self._purged_below = max(self._purged_below, sequence)
@@ -155,7 +155,7 @@ class Stream:
         self.config |= changes
 
     def roll_back(self, time: str) -> list[Message]:
-        """Be as it was at a time, nothing purged yet; gives what is lost."""
+        """Reset the stream to an earlier time, without purges; returns the lost messages."""
         self.commits = [commit for commit in self.commits if commit <= time]
         kept = [message for message in self.log if message.time <= time]
         lost = self.log[len(kept) :]
@@ -170,7 +170,7 @@ def _stored_bytes(message: Message | Outgoing) -> int:
 
 
 def _ttl_s(headers: Mapping[str, str]) -> int | None:
-    """How long a message with these headers is kept; None: for ever."""
+    """How long a message with these headers is kept; None if there is no limit."""
     text = headers.get(js.TTL, "never")
     if text == "never":
         return None
@@ -189,7 +189,7 @@ class QueueServer:
         self._time_ns = 0
 
     def time(self) -> str:
-        """Now, as the server writes it: no two are equal."""
+        """The current time in the server's format; no two times are equal."""
         self._time_ns = max(self._time_ns + 1, int(self._now_s() * 1e9))
         whole_s, ns = divmod(self._time_ns, 10**9)
         return f"{dt.datetime.fromtimestamp(whole_s, dt.UTC):%Y-%m-%dT%H:%M:%S}.{ns:09}Z"
@@ -200,7 +200,7 @@ class QueueServer:
         return self.streams[name]
 
     def names(self, subject: str) -> list[str]:
-        """The streams that hold a subject; wildcards are taken."""
+        """The streams with a subject, which may have wildcards."""
         return sorted(
             name for name, one in self.streams.items() if any(collide(subject, of) for of in one.config["subjects"])
         )
@@ -225,7 +225,7 @@ class QueueServer:
 
 
 class ModelJetStream(JetStream):
-    """A connection to a modelled queue. What only looks at a stream as a whole is answered at once."""
+    """A connection to a modelled queue. Requests for a stream's state are answered at once."""
 
     def __init__(self, server: QueueServer, ask: Ask = at_once) -> None:
         self._server = server
@@ -322,14 +322,14 @@ class ModelJetStream(JetStream):
 
 @dataclass(frozen=True)
 class Object:
-    """What stands under a key."""
+    """An object in the bucket."""
 
     body: bytes
     metadata: Mapping[str, str]
 
 
 class ModelBucket:
-    """A connection to a modelled bucket, which is a mapping of keys. What is read of an object is there at once."""
+    """A connection to a modelled bucket, which is a mapping by key. Reads of an object are answered at once."""
 
     name = "bronze"
 

@@ -1,6 +1,6 @@
 """Another number of lanes under load, on real processes, while the command that changes it is killed.
 
-BRONZE_KILL_SEED as for the kill test: it decides where the command dies.
+BRONZE_KILL_SEED as for the kill test: it decides where the command is killed.
 """
 
 import asyncio
@@ -22,20 +22,20 @@ from tests.delivery.kill.harness import CONSUMERS, POLL_S, Clients, System, atte
 SEED = os.environ.get("BRONZE_KILL_SEED", "9")
 CLIENTS = 3
 LANES = "BRONZE_LANES"
-#: From so many lanes to so many, and how often the command dies on the way.
+#: The numbers of lanes before and after, and how often the command is killed.
 CHANGES = ((2, 3, 1), (3, 1, 1))
-#: Acts of a change of four sources: claims, seals, removals, new streams.
+#: Requests of a change of four sources: claims, seals, removals, new streams.
 ACTS_MAX = 40
 
 
 class Changing(System):
-    """A system whose operator sets the number of lanes when the roles have ended, and starts them anew."""
+    """A system whose operator sets BRONZE_LANES when the roles have ended, and restarts them."""
 
     lanes = CHANGES[0][0]
 
     async def keep(self) -> None:
-        """Start again what ends: since its lanes were replaced (1), since there is another number of them (2), or
-        since they were not whole for long (3).
+        """Restart roles that end: because their lanes were replaced (1), because the number of lanes differs (2), or
+        because lanes were missing for long (3).
         """
         while True:
             for name, process in self._roles.items():
@@ -47,7 +47,7 @@ class Changing(System):
             await asyncio.sleep(POLL_S)
 
     async def change(self, lanes: int, acts: int | None = None) -> int:
-        """Run the command, and kill it before its so-manieth act; gives its exit code."""
+        """Run the command and kill it after so many requests; returns its exit code."""
         program = self._roles["api"].program
         env = {**programs.environment(program), **({wiring.ACTS: str(acts)} if acts is not None else {})}
         with (self.root / "lanes.log").open("ab") as log:
@@ -58,13 +58,13 @@ class Changing(System):
 
 
 def with_retired(found: Found) -> Found:
-    """The lanes whose streams are gone end where the catalog says; the others as they are."""
+    """Adds the lanes whose streams were deleted: they end at their last catalog entry."""
     ends = {Lane(one.source, one.lane, one.epoch).stream: (one.last, one.last) for one in found.entries}
     return replace(found, lanes={**ends, **found.lanes})
 
 
 async def some_accepted(clients: Clients) -> None:
-    """Wait until more is accepted."""
+    """Wait until more submissions are accepted."""
     before = len(clients.accepted)
     async for _ in attempts(60, "nothing is accepted"):
         if len(clients.accepted) >= before + 10:
@@ -74,8 +74,8 @@ async def some_accepted(clients: Clients) -> None:
 async def test_another_number_of_lanes_under_load_loses_and_doubles_nothing(
     tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
-    """However often the command is killed: it is finished by running it again; each accepted record is stored once, in
-    chains without a gap, and a retry across the change gets the 202 that it got.
+    """However often the command is killed, another run finishes it. Each accepted record is stored once, in chains
+    without gaps, and a retry after the change gets the same 202.
     """
     seed = random.SystemRandom().randrange(10**6) if SEED == "random" else int(SEED)
     rng = random.Random(seed)

@@ -1,7 +1,7 @@
 """The delivery promise, on real processes that are killed and paused at every step.
 
-BRONZE_KILL_SEED (a number, or `random`) and BRONZE_KILL_ROUNDS choose the run; a round takes about 40 s. The seed
-decides what is sent, who is struck where, and in which order; the operating system decides the rest.
+BRONZE_KILL_SEED (a number, or `random`) and BRONZE_KILL_ROUNDS choose the test; a round takes about 40 s. The seed
+decides the submissions, the processes and steps of kills, and their order; the operating system decides the rest.
 """
 
 import asyncio
@@ -22,19 +22,19 @@ from tests.delivery.kill.harness import CONSUMERS, Clients, Submission, System, 
 from tests.delivery.kill.wiring import DEADLY, Step
 
 SEED = os.environ.get("BRONZE_KILL_SEED", "9")
-#: Rounds of kills with the lock as it is, and as many with the lock handed to all.
+#: Rounds of kills with the real lock, and as many with a lock that every consumer gets.
 ROUNDS = int(os.environ.get("BRONZE_KILL_ROUNDS", "3"))
 CLIENTS = 6
 LATE_SENDS = 6
 RETRIES = 200
 KILLS_MIN = 5
 STEPS = (Step.READ_PUT, Step.PUT_CATALOG, Step.CATALOG_PURGE, Step.PUBLISH_202)
-#: Some are longer than the deadline, the lock's expiry and the purge's grace: who pauses comes back to another world.
+#: Some pauses are longer than the deadline, the lock's expiry and the purge grace, so that others have taken over.
 PAUSE_S = (0.5, 4.0)
 
 
 def blows(rng: random.Random, rounds: int) -> list[tuple[Step | str, Signals]]:
-    """Who is struck: in each round every step and every kind of process, in an order of its own."""
+    """The kills and pauses: in each round at every step and of every kind of process, in random order."""
     plan: list[tuple[Step | str, Signals]] = []
     for _ in range(rounds):
         of_round: list[tuple[Step | str, Signals]] = [
@@ -50,7 +50,7 @@ def blows(rng: random.Random, rounds: int) -> list[tuple[Step | str, Signals]]:
 
 
 async def meet_deadly_record(clients: Clients) -> Submission:
-    """Send a record that kills its decoder among others, and wait until it is set aside."""
+    """Send a record that kills its decoder, among others, and wait until it is in quarantine."""
     burst = [clients.submission("vehicles", keyed=True) for _ in range(8)]
     deadly = clients.submission("vehicles", DEADLY.decode(), keyed=True)
     burst.insert(4, deadly)
@@ -62,7 +62,7 @@ async def meet_deadly_record(clients: Clients) -> Submission:
 
 
 async def retry(clients: Clients, rng: random.Random) -> None:
-    """A submission sent again under its key gets its 202 again, and a 409 with another body."""
+    """Checks that a retry under the same key gets the same 202, and another body a 409."""
 
     async def one(submission: Submission, accepted: Mapping[str, Any]) -> None:
         again = await clients.settle(submission)
@@ -76,7 +76,7 @@ async def retry(clients: Clients, rng: random.Random) -> None:
 
 
 def reasons(found: Found, word: str) -> set[str]:
-    """The records that were set aside for a reason with a word in it."""
+    """The quarantined records whose reason contains a word."""
     return {
         record
         for contents, _ in found.objects.values()
@@ -90,8 +90,9 @@ def reasons(found: Found, word: str) -> set[str]:
 async def test_killed_anywhere_each_accepted_record_is_there_exactly_once(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], record_property: Callable[[str, object], None]
 ) -> None:
-    """Whoever is killed or paused, wherever: each accepted record is in an object, or set aside for killing its
-    decoder, exactly once; the catalog equals the bucket; no lane has a gap or an overlap; retries get what they got.
+    """Whichever process is killed or paused at any step: each accepted record is in an object exactly once, or in
+    quarantine because it kills its decoder. The catalog equals the bucket, no lane has a gap or an overlap, and retries
+    get the same answers.
     """
     seed = random.SystemRandom().randrange(10**6) if SEED == "random" else int(SEED)
     with capsys.disabled():
@@ -152,7 +153,7 @@ async def test_killed_anywhere_each_accepted_record_is_there_exactly_once(
 
 
 async def test_checker_finds_the_loss_of_an_entry_before_its_object(tmp_path: Path) -> None:
-    """The same kill with the catalog entry appended before the PUT loses records, and the checker says which."""
+    """If the catalog entry is appended before the PUT, a kill loses records, and the checker finds them."""
     async with System(tmp_path) as system, Clients(system, random.Random(9)) as clients, asyncio.TaskGroup() as group:
         system.start("api", "serve")
         system.start("consumer", "consume", **{wiring.CATALOG_FIRST: "1"})

@@ -1,4 +1,4 @@
-"""The kill test's checker finds each kind of damage, and nothing in a whole chain."""
+"""The kill test's checker finds each kind of damage, and none in a complete chain."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,7 +19,7 @@ def contents(key: str, first: int, last: int, records: int) -> Contents:
 
 
 def found(*objects: tuple[Contents, list[str]], set_aside: str = "late") -> Found:
-    """What is there after these objects, the last of which lists a message that was set aside."""
+    """The servers' contents with these objects, the last of which lists a quarantined message."""
     aside = {"sequence": 3, "key": "quarantine/3", "reason": "", "records": 1, "headers": {}}
     listed = msgspec.convert([aside], type=Contents.__annotations__["quarantined"])
     *before, (last, records) = objects
@@ -38,7 +38,7 @@ WHOLE = found((A, ["one", "two"]), (B, ["three"]))
 
 
 def test_whole_chain_is_right() -> None:
-    """Nothing is found where nothing is wrong."""
+    """The checker finds nothing in undamaged data."""
     verdict = check(SENT, WHOLE)
     assert verdict, str(verdict)
 
@@ -62,11 +62,11 @@ def test_whole_chain_is_right() -> None:
     ],
 )
 def test_damage_is_found(damaged: Callable[[], Found], finding: set[str]) -> None:
-    """Loss, a double, a record that nobody accepted, a gap, an overlap, a catalog unlike the bucket, a late purge."""
+    """Loss, a double, a record that was not accepted, a gap, an overlap, a catalog unlike the bucket, a late purge."""
     verdict = check(SENT, damaged())
     assert {name for name, wrong in vars(verdict).items() if wrong} == finding
 
 
 def test_missing_identity_is_found() -> None:
-    """An accepted submission that the catalog does not know."""
+    """The checker finds an accepted submission without an identity in the catalog."""
     assert check(replace(SENT, submissions={"id": True}), WHOLE).identities == ["id has none"]

@@ -1,6 +1,6 @@
 """The delivery protocol under every order of events that a random search reaches (`docs/delivery.md`).
 
-BRONZE_MODEL_SEED and BRONZE_MODEL_EXAMPLES make the search another one, and longer.
+BRONZE_MODEL_SEED sets the seed of the search, BRONZE_MODEL_EXAMPLES its length.
 """
 
 import os
@@ -39,14 +39,14 @@ EXAMPLES = int(os.environ.get("BRONZE_MODEL_EXAMPLES", "100"))
 
 pytestmark = pytest.mark.timeout(200 + EXAMPLES)
 
-#: Two of them make a submission of two messages.
+#: Two of these records make a submission of two messages.
 LARGE_CHARS = 600_000
 POISONS_MAX = 3
 EPOCHS_MAX = 3
-#: Longer than the purge's grace.
+#: Longer than the purge grace.
 PURGED_S = SETTINGS.purge_grace_s + 1
 
-#: What becomes of a process's next requests: all goes well for a while, then something happens.
+#: Outcomes of a process's next requests: some succeed, then a fault happens.
 fates = st.builds(lambda steps, last: [Outcome.DONE] * steps + [last], st.integers(0, 8), st.sampled_from(Outcome))
 numbers = st.integers(0, 2**10)
 processes = st.integers(0, 2)  # two consumers and the API
@@ -55,9 +55,9 @@ sizes = st.sampled_from([0, 0, 0, LARGE_CHARS])
 
 
 class Delivery(RuleBasedStateMachine):
-    """Clients, an API and two writers of one lane; every request's fate, every crash and pause is a rule's choice."""
+    """Clients, an API and two writers of one lane. Rules choose the outcome of every request, every crash and pause."""
 
-    began = "2026-01-01T00:59:50"  # objects fall into two hours
+    began = "2026-01-01T00:59:50"  # so that objects are in two hours
     wiring = SERVICE
     promise_only = False
 
@@ -79,23 +79,25 @@ class Delivery(RuleBasedStateMachine):
 
     @initialize(where=st.sampled_from(["new", "stored", "behind", "late", "racing"]))
     def begin(self, where: str) -> None:
-        """Most runs begin where a hole is near, so that a short search meets it; the rest is left to chance."""
+        """Most searches start in a state close to a possible fault, so that a short search finds it; the rest is
+        random.
+        """
         if where == "new":
             return
         slow, quick = self.world.consumers
         for writer in (slow, quick):
             self.world.work(writer, until="read")
-        if where == "late":  # a request for what is then stored and purged is still under way
+        if where == "late":  # a request for messages that are then stored and purged is still on its way
             self.send("a", 0, [Outcome.DONE, Outcome.LATE, Outcome.DONE], 1)
         else:
             self.send(None, 0, [Outcome.DONE], 1)
-        if where == "racing":  # the two are about to write the same key, and the quick one's object holds more
+        if where == "racing":  # both writers are about to write the same key, and the first object has more messages
             self.world.work(slow, until="put")
         self.send(None, 0, [Outcome.DONE], 1)
         self.world.work(quick, until="put")
         if where != "racing":
             self.world.work(quick, until="read")
-        if where in {"late", "behind"}:  # the slow one still waits for its first read, and that is purged
+        if where in {"late", "behind"}:  # the slow writer still waits for its first read, whose messages are purged
             self.world.run(PURGED_S)
 
     def _record(self, size: int = 0) -> bytes:
@@ -104,7 +106,7 @@ class Delivery(RuleBasedStateMachine):
 
     @rule(key=st.sampled_from(["a", "b", None]), size=sizes, fates=fates, lag=lags)
     def send(self, key: str | None, size: int, fates: Sequence[Outcome], lag: int) -> None:
-        """A new body. Under a key that was used it is the client's mistake."""
+        """Send a new body. Under a used key this is a mistake of the client."""
         client = Client([self._record(size), self._record(size)], key)
         self.world.clients.append(client)
         self._send(client, fates, lag)
@@ -122,7 +124,7 @@ class Delivery(RuleBasedStateMachine):
 
     @rule(number=processes, which=numbers, fates=fates, lag=lags)
     def go_on(self, number: int, which: int, fates: Sequence[Outcome], lag: int) -> None:
-        """One process works on, each request meeting its fate, while the others stand still: they are paused."""
+        """Let one process run, with a chosen outcome for each request, while the others are paused."""
         self._answer(self.world.processes[number], which, fates, lag)
 
     def _answer(self, process: Process, which: int, fates: Sequence[Outcome], lag: int) -> None:
@@ -155,7 +157,7 @@ class Delivery(RuleBasedStateMachine):
 
 
 class RolledBack(Delivery):
-    """The same, and the queue's server comes back with the data of an earlier time."""
+    """The same, and the queue's data is reset to an earlier time."""
 
     began = "2026-01-01T00:00:00"
 
@@ -167,11 +169,11 @@ class RolledBack(Delivery):
 
 
 class Changed(Delivery):
-    """The same, and the lane is sealed, drained and replaced by one of a new epoch."""
+    """The same, and the lane is sealed, drained and replaced by a lane of a new epoch."""
 
     @initialize(where=st.sampled_from(["changing", "new", "stored", "behind", "late", "racing"]))
     def begin(self, where: str) -> None:
-        """Some runs begin with an empty lane that is about to be removed."""
+        """Some searches start with an empty lane that is about to be removed."""
         if where != "changing":
             super().begin(where)
             return
@@ -182,7 +184,7 @@ class Changed(Delivery):
     @precondition(lambda self: len(self.world.epochs) < EPOCHS_MAX)
     @rule(again=st.booleans())
     def change(self, *, again: bool) -> None:
-        """Run the command; one that runs is killed. Again: it only finishes what was begun."""
+        """Run the command, after killing a running one. A repetition only finishes the change that was begun."""
         if not again or not self.world.outdated:
             self.world.outdated |= {lane.epoch for lane, _ in self.world.epochs}
         self.world.change()
@@ -195,7 +197,7 @@ class Changed(Delivery):
 
 
 def search(machine: type[Delivery], examples: int, chosen: str | None = None) -> None:
-    """A random search that is the same at each run with the same seed; without one, a digest of the machine is it."""
+    """A random search, which is the same for the same seed. The default seed is a digest of the state machine."""
     if chosen:
         machine = seed(int(chosen))(type(machine.__name__, (machine,), {}))
     run_state_machine_as_test(
@@ -213,19 +215,21 @@ def search(machine: type[Delivery], examples: int, chosen: str | None = None) ->
 
 
 def test_delivery(record_property: Callable[[str, object], None]) -> None:
-    """Whatever crashes, pauses, is lost, stale or late: each accepted record is stored once, and the books agree."""
+    """With any crash, pause, and lost, stale or late answer, each accepted record is stored once, and all records
+    agree.
+    """
     search(Delivery, EXAMPLES, SEED)
     record_property("runs", EXAMPLES)
 
 
 def test_rolled_back(record_property: Callable[[str, object], None]) -> None:
-    """A queue that was rolled back never doubles what is stored or drops what it still has: the lane halts instead."""
+    """After a rollback of the queue, no stored record is doubled and no queued record is dropped: the lane halts."""
     search(RolledBack, EXAMPLES, SEED)
     record_property("runs", EXAMPLES)
 
 
 def test_changed(record_property: Callable[[str, object], None]) -> None:
-    """Another lane in the place of one that works, whoever dies on the way: nothing is lost or stored twice."""
+    """If a working lane is replaced and any process dies meanwhile, nothing is lost or stored twice."""
     search(Changed, EXAMPLES * 3 // 5, SEED)
     record_property("runs", EXAMPLES * 3 // 5)
 
@@ -238,7 +242,7 @@ def world() -> Iterator[World]:
 
 
 def test_a_rolled_back_queue_is_not_purged(world: World) -> None:
-    """What a halted lane still has stays in the queue, also where its numbers are those of what was stored."""
+    """The messages of a halted lane stay in the queue, even if their sequences are those of stored messages."""
     for number in range(3):
         world.poison(b'"stored %d"' % number)
     world.rest()
@@ -252,11 +256,11 @@ def test_a_rolled_back_queue_is_not_purged(world: World) -> None:
 
 
 def test_bytes_that_nobody_has_halt_the_lane(world: World) -> None:
-    """An object that sets a message aside which a rollback took halts the lane, instead of being tried for ever."""
+    """An object that lists a quarantined message, removed by a rollback, halts the lane instead of endless retries."""
     for number in range(2):
         world.poison(b'"%d"' % number)
     world.work(world.consumers[0], until="put")
-    world.restart_consumer(0)  # dies while its object is on the way
+    world.restart_consumer(0)  # dies while its PUT is on the way
     world.arrive(world.late[0])
     world.roll_back(world.queue.commits[0], catalog=False)
     world.drain()
@@ -264,11 +268,11 @@ def test_bytes_that_nobody_has_halt_the_lane(world: World) -> None:
     assert [consumer.halted for consumer in world.consumers] == [True, True]
 
 
-# --- the negative half: parts that lack one rule each
+# --- negative controls: parts that each lack one rule
 
 
 class AnyTail(NatsQueue):
-    """Takes whatever message stands where the anchor stood."""
+    """Accepts any message at the sequence of the anchor."""
 
     async def read(self, lane: Lane, tail: Tail | None) -> list[Message]:
         first = tail.sequence if tail else 1
@@ -277,7 +281,7 @@ class AnyTail(NatsQueue):
 
 
 class SkipsGaps(NatsQueue):
-    """Takes what comes next, whatever is missing before it."""
+    """Accepts the next message, even if messages before it are missing."""
 
     async def read(self, lane: Lane, tail: Tail | None) -> list[Message]:
         first = tail.sequence + 1 if tail else 1
@@ -285,14 +289,14 @@ class SkipsGaps(NatsQueue):
 
 
 class NoIdentities(NatsCatalog):
-    """Does not ask where a submission is already."""
+    """Does not look up whether a submission is already stored."""
 
     async def identities(self, lane: Lane, position: Position, ids: Sequence[str]) -> Mapping[str, Identity]:
         return {}
 
 
 class OwnMind(LaneWriter):
-    """Goes on from what it meant to write, not from what is in the bucket."""
+    """Continues after the cut that it wanted to write, not after the object in the bucket."""
 
     async def _create(self, encoded: Encoded, upload: UploadTelemetry, read: Sequence[Message]) -> Contents:
         await super()._create(encoded, upload, read)
@@ -300,7 +304,7 @@ class OwnMind(LaneWriter):
 
 
 class Overwriting(ModelBucket):
-    """A bucket whose PUT replaces what is there."""
+    """A bucket whose PUT overwrites existing objects."""
 
     def put(self, key: str, new: Object) -> bool:
         self._objects[key] = new
@@ -308,7 +312,7 @@ class Overwriting(ModelBucket):
 
 
 class NotSealed(Unclaimed):
-    """Replaces a lane that still takes messages."""
+    """Replaces a lane that still accepts messages."""
 
     async def lanes_of(self, source: str) -> list[LaneState]:
         return [replace(one, sealed=False) for one in await super().lanes_of(source)]
@@ -317,7 +321,7 @@ class NotSealed(Unclaimed):
 
 
 class NotDrained(NewEpoch):
-    """Replaces a lane whatever it still holds."""
+    """Replaces a lane that is not drained."""
 
     async def _drain(self, lanes: Sequence[LaneState]) -> None: ...
 
@@ -335,7 +339,7 @@ class NotDrained(NewEpoch):
     ],
 )
 def test_each_rule_is_needed(machine: type[Delivery], without: Wiring) -> None:
-    """Without any one of these rules, the same search finds a record that is lost or stored twice."""
+    """If any one of these rules is missing, the same search finds a record that is lost or stored twice."""
     lacking: type[Delivery] = type("Lacking", (machine,), {"wiring": without, "promise_only": True})
     with pytest.raises(AssertionError, match="I1"):
         search(lacking, 400)

@@ -1,4 +1,4 @@
-"""What a client is told of a submission whose ack was lost."""
+"""The answer to a submission whose ack was lost."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -19,7 +19,7 @@ from tests import factories
 
 
 class LostAck:
-    """A queue that stores what is published and whose answer is lost; afterwards it tells nobody what it has."""
+    """A queue that stores a message and loses its ack, and afterwards answers no look-up."""
 
     connected = True
     stored = 0
@@ -39,7 +39,7 @@ class LostAck:
 
 
 async def test_stored_submission_is_not_reported_as_refused() -> None:
-    """Stored, its ack lost and the look-up in vain: the outcome is unknown, and the answer does not say otherwise."""
+    """The message is stored, its ack is lost and the look-up fails: the answer says that the outcome is unknown."""
     queue = LostAck()
     intake = JsonIntake(built_in()["vehicles"], body_bytes_max=1000, spool_memory_bytes_max=1000)
     intake.add_lines(b'{"vehicle_id": "N14228"}\n')

@@ -90,7 +90,7 @@ def test_panels_of_an_idle_system_have_data_or_a_text(idle: Grafana) -> None:
     def is_well(panel: tuple[str, str]) -> bool:
         queries = [query for query in PROMQL if (query.dashboard, query.panel) == panel and not is_limit(query)]
         has_data = [bool(idle.ask(query)) for query in queries]  # every query runs, so that the errors of each are seen
-        return any(has_data) or all(query.nothing and not SILENCE.search(query.nothing) for query in queries)
+        return any(has_data) or all(query.no_data and not SILENCE.search(query.no_data) for query in queries)
 
     settled(shown, is_well)
     if has_tempo(idle):

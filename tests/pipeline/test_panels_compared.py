@@ -66,7 +66,7 @@ def test_where_there_is_no_earlier_period_the_panels_say_so(prometheus: str) -> 
             assert query.legend == "no data one ${period:text} earlier"
         else:
             assert not values
-            assert query.kind == "range" or query.nothing == "no earlier data"
+            assert query.kind == "range" or query.no_data == "no earlier data"
 
 
 def _series() -> Iterator[str]:

@@ -20,7 +20,7 @@ from tests.system.blackbox import System, ndjson, until, vehicles
 POINTS = [query for query in panels.queries() if query.exemplars]
 RECORDS = 3
 #: A scrape misses the exemplars of an export that the next export has already replaced, which is likely for exports
-#: that were retried after the collector's start (`exporters/metrics/prometheus-scrape.yaml`). The other exporters lose none.
+#: that were retried after the collector's start (`exporters/metrics/prometheus-scrape.yaml`). Others lose none.
 SENT_MAX = {"prometheus-scrape": 3}
 #: The default interval of metric exports: an exemplar lasts until the next export.
 SOON = {"BRONZE_FLUSH_AGE_S": "0.2"}

@@ -1,4 +1,4 @@
-"""What became of the records: bucket, catalog and queue are read as they are, and compared with what was accepted."""
+"""Checks the delivery promise: reads bucket, catalog and queue, and compares them with the accepted records."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 
 @dataclass
 class Sent:
-    """The records that clients sent, by what they were told of them; a record is its JSON text, and unlike all others.
+    """The records that clients sent, by their answers. A record is its JSON text; all records differ.
 
-    `unknown` got no answer, or one that says that nobody knows; `refused` were told that nothing was stored.
-    `foreign` came late under the subject of another body: nobody was told of them.
+    `unknown` got no answer, or an answer with an unknown outcome; `refused` got an answer that nothing was stored.
+    `foreign` arrived late under the subject of another body: no client got an answer for them.
     """
 
     accepted: set[str] = field(default_factory=set)
@@ -42,11 +42,11 @@ class Sent:
 
 @dataclass(frozen=True)
 class Found:
-    """All that the servers hold, once everything is drained."""
+    """The contents of the servers after everything is drained."""
 
     #: each object's own footer and its rows' `_payload`, by key
     objects: Mapping[str, tuple[Contents, list[str]]]
-    #: the records of each message that was set aside, by key
+    #: the records of each quarantined message, by key
     quarantine: Mapping[str, list[str]]
     #: in the catalog's order
     entries: list[CatalogEntry]
@@ -58,19 +58,19 @@ class Found:
 
 @dataclass
 class Verdict:
-    """Empty lists, or what is wrong."""
+    """The violations by kind; all lists are empty if there are none."""
 
     lost: list[str] = field(default_factory=list)
     doubled: list[str] = field(default_factory=list)
-    #: stored although nobody accepted it
+    #: records that are stored but were not accepted
     strange: list[str] = field(default_factory=list)
     #: gaps and overlaps of a lane's objects
     ranges: list[str] = field(default_factory=list)
-    #: where catalog and bucket differ
+    #: differences between catalog and bucket
     catalog: list[str] = field(default_factory=list)
-    #: accepted submissions that the catalog does not know as done, where they are and for as long as promised
+    #: accepted submissions whose identity is missing, names other objects, or expires too early
     identities: list[str] = field(default_factory=list)
-    #: messages that the queue still holds below the anchor
+    #: messages that are still in the queue below the anchor
     unpurged: list[str] = field(default_factory=list)
 
     def __bool__(self) -> bool:
@@ -84,7 +84,7 @@ class Verdict:
 
 
 def check(sent: Sent, found: Found) -> Verdict:
-    """Each accepted record exactly once; the catalog equals the bucket; each lane's objects are one whole chain."""
+    """Checks that each accepted record is stored once, the catalog equals the bucket, and chains are complete."""
     verdict = Verdict()
     in_objects = Counter(record for _, records in found.objects.values() for record in records)
     set_aside = Counter(record for records in found.quarantine.values() for record in records)
@@ -106,7 +106,7 @@ def _check_ranges(verdict: Verdict, found: Found) -> None:
         chains[Lane(contents.source, contents.lane, contents.epoch).stream].append(contents)
     for stream, (first, last) in found.lanes.items():
         objects = sorted(chains.pop(stream, []), key=lambda one: one.first)
-        # what is before and after the chain, as objects of which only one end counts
+        # the positions before and after the chain, so that gaps at its ends are found, too
         ends = [0, *(one.last for one in objects)]
         begins = [*(one.first for one in objects), last + 1]
         verdict.ranges += [
@@ -157,7 +157,7 @@ def _check_identities(verdict: Verdict, sent: Sent, found: Found) -> None:
 
 
 def records_of(content: bytes, *, apart: bool) -> list[str]:
-    """A message's records, each exactly as it was sent; `apart`: of those that were rejected."""
+    """A message's records, each exactly as sent; `apart` is for messages with rejected records."""
     if apart:
         return [raw.decode() for _, raw in rejected_records.unpack(content)[1]]
     raws = message.split_records(MessageKind.RECORDS if content.startswith(b"[") else MessageKind.LINES, content)
@@ -165,7 +165,7 @@ def records_of(content: bytes, *, apart: bool) -> list[str]:
 
 
 def read_bucket(account: S3Account) -> tuple[dict[str, tuple[Contents, list[str]]], dict[str, list[str]]]:
-    """Every object with its rows' payloads, and the records of what is in quarantine."""
+    """Every object with its rows' payloads, and the records in quarantine."""
     s3: S3Client = boto3.client(
         "s3",
         endpoint_url=account.env["AWS_ENDPOINT_URL_S3"],
@@ -195,13 +195,13 @@ def read_bucket(account: S3Account) -> tuple[dict[str, tuple[Contents, list[str]
 
 
 async def streams(jetstream: JetStream, subject: str) -> list[str]:
-    """The names of the streams that hold a subject."""
+    """The names of the streams with a subject."""
     names: list[str] = (await jetstream.api("STREAM.NAMES", {"subject": subject}))["streams"]
     return names
 
 
 async def read_catalog(jetstream: JetStream) -> tuple[list[CatalogEntry], dict[str, tuple[Identity, str]]]:
-    """Every entry, in order, and the last identity of each submission with its time to live."""
+    """Every catalog entry, in order, and the last identity of each submission with its time to live."""
     (stream,) = await streams(jetstream, "catalog.>")
     state = await jetstream.state(stream)
     entries: list[CatalogEntry] = []

@@ -1,4 +1,4 @@
-"""The real processes of the kill test: started, killed by order or at any moment, started again; and their clients."""
+"""The real processes of the kill test, which are killed at chosen steps or at any moment, and their clients."""
 
 import asyncio
 import itertools
@@ -44,11 +44,11 @@ DECODING = "decoding a deadly record"
 CONSUMERS = ("consumer-1", "consumer-2")
 POLL_S = 0.05
 REQUEST_TIMEOUT_S = 2.0
-#: Clients rest between two submissions: a machine that is busy with them starts no process in time.
+#: Clients pause between two submissions, so that the machine has time to start processes.
 REST_S_MAX = 0.2
 PURGE_GRACE_S = 2
 
-#: Short times, so that purges, late sends and takeovers happen all the time; small objects, so that there are many.
+#: Short times, so that there are many purges, late copies and takeovers; small objects, so that there are many.
 SETTINGS = {
     "BRONZE_DEADLINE_S": "1",
     "BRONZE_PURGE_GRACE_S": str(PURGE_GRACE_S),
@@ -63,7 +63,7 @@ SETTINGS = {
 
 
 async def attempts(deadline_s: float, missing: str) -> AsyncIterator[None]:
-    """Attempts at what the caller waits for and breaks at; after the deadline the test has failed."""
+    """Repeats until the caller breaks out of the loop. Fails the test after the deadline."""
     deadline = Deadline(deadline_s)
     while not deadline.passed():
         yield
@@ -72,11 +72,11 @@ async def attempts(deadline_s: float, missing: str) -> AsyncIterator[None]:
 
 
 class System:
-    """NATS, SeaweedFS, the API and consumers, each a process of its own that is started again when it dies."""
+    """NATS, SeaweedFS, the API and consumers: separate processes, which are restarted when they die."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        #: deaths and pauses of our making, by process, step and signal
+        #: ordered kills and pauses, by process, step and signal
         self.kills: Counter[tuple[str, str, str]] = Counter()
         self._orders = root / "orders"
         self._orders.mkdir()
@@ -107,7 +107,7 @@ class System:
     # --- the roles
 
     def start(self, name: str, command: str, **env: str) -> None:
-        """Start a role, which from then on is started again whenever it is found dead."""
+        """Start a role. It is restarted whenever it dies."""
         port = programs.free_ports()
         if command == "serve":
             self.api_url = f"http://{LOOPBACK}:{port}"
@@ -123,7 +123,7 @@ class System:
                 "BRONZE_NATS_SERVER_NAME": self.root.name,
                 "BRONZE_API_PORT": str(port),
                 "OTEL_EXPORTER_PROMETHEUS_PORT": str(port),
-                "OTEL_RESOURCE_ATTRIBUTES": "service.instance.id=as-preset",  # by a supervisor, for each start of each
+                "OTEL_RESOURCE_ATTRIBUTES": "service.instance.id=as-preset",  # as a supervisor sets it
                 wiring.NAME: name,
                 wiring.ORDERS: str(self._orders),
                 **env,
@@ -132,7 +132,7 @@ class System:
         self._roles[name] = Process(program, self.root / f"{name}.log")
 
     async def keep(self) -> None:
-        """Start again what dies; who ends in another way than by SIGKILL has failed."""
+        """Restart processes that die. Fail if a process ends otherwise than by SIGKILL."""
         while True:
             for name, process in self._roles.items():
                 if not process.alive():
@@ -143,7 +143,7 @@ class System:
             await asyncio.sleep(POLL_S)
 
     async def stop(self, name: str) -> None:
-        """SIGTERM, which is answered with exit code 0 within 10 s."""
+        """Send SIGTERM, and check exit code 0 within 10 s."""
         process = self._roles.pop(name)
         await asyncio.to_thread(process.wait_ready)
         process.signal(signal.SIGTERM)
@@ -158,7 +158,7 @@ class System:
     # --- kills
 
     async def strike(self, target: Step | str, number: signal.Signals, pause_s: float = 0.0) -> None:
-        """Kill, or pause, whoever comes to a step first, or a process of this name at any moment."""
+        """Kill or pause the first process that reaches a step, or a process of this name at any moment."""
         if target in self._servers:
             await self._strike_server(self._servers[target])
             self.kills[target, ANYWHERE, number.name] += 1
@@ -181,7 +181,7 @@ class System:
         self.kills[name, target if isinstance(target, Step) else ANYWHERE, number.name] += 1
 
     async def _at_work(self, name: str) -> int:
-        """The pid of a role, once it has started: a death while it starts shows nothing."""
+        """The pid of a role after its start: a kill during the start tests nothing."""
         async for _ in attempts(60, f"{name} is not ready"):
             with suppress(NotReady):
                 await asyncio.to_thread(self._roles[name].program.ready)
@@ -189,7 +189,7 @@ class System:
         return self._roles[name].pid
 
     async def _order(self, step: Step, number: signal.Signals) -> tuple[str, int]:
-        """Leave an order at a step, and give who took it."""
+        """Order a kill or pause at a step; returns the process that executed it."""
         (self._orders / "new").write_text(number.name)
         (self._orders / "new").rename(self._orders / step)
         async for _ in attempts(60, f"nobody came between {step}"):
@@ -207,7 +207,7 @@ class System:
         await asyncio.to_thread(server.restart)
 
     def table(self) -> str:
-        """Kills and pauses by process and step; deaths that are not of our making are a deadly record's."""
+        """Kills and pauses by process and step. All other deaths are caused by a deadly record."""
         kills = self.kills.copy()
         for name, deaths in Counter(self._killed.values()).items():
             ours = sum(times for (of, _, number), times in kills.items() if (of, number) == (name, SIGKILL.name))
@@ -216,13 +216,13 @@ class System:
         rows = (f"{name:12} {step:26} {number:8} {times:5}" for (name, step, number), times in sorted(kills.items()))
         return "\n".join(rows)
 
-    # --- what the servers hold
+    # --- the contents of the servers
 
     async def queue(self) -> JetStream:
         return await JetStream.connect(f"nats://{LOOPBACK}:{self._queue_port}", name="kill test")
 
     async def drained(self) -> Found:
-        """Everything that the servers hold, once each lane is stored to its end and purged below its anchor."""
+        """The contents of the servers after each lane is stored to its end and purged below its anchor."""
         jetstream = await self.queue()
         try:
             async for _ in attempts(60, "the lanes were not drained and purged"):
@@ -256,13 +256,13 @@ class Submission:
 
 
 class Clients:
-    """Clients that send, and send again under the same key until they get their 202."""
+    """Clients that send, and retry under the same key until they get a 202."""
 
     def __init__(self, system: System, rng: random.Random) -> None:
         self.sent = Sent()
-        #: each submission that was accepted, with its 202
+        #: each accepted submission, with its 202
         self.accepted: list[tuple[Submission, Mapping[str, Any]]] = []
-        #: ids of submissions of which a copy was sent late: it has to be listed as a duplicate
+        #: ids of submissions with a late copy, which has to be listed as a duplicate
         self.late: set[str] = set()
         self._system = system
         self._rng = rng
@@ -276,8 +276,8 @@ class Clients:
         await self._http.aclose()
 
     def submission(self, source: str = "", filling: str = "", *, keyed: bool | None = None) -> Submission:
-        """A new one, with records that no other has: most are small and have a key, some make several messages, and
-        some have records that do not fit their source.
+        """A new submission with unique records: most are small and have a key, some have several messages, and some
+        have rejected records.
         """
         number, choice = next(self._numbers), self._rng
         large = not filling and choice.random() < 0.01
@@ -293,13 +293,13 @@ class Clients:
         return Submission(source, key, tuple(msgspec.json.encode(record).decode() for record in records))
 
     async def run(self, stop: asyncio.Event) -> None:
-        """One client, that sends one submission after the other."""
+        """Run a client that sends one submission after the other."""
         while not stop.is_set():
             await self.deliver(self.submission())
             await asyncio.sleep(self._rng.uniform(0, REST_S_MAX))
 
     async def deliver(self, submission: Submission) -> Mapping[str, Any]:
-        """Send, and note what became of it; gives the answer's body. Without a key it is sent just once."""
+        """Send and record the outcome; returns the answer's body. A submission without a key is sent only once."""
         answer = await (self.settle(submission) if submission.key else self.post(submission))
         if answer is None:
             self.sent.unknown.update(submission.records)
@@ -316,7 +316,7 @@ class Clients:
         return body
 
     async def settle(self, submission: Submission) -> httpx.Response:
-        """Send until there is an answer, and another one than `503`."""
+        """Send until there is an answer other than `503`."""
         async for _ in attempts(120, f"{submission.key} was not settled"):
             answer = await self.post(submission)
             if answer is not None and answer.status_code != 503:
@@ -324,7 +324,7 @@ class Clients:
         raise AssertionError  # `attempts` raises
 
     async def post(self, submission: Submission) -> httpx.Response | None:
-        """One request; None: there was no answer."""
+        """Send one request; None if there is no answer."""
         headers = {"Content-Type": "application/x-ndjson"}
         if submission.key:
             headers["Idempotency-Key"] = submission.key
@@ -338,7 +338,7 @@ class Clients:
             return None
 
     async def status(self, submission_id: str) -> str | None:
-        """`accepted`, `stored` or `quarantined`; None: the API did not answer."""
+        """`accepted`, `stored` or `quarantined`; None if the API does not answer."""
         with suppress(httpx.TransportError):
             answer = await self._http.get(f"{self._system.api_url}/v1/submissions/{submission_id}")
             if answer.status_code == 200:
@@ -349,7 +349,7 @@ class Clients:
     # --- late sends
 
     async def send_late(self, *, foreign: bool) -> None:
-        """A new submission, and its messages once more when they are purged: as they were, or with another body."""
+        """Send a submission, and publish its messages again after they are purged: unchanged, or with another body."""
         jetstream = await self._system.queue()
         try:
             async for _ in attempts(120, "each submission was purged before it was seen"):
@@ -389,7 +389,7 @@ class Clients:
 
 
 def _copy(message: Message, stream: str, *, foreign: bool) -> Outgoing:
-    """A message as its sender would send it, perhaps of another body."""
+    """A message for publishing, optionally with another body."""
     part = Part.parse(message.headers)
     headers, payload = part.headers(), message.payload
     if foreign:
@@ -413,7 +413,7 @@ async def _publish(jetstream: JetStream, messages: list[Outgoing]) -> None:
 
 
 async def _settled(call: Callable[[], Awaitable[T]]) -> T:
-    """The answer of a queue that may be away for a while."""
+    """Retries until the queue, which may be unavailable for a while, answers."""
     async for _ in attempts(60, "the queue is away"):
         with suppress(Unavailable):
             return await call()

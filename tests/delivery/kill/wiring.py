@@ -36,10 +36,10 @@ ORDERS = "BRONZE_KILL_ORDERS"
 LOCK = "BRONZE_KILL_LOCK"
 HANDED = "handed to all"
 CATALOG_FIRST = "BRONZE_KILL_CATALOG_FIRST"
-#: `lanes` kills itself after so many acts.
+#: `lanes` kills itself after so many requests.
 ACTS = "BRONZE_KILL_ACTS"
 
-#: A record that holds this kills whoever decodes it.
+#: A record with this text kills the process that decodes it.
 DEADLY = b"kills its decoder"
 
 
@@ -50,7 +50,7 @@ class Step(StrEnum):
     PUT_CATALOG = "PUT and catalog entry"
     CATALOG_PURGE = "catalog entry and purge"
     PUBLISH_202 = "publish and 202"
-    #: of the negative control alone
+    #: only for the negative control
     CATALOG_PUT = "catalog entry and PUT"
 
 
@@ -61,7 +61,7 @@ def obey(step: Step) -> None:
         number = signal.Signals[order.read_text()]
         order.rename(f"{order}.{os.environ[NAME]}.{os.getpid()}")
     except FileNotFoundError:
-        return  # none, or another was faster
+        return  # no order, or another process took it
     os.kill(os.getpid(), number)
 
 
@@ -99,7 +99,7 @@ class KilledBucket(Wrapper):
 
 
 class CatalogFirst(Wrapper):
-    """The negative control: a bucket that has the catalog entry appended before the object is there."""
+    """The negative control: a bucket that appends the catalog entry before it creates the object."""
 
     def __init__(self, edges: Servers) -> None:
         super().__init__(edges.bucket)
@@ -116,14 +116,14 @@ class CatalogFirst(Wrapper):
 
 
 class CatalogDone(Wrapper):
-    """The catalog beside `CatalogFirst`: what is appended stands there already."""
+    """The catalog for `CatalogFirst`: it ignores appended entries, which exist already."""
 
     async def append(self, lane: Lane, position: Position, contents: Contents) -> Position:
         return cast(Position, (await self._edge.position(lane))[0])
 
 
 class Handed:
-    """A lock that everybody gets."""
+    """A lock that every consumer gets at once."""
 
     attempt = Attempt()
 
@@ -144,7 +144,7 @@ class Handed:
 
 
 def wire(edges: Servers) -> Servers:
-    """The service's edges under orders."""
+    """Replaces the service's connections by those that execute orders."""
     if os.environ.get(CATALOG_FIRST):
         bucket, catalog = cast(Bucket, CatalogFirst(edges)), cast(Catalog, CatalogDone(edges.catalog))
     else:
@@ -159,7 +159,7 @@ def wire(edges: Servers) -> Servers:
 
 
 def decode_deadly() -> None:
-    """Make decoding what it is where a library crashes on some input: the end of the process."""
+    """Makes decoding of deadly records kill the process, like a library that crashes on some input."""
     encode = encoder.encode_object
 
     def crash(source: Any, lane: Lane, key: str, cut: ReconciledCut, traceparent: str, written_at: str = "") -> Encoded:
@@ -171,7 +171,7 @@ def decode_deadly() -> None:
 
 
 class Doomed(Wrapper):
-    """A queue whose user dies before the act after so many."""
+    """A queue that kills its process before a request, after so many requests."""
 
     left = int(os.environ.get(ACTS, "1000000"))
 
