@@ -1,4 +1,4 @@
-"""This version continues with the data of the recorded version, as after an upgrade."""
+"""The current version continues with the data of the recorded version, as after an upgrade."""
 
 import json
 import time

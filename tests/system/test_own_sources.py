@@ -120,7 +120,7 @@ def test_the_older_consumer_leaves_newer_records_to_the_newer_one(upgrade: Upgra
 
 
 def test_each_record_is_a_row_as_the_version_that_it_was_checked_against(upgrade: Upgrade) -> None:
-    """This does not depend on the writer. Records that an older API accepted have nulls in later fields, and everything
+    """Whichever version wrote them: records that an older API accepted have nulls in later fields, and everything
     that was sent in their payloads.
     """
     rows = [(row["thing_id"], row["_schema_version"], row.get("colour"), row["price"]) for row in upgrade.rows()]
