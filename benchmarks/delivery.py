@@ -40,7 +40,7 @@ def bucket_quantile(before: Mapping[float, float], after: Mapping[float, float],
 
 
 def paced(bench: System, file: str, rate: float, for_s: float) -> Figures:
-    """Submissions of `RECORDS` records, so many records a second."""
+    """Submissions of `RECORDS` records, so many records per second."""
     scrape = bench.stack.ports.consumer
     before = upload_buckets(http_get(scrape, "/metrics").decode())
     mark = bench.feed.mark
@@ -57,7 +57,7 @@ def paced(bench: System, file: str, rate: float, for_s: float) -> Figures:
     with bench.cpu() as cpu:
         sent = offer(load)
         heard = bench.feed.until(mark, sent.records)
-    readable = {one["submission_id"]: told.at for told in heard for one in told.entry["submissions"]}
+    readable = {submission["submission_id"]: entry.at for entry in heard for submission in entry.entry["submissions"]}
     deliveries = [readable[submission] - answered for submission, _, answered in sent.receipts]
     time.sleep(SCRAPE_S)  # the upload is counted after its entry
     after = upload_buckets(http_get(scrape, "/metrics").decode())

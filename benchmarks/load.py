@@ -25,7 +25,7 @@ _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 class Load(msgspec.Struct, frozen=True, kw_only=True):
     """Requests with so many lines of a file each, in its order; each connection's next one follows its answer.
 
-    The file is sent `passes` times, or again and again for `for_s` seconds. `rate` is requests a second for all
+    The file is sent `passes` times, or again and again for `for_s` seconds. `rate` is requests per second for all
     connections; none: as fast as it goes. The connections go to the ports in turn.
     """
 

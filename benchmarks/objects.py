@@ -1,4 +1,4 @@
-"""Objects, for who reads them: bytes a record, a week's layout asked by DuckDB, and the writer's options compared."""
+"""Objects, for who reads them: bytes per record, a week's layout asked by DuckDB, and the writer's options compared."""
 
 import statistics
 import time
@@ -115,7 +115,7 @@ def timed(work: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
-# --- bytes a record
+# --- bytes per record
 
 
 def sizes(making: Making) -> Runs:
@@ -130,12 +130,12 @@ def sizes(making: Making) -> Runs:
         found[f"{records:,} records"] = [
             {
                 "records": records,
-                "records a submission": submission_records,
-                "queue bytes a record": sum(map(queued_bytes, messages)) / records,
+                "records per submission": submission_records,
+                "queue bytes per record": sum(map(queued_bytes, messages)) / records,
                 "bytes": len(encoded.body),
-                "bytes a record": len(encoded.body) / records,
+                "bytes per record": len(encoded.body) / records,
                 "of NDJSON, %": len(encoded.body) / records / line * 100,
-                "CPU encode, us a record": (time.process_time() - began) / records * 1e6,
+                "CPU encode, us per record": (time.process_time() - began) / records * 1e6,
             }
         ]
     return found
@@ -296,7 +296,7 @@ def written(rows: pa.Table, folder: Path, name: str, asked: tuple[str, str]) -> 
     ms = {f"{k}, ms": timed(partial(connection.execute, query)) * 1000 for k, query in ask.items() if k in wanted}
     every = timed(lambda: connection.execute(f"SELECT max(COLUMNS(*)) FROM read_parquet('{file}')").fetchall())
     return {
-        "bytes a record": len(body) / rows.num_rows,
+        "bytes per record": len(body) / rows.num_rows,
         "CPU write, s": cpu,
         **ms,
         "every column, ms": every * 1000,
@@ -314,7 +314,9 @@ def choices(making: Making, options: Options) -> Runs:
     return interleaved(
         {name: partial(written, rows, folder, name, asked) for name in CHANGES},
         options.repeats,
-        lambda n, variant, f: one_line(n, options.repeats, variant, f, "bytes a record", "CPU write, s", "one run, ms"),
+        lambda n, variant, f: one_line(
+            n, options.repeats, variant, f, "bytes per record", "CPU write, s", "one classification, ms"
+        ),
     )
 
 

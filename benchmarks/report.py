@@ -73,7 +73,7 @@ def medians(of: Mapping[str, Figures], figures: Sequence[str], variants: Sequenc
 
 def bytes_a_record(sizes: Sequence[Figures], records: float) -> float:
     """Between two sizes that were measured, along the logarithm; beyond them, as the nearest."""
-    points = [(math.log(size["records"]), size["bytes a record"]) for size in sizes]
+    points = [(math.log(size["records"]), size["bytes per record"]) for size in sizes]
     at = math.log(max(records, 1))
     for (low, more), (high, less) in pairwise(points):
         if at <= high:
@@ -82,7 +82,7 @@ def bytes_a_record(sizes: Sequence[Figures], records: float) -> float:
 
 
 def object_sizes(bench: Bench) -> str:
-    """Objects a day, bytes of one, and bytes a day, by rate and flush age."""
+    """Objects per day, bytes per object, and bytes per day, by rate and flush age."""
     sizes, line = measured(bench), bench["objects"]["ndjson_bytes_a_record"]
     rows = []
     for rate in RATES:
@@ -102,18 +102,26 @@ def object_sizes(bench: Bench) -> str:
                     f"{each / line:.0%}",
                 )
             )
-    head = ("rate", "flush age", "objects a day", "records of one", "kB of one", "GB a day", "of its NDJSON")
+    head = (
+        "rate",
+        "flush age",
+        "objects per day",
+        "records per object",
+        "kB per object",
+        "GB per day",
+        "of its NDJSON",
+    )
     return table(head, rows)
 
 
 def measured(bench: Bench) -> list[Figures]:
-    return [figures for figures in bench["objects"]["medians"].values() if "records a submission" in figures]
+    return [figures for figures in bench["objects"]["medians"].values() if "records per submission" in figures]
 
 
 def queue_sizes(bench: Bench) -> str:
-    """What waits in a lane while the bucket is away, at 1,000 records a second, and how long its bound lasts."""
+    """What waits in a lane while the bucket is away, at 1,000 records per second, and how long its bound lasts."""
     rows = []
-    by_submission = {size["records a submission"]: size["queue bytes a record"] for size in measured(bench)}
+    by_submission = {size["records per submission"]: size["queue bytes per record"] for size in measured(bench)}
     for records, each in by_submission.items():
         rate = 1_000 * each
         rows.append(
@@ -125,7 +133,7 @@ def queue_sizes(bench: Bench) -> str:
             )
         )
     hours = (f"GB for {hours} h" for hours in OUTAGES_H)
-    return table(("records a submission", "bytes a record", *hours, "minutes that 1 GiB lasts"), rows)
+    return table(("records per submission", "bytes per record", *hours, "minutes that 1 GiB lasts"), rows)
 
 
 # --- the pages

@@ -89,7 +89,7 @@ def quantile(values: Sequence[float], q: float) -> float:
 
 
 def tables(by_variant: Mapping[str, Figures]) -> list[tuple[list[str], list[str]]]:
-    """What makes a table each: figures, and the variants that have them; they agree on what is told first."""
+    """What makes a table each: figures, and the variants that have them; they agree on the first figure."""
     by_first: dict[str, list[str]] = {}
     for variant, figures in by_variant.items():
         by_first.setdefault(next(iter(figures)), []).append(variant)

@@ -30,7 +30,7 @@ SERVICE = (*API, "consumer")
 
 
 class Telemetry:
-    """Telemetry of the whole service, API and consumer, which is on or off; a change starts them anew."""
+    """Telemetry of the whole service, API and consumer, which is on or off; a change restarts them."""
 
     def __init__(self, bench: System) -> None:
         self._processes = [bench.processes[name] for name in SERVICE]

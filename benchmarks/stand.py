@@ -234,8 +234,8 @@ def offer(load: Load) -> Sent:
 
 def one_line(number: int, repeats: int, variant: str, figures: Figures, *shown: str) -> None:
     """Says what a run showed."""
-    told = ", ".join(f"{name} {figures[name]:,.4g}" for name in shown)
-    say(f"{number + 1}/{repeats} {variant}: {told}")
+    figures_text = ", ".join(f"{name} {figures[name]:,.4g}" for name in shown)
+    say(f"{number + 1}/{repeats} {variant}: {figures_text}")
 
 
 # --- what a process takes
@@ -255,7 +255,7 @@ def memory_bytes(process: Process) -> int:
 
 
 def forget_peak(process: Process) -> None:
-    """The peak is counted anew from now on (proc(5): clear_refs)."""
+    """Resets the peak, which is counted from now on (proc(5): clear_refs)."""
     Path(f"/proc/{process.pid}/clear_refs").write_text("5")
 
 

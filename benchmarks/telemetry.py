@@ -30,7 +30,7 @@ from local.stack import Stack
 
 RATE = 50
 CONNECTIONS = 8
-#: Submissions a second; none: each connection's next one follows the one before it at once.
+#: Submissions per second; none: each connection's next one follows the one before it at once.
 LOADS: Mapping[str, float | None] = {f"{RATE} submissions/s": RATE, f"full, {CONNECTIONS} connections": None}
 SETTLE_S = 3  # the flush age, and what the SDK's and the collector's batches wait
 RECORDS = 10

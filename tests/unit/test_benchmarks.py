@@ -169,9 +169,9 @@ def found() -> Iterator[tuple[str, dict[str, Any]]]:
         f"{records} records": [
             {
                 "records": float(records),
-                "records a submission": float(records),
-                "queue bytes a record": 1000.0,
-                "bytes a record": each,
+                "records per submission": float(records),
+                "queue bytes per record": 1000.0,
+                "bytes per record": each,
             }
         ]
         for records, each in ((1, 5000.0), (10_000, 50.0))

@@ -41,7 +41,7 @@ HEADER_FIRST_RECORD = "Bronze-First-Record"
 HEADER_RECORDS = "Bronze-Records"
 HEADER_SUBMISSION = "Bronze-Submission"
 
-#: Stands in a message for a record that is in another message, so that a record's place gives its index.
+#: Takes the place of a record that is in another message, so that a record's place gives its index.
 PLACEHOLDER = b"null"
 
 
