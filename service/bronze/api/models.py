@@ -1,8 +1,11 @@
 """The API's response bodies; those of look-ups are in `bronze.lineage`."""
 
+from typing import Self
+
+from msgspec.structs import asdict
 from pydantic import BaseModel, Field
 
-from bronze.protocol.documents import Contents, Identity, SubmissionState, state_of, trace_id_of
+from bronze.protocol.documents import Contents, Identity, StoredSubmission, SubmissionState, state_of, trace_id_of
 from bronze.protocol.message import AcceptedSubmission, MessageKind
 from bronze.servers.bucket import Head
 
@@ -31,17 +34,8 @@ class SubmissionAccepted(BaseModel):
     status_url: str = Field(examples=["/v1/submissions/01939f4e-6b7c-7cc3-a4f5-0242ac120002"])
 
     @classmethod
-    def of(cls, accepted: AcceptedSubmission) -> "SubmissionAccepted":
-        return cls(
-            submission_id=accepted.submission_id,
-            classification_id=accepted.classification_id,
-            classification_count=accepted.classification_count,
-            source=accepted.source,
-            records=accepted.records,
-            rejected=accepted.rejected,
-            trace_id=accepted.trace_id,
-            status_url=status_url(accepted.submission_id),
-        )
+    def of(cls, accepted: AcceptedSubmission) -> Self:
+        return cls.model_validate({**asdict(accepted), "status_url": status_url(accepted.submission_id)})
 
 
 class ObjectLink(BaseModel):
@@ -69,23 +63,16 @@ class SubmissionStatus(BaseModel):
     quarantine: list[str]
 
     @classmethod
-    def of(cls, accepted: AcceptedSubmission, identity: Identity | None) -> "SubmissionStatus":
-        """The status by the identity; without an identity, nothing of the submission is stored yet."""
-        return cls(
-            submission_id=accepted.submission_id,
-            status=state_of(identity) if identity else "accepted",
-            source=accepted.source,
-            records=accepted.records,
-            rejected=accepted.rejected,
-            classification_id=accepted.classification_id,
-            classification_count=accepted.classification_count,
-            received_at=accepted.received_at,
-            trace_id=accepted.trace_id,
-            origin=accepted.origin,
-            objects=[
-                ObjectLink(file_path=key, url=f"/v1/objects/{key}") for key in (identity.objects if identity else [])
-            ],
-            quarantine=identity.quarantined if identity else [],
+    def of(cls, accepted: AcceptedSubmission, identity: Identity | None) -> Self:
+        """The status by the submission's identity; without one, nothing of it is stored yet."""
+        objects = identity.objects if identity else []
+        return cls.model_validate(
+            {
+                **asdict(accepted),
+                "status": state_of(identity) if identity else "accepted",
+                "objects": [ObjectLink(file_path=key, url=f"/v1/objects/{key}") for key in objects],
+                "quarantine": identity.quarantined if identity else [],
+            }
         )
 
 
@@ -99,6 +86,12 @@ class SubmissionInObject(BaseModel):
     classification_count: int
     origin: str | None
     url: str
+
+    @classmethod
+    def of(cls, stored: StoredSubmission) -> Self:
+        return cls.model_validate(
+            {**asdict(stored.accepted), "records": stored.records, "url": status_url(stored.accepted.submission_id)}
+        )
 
 
 class QuarantineLink(BaseModel):
@@ -134,46 +127,17 @@ class ObjectContents(BaseModel):
     duplicates: int
 
     @classmethod
-    def of(cls, contents: Contents, head: Head) -> "ObjectContents":
-        return cls(
-            file_path=contents.file_path,
-            source=contents.source,
-            records=contents.records,
-            messages=contents.messages,
-            bytes=head.size,
-            epoch=contents.epoch,
-            lane=contents.lane,
-            first=contents.first,
-            last=contents.last,
-            writer=contents.writer,
-            sha256=head.metadata.get("sha256"),
-            traceparent=contents.traceparent,
-            trace_id=trace_id_of(contents.traceparent),
-            first_received_at=contents.first_received_at,
-            last_received_at=contents.last_received_at,
-            submissions=[
-                SubmissionInObject(
-                    submission_id=stored.accepted.submission_id,
-                    records=stored.records,
-                    trace_id=stored.accepted.trace_id,
-                    classification_id=stored.accepted.classification_id,
-                    classification_count=stored.accepted.classification_count,
-                    origin=stored.accepted.origin,
-                    url=status_url(stored.accepted.submission_id),
-                )
-                for stored in contents.submissions
-            ],
-            quarantined=[
-                QuarantineLink(
-                    sequence=message.sequence,
-                    key=message.key,
-                    kind=message.kind,
-                    records=message.records,
-                    reason=message.reason,
-                )
-                for message in contents.quarantined
-            ],
-            duplicates=len(contents.duplicates),
+    def of(cls, contents: Contents, head: Head) -> Self:
+        return cls.model_validate(
+            {
+                **asdict(contents),
+                "bytes": head.size,
+                "sha256": head.metadata.get("sha256"),
+                "trace_id": trace_id_of(contents.traceparent),
+                "submissions": [SubmissionInObject.of(stored) for stored in contents.submissions],
+                "quarantined": [QuarantineLink.model_validate(asdict(message)) for message in contents.quarantined],
+                "duplicates": len(contents.duplicates),
+            }
         )
 
 
