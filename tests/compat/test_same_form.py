@@ -8,30 +8,13 @@ import pytest
 
 from local.servers import S3Account
 from tests.compat import state
+from tests.compat.changed import as_changed
 from tests.compat.conftest import Written, read
 from tests.compat.form import form
 from tests.compat.record import record
 from tests.compat.scenario import BUCKET, SETTINGS
 from tests.compat.site import Site
 
-#: What was changed since, by intention: the text of before, that of now, and why readers of the old one go on to work.
-CHANGED: Sequence[tuple[str, str, str]] = (
-    (
-        "a late submission under a key that another body was stored with",
-        "its Idempotency-Key belongs to a stored submission with another body",
-        "The reason of a dead letter is a text for operators: readers show it and do not interpret it.",
-    ),
-    (
-        "its sender had them kept apart",
-        "its sender asked for quarantine",
-        "The reason of rejected records is a text for operators: readers show it and do not interpret it.",
-    ),
-    (
-        "The run that the record belongs to.",
-        "The id of the classification that the record belongs to.",
-        "A description in a JSON Schema does not affect which records are valid.",
-    ),
-)
 SHOWN_LINES_MAX = 60
 
 
@@ -43,12 +26,6 @@ def now(tmp_path_factory: pytest.TempPathFactory, s3_account: S3Account) -> Writ
         state.write_bucket(site.s3, BUCKET, {})
         record(site, root / "written")
     return read(root / "written")
-
-
-def as_changed(text: str) -> str:
-    for before, after, _ in CHANGED:
-        text = text.replace(before, after)
-    return text
 
 
 def differences(before: Sequence[str], after: Sequence[str]) -> str:

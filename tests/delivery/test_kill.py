@@ -144,7 +144,7 @@ async def test_killed_anywhere_each_accepted_record_is_there_exactly_once(
     assert unfit
     assert unfit <= reasons(found, "asked for quarantine") <= unfit | sent.unknown
     assert reasons(found, "died") == set(deadly.records)
-    assert reasons(found, "late") == sent.foreign
+    assert reasons(found, "another body") == sent.foreign
     listed = {one.submission_id for contents, _ in found.objects.values() for one in contents.duplicates}
     assert clients.late <= listed
     for step in STEPS:

@@ -1,0 +1,28 @@
+"""What was changed since the recording, by intention."""
+
+from collections.abc import Sequence
+
+#: What was changed since, by intention: the text of before, that of now, and why readers of the old one go on to work.
+CHANGED: Sequence[tuple[str, str, str]] = (
+    (
+        "a late submission under a key that another body was stored with",
+        "its Idempotency-Key belongs to a stored submission with another body",
+        "The reason of a dead letter is a text for operators: readers show it and do not interpret it.",
+    ),
+    (
+        "its sender had them kept apart",
+        "its sender asked for quarantine",
+        "The reason of rejected records is a text for operators: readers show it and do not interpret it.",
+    ),
+    (
+        "The run that the record belongs to.",
+        "The id of the classification that the record belongs to.",
+        "A description in a JSON Schema does not affect which records are valid.",
+    ),
+)
+
+
+def as_changed(text: str) -> str:
+    for before, after, _ in CHANGED:
+        text = text.replace(before, after)
+    return text
