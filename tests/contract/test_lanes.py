@@ -150,7 +150,7 @@ async def test_roles_with_the_old_number_are_refused(parts: Parts) -> None:
     """The error names both numbers, and the command that changes them."""
     await parts.open(2)
     await parts.change(3).run()
-    with pytest.raises(Misconfigured, match=r"'bronze.lanes': '3'.*'bronze.lanes': '2'.*bronze lanes N"):
+    with pytest.raises(Misconfigured, match=r"BRONZE_LANES is '3' for .* and '2' in .*bronze lanes N"):
         await parts.open(2)
 
 

@@ -235,7 +235,7 @@ async def test_a_chain_with_a_gap_stops_the_rebuild(parts: Parts, missing: str) 
         assert "begins at message 2" in found.warnings[0]
         assert [entry.file_path for entry in (await catalog_contents(parts, []))[0]] == keys[1:]
     else:
-        with pytest.raises(Halted, match="messages 2 to 2 are in no object"):
+        with pytest.raises(Halted, match=r"messages 2 to 2 are in no object\..*Put back what was deleted"):
             await rebuild(parts, lanes)
         assert await catalog_contents(parts, []) == before
 
@@ -279,7 +279,7 @@ async def test_a_lane_that_will_halt_is_reported(parts: Parts) -> None:
 
 async def test_the_catalog_of_another_bucket_is_not_changed(parts: Parts) -> None:
     other = parts.settings.model_copy(update={"bucket": "another"})
-    with pytest.raises(Misconfigured, match=r"'bronze.bucket': 'bronze.*'another'"):
+    with pytest.raises(Misconfigured, match=r"BRONZE_BUCKET is 'bronze.*' for .*'another'"):
         await CatalogReplacement(parts.jetstream, KeyValueStore(parts.jetstream, 1), other).start()
-    with pytest.raises(Misconfigured, match=r"'bronze.bucket': 'bronze.*'another'.*BRONZE_BUCKET"):
+    with pytest.raises(Misconfigured, match=r"BRONZE_BUCKET is 'bronze.*' for .*'another'.*BRONZE_BUCKET"):
         await NatsCatalog.open(parts.jetstream, KeyValueStore(parts.jetstream, 1), other)

@@ -83,7 +83,7 @@ def test_a_version_counts_changes_and_begins_at_1() -> None:
         (declare(FIELD.replace(" }", ", since = 0 }"), more="version = 2"), "field a: Expected `int` >= 1"),
         (
             declare(FIELD.replace(" }", ", since = 2, required = true }"), more="version = 2"),
-            "field a: cannot be required, because older records do not have it (since = 2)",
+            "field a: cannot be required, because older records do not have it (since = 2): set required = false",
         ),
         (declare(FIELD.replace('"a"', '"A"')), "things, field 'A'"),
         (declare(FIELD.replace('"a"', '"_payload"')), "things, field '_payload'"),

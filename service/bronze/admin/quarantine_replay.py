@@ -58,8 +58,9 @@ def match_lines(objects: Sequence[QuarantinedObject], lines: Sequence[bytes]) ->
     for quarantined in objects:
         if not quarantined.separable:
             raise CommandError(
-                f"the records of {quarantined.key} cannot be separated. Correct them by hand, and publish them as new "
-                "data"
+                f"{quarantined.key} cannot be replayed: its records cannot be separated, because its content is not "
+                "readable as JSON records. Write its content to a file with `bronze quarantine export`, correct it by "
+                "hand, and publish it as new data"
             )
         if quarantined.accepted is None:
             raise CommandError(f"the submission of {quarantined.key} is not known. Publish its records as new data")

@@ -59,7 +59,8 @@ class BucketContents:
             low, high = sorted((self.last(lane) + 1, first))
             raise Halted(
                 f"{key} begins at message {first} of {lane.stream}, but the object before it ends at message "
-                f"{self.last(lane)}: messages {low} to {high - 1} {fault}. An object was deleted, or added by hand"
+                f"{self.last(lane)}: messages {low} to {high - 1} {fault}. An object was deleted, or added by hand. "
+                "Put back what was deleted, or remove what was added; then run this command again"
             )
         self.ends[lane] = (contents.last, contents.last_time)
         self.objects += 1

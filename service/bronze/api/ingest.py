@@ -104,8 +104,8 @@ class Ingest:
                 superseded = True
         raise Unavailable(
             Outage.OUTCOME_UNKNOWN,
-            f"It is not known whether submission {accepted.submission_id} was accepted. Send it again with the same "
-            "Idempotency-Key, or look up its status.",
+            f"It is not known whether submission {accepted.submission_id} was accepted. If it had an "
+            "Idempotency-Key, send it again with the same key. If not, ask for its status before you send it again.",
             submission_id=accepted.submission_id,
         )
 

@@ -26,7 +26,10 @@ async def read_contents(bucket: Bucket, key: str) -> Contents | None:
         footer = await bucket.read(key, footer_start(head.size, tail), head.size)
         return contents_of_footer(footer)
     except NotABronzeObject as error:
-        raise Halted(f"{key} was not written by Bronze: {error}") from error
+        raise Halted(
+            f"{key} was not written by Bronze, or is damaged: {error}. Nothing was changed. See docs/delivery.md, "
+            '"When a lane stops"'
+        ) from error
 
 
 async def read_in_thread(bucket: Bucket, key: str, read: Callable[[BinaryIO], T]) -> T | None:

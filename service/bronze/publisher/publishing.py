@@ -128,9 +128,11 @@ class PublishRun:
                 raise
             raise Refused(
                 error.code,
-                f"{error.detail} The file was sent before with other options (--format, --records, --bytes, "
-                "--classification-column). Give the same options as before, or --again to send the whole file as new "
-                "data.",
+                f"{batch.place()}: refused, because this part of the file was sent before with other records. Probably "
+                "the file was sent with other options (--format, --records, --bytes, --classification-column), or "
+                "--run was used before for other standard input. To continue, give the same options and input as "
+                "before. To send everything as new data, use --again, or another --run. The answer of the API: "
+                f"{error.detail}",
             ) from error
         with self._lock:
             self.summary.add(batch, receipt)

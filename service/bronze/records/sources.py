@@ -270,7 +270,9 @@ def _field(source: str, number: int, entry: dict[str, Any], version: int) -> Fie
             f"{place}: since = {since} is higher than the version of the source ({version}): raise the version"
         )
     if since > 1 and declared.required:
-        raise Misconfigured(f"{place}: cannot be required, because older records do not have it (since = {since})")
+        raise Misconfigured(
+            f"{place}: cannot be required, because older records do not have it (since = {since}): set required = false"
+        )
     kind, precision, scale = declared.type, 0, 0
     if decimal := _DECIMAL.fullmatch(declared.type):
         kind, precision, scale = FieldType.DECIMAL, int(decimal[1]), int(decimal[2])

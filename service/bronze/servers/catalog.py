@@ -74,7 +74,7 @@ class NatsCatalog:
         if stream_metadata.REBUILDING in state.metadata:
             raise Unavailable(
                 Outage.QUEUE_AWAY,
-                f"the catalog is being rebuilt by `{REBUILD}`. If this command is no longer running, run it again",
+                f"the catalog is being rebuilt by `{REBUILD}`. If that command is no longer running, run it again",
             )
         return cls(jetstream, name)
 

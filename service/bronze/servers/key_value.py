@@ -90,14 +90,17 @@ class KeyValueStore:
                 return names[0]
             if names:
                 raise Misconfigured(
-                    f"the streams {', '.join(names)} have the subject {subjects[0]}: remove the empty one"
+                    f"the streams {', '.join(names)} have the subject {subjects[0]}, but only one stream may have it: "
+                    "probably two processes created them at the same moment. Remove the empty one (`nats stream info` "
+                    "shows the number of messages). If none is empty, save one with `nats stream backup` before you "
+                    'remove it: see docs/delivery.md, "When a lane stops"'
                 )
             value, revision = await self.get(key)
             if value.startswith(HELD):
                 raise Unavailable(
                     Outage.QUEUE_AWAY,
                     f"the stream on {subjects[0]} is being replaced by `{value.removeprefix(HELD).decode()}`. "
-                    "If this command is no longer running, run it again",
+                    "If that command is no longer running, run it again",
                 )
             if revision != seen:
                 seen, seen_s = revision, time.monotonic()

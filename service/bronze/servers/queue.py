@@ -226,7 +226,10 @@ class NatsQueue:
                     ) from error
                 elif error.err_code == js.STREAM_FULL:
                     raise Unavailable(
-                        Outage.QUEUE_FULL, "The queue is full: the bucket is unavailable or slow.", retry_after_s=10
+                        Outage.QUEUE_FULL,
+                        "The queue is full: the bucket or the consumers are unavailable or slow. Nothing was stored. "
+                        "Send the submission again later.",
+                        retry_after_s=10,
                     ) from error
                 elif error.err_code not in _TEMPORARY and error.code < HTTPStatus.INTERNAL_SERVER_ERROR:
                     raise Unavailable(Outage.QUEUE_AWAY, f"The queue refuses the submission: {error}.") from error
@@ -235,7 +238,8 @@ class NatsQueue:
             raise Unavailable(
                 Outage.OUTCOME_UNKNOWN,
                 f"The queue did not answer in time: submission {accepted.submission_id} may or may not have been "
-                "accepted. Send it again with the same Idempotency-Key, or ask for its status.",
+                "accepted. If it had an Idempotency-Key, send it again with the same key. If not, ask for its status "
+                "before you send it again.",
                 submission_id=accepted.submission_id,
             )
         raise Unavailable(Outage.QUEUE_AWAY, "The queue is unavailable. Nothing was stored.")

@@ -41,6 +41,7 @@ _OUTAGES = {
 THREADS = 8
 CONNECT_TIMEOUT_S = 3
 READ_TIMEOUT_S = 30
+ADVICE = "Check that it runs, and that AWS_ENDPOINT_URL_S3 is its address"
 #: Keys that one request lists; the bound is that of S3.
 PAGE_KEYS_MAX = 1_000
 RACERS = 4
@@ -90,13 +91,13 @@ class S3Bucket:
         except botocore.exceptions.ClientError as error:
             raise _unavailable(error) from error
         except (botocore.exceptions.ConnectTimeoutError, botocore.exceptions.ReadTimeoutError) as error:
-            raise Unavailable(Outage.TIMEOUT, f"the bucket does not answer: {error}") from error
+            raise Unavailable(Outage.TIMEOUT, f"the bucket does not answer: {error}. {ADVICE}") from error
         except botocore.exceptions.BotoCoreError as error:
             if isinstance(error, botocore.exceptions.NoCredentialsError):
                 raise Misconfigured(
                     "no credentials for the bucket: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
                 ) from error
-            raise Unavailable(Outage.UNAVAILABLE, f"the bucket is unavailable: {error}") from error
+            raise Unavailable(Outage.UNAVAILABLE, f"the bucket is unavailable: {error}. {ADVICE}") from error
 
     async def create(self, key: str, body: bytes, metadata: Mapping[str, str], content_type: str) -> bool:
         """Write an object if its key does not exist. Returns False if the key exists; then nothing was written."""

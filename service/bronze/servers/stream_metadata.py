@@ -8,6 +8,13 @@ from bronze.servers.jetstream import StreamState
 from bronze.settings import Settings
 
 LANES = "bronze.lanes"
+#: The names of the metadata in messages.
+NAMES = {
+    "bronze.bucket": "BRONZE_BUCKET",
+    "bronze.prefix": "BRONZE_PREFIX",
+    "bronze.key_layout": "the key layout",
+    LANES: "BRONZE_LANES",
+}
 #: Set on the catalog's stream until its rebuild is done.
 REBUILDING = "bronze.rebuilding"
 
@@ -29,8 +36,12 @@ def of_lane(settings: Settings) -> dict[str, str]:
 
 def check(state: StreamState, expected: Mapping[str, str], advice: str) -> None:
     """Raises `Misconfigured`, with both values, if a stream was created with other settings."""
-    created_with = {key: state.metadata.get(key) for key in expected}
-    if created_with != expected:
+    differences = [
+        f"{NAMES[key]} is {state.metadata.get(key)!r} for the stream and {value!r} in the settings"
+        for key, value in expected.items()
+        if state.metadata.get(key) != value
+    ]
+    if differences:
         raise Misconfigured(
-            f"the stream {state.name} was created with {created_with}, but the settings are {dict(expected)}. {advice}"
+            f"the stream {state.name} was created with other settings: {', '.join(differences)}. {advice}"
         )
