@@ -26,7 +26,8 @@ def parser() -> argparse.ArgumentParser:
         description="Accepts raw data over HTTP and writes it through a durable queue to a bucket, as Parquet. Each "
         "write can be traced.",
         epilog="Settings are environment variables: BRONZE_* (docs/settings.md lists them), OTEL_* for telemetry, "
-        "AWS_* for the bucket. Exit codes are in docs/operations.md.",
+        "AWS_* for the bucket. The exit codes of publish, lineage and quarantine are in their own --help, those of the "
+        "other commands in docs/operations.md.",
     )
     top.add_argument("--version", action="version", version=f"bronze {__version__}")
     roles = top.add_subparsers(dest="role", required=True, metavar="COMMAND")
@@ -55,10 +56,10 @@ def parser() -> argparse.ArgumentParser:
     lanes = roles.add_parser(
         "lanes",
         help="change the number of lanes per source",
-        description="Change the number of lanes per source. The old lanes are sealed, which means that submissions get "
-        "a 503 meanwhile, and consumers with the old BRONZE_LANES store all their messages; then new lanes replace "
-        "them. Afterwards set BRONZE_LANES to the new number and restart the API and the consumers. If the command is "
-        "interrupted, run it again.",
+        description="Change the number of lanes per source. First the old lanes are sealed: from then until an API "
+        "runs with the new number, submissions get a 503. Then consumers with the old BRONZE_LANES store all messages "
+        "of the old lanes. Then new lanes replace the old lanes. Afterwards set BRONZE_LANES to the new number and "
+        "restart the API and the consumers. If the command is interrupted, run it again.",
     )
     lanes.add_argument("number", metavar="N", type=int, help="new number of lanes per source, at least 1")
     catalog = roles.add_parser("catalog", help="maintain the catalog: rebuild it", description="Maintain the catalog.")

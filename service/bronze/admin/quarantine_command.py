@@ -21,6 +21,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "List the records and messages in quarantine, export them so that you can correct them, and replay them: send "
         "them to the API as new submissions."
     )
+    parser.epilog = (
+        "Exit codes: 1 if the command cannot be executed (standard error says why), 2 if an argument or a setting "
+        "cannot work, 3 if the bucket or the API does not answer, 130 if it was interrupted (Ctrl-C)."
+    )
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     show = actions.add_parser("list", help="list the records in quarantine, with the reason of each")
     show.add_argument("--source", help="list this source only (default: all sources)")
@@ -30,7 +34,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         metavar="TIME",
         help="list only what was quarantined since this time (ISO 8601; UTC if it names no time zone)",
     )
-    show.add_argument("--json", action="store_true", help="print one JSON object per quarantine object and line")
+    show.add_argument("--json", action="store_true", help="print one line of JSON per quarantine object")
     export = actions.add_parser(
         "export", help="write the records as received, one per line, so that you can correct them"
     )

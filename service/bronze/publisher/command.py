@@ -121,9 +121,10 @@ def _sending_arguments(parser: argparse.ArgumentParser) -> None:
         "--run",
         metavar="ID",
         type=_run,
-        help="a name for this publish run. With a new name, the same files are sent again as new data; with the same "
-        "name they are not. Use it to continue a publish run that was started with --again or that reads standard "
-        "input",
+        help="a name for this publish run. Under a new name, files are sent as new data, even if they were sent "
+        "before. Under a name that was used before, files that were sent under this name are not sent as new data "
+        "again. To continue a publish run that was started with --again or that reads standard input, give the ID that "
+        "its summary printed",
     )
     group.add_argument("--dry-run", action="store_true", help="check every record as the API would, and send nothing")
 
