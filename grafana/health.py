@@ -123,8 +123,8 @@ def sdk_drops() -> Stat:
 def collector_drops() -> Stat:
     info = PanelInfo(
         "Dropped by the collector",
-        "Items that the collector dropped in the range: its queue was full, or the destination refused them "
-        "permanently.",
+        "Items that the collector did not keep in the range. Either an exporter's queue was full: the collector "
+        "refused them, and components retry. Or the destination refused them permanently: they are lost.",
         "the collector has not reported yet",
         ["BronzeCollectorDrops"],
     )
@@ -228,7 +228,7 @@ def queues() -> Timeseries:
         "Queues",
         "How full the queue of each exporter is. It fills while its destination is unavailable, survives restarts, and "
         f"empties when the destination answers again. Above {THRESHOLDS.collector_queue_share_max:.0%}, act before it "
-        "is full and drops telemetry.",
+        "is full and the collector refuses telemetry.",
         "the collector has not reported yet",
         ["BronzeCollectorQueueFull", "BronzeExporterStalled"],
     )
@@ -265,7 +265,8 @@ def sent() -> Timeseries:
 def failed() -> Timeseries:
     info = PanelInfo(
         "Dropped by exporter",
-        "Items per second that did not reach their destination and are not retried.",
+        "Items per second that the collector did not keep: the exporter's queue was full (components retry), or the "
+        "destination refused them permanently (they are lost).",
         "the collector has not reported yet",
         ["BronzeCollectorDrops"],
     )

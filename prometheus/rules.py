@@ -489,7 +489,7 @@ count by (job, metric) (
                     ],
                     "instance, exporter",
                 ),
-                "The collector has dropped telemetry for {{ $labels.exporter }}",
+                "Telemetry for {{ $labels.exporter }} was refused: by its full queue, or by its destination",
             ),
             Alert(
                 "BronzeCollectorQueueFull",
