@@ -539,6 +539,30 @@ def test_answers_of_other_servers_do_not_count_as_accepted(
     assert observed.counts() == {"accepted": 0, "rejected": 0, "unknown": 1}
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "answers", "reason"),
+    [
+        ("a.parquet.gz", b"PAR1", [], "decompress the file first"),
+        ("a.ndjson", b"{}\n", [Answer(409, b"<html>no</html>")], "409 Conflict"),
+    ],
+    ids=["a file that is compressed as a whole", "a conflict without a problem document"],
+)
+def test_a_watcher_goes_on_after_a_file_is_refused(
+    api: Api, observed: Observed, tmp_path: Path, name: str, content: bytes, answers: list[Answer], reason: str
+) -> None:
+    """Such a refusal concerns one file only, so it does not end the watcher, which would meet the file again."""
+    api.script = list(answers)
+    (tmp_path / name).write_bytes(content)
+    os.utime(tmp_path / name, (1, 1))  # the oldest file is sent first
+    ndjson(tmp_path / "b.ndjson", "{}")
+    stop = Time(waits_max=20)
+    settings = Settings(api_url=api.url)
+    summary = publisher.watch(settings, observed.telemetry, Plan("status"), tmp_path, stop=stop, clock=stop.clock)
+    assert summary.error is None
+    assert summary.records == 1
+    assert [reason in refused for refused in summary.refused.values()] == [True]
+
+
 # --- several files, and options for all records
 
 

@@ -77,7 +77,8 @@ def required_format(file: str, chosen: FileFormat | None) -> FileFormat:
 
 
 def unreadable(file: str, kind: Refusal, problem: str) -> Refused:
-    return Refused(kind, f"{display_name(file)} {problem}")
+    # 400 for any kind: to a watcher, a 415 of the API concerns every file, and this concerns one file only
+    return Refused(kind, f"{display_name(file)} {problem}", status=400)
 
 
 def too_long(file: str, unit: str, number: int) -> Refused:

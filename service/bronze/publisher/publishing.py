@@ -133,6 +133,7 @@ class PublishRun:
                 "--run was used before for other standard input. To continue, give the same options and input as "
                 "before. To send everything as new data, use --again, or another --run. The answer of the API: "
                 f"{error.detail}",
+                status=error.status,
             ) from error
         with self._lock:
             self.summary.add(batch, receipt)
