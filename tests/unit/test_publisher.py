@@ -347,7 +347,7 @@ def test_a_file_sent_again_uses_the_same_keys(api: Api, publish: Callable[..., S
     assert len(set(keys)) == 8
 
 
-@pytest.mark.parametrize("name", ["plain.ndjson", "Flüge 100%.ndjson", "飛行.ndjson"])
+@pytest.mark.parametrize("name", ["plain.ndjson", "Flüge 100%.ndjson", "飛行.ndjson", " a  b .ndjson"])
 def test_a_file_name_survives_the_header(api: Api, publish: Callable[..., Summary], tmp_path: Path, name: str) -> None:
     """The header is percent-encoded UTF-8, so any file name can be decoded from it."""
     publish(ndjson(tmp_path / name, "{}"))

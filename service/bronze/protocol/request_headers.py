@@ -11,8 +11,13 @@ _PLAIN = "".join(character for character in printable if character not in whites
 
 
 def encode(text: str) -> str:
-    """A text as the value of a header: UTF-8, with all but plain ASCII percent-encoded (RFC 3986)."""
-    return quote(text, safe=_PLAIN, errors="replace")
+    """A text as the value of a header: UTF-8, with all but plain ASCII percent-encoded (RFC 3986).
+
+    A space is plain within the text only: at the ends of a header's value, HTTP does not allow it (RFC 9110).
+    """
+    plain = text.strip(" ")
+    start, _, end = text.partition(plain) if plain else (text, "", "")
+    return "%20" * len(start) + quote(plain, safe=_PLAIN, errors="replace") + "%20" * len(end)
 
 
 def decode(value: str) -> str:
