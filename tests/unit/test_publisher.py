@@ -47,7 +47,7 @@ from prometheus_client import CollectorRegistry
 from bronze import publisher
 from bronze.errors import Misconfigured, Refused
 from bronze.protocol.message import MESSAGE_BYTES_MAX
-from bronze.publisher import Batch, FileFormat, Plan, Sender, Stop, Summary, batches, reading
+from bronze.publisher import Batch, FileFormat, Plan, Sender, Stop, Summary, batches, checking, reading
 from bronze.publisher.fleet import fleet
 from bronze.records import sources
 from bronze.settings import Settings
@@ -561,6 +561,16 @@ def test_a_watcher_goes_on_after_a_file_is_refused(
     assert summary.error is None
     assert summary.records == 1
     assert [reason in refused for refused in summary.refused.values()] == [True]
+
+
+def test_a_dry_run_gives_the_reasons_without_the_advice(tmp_path: Path) -> None:
+    """Nothing was sent, so the API's advice, to send the submission again, is left out."""
+    file = ndjson(tmp_path / "f.ndjson", '{"vehicle_id":7}', '{"vehicle_id":"N1"}', '{"vehicle_id":"N1","seats":"q"}')
+    findings = checking.check(Plan("vehicles"), sources.built_in()["vehicles"], [str(file)])
+    assert findings.problems == [
+        f"{file}, line 1, field vehicle_id: Expected `str`, got `int`",
+        f"{file}, line 3, field seats: Expected `int | null`, got `str`",
+    ]
 
 
 # --- several files, and options for all records

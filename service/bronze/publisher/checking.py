@@ -9,6 +9,7 @@ from bronze.publisher.batches import Batch, batches_of
 from bronze.publisher.files import open_file
 from bronze.publisher.plan import Plan
 from bronze.records.json_intake import JsonIntake
+from bronze.records.refusals import NOTHING_ACCEPTED
 from bronze.records.sources import Source
 
 PROBLEMS_MAX = 100
@@ -81,5 +82,5 @@ def _problems(source: Source, batch: Batch) -> Iterator[str]:
 def _reason(error: Refused) -> str:
     """What is wrong with a record, without the API's advice to the sender."""
     field_name = error.members.get("field")
-    reason = error.detail.partition(". The source")[0].partition(": ")[2] or error.detail
+    reason = error.detail.partition(f". {NOTHING_ACCEPTED}")[0].partition(": ")[2] or error.detail
     return f", field {field_name}: {reason}" if field_name else f": {reason}"

@@ -7,6 +7,8 @@ from bronze.records.sources import Source
 
 #: How much of a library's error text is repeated, in characters.
 ERROR_CHARS_MAX = 300
+#: Begins the advice that follows the reason of a violation.
+NOTHING_ACCEPTED = "Nothing of the submission was accepted"
 #: Why a time does not fit that Arrow could store, but most readers could not read.
 CALENDAR_ERROR = "Expected a time from year 1 to year 9999 in UTC"
 
@@ -17,8 +19,8 @@ def violation(source: Source, reason: str, *, record: int | None = None, field: 
     place = ", ".join(f"{name} {value}" for name, value in named.items() if value is not None) or "record"
     return Refused(
         Refusal.SCHEMA_VIOLATION,
-        f"{place[:1].upper()}{place[1:]}: {reason}. Nothing of the submission was accepted: correct it to fit the "
-        f"declared fields of the source {source.name}, and send it again.",
+        f"{place[:1].upper()}{place[1:]}: {reason}. {NOTHING_ACCEPTED}: correct it to fit the declared fields of the "
+        f"source {source.name}, and send it again.",
         record=record,
         field=field,
     )
