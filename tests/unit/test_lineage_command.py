@@ -3,12 +3,15 @@
 import argparse
 import datetime as dt
 
+import httpx
 import pytest
 
+from bronze import client
 from bronze.__main__ import parser
 from bronze.admin import lineage_command
-from bronze.errors import Misconfigured
+from bronze.errors import Misconfigured, Unavailable
 from bronze.lineage.lookup import By, guesses
+from bronze.settings import Settings
 
 
 def parse(*words: str) -> argparse.Namespace:
@@ -46,6 +49,31 @@ def test_since_is_a_time_or_a_period(capsys: pytest.CaptureFixture[str]) -> None
     with pytest.raises(SystemExit):
         parse("follow", "--since", "yesterday")
     assert "nor a period up to now" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("answer", "code"),
+    [
+        (httpx.Response(404, json={"type": "/problems/not-found", "detail": "Nothing is known."}), 1),
+        (httpx.Response(400, json={"type": "/problems/invalid-query", "detail": "Give one."}), 2),
+        (httpx.Response(301, json={"detail": "Moved."}), 2),
+        (httpx.Response(404, text="<html>"), 3),
+        (httpx.Response(403, text="<html>"), 3),
+        (httpx.Response(200, text="<html>"), 3),
+        (httpx.Response(503, json={"type": "/problems/queue-away", "detail": "Later."}), 3),
+    ],
+    ids=lambda value: f"{value.status_code} {value.text[:9]}" if isinstance(value, httpx.Response) else None,
+)
+def test_the_exit_code_tells_the_apis_answers_from_others(
+    answer: httpx.Response, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """1 says that the API does not know the id: a 404 of a proxy, or of another server, does not say that."""
+    front = httpx.MockTransport(lambda _: answer)
+    monkeypatch.setattr(client, "connect", lambda *_: httpx.Client(base_url="http://front", transport=front))
+    try:
+        assert lineage_command.run_lookup(parse("abc"), Settings()) == code
+    except Unavailable:
+        assert code == 3
 
 
 @pytest.mark.parametrize(

@@ -95,23 +95,23 @@ def run_lookup(args: argparse.Namespace, settings: Settings) -> int:
             response = http.get(url, params={**query, "limit": args.limit})
         except httpx.RequestError as error:
             raise client.unreachable(error, url) from error
-    if response.is_error:
-        failure = client.failure(response, lambda _: "bronze lineage")
-        if isinstance(failure, Unavailable):
-            raise failure
-        print(f"bronze lineage: {client.problem_of(response).detail or failure.detail}", file=sys.stderr)
-        return 1 if failure.status == httpx.codes.NOT_FOUND else 2
+    failure = None if response.is_success else client.failure(response, lambda _: str(url))
+    if isinstance(failure, Unavailable):
+        raise failure
     try:
-        lineage = response.json()
+        answer = response.json()
     except ValueError as error:
         raise Unavailable(
             Outage.UNAVAILABLE,
             f"the answer of {url} is not JSON: {error}. Check that --url or BRONZE_API_URL is the address of the API",
         ) from error
+    if failure:
+        print(f"bronze lineage: {client.problem_of(response).detail or failure.detail}", file=sys.stderr)
+        return 1 if failure.status == httpx.codes.NOT_FOUND else 2
     if args.json:
         print(response.text)
     else:
-        _print(lineage)
+        _print(answer)
     return 0
 
 
