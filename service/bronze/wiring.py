@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import httpx
 import uvicorn
+from aiorwlock import RWLock
 
 from bronze import process
 from bronze.admin.change_lanes import LaneChange
@@ -290,6 +291,7 @@ async def consume_role(settings: Settings, substitute: Callable[[Servers], Serve
         try:
             async with open_servers(settings, declared, telemetry.instance_id, stop, creates_objects=True) as opened:
                 servers = substitute(opened)
+                decoding = RWLock()
                 writers = [
                     LaneWriter(
                         lane,
@@ -299,6 +301,7 @@ async def consume_role(settings: Settings, substitute: Callable[[Servers], Serve
                         servers.catalog,
                         servers.lock(lane),
                         telemetry,
+                        decoding,
                         prefix=settings.prefix,
                         limits=limits(settings),
                         purge_grace_s=settings.purge_grace_s,

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import pytest_asyncio
 import zstandard
+from aiorwlock import RWLock
 from opentelemetry.trace import SpanKind
 
 from bronze import wiring
@@ -63,6 +64,7 @@ class Parts:
             self.catalog,
             self.lock(),
             self.heard.telemetry,
+            RWLock(),
             prefix=self.settings.prefix,
             limits=self.limits,
             purge_grace_s=self.purge_grace_s,

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import pytest
 import pytest_asyncio
+from aiorwlock import RWLock
 
 from bronze import wiring
 from bronze.admin.change_lanes import LaneChange
@@ -66,6 +67,7 @@ class Parts:
     async def consuming(self, lanes: Sequence[Lane]) -> AsyncIterator[asyncio.Task[None]]:
         """A consumer of these lanes while the block runs."""
         stop = asyncio.Event()
+        decoding = RWLock()
         writers = [
             LaneWriter(
                 lane,
@@ -75,6 +77,7 @@ class Parts:
                 self.catalog,
                 NatsLock(self.key_values, lane, object().__repr__(), self.settings.lock_expiry_s),
                 self.heard.telemetry,
+                decoding,
                 prefix=self.settings.prefix,
                 limits=wiring.limits(self.settings),
                 purge_grace_s=60,

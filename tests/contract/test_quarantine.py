@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import pytest_asyncio
+from aiorwlock import RWLock
 
 from bronze.admin.quarantine import CommandError, find, load
 from bronze.admin.quarantine_command import run
@@ -67,6 +68,7 @@ class Served:
             self.catalog,
             NatsLock(self.key_values, self.lane, "test", self.settings.lock_expiry_s),
             self.consumer.telemetry,
+            RWLock(),
             prefix=self.settings.prefix,
             limits=limits(self.settings),
             purge_grace_s=self.settings.purge_grace_s,

@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 
 import msgspec
 import pyarrow.parquet as pq
+from aiorwlock import RWLock
 from opentelemetry.metrics import NoOpMeter
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.trace import NoOpTracer
@@ -242,6 +243,7 @@ class Consumer(Process):
             made_of.catalog(link, CATALOG),
             BothOwn(),
             _telemetry(),
+            RWLock(),
             prefix="bronze",
             limits=Limits(bytes_max=4 * 2**20, messages_max=messages_max, submissions_max=2, age_s_max=0.0),
             purge_grace_s=SETTINGS.purge_grace_s,

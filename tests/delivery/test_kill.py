@@ -19,7 +19,7 @@ import pytest
 from tests.delivery.kill import wiring
 from tests.delivery.kill.checker import Found, check
 from tests.delivery.kill.harness import CONSUMERS, Clients, Submission, System, attempts
-from tests.delivery.kill.wiring import DEADLY, Step
+from tests.delivery.kill.wiring import DEADLY, SLOW, Step
 
 SEED = os.environ.get("BRONZE_KILL_SEED", "9")
 #: Rounds of kills with the real lock, and as many with a lock that every consumer gets.
@@ -150,6 +150,24 @@ async def test_killed_anywhere_each_accepted_record_is_there_exactly_once(
     for step in STEPS:
         kills = sum(times for (_, at, by), times in system.kills.items() if (at, by) == (step, SIGKILL.name))
         assert kills >= min(KILLS_MIN, 2 * ROUNDS)
+
+
+async def test_the_death_of_a_decoder_is_not_blamed_on_another_lane(tmp_path: Path) -> None:
+    """One process decodes for all lanes: a record that is decoded when another kills the process stays out of
+    quarantine, although both are decoded again whenever the process starts.
+    """
+    async with System(tmp_path) as system, Clients(system, random.Random(9)) as clients, asyncio.TaskGroup() as group:
+        system.start("api", "serve")
+        deadly = clients.submission("vehicles", DEADLY.decode(), keyed=True)
+        slow = clients.submission("failures", SLOW.decode(), keyed=True)
+        await asyncio.gather(*map(clients.deliver, (deadly, slow)))
+        system.start("consumer", "consume")
+        keep = group.create_task(system.keep())
+        found = await system.drained()
+        keep.cancel()
+    verdict = check(clients.sent, found)
+    assert verdict, str(verdict)
+    assert reasons(found, "died") == set(deadly.records)
 
 
 async def test_checker_finds_the_loss_of_an_entry_before_its_object(tmp_path: Path) -> None:

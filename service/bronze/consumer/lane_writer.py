@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import NoReturn
 
+from aiorwlock import RWLock
+
 from bronze.consumer.tasks import cancel, run_unless_stopped, wait_unless_stopped
 from bronze.consumer.upload_telemetry import UploadTelemetry
 from bronze.errors import BronzeError, DeadLetter, Fault, Gone, Halted, Outage, Unavailable
@@ -21,7 +23,8 @@ from bronze.objects.encoder import Encoded
 from bronze.objects.footer import CONTENT_TYPE, user_metadata
 from bronze.objects.reader import read_contents
 from bronze.protocol import quarantine
-from bronze.protocol.chain import Gap, Position, Tail, check_covered, reconcile, rolled_back
+from bronze.protocol.attempts import Attempt
+from bronze.protocol.chain import Gap, Position, ReconciledCut, Tail, check_covered, reconcile, rolled_back
 from bronze.protocol.documents import Contents, QuarantinedMessage
 from bronze.protocol.keys import first_of_key, hour_prefix, object_key
 from bronze.protocol.lane import Lane
@@ -51,7 +54,10 @@ class NewerFormat(BronzeError):
 
 
 class LaneWriter:
-    """The consumer of one lane."""
+    """The consumer of one lane.
+
+    `decoding` is one for all lanes of a process: they share it, and a suspect cut is decoded while no other is.
+    """
 
     def __init__(
         self,
@@ -62,6 +68,7 @@ class LaneWriter:
         catalog: Catalog,
         lock: Lock,
         telemetry: Telemetry,
+        decoding: RWLock,
         *,
         prefix: str,
         limits: Limits,
@@ -75,6 +82,7 @@ class LaneWriter:
         self._catalog = catalog
         self._lock = lock
         self._telemetry = telemetry
+        self._decoding = decoding
         self._prefix = prefix
         self._limits = limits
         self._purge_grace_s = purge_grace_s
@@ -199,18 +207,14 @@ class LaneWriter:
         with self._step(Step.IDENTITIES):
             ids = list(dict.fromkeys(message.submission_id for message in cut))
             identities = await self._catalog.identities(lane, position, ids)
-        attempt = self._lock.attempt
-        reconciled = reconcile(lane, cut, identities, skip_decoding=attempt.exhausted(cut))
+        reconciled = reconcile(lane, cut, identities, skip_decoding=self._lock.attempt.exhausted(cut))
+        attempt = self._lock.attempt.begin(cut)
         upload = UploadTelemetry(self._telemetry, lane, reconciled, self._read_ns)
         try:
-            with self._step(Step.ENCODE):
-                await self._lock.begin_decoding(attempt.begin(cut))
-                with upload.stage(Stage.ENCODE, spans.encode):
-                    key = object_key(self._prefix, lane, cut[0])
-                    encoded = await asyncio.to_thread(
-                        encoder.encode_object, self._source, lane, key, reconciled, upload.traceparent, self._now()
-                    )
-                await self._lock.end_decoding()
+            # A death counts for every lane that is decoding: a suspect is alone, so that no other lane is blamed again.
+            async with self._decoding.writer if attempt.suspect else self._decoding.reader:
+                with self._step(Step.ENCODE):
+                    encoded = await self._encode(attempt, reconciled, upload)
             contents = await self._create(encoded, upload, read)
             with self._step(Step.QUARANTINE):
                 for quarantined in contents.quarantined:
@@ -223,6 +227,16 @@ class LaneWriter:
             raise
         upload.close()
         return position
+
+    async def _encode(self, attempt: Attempt, cut: ReconciledCut, upload: UploadTelemetry) -> Encoded:
+        await self._lock.begin_decoding(attempt)
+        with upload.stage(Stage.ENCODE, spans.encode):
+            key = object_key(self._prefix, self._lane, cut.messages[0])
+            encoded = await asyncio.to_thread(
+                encoder.encode_object, self._source, self._lane, key, cut, upload.traceparent, self._now()
+            )
+        await self._lock.end_decoding()
+        return encoded
 
     async def _create(self, encoded: Encoded, upload: UploadTelemetry, read: Sequence[Message]) -> Contents:
         """Create the object. Returns the contents of the object that is in the bucket, whichever consumer wrote it."""

@@ -44,6 +44,11 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
         halve = self.limit > 0 or deaths >= DEATHS_TOLERATED
         return msgspec.structs.replace(self, deaths=deaths, limit=max(1, self.size // 2) if halve else 0)
 
+    @property
+    def suspect(self) -> bool:
+        """Whether a process died while it decoded messages from here on: decoding them may kill the next one too."""
+        return self.deaths > 0 or self.limit > 0
+
     def cut_limits(self, first: int, limits: Limits) -> Limits:
         """The limits of a cut that begins at the sequence `first`."""
         if self.limit == 0 or first > self.until:

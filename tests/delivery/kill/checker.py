@@ -209,6 +209,8 @@ async def read_catalog(jetstream: JetStream) -> tuple[list[CatalogEntry], dict[s
     first = state.first
     while first <= state.last:
         messages = await jetstream.read(stream, first, messages_max=1000, bytes_max=2**24)
+        if not messages:
+            break  # a new stream: its first and last sequence are 0
         for one in messages:
             if one.subject.startswith("catalog."):
                 entries.append(msgspec.json.decode(one.payload, type=CatalogEntry))

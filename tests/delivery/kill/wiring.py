@@ -10,6 +10,7 @@ import asyncio
 import os
 import signal
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from enum import StrEnum
@@ -41,6 +42,9 @@ ACTS = "BRONZE_KILL_ACTS"
 
 #: A record with this text kills the process that decodes it.
 DEADLY = b"kills its decoder"
+#: Decoding of a record with this text takes longer than the death of a decoder.
+SLOW = b"is slow to decode"
+DEATH_S, SLOW_S = 0.5, 2.0
 
 
 class Step(StrEnum):
@@ -163,8 +167,12 @@ def decode_deadly() -> None:
     encode = encoder.encode_object
 
     def crash(source: Any, lane: Lane, key: str, cut: ReconciledCut, traceparent: str, written_at: str = "") -> Encoded:
-        if any(DEADLY in one.message.content() and not one.skip_reason for one in cut.accepted):
+        decoded = [one.message.content() for one in cut.accepted if not one.skip_reason]
+        if any(DEADLY in content for content in decoded):
+            time.sleep(DEATH_S)
             os.kill(os.getpid(), signal.SIGKILL)
+        if any(SLOW in content for content in decoded):
+            time.sleep(SLOW_S)
         return encode(source, lane, key, cut, traceparent, written_at)
 
     encoder.encode_object = crash
