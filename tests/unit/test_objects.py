@@ -38,10 +38,21 @@ from bronze.protocol.quarantine import quarantine_key
 from bronze.records import sources
 from bronze.records.columns import columnar_schema, object_schema
 from bronze.records.json_intake import JsonIntake
-from bronze.records.sources import RESERVED, Field, FieldType
+from bronze.records.sources import RESERVED, Field, FieldType, Source
 from tests import factories
 
-SOURCES = sources.built_in()
+#: A source whose second version added fields.
+THINGS = Source(
+    "things",
+    "Things.",
+    2,
+    (
+        Field("thing_id", FieldType.STRING, "Which thing.", required=True),
+        Field("colour", FieldType.STRING, "Its colour.", since=2),
+        Field("price", FieldType.DECIMAL, "What it costs.", since=2, precision=10, scale=2),
+    ),
+)
+SOURCES = {**sources.built_in(), THINGS.name: THINGS}
 EPOCH = "20261124T120000000"
 TIME = "2026-11-24T12:34:56.123456789Z"
 TRACEPARENT = f"00-{'a' * 32}-{'b' * 16}-01"
@@ -49,9 +60,11 @@ EVENT = {"operator": "UA", "run_number": 1, "origin": "A", "destination": "B", "
 
 
 def accepted(source: str, submission: str = "s", **fields: Any) -> AcceptedSubmission:
+    """A submission whose records were checked against the newest version of their source."""
     facts: dict[str, Any] = {
         "submission_id": submission,
         "source": source,
+        "schema_version": SOURCES[source].version,
         "digest": "d",
         "received_at": "2026-11-24T12:34:56.000001+00:00",
         "traceparent": TRACEPARENT,
@@ -135,7 +148,8 @@ def test_columns_are_the_declared_fields_and_then_those_of_bronze() -> None:
         "_origin": "f.csv",
         "_received_at": dt.datetime(2026, 11, 24, 12, 34, 56, 1, tzinfo=dt.UTC),
         "_trace_id": "0" * 32,
-        "_schema_version": 1,
+        "_schema_version": SOURCES["status"].version,
+        **{field.name: None for field in SOURCES["status"].fields if field.since > 1},
     }
     declared = {"operator": "UA", "run_number": 1, "origin": "A", "destination": "B", "scheduled_at": scheduled}
     assert read.to_pylist() == [
@@ -163,28 +177,17 @@ def test_columns_are_the_declared_fields_and_then_those_of_bronze() -> None:
     assert encoded.contents.classifications == ["own", "run"]
 
 
-def vehicles_2() -> sources.Source:
-    """`vehicles` at version 2, with two fields more."""
-    source = SOURCES["vehicles"]
-    new_fields = (
-        Field("colour", FieldType.STRING, "d", since=2),
-        Field("price", FieldType.DECIMAL, "d", since=2, precision=10, scale=2),
-    )
-    return replace(source, version=2, fields=(*source.fields, *new_fields))
-
-
 def test_records_are_read_as_the_version_that_they_were_checked_against() -> None:
     """A record from before a field was declared may have any value under its name: it is a row, the column is null."""
-    new_record = b'{"vehicle_id":"a","colour":"red","price":"1.5"}'
-    old_record = b'{"vehicle_id":"b","colour":[5],"price":"much"}'
+    new_record = b'{"thing_id":"a","colour":"red","price":"1.5"}'
+    old_record = b'{"thing_id":"b","colour":[5],"price":"much"}'
     messages = [
-        message(1, [old_record], "vehicles"),
-        message(2, [new_record], "vehicles", submission=accepted("vehicles", "s2", schema_version=2)),
+        message(1, [old_record], "things", submission=accepted("things", "s1", schema_version=1)),
+        message(2, [new_record], "things"),
     ]
-    lane = Lane("vehicles", 0, EPOCH)
-    encoded = encode_object(vehicles_2(), lane, "key", reconcile(lane, messages, {}), TRACEPARENT)
+    encoded = encode("things", messages)
     assert encoded.contents.quarantined == []
-    read = table(encoded).select(["vehicle_id", "colour", "price", "_schema_version", "_payload"]).to_pylist()
+    read = table(encoded).select(["thing_id", "colour", "price", "_schema_version", "_payload"]).to_pylist()
     assert [tuple(row.values()) for row in read] == [
         ("b", None, None, 1, old_record.decode()),
         ("a", "red", Decimal("1.50"), 2, new_record.decode()),
@@ -193,22 +196,19 @@ def test_records_are_read_as_the_version_that_they_were_checked_against() -> Non
 
 @pytest.mark.parametrize("sent", ["1.5", '"1.5"', "1.500", "15e-1", '"1.50000000000000000000000000000000000000"'])
 def test_a_decimal_is_a_number_or_a_string_of_digits(sent: str) -> None:
-    submission = accepted("vehicles", schema_version=2)
-    lane = Lane("vehicles", 0, EPOCH)
-    record = b'{"vehicle_id":"a","price":%s}' % sent.encode()
-    intake = JsonIntake(vehicles_2(), body_bytes_max=2**20, spool_memory_bytes_max=2**20)
+    record = b'{"thing_id":"a","price":%s}' % sent.encode()
+    intake = JsonIntake(THINGS, body_bytes_max=2**20, spool_memory_bytes_max=2**20)
     intake.add_lines(record + b"\n")
     intake.close()
-    cut = reconcile(lane, [message(1, [record], "vehicles", submission=submission)], {})
-    encoded = encode_object(vehicles_2(), lane, "key", cut, TRACEPARENT)
+    encoded = encode("things", [message(1, [record], "things")])
     assert str(table(encoded).column("price").to_pylist()) == "[Decimal('1.50')]"
 
 
 @pytest.mark.parametrize("sent", ["1.505", '"NaN"', "100000000", "1e400", '"1e99999"', '"0x1"', "true", "[1]"])
 def test_a_decimal_that_would_change_is_refused_by_record_and_field(sent: str) -> None:
-    intake = JsonIntake(vehicles_2(), body_bytes_max=2**20, spool_memory_bytes_max=2**20)
+    intake = JsonIntake(THINGS, body_bytes_max=2**20, spool_memory_bytes_max=2**20)
     with pytest.raises(Refused, match="Record 0, field price: ") as refused:
-        intake.add_lines(b'{"vehicle_id":"a","price":%s}\n' % sent.encode())
+        intake.add_lines(b'{"thing_id":"a","price":%s}\n' % sent.encode())
     intake.close()
     assert (refused.value.status, refused.value.members) == (422, {"record": 0, "field": "price"})
 
@@ -231,6 +231,7 @@ _TYPED: dict[FieldType, st.SearchStrategy[Any]] = {
     FieldType.BOOL: st.booleans(),
     FieldType.INT64: st.integers(-(2**63), 2**63 - 1),
     FieldType.FLOAT64: _FLOATS,
+    FieldType.DECIMAL: st.decimals(-1000, 1000, places=2).map(str),
     FieldType.TIMESTAMP: _TIMES
     | _OFFSETS
     | st.just("0001-01-01T00:00:00+14:00")
@@ -400,7 +401,13 @@ def test_the_deepest_record_that_the_intake_accepts_becomes_a_row() -> None:
 COLUMNS = columnar_schema(SOURCES["vehicles"])
 
 
-def columnar(columns: Mapping[str, Any], schema: pa.Schema = COLUMNS, stated: int = 1, **facts: Any) -> Message:
+def columnar(
+    columns: Mapping[str, Any],
+    schema: pa.Schema = COLUMNS,
+    stated: int = 1,
+    source: str = "vehicles",
+    **facts: Any,
+) -> Message:
     """A message of these columns, as the API's reader of columnar bodies writes it; missing columns are null."""
     count = max(map(len, columns.values()), default=1)
     batch = pa.RecordBatch.from_arrays(
@@ -409,13 +416,13 @@ def columnar(columns: Mapping[str, Any], schema: pa.Schema = COLUMNS, stated: in
     sink = BytesIO()
     with pa.ipc.new_stream(sink, schema) as writer:
         writer.write_batch(batch)
-    return columnar_message(sink.getvalue(), stated, **facts)
+    return columnar_message(sink.getvalue(), stated, source, **facts)
 
 
-def columnar_message(payload: bytes, stated: int = 1, **facts: Any) -> Message:
-    submission = accepted("vehicles", "columnar", **facts)
+def columnar_message(payload: bytes, stated: int = 1, source: str = "vehicles", **facts: Any) -> Message:
+    submission = accepted(source, "columnar", **facts)
     headers = Part(submission, 1, 1, 0, stated, MessageKind.COLUMNAR).headers()
-    return Message(1, lane_subject("vehicles", 0, submission.submission_id), TIME, headers, payload)
+    return Message(1, lane_subject(source, 0, submission.submission_id), TIME, headers, payload)
 
 
 def test_a_columnar_message_becomes_rows_beside_those_of_other_messages() -> None:
@@ -441,13 +448,9 @@ def test_a_columnar_message_becomes_rows_beside_those_of_other_messages() -> Non
 
 
 def test_a_columnar_message_of_an_earlier_version_has_nulls_for_new_fields() -> None:
-    vehicles = SOURCES["vehicles"]
-    new_field = Field("colour", FieldType.STRING, "-", since=2)
-    newer = replace(vehicles, version=2, fields=(*vehicles.fields, new_field))
-    lane = Lane("vehicles", 0, EPOCH)
-    cut = reconcile(lane, [columnar({"vehicle_id": ["a"]})], {})
-    (row,) = table(encode_object(newer, lane, "key", cut, TRACEPARENT)).to_pylist()
-    assert (row["vehicle_id"], row["colour"], row["_schema_version"]) == ("a", None, 1)
+    earlier = columnar({"thing_id": ["a"]}, columnar_schema(THINGS.at_version(1)), source="things", schema_version=1)
+    (row,) = table(encode("things", [earlier])).to_pylist()
+    assert (row["thing_id"], row["colour"], row["_schema_version"]) == ("a", None, 1)
 
 
 @pytest.mark.parametrize(

@@ -38,9 +38,12 @@ def test_every_record_is_of_its_source(source: str) -> None:
 
 @pytest.mark.parametrize("source", SOURCES)
 def test_every_declared_field_is_used(source: str) -> None:
-    """Each declared field has a value somewhere, or its column would prove nothing."""
+    """Each field of a source's first version has a value somewhere, or its column would prove nothing.
+
+    A field that was added later may have none: the sample is data of 2013, which need not have a value for it.
+    """
     used = {name for record in decoded(source) for name, value in msgspec.structs.asdict(record).items() if value}
-    assert {field.name for field in SOURCES[source].fields} <= used
+    assert {field.name for field in SOURCES[source].fields if field.since == 1} <= used
 
 
 @pytest.mark.parametrize("source", ["vehicles", "results"])
