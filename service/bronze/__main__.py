@@ -77,7 +77,8 @@ def parser() -> argparse.ArgumentParser:
 def main() -> None:
     """Run a role or a command.
 
-    The exit code is 2 if the settings cannot work, 3 if a server that is needed does not answer, and 1 if it must stop.
+    The exit code is 2 if the settings cannot work, 3 if a server that is needed does not answer, 1 if it must stop, and
+    130 if it was interrupted (Ctrl-C).
     """
     args = parser().parse_args()
     try:
@@ -91,6 +92,8 @@ def main() -> None:
     except Halted as error:
         print(f"bronze {args.role}: {error}", file=sys.stderr)
         code = 1
+    except KeyboardInterrupt:
+        code = 128 + signal.SIGINT
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -119,7 +122,7 @@ def run(args: argparse.Namespace, chosen: Settings) -> int:
             return asyncio.run(wiring.rebuild_catalog(chosen, dry_run=args.dry_run))
         except KeyboardInterrupt:
             print(f"bronze {args.role}: interrupted. Run the command again to finish the work", file=sys.stderr)
-            return 130
+            raise
     # the standard output of `publish` is its summary
     telemetry = sdk.start(Role.PUBLISHER, chosen, log_stream=sys.stderr if args.role == "publish" else sys.stdout)
     try:
@@ -144,8 +147,6 @@ def run_lineage(args: argparse.Namespace, chosen: Settings) -> int:
     except BrokenPipeError:  # such as `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except KeyboardInterrupt:
-        return 128 + signal.SIGINT
 
 
 if __name__ == "__main__":

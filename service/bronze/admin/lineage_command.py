@@ -33,7 +33,8 @@ _UNIT_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 def arguments(parser: argparse.ArgumentParser) -> None:
     """The command line of `bronze lineage`."""
     parser.epilog = (
-        "Exit codes: 1 if nothing is known of the id, 2 if the API refuses the request, 3 if the API does not answer."
+        "Exit codes: 1 if nothing is known of the id, 2 if the API refuses the request, 3 if the API does not answer, "
+        f"130 if it was interrupted (Ctrl-C). {FOLLOW} runs until Ctrl-C or SIGTERM, and then ends with 0."
     )
     parser.description = (
         "Print the lineage of an id or a path: the submissions, traces and objects that belong to it. "

@@ -243,8 +243,6 @@ def _dry_run(args: argparse.Namespace, settings: Settings, plan: Plan) -> int:
     except (BronzeError, OSError) as error:
         print(f"bronze publish: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        return 130
     print(findings.json() if args.json else findings.text())
     return 0 if findings.all_valid else 1
 

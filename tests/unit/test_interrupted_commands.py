@@ -1,0 +1,72 @@
+"""Ctrl-C ends each command that waits for a server quietly: with exit code 130 and no traceback."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+
+import pytest
+
+from local.machine import limit_s
+
+CONNECT_S_MAX = 60
+#: Less than the time that any request may take: a command must not wait for its request.
+STOP_S_MAX = 2
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["quarantine", "list"],
+        ["quarantine", "export", "--submission", "s"],
+        ["quarantine", "replay", "--submission", "s"],
+        ["lineage", "2013-02-08-UA-1018-EWR-IAH"],
+        ["publish", "vehicles", __file__, "--format", "ndjson", "--dry-run"],
+    ],
+    ids=lambda command: " ".join(command[:2]),
+)
+def test_ctrl_c_is_quiet(command: Sequence[str]) -> None:
+    assert interrupt(command) == (130, "", "")
+
+
+@pytest.mark.parametrize("command", [["lanes", "2"], ["catalog", "rebuild"]], ids=" ".join)
+def test_ctrl_c_says_that_work_is_left(command: Sequence[str]) -> None:
+    """These commands may have begun a change."""
+    told = f"bronze {command[0]}: interrupted. Run the command again to finish the work\n"
+    assert interrupt(command) == (130, "", told)
+
+
+def test_ctrl_c_is_how_to_end_a_command_that_follows() -> None:
+    assert interrupt(["lineage", "follow"]) == (0, "", "")
+
+
+def interrupt(command: Sequence[str]) -> tuple[int, str, str]:
+    """The exit code and the output of a command that is interrupted while it waits for a server's answer."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        silent.settimeout(limit_s(CONNECT_S_MAX))
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        environment = os.environ | {
+            "AWS_ACCESS_KEY_ID": "-",
+            "AWS_ENDPOINT_URL_S3": f"http://{address}",
+            "AWS_SECRET_ACCESS_KEY": "-",
+            "BRONZE_API_URL": f"http://{address}",
+            "BRONZE_NATS_URL": f"nats://{address}",
+            "OTEL_SDK_DISABLED": "true",
+        }
+        with subprocess.Popen(
+            [sys.executable, "-m", "bronze", *command],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process:
+            try:
+                connection, _ = silent.accept()
+                with connection:
+                    process.send_signal(signal.SIGINT)
+                    out, err = process.communicate(timeout=limit_s(STOP_S_MAX))
+            finally:
+                process.kill()
+    return process.returncode, out, err
