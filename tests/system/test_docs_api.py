@@ -24,7 +24,7 @@ PRINTED = {
     "arrow": r"^2 records accepted$",
     "gzip": r'"records":1,',
     "idempotency": r"^True 409 /problems/idempotency-key-reused$",
-    "run": r'"classification_id":"2013-01-01-UA-1545"',
+    "run": r'"classification_id":"2013-02-08-UA-1018-EWR-IAH"',
     "refused": r"Record 1, field vehicle_id: Expected `str`, got `int`",
     "quarantine": r'"records":2,"rejected":2,',
     "replay": r"(?s)record 1, field vehicle_id.*1 records replayed, as submission (\S+)\n.*"

@@ -1,5 +1,6 @@
 """The committed sample is what README.md says of it."""
 
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,8 @@ import pytest
 
 from bronze.records import sources
 
-SAMPLES = Path(__file__).parents[2] / "samples"
+REPOSITORY = Path(__file__).parents[2]
+SAMPLES = REPOSITORY / "samples"
 SOURCES = sources.built_in()
 
 
@@ -73,3 +75,16 @@ def test_times() -> None:
     )
     assert len({record.arrived_at.utcoffset() for record in results}) > 1
     assert any(record.arrived_at.date() > departed[record.classification_id].date() for record in results)
+
+
+def test_examples_name_flight_legs_of_the_sample() -> None:
+    """`bronze lineage` of the README finds something after `make up`, and the documents agree on their examples."""
+    legs = {record.classification_id for record in decoded("status")}
+    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    looked_up = set(re.findall(r"^\S*bronze lineage (\S+)", readme, re.MULTILINE)) - {"follow"}
+    assert looked_up
+    assert looked_up <= legs
+    documents = [REPOSITORY / "README.md", SAMPLES / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+    named = {leg for file in documents for leg in re.findall(r"\b2013-\d\d-\d\d-[\w-]+", file.read_text("utf-8"))}
+    assert named > looked_up
+    assert named <= legs

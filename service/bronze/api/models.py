@@ -21,7 +21,7 @@ class SubmissionAccepted(BaseModel):
     submission_id: str = Field(examples=["01939f4e-6b7c-7cc3-a4f5-0242ac120002"])
     classification_id: str | None = Field(
         description="The classification_id that all records belong to; null if there are several.",
-        examples=["2013-01-01-UA-1545"],
+        examples=["2013-02-08-UA-1018-EWR-IAH"],
     )
     classification_count: int = Field(description="Number of classifications that the records belong to.", examples=[1])
     source: str = Field(examples=["status"])
