@@ -685,7 +685,10 @@ def test_a_publisher_runs_if_the_metrics_port_is_in_use(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """If another process uses the port, `/metrics` is served on a free port, which the log names."""
+    """If another process uses the port, `/metrics` is served on a free port. The log says so at DEBUG only: after
+    `make up`, every first `bronze publish` would warn otherwise.
+    """
+    caplog.set_level(logging.DEBUG, "bronze")
     pages: list[str] = []
 
     def scrape(request: Request) -> Answer:
@@ -698,6 +701,25 @@ def test_a_publisher_runs_if_the_metrics_port_is_in_use(
         monkeypatch.setenv("OTEL_EXPORTER_PROMETHEUS_PORT", str(other.getsockname()[1]))
         assert publish(ndjson(tmp_path / "f.ndjson", "{}")).error is None
     assert "bronze_publisher_submissions_total" in pages[0]
+    assert {record.levelno for record in caplog.records} == {logging.DEBUG}
+
+
+def test_a_simulation_warns_if_the_metrics_port_is_in_use(
+    api: Api, observed: Observed, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It runs for long, and Prometheus would scrape the other process."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        monkeypatch.setenv("OTEL_EXPORTER_PROMETHEUS_PORT", str(other.getsockname()[1]))
+        publisher.simulate(Settings(api_url=api.url), observed.telemetry, stop=Time(waits_max=1))
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert "set OTEL_EXPORTER_PROMETHEUS_PORT" in record.message
+
+
+def test_an_invalid_metrics_port_is_an_error(publish: Callable[..., Summary], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_PROMETHEUS_PORT", "http")
+    with pytest.raises(Misconfigured, match="OTEL_EXPORTER_PROMETHEUS_PORT: 'http'"):
+        publish(Path(__file__))
 
 
 # --- stopping

@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 from typing import TextIO
 
 from bronze.client import connect
-from bronze.errors import BronzeError, Misconfigured, Refused
+from bronze.errors import BronzeError, Refused
 from bronze.publisher.batches import Batch, batches_of
 from bronze.publisher.declared import RemoteSource
 from bronze.publisher.files import OpenFile, key_prefix, open_file, total_size
@@ -21,6 +21,7 @@ from bronze.publisher.sending import Sender
 from bronze.publisher.stopping import Stop
 from bronze.settings import Settings
 from bronze.telemetry import Telemetry
+from bronze.telemetry.scrape import CannotListen
 from bronze.telemetry.signals import Role
 
 _log = logging.getLogger(__name__)
@@ -154,12 +155,13 @@ def open_run(
     report: TextIO | None = None,
     progress: bool = False,
     clock: Callable[[], float] = time.monotonic,
+    long_lived: bool = True,
 ) -> Iterator[PublishRun]:
     """A publish run with its connection, progress bar and `/metrics`. Raises `Misconfigured`."""
     telemetry.instruments.zero(Role.PUBLISHER, [plan.source])
     with ExitStack() as stack:
         http = stack.enter_context(connect(settings))
-        stack.enter_context(serve_metrics(telemetry))
+        stack.enter_context(serve_metrics(telemetry, long_lived=long_lived))
         telemetry.flush()  # exports the zeros: without them, Prometheus sees no increase in the first counts
         bar = stack.enter_context(Bar(plan.source, size, shown=progress))
         sender = Sender(
@@ -184,13 +186,18 @@ def open_run(
 
 
 @contextmanager
-def serve_metrics(telemetry: Telemetry) -> Iterator[None]:
-    """Serves `/metrics`, on any free port if the configured port is in use: several publishers may run at once."""
+def serve_metrics(telemetry: Telemetry, *, long_lived: bool = True) -> Iterator[None]:
+    """Serves `/metrics`, on any free port if the configured port is in use: several publishers may run at once.
+
+    Only a long-lived publisher warns of the other port: it is one that Prometheus is configured to scrape. The metrics
+    of a command that ends by itself go by OTLP, as always, and need no scrape.
+    """
     try:
         server = telemetry.serve_metrics()
-    except Misconfigured as error:
+    except CannotListen as error:
         server = telemetry.serve_metrics(port=0)
-        _log.warning("%s. Serving /metrics on port %d instead", error, server.port)
+        level = logging.WARNING if long_lived else logging.DEBUG
+        _log.log(level, "%s. Serving /metrics on port %d instead", error, server.port)
     try:
         yield
     finally:
@@ -217,7 +224,15 @@ def publish(
     """
     size = total_size(files)
     with open_run(
-        settings, telemetry, plan, stop=stop, size=size, report=report, progress=progress, clock=clock
+        settings,
+        telemetry,
+        plan,
+        stop=stop,
+        size=size,
+        report=report,
+        progress=progress,
+        clock=clock,
+        long_lived=False,
     ) as run:
         try:
             for_each_file(files, run.send, parallel=1 if STDIN in files else plan.parallel, stop=stop)

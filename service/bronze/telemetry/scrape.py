@@ -13,8 +13,12 @@ _REQUEST_S_MAX = 10
 _POLL_S = 0.1  # the longest time that `close` takes
 
 
+class CannotListen(Misconfigured):
+    """The port is in use, or the address is not one of this machine; the message names the variable."""
+
+
 class MetricsServer:
-    """Serves from its creation until `close`. Raises `Misconfigured` if the port is in use; it names the variable."""
+    """Serves from its creation until `close`. Raises `CannotListen`."""
 
     def __init__(
         self,
@@ -49,7 +53,7 @@ class MetricsServer:
         try:
             self._server = _Server((host, port), Handler)
         except OSError as error:
-            raise Misconfigured(
+            raise CannotListen(
                 f"cannot listen on {host}:{port} ({error.strerror}): "
                 f"set OTEL_EXPORTER_PROMETHEUS_PORT (or _HOST) to a free port"
             ) from error

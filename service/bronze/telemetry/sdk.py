@@ -165,7 +165,7 @@ class Telemetry:
         """Serves `/metrics` and `/livez` for a role without an API, until the returned server is closed.
 
         Listens on OTEL_EXPORTER_PROMETHEUS_HOST and _PORT, unless a port is given (0: any free port). Raises
-        `Misconfigured` if the port is in use or not a valid number.
+        `CannotListen` if the port is in use, and `Misconfigured` if it is not a valid number.
         """
         host = os.environ.get("OTEL_EXPORTER_PROMETHEUS_HOST") or "127.0.0.1"
         if port is None:
