@@ -180,12 +180,12 @@ def follow_sample(stack: Stack, supervisor: Supervisor, files: Path) -> evidence
 
 
 def status() -> int:
-    """Shows each program and whether it works. Exit code 0 if all of them work."""
+    """Shows each program and whether it works. Exit code 0 if all of them work, 3 if the system is not running."""
     supervisor = Supervisor(UP)
     stack = Stack.load(UP)
     if not supervisor.runs() or stack is None:
         _console.print("the system is not running: `make up` starts it")
-        return 1
+        return 3
     table = Table("program", "port", "state", "works", box=None)
     works = True
     states = {state.name: state for state in supervisor.states()}

@@ -460,6 +460,13 @@ def _figure(counts: Any, source: str) -> str:
     return f"{counts[source]:,}" if source in counts else "-"
 
 
+def _text(value: object) -> str:
+    """A figure for people: lists as words, durations to the millisecond."""
+    if isinstance(value, tuple):
+        return ", ".join(value)
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
 def show(console: Console, evidence: Evidence, slowest: pa.Table | None) -> bool:
     """Prints the evidence; returns whether every claim is true."""
     counts = Table(title="records", title_justify="left")
@@ -473,8 +480,7 @@ def show(console: Console, evidence: Evidence, slowest: pa.Table | None) -> bool
     console.print(counts)
     for name, value in document.items():
         if name not in columns:
-            text = ", ".join(value) if isinstance(value, tuple) else value
-            console.print(f"  {name:<24}{text}", markup=False, soft_wrap=True)
+            console.print(f"  {name:<24}{_text(value)}", markup=False, soft_wrap=True)
     if slowest is not None:
         console.print(f"\nthe object of that trace has {slowest.num_rows:,} rows, the first of them:")
         for row in slowest.slice(0, 3).select(["classification_id", "_payload"]).to_pylist():

@@ -232,7 +232,7 @@ async def test_a_drain_without_progress_ends_and_can_be_continued(parts: Parts) 
     old = await parts.open(2)
     waiting = submission(vehicle("waiting"))
     await parts.submit(old, waiting)
-    with pytest.raises(Unavailable, match=rf"1 messages are not stored yet.*{old[lane_of(waiting.id, 2)].stream}"):
+    with pytest.raises(Unavailable, match=rf"not stored yet: 1 message, .*{old[lane_of(waiting.id, 2)].stream}"):
         await parts.change(1, stalled_s=0.3).run()
     async with parts.consuming(await parts.open(2)):
         assert await parts.change(1).run()

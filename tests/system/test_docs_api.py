@@ -27,8 +27,8 @@ PRINTED = {
     "run": r'"classification_id":"2013-02-08-UA-1018-EWR-IAH"',
     "refused": r"Record 1, field vehicle_id: Expected `str`, got `int`",
     "quarantine": r'"records":2,"rejected":2,',
-    "replay": r"(?s)record 1, field vehicle_id.*1 records replayed, as submission (\S+)\n.*"
-    r"1 records replayed before, as submission \1$",
+    "replay": r"(?s)record 1, field vehicle_id.*1 record replayed, as submission (\S+)\n.*"
+    r"1 record replayed before, as submission \1$",
     "sources": r"^vehicles \['vehicle_id'\]\nstatus \['operator'",
     "status": r"^stored bronze/source=vehicles/date=",
     "object": r"^\d+ rows in \d+ bytes, trace [0-9a-f]{32}$",

@@ -1,13 +1,16 @@
 import hashlib
+import io
 import json
+import re
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from rich.console import Console
 
-from local.evidence import SOURCES, Evidence, Rows, Tempo, Trace, Zipkin, payloads, sample_file, source_of
+from local.evidence import SOURCES, Evidence, Rows, Tempo, Trace, Zipkin, payloads, sample_file, show, source_of
 
 KEY = "bronze/source=status/date=2026-01-02/hour=03/e-0-000000000001.parquet"
 COUNTS = dict.fromkeys(SOURCES, 2)
@@ -80,6 +83,15 @@ def objects(rows: list[tuple[str, int, str]]) -> dict[str, pa.Table]:
         [{"_submission_id": s, "_record_index": i, "_trace_id": f"t-{s}", "_payload": p} for s, i, p in rows]
     )
     return {KEY: table}
+
+
+def test_what_is_shown_is_rounded() -> None:
+    """The screen shows milliseconds; the document keeps all digits."""
+    evidence = replace(GOOD, mean_upload_duration_s=0.02101597599903471)
+    output = io.StringIO()
+    assert show(Console(file=output), evidence, None)
+    assert re.search(r"mean_upload_duration_s +0\.021\n", output.getvalue())
+    assert evidence.document()["mean_upload_duration_s"] == 0.02101597599903471
 
 
 def test_rows_read_back() -> None:

@@ -7,6 +7,7 @@ import pytest
 from supervisor.datatypes import dict_of_key_value_pairs  # type: ignore[import-untyped]
 
 from grafana.traces import LINEAGE, TRACE_PANEL
+from local import __main__ as commands
 from local.builds import Built
 from local.exporters import Exporters
 from local.programs import LocalError, Program
@@ -36,6 +37,15 @@ def test_stack_is_found_again(tmp_path: Path) -> None:
     assert loaded == created
     assert [p.command for p in loaded.programs] == [p.command for p in created.programs]
     assert loaded.client_env == created.client_env
+
+
+def test_status_of_a_system_that_does_not_run_has_its_own_exit_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`make status` takes it for an answer; 1 means that something does not work."""
+    monkeypatch.setattr(commands, "UP", tmp_path)
+    assert commands.status() == 3
+    assert capsys.readouterr().out == "the system is not running: `make up` starts it\n"
 
 
 def test_next_start_is_another_identity(tmp_path: Path) -> None:

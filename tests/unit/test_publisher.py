@@ -722,6 +722,21 @@ def test_an_invalid_metrics_port_is_an_error(publish: Callable[..., Summary], mo
         publish(Path(__file__))
 
 
+def test_the_summary_counts_one_thing_in_the_singular() -> None:
+    several = Summary("status", files=2, submissions=3, records=2_107, bytes=450_026, seconds=1.0, retries=2)
+    assert several.text().startswith("status: 2,107 records accepted in 3 submissions, 450,026 bytes in 1.0 s (")
+    assert several.text().endswith("2 retries)")
+    refused = {"f.csv": "f.csv, line 2: no"}
+    single = Summary(
+        "status", records=1, submissions=1, records_again=1, records_rejected=1, retries=1, refused=refused
+    )
+    first, second, _ = single.text().splitlines()
+    assert first.startswith("status: 1 record accepted in 1 submission, ")
+    assert "1 retry; 1 record had already been accepted" in first
+    assert first.endswith("; 1 record went to quarantine)")
+    assert second.startswith("1 file was refused;")
+
+
 # --- stopping
 
 
@@ -839,7 +854,7 @@ def test_exit_codes(api: Api, tmp_path: Path) -> None:
     with command(api, "publish", "status", file, "--report", str(tmp_path / "r")) as process:
         out, err = process.communicate(timeout=limit_s(60))
         assert (process.returncode, err) == (0, "")
-        assert out.startswith("status: 1 records accepted in 1 submissions")
+        assert out.startswith("status: 1 record accepted in 1 submission, 3 bytes in ")
         assert len((tmp_path / "r").read_text().splitlines()) == 1
     with command(api, "publish", "x", file) as process:
         _, err = process.communicate(timeout=limit_s(60))

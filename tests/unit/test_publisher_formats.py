@@ -106,12 +106,12 @@ def test_json_is_read_in_chunks() -> None:
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        (b'[{"a":1} {"a":2}]', "after 1 records: a comma is missing"),
-        (b'[{"a":1},]', "after 1 records"),
-        (b'[{"a":1}', "after 1 records: the file ends before its array does"),
+        (b'[{"a":1} {"a":2}]', "after 1 record: a comma is missing"),
+        (b'[{"a":1},]', "after 1 record"),
+        (b'[{"a":1}', "after 1 record: the file ends before its array does"),
         (b'[{"a":1}] x', "there is more text after the end of the array"),
         (b'[{"a":NaN}]', "after 0 records: NaN is not allowed in JSON"),
-        (b'{"a":1}\n{"a"}', "after 1 records"),
+        (b'{"a":1}\n{"a"}', "after 1 record"),
         (b'[{"a":"\xff"}]', "is not UTF-8"),
         (b"[" * 100_000, "is not JSON after 0 records"),
     ],

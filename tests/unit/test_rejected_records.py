@@ -190,7 +190,7 @@ def test_a_corrected_line_replaces_its_record_and_an_empty_line_discards_it() ->
 @pytest.mark.parametrize(
     ("quarantined", "lines", "error"),
     [
-        (quarantined_object(b"a", b"b"), [b"a"], "1 lines, and 2 records"),
+        (quarantined_object(b"a", b"b"), [b"a"], "1 line for 2 records"),
         (quarantined_object(b"a", accepted=False), [b"a"], "is not known"),
     ],
 )

@@ -1,5 +1,5 @@
 """The operator's commands.
 
-A role. Imports: client, errors, objects, protocol, records, servers, settings.
+A role. Imports: client, errors, objects, plurals, protocol, records, servers, settings.
 Libraries: httpx, msgspec, rich.
 """

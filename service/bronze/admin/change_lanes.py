@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from bronze.errors import Gone, Outage, Unavailable
+from bronze.plurals import counted
 from bronze.servers.catalog import Catalog
 from bronze.servers.jetstream import Missing
 from bronze.servers.queue import LaneAdmin, LaneState
@@ -100,7 +101,7 @@ class LaneChange:
                 stalled = [state.lane.stream for state in states if await self._pending(state)]
                 raise Unavailable(
                     Outage.QUEUE_AWAY,
-                    f"{pending} messages are not stored yet, and there was no progress for {self._stalled_s:g} s: "
+                    f"not stored yet: {counted(pending, 'message')}, without progress for {self._stalled_s:g} s: "
                     f"{', '.join(stalled)}. The lanes are sealed: they accept no new messages. Check that consumers "
                     "run with the old value of BRONZE_LANES, and that the bucket answers (see the consumers' logs). "
                     "Then run this command again",

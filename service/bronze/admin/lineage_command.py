@@ -19,6 +19,7 @@ from rich.markup import escape
 
 from bronze import client
 from bronze.errors import Misconfigured, Outage, Unavailable
+from bronze.plurals import counted
 from bronze.servers.catalog_feed import Feed, FeedEntry, FeedPosition
 from bronze.settings import Settings
 
@@ -127,17 +128,18 @@ def _print(lineage: Mapping[str, Any]) -> None:
     for submission in lineage["submissions"]:
         line(f"\n[bold]submission {submission['submission_id']}[/] {submission['status']}")
         origin = f", from {escape(submission['origin'])}" if submission["origin"] else ""
-        line(f"  {submission['records']:,} records of {submission['source']}{origin}")
+        line(f"  {counted(submission['records'], 'record')} of {submission['source']}{origin}")
         line(f"  classification_id {escape(_classification(submission))}")
         queued, stored = (_after(submission["received_at"], submission[f"{step}_at"]) for step in ("queued", "stored"))
         line(f"  received {_moment(submission['received_at'])}, queued {queued}, stored {stored}")
         line(f"  trace {submission['trace_id']}")
         for share in submission["objects"]:
-            line(f"  {share['records']:,} records in {escape(share['file_path'])}")
+            line(f"  {counted(share['records'], 'record')} in {escape(share['file_path'])}")
     for written in lineage["objects"]:
         line(f"\n[bold]object {escape(written['file_path'])}")
-        size = "size not known" if written["bytes"] is None else f"{written['bytes']:,} bytes"
-        line(f"  {written['records']:,} records, {written['submissions']:,} submissions, {size}")
+        size = "size not known" if written["bytes"] is None else counted(written["bytes"], "byte")
+        records, submissions = counted(written["records"], "record"), counted(written["submissions"], "submission")
+        line(f"  {records}, {submissions}, {size}")
         line(f"  messages {written['first']} to {written['last']} of lane {written['epoch']}-{written['lane']}")
         line(f"  stored {_moment(written['stored_at'])}")
         line(f"  trace {written['trace_id']}, of its upload")
@@ -198,7 +200,8 @@ async def follow(args: argparse.Namespace, feed: Feed, stop: asyncio.Event) -> N
 
 def _print_line(item: FeedEntry) -> None:
     entry = item.entry
-    print(f"{_moment(item.stored_at)}  {entry.source}  {entry.records:>9,} records  {entry.file_path}")
+    number, unit = counted(entry.records, "record").split()
+    print(f"{_moment(item.stored_at)}  {entry.source}  {number:>9} {unit:<7}  {entry.file_path}")
 
 
 def _print_json(item: FeedEntry) -> None:

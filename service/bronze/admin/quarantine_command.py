@@ -11,6 +11,7 @@ import msgspec
 from bronze import client
 from bronze.admin.quarantine import CommandError, QuarantinedObject, find, load
 from bronze.admin.quarantine_replay import match_lines, replay
+from bronze.plurals import counted
 from bronze.servers.bucket import Bucket
 from bronze.settings import Settings
 
@@ -128,7 +129,8 @@ async def _replay(file: Path | None, objects: Sequence[QuarantinedObject], setti
                 continue
             mark = await replay(bucket, http, corrected)
             verb = "replayed before" if corrected.quarantined.replayed else "replayed"
-            print(f"{corrected.quarantined.key}: {mark.records} records {verb}, as submission {mark.submission_id}")
+            records = counted(mark.records, "record")
+            print(f"{corrected.quarantined.key}: {records} {verb}, as submission {mark.submission_id}")
 
 
 def _read_lines(file: Path) -> list[bytes]:

@@ -11,6 +11,7 @@ import msgspec
 from bronze import client
 from bronze.admin.quarantine import CommandError, QuarantinedObject, ReplayMark
 from bronze.errors import Outage, Unavailable
+from bronze.plurals import counted
 from bronze.protocol import request_headers
 from bronze.protocol.message import AcceptedSubmission
 from bronze.protocol.quarantine import REPLAYED
@@ -50,8 +51,8 @@ def match_lines(objects: Sequence[QuarantinedObject], lines: Sequence[bytes]) ->
     expected = sum(len(quarantined.records) for quarantined in objects)
     if len(lines) != expected:
         raise CommandError(
-            f"there are {len(lines)} lines, and {expected} records in quarantine. Write one line per record, in the "
-            "order of the export; to discard a record, leave its line empty"
+            f"{counted(len(lines), 'line')} for {counted(expected, 'record')} in quarantine. Write one line per "
+            "record, in the order of the export; to discard a record, leave its line empty"
         )
     remaining = iter(lines)
     replays: list[Replay] = []

@@ -3,10 +3,11 @@
 import sys
 
 from bronze.admin.rebuild_catalog import BucketContents
+from bronze.plurals import counted
 
 
 def report_lanes(number: int, *, changed: bool) -> None:
-    lanes = "1 lane" if number == 1 else f"{number} lanes"
+    lanes = counted(number, "lane")
     if changed:
         print(f"Each source now has {lanes}; all messages of the old lanes are stored.")
     else:
@@ -18,15 +19,17 @@ def report_rebuilt(found: BucketContents, *, dry_run: bool) -> None:
     for warning in found.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     print(
-        f"{found.objects:,} objects of {len(found.ends):,} lanes in the bucket: {found.records:,} records of "
-        f"{found.submissions:,} submissions. Each lane's chain of objects is complete."
+        f"{counted(found.objects, 'object')} of {counted(len(found.ends), 'lane')} in the bucket: "
+        f"{counted(found.records, 'record')} of {counted(found.submissions, 'submission')}. Each lane's chain of "
+        "objects is complete."
     )
     if found.unknown_keys:
-        print(f"{found.unknown_keys:,} keys under the prefix are not objects of Bronze, and were ignored.")
+        print(f"Ignored, because not objects of Bronze: {counted(found.unknown_keys, 'key')} under the prefix.")
     if dry_run:
         print("Nothing was changed. Without --dry-run, a new catalog of these objects replaces the current catalog.")
     else:
         print(
-            f"The catalog is rebuilt: {found.objects:,} entries, {found.identities:,} identities. The retention time "
-            "of these identities starts again now. Expired identities were not restored."
+            f"The catalog is rebuilt: {counted(found.objects, 'entry', 'entries')}, "
+            f"{counted(found.identities, 'identity', 'identities')}. The retention time of the identities starts again "
+            "now. Expired identities were not restored."
         )

@@ -13,7 +13,7 @@ command     the command line
 A submission's Idempotency-Key is computed from its file's path and content and from its number in the file. So a
 repeated request or command never stores a second copy.
 
-A role. Imports: client, errors, protocol, records, settings, telemetry.
+A role. Imports: client, errors, plurals, protocol, records, settings, telemetry.
 Libraries: httpx, msgspec, opentelemetry, pyarrow, rich.
 """
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from bronze.errors import Refused
+from bronze.plurals import counted
 from bronze.publisher.batches import Batch, batches_of
 from bronze.publisher.files import open_file
 from bronze.publisher.plan import Plan
@@ -35,10 +36,11 @@ class Findings:
             self.problems.append(problem)
 
     def text(self) -> str:
-        result = "all of them fit the source" if self.all_valid else f"{self.invalid:,} do not fit the source"
+        verb = "does" if self.invalid == 1 else "do"
+        result = "all of them fit the source" if self.all_valid else f"{self.invalid:,} {verb} not fit the source"
         more = [f"and {self.invalid - len(self.problems):,} more"] if self.invalid > len(self.problems) else []
-        total = f"{self.source}: {self.records:,} records in {self.files:,} files, {result}; nothing was sent"
-        return "\n".join([*self.problems, *more, total])
+        total = f"{counted(self.records, 'record')} in {counted(self.files, 'file')}, {result}; nothing was sent"
+        return "\n".join([*self.problems, *more, f"{self.source}: {total}"])
 
     def json(self) -> str:
         return json.dumps(vars(self))

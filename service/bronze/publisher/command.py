@@ -12,6 +12,7 @@ from typing import TextIO
 
 from bronze.client import connect
 from bronze.errors import BronzeError, Misconfigured
+from bronze.plurals import counted
 from bronze.publisher import checking
 from bronze.publisher.declared import RemoteSource
 from bronze.publisher.formats import EXTENSIONS, STDIN, FileFormat, required_format
@@ -89,15 +90,20 @@ def _sending_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("sending")
     group.add_argument(
         "--records",
+        metavar="N",
         type=_positive,
         default=BATCH_RECORDS,
         help="maximum number of records per submission (%(default)s)",
     )
     group.add_argument(
-        "--bytes", type=_positive, default=BATCH_BYTES, help="maximum size of a submission in bytes (%(default)s)"
+        "--bytes",
+        metavar="N",
+        type=_positive,
+        default=BATCH_BYTES,
+        help="maximum size of a submission in bytes (%(default)s)",
     )
     group.add_argument(
-        "--rate", metavar="R", type=_rate, help="maximum number of records per second, for all files together"
+        "--rate", metavar="N", type=_rate, help="maximum number of records per second, for all files together"
     )
     group.add_argument(
         "--parallel",
@@ -139,6 +145,7 @@ def _watch_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--pattern",
+        metavar="GLOB",
         default=PATTERN,
         help="which files: '*.csv', or '**/*.csv' to include subdirectories (default %(default)s)",
     )
@@ -205,8 +212,8 @@ def run_publish(args: argparse.Namespace, settings: Settings, telemetry: Telemet
         continuation = "start the watcher again" if args.watch else f"send the same files again{run}"
         print(
             f"bronze publish: {summary.error}\n"
-            f"{summary.records:,} records were accepted before that. To continue, {continuation}; nothing is accepted "
-            "twice.",
+            f"Accepted before that: {counted(summary.records, 'record')}. To continue, {continuation}; nothing is "
+            "accepted twice.",
             file=sys.stderr,
         )
     print(summary.json() if args.json else summary.text())

@@ -9,6 +9,7 @@ from typing import Self, TextIO
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+from bronze.plurals import counted
 from bronze.publisher.batches import Batch
 from bronze.publisher.sending import Receipt
 
@@ -52,18 +53,21 @@ class Summary:
         self.submission_id_last = receipt.submission_id
 
     def text(self) -> str:
-        notes = [f"{self.retries:,} retries"]
+        notes = [counted(self.retries, "retry", "retries")]
         if self.records_again:
-            notes.append(f"{self.records_again:,} records had already been accepted by an earlier publish run")
+            notes.append(f"{counted(self.records_again, 'record')} had already been accepted by an earlier publish run")
         if self.records_rejected:
-            notes.append(f"{self.records_rejected:,} records went to quarantine")
+            notes.append(f"{counted(self.records_rejected, 'record')} went to quarantine")
+        accepted = f"{counted(self.records, 'record')} accepted in {counted(self.submissions, 'submission')}"
         lines = [
-            f"{self.source}: {self.records:,} records accepted in {self.submissions:,} submissions, "
-            f"{self.bytes:,} bytes in {self.seconds:.1f} s ({self.records_per_s:,.0f} records/s, {'; '.join(notes)})"
-            + (f", run {self.run}" if self.run else "")
+            f"{self.source}: {accepted}, {counted(self.bytes, 'byte')} in {self.seconds:.1f} s "
+            f"({self.records_per_s:,.0f} records/s, {'; '.join(notes)})" + (f", run {self.run}" if self.run else "")
         ]
         if self.refused:
-            lines.append(f"{len(self.refused):,} files were refused; correct a file without moving it to send it:")
+            verb = "was" if len(self.refused) == 1 else "were"
+            lines.append(
+                f"{counted(len(self.refused), 'file')} {verb} refused; correct a file without moving it to send it:"
+            )
             lines += [f"  {reason}" for reason in list(self.refused.values())[:_LISTED_MAX]]
         return "\n".join(lines)
 

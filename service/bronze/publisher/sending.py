@@ -187,7 +187,7 @@ def _receipt(response: httpx.Response, batch: Batch, trace_id: str | None) -> Re
         ) from error
     if receipt.records + receipt.rejected != batch.records:
         raise Misconfigured(
-            f"{response.url} reports {receipt.records} accepted and {receipt.rejected} rejected records, but "
-            f"{batch.records} records were sent: check BRONZE_API_URL"
+            f"{response.url} reports {receipt.records} accepted and {receipt.rejected} rejected records of the "
+            f"{batch.records} that were sent: check BRONZE_API_URL"
         )
     return msgspec.structs.replace(receipt, again=trace_id not in {None, receipt.trace_id})

@@ -14,6 +14,7 @@ from typing import BinaryIO
 import msgspec
 
 from bronze.errors import Refusal, Refused
+from bronze.plurals import counted
 from bronze.protocol.message import MESSAGE_BYTES_MAX
 from bronze.publisher.formats import FileFormat, Record, SourceGetter, too_long, unreadable
 from bronze.records.sources import FieldType
@@ -119,7 +120,7 @@ def _json_value(file: str, source_text: _JsonText, number: int, decoder: json.JS
 
 
 def _malformed_json(file: str, number: int, reason: str) -> Refused:
-    return unreadable(file, Refusal.MALFORMED_JSON, f"is not JSON after {number - 1} records: {reason}")
+    return unreadable(file, Refusal.MALFORMED_JSON, f"is not JSON after {counted(number - 1, 'record')}: {reason}")
 
 
 def _refuse_constant(constant: str) -> object:

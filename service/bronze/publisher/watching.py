@@ -18,6 +18,7 @@ from pathlib import Path, PurePath
 from typing import Self, TextIO
 
 from bronze.errors import BronzeError, Misconfigured, Refused, Unavailable
+from bronze.plurals import counted
 from bronze.publisher.files import Signature
 from bronze.publisher.formats import FileFormat, format_of
 from bronze.publisher.plan import Plan
@@ -233,7 +234,7 @@ class Watcher:
             if records is None:
                 self._state.mark_unchanged(name, file.signature or signature)
             else:
-                _log.info("%s was sent: %d records", path, records)
+                _log.info("%s was sent: %s", path, counted(records, "record"))
                 self._state.mark_sent(name, file.signature or signature, records, file.digest)
 
 
