@@ -5,6 +5,8 @@
     Pure.                           it does no I/O, and reaches nothing that does
     A role.                         it runs as a process of its own, so it reaches no other role
 
+Above that, the docstring of a folder lists its modules and subfolders, each with what it is for.
+
 Nothing passes because a list here forgot it: a folder or a module at the top that says nothing fails.
 """
 
@@ -147,6 +149,22 @@ def test_the_walk_sees_what_is_imported() -> None:
     assert "NatsQueue" in _constructed("servers.queue")
 
 
+@pytest.mark.parametrize(
+    "folder", sorted(file.parent for file in PACKAGE.rglob("*/__init__.py")), ids=lambda folder: folder.name
+)
+def test_a_folder_lists_what_it_contains(folder: Path) -> None:
+    """As `name, name  purpose` or `name/  purpose`, one line each."""
+    docstring = ast.get_docstring(ast.parse((folder / "__init__.py").read_text())) or ""
+    listed = [
+        name
+        for names in re.findall(r"^([\w/]+(?:, [\w/]+)*) {2,}\S", docstring, re.MULTILINE)
+        for name in names.split(", ")
+    ]
+    modules = [file.stem for file in folder.glob("*.py") if file.name != "__init__.py"]
+    subfolders = [f"{child.name}/" for child in folder.iterdir() if child.is_dir() and child.name != "__pycache__"]
+    assert sorted(listed) == sorted(modules + subfolders)
+
+
 @pytest.mark.parametrize("folder", [folder for folder in FOLDERS if folder not in ROOTS])
 def test_a_folder_imports_what_it_says_it_does(folder: str) -> None:
     says = statement(folder)
@@ -287,5 +305,9 @@ def test_the_table() -> None:
                 mark for mark, there in (("pure", says and says.pure), ("role", says and says.role)) if there
             )
             lines.append(f"{folder:<12}{marks:<6}{', '.join(sorted(left.pop(folder))) or '-'}")
-    print("\n" + "\n".join(lines))  # noqa: T201  the table is what it is for
+    legend = (
+        "Each line is a folder or a module of service/bronze, and all that it imports of the others; it may import\n"
+        "only what is above it. pure: does no I/O; role: runs as a process, and imports no other role."
+    )
+    print("\n" + "\n".join([legend, "", *lines]))  # noqa: T201  the table is what it is for
     assert len(lines) == len(FOLDERS)

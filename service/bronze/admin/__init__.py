@@ -1,4 +1,12 @@
-"""The operator's commands.
+"""The commands of an operator: lineage, quarantine, lanes and the catalog.
+
+lineage_command     `bronze lineage`: prints the lineage of an id or a path, or follows new objects
+quarantine_command  `bronze quarantine`: its command line
+quarantine          finds and reads quarantine objects
+quarantine_replay   sends their corrected records to the API, once
+change_lanes        `bronze lanes`: seals the old lanes, drains them, and replaces them
+rebuild_catalog     `bronze catalog rebuild`: rebuilds the catalog from the bucket
+progress, reports   the progress bar, and the final output of lanes and the catalog
 
 A role. Imports: client, errors, objects, plurals, protocol, records, servers, settings.
 Libraries: httpx, msgspec, rich.

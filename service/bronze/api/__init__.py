@@ -1,4 +1,19 @@
-"""The HTTP API: one router per subject.
+"""The HTTP API, and its page.
+
+app                the application, put together from its routes
+routes/            the routes, one file per subject
+request_context    a separate context per request
+body               reads the body of a submission, within limits of memory and time
+columnar_reader    has Arrow and Parquet bodies read by columnar_worker, in a child process
+columnar_worker    that child process
+ingest             makes a checked submission durable in the queue, then accepts it
+submit_telemetry   the spans and measurements of that
+models, problems   the response bodies, and those of errors
+source_schema      the declared sources, as the API describes them
+readiness          whether the API can accept submissions
+page               what the page at `/` shows
+templates/         its HTML and CSS
+prometheus         its figures, from Prometheus
 
 A role. Imports: errors, lineage, objectives, objects, protocol, records, servers, settings, telemetry.
 Libraries: fastapi, fastapi_offline, httpx, jinja2, markupsafe, msgspec, opentelemetry, pyarrow, pydantic, starlette.

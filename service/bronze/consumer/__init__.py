@@ -1,5 +1,10 @@
 """The consumer: it turns the messages of lanes into objects.
 
+run               writes all lanes concurrently, until it is stopped
+lane_writer       writes one lane, by the chain protocol (`docs/delivery.md`)
+tasks             tasks that end when the role stops
+upload_telemetry  the spans and measurements of one upload
+
 A role. Imports: errors, objects, process, protocol, records, servers, telemetry.
 Libraries: aiorwlock, opentelemetry.
 """

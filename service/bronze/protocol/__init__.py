@@ -1,5 +1,17 @@
 """The formats that are stored, and the rules of the chain.
 
+request_headers   the headers of a request that sends records
+submission_id     the id of a submission, which decides its lane
+lane              the lanes of a source, with the names of their streams and subjects
+message           the messages of the queue
+rejected_records  the format of rejected records, in a message and in quarantine
+limits            the bounds of an object, and the cut of waiting messages that fits them
+chain             the decisions of the chain protocol
+attempts          attempts to decode a cut, which find a message that kills its decoder
+keys              the keys of objects in the bucket
+quarantine        the keys and the user metadata of quarantine objects
+documents         the footer of an object, its catalog entry, and the identity of a submission
+
 Pure. Imports: errors.
 Libraries: msgspec, uuid_utils, zstandard.
 """

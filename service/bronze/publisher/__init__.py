@@ -1,14 +1,20 @@
-"""The publisher: sends the records of files to the ingestion API, watches a directory, or simulates a vehicle fleet.
+"""The publisher: sends the records of files to the API, watches a directory, or simulates a vehicle fleet.
 
-files       opens a file and identifies its content
-formats     recognizes its format
-reading     reads its records, with text_files and columnar_files; declared has the source's fields
-batches     makes submissions of them
-sending     sends one submission, with retries
-publishing  does so for several files, watching for files that arrive; progress shows the result
-checking    checks records without sending them
-simulating  sends invented records
-command     the command line
+command                     the command lines of `bronze publish` and `bronze simulate`
+plan                        the options of a publish run
+files                       opens a file and identifies its content
+formats                     recognizes the format of a file
+declared                    fetches the declaration of the source from the API
+reading                     reads the records of a file of any format
+text_files, columnar_files  read those of NDJSON, JSON and CSV, and those of Parquet and Arrow
+batches                     makes submissions of the records
+sending                     sends one submission, with retries
+publishing                  sends the files that are given
+watching                    sends each file that arrives in a directory, once
+checking                    checks the records of files and sends nothing (`--dry-run`)
+simulating, fleet           send records slowly, and invent them
+stopping                    what a stop signal does
+progress                    the progress bar, the summary and the report
 
 A submission's Idempotency-Key is computed from its file's path and content and from its number in the file. So a
 repeated request or command never stores a second copy.

@@ -1,5 +1,17 @@
 """The queue, the catalog and the bucket: the only modules with a client library for them.
 
+jetstream        the part of JetStream that is needed; it alone imports the NATS client
+key_value        keys with compare-and-set
+stream_metadata  the settings that a stream was created with
+queue            the queue: one stream per lane
+lane_lock        the lock of a lane
+bucket           the interface of the bucket
+s3               the bucket on S3; it alone imports the S3 client
+catalog          the catalog: which objects exist, and the identities of their submissions
+catalog_feed     the catalog's entries in order, for readers that follow new objects
+catalog_rebuild  the stream of a catalog that is being rebuilt
+schema_registry  the registered versions of the sources
+
 Imports: errors, protocol, records, settings.
 Libraries: boto3, botocore, msgspec, mypy_boto3_s3, nats.
 """

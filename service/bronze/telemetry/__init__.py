@@ -3,10 +3,11 @@
 registry/    the schema, as data: the names of all signals, and their attributes and values
 schema       reads the registry
 signals      the names and the closed sets of values as typed constants
-instruments  the metrics' instruments
+instruments  the instruments of the metrics
 context      passes a trace on in queue messages and object metadata
 sdk          sets up the SDK with its exporters
-logs, scrape the log output, and the server of `/metrics`
+logs         the log output
+scrape       the server of `/metrics`
 promql       queries that the page and the dashboards share
 losses       counts telemetry that was not exported
 
