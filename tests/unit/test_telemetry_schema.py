@@ -245,7 +245,8 @@ def test_the_first_count_adds_to_the_series_that_was_zero() -> None:
     instruments.publisher_submissions.add(
         3, {attribute.bronze_source: "vehicles", attribute.bronze_outcome: Outcome.ACCEPTED}
     )
-    (metric,) = collected(reader).resource_metrics[0].scope_metrics[0].metrics
+    metrics = collected(reader).resource_metrics[0].scope_metrics[0].metrics
+    (metric,) = (metric for metric in metrics if metric.name == "bronze.publisher.submissions")
     counts = {(point.attributes or {})["bronze.outcome"]: point.value for point in numbers(metric)}
     assert len(metric.data.data_points) == 3
     assert counts == {"accepted": 3, "rejected": 0, "unknown": 0}
