@@ -22,6 +22,7 @@ from fastapi.telemetry import TelemetryConfig
 from opentelemetry import trace
 from opentelemetry._logs import SeverityNumber
 from opentelemetry.instrumentation.utils import suppress_instrumentation
+from opentelemetry.metrics import NoOpMeterProvider
 from opentelemetry.sdk._logs import ReadableLogRecord
 from opentelemetry.sdk._logs.export import LogRecordExporter, LogRecordExportResult
 from opentelemetry.sdk.metrics.export import HistogramDataPoint, InMemoryMetricReader, Metric
@@ -812,3 +813,11 @@ def test_a_message_of_an_exporter_is_repeated_once_per_minute() -> None:
     repeated = passed("opentelemetry.exporter", 61)
     assert repeated
     assert vars(repeated)["held_back"] == 2
+
+
+@pytest.mark.parametrize("signal", ["", "TRACES_"])
+def test_exporters_use_the_provider_of_credentials_that_the_standard_variables_name(signal: str) -> None:
+    """The SDK loads it only if an exporter gets no session; an unknown one is an error, not silence."""
+    os.environ[f"OTEL_PYTHON_EXPORTER_OTLP_HTTP_{signal}CREDENTIAL_PROVIDER"] = "none-of-this-name"
+    with pytest.raises(RuntimeError, match="none-of-this-name"):
+        losses.CountedSpans(NoOpMeterProvider())

@@ -42,6 +42,7 @@ SDK_METER: Final = "opentelemetry-sdk"
 QUEUE_FULL: Final = "queue_full"
 
 _ENABLED: Final = "OTEL_PYTHON_SDK_INTERNAL_METRICS_ENABLED"
+_CREDENTIALS: Final = "OTEL_PYTHON_EXPORTER_OTLP_HTTP_{}CREDENTIAL_PROVIDER"
 _NO_METERS: Final = NoOpMeterProvider()
 
 
@@ -61,6 +62,14 @@ class _Signal:
         base = os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT") or "http://localhost:4318"
         endpoint = os.environ.get(f"OTEL_EXPORTER_OTLP_{self.variable}_ENDPOINT")
         return endpoint or f"{base.removesuffix('/')}/{self.path}"
+
+    def observed(self, session: "_Session") -> "_Session | None":
+        """The session for the exporter, or None if the standard variables name one that adds credentials.
+
+        Then an export that fails is counted as `NOT_ACCEPTED`, whatever the error.
+        """
+        provided = os.environ.get(_CREDENTIALS.format("")) or os.environ.get(_CREDENTIALS.format(f"{self.variable}_"))
+        return None if provided else session
 
 
 _SPANS: Final = _Signal(
@@ -163,7 +172,7 @@ class CountedSpans(SpanExporter):
 
     def __init__(self, meters: MeterProvider, endpoint: str | None = None) -> None:
         endpoint, session = endpoint or _SPANS.endpoint(), _Session()
-        self.wrapped = OTLPSpanExporter(endpoint, session=session, meter_provider=_NO_METERS)
+        self.wrapped = OTLPSpanExporter(endpoint, session=_SPANS.observed(session), meter_provider=_NO_METERS)
         self._counts = _ExportCounts(_SPANS, endpoint, session, meters)
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
@@ -181,7 +190,7 @@ class CountedLogs(LogRecordExporter):
 
     def __init__(self, meters: MeterProvider, endpoint: str | None = None) -> None:
         endpoint, session = endpoint or _LOGS.endpoint(), _Session()
-        self.wrapped = OTLPLogExporter(endpoint, session=session, meter_provider=_NO_METERS)
+        self.wrapped = OTLPLogExporter(endpoint, session=_LOGS.observed(session), meter_provider=_NO_METERS)
         self._counts = _ExportCounts(_LOGS, endpoint, session, meters)
 
     def export(self, batch: Sequence[ReadableLogRecord]) -> LogRecordExportResult:
@@ -203,7 +212,9 @@ class CountedMetrics(MetricExporter):
     def __init__(self, endpoint: str | None = None) -> None:
         super().__init__()  # cumulative, with the declared buckets
         self._endpoint, self._session = endpoint or _METRICS.endpoint(), _Session()
-        self.wrapped = OTLPMetricExporter(self._endpoint, session=self._session, meter_provider=_NO_METERS)
+        self.wrapped = OTLPMetricExporter(
+            self._endpoint, session=_METRICS.observed(self._session), meter_provider=_NO_METERS
+        )
         self._counts = _ExportCounts(_METRICS, self._endpoint, self._session, _NO_METERS)
 
     def use_meters(self, meters: MeterProvider) -> None:
