@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from bronze.protocol.documents import Contents
+from bronze.protocol.documents import Contents, StoredObject
 from bronze.protocol.keys import object_key
 from bronze.protocol.lane import Lane, lane_subject
 from bronze.protocol.message import AcceptedSubmission, Message
@@ -51,3 +51,8 @@ def contents(first: int, last: int, **facts: Any) -> Contents:
         "duplicates": [],
     }
     return Contents(**(defaults | facts))
+
+
+def stored(contents: Contents, size: int = 1000) -> StoredObject:
+    """An object of this size in bytes with these contents."""
+    return StoredObject(size=size, contents=contents)

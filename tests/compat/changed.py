@@ -1,5 +1,6 @@
 """What was changed since the recording, by intention."""
 
+import re
 from collections.abc import Sequence
 
 #: What was changed since, by intention: the text of before, that of now, and why readers of the old one go on to work.
@@ -25,4 +26,19 @@ CHANGED: Sequence[tuple[str, str, str]] = (
 def as_changed(text: str) -> str:
     for before, after, _ in CHANGED:
         text = text.replace(before, after)
+    return text
+
+
+#: The fields that were added since, at the end of their document, and why readers that do not know them go on to work.
+ADDED: Sequence[tuple[re.Pattern[str], str]] = (
+    (
+        re.compile(r',\s?\\?"(totals_before|totals)\\?":\s?({[^{}]*}|null)(?=})'),
+        "The totals of a lane: readers ignore fields that they do not know, and count totals that are missing.",
+    ),
+)
+
+
+def without_added(text: str) -> str:
+    for field, _ in ADDED:
+        text = field.sub("", text)
     return text

@@ -230,10 +230,10 @@ async def found(site: Site) -> Found:
         entries, identities = await checker.read_catalog(jetstream)
     finally:
         await jetstream.close()
-    objects, quarantine = await asyncio.to_thread(checker.read_bucket, site.account)
+    objects, quarantine, sizes = await asyncio.to_thread(checker.read_bucket, site.account)
     lanes = await asyncio.to_thread(state.lanes, site.nats_port)
     ends = {name: (first, last) for name, (first, last, _) in lanes.items()}
-    return Found(objects, quarantine, entries, identities, ends)
+    return Found(objects, quarantine, sizes, entries, identities, ends)
 
 
 def poison(site: Site) -> list[str]:

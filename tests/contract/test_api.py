@@ -385,7 +385,7 @@ async def test_a_submission_is_followed_from_accepted_to_stored_and_purged(
     cut = reconcile(api.lane, messages, {})
     wrote = encode_object(SOURCES["vehicles"], api.lane, key, cut, f"00-{TRACE_ID}-{'1' * 16}-01")
     await bucket.create(key, wrote.body, user_metadata(wrote.contents), CONTENT_TYPE)
-    await catalog.append(api.lane, Position(None, 0), wrote.contents)
+    await catalog.append(api.lane, Position(None, 0), wrote.stored)
 
     status = (await api.client.get(first["status_url"])).json()
     assert status["status"] == "stored"

@@ -70,12 +70,12 @@ async def test_an_append_moves_the_position_and_writes_the_identities(
     """Both are read back as they are in the object; the position of another lane does not move."""
     submissions = [accepted("a"), accepted("b", keyed=True)]
     contents = an_object(1, 2, submissions)
-    position = await catalog.append(LANE, BEGINNING, contents)
-    assert position.entry == entry_of(contents)
+    position = await catalog.append(LANE, BEGINNING, factories.stored(contents))
+    assert position.entry == entry_of(contents, factories.stored(contents).totals)
     assert (await catalog.position(LANE))[0] == position
     for identity in identities_of(contents):
         assert await catalog.identity(identity.accepted.submission_id) == identity
-    position = await catalog.append(LANE, position, an_object(3, 3))
+    position = await catalog.append(LANE, position, factories.stored(an_object(3, 3)))
     assert await entries(jetstream, catalog) == [(1, 2), (3, 3)]
     assert (await catalog.position(Lane("vehicles", 1, LANE.epoch)))[0] == BEGINNING
 
@@ -85,10 +85,13 @@ async def test_of_writers_at_one_position_one_appends_and_the_others_are_overtak
     catalog: NatsCatalog, jetstream: JetStream
 ) -> None:
     """Its identities are written, and none of the others."""
-    position = await catalog.append(LANE, BEGINNING, an_object(1, 1))
+    position = await catalog.append(LANE, BEGINNING, factories.stored(an_object(1, 1)))
     writers = [accepted(str(number)) for number in range(6)]
     answers = await asyncio.gather(
-        *(catalog.append(LANE, position, an_object(2, 2 + number, [writer])) for number, writer in enumerate(writers)),
+        *(
+            catalog.append(LANE, position, factories.stored(an_object(2, 2 + number, [writer])))
+            for number, writer in enumerate(writers)
+        ),
         return_exceptions=True,
     )
     (winner,) = [number for number, answer in enumerate(answers) if isinstance(answer, Position)]
@@ -102,9 +105,9 @@ async def test_of_writers_at_one_position_one_appends_and_the_others_are_overtak
 async def test_a_repeated_append_is_overtaken(catalog: NatsCatalog, jetstream: JetStream) -> None:
     """It is repeated after a lost answer; the position shows that the first one succeeded."""
     contents = an_object(1, 1, [accepted("a")])
-    position = await catalog.append(LANE, BEGINNING, contents)
+    position = await catalog.append(LANE, BEGINNING, factories.stored(contents))
     with pytest.raises(Overtaken):
-        await catalog.append(LANE, BEGINNING, contents)
+        await catalog.append(LANE, BEGINNING, factories.stored(contents))
     assert (await catalog.position(LANE))[0] == position
     assert await entries(jetstream, catalog) == [(1, 1)]
 
@@ -112,7 +115,7 @@ async def test_a_repeated_append_is_overtaken(catalog: NatsCatalog, jetstream: J
 @on_both
 async def test_999_submissions_and_their_entry_are_appended_at_once(catalog: NatsCatalog) -> None:
     submissions = [accepted(str(number)) for number in range(999)]
-    position = await catalog.append(LANE, BEGINNING, an_object(1, 999, submissions))
+    position = await catalog.append(LANE, BEGINNING, factories.stored(an_object(1, 999, submissions)))
     ids = [submission.submission_id for submission in submissions]
     assert sorted(await catalog.identities(LANE, position, ids)) == sorted(ids)
 
@@ -120,7 +123,7 @@ async def test_999_submissions_and_their_entry_are_appended_at_once(catalog: Nat
 @on_both
 async def test_identities_of_keyed_submissions_are_kept_longer(catalog: NatsCatalog, jetstream: JetStream) -> None:
     keyed, unkeyed = accepted("a", keyed=True), accepted("b")
-    await catalog.append(LANE, BEGINNING, an_object(1, 2, [keyed, unkeyed]))
+    await catalog.append(LANE, BEGINNING, factories.stored(an_object(1, 2, [keyed, unkeyed])))
     for identified, ttl in ((keyed, KEYED_TTL), (unkeyed, UNKEYED_TTL)):
         message = await jetstream.get_last(catalog._stream, f"identity.{identified.submission_id}")
         assert message is not None
@@ -148,7 +151,7 @@ async def test_identities_are_never_older_than_the_position(
 ) -> None:
     """The answer of a lagging replica is not used: it is asked again, then the leader is asked."""
     submitted = accepted("a")
-    position = await catalog.append(LANE, BEGINNING, an_object(1, 1, [submitted]))
+    position = await catalog.append(LANE, BEGINNING, factories.stored(an_object(1, 1, [submitted])))
     lagging = await LaggingReplica.connect(settings.nats_url)
     lagging.stale_reads = reads
     try:
@@ -191,7 +194,7 @@ async def test_a_replaced_catalog_halts(catalog: NatsCatalog, jetstream: JetStre
     await jetstream.api(f"STREAM.DELETE.{catalog._stream}")
     await jetstream.create_stream(config)
     with pytest.raises(Halted, match="restart this process"):
-        await catalog.append(LANE, BEGINNING, an_object(1, 1))
+        await catalog.append(LANE, BEGINNING, factories.stored(an_object(1, 1)))
 
 
 @on_both
@@ -204,7 +207,7 @@ async def test_an_entry_that_cannot_be_read_halts(catalog: NatsCatalog, jetstrea
 async def test_a_catalog_without_a_connection_is_unavailable(catalog: NatsCatalog, jetstream: JetStream) -> None:
     await jetstream.close()
     with pytest.raises(Unavailable):
-        await catalog.append(LANE, BEGINNING, an_object(1, 1))
+        await catalog.append(LANE, BEGINNING, factories.stored(an_object(1, 1)))
     with pytest.raises(Unavailable):
         await catalog.position(LANE)
 

@@ -19,10 +19,10 @@ from opentelemetry.trace import SpanKind
 from bronze import wiring
 from bronze.consumer.lane_writer import LaneWriter
 from bronze.errors import Outage, Unavailable
-from bronze.objects.reader import read_contents
+from bronze.objects.reader import read_contents, read_object
 from bronze.protocol.attempts import Attempt
 from bronze.protocol.chain import Position
-from bronze.protocol.documents import Contents, entry_of, identities_of
+from bronze.protocol.documents import CatalogEntry, Contents, StoredObject, Totals, entry_of, identities_of
 from bronze.protocol.lane import Lane, lane_subject
 from bronze.protocol.limits import Limits
 from bronze.protocol.message import FORMAT, HEADER_ENCODING, HEADER_FORMAT, ZSTD
@@ -159,7 +159,7 @@ async def test_a_submission_becomes_an_object_when_it_is_old_enough(parts: Parts
     assert await parts.payloads() == [vehicle("a"), vehicle("b")]
     (contents,) = await parts.objects()
     position, _ = await parts.catalog.position(parts.lane)
-    assert position.entry == entry_of(contents)
+    assert position.entry == entry_of(contents, position.totals)
     assert await parts.catalog.identity(submitted.id) == identities_of(contents)[0]
     count = parts.heard.count
     assert count("bronze.uploads", bronze_outcome="success", bronze_source="vehicles") == 1
@@ -349,6 +349,49 @@ async def test_the_consumer_after_a_crash_continues_from_the_existing_object(par
         await until(parts.at(2))
     assert [(contents.first, contents.last) for contents in await parts.objects()] == [(1, 1), (2, 2)]
     assert await parts.payloads() == [vehicle("a"), vehicle("b")]
+
+
+def without_totals(position: Position, stored: StoredObject) -> CatalogEntry:
+    """The entry that an older consumer appends."""
+    return entry_of(stored.contents)
+
+
+async def test_totals_are_counted_where_an_older_consumer_appended_the_entries(
+    parts: Parts, jetstream: JetStream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also if an older one runs again in between, as in a rolling upgrade that is undone."""
+    await jetstream.publish(Outgoing(lane_subject("vehicles", 0, "x"), b"no headers", {}))
+    for number in range(6):
+        with monkeypatch.context() as older:
+            if number in {0, 2, 4}:
+                older.setattr(Position, "entry_after", without_totals)
+            async with parts.running():
+                await parts.submit(vehicle(f"{number}"))
+                await until(parts.at(number + 2))
+    position, _ = await parts.catalog.position(parts.lane)
+    stored = [await read_object(parts.bucket, contents.file_path) for contents in await parts.objects()]
+    assert position.totals == sum((one.totals for one in stored if one), Totals())
+    assert position.totals is not None
+    assert (position.totals.objects, position.totals.records) == (len(stored), 6)
+
+
+async def test_an_object_that_was_deleted_counts_with_the_records_of_its_entry(
+    parts: Parts, bucket: S3Bucket, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with monkeypatch.context() as older:
+        older.setattr(Position, "entry_after", without_totals)
+        async with parts.running():
+            await parts.submit(vehicle("a"))
+            await until(parts.at(1))
+    (contents,) = await parts.objects()
+    await asyncio.to_thread(bucket._s3.delete_object, Bucket=bucket.name, Key=contents.file_path)
+    async with parts.running():
+        await parts.submit(vehicle("b"))
+        await until(parts.at(2))
+    position, _ = await parts.catalog.position(parts.lane)
+    assert position.totals is not None
+    assert (position.totals.objects, position.totals.records) == (2, 2)
+    assert f"{contents.file_path} is in the catalog, but not in the bucket" in caplog.text
 
 
 async def test_a_restarted_consumer_continues_at_the_position(parts: Parts) -> None:

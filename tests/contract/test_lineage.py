@@ -72,7 +72,7 @@ class Data:
         cut = reconcile(self.lane, messages, identities)
         wrote = encode_object(SOURCES["vehicles"], self.lane, key, cut, f"00-{upload}-{'1' * 16}-01", WRITTEN_AT)
         await self.bucket.create(key, wrote.body, user_metadata(wrote.contents), CONTENT_TYPE)
-        self._position = await self.catalog.append(self.lane, self._position, wrote.contents)
+        self._position = await self.catalog.append(self.lane, self._position, wrote.stored)
         return wrote.contents
 
 

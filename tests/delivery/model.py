@@ -33,7 +33,7 @@ from bronze.consumer.lane_writer import LaneWriter
 from bronze.errors import Gone, Outage, Refused, Unavailable
 from bronze.objects.footer import TAIL_BYTES, contents_of_footer, footer_start
 from bronze.protocol.attempts import Attempt
-from bronze.protocol.documents import CatalogEntry, Contents, Identity, entry_of
+from bronze.protocol.documents import CatalogEntry, Contents, Identity, StoredObject, Totals, entry_of
 from bronze.protocol.keys import KEY_LAYOUT
 from bronze.protocol.lane import Lane, lane_subject
 from bronze.protocol.limits import Limits
@@ -666,9 +666,14 @@ class World:
             assert last == queue.last, "I2: messages are left"
             assert queue.first <= max(1, last), "I5: the anchor was purged"
         assert len(entries) == len(stored), "I3: catalog and bucket differ"
+        totals: dict[str, Totals] = {}
         for entry in entries:
             contents, rows = stored[entry.file_path].contents, stored[entry.file_path].rows
-            assert entry == entry_of(contents), "I3: an entry says something else than its object"
+            before = totals.get(entry.epoch, Totals())
+            assert contents.totals_before == before, "I8: an object's totals do not follow those before it"
+            size = len(self.objects[entry.file_path].body)
+            totals[entry.epoch] = before + StoredObject(size=size, contents=contents).totals
+            assert entry == entry_of(contents, totals[entry.epoch]), "I3: an entry says something else than its object"
             assert entry.records == len(rows), "I3: an object does not hold what it says"
         assert sorted(key for entry in entries for key in entry.quarantined) == sorted(self.aside()), "I3: quarantine"
 

@@ -6,11 +6,12 @@ from dataclasses import replace
 import msgspec
 import pytest
 
-from bronze.protocol.documents import Contents, entry_of
+from bronze.protocol.documents import CatalogEntry, Contents, Totals, entry_of
 from tests import factories
 from tests.delivery.kill.checker import Found, Sent, check
 
 LANE = factories.LANE
+SIZE = 1000
 SENT = Sent(accepted={"one", "two", "three"}, unknown={"perhaps"}, refused={"never"}, foreign={"late"})
 
 
@@ -23,11 +24,19 @@ def found(*objects: tuple[Contents, list[str]], set_aside: str = "late") -> Foun
     aside = {"sequence": 3, "key": "quarantine/3", "reason": "", "records": 1, "headers": {}}
     listed = msgspec.convert([aside], type=Contents.__annotations__["quarantined"])
     *before, (last, records) = objects
-    all_objects = [*before, (msgspec.structs.replace(last, quarantined=listed), records)]
+    all_objects: list[tuple[Contents, list[str]]] = []
+    entries: list[CatalogEntry] = []
+    totals = Totals()
+    for one, of_object in [*before, (msgspec.structs.replace(last, quarantined=listed), records)]:
+        footer = msgspec.structs.replace(one, totals_before=totals)
+        totals += factories.stored(footer, SIZE).totals
+        all_objects.append((footer, of_object))
+        entries.append(entry_of(footer, totals))
     return Found(
         objects={one.file_path: (one, records) for one, records in all_objects},
         quarantine={"quarantine/3": [set_aside]},
-        entries=[entry_of(one) for one, _ in all_objects],
+        sizes={one.file_path: SIZE for one, _ in all_objects},
+        entries=entries,
         identities={},
         lanes={LANE.stream: (3, 3)},
     )
@@ -58,6 +67,7 @@ def test_whole_chain_is_right() -> None:
         (lambda: replace(WHOLE, entries=[*WHOLE.entries, WHOLE.entries[1]]), {"catalog"}),
         (lambda: replace(WHOLE, objects={"a": WHOLE.objects["a"]}), {"lost", "ranges", "catalog"}),
         (lambda: replace(WHOLE, quarantine={**WHOLE.quarantine, "quarantine/2": ["perhaps"]}), {"catalog"}),
+        (lambda: replace(WHOLE, sizes={**WHOLE.sizes, "a": SIZE + 1}), {"catalog"}),
         (lambda: replace(WHOLE, lanes={LANE.stream: (2, 3)}), {"unpurged"}),
     ],
 )

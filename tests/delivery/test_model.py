@@ -16,7 +16,7 @@ from bronze.consumer.lane_writer import LaneWriter
 from bronze.consumer.upload_telemetry import UploadTelemetry
 from bronze.objects.encoder import Encoded
 from bronze.protocol.chain import Position, Tail, follow
-from bronze.protocol.documents import Contents, Identity
+from bronze.protocol.documents import Identity, StoredObject
 from bronze.protocol.lane import Lane
 from bronze.protocol.message import Message
 from bronze.servers.catalog import NatsCatalog
@@ -298,9 +298,9 @@ class NoIdentities(NatsCatalog):
 class OwnMind(LaneWriter):
     """Continues after the cut that it wanted to write, not after the object in the bucket."""
 
-    async def _create(self, encoded: Encoded, upload: UploadTelemetry, read: Sequence[Message]) -> Contents:
+    async def _create(self, encoded: Encoded, upload: UploadTelemetry, read: Sequence[Message]) -> StoredObject:
         await super()._create(encoded, upload, read)
-        return encoded.contents
+        return encoded.stored
 
 
 class Overwriting(ModelBucket):

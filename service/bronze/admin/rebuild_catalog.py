@@ -12,8 +12,8 @@ from typing import BinaryIO
 import msgspec
 
 from bronze.errors import Halted, Outage, Unavailable
-from bronze.objects.reader import read_contents
-from bronze.protocol.documents import Contents
+from bronze.objects.reader import read_object
+from bronze.protocol.documents import Contents, StoredObject
 from bronze.protocol.keys import lane_of_key
 from bronze.protocol.lane import Lane
 from bronze.servers.bucket import Bucket
@@ -81,9 +81,9 @@ class Rebuild:
 
         Raises `Halted` if they are not.
         """
-        async for key, lane, first, contents in self._objects(found):
-            found.add(key, lane, first, contents)
-            spool.write(msgspec.json.encode(contents) + b"\n")
+        async for key, lane, first, stored in self._objects(found):
+            found.add(key, lane, first, stored.contents)
+            spool.write(msgspec.json.encode(stored) + b"\n")
             self._on_object()
 
     async def run(self, catalog: CatalogReplacement, spool: BinaryIO, found: BucketContents, now_s: float) -> None:
@@ -92,9 +92,9 @@ class Rebuild:
         spool.seek(0, 2)
         await self.read_bucket(spool, found)
         spool.seek(0)
-        batch: list[Contents] = []
-        for contents in (msgspec.json.decode(line, type=Contents) for line in spool):
-            batch.append(contents)
+        batch: list[StoredObject] = []
+        for stored in (msgspec.json.decode(line, type=StoredObject) for line in spool):
+            batch.append(stored)
             if len(batch) == BATCH_OBJECTS:
                 found.identities += await catalog.append(batch, now_s)
                 batch = []
@@ -112,10 +112,10 @@ class Rebuild:
                     "continue it. An object is missing in the bucket, or the queue was rolled back"
                 )
 
-    async def _objects(self, found: BucketContents) -> AsyncIterator[tuple[str, Lane, int, Contents]]:
+    async def _objects(self, found: BucketContents) -> AsyncIterator[tuple[str, Lane, int, StoredObject]]:
         """The objects that are not in `found`, in the order of their keys, which is the order of each lane's chain."""
         known = {lane: last for lane, (last, _) in found.ends.items()}
-        reading: list[tuple[str, Lane, int, asyncio.Task[Contents | None]]] = []
+        reading: list[tuple[str, Lane, int, asyncio.Task[StoredObject | None]]] = []
         found.unknown_keys = 0
         try:
             async for key in self._bucket.keys(f"{self._prefix}/source="):
@@ -126,7 +126,7 @@ class Rebuild:
                 lane, first = place
                 if first <= known.get(lane, 0):
                     continue
-                reading.append((key, lane, first, asyncio.create_task(read_contents(self._bucket, key))))
+                reading.append((key, lane, first, asyncio.create_task(read_object(self._bucket, key))))
                 if len(reading) == READS:
                     yield await _read(*reading.pop(0))
             while reading:
@@ -137,12 +137,12 @@ class Rebuild:
 
 
 async def _read(
-    key: str, lane: Lane, first: int, reading: asyncio.Task[Contents | None]
-) -> tuple[str, Lane, int, Contents]:
-    contents = await reading
-    if contents is None:
+    key: str, lane: Lane, first: int, reading: asyncio.Task[StoredObject | None]
+) -> tuple[str, Lane, int, StoredObject]:
+    stored = await reading
+    if stored is None:
         raise Unavailable(
             Outage.CONFLICT,
             f"{key} was in the listing of the bucket, but does not exist any more. Run this command again",
         )
-    return key, lane, first, contents
+    return key, lane, first, stored

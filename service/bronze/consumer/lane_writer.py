@@ -21,11 +21,12 @@ from bronze.errors import BronzeError, DeadLetter, Fault, Gone, Halted, Outage, 
 from bronze.objects import encoder
 from bronze.objects.encoder import Encoded
 from bronze.objects.footer import CONTENT_TYPE, user_metadata
-from bronze.objects.reader import read_contents
+from bronze.objects.ledger import count_totals
+from bronze.objects.reader import read_object
 from bronze.protocol import quarantine
 from bronze.protocol.attempts import Attempt
 from bronze.protocol.chain import Gap, Position, ReconciledCut, Tail, check_covered, reconcile, rolled_back
-from bronze.protocol.documents import Contents, QuarantinedMessage
+from bronze.protocol.documents import QuarantinedMessage, StoredObject
 from bronze.protocol.keys import first_of_key, hour_prefix, object_key
 from bronze.protocol.lane import Lane
 from bronze.protocol.limits import Limits, due, full, next_cut, readable_prefix
@@ -137,6 +138,7 @@ class LaneWriter:
     async def _write(self, stop: asyncio.Event) -> None:
         with self._step(Step.POSITION):
             position, _ = await self._catalog.position(self._lane)
+            position = await count_totals(self._catalog, self._bucket, self._lane, position)
             await self._check_keys(position)
         pending: list[Message] = []
         while not stop.is_set():
@@ -214,13 +216,14 @@ class LaneWriter:
             # A death counts for every lane that is decoding: a suspect is alone, so that no other lane is blamed again.
             async with self._decoding.writer if attempt.suspect else self._decoding.reader:
                 with self._step(Step.ENCODE):
-                    encoded = await self._encode(attempt, reconciled, upload)
-            contents = await self._create(encoded, upload, read)
+                    encoded = await self._encode(attempt, reconciled, upload, position)
+            stored = await self._create(encoded, upload, read)
+            contents = stored.contents
             with self._step(Step.QUARANTINE):
                 for quarantined in contents.quarantined:
                     await self._quarantine(quarantined, contents.file_path, position, read)
             with self._step(Step.CATALOG), upload.stage(Stage.CATALOG):
-                position = await self._catalog.append(lane, position, contents)
+                position = await self._catalog.append(lane, position, stored)
             upload.stored(contents)
         except BaseException as error:
             upload.close(error)
@@ -228,18 +231,27 @@ class LaneWriter:
         upload.close()
         return position
 
-    async def _encode(self, attempt: Attempt, cut: ReconciledCut, upload: UploadTelemetry) -> Encoded:
+    async def _encode(
+        self, attempt: Attempt, cut: ReconciledCut, upload: UploadTelemetry, position: Position
+    ) -> Encoded:
         await self._lock.begin_decoding(attempt)
         with upload.stage(Stage.ENCODE, spans.encode):
             key = object_key(self._prefix, self._lane, cut.messages[0])
             encoded = await asyncio.to_thread(
-                encoder.encode_object, self._source, self._lane, key, cut, upload.traceparent, self._now()
+                encoder.encode_object,
+                self._source,
+                self._lane,
+                key,
+                cut,
+                upload.traceparent,
+                self._now(),
+                position.totals,
             )
         await self._lock.end_decoding()
         return encoded
 
-    async def _create(self, encoded: Encoded, upload: UploadTelemetry, read: Sequence[Message]) -> Contents:
-        """Create the object. Returns the contents of the object that is in the bucket, whichever consumer wrote it."""
+    async def _create(self, encoded: Encoded, upload: UploadTelemetry, read: Sequence[Message]) -> StoredObject:
+        """Create the object. Returns the object that is in the bucket, whichever consumer wrote it."""
         key = encoded.contents.file_path
         wait_s = BACK_OFF_S_MIN
         while True:
@@ -249,7 +261,7 @@ class LaneWriter:
                     created = await self._bucket.create(
                         key, encoded.body, user_metadata(encoded.contents), CONTENT_TYPE
                     )
-                    contents = encoded.contents if created else await self._contents(key)
+                    stored = encoded.stored if created else await self._existing(key)
                 break
             except Unavailable as error:
                 upload.put_failed(error, began_s)
@@ -257,10 +269,10 @@ class LaneWriter:
             await asyncio.sleep(wait_s)
             wait_s = min(wait_s * 2, BACK_OFF_S_MAX)
         with self._step(Step.PUT):
-            check_covered(contents, read)
-        if contents.traceparent == upload.traceparent:
-            upload.put_done(contents, len(encoded.body))
-        return contents
+            check_covered(stored.contents, read)
+        if stored.contents.traceparent == upload.traceparent:
+            upload.put_done(stored.contents, stored.size)
+        return stored
 
     def _now(self) -> str:
         return dt.datetime.fromtimestamp(self._now_s(), dt.UTC).isoformat(timespec="microseconds")
@@ -275,12 +287,11 @@ class LaneWriter:
             attribute.bronze_bytes: len(encoded.body),
         }
 
-    async def _contents(self, key: str) -> Contents:
-        """The contents of the object with a key, from its footer."""
-        contents = await read_contents(self._bucket, key)
-        if contents is None:
+    async def _existing(self, key: str) -> StoredObject:
+        stored = await read_object(self._bucket, key)
+        if stored is None:
             raise Unavailable(Outage.CONFLICT, f"{key} existed a moment ago and is now missing")
-        return contents
+        return stored
 
     async def _quarantine(
         self, quarantined: QuarantinedMessage, file_path: str, position: Position, read: Sequence[Message]

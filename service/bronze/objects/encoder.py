@@ -27,7 +27,7 @@ from bronze.objects.rows import (
     record_batch,
 )
 from bronze.protocol.chain import AcceptedMessage, ReconciledCut, quarantined_message
-from bronze.protocol.documents import CLASSIFICATIONS_LISTED_MAX, Contents, StoredSubmission
+from bronze.protocol.documents import CLASSIFICATIONS_LISTED_MAX, Contents, StoredObject, StoredSubmission, Totals
 from bronze.protocol.lane import Lane
 from bronze.protocol.limits import digest
 from bronze.protocol.message import Message, MessageKind
@@ -42,15 +42,25 @@ class Encoded:
     body: bytes
     contents: Contents
 
+    @property
+    def stored(self) -> StoredObject:
+        return StoredObject(size=len(self.body), contents=self.contents)
+
 
 def encode_object(
-    source: Source, lane: Lane, key: str, cut: ReconciledCut, traceparent: str, written_at: str = ""
+    source: Source,
+    lane: Lane,
+    key: str,
+    cut: ReconciledCut,
+    traceparent: str,
+    written_at: str = "",
+    totals_before: Totals | None = None,
 ) -> Encoded:
     """Encode a cut as the object with this key. Its footer lists the messages that go to quarantine."""
     with ThreadPoolExecutor(1) as executor:  # its thread is not started before a row group is full
         builder = _ObjectBuilder(source, key, executor)
         builder.add_messages(cut.accepted)
-        return builder.finish(lane, cut, traceparent, written_at)
+        return builder.finish(lane, cut, traceparent, written_at, totals_before)
 
 
 class _ObjectBuilder:
@@ -124,7 +134,9 @@ class _ObjectBuilder:
         self._classifications.append(batch.column(CLASSIFICATION_ID).unique())
         self._rows |= {accepted.message.sequence: accepted.part.records for accepted in messages}
 
-    def finish(self, lane: Lane, cut: ReconciledCut, traceparent: str, written_at: str) -> Encoded:
+    def finish(
+        self, lane: Lane, cut: ReconciledCut, traceparent: str, written_at: str, totals_before: Totals | None
+    ) -> Encoded:
         """The complete object."""
         dead_letters = sorted([*cut.dead_letters, *self._dead_letters], key=lambda letter: letter[0].sequence)
         quarantined = [quarantined_message(lane, message, reason) for message, reason in dead_letters]
@@ -156,6 +168,7 @@ class _ObjectBuilder:
             classification_count=len(classifications),
             classification_least=bounds["min"].as_py(),
             classification_greatest=bounds["max"].as_py(),
+            totals_before=totals_before,
         )
         return Encoded(self._writer.finish({FOOTER_KEY: msgspec.json.encode(contents)}), contents)
 

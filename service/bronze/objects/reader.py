@@ -7,14 +7,20 @@ from typing import Any, BinaryIO, TypeVar, cast
 
 from bronze.errors import Halted
 from bronze.objects.footer import TAIL_BYTES, NotABronzeObject, contents_of_footer, footer_start
-from bronze.protocol.documents import Contents
+from bronze.protocol.documents import Contents, StoredObject
 from bronze.servers.bucket import Bucket
 
 T = TypeVar("T")
 
 
 async def read_contents(bucket: Bucket, key: str) -> Contents | None:
-    """The contents of an object, from its footer, in three small requests; None if there is no such object.
+    """The contents of an object, as `read_object` reads them."""
+    stored = await read_object(bucket, key)
+    return stored.contents if stored else None
+
+
+async def read_object(bucket: Bucket, key: str) -> StoredObject | None:
+    """The size and contents of an object, in three small requests; None if there is no such object.
 
     Raises `Halted` if Bronze did not write the object.
     """
@@ -24,7 +30,7 @@ async def read_contents(bucket: Bucket, key: str) -> Contents | None:
     try:
         tail = await bucket.read(key, max(0, head.size - TAIL_BYTES), head.size)
         footer = await bucket.read(key, footer_start(head.size, tail), head.size)
-        return contents_of_footer(footer)
+        return StoredObject(size=head.size, contents=contents_of_footer(footer))
     except NotABronzeObject as error:
         raise Halted(
             f"{key} was not written by Bronze, or is damaged: {error}. Nothing was changed. See docs/delivery.md, "

@@ -8,7 +8,16 @@ from dataclasses import dataclass
 
 from bronze.errors import DeadLetter, Halted
 from bronze.protocol.attempts import DEATHS_TOLERATED
-from bronze.protocol.documents import CatalogEntry, Contents, Duplicate, Identity, QuarantinedMessage
+from bronze.protocol.documents import (
+    CatalogEntry,
+    Contents,
+    Duplicate,
+    Identity,
+    QuarantinedMessage,
+    StoredObject,
+    Totals,
+    entry_of,
+)
 from bronze.protocol.lane import Lane
 from bronze.protocol.limits import digest
 from bronze.protocol.message import Message, MessageKind, Part
@@ -25,6 +34,15 @@ class Position:
     @property
     def last(self) -> int:
         return self.entry.last if self.entry else 0
+
+    @property
+    def totals(self) -> Totals | None:
+        """The totals of the lane; None if an older version appended the entry."""
+        return self.entry.totals if self.entry else Totals()
+
+    def entry_after(self, stored: StoredObject) -> CatalogEntry:
+        """The entry of the next object of the chain."""
+        return entry_of(stored.contents, None if self.totals is None else self.totals + stored.totals)
 
 
 @dataclass(frozen=True, slots=True)

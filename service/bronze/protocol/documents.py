@@ -62,13 +62,33 @@ class Duplicate(msgspec.Struct, frozen=True, kw_only=True):
     records: int
 
 
+class Totals(msgspec.Struct, frozen=True, kw_only=True):
+    """What a lane's chain holds from its first message on: the ledger.
+
+    `objects` and their `bytes`; and all records of the messages, each with one outcome: in a row (`records`), in
+    quarantine as a dead letter (`quarantined`) or at the sender's request (`rejected`), or stored elsewhere already
+    (`duplicates`). The records of a dead letter whose headers cannot be read are unknown, and are not counted.
+    """
+
+    objects: int = 0
+    bytes: int = 0
+    records: int = 0
+    quarantined: int = 0
+    rejected: int = 0
+    duplicates: int = 0
+
+    def __add__(self, other: "Totals") -> "Totals":
+        return Totals(**{name: getattr(self, name) + getattr(other, name) for name in self.__struct_fields__})
+
+
 class Contents(msgspec.Struct, frozen=True, kw_only=True):
     """The footer of an object: what it holds. Everything that is derived from a write is derived from its footer.
 
     `written_at` is the consumer's clock right before the PUT (RFC 3339 in UTC). `classifications` lists the first of
     the classifications that the rows belong to; `classification_count` counts all of them. They all lie between
-    `classification_least` and `classification_greatest` (by code points, as in Parquet's statistics). The fields with
-    defaults are missing in the footers of older versions.
+    `classification_least` and `classification_greatest` (by code points, as in Parquet's statistics).
+    `totals_before` are the totals of the lane before this object. The fields with defaults are missing in the footers
+    of older versions.
     """
 
     writer: str
@@ -93,6 +113,27 @@ class Contents(msgspec.Struct, frozen=True, kw_only=True):
     classification_count: int | None = None
     classification_least: str | None = None
     classification_greatest: str | None = None
+    totals_before: Totals | None = None
+
+
+class StoredObject(msgspec.Struct, frozen=True, kw_only=True):
+    """An object in the bucket: its size in bytes, and the contents of its footer."""
+
+    size: int
+    contents: Contents
+
+    @property
+    def totals(self) -> Totals:
+        """What this object adds to the totals of its lane."""
+        quarantined = self.contents.quarantined
+        return Totals(
+            objects=1,
+            bytes=self.size,
+            records=self.contents.records,
+            quarantined=sum(one.records for one in quarantined if one.kind is not MessageKind.REJECTED),
+            rejected=sum(one.records for one in quarantined if one.kind is MessageKind.REJECTED),
+            duplicates=sum(duplicate.records for duplicate in self.contents.duplicates),
+        )
 
 
 class EntrySubmission(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -120,7 +161,8 @@ class EntrySubmission(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=T
 class CatalogEntry(msgspec.Struct, frozen=True, kw_only=True):
     """The catalog's note that an object exists; `last` is the chain's position, `last_time` identifies its anchor.
 
-    The other fields, which are as in `Contents`, are for readers of the feed and for look-ups of objects.
+    `totals` are those of the lane up to and including this object; entries of older versions lack them. The other
+    fields, which are as in `Contents`, are for readers of the feed and for look-ups of objects.
     """
 
     file_path: str
@@ -141,6 +183,7 @@ class CatalogEntry(msgspec.Struct, frozen=True, kw_only=True):
     classification_count: int | None = None
     classification_least: str | None = None
     classification_greatest: str | None = None
+    totals: Totals | None = None
 
 
 class Identity(msgspec.Struct, frozen=True, kw_only=True):
@@ -178,14 +221,15 @@ OBJECT_FACTS = (
 )
 
 
-def entry_of(contents: Contents) -> CatalogEntry:
-    """The catalog entry of an object, made from its footer."""
+def entry_of(contents: Contents, totals: Totals | None = None) -> CatalogEntry:
+    """The catalog entry of an object, made from its footer; `totals` are those of its lane with this object."""
     return CatalogEntry(
         **{fact: getattr(contents, fact) for fact in OBJECT_FACTS},
         submissions=[_entry_submission(stored) for stored in contents.submissions],
         quarantined=[message.key for message in contents.quarantined],
         duplicates=len(contents.duplicates),
         classifications=[name for name in contents.classifications if _short_text(name)],
+        totals=totals,
     )
 
 

@@ -12,7 +12,7 @@ import msgspec
 
 from bronze.errors import Halted, Outage, Unavailable
 from bronze.protocol.chain import Position
-from bronze.protocol.documents import CatalogEntry, Contents, Identity, entry_of, identities_of
+from bronze.protocol.documents import CatalogEntry, Identity, StoredObject, identities_of
 from bronze.protocol.lane import Lane
 from bronze.protocol.message import Message
 from bronze.servers import jetstream as js
@@ -35,6 +35,10 @@ CLAIM = "stream.catalog"
 REBUILD = "bronze catalog rebuild"
 ADVICE = "Set BRONZE_BUCKET and BRONZE_PREFIX to the values of the stream, or use another queue"
 
+#: Bounds of one page of a lane's entries.
+PAGE_ENTRIES = 256
+PAGE_BYTES = 2**20
+
 T = TypeVar("T")
 
 
@@ -51,7 +55,8 @@ class Catalog(Protocol):
     async def position(self, lane: Lane) -> tuple[Position, str]: ...
     async def identity(self, submission_id: str) -> Identity | None: ...
     async def identities(self, lane: Lane, position: Position, ids: Sequence[str]) -> Mapping[str, Identity]: ...
-    async def append(self, lane: Lane, position: Position, contents: Contents) -> Position: ...
+    async def append(self, lane: Lane, position: Position, stored: StoredObject) -> Position: ...
+    async def entries(self, lane: Lane, since: int) -> Sequence[tuple[int, CatalogEntry]]: ...
 
 
 class NatsCatalog:
@@ -111,14 +116,22 @@ class NatsCatalog:
         identities = [decode(message, Identity) for message in messages if message.subject != lane.entry_subject]
         return {identity.accepted.submission_id: identity for identity in identities}
 
-    async def append(self, lane: Lane, position: Position, contents: Contents) -> Position:
+    async def entries(self, lane: Lane, since: int) -> Sequence[tuple[int, CatalogEntry]]:
+        """A page of a lane's entries from a sequence of the catalog on, in order, each with its sequence."""
+        async with self._gone_if_replaced():
+            messages, _ = await self._js.read_subject(
+                self._stream, lane.entry_subject, since, messages_max=PAGE_ENTRIES, bytes_max=PAGE_BYTES
+            )
+        return [(message.sequence, decode(message, CatalogEntry)) for message in messages]
+
+    async def append(self, lane: Lane, position: Position, stored: StoredObject) -> Position:
         """Write an object's identities and its entry in one atomic batch, and return the new position.
 
         Raises `Overtaken` if the position is no longer the last one. This batch itself may have moved it, and its
         answer was lost: the position, loaded again, shows that.
         """
-        entry = entry_of(contents)
-        messages = [identity_message(identity) for identity in identities_of(contents)]
+        entry = position.entry_after(stored)
+        messages = [identity_message(identity) for identity in identities_of(stored.contents)]
         messages.append(
             Outgoing(
                 lane.entry_subject,

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 import msgspec
 
 from bronze.errors import Outage, Unavailable
-from bronze.protocol.documents import Contents, entry_of, identities_of
+from bronze.protocol.documents import StoredObject, Totals, entry_of, identities_of
 from bronze.protocol.lane import Lane
 from bronze.protocol.message import unix_time_s
 from bronze.servers import jetstream as js
@@ -40,6 +40,7 @@ class CatalogReplacement:
         self._key_values = key_values
         self._settings = settings
         self._stream = timestamped_name(PREFIX)
+        self._totals: dict[Lane, Totals] = {}
 
     async def start(self) -> None:
         """Replace the existing catalog by an empty one. Raises `Misconfigured` if it belongs to another bucket."""
@@ -57,14 +58,18 @@ class CatalogReplacement:
         except ApiError as error:
             raise Unavailable(Outage.QUEUE_AWAY, f"the queue refuses the stream {self._stream}: {error}") from error
 
-    async def append(self, objects: Iterable[Contents], now_s: float) -> int:
+    async def append(self, objects: Iterable[StoredObject], now_s: float) -> int:
         """Write the entries of objects, and the identities that are not expired; returns how many identities.
 
-        The objects of a lane have to be in the order of its chain. The time to live of each identity begins now.
+        The objects of a lane have to be in the order of its chain. Its totals continue those in its footers; where
+        older versions wrote the footers, they begin at the first object that is still in the bucket.
+
+        The time to live of each identity begins now.
         """
         identities = 0
         batch: list[Outgoing] = []
-        for contents in objects:
+        for stored in objects:
+            contents = stored.contents
             age_s = now_s - unix_time_s(contents.last_time)
             alive = [
                 identity
@@ -73,9 +78,12 @@ class CatalogReplacement:
             ]
             identities += len(alive)
             lane = Lane(contents.source, contents.lane, contents.epoch)
+            before = contents.totals_before or self._totals.get(lane, Totals())
+            self._totals[lane] = before + stored.totals
+            entry = entry_of(contents, self._totals[lane])
             for message in (
                 *map(identity_message, alive),
-                Outgoing(lane.entry_subject, msgspec.json.encode(entry_of(contents)), {}),
+                Outgoing(lane.entry_subject, msgspec.json.encode(entry), {}),
             ):
                 batch.append(message)
                 if len(batch) == BATCH_MESSAGES:

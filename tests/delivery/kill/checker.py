@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from bronze.objects.footer import FOOTER_KEY
 from bronze.protocol import message, rejected_records
-from bronze.protocol.documents import CatalogEntry, Contents, Identity, entry_of
+from bronze.protocol.documents import CatalogEntry, Contents, Identity, StoredObject, Totals, entry_of
 from bronze.protocol.lane import Lane
 from bronze.protocol.message import PLACEHOLDER, MessageKind
 from bronze.servers.catalog import KEYED_TTL, UNKEYED_TTL
@@ -48,6 +48,8 @@ class Found:
     objects: Mapping[str, tuple[Contents, list[str]]]
     #: the records of each quarantined message, by key
     quarantine: Mapping[str, list[str]]
+    #: the size of each object in bytes, by key
+    sizes: Mapping[str, int]
     #: in the catalog's order
     entries: list[CatalogEntry]
     #: the last identity of each submission, with its time to live, by submission_id
@@ -123,10 +125,19 @@ def _check_catalog(verdict: Verdict, found: Found) -> None:
     wrong += [f"{key} has {times} entries" for key, times in entries.items() if times > 1]
     wrong += [f"{key} is not in the bucket" for key in sorted(entries.keys() - found.objects.keys())]
     wrong += [f"{key} is not in the catalog" for key in sorted(found.objects.keys() - entries.keys())]
+    totals: dict[Lane, Totals] = defaultdict(Totals)
     for entry in found.entries:
         contents, records = found.objects.get(entry.file_path, (None, []))
-        if contents is not None and (entry_of(contents) != entry or contents.records != len(records)):
+        lane = Lane(entry.source, entry.lane, entry.epoch)
+        if contents is None:
+            totals[lane] = entry.totals or totals[lane]
+            continue
+        before = totals[lane]
+        totals[lane] += StoredObject(size=found.sizes[entry.file_path], contents=contents).totals
+        if entry_of(contents, totals[lane]) != entry or contents.records != len(records):
             wrong.append(f"{entry.file_path} holds something else than its entry says")
+        if contents.totals_before != before:
+            wrong.append(f"{entry.file_path} has totals that do not follow those before it")
     listed = {aside.key for contents, _ in found.objects.values() for aside in contents.quarantined}
     wrong += [f"{key} is listed or in quarantine, not both" for key in sorted(listed ^ found.quarantine.keys())]
     for of_lane in _by_lane(found.entries).values():
@@ -164,8 +175,10 @@ def records_of(content: bytes, *, apart: bool) -> list[str]:
     return [raw.decode() for raw in raws if raw != PLACEHOLDER]
 
 
-def read_bucket(account: S3Account) -> tuple[dict[str, tuple[Contents, list[str]]], dict[str, list[str]]]:
-    """Every object with its rows' payloads, and the records in quarantine."""
+def read_bucket(
+    account: S3Account,
+) -> tuple[dict[str, tuple[Contents, list[str]]], dict[str, list[str]], dict[str, int]]:
+    """Every object with its rows' payloads, the records in quarantine, and the objects' sizes."""
     s3: S3Client = boto3.client(
         "s3",
         endpoint_url=account.env["AWS_ENDPOINT_URL_S3"],
@@ -175,6 +188,7 @@ def read_bucket(account: S3Account) -> tuple[dict[str, tuple[Contents, list[str]
     )
     objects: dict[str, tuple[Contents, list[str]]] = {}
     quarantine: dict[str, list[str]] = {}
+    sizes: dict[str, int] = {}
     try:
 
         def under(prefix: str) -> Iterator[tuple[str, bytes]]:
@@ -184,6 +198,7 @@ def read_bucket(account: S3Account) -> tuple[dict[str, tuple[Contents, list[str]
                     yield item["Key"], s3.get_object(Bucket=account.bucket, Key=item["Key"])["Body"].read()
 
         for key, body in under("bronze/"):
+            sizes[key] = len(body)
             file = pq.ParquetFile(BytesIO(body))
             contents = msgspec.json.decode(file.metadata.metadata[FOOTER_KEY], type=Contents)
             objects[key] = contents, file.read(["_payload"]).column(0).to_pylist()
@@ -191,7 +206,7 @@ def read_bucket(account: S3Account) -> tuple[dict[str, tuple[Contents, list[str]
             quarantine[key] = records_of(body, apart=key.endswith(".rejected"))
     finally:
         s3.close()
-    return objects, quarantine
+    return objects, quarantine, sizes
 
 
 async def streams(jetstream: JetStream, subject: str) -> list[str]:

@@ -231,8 +231,10 @@ class System:
                 states = [await jetstream.state(name) for name in await checker.streams(jetstream, "bronze.>")]
                 if all(one.last == ends.get(one.name, 0) and one.first >= ends.get(one.name, 0) for one in states):
                     break
-            objects, quarantine = await asyncio.to_thread(checker.read_bucket, self._account)
-            return Found(objects, quarantine, entries, identities, {one.name: (one.first, one.last) for one in states})
+            objects, quarantine, sizes = await asyncio.to_thread(checker.read_bucket, self._account)
+            return Found(
+                objects, quarantine, sizes, entries, identities, {one.name: (one.first, one.last) for one in states}
+            )
         finally:
             await jetstream.close()
 

@@ -23,7 +23,7 @@ from bronze.objects.encoder import Encoded
 from bronze.objects.footer import CONTENT_TYPE, TAIL_BYTES, contents_of_footer, footer_start
 from bronze.protocol.attempts import Attempt
 from bronze.protocol.chain import Position, ReconciledCut
-from bronze.protocol.documents import Contents
+from bronze.protocol.documents import StoredObject
 from bronze.protocol.lane import Lane
 from bronze.protocol.message import AcceptedSubmission
 from bronze.records.spool import CheckedSubmission
@@ -114,7 +114,7 @@ class CatalogFirst(Wrapper):
             contents = contents_of_footer(body[footer_start(len(body), body[-TAIL_BYTES:]) :])
             lane = Lane(contents.source, contents.lane, contents.epoch)
             position, _ = await self._edges.catalog.position(lane)
-            await self._edges.catalog.append(lane, position, contents)
+            await self._edges.catalog.append(lane, position, StoredObject(size=len(body), contents=contents))
             obey(Step.CATALOG_PUT)
         return cast(bool, await self._edge.create(key, body, metadata, content_type))
 
@@ -122,7 +122,7 @@ class CatalogFirst(Wrapper):
 class CatalogDone(Wrapper):
     """The catalog for `CatalogFirst`: it ignores appended entries, which exist already."""
 
-    async def append(self, lane: Lane, position: Position, contents: Contents) -> Position:
+    async def append(self, lane: Lane, position: Position, stored: StoredObject) -> Position:
         return cast(Position, (await self._edge.position(lane))[0])
 
 
@@ -166,16 +166,16 @@ def decode_deadly() -> None:
     """Makes decoding of deadly records kill the process, like a library that crashes on some input."""
     encode = encoder.encode_object
 
-    def crash(source: Any, lane: Lane, key: str, cut: ReconciledCut, traceparent: str, written_at: str = "") -> Encoded:
+    def crash(source: Any, lane: Lane, key: str, cut: ReconciledCut, *others: Any) -> Encoded:
         decoded = [one.message.content() for one in cut.accepted if not one.skip_reason]
         if any(DEADLY in content for content in decoded):
             time.sleep(DEATH_S)
             os.kill(os.getpid(), signal.SIGKILL)
         if any(SLOW in content for content in decoded):
             time.sleep(SLOW_S)
-        return encode(source, lane, key, cut, traceparent, written_at)
+        return encode(source, lane, key, cut, *others)
 
-    encoder.encode_object = crash
+    encoder.encode_object = crash  # type: ignore[assignment]
 
 
 class Doomed(Wrapper):
