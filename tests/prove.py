@@ -45,7 +45,7 @@ class Suite:
 SUITES = (
     Suite(
         "model",
-        "with modelled servers, I1 to I7 are true for each order of events that the search tries",
+        "with modelled servers, I1 to I8 are true for each order of events that the search tries",
         [f"tests/delivery/test_model.py::{test}" for test in ("test_delivery", "test_rolled_back", "test_changed")],
         {"BRONZE_MODEL_SEED": "{seed}", "BRONZE_MODEL_EXAMPLES": "1000"},
     ),
