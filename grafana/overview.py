@@ -125,6 +125,15 @@ def board() -> Board:
                     object_records(),
                 ],
             ),
+            Row(
+                "In the bucket, since the first record",
+                [
+                    records_in_all(),
+                    objects_in_all(),
+                    bytes_in_all(),
+                    not_in_rows(),
+                ],
+            ),
         ],
     )
 
@@ -215,14 +224,19 @@ def records_in_flight() -> Stat:
 
 def missing() -> Stat:
     info = PanelInfo(
-        "Missing records, last hour",
-        "Accepted records that are neither stored, quarantined, duplicates nor in flight 10 minutes later. If it is "
-        "not 0, act now: see the runbook.",
-        "the rules are not evaluated",
+        "Missing objects and messages",
+        "Objects of the last two hours that are in the catalog, but not in the bucket; and messages that are missing "
+        "in the queue. Both are proven, not calculated from counters. If it is not 0, act now: see the runbook.",
+        "no consumer has reported yet",
         ["BronzeRecordsMissing"],
     )
-    lost = single_value(or_zero(f"sum(bronze_source:records_missing:increase1h{{{SOURCE}}})"))
-    return tile(info, EXACT, lost).decimals(0).thresholds(components.zero_is_good(bad=1))
+    objects = f"sum(max by (bronze_source) (bronze_missing_objects{{{CONSUMER}, {SOURCE}}}))"
+    messages = f"sum(max by ({_LANE}) (bronze_missing_messages{{{CONSUMER}, {SOURCE}}}))"
+    return (
+        tile(info, EXACT, single_value(f"{objects} + {messages}"))
+        .decimals(0)
+        .thresholds(components.zero_is_good(bad=1))
+    )
 
 
 def alerts_firing() -> Stat:
@@ -525,3 +539,45 @@ def _median_and_p95(info: PanelInfo, unit: str, name: str) -> Timeseries:
     histogram = f"{name}{{{CONSUMER}, {SOURCE}}}"
     panel = graph(info, unit, *components.percentiles(histogram, (0.5, 0.95)), width=6, height=10)
     return components.percentile_graph(panel)
+
+
+# --- in the bucket, since the first record
+
+
+def records_in_all() -> Stat:
+    info = PanelInfo(
+        "Records in rows",
+        "All records of each source that are in a row of an object. The numbers of this row are exact: they are "
+        "written down with every object, and no restart changes them.",
+        "no consumer has reported yet",
+    )
+    return _of_each_source(info, EXACT, f'bronze_ledger_records{{{CONSUMER}, {SOURCE}, bronze_outcome="stored"}}')
+
+
+def objects_in_all() -> Stat:
+    info = PanelInfo("Objects", "All objects of each source.", "no consumer has reported yet")
+    return _of_each_source(info, EXACT, f"bronze_ledger_objects{{{CONSUMER}, {SOURCE}}}")
+
+
+def bytes_in_all() -> Stat:
+    info = PanelInfo("Bytes of objects", "The size of all objects of each source.", "no consumer has reported yet")
+    return _of_each_source(info, BYTES, f"bronze_ledger_bytes{{{CONSUMER}, {SOURCE}}}")
+
+
+def not_in_rows() -> Stat:
+    info = PanelInfo(
+        "Records in no row",
+        "Records that are in quarantine: as dead letters (quarantined) or at the sender's request (rejected). And late "
+        "copies of records that are stored already (duplicate).",
+        "no consumer has reported yet",
+        ["BronzeRecordsQuarantined"],
+    )
+    ended = f'bronze_ledger_records{{{CONSUMER}, {SOURCE}, bronze_outcome!="stored"}}'
+    each = f"max by (bronze_source, bronze_outcome) ({ended})"
+    summed = single_value(f"sum by (bronze_outcome) ({each})", "{{bronze_outcome}}")
+    return tile(info, EXACT, summed, height=5).decimals(0).orientation(VizOrientation.HORIZONTAL)
+
+
+def _of_each_source(info: PanelInfo, unit: str, ledger: str) -> Stat:
+    value = single_value(f"max by (bronze_source) ({ledger})", "{{bronze_source}}")
+    return tile(info, unit, value, height=5).orientation(VizOrientation.HORIZONTAL)

@@ -68,10 +68,6 @@ class Thresholds:
     failed_uploads_max: float = 10
     #: Records that were accepted so long ago must have been followed by an upload since.
     upload_wait_s_max: int = 600
-    #: The share of records accepted in an hour that is missing `settle_s` later. It is not 0, because a killed process
-    #: loses what it counted since its last export.
-    missing_share_max: float = 0.005
-    settle_s: int = 600
 
     #: The size of a collector queue, as a share of its capacity in bytes.
     collector_queue_share_max: float = 0.7
@@ -292,37 +288,24 @@ def _delivery(at: Thresholds) -> Group:
     objective = f"max by (bronze_source) (bronze_delivery_objective_seconds{{{consumer}}})"
     overdue = f"{oldest} - on (bronze_source) group_left () {objective}"
     accepted = 'bronze_records_total{job="bronze/api", bronze_outcome="accepted"}'
-    ended = f'bronze_records_total{{{consumer}, bronze_outcome=~"stored|quarantined|duplicate"}}'
-    records_accepted = "bronze_source:records_accepted:increase1h"
-    records_missing = "bronze_source:records_missing:increase1h"
     recent = f"[{at.recent_s}s]"
 
     return Group(
         "delivery",
         "15s",
         [
-            # Records accepted in the hour that ended settle_s ago ...
-            Recording(records_accepted, f"sum by (bronze_source) (increase({accepted}[1h] offset {at.settle_s}s))"),
-            # ... minus those stored, quarantined or recognized as duplicates since that hour began: the difference is
-            # missing, or still in the queue. Stored records of unknown outcome, and those accepted before the hour,
-            # only add to the subtracted side, so the result is never too high.
-            Recording(
-                records_missing,
-                f"""\
-clamp_min(
-  {records_accepted}
-  - (sum by (bronze_source) (increase({ended}[{3600 + at.settle_s}s])) or {records_accepted} * 0),
-  0)""",
-            ),
+            # only what is proven: no difference between two counters
             Alert(
                 "BronzeRecordsMissing",
                 "page",
                 f"""\
-{records_missing} > {at.missing_share_max:g} * {records_accepted}
-# records in flight are not missing
-unless on (bronze_source) max by (bronze_source) ({oldest}) > {at.settle_s}""",
-                "{{ $value | humanize }} accepted records of {{ $labels.bronze_source }} are neither stored, "
-                "quarantined, duplicates nor in the queue",
+label_replace(
+  sum by (bronze_source) (max by ({lane}) (bronze_missing_messages{{{consumer}}})) > 0,
+  "missing", "messages in the queue", "", "")
+or label_replace(
+  max by (bronze_source) (bronze_missing_objects{{{consumer}}}) > 0,
+  "missing", "objects in the bucket", "", "")""",
+                "{{ $value | humanize }} {{ $labels.missing }} are missing, of {{ $labels.bronze_source }}",
             ),
             Alert(
                 "BronzeBacklogOverdue",

@@ -30,7 +30,9 @@ from bronze.api.prometheus import ASK_S_MAX, Prometheus
 from bronze.api.readiness import Readiness
 from bronze.api.request_context import OwnContext
 from bronze.consumer.lane_writer import LaneWriter
+from bronze.consumer.ledger import Ledger
 from bronze.consumer.run import consume
+from bronze.consumer.tasks import cancel
 from bronze.errors import Gone, Misconfigured
 from bronze.lineage.catalog_index import CatalogIndex
 from bronze.lineage.lookup import LineageLookup
@@ -308,9 +310,16 @@ async def consume_role(settings: Settings, substitute: Callable[[Servers], Serve
                     )
                     for lane in servers.lanes
                 ]
+                ledger = Ledger(
+                    servers.catalog, servers.bucket, servers.feed, telemetry.instruments, declared, settings.prefix
+                )
                 log.info("consuming %d lanes", len(writers))
                 process.freeze_startup_objects()
-                await consume(writers, stop)
+                reporting = asyncio.create_task(ledger.run())
+                try:
+                    await consume(writers, stop)
+                finally:
+                    await cancel(reporting)
         finally:
             metrics_server.close()
     except StopRequested:

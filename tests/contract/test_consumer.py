@@ -6,7 +6,9 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,6 +20,7 @@ from opentelemetry.trace import SpanKind
 
 from bronze import wiring
 from bronze.consumer.lane_writer import LaneWriter
+from bronze.consumer.ledger import Ledger
 from bronze.errors import Outage, Unavailable
 from bronze.objects.reader import read_contents, read_object
 from bronze.protocol.attempts import Attempt
@@ -28,6 +31,7 @@ from bronze.protocol.limits import Limits
 from bronze.protocol.message import FORMAT, HEADER_ENCODING, HEADER_FORMAT, ZSTD
 from bronze.servers.bucket import Bucket
 from bronze.servers.catalog import Catalog, NatsCatalog
+from bronze.servers.catalog_feed import Feed
 from bronze.servers.jetstream import JetStream, Outgoing
 from bronze.servers.key_value import KeyValueStore
 from bronze.servers.lane_lock import Lock, NatsLock
@@ -519,6 +523,84 @@ async def test_a_message_of_a_newer_format_waits_for_a_newer_consumer(
     assert await parts.position() == 1
     assert await parts.payloads() == [vehicle("a")]
     assert (await parts.queue.state(parts.lane)).messages == 3
+
+
+# --- the ledger
+
+
+def ledger_of(parts: Parts, jetstream: JetStream, **options: Any) -> Ledger:
+    instruments = parts.heard.telemetry.instruments
+    sources, prefix = ["vehicles", "status"], parts.settings.prefix
+    return Ledger(parts.catalog, parts.bucket, Feed(jetstream), instruments, sources, prefix, **options)
+
+
+async def test_the_ledger_states_each_record_once_whatever_processes_remember(
+    parts: Parts, jetstream: JetStream, heard: Heard
+) -> None:
+    """Records, a late duplicate, a dead letter, two consumers, one of which was killed."""
+    await ledger_of(parts, jetstream).report()
+    assert heard.count("bronze.ledger.records", bronze_source="vehicles") == 0
+    async with parts.running():
+        await parts.submit(vehicle("a"), vehicle("b"), key="k")
+        stored = await parts.submit(vehicle("c"))
+        await until(parts.at(2))
+        await parts.queue.purge_below(parts.lane, 2)
+    crashing = replace(parts, lock=NoLock, catalog=CrashesBeforeTheEntry(parts.catalog))  # type: ignore[arg-type]
+    await parts.submit(vehicle("a"), vehicle("b"), key="k")
+    with pytest.raises(Crash):
+        await crashing.writer()._write(asyncio.Event())
+    message = await parts.queue.get(parts.lane, 2)
+    assert message is not None
+    headers = {name: value.replace(stored.id, submission(vehicle("d")).id) for name, value in message.headers.items()}
+    await jetstream.publish(Outgoing(lane_subject("vehicles", 0, "x"), b"no JSON", headers))
+    async with parts.running(writers=2):
+        await until(parts.at(4))
+    for _ in range(2):
+        await ledger_of(parts, jetstream).report()
+    outcomes = {
+        outcome: heard.count("bronze.ledger.records", bronze_source="vehicles", bronze_outcome=outcome)
+        for outcome in ("stored", "duplicate", "quarantined", "rejected")
+    }
+    assert outcomes == {"stored": 3, "duplicate": 2, "quarantined": 1, "rejected": 0}
+    objects = await parts.objects()
+    assert heard.count("bronze.ledger.objects", bronze_source="vehicles") == len(objects)
+    sizes = [head.size for one in objects if (head := await parts.bucket.head(one.file_path))]
+    assert heard.count("bronze.ledger.bytes", bronze_source="vehicles") == sum(sizes)
+    assert heard.count("bronze.ledger.objects", bronze_source="status") == 0
+
+
+async def test_an_object_that_is_deleted_is_missing_and_named(
+    parts: Parts, bucket: S3Bucket, jetstream: JetStream, heard: Heard, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And one that is older than two hours is not looked for."""
+    for number in range(3):
+        async with parts.running():
+            await parts.submit(vehicle(str(number)))
+            await until(parts.at(number + 1))
+    later = timedelta(0)
+    ledger = ledger_of(parts, jetstream, now=lambda: datetime.now(UTC) + later)
+    await ledger.compare()
+    assert heard.count("bronze.missing.objects") == 0
+    key = (await parts.objects())[0].file_path
+    await asyncio.to_thread(bucket._s3.delete_object, Bucket=bucket.name, Key=key)
+    for _ in range(2):
+        await ledger.compare()
+    assert heard.count("bronze.missing.objects", bronze_source="vehicles") == 1
+    assert caplog.text.count(f"{key} is in the catalog, but not in the bucket") == 1
+    later = timedelta(hours=3)
+    await ledger.compare()
+    assert heard.count("bronze.missing.objects") == 0
+
+
+async def test_a_message_that_is_missing_in_the_queue_is_counted(
+    parts: Parts, jetstream: JetStream, heard: Heard
+) -> None:
+    for number in range(3):
+        await parts.submit(vehicle(str(number)))
+    await jetstream.api(f"STREAM.MSG.DELETE.{parts.lane.stream}", {"seq": 2})
+    maintain = asyncio.create_task(parts.writer().maintain())
+    await until(lambda: heard.count("bronze.missing.messages", bronze_source="vehicles", bronze_lane="0") == 1)
+    await cancelled(maintain)
 
 
 # --- a queue that was rolled back

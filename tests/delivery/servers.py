@@ -250,6 +250,7 @@ class ModelJetStream(JetStream):
             first=of.first,
             last=of.last,
             messages=len(of.present()),
+            deleted=of.last - of.first + 1 - len(of.present()) if of.present() else 0,
             now=self._server.time(),
         )
 

@@ -31,7 +31,7 @@ PROMQL = [query for query in QUERIES if query.datasource == "prometheus"]
 TRACEQL = [query for query in QUERIES if query.datasource == "tempo"]
 SEARCHES = [query for query in TRACEQL if query.kind == "traceql"]
 #: Short times, so that recordings have values and an alert fires within the test.
-QUICK = replace(Thresholds(), bad_min=1, page_hold_s=1, settle_s=5, parity_lag_s=6)
+QUICK = replace(Thresholds(), bad_min=1, page_hold_s=1, parity_lag_s=6)
 RULES = [rule for of_file in rules.groups(QUICK).values() for group in of_file for rule in group.rules]
 
 #: This system did not exist an hour ago. test_panels_compared tests the comparing panels with earlier data.

@@ -43,8 +43,10 @@ QUERIES: Mapping[str, str] = {
     "stored": _records(_CONSUMER, "stored"),
     "quarantined": _records(_CONSUMER, "quarantined"),
     "duplicates": _records(_CONSUMER, "duplicate"),
-    # the recording has no series in the first ten minutes
-    "missing": "sum(bronze_source:records_missing:increase1h) or vector(0)",
+    "missing": (
+        f"sum(max by (bronze_source) (bronze_missing_objects{{{_CONSUMER}}}))"
+        f" + sum(max by (bronze_source, bronze_lane) (bronze_missing_messages{{{_CONSUMER}}}))"
+    ),
     "queue_depth": f"sum(max by (bronze_source, bronze_lane) (bronze_queue_depth{{{_CONSUMER}}}))",
     "queue_oldest_age_s": f"max(bronze_queue_oldest_age_seconds{{{_CONSUMER}}})",
 }

@@ -367,6 +367,7 @@ class LaneWriter:
         if position.entry:
             instruments.upload_last_success_time.set(unix_time_s(stored_at), lane_attributes)
         instruments.lane_position.set(position.last, lane_attributes)
+        instruments.missing_messages.set(stream.deleted, lane_attributes)
         instruments.queue_depth.set(max(0, stream.last - position.last), lane_attributes)
         oldest_age_s = max(0.0, now_s - unix_time_s(oldest.time)) if oldest else 0.0
         instruments.queue_oldest_age.set(oldest_age_s, lane_attributes)

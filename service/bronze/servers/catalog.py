@@ -53,6 +53,7 @@ class Catalog(Protocol):
     """
 
     async def position(self, lane: Lane) -> tuple[Position, str]: ...
+    async def positions(self) -> Mapping[Lane, Position]: ...
     async def identity(self, submission_id: str) -> Identity | None: ...
     async def identities(self, lane: Lane, position: Position, ids: Sequence[str]) -> Mapping[str, Identity]: ...
     async def append(self, lane: Lane, position: Position, stored: StoredObject) -> Position: ...
@@ -90,6 +91,17 @@ class NatsCatalog:
         if message is None:
             return Position(None, 0), ""
         return Position(decode(message, CatalogEntry), message.sequence), message.time
+
+    async def positions(self) -> Mapping[Lane, Position]:
+        """The positions of all lanes that have entries, also of those that were replaced, from a replica."""
+        async with self._gone_if_replaced():
+            messages = await self._js.last_messages(self._stream, [ENTRIES])
+        positions = [Position(decode(message, CatalogEntry), message.sequence) for message in messages]
+        return {
+            Lane(position.entry.source, position.entry.lane, position.entry.epoch): position
+            for position in positions
+            if position.entry
+        }
 
     async def identity(self, submission_id: str) -> Identity | None:
         """A submission's identity, from the leader."""

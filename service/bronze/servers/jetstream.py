@@ -84,7 +84,7 @@ class Outgoing:
 class StreamState:
     """A stream as its leader sees it now; `now` is the server's clock.
 
-    A sealed stream accepts no messages and deletes none.
+    A sealed stream accepts no messages and deletes none. `deleted` messages are missing between the first and the last.
     """
 
     name: str
@@ -93,6 +93,7 @@ class StreamState:
     first: int
     last: int
     messages: int
+    deleted: int
     now: str
 
 
@@ -209,6 +210,7 @@ class JetStream:
             first=state["first_seq"],
             last=state["last_seq"],
             messages=state["messages"],
+            deleted=state.get("num_deleted", 0),
             now=info["ts"],
         )
 

@@ -53,6 +53,11 @@ class Instruments:
     queue_oldest_age: Gauge
     lane_position: Gauge
     catalog_lag: Gauge
+    ledger_records: Gauge
+    ledger_objects: Gauge
+    ledger_bytes: Gauge
+    missing_objects: Gauge
+    missing_messages: Gauge
     messaging_client_sent_messages: Counter
     messaging_client_consumed_messages: Counter
     messaging_client_operation_duration: Histogram
