@@ -85,7 +85,7 @@ def board() -> Board:
                     success_rate(),
                     p95_upload(),
                     p95_delivery(),
-                    records_in_flight(),
+                    messages_waiting(),
                     missing(),
                     alerts_firing(),
                     last_success(),
@@ -209,17 +209,15 @@ def p95_delivery() -> Stat:
     return components.red_from_query(panel, "B")
 
 
-def records_in_flight() -> Stat:
+def messages_waiting() -> Stat:
     info = PanelInfo(
-        "Records in flight",
-        "Records accepted in the range, minus those stored, quarantined and recognized as duplicates in it. It returns "
-        "to 0 when no new records arrive. Below 0: records that were accepted before the range, or whose outcome the "
-        "API does not know, were stored in the range; or the API has not reported its newest counts yet.",
-        "nothing accepted yet",
-        ["BronzeRecordsMissing"],
+        "Messages in the queue",
+        "Messages that are accepted and not in the bucket yet. It returns to 0 when no new records arrive. The row "
+        "*Processing* shows each lane.",
+        "no lane has reported yet",
+        ["BronzeBacklogLarge", "BronzeBacklogOverdue"],
     )
-    in_flight = f"({or_zero(counted(_ACCEPTED))}) - ({or_zero(counted(_ENDED))})"
-    return tile(info, EXACT, single_value(in_flight)).decimals(0)
+    return tile(info, EXACT, single_value(f"sum({_DEPTH})")).decimals(0)
 
 
 def missing() -> Stat:

@@ -191,7 +191,7 @@ def test_the_slowest_writes_of_the_hour_link_to_their_traces_and_objects(
             zip(*(desk.page.locator(f".tiles {of}").all_text_contents() for of in ("dt", ".value")), strict=True)
         )
     assert int(tiles["Successful uploads"].replace(",", "")) > 0
-    judged = ("p95 upload", "p95 delivery", "Records in flight", "Messages in the queue")
+    judged = ("p95 upload", "p95 delivery", "Records stored", "Objects and messages missing", "Messages in the queue")
     assert [tiles[name] for name in judged if tiles[name] == "-"] == []
     for trace, found in slowest:
         trace_id = trace.rpartition("/")[2]

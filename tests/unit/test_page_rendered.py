@@ -46,10 +46,8 @@ GLANCE = Glance(
     upload_p95_s=0.03,
     delivery_p95_s=3.5,
     delivery_objective_s=3,
-    accepted=100,
     stored=90,
     quarantined=1,
-    duplicates=2,
     missing=None,
     queue_depth=7,
     queue_oldest_age_s=0.25,
@@ -226,8 +224,8 @@ def test_a_figure_with_an_objective_has_a_rating_and_a_note() -> None:
         Tile("Failed uploads", "0", "attempts; each is retried", "good"),
         Tile("p95 upload", "30 ms", "within the objective of 2 s", "good"),
         Tile("p95 delivery", "3.50 s", "over the objective of 3 s", "bad"),
-        Tile("Records in flight", "7", "accepted 100, stored 90, quarantined 1"),
-        Tile("Records missing", "-", "not reported"),
+        Tile("Records stored", "90", "in all; and 1 in quarantine"),
+        Tile("Objects and messages missing", "-", "not reported"),
         Tile("Messages in the queue", "7", "the oldest for 250 ms"),
     ]
 

@@ -240,22 +240,14 @@ def timeline(submission: LineageSubmission, objects: Sequence[LineageObject]) ->
 
 def tiles(glance: Glance) -> list[Tile]:
     """The figures, in the order of the dashboards' first row."""
-    balance = ", ".join(
-        f"{name} {value or 0:,.0f}"
-        for name, value in (
-            ("accepted", glance.accepted),
-            ("stored", glance.stored),
-            ("quarantined", glance.quarantined),
-        )
-    )
     oldest = glance.queue_oldest_age_s
     return [
         _count_tile("Successful uploads", glance.uploads, "objects written"),
         _zero_tile("Failed uploads", glance.failures, "attempts; each is retried"),
         _objective_tile("p95 upload", glance.upload_p95_s, DURATION_S_MAX),
         _objective_tile("p95 delivery", glance.delivery_p95_s, glance.delivery_objective_s),
-        _count_tile("Records in flight", glance.in_flight, balance),
-        _zero_tile("Records missing", glance.missing, "accepted, and not found 10 minutes later"),
+        _count_tile("Records stored", glance.stored, f"in all; and {glance.quarantined or 0:,.0f} in quarantine"),
+        _zero_tile("Objects and messages missing", glance.missing, "in the bucket, of the last 2 h; in the queue"),
         _count_tile(
             "Messages in the queue",
             glance.queue_depth,

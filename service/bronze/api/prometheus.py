@@ -24,12 +24,12 @@ FRESH_S = 2.0
 SLOWEST_MAX = 10
 
 _RANGE = "1h"
-_API, _CONSUMER = 'job="bronze/api"', 'job="bronze/consumer"'
+_CONSUMER = 'job="bronze/consumer"'
 _UPLOADS = f'bronze_upload_duration_seconds{{{_CONSUMER}, bronze_outcome="success"}}'
 
 
-def _records(job: str, outcome: str) -> str:
-    return counted(f'bronze_records_total{{{job}, bronze_outcome="{outcome}"}}', _RANGE)
+def _ledger(outcome: str) -> str:
+    return f'sum(max by (bronze_source) (bronze_ledger_records{{{_CONSUMER}, bronze_outcome="{outcome}"}}))'
 
 
 #: The queries, by the field of `Glance` that they fill.
@@ -39,10 +39,9 @@ QUERIES: Mapping[str, str] = {
     "upload_p95_s": quantile_counted(0.95, _UPLOADS, _RANGE),
     "delivery_p95_s": quantile_counted(0.95, f"bronze_delivery_duration_seconds{{{_CONSUMER}}}", _RANGE),
     "delivery_objective_s": f"max(bronze_delivery_objective_seconds{{{_CONSUMER}}})",
-    "accepted": _records(_API, "accepted"),
-    "stored": _records(_CONSUMER, "stored"),
-    "quarantined": _records(_CONSUMER, "quarantined"),
-    "duplicates": _records(_CONSUMER, "duplicate"),
+    # exact, from the catalog, since the first record
+    "stored": _ledger("stored"),
+    "quarantined": f"{_ledger('quarantined')} + {_ledger('rejected')}",
     "missing": (
         f"sum(max by (bronze_source) (bronze_missing_objects{{{_CONSUMER}}}))"
         f" + sum(max by (bronze_source, bronze_lane) (bronze_missing_messages{{{_CONSUMER}}}))"
@@ -65,32 +64,20 @@ class BronzeWrite:
 
 @dataclass(frozen=True)
 class Glance:
-    """The counts and percentiles of the last hour, and the current state of the queue. None: not reported."""
+    """The uploads of the last hour, and the current state of bucket and queue. None: not reported."""
 
     uploads: float | None
     failures: float | None
     upload_p95_s: float | None
     delivery_p95_s: float | None
     delivery_objective_s: float | None
-    accepted: float | None
     stored: float | None
     quarantined: float | None
-    duplicates: float | None
     missing: float | None
     queue_depth: float | None
     queue_oldest_age_s: float | None
     #: in descending order of duration
     slowest: tuple[BronzeWrite, ...]
-
-    @property
-    def in_flight(self) -> float | None:
-        """The balance: records accepted in the hour and not yet stored, quarantined or recognized as duplicates.
-
-        It returns to 0 when no more records arrive.
-        """
-        if self.accepted is None:
-            return None
-        return self.accepted - sum(count or 0 for count in (self.stored, self.quarantined, self.duplicates))
 
 
 class PrometheusUnavailable(Exception):
