@@ -27,6 +27,20 @@ attribute become underscores. A histogram's series end in `_bucket`, `_sum` and 
 exemplars, which link to the trace of the measured operation. Every counter starts at 0, for each combination of
 attributes that can occur. Each process also serves the same metrics at `/metrics`. Prometheus scrapes them as
 `job="scrape-api"` and so on, for `up` and to compare both paths ([BronzePathsDiffer](runbook.md#bronzepathsdiffer)).
+
+## Sampling
+
+`OTEL_TRACES_SAMPLER` decides which submissions are traced; with its `parentbased_` values, a client that sends a
+`traceparent` decides for its own. **Every upload is traced, at any ratio and whatever the clients decide.** If a
+submission in the object is sampled, the upload is a child of the oldest sampled one. If none is, the upload is the
+root of a trace of its own, which has its children too. Its links and `bronze.submission_trace_id` name the traces of
+its submissions; no trace store has those, since they are not sampled, but [lineage](lineage.md) knows them. So
+exemplars of `bronze.upload.*`, and of the stages of an upload (`wait`, `encode`, `put`, `catalog`), always lead to a
+trace, and so does the `traceparent` of an object and of its catalog entry. The other histograms have exemplars of
+sampled submissions only.
+
+Nothing is sampled that is switched off: with `OTEL_SDK_DISABLED=true`, with `always_off`, and with a ratio of 0 there
+are no uploads with a trace of their own, nor with `parentbased_always_off` (there, clients alone decide).
 """
 
 

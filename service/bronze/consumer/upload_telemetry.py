@@ -6,9 +6,10 @@
           encode parquet
           S3 PutObject
 
-Every histogram is recorded in the context of the span that it measures, so that its exemplar leads to that span. With
-sampling, an upload is sampled if any of its submissions is: it is a child of the oldest sampled submission, or of the
-oldest one if none is sampled.
+Every histogram is recorded in the context of the span that it measures, so that its exemplar leads to that span.
+
+Every upload is sampled, at any sampling ratio and whatever the clients decide: if none of its submissions is, it begins
+a trace of its own. Only if sampling is off is it not sampled; then it has the trace id of its oldest submission.
 """
 
 import time
@@ -23,12 +24,16 @@ from bronze.protocol.chain import AcceptedMessage, ReconciledCut
 from bronze.protocol.documents import Contents
 from bronze.protocol.lane import Lane
 from bronze.protocol.message import AcceptedSubmission, unix_time_s
-from bronze.telemetry.context import extract, traceparent
+from bronze.telemetry.context import extract, trace_id_hex, traceparent
+from bronze.telemetry.sampling import always_sampled
 from bronze.telemetry.sdk import Telemetry
 from bronze.telemetry.signals import LINKS_MAX, NATS, Outcome, SpanSignal, Stage, attribute, error_type, events, spans
 
 RECEIVE = "receive"
 PROCESS = "process"
+
+#: Number of trace ids of submissions that an upload's span lists.
+TRACES_MAX = 128
 
 
 class UploadTelemetry:
@@ -52,23 +57,7 @@ class UploadTelemetry:
             by_submission.setdefault(message.part.accepted.submission_id, []).append(message)
         for submission_id, messages in by_submission.items():
             self._process[submission_id] = self._start_process(messages)
-        sampled = [span for span in self._process.values() if span.get_span_context().trace_flags.sampled]
-        parent = next(iter(sampled or self._process.values()), None)
-        self.upload = telemetry.tracer.start_span(
-            spans.upload.name(lane.source),
-            context=set_span_in_context(parent, Context()) if parent else Context(),
-            kind=spans.upload.kind,
-            links=[Link(span.get_span_context()) for span in sampled[1 : LINKS_MAX + 1]],
-            attributes={
-                **self._source,
-                attribute.bronze_lane: str(lane.number),
-                attribute.bronze_epoch: lane.epoch,
-                attribute.bronze_sequence_first: cut.messages[0].sequence,
-                attribute.bronze_sequence_last: cut.messages[-1].sequence,
-                attribute.bronze_messages: len(cut.messages),
-                attribute.bronze_submissions: len(self._process),
-            },
-        )
+        self.upload = self._start_upload(cut)
         self.context = set_span_in_context(self.upload, Context())
         self.traceparent = traceparent(self.upload)
         self._instruments.messaging_client_consumed_messages.add(
@@ -78,6 +67,38 @@ class UploadTelemetry:
         self._instruments.stage_duration.record(
             max(0.0, wait_s), {**self._source, attribute.bronze_stage: Stage.WAIT}, context=self.context
         )
+
+    def _start_upload(self, cut: ReconciledCut) -> Span:
+        process = list(self._process.values())
+        sampled = [span for span in process if span.get_span_context().trace_flags.sampled]
+        # the sampled ones first, since the list is limited
+        traces = list(dict.fromkeys(trace_id_hex(span) for span in [*sampled, *process]))
+        attributes: dict[str, AttributeValue] = {
+            **self._source,
+            attribute.bronze_lane: str(self._lane.number),
+            attribute.bronze_epoch: self._lane.epoch,
+            attribute.bronze_sequence_first: cut.messages[0].sequence,
+            attribute.bronze_sequence_last: cut.messages[-1].sequence,
+            attribute.bronze_messages: len(cut.messages),
+            attribute.bronze_submissions: len(process),
+            attribute.bronze_submission_trace_id: traces[:TRACES_MAX],
+        }
+
+        def start(context: Context, linked: Sequence[Span]) -> Span:
+            return self._telemetry.tracer.start_span(
+                spans.upload.name(self._lane.source),
+                context=context,
+                kind=spans.upload.kind,
+                links=[Link(span.get_span_context()) for span in linked[:LINKS_MAX]],
+                attributes=attributes,
+            )
+
+        if sampled:
+            return start(set_span_in_context(sampled[0], Context()), sampled[1:])
+        upload = start(always_sampled(), process)
+        if process and not upload.get_span_context().trace_flags.sampled:  # sampling is off
+            return start(set_span_in_context(process[0], Context()), [])
+        return upload
 
     def _start_process(self, messages: Sequence[AcceptedMessage]) -> Span:
         accepted = messages[0].part.accepted

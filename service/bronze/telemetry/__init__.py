@@ -5,6 +5,7 @@ schema       reads the registry
 signals      the names and the closed sets of values as typed constants
 instruments  the instruments of the metrics
 context      passes a trace on in queue messages and object metadata
+sampling     samples every Bronze write, at any ratio
 sdk          sets up the SDK with its exporters
 logs         the log output
 scrape       the server of `/metrics`

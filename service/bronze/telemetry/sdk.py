@@ -38,7 +38,7 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 import bronze
 from bronze.errors import Misconfigured
 from bronze.settings import Settings
-from bronze.telemetry import logs, losses
+from bronze.telemetry import logs, losses, sampling
 from bronze.telemetry.instruments import Instruments
 from bronze.telemetry.schema import registry
 from bronze.telemetry.scrape import MetricsServer
@@ -292,6 +292,8 @@ def _tracer_provider(resource: Resource, meters: MeterProvider, exporters: Seque
     # The provider's own counts of started and open spans would cost three measurements per span, so it gets no meters.
     # The processors count dropped spans.
     tracers = TracerProvider(resource=resource, shutdown_on_exit=False, meter_provider=NoOpMeterProvider())
+    if not sampling.always_off():
+        tracers.sampler = sampling.WithAlwaysSampled(tracers.sampler)  # the provider has read the standard variables
     for exporter in exporters:
         tracers.add_span_processor(BatchSpanProcessor(exporter, meter_provider=meters))
     return tracers

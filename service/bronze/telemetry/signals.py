@@ -107,6 +107,7 @@ class Attributes:
     bronze_bytes: str
     bronze_messages: str
     bronze_submissions: str
+    bronze_submission_trace_id: str
     bronze_duplicates: str
     bronze_quarantined: str
     bronze_epoch: str
