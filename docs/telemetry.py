@@ -24,7 +24,8 @@ Names are the same with every exporter ([exporters.md](exporters.md)).
 In Prometheus each series has `job` (`bronze/api`, `bronze/consumer`, `bronze/publisher`), `instance` (the process,
 `service.instance.id`), `service_name`, `service_version` and `deployment_environment_name`; the dots of an
 attribute become underscores. A histogram's series end in `_bucket`, `_sum` and `_count`, and its buckets have
-exemplars, which link to the trace of the measured operation. Every counter starts at 0, for each combination of
+exemplars, which link to the trace of the measured operation: of each bucket and export, the largest measurement that
+was sampled. Every counter starts at 0, for each combination of
 attributes that can occur. Each process also serves the same metrics at `/metrics`. Prometheus scrapes them as
 `job="scrape-api"` and so on, for `up` and to compare both paths ([BronzePathsDiffer](runbook.md#bronzepathsdiffer)).
 

@@ -6,6 +6,7 @@ signals      the names and the closed sets of values as typed constants
 instruments  the instruments of the metrics
 context      passes a trace on in queue messages and object metadata
 sampling     samples every Bronze write, at any ratio
+exemplars    keeps the largest measurement of each bucket as its exemplar
 sdk          sets up the SDK with its exporters
 logs         the log output
 scrape       the server of `/metrics`

@@ -39,6 +39,7 @@ import bronze
 from bronze.errors import Misconfigured
 from bronze.settings import Settings
 from bronze.telemetry import logs, losses, sampling
+from bronze.telemetry.exemplars import keep_largest
 from bronze.telemetry.instruments import Instruments
 from bronze.telemetry.schema import registry
 from bronze.telemetry.scrape import MetricsServer
@@ -334,11 +335,18 @@ def _opt_in_to_stable_http() -> None:
 
 
 def _views() -> list[View]:
-    """The buckets of the instruments that libraries create."""
+    """The exemplars of every histogram, and the buckets of those that libraries create.
+
+    The others have the buckets with which they are created: the objective is one of those of deliveries.
+    """
     return [
-        View(instrument_name=metric.name, aggregation=ExplicitBucketHistogramAggregation(metric.buckets))
+        View(
+            instrument_name=metric.name,
+            aggregation=ExplicitBucketHistogramAggregation(metric.buckets) if metric.instrumentation else None,
+            exemplar_reservoir_factory=keep_largest,
+        )
         for metric in registry().metrics.values()
-        if metric.instrumentation and metric.buckets
+        if metric.buckets
     ]
 
 
