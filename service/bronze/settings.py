@@ -122,6 +122,12 @@ class Settings(BaseSettings):
         description="Address at which people see a trace, with the placeholder {trace_id}: the API's page links to it.",
     )
 
+    runbook_url: Annotated[str, Field(pattern=_HTTP)] | None = Field(
+        None,
+        description="Address of the runbook that alerts, panels and pages link to; an alert adds its name as the "
+        "anchor. Without it: /runbook of the API.",
+    )
+
     log_format: LogFormat = Field(LogFormat.JSON, description="Format of the logs on standard output: json or console.")
     log_level: str = Field("INFO", description="Lowest level that is logged.")
 

@@ -25,6 +25,7 @@ from bronze.api.app import Parts, create_app
 from bronze.api.body import BodyReader
 from bronze.api.columnar_reader import ColumnarReaders
 from bronze.api.ingest import Ingest
+from bronze.api.manual import Manual
 from bronze.api.page import Page
 from bronze.api.prometheus import ASK_S_MAX, Prometheus
 from bronze.api.readiness import Readiness
@@ -169,7 +170,8 @@ def api_parts(
         lookups=lookups,
         bucket=servers.bucket,
         prefix=settings.prefix,
-        page=Page(lookups, servers.bucket, prometheus_client, settings.trace_url),
+        page=Page(lookups, servers.bucket, prometheus_client, settings.trace_url, settings.runbook_url),
+        manual=Manual(settings.runbook_url),
         readiness=Readiness(servers.lanes, servers.queue, servers.catalog, servers.bucket, telemetry.instance_id),
         telemetry=telemetry,
         on_gone=on_gone,

@@ -1,4 +1,4 @@
-"""The HTTP API, and its page.
+"""The HTTP API, and its pages.
 
 app                the application, put together from its routes
 routes/            the routes, one file per subject
@@ -12,9 +12,13 @@ models, problems   the response bodies, and those of errors
 source_schema      the declared sources, as the API describes them
 readiness          whether the API can accept submissions
 page               what the page at `/` shows
-templates/         its HTML and CSS
 prometheus         its figures, from Prometheus
+manual             the runbook at `/runbook`, and the other pages of docs/
+manual/            links to docs/, which become files in the installed package
+layout             what all pages share
+templates/         their HTML and CSS
 
 A role. Imports: errors, lineage, objectives, objects, protocol, records, servers, settings, telemetry.
-Libraries: fastapi, fastapi_offline, httpx, jinja2, markupsafe, msgspec, opentelemetry, pyarrow, pydantic, starlette.
+Libraries: fastapi, fastapi_offline, httpx, jinja2, markdown_it, markupsafe, msgspec, opentelemetry, pyarrow,
+pydantic, starlette.
 """

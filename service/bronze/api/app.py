@@ -10,9 +10,10 @@ from bronze import __version__
 from bronze.api import problems
 from bronze.api.body import BodyReader
 from bronze.api.ingest import Ingest
+from bronze.api.manual import Manual
 from bronze.api.page import Page
 from bronze.api.readiness import Readiness
-from bronze.api.routes import health, ingest, lineage, objects, page, sources, submissions
+from bronze.api.routes import health, ingest, lineage, manual, objects, page, sources, submissions
 from bronze.errors import Gone
 from bronze.lineage.lookup import LineageLookup
 from bronze.lineage.submission import SubmissionLookup
@@ -33,6 +34,7 @@ class Parts:
     bucket: Bucket
     prefix: str
     page: Page
+    manual: Manual
     readiness: Readiness
     telemetry: Telemetry
     on_gone: Callable[[Gone], None]
@@ -53,6 +55,7 @@ def create_app(parts: Parts) -> FastAPI:
     objects.add(app, parts.bucket, parts.prefix)
     lineage.add(app, parts.lookups)
     page.add(app, parts.page)
+    manual.add(app, parts.manual)
     health.add(app, parts.readiness, parts.telemetry)
     problems.add_handlers(app, parts.on_gone)
     # routes are tried in order, also by the instrumentation: the most frequent one is first

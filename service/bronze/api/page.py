@@ -5,17 +5,14 @@ proxy. Each look-up and query has a time limit. If a server does not answer, onl
 """
 
 import asyncio
-import base64
 import datetime as dt
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from bronze import __version__
+from bronze.api.layout import load_templates, security_headers
 from bronze.api.prometheus import BronzeWrite, Glance, Prometheus, PrometheusUnavailable
 from bronze.errors import Refused, Unavailable
 from bronze.lineage.lookup import By, Lineage, LineageObject, LineageSubmission
@@ -75,7 +72,9 @@ class TimelineStep:
 
 
 class Page:
-    """Renders the page. `trace_url` is a link to a trace, with the placeholder `{trace_id}`."""
+    """Renders the page. `trace_url` is a link to a trace, with the placeholder `{trace_id}`; `runbook_url` leads to the
+    runbook, if that is not the API's own.
+    """
 
     def __init__(
         self,
@@ -83,6 +82,7 @@ class Page:
         bucket: Bucket,
         prometheus: Prometheus | None,
         trace_url: str | None,
+        runbook_url: str | None = None,
         *,
         look_up_s_max: float = LOOK_UP_S_MAX,
     ) -> None:
@@ -91,37 +91,21 @@ class Page:
         self._bucket = bucket
         self._prometheus = prometheus
         self._previews: set[asyncio.Task[Preview | None]] = set()
-        environment = Environment(
-            loader=PackageLoader("bronze.api"),
-            autoescape=True,
-            undefined=StrictUndefined,
-            trim_blocks=True,
-            lstrip_blocks=True,
-        )
-        environment.filters |= {
+        templates = load_templates(runbook_url)
+        templates.filters |= {
             "bytes": format_bytes,
             "duration": format_duration,
             "timestamp": format_timestamp,
             "wrappable": wrappable,
         }
-        css = Markup(environment.get_template("page.css").render())  # noqa: S704  a file of this package
-        environment.globals |= {
+        templates.globals |= {
             "seconds_between": seconds_between,
-            "css": css,
             "objective_s": DURATION_S_MAX,
             "q_chars_max": Q_CHARS_MAX,
             "trace_url": trace_url and (lambda trace_id: trace_url.replace(TRACE_ID, trace_id)),
-            "version": __version__,
         }
-        self._template = environment.get_template("page.html")
-        style = base64.b64encode(hashlib.sha256(css.encode()).digest()).decode()
-        self.headers: Mapping[str, str] = {
-            "Content-Security-Policy": f"default-src 'none'; style-src 'sha256-{style}'; img-src data:; "
-            "form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
-            "Referrer-Policy": "no-referrer",
-            "X-Content-Type-Options": "nosniff",
-            "Cache-Control": "no-store",
-        }
+        self._template = templates.get_template("page.html")
+        self.headers: Mapping[str, str] = {**security_headers(templates), "Cache-Control": "no-store"}
 
     async def show(self, text: str) -> RenderedPage:
         """The lineage of an id or a path; if the text is empty, the overview."""

@@ -6,6 +6,7 @@ objects      `GET /v1/objects/{file_path}`: the contents of an object
 lineage      `GET /v1/lineage`: what belongs to an id or a path
 sources      `GET /v1/sources`: the declared sources, and their schemas
 page         `/`: the page for people without Grafana
+manual       `/runbook`, and `/manual/{name}`: the pages of docs/
 health       `/livez`, `/readyz` and `/metrics`
 
 The routes are added to the app itself: OpenTelemetry's instrumentation does not find the paths of included routers.
