@@ -38,9 +38,11 @@ from grafana_foundation_sdk.models.tempo import SearchTableType
 from bronze.objectives import DURATION_S_MAX
 from bronze.telemetry.promql import histogram_series
 from grafana.promql import OBJECTIVE_S, RANGE, STEP, quantile, rate
-from prometheus.rules import RUNBOOK_URL
 
 TAG = "bronze"
+
+#: The runbook that the API serves. Each dashboard has the variable, since Grafana reads no setting in a dashboard.
+RUNBOOK_URL = "${api_url}/runbook"
 
 #: The provisioned datasources; a dashboard has a variable to choose others.
 PROMETHEUS = model.DataSourceRef(type_val="prometheus", uid="${prometheus}")
@@ -422,6 +424,7 @@ def _variables() -> list[Builder[model.VariableModel]]:
         _of_label("instance", "Instance", f"label_values({ours}, instance)"),
         _datasource("prometheus", "Metrics"),
         _datasource("tempo", "Traces"),
+        text_variable("api_url", "API", "http://127.0.0.1:8000"),  # its address for the browser
     ]
 
 

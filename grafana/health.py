@@ -151,7 +151,7 @@ def exemplars_stored() -> Stat:
 def firing() -> Table:
     info = PanelInfo(
         "Alerts",
-        "Alerts that fire or are pending. The runbook (docs/runbook.md) has a section for each.",
+        f"Alerts that fire or are pending. The [runbook]({components.RUNBOOK_URL}) has a section for each.",
         "no alert fires",
     )
     panel = components.listing(info, components.rows('ALERTS{alertname=~"Bronze.+"}'), width=12)

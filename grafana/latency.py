@@ -111,7 +111,6 @@ def board() -> Board:
             components.choice_variable(
                 "at_least", "Minimum duration", {d: d for d in ("1ms", "100ms", "500ms", "1s", "2s", "5s")}, "1ms"
             ),
-            traces.api_url(),
         ],
     )
 

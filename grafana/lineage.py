@@ -24,7 +24,6 @@ def board() -> Board:
         ],
         [
             *(components.text_variable(name, name) for name in (*_IDS, "trace_id")),
-            traces.api_url(),
         ],
     )
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 
-from grafana_foundation_sdk.builders.dashboard import TextBoxVariable
 from grafana_foundation_sdk.builders.table import Panel as Table
 from grafana_foundation_sdk.models import units
 from grafana_foundation_sdk.models.dashboard import DynamicConfigValue
@@ -29,11 +28,6 @@ _LINEAGE = "${api_url}/?q="
 _LINEAGE_OF_CELL = f"{_LINEAGE}${{__value.raw:percentencode}}"
 
 Columns = Mapping[str, tuple[str, Sequence[DynamicConfigValue]]]
-
-
-def api_url() -> TextBoxVariable:
-    """The API's address in the browser."""
-    return components.text_variable("api_url", "API", "http://127.0.0.1:8000")
 
 
 def uploads(info: PanelInfo, at_least: str, first: str) -> Table:

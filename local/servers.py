@@ -259,9 +259,11 @@ def queues(state: Path) -> Path:
     return state / "queues"
 
 
-def prometheus(state: Path, port: int, targets: Mapping[str, int], *, executable: Path) -> Program:
+def prometheus(
+    state: Path, port: int, targets: Mapping[str, int], *, executable: Path, runbook_url: str = "/runbook"
+) -> Program:
     """Prometheus with the repository's configuration and rules. `targets` has the port of each scrape job's target; a
-    running server reloads changed targets.
+    running server reloads changed targets. Alerts link to `runbook_url`.
     """
     config = state / "prometheus.yaml"
     (state / "targets").mkdir(parents=True, exist_ok=True)
@@ -295,6 +297,7 @@ def prometheus(state: Path, port: int, targets: Mapping[str, int], *, executable
         ),
         ports={"api": port},
         ready=ready,
+        env={"BRONZE_RUNBOOK_URL": runbook_url},
         port_variable=f"{PORT_VARIABLE}PROMETHEUS",
     )
 

@@ -127,7 +127,13 @@ class Stack:
         return (
             servers.nats(root / "nats", ports.nats, self.name),
             servers.seaweedfs(root / "seaweedfs", self.account),
-            servers.prometheus(root / "prometheus", ports.prometheus, self._targets, executable=built.prometheus),
+            servers.prometheus(
+                root / "prometheus",
+                ports.prometheus,
+                self._targets,
+                executable=built.prometheus,
+                runbook_url=settings().get("BRONZE_RUNBOOK_URL") or f"http://{LOOPBACK}:{ports.api}/runbook",
+            ),
             *self._trace_stores,
             self.collector,
             *self._dashboards,

@@ -21,8 +21,9 @@ from bronze.telemetry.schema import registry
 FOLDER = Path(__file__).resolve().parent / "rules"
 WRITE = "python -m prometheus.rules"
 
-#: Where operators read docs/runbook.md; each alert links to the heading with its name.
-RUNBOOK_URL = "https://bronze.example/docs/runbook.md"
+#: Where operators read docs/runbook.md; each alert links to the heading with its name. Prometheus expands it. External
+#: labels are the only part of its configuration that reads the environment.
+RUNBOOK_URL = "{{ $externalLabels.bronze_runbook_url }}"
 
 #: Alerts on objectives use a long window, so that a short peak does not fire them, and a short window, so that they end
 #: soon after the problem ends.

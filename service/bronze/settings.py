@@ -124,7 +124,7 @@ class Settings(BaseSettings):
 
     runbook_url: Annotated[str, Field(pattern=_HTTP)] | None = Field(
         None,
-        description="Address of the runbook that alerts, panels and pages link to; an alert adds its name as the "
+        description="Address of the runbook that alerts and pages link to; an alert adds its name in lower case, as "
         "anchor. Without it: /runbook of the API.",
     )
 

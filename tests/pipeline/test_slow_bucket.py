@@ -81,6 +81,8 @@ def test_a_slow_bucket_is_seen_and_found(slow: Slow) -> None:
         fired = until("alerts", lambda: found if (found := firing(system)).keys() >= ALERTS else None)
     for name in ALERTS:
         assert "bucket" in runbook_entry(fired[name])
+        assert fired[name] == f"{system.url}/runbook#{name.lower()}"
+        assert f'id="{name.lower()}"' in system.get("/runbook").text
 
     points = grafana.exemplars(POINTS)
     trace_id = max(points, key=lambda trace: points[trace])

@@ -22,8 +22,8 @@ from local.stack import Ports
 TOP = builds.REPOSITORY
 FILE = TOP / "compose.yaml"
 DOCKERFILE = (TOP / "service/Dockerfile").read_text()
-#: `${NAME}`, `${NAME:-default}`; `$${NAME}` is not for Compose.
-VARIABLE = re.compile(r"(?<!\$)\$\{(\w+)(?::-([^}]*))?\}")
+#: `${NAME}`, `${NAME:-default}`, where the default may have another; `$${NAME}` is not for Compose.
+VARIABLE = re.compile(r"(?<!\$)\$\{(\w+)(?::-((?:\$\{[^}]*\}|[^}])*))?\}")
 
 COMPOSE = yaml.safe_load(FILE.read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
@@ -40,7 +40,7 @@ each_service = pytest.mark.parametrize("name", sorted(SERVICES))
 
 def default(text: str) -> str:
     """What Compose makes of a text where no setting is set."""
-    return VARIABLE.sub(lambda found: found[2] or "", text)
+    return VARIABLE.sub(lambda found: default(found[2] or ""), text)
 
 
 def image_version(service: str) -> str:
@@ -59,9 +59,9 @@ def tree(node: object) -> list[str]:
 @cache
 def settings() -> dict[str, str]:
     """The settings that compose.yaml reads, with their defaults."""
-    read = {found[1]: found[2] or "" for text in tree(COMPOSE) for found in VARIABLE.finditer(text)}
+    read = {found[1]: default(found[2] or "") for text in tree(COMPOSE) for found in VARIABLE.finditer(text)}
     passed_on = {k: "" for service in SERVICES.values() for k, v in service.get("environment", {}).items() if v is None}
-    return read | passed_on
+    return passed_on | read
 
 
 @each_service
@@ -225,6 +225,13 @@ def test_the_page_knows_where_figures_and_traces_are() -> None:
     panel = f"http://127.0.0.1:3000/d/{LINEAGE}?var-trace_id={{trace_id}}&viewPanel=panel-{TRACE_PANEL}"
     assert env == panel
     assert SERVICES["api"]["environment"]["BRONZE_PROMETHEUS_URL"] == "http://prometheus:9090"
+
+
+def test_alerts_lead_to_the_runbook_of_the_api() -> None:
+    """At the address for browsers, unless a setting says where the team's own is."""
+    url = SERVICES["prometheus"]["environment"]["BRONZE_RUNBOOK_URL"]
+    assert default(url) == "http://127.0.0.1:8000/runbook"
+    assert "${BRONZE_LOCAL_PORT_API" in url
 
 
 def test_grafana_knows_where_everything_is() -> None:

@@ -168,7 +168,15 @@ def test_every_alert_says_what_to_do() -> None:
                 if name := rule.get("alert"):
                     assert rule["labels"]["severity"] in {"page", "ticket"}
                     assert rule["annotations"]["summary"]
-                    assert rule["annotations"]["runbook_url"].endswith(f"/runbook.md#{name.lower()}")
+                    assert rule["annotations"]["runbook_url"] == f"{rules.RUNBOOK_URL}#{name.lower()}"
+
+
+def test_the_configuration_has_the_label_that_alerts_read() -> None:
+    """And takes it from alerts, which have the address as an annotation."""
+    config = yaml.safe_load((FOLDER.parent / "prometheus.yaml").read_text())
+    (label,) = re.findall(r"\$externalLabels\.(\w+)", rules.RUNBOOK_URL)
+    assert config["global"]["external_labels"] == {label: "${BRONZE_RUNBOOK_URL}"}
+    assert {"regex": label, "action": "labeldrop"} in config["alerting"]["alert_relabel_configs"]
 
 
 def test_the_runbook_has_an_entry_for_each_alert_and_no_other() -> None:
