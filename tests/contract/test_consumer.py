@@ -201,6 +201,37 @@ async def test_the_trace_of_each_submission_ends_at_its_object(parts: Parts) -> 
     assert delivery == "vehicles"
 
 
+async def test_the_trace_of_an_upload_without_sampled_submissions_ends_at_its_object(parts: Parts) -> None:
+    """It is a trace of its own with its children, and names the submissions, with the zeros of their ids."""
+    traces = [f"{number:032x}" for number in (1, 2)]
+    for trace_id in traces:
+        submitted = submission(vehicle("a"), trace_id=trace_id, traceparent=f"00-{trace_id}-00000000000000aa-00")
+        await parts.queue.submit(parts.lane, submitted.accepted, submitted.checked, boot_time_s() + 10)
+    async with parts.running():
+        await until(parts.at(2))
+    (contents,) = await parts.objects()
+    exemplars = [
+        (f"{exemplar.trace_id:032x}", f"{exemplar.span_id:016x}")
+        for name in ("bronze.upload.duration", "bronze.stage.duration")
+        for point in parts.heard.points(name)
+        for exemplar in point.exemplars
+    ]
+    assert not parts.heard.spans("process bronze.vehicles")
+    (upload,) = parts.heard.spans("upload vehicles")
+    assert upload.context is not None
+    assert upload.attributes is not None
+    assert upload.parent is None
+    of_upload = (f"{upload.context.trace_id:032x}", f"{upload.context.span_id:016x}")
+    assert tuple(contents.traceparent.split("-")[1:3]) == of_upload
+    assert set(exemplars) == {of_upload}
+    assert upload.attributes["bronze.submission_trace_id"] == tuple(traces)
+    assert [f"{link.context.trace_id:032x}" for link in upload.links] == traces
+    assert [stored.accepted.trace_id for stored in contents.submissions] == traces
+    for name in ("encode parquet", "S3 PutObject"):
+        (child,) = parts.heard.spans(name)
+        assert child.parent == upload.context
+
+
 async def test_messages_become_an_object_when_there_are_enough(parts: Parts) -> None:
     """Their number decides, not their age; the others wait."""
     for number in range(5):

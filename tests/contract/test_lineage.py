@@ -144,7 +144,8 @@ async def test_each_id_leads_to_the_same_lineage(
     by_path = await lookup.lineage("file_path", wrote.file_path)
     assert (ids(by_path), by_path.objects) == ([sent.id, other.id], [written])
     assert (by_path.truncated, by_path.complete) == (False, True)
-    assert paths(await lookup.lineage("trace_id", UPLOAD)) == [wrote.file_path]
+    of_upload = await lookup.lineage("trace_id", UPLOAD)
+    assert (ids(of_upload), of_upload.objects) == ([sent.id, other.id], [written])
 
 
 async def test_the_kind_of_an_id_is_recognized(
@@ -168,6 +169,24 @@ async def test_the_kind_of_an_id_is_recognized(
         await lookup.guess("nobody")
     with pytest.raises(Refused, match=r"no submission_id or classification_id has this value"):
         await lookup.guess(new_id())
+
+
+@pytest.mark.parametrize("digits", [1, 16, 31])
+async def test_a_trace_id_is_found_without_its_leading_zeros(
+    digits: int, data: Data, lookup: LineageLookup, index: CatalogIndex, feed: Feed
+) -> None:
+    """As Tempo's search and Zipkin show it; it is stored and answered with all 32 digits."""
+    shown = "7" * digits
+    sent = submission_of("run", trace_id=f"{shown:0>32}")
+    wrote = await data.store(sent)
+    await catch_up(index, feed)
+    for found in (
+        await lookup.guess(shown),
+        await lookup.guess(f"{shown:0>32}"),
+        await lookup.lineage("trace_id", shown),
+    ):
+        assert (found.by, ids(found), paths(found)) == ("trace_id", [sent.id], [wrote.file_path])
+        assert [submission.trace_id for submission in found.submissions] == [f"{shown:0>32}"]
 
 
 async def test_a_submission_in_several_objects_is_found_as_a_whole(

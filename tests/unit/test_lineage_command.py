@@ -82,6 +82,8 @@ def test_the_exit_code_tells_the_apis_answers_from_others(
         ("bronze/source=status/date=2026-11-27/hour=10/e-0-1.parquet", ["file_path", "classification_id"]),
         ("s3://bucket/a/b.parquet", ["file_path"]),
         ("4bf92f3577b34da6a3ce929d0e0e4736", ["trace_id", "classification_id"]),
+        ("bf92f3577b34da6a3ce929d0e0e4736", ["trace_id", "classification_id"]),
+        ("20130208", ["classification_id", "trace_id"]),
         ("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01", ["trace_id"]),
         ("01939f4e-6b7c-7cc3-a4f5-0242ac120002", ["submission_id", "classification_id"]),
         ("2013-02-08-UA-1018-EWR-IAH", ["classification_id"]),

@@ -44,7 +44,7 @@ SIZES_S_MAX = 2.0
 #: If the catalog index is further behind the catalog, it cannot decide that an id does not exist.
 LAG_S_MAX = 5.0
 
-_TRACE_ID = re.compile(r"[0-9a-f]{32}")
+_TRACE_ID = re.compile(r"[0-9a-f]{1,32}")
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
 
 
@@ -149,7 +149,8 @@ class LineageLookup:
                 if not found:
                     found, waiting = await self._not_indexed(value)
             case "trace_id":
-                found = await self._index.by_id(IdKind.TRACE, value, limit + 1, partial(_of_trace, value))
+                trace_id = full_trace_id(value)
+                found = await self._index.by_id(IdKind.TRACE, trace_id, limit + 1, partial(_of_trace, trace_id))
             case "classification_id":
                 found, complete = await self._by_classification(value, limit)
         if not found and not waiting:
@@ -328,11 +329,18 @@ def guesses(text: str) -> list[tuple[By, str]]:
     if "/" in text:
         return [("file_path", text), classification]
     if _TRACE_ID.fullmatch(lower):
-        return [("trace_id", lower), classification]
+        trace: tuple[By, str] = ("trace_id", full_trace_id(lower))
+        # Zipkin and Tempo show ids without leading zeros; a short number is more likely a classification
+        return [trace, classification] if len(lower) >= 16 else [classification, trace]
     with suppress(ValueError):
         UUID(text)
         return [("submission_id", lower), classification]
     return [classification]
+
+
+def full_trace_id(text: str) -> str:
+    """A trace id with all its 32 digits, from one that was shown without its leading zeros."""
+    return text.lower().zfill(32) if _TRACE_ID.fullmatch(text.lower()) else text
 
 
 def _of_submission(submission_id: str, item: FeedEntry) -> _Match:
@@ -344,7 +352,9 @@ def _of_ids(submission_ids: Container[str], item: FeedEntry) -> _Match:
 
 
 def _of_trace(trace_id: str, item: FeedEntry) -> _Match:
-    return _Match.of(item, lambda part: part.trace_id == trace_id)
+    """The submissions of the trace; all submissions of the object if the trace is that of its upload alone."""
+    match = _Match.of(item, lambda part: part.trace_id == trace_id)
+    return match if match.parts else _Match.of(item)
 
 
 def _of_classification(classification_id: str, item: FeedEntry) -> _Match:
