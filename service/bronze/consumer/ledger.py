@@ -6,8 +6,8 @@ Every consumer reports the same numbers. None of them is a count of its own, so 
 import asyncio
 import datetime as dt
 import logging
-from collections import deque
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 from bronze.errors import BronzeError
 from bronze.objects.ledger import count_totals
@@ -16,7 +16,7 @@ from bronze.protocol.documents import Totals
 from bronze.protocol.lane import Lane
 from bronze.servers.bucket import Bucket
 from bronze.servers.catalog import Catalog
-from bronze.servers.catalog_feed import Feed, FeedEntry, FeedPosition
+from bronze.servers.catalog_feed import Feed, FeedPosition
 from bronze.telemetry.instruments import Instruments
 from bronze.telemetry.signals import Outcome, attribute
 
@@ -27,6 +27,13 @@ REPORT_S = 5.0
 REPORTS_PER_COMPARISON = 12
 #: The entries that are compared with the bucket.
 COMPARED = dt.timedelta(hours=2)
+
+
+@dataclass(frozen=True, slots=True)
+class _Stored:
+    at: str
+    source: str
+    key: str
 
 
 class Ledger:
@@ -51,7 +58,7 @@ class Ledger:
         self._now = now
         self._counted: dict[Lane, Position] = {}
         self._read = FeedPosition()
-        self._entries: deque[FeedEntry] = deque()
+        self._newest: list[_Stored] = []
         self._missing: set[str] = set()
 
     async def run(self) -> None:
@@ -97,12 +104,11 @@ class Ledger:
         """Report how many objects of the last hours are in the catalog, but not in the bucket, and log their keys."""
         since = (self._now() - COMPARED).isoformat()
         await self._read_feed(since)
-        while self._entries and self._entries[0].time < since:
-            self._entries.popleft()
+        self._newest = [stored for stored in self._newest if stored.at >= since]
         missing = dict.fromkeys(self._sources, 0)
         keys: dict[str, list[str]] = {}
-        for listed in self._entries:  # before the listing: an object is older than its entry
-            keys.setdefault(listed.entry.source, []).append(listed.entry.file_path)
+        for stored in self._newest:  # before the listing: an object is older than its entry
+            keys.setdefault(stored.source, []).append(stored.key)
         for source, expected in keys.items():
             least = min(expected)
             found = {key async for key in self._bucket.keys(f"{self._prefix}/source={source}/", least[:-1])}
@@ -119,8 +125,13 @@ class Ledger:
         while True:
             page = await self._feed.read(self._read, since=None if self._read.stream else since)
             if page.position.stream != self._read.stream:
-                self._entries.clear()  # the catalog was replaced
-            self._entries.extend(page.entries)
+                self._newest = []  # the catalog was replaced
+            # a rebuilt catalog has just got the entries of all objects; only the newest are compared
+            self._newest += [
+                _Stored(listed.stored_at, listed.entry.source, listed.entry.file_path)
+                for listed in page.entries
+                if listed.stored_at >= since
+            ]
             self._read = page.position
             if not page.remaining:
                 return
