@@ -224,8 +224,8 @@ def check_loss_is_visible(branch: System, role: str, lost: int) -> None:
 
 
 def test_a_stopped_prometheus_misses_nothing(pipeline: Pipeline, branch: System) -> None:
-    """Prometheus is stopped under load and restarted: during the outage the raw counter rises by the number of accepted
-    records, and every export has a sample at its own time.
+    """Prometheus is stopped under load and restarted: the raw counter rises by the number of accepted records and
+    every export has a sample at its own time, also those of the outage.
     """
     counter = accepted(branch)
     with running(branch):
@@ -242,11 +242,9 @@ def test_a_stopped_prometheus_misses_nothing(pipeline: Pipeline, branch: System)
         until("each export's sample", lambda: len(samples(branch, counter)) >= exports(branch), DRAIN_S_MAX)
 
         found = samples(branch, counter)
-        before = [value for at, value in found if at < stopped_at]
-        risen = found[-1][1] - before[-1]
+        risen = found[-1][1] - 1  # until Prometheus has stopped, which takes a while on a busy machine, it gets exports
         gap_s_max = max(later - earlier for (earlier, _), (later, _) in pairwise(found))
         say(f"the counter rose by {risen:g}, {len(load.trace_ids)} were accepted; the longest gap is {gap_s_max:.2f} s")
-        assert before[-1] == 1
         assert risen == len(load.trace_ids)
         # an export takes some time in addition to the interval; a missing export would double the distance
         assert gap_s_max < INTERVAL_S + limit_s(INTERVAL_S)
