@@ -7,6 +7,7 @@ from grafana_foundation_sdk.builders.timeseries import Panel as Timeseries
 from grafana_foundation_sdk.models.common import VizOrientation
 
 from bronze.objectives import DURATION_S_MAX
+from bronze.telemetry import promql
 from bronze.telemetry.promql import histogram_series
 from grafana import components
 from grafana.components import (
@@ -228,13 +229,8 @@ def missing() -> Stat:
         "no consumer has reported yet",
         ["BronzeRecordsMissing"],
     )
-    objects = f"sum(max by (bronze_source) (bronze_missing_objects{{{CONSUMER}, {SOURCE}}}))"
-    messages = f"sum(max by ({_LANE}) (bronze_missing_messages{{{CONSUMER}, {SOURCE}}}))"
-    return (
-        tile(info, EXACT, single_value(f"{objects} + {messages}"))
-        .decimals(0)
-        .thresholds(components.zero_is_good(bad=1))
-    )
+    number = single_value(promql.missing(f"{CONSUMER}, {SOURCE}"))
+    return tile(info, EXACT, number).decimals(0).thresholds(components.zero_is_good(bad=1))
 
 
 def alerts_firing() -> Stat:

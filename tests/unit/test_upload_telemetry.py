@@ -60,8 +60,8 @@ class Consumer:
             encoded = encode_object(sources.built_in()["vehicles"], LANE, "key", reconciled, upload.traceparent)
         with upload.stage(Stage.PUT, spans.put):
             pass
-        upload.put_done(encoded.contents, len(encoded.body))
-        upload.stored(encoded.contents)
+        upload.put_done(encoded.stored)
+        upload.stored(encoded.stored)
         upload.close()
         return encoded.contents
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import httpx
 
-from bronze.telemetry.promql import counted, histogram_series, quantile_counted
+from bronze.telemetry.promql import counted, histogram_series, missing, quantile_counted
 
 WINDOW_S = 3600
 #: The time limit of all queries together, in seconds.
@@ -42,10 +42,7 @@ QUERIES: Mapping[str, str] = {
     # exact, from the catalog, since the first record
     "stored": _ledger("stored"),
     "quarantined": f"{_ledger('quarantined')} + {_ledger('rejected')}",
-    "missing": (
-        f"sum(max by (bronze_source) (bronze_missing_objects{{{_CONSUMER}}}))"
-        f" + sum(max by (bronze_source, bronze_lane) (bronze_missing_messages{{{_CONSUMER}}}))"
-    ),
+    "missing": missing(_CONSUMER),
     "queue_depth": f"sum(max by (bronze_source, bronze_lane) (bronze_queue_depth{{{_CONSUMER}}}))",
     "queue_oldest_age_s": f"max(bronze_queue_oldest_age_seconds{{{_CONSUMER}}})",
 }

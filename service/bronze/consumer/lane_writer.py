@@ -224,7 +224,7 @@ class LaneWriter:
                     await self._quarantine(quarantined, contents.file_path, position, read)
             with self._step(Step.CATALOG), upload.stage(Stage.CATALOG):
                 position = await self._catalog.append(lane, position, stored)
-            upload.stored(contents)
+            upload.stored(stored)
         except BaseException as error:
             upload.close(error)
             raise
@@ -271,7 +271,7 @@ class LaneWriter:
         with self._step(Step.PUT):
             check_covered(stored.contents, read)
         if stored.contents.traceparent == upload.traceparent:
-            upload.put_done(stored.contents, stored.size)
+            upload.put_done(stored)
         return stored
 
     def _now(self) -> str:

@@ -80,13 +80,9 @@ class Ledger:
         """Report the totals of each source: the sum over all its lanes, also over those that were replaced."""
         totals = dict.fromkeys(self._sources, Totals())
         for lane, last in (await self._catalog.positions()).items():
-            position = last
-            if position.totals is None:
-                counted = self._counted.get(lane)
-                if counted is None or counted.entry_sequence != position.entry_sequence:
-                    counted = await count_totals(self._catalog, self._bucket, lane, position)
-                    self._counted[lane] = counted
-                position = counted
+            position = self._counted.get(lane)
+            if position is None or position.entry_sequence != last.entry_sequence:
+                position = self._counted[lane] = await count_totals(self._catalog, self._bucket, lane, last)
             totals[lane.source] = totals.get(lane.source, Totals()) + (position.totals or Totals())
         for source, of_source in totals.items():
             attributes = {attribute.bronze_source: source}

@@ -21,7 +21,7 @@ from opentelemetry.trace import Link, Span, Status, StatusCode, set_span_in_cont
 from opentelemetry.util.types import AttributeValue
 
 from bronze.protocol.chain import AcceptedMessage, ReconciledCut
-from bronze.protocol.documents import Contents
+from bronze.protocol.documents import StoredObject
 from bronze.protocol.lane import Lane
 from bronze.protocol.message import AcceptedSubmission, unix_time_s
 from bronze.telemetry.context import extract, trace_id_hex, traceparent
@@ -156,8 +156,9 @@ class UploadTelemetry:
         self._instruments.upload_duration.record(time.perf_counter() - began_s, failed, context=self.context)
         self.upload.add_event(events.retry, {attribute.error_type: kind})
 
-    def put_done(self, contents: Contents, size: int) -> None:
+    def put_done(self, written: StoredObject) -> None:
         """The object is in the bucket, and it is the one of this upload."""
+        contents, size = written.contents, written.size
         succeeded = {**self._source, attribute.bronze_outcome: Outcome.SUCCESS}
         self._instruments.uploads.add(1, succeeded)
         self._instruments.bytes.add(size, {**self._source, attribute.bronze_outcome: Outcome.STORED})
@@ -177,14 +178,13 @@ class UploadTelemetry:
             }
         )
 
-    def stored(self, contents: Contents) -> None:
+    def stored(self, written: StoredObject) -> None:
         """The object is in the catalog: its records are stored, whichever consumer wrote it."""
+        contents, totals = written.contents, written.totals
         add = self._instruments.records.add
-        quarantined = sum(message.records for message in contents.quarantined)
-        duplicates = sum(duplicate.records for duplicate in contents.duplicates)
-        add(contents.records, {**self._source, attribute.bronze_outcome: Outcome.STORED})
-        add(quarantined, {**self._source, attribute.bronze_outcome: Outcome.QUARANTINED})
-        add(duplicates, {**self._source, attribute.bronze_outcome: Outcome.DUPLICATE})
+        add(totals.records, {**self._source, attribute.bronze_outcome: Outcome.STORED})
+        add(totals.quarantined + totals.rejected, {**self._source, attribute.bronze_outcome: Outcome.QUARANTINED})
+        add(totals.duplicates, {**self._source, attribute.bronze_outcome: Outcome.DUPLICATE})
         now_s, now_ns = time.time(), time.time_ns()
         written_here = contents.traceparent == self.traceparent
         times = {message.part.accepted.submission_id: message.message.time for message in self._cut.accepted}

@@ -25,3 +25,10 @@ sum{grouping} (
 def quantile_counted(q: float, histogram: str, window: str) -> str:
     """A quantile of every measurement in the window, even if there is only one."""
     return f"histogram_quantile({q:g}, {counted(histogram_series(histogram, 'bucket'), window, 'le')}) >= 0"
+
+
+def missing(matchers: str) -> str:
+    """How many objects and messages are missing. Each consumer reports the same numbers."""
+    objects = f"sum(max by (bronze_source) (bronze_missing_objects{{{matchers}}}))"
+    messages = f"sum(max by (bronze_source, bronze_lane) (bronze_missing_messages{{{matchers}}}))"
+    return f"{objects} + {messages}"
