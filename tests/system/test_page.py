@@ -216,3 +216,36 @@ def test_the_page_is_accessible(browser: Browser, system: System, ids: Mapping[s
             assert page.get_by_label("Any id or path").count() == 1
             assert page.locator("table:not(:has(caption))").count() == 0
             assert page.locator("th:not([scope])").count() == 0
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_runbook_is_accessible(browser: Browser, system: System, scheme: Scheme) -> None:
+    """On a phone: contrast AA in light and dark, one h1, landmarks, and no horizontal scrolling of the page."""
+    with looking(browser, system, PHONE, scheme) as phone:
+        for path in ("/runbook", "/manual/dashboards"):
+            page = phone.opened(path)
+            assert page.evaluate(FAINT) == []
+            for landmark in ("banner", "main", "contentinfo"):
+                assert page.get_by_role(landmark).count() == 1, landmark
+            assert page.get_by_role("heading", level=1).count() == 1
+            assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+
+
+def test_a_link_of_an_alert_shows_its_section(browser: Browser, system: System) -> None:
+    """The address in an alert's annotation scrolls to the heading of that alert; from the list, Enter does too."""
+    heading = "BronzeLaneHalted"
+    with looking(browser, system, DESKTOP) as desk:
+        page = desk.opened(f"/runbook#{heading.lower()}")
+        shown = page.get_by_role("heading", name=heading, exact=True)
+        until("the section is in view", lambda: page.evaluate("window.scrollY") > 0 and _in_view(page, heading))
+        page = desk.opened("/runbook")
+        page.get_by_role("link", name=heading, exact=True).first.focus()
+        page.keyboard.press("Enter")
+        until("the section is in view", lambda: _in_view(page, heading))
+        assert shown.count() == 1
+
+
+def _in_view(page: Page, heading: str) -> bool:
+    box = page.get_by_role("heading", name=heading, exact=True).bounding_box()
+    size = page.viewport_size
+    return box is not None and size is not None and 0 <= box["y"] < size["height"]
