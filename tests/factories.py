@@ -2,10 +2,11 @@
 
 from typing import Any
 
-from bronze.protocol.documents import Contents, StoredObject
+from bronze.protocol.documents import Contents, StoredObject, entry_of, identities_of
 from bronze.protocol.keys import object_key
 from bronze.protocol.lane import Lane, lane_subject
 from bronze.protocol.message import AcceptedSubmission, Message
+from bronze.protocol.removal import Removal, RemovalReason
 
 LANE = Lane("vehicles", 0, "20261124T120000000")
 TIME = "2026-11-24T12:34:56.123456789Z"
@@ -56,3 +57,23 @@ def contents(first: int, last: int, **facts: Any) -> Contents:
 def stored(contents: Contents, size: int = 1000) -> StoredObject:
     """An object of this size in bytes with these contents."""
     return StoredObject(size=size, contents=contents)
+
+
+def removal(contents: Contents, **facts: Any) -> Removal:
+    """The removal record of an object."""
+    defaults: dict[str, Any] = {
+        "source": contents.source,
+        "epoch": contents.epoch,
+        "lane": contents.lane,
+        "first": contents.first,
+        "last": contents.last,
+        "reason": RemovalReason.ACKNOWLEDGED,
+        "note": "deleted by a script",
+        "removed_by": "operator",
+        "recorded_at": "2026-11-24T13:00:00+00:00",
+        "file_path": contents.file_path,
+        "records": contents.records,
+        "entry": entry_of(contents),
+        "identities": identities_of(contents),
+    }
+    return Removal(**(defaults | facts))

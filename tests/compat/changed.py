@@ -29,11 +29,15 @@ def as_changed(text: str) -> str:
     return text
 
 
-#: The fields that were added since, at the end of their document, and why readers that do not know them go on to work.
+#: What was added since, at the end of its document or list, and why readers that do not know it go on to work.
 ADDED: Sequence[tuple[re.Pattern[str], str]] = (
     (
         re.compile(r',\s?\\?"(totals_before|totals)\\?":\s?({[^{}]*}|null)(?=})'),
         "The totals of a lane: readers ignore fields that they do not know, and count totals that are missing.",
+    ),
+    (
+        re.compile(r',\s?\\?"removed\.>\\?"'),
+        "The subject of removal records on the catalog's stream: readers of the catalog follow their own subjects.",
     ),
 )
 

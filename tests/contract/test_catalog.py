@@ -12,7 +12,10 @@ from bronze.protocol.chain import Position
 from bronze.protocol.documents import Contents, Identity, StoredSubmission, entry_of, identities_of
 from bronze.protocol.lane import Lane
 from bronze.protocol.message import AcceptedSubmission, Message
-from bronze.servers.catalog import KEYED_TTL, UNKEYED_TTL, NatsCatalog, Overtaken
+from bronze.protocol.removal import Removal
+from bronze.servers import stream_metadata
+from bronze.servers.catalog import KEYED_TTL, SUBJECTS, UNKEYED_TTL, NatsCatalog, Overtaken, stream_config
+from bronze.servers.catalog_feed import Feed, FeedPosition
 from bronze.servers.jetstream import JetStream, Outgoing
 from bronze.servers.key_value import KeyValueStore
 from bronze.settings import Settings
@@ -215,3 +218,62 @@ async def test_a_catalog_without_a_connection_is_unavailable(catalog: NatsCatalo
 def test_an_identity_survives_its_encoding() -> None:
     for identity in identities_of(an_object(1, 1, [accepted("a", keyed=True)])):
         assert msgspec.json.decode(msgspec.json.encode(identity), type=Identity) == identity
+
+
+def a_removal(first: int) -> Removal:
+    return factories.removal(an_object(first, first, [accepted(str(first))]))
+
+
+@on_both
+async def test_a_removal_record_is_announced_once(catalog: NatsCatalog, jetstream: JetStream) -> None:
+    """On a subject of its own: followers of new objects do not see it. Identities are only in the bucket."""
+    position = await catalog.append(LANE, BEGINNING, factories.stored(an_object(1, 1)))
+    removals = [a_removal(1), a_removal(2)]
+    for removal in [*removals, *removals]:
+        await catalog.announce(removal)
+    messages, remaining = await jetstream.read_subject(
+        catalog._stream, "removed.>", 1, messages_max=10, bytes_max=2**20
+    )
+    assert remaining == 0
+    assert [msgspec.json.decode(message.payload, type=Removal) for message in messages] == [
+        removal.announcement() for removal in removals
+    ]
+    assert await catalog.announced() == {removal.subject for removal in removals}
+    assert (await catalog.position(LANE))[0] == position
+    assert [found.entry.first for found in (await Feed(jetstream).read(FeedPosition())).entries] == [1]
+
+
+async def test_more_removal_records_than_one_page_are_found(
+    catalog: NatsCatalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bronze.servers.catalog.PAGE_ENTRIES", 2)
+    removals = [a_removal(first) for first in range(1, 6)]
+    for removal in removals:
+        await catalog.announce(removal)
+    assert await catalog.announced() == {removal.subject for removal in removals}
+
+
+@on_both
+async def test_a_catalog_of_an_older_version_gets_the_subject_of_removals(
+    jetstream: JetStream, settings: Settings
+) -> None:
+    """Its entries stay, and a process of the older version, which opened it before, still appends to it."""
+    key_values = KeyValueStore(jetstream, 1)
+    config = {**stream_config(settings, stream_metadata.of_catalog(settings)), "subjects": SUBJECTS[:2]}
+    await jetstream.create_stream({**config, "name": "BRONZE_CATALOG_OLD"})
+    older = NatsCatalog(jetstream, "BRONZE_CATALOG_OLD")
+    position = await older.append(LANE, BEGINNING, factories.stored(an_object(1, 1)))
+    newer = await NatsCatalog.open(jetstream, key_values, settings)
+    await newer.announce(a_removal(1))
+    assert await newer.announced() == {a_removal(1).subject}
+    assert (await newer.position(LANE))[0] == position
+    position = await older.append(LANE, position, factories.stored(an_object(2, 2)))
+    assert (await newer.position(LANE))[0] == position
+
+
+async def test_a_removal_record_for_a_replaced_catalog_is_refused(catalog: NatsCatalog, jetstream: JetStream) -> None:
+    """The rebuild has not seen it: it is announced when the command is run again."""
+    await jetstream.delete_stream(catalog._stream)
+    await jetstream.create_stream({"name": "ANOTHER", "subjects": SUBJECTS})
+    with pytest.raises(Halted, match="restart this process"):
+        await catalog.announce(a_removal(1))

@@ -23,6 +23,7 @@ from bronze.consumer.lane_writer import LaneWriter
 from bronze.consumer.ledger import Ledger
 from bronze.errors import Outage, Unavailable
 from bronze.objects.reader import read_contents, read_object
+from bronze.objects.removals import write_removal
 from bronze.protocol.attempts import Attempt
 from bronze.protocol.chain import Position
 from bronze.protocol.documents import CatalogEntry, Contents, StoredObject, Totals, entry_of, identities_of
@@ -40,6 +41,7 @@ from bronze.servers.s3 import S3Bucket
 from bronze.settings import Settings
 from local.machine import limit_s
 from local.programs import Process
+from tests import factories
 from tests.contract.making import SOURCES, Heard, Submission, cancelled, submission, until, vehicle, wide
 
 LIMITS_WITH_HIGH_AGE = Limits(bytes_max=2**26, messages_max=4_096, submissions_max=999, age_s_max=3_600)
@@ -621,6 +623,26 @@ async def test_an_object_that_is_deleted_is_missing_and_named(
     later = timedelta(hours=3)
     await ledger.compare()
     assert heard.count("bronze.missing.objects") == 0
+
+
+async def test_an_object_with_a_removal_record_is_not_missing(
+    parts: Parts, bucket: S3Bucket, jetstream: JetStream, heard: Heard
+) -> None:
+    """From the first comparison after the record on; another object without a record still is."""
+    for number in range(3):
+        async with parts.running():
+            await parts.submit(vehicle(str(number)))
+            await until(parts.at(number + 1))
+    removed, kept, lost = await parts.objects()
+    for contents in (removed, lost):
+        await asyncio.to_thread(bucket._s3.delete_object, Bucket=bucket.name, Key=contents.file_path)
+    ledger = ledger_of(parts, jetstream)
+    await ledger.compare()
+    assert heard.count("bronze.missing.objects", bronze_source="vehicles") == 2
+    for contents in (removed, kept):  # the record is created before the object is deleted
+        await write_removal(bucket, parts.settings.prefix, factories.removal(contents))
+    await ledger.compare()
+    assert heard.count("bronze.missing.objects", bronze_source="vehicles") == 1
 
 
 async def test_a_message_that_is_missing_in_the_queue_is_counted(

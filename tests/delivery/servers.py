@@ -245,6 +245,7 @@ class ModelJetStream(JetStream):
         of = self._server.stream(stream)
         return StreamState(
             name=stream,
+            subjects=of.config["subjects"],
             metadata=of.config.get("metadata", {}),
             sealed=of.sealed,
             first=of.first,

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from bronze.errors import BronzeError
 from bronze.objects.ledger import count_totals
+from bronze.objects.removals import removed_paths
 from bronze.protocol.chain import Position
 from bronze.protocol.documents import Totals
 from bronze.protocol.lane import Lane
@@ -109,6 +110,9 @@ class Ledger:
             least = min(expected)
             found = {key async for key in self._bucket.keys(f"{self._prefix}/source={source}/", least[:-1])}
             absent = [key for key in expected if key not in found]
+            if absent:
+                removed = await removed_paths(self._bucket, self._prefix, source, min(absent))
+                absent = [key for key in absent if key not in removed]
             missing[source] = len(absent)
             for key in absent:
                 if key not in self._missing:

@@ -7,6 +7,7 @@ footer       describes an object, in its footer and in its user metadata in S3
 reader       reads objects in the bucket without fetching all their bytes
 preview      the first rows of an object
 ledger       counts what a lane holds, where its entries do not say it
+removals     reads and writes removal records
 search       finds the submissions that have rows of a classification
 
 Imports: errors, protocol, records, servers.

@@ -1,7 +1,8 @@
 """The catalog: a record of the chain, and the identities of the submissions in its objects.
 
 It is one stream. `catalog.{source}.{lane}.{epoch}` has an entry for each object, in order and without gaps, and is also
-the feed of new objects; `identity.{submission_id}` says where a submission is.
+the feed of new objects; `identity.{submission_id}` says where a submission is;
+`removed.{source}.{lane}.{epoch}.{first}` is the feed of removal records.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,7 @@ from bronze.protocol.chain import Position
 from bronze.protocol.documents import CatalogEntry, Identity, StoredObject, identities_of
 from bronze.protocol.lane import Lane
 from bronze.protocol.message import Message
+from bronze.protocol.removal import Removal
 from bronze.servers import jetstream as js
 from bronze.servers import stream_metadata
 from bronze.servers.jetstream import ApiError, JetStream, Outgoing
@@ -22,7 +24,8 @@ from bronze.servers.key_value import KeyValueStore
 from bronze.settings import Settings
 
 ENTRIES = "catalog.>"
-SUBJECTS = [ENTRIES, "identity.*"]
+REMOVALS = "removed.>"
+SUBJECTS = [ENTRIES, "identity.*", REMOVALS]
 #: How long an identity is kept: of a submission with an `Idempotency-Key`, and of one without.
 KEYED_S = 720 * 3600
 UNKEYED_S = 24 * 3600
@@ -82,6 +85,8 @@ class NatsCatalog:
                 Outage.QUEUE_AWAY,
                 f"the catalog is being rebuilt by `{REBUILD}`. If that command is no longer running, run it again",
             )
+        if not set(SUBJECTS) <= set(state.subjects):  # an older version created it
+            await jetstream.update_stream(name, subjects=SUBJECTS)
         return cls(jetstream, name)
 
     async def position(self, lane: Lane) -> tuple[Position, str]:
@@ -162,6 +167,33 @@ class NatsCatalog:
             raise Unavailable(Outage.QUEUE_AWAY, f"the queue refuses the catalog entry: {error}") from error
         return Position(entry, sequence)
 
+    async def announce(self, removal: Removal) -> None:
+        """Publish a removal record on its feed, once. Raises `Gone` if the catalog was replaced."""
+        message = removal_message(removal)
+        headers = {js.EXPECTED_LAST_SUBJECT_SEQUENCE: "0", js.EXPECTED_STREAM: self._stream}
+        try:
+            await self._js.publish(Outgoing(message.subject, message.payload, headers))
+        except ApiError as error:
+            if error.err_code in {js.WRONG_LAST_SEQUENCE, js.SUBJECT_WRITE_IN_FLIGHT}:
+                return  # it was published before
+            if error.err_code == js.WRONG_STREAM:
+                raise js.replaced_error(self._stream) from error
+            raise Unavailable(Outage.QUEUE_AWAY, f"the queue refuses the removal record: {error}") from error
+
+    async def announced(self) -> set[str]:
+        """The subjects of all removal records on the feed."""
+        subjects: set[str] = set()
+        since = 1
+        while True:
+            async with self._gone_if_replaced():
+                messages, remaining = await self._js.read_subject(
+                    self._stream, REMOVALS, since, messages_max=PAGE_ENTRIES, bytes_max=PAGE_BYTES
+                )
+            subjects |= {message.subject for message in messages}
+            if not remaining:
+                return subjects
+            since = messages[-1].sequence + 1
+
     def _gone_if_replaced(self) -> AbstractAsyncContextManager[None]:
         """Raises `Gone` if the catalog was replaced by another one."""
         return self._js.gone_if_replaced(self._stream, SUBJECTS[0])
@@ -186,6 +218,10 @@ def identity_message(identity: Identity) -> Outgoing:
         msgspec.json.encode(identity),
         {js.TTL: KEYED_TTL if identity.accepted.keyed else UNKEYED_TTL},
     )
+
+
+def removal_message(removal: Removal) -> Outgoing:
+    return Outgoing(removal.subject, msgspec.json.encode(removal.announcement()), {})
 
 
 def decode(message: Message, expected: type[T]) -> T:

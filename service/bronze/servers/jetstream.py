@@ -88,6 +88,7 @@ class StreamState:
     """
 
     name: str
+    subjects: Sequence[str]
     metadata: Mapping[str, str]
     sealed: bool
     first: int
@@ -205,6 +206,7 @@ class JetStream:
         state = info["state"]
         return StreamState(
             name=stream,
+            subjects=info["config"].get("subjects") or [],
             metadata=info["config"].get("metadata") or {},
             sealed=info["config"].get("sealed", False),
             first=state["first_seq"],

@@ -1,0 +1,59 @@
+"""Removal records in the bucket: which objects are gone on purpose, or known to be lost."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import msgspec
+
+from bronze.errors import Halted
+from bronze.protocol.removal import CONTENT_TYPE, FOLDER, Removal, removal_key, removals_of, removed_path
+from bronze.servers.bucket import Bucket
+
+#: Records that are read concurrently.
+READS = 16
+
+
+async def read_removal(bucket: Bucket, prefix: str, file_path: str) -> Removal | None:
+    """The removal record of an object; None if it has none. Raises `Halted` if the record cannot be read."""
+    return await _read(bucket, removal_key(prefix, file_path))
+
+
+async def write_removal(bucket: Bucket, prefix: str, removal: Removal) -> Removal:
+    """Create a removal record, and return the record that counts: an existing one is never replaced."""
+    key = removal.key(prefix)
+    await bucket.create(key, msgspec.json.encode(removal), {}, CONTENT_TYPE)
+    return await _read(bucket, key) or removal
+
+
+async def removed_paths(bucket: Bucket, prefix: str, source: str, least: str) -> set[str]:
+    """The objects of a source with a removal record, from the key `least` on."""
+    start_after = removal_key(prefix, least)[:-1]
+    return {removed_path(prefix, key) async for key in bucket.keys(removals_of(prefix, source), start_after)}
+
+
+async def read_removals(bucket: Bucket, prefix: str) -> AsyncIterator[Removal]:
+    """All removal records, in the order of their keys."""
+    keys: list[str] = []
+    async for key in bucket.keys(f"{prefix}/{FOLDER}"):
+        keys.append(key)
+        if len(keys) == READS:
+            for removal in await _read_all(bucket, keys):
+                yield removal
+            keys = []
+    for removal in await _read_all(bucket, keys):
+        yield removal
+
+
+async def _read_all(bucket: Bucket, keys: list[str]) -> list[Removal]:
+    read = await asyncio.gather(*(_read(bucket, key) for key in keys))
+    return [removal for removal in read if removal is not None]
+
+
+async def _read(bucket: Bucket, key: str) -> Removal | None:
+    head = await bucket.head(key)
+    if head is None:
+        return None
+    try:
+        return msgspec.json.decode(await bucket.read(key, 0, head.size), type=Removal)
+    except msgspec.DecodeError as error:
+        raise Halted(f"the removal record {key} cannot be read: {error}. Nothing was changed") from error
