@@ -36,7 +36,7 @@ from grafana_foundation_sdk.models.prometheus import PromQueryFormat
 from grafana_foundation_sdk.models.tempo import SearchTableType
 
 from bronze.objectives import DURATION_S_MAX
-from bronze.telemetry.promql import histogram_series
+from bronze.telemetry.promql import NO_CANARY, histogram_series
 from grafana.promql import OBJECTIVE_S, RANGE, STEP, quantile, rate
 
 TAG = "bronze"
@@ -62,7 +62,7 @@ _ValuePanel = TypeVar("_ValuePanel", stat.Panel, table.Panel)
 _Kind = TypeVar("_Kind", timeseries.Panel, stat.Panel, table.Panel, heatmap.Panel, build.Panel)
 
 #: Every API and consumer process has this counter from its first export on.
-_PROCESSES = 'bronze_records_total{job=~"bronze/(api|consumer)"}'
+_PROCESSES = f'bronze_records_total{{job=~"bronze/(api|consumer)", {NO_CANARY}}}'
 
 
 @dataclass(frozen=True)
@@ -418,7 +418,7 @@ class Board:
 
 
 def _variables() -> list[Builder[model.VariableModel]]:
-    ours = '{__name__=~"bronze_(records|publisher_submissions)_total", job=~"bronze/.+"}'
+    ours = f'{{__name__=~"bronze_(records|publisher_submissions)_total", job=~"bronze/.+", {NO_CANARY}}}'
     return [
         _of_label("source", "Source", f"label_values({ours}, bronze_source)"),
         _of_label("instance", "Instance", f"label_values({ours}, instance)"),

@@ -8,7 +8,7 @@ from grafana_foundation_sdk.models.common import VizOrientation
 
 from bronze.objectives import DURATION_S_MAX
 from bronze.telemetry import promql
-from bronze.telemetry.promql import histogram_series
+from bronze.telemetry.promql import NO_CANARY, histogram_series
 from grafana import components
 from grafana.components import (
     BAD,
@@ -37,8 +37,10 @@ from grafana.components import (
 )
 from grafana.promql import (
     API,
+    CANARY_ROUTE,
     CONSUMER,
     DELIVERIES,
+    DESTINATION,
     OBJECTIVE_S,
     PUBLISHER,
     REQUESTS,
@@ -59,11 +61,10 @@ _ATTEMPTS = f"bronze_uploads_total{{{CONSUMER}, {SOURCE}}}"
 _SUCCEEDED = f'bronze_uploads_total{{{CONSUMER}, {SOURCE}, bronze_outcome="success"}}'
 _RECORDS = f"bronze_records_total{{{CONSUMER}, {SOURCE}, bronze_outcome="
 _ACCEPTED = f'bronze_records_total{{{API}, {SOURCE}, bronze_outcome="accepted"}}'
-_REJECTED = f'bronze_records_total{{{API}, bronze_outcome="rejected"}}'
-_INVALID = f"bronze_records_invalid_total{{{API}}}"
+_REJECTED = f'bronze_records_total{{{API}, {NO_CANARY}, bronze_outcome="rejected"}}'
+_INVALID = f"bronze_records_invalid_total{{{API}, {NO_CANARY}}}"
 _ENDED = f'{_RECORDS}~"stored|quarantined|duplicate"}}'
-_PROCESSED = f'messaging_process_duration_seconds{{{CONSUMER}, messaging_destination_name=~"bronze.($source)"}}'
-_DESTINATION = 'messaging_destination_name=~"bronze.($source)"'
+_PROCESSED = f"messaging_process_duration_seconds{{{CONSUMER}, {DESTINATION}}}"
 _DEPTH = f"max by ({_LANE}) (bronze_queue_depth{{{CONSUMER}, {SOURCE}}})"
 _AGE = f"max by ({_LANE}) (bronze_queue_oldest_age_seconds{{{CONSUMER}, {SOURCE}}})"
 _POSITION = f"max by ({_LANE}) (bronze_lane_position{{{CONSUMER}, {SOURCE}}})"
@@ -165,11 +166,12 @@ def mean_upload() -> Stat:
 def requests_in_range() -> Stat:
     info = PanelInfo(
         "Requests",
-        "Requests that the API answered in the range, with any status. Probes and scrapes are not counted.",
+        "Requests that the API answered in the range, with any status. Probes, scrapes and "
+        "the canary's submissions are not counted.",
         "no request yet",
         ["BronzeRequestsSlow"],
     )
-    requests = f"http_server_request_duration_seconds_count{{{API}}}"
+    requests = f'http_server_request_duration_seconds_count{{{API}, http_route!="{CANARY_ROUTE}"}}'
     return tile(info, EXACT, single_value(or_zero(counted(requests)))).decimals(0)
 
 
@@ -353,8 +355,8 @@ def messages() -> Timeseries:
         "no process has reported yet",
         ["BronzeBacklogLarge"],
     )
-    sent = f"messaging_client_sent_messages_total{{{API}, {_DESTINATION}}}"
-    received = f"messaging_client_consumed_messages_total{{{CONSUMER}, {_DESTINATION}}}"
+    sent = f"messaging_client_sent_messages_total{{{API}, {DESTINATION}}}"
+    received = f"messaging_client_consumed_messages_total{{{CONSUMER}, {DESTINATION}}}"
     return graph(info, MESSAGES_PER_S, query(rate(sent), "sent"), query(rate(received), "read"), width=6)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from bronze.objectives import DURATION_S_MAX
 from bronze.telemetry import promql
-from bronze.telemetry.promql import histogram_series
+from bronze.telemetry.promql import NO_CANARY, histogram_series
 from prometheus import rules
 from prometheus.rules import Thresholds
 
@@ -17,13 +17,16 @@ STEP, RANGE = "$__rate_interval", "$__range"
 
 THRESHOLDS = Thresholds()
 
-INSTANCE, SOURCE = 'instance=~"$instance"', 'bronze_source=~"$source"'
+INSTANCE, SOURCE = 'instance=~"$instance"', f'bronze_source=~"$source", {NO_CANARY}'
+DESTINATION = 'messaging_destination_name=~"bronze.($source)", messaging_destination_name!="bronze.canary"'
 API = f'job="bronze/api", {INSTANCE}'
 CONSUMER = f'job="bronze/consumer", {INSTANCE}'
 PUBLISHER = f'job="bronze/publisher", {INSTANCE}'
 COLLECTOR, PROMETHEUS = 'job="scrape-collector"', 'job="scrape-prometheus"'
 
-#: Submissions only, without the other requests to the API.
+#: The route of the canary's submissions.
+CANARY_ROUTE = "/v1/ingest/canary"
+#: Submissions of data only, without the other requests to the API.
 INGEST = f'{API}, http_route="/v1/ingest/{{source}}"'
 REQUESTS = f"http_server_request_duration_seconds{{{INGEST}}}"
 UPLOADS = f'bronze_upload_duration_seconds{{{CONSUMER}, {SOURCE}, bronze_outcome="success"}}'

@@ -36,7 +36,13 @@ def uploads(info: PanelInfo, at_least: str, first: str) -> Table:
         "bronze.bytes": ("Bytes", [components.width_px(90), components.in_unit(components.BYTES)]),
         "bronze.submissions": ("Submissions", [components.width_px(110), components.in_unit(EXACT)]),
     }
-    return _listed(info, f'name =~ "upload ($source)" && duration >= {at_least}', _OF_UPLOAD, columns, first)
+    return _listed(
+        info,
+        f'name =~ "upload ($source)" && name != "upload canary" && duration >= {at_least}',
+        _OF_UPLOAD,
+        columns,
+        first,
+    )
 
 
 def of_ids(info: PanelInfo, variables: Mapping[str, str]) -> Table:

@@ -292,7 +292,10 @@ class Investigation:
         self._prometheus = Prometheus(stack.ports.prometheus)
         exporters = stack.exporters
         self._traces = trace_store(stack)
-        self._series = {role: f'job="bronze/{role}",instance="{stack.instance(role)}"' for role in ("api", "consumer")}
+        self._series = {
+            role: f'job="bronze/{role}",instance="{stack.instance(role)}",bronze_source!="canary"'
+            for role in ("api", "consumer")
+        }
         self._payloads = {source: payloads(sample_file(source, sample)) for source in SOURCES}
         self._sample = sample
         sent = {source: lines.total() for source, lines in self._payloads.items()}

@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from bronze.objectives import DURATION_S_MAX
+from bronze.telemetry.promql import NO_CANARY
 from bronze.telemetry.schema import registry
 
 FOLDER = Path(__file__).resolve().parent / "rules"
@@ -193,7 +194,7 @@ def _objective(objective: _Objective, at: Thresholds) -> Group:
 
 
 def _objectives(at: Thresholds) -> tuple[_Objective, ...]:
-    api, consumer = 'job="bronze/api"', 'job="bronze/consumer"'
+    api, consumer = 'job="bronze/api"', f'job="bronze/consumer", {NO_CANARY}'
     submissions = f'{api}, http_route="/v1/ingest/{{source}}", http_response_status_code'
     requests = "http_server_request_duration_seconds"
     line = f'le="{at.duration_s_max:g}"'
@@ -283,12 +284,14 @@ def _seconds(window: str) -> int:
 
 
 def _delivery(at: Thresholds) -> Group:
-    consumer, lane = 'job="bronze/consumer"', "bronze_source, bronze_lane"
+    consumer, lane = f'job="bronze/consumer", {NO_CANARY}', "bronze_source, bronze_lane"
+    # nothing may be lost, and no lane may halt, not even the canary's
+    any_lane = 'job="bronze/consumer"'
     position = f"max by ({lane}) (bronze_lane_position{{{consumer}}}"
     oldest = f"max by ({lane}) (bronze_queue_oldest_age_seconds{{{consumer}}})"
     objective = f"max by (bronze_source) (bronze_delivery_objective_seconds{{{consumer}}})"
     overdue = f"{oldest} - on (bronze_source) group_left () {objective}"
-    accepted = 'bronze_records_total{job="bronze/api", bronze_outcome="accepted"}'
+    accepted = f'bronze_records_total{{job="bronze/api", {NO_CANARY}, bronze_outcome="accepted"}}'
     recent = f"[{at.recent_s}s]"
 
     return Group(
@@ -301,10 +304,10 @@ def _delivery(at: Thresholds) -> Group:
                 "page",
                 f"""\
 label_replace(
-  sum by (bronze_source) (max by ({lane}) (bronze_missing_messages{{{consumer}}})) > 0,
+  sum by (bronze_source) (max by ({lane}) (bronze_missing_messages{{{any_lane}}})) > 0,
   "missing", "messages in the queue", "", "")
 or label_replace(
-  max by (bronze_source) (bronze_missing_objects{{{consumer}}}) > 0,
+  max by (bronze_source) (bronze_missing_objects{{{any_lane}}}) > 0,
   "missing", "objects in the bucket", "", "")""",
                 "{{ $value | humanize }} {{ $labels.missing }} are missing, of {{ $labels.bronze_source }}",
             ),
@@ -336,7 +339,7 @@ and {overdue} > 0""",
             Alert(
                 "BronzeLaneHalted",
                 "page",
-                f'sum by (bronze_source, bronze_step) (bronze_consumer_errors_total{{{consumer}, error_type="halted"}})'
+                f'sum by (bronze_source, bronze_step) (bronze_consumer_errors_total{{{any_lane}, error_type="halted"}})'
                 " > 0",
                 "A lane of {{ $labels.bronze_source }} is halted: queue, bucket and catalog contradict each other",
             ),

@@ -33,7 +33,7 @@ from bronze.wiring import Servers, api_parts
 from local.machine import limit_s
 from tests import factories
 
-SOURCES = sources.built_in()
+SOURCES = sources.load(None)
 RECEIVED_AT = "2026-11-24T12:34:56.000000+00:00"
 
 

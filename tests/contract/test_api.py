@@ -111,6 +111,23 @@ async def test_a_submission_is_accepted_when_it_is_durable(api: Served) -> None:
     assert api.count("accepted") == 2
 
 
+async def test_the_canary_has_a_route_of_its_own(api: Served) -> None:
+    """The server's metrics have no source, so the route tells it from data. The lists of sources leave it out."""
+    body = b'{"run_id":"r","number":1,"sent_at":"2026-11-24T12:34:56Z"}'
+    answer = await api.post(body, "/v1/ingest/canary")
+    assert (answer.status_code, answer.json()["source"]) == (202, "canary")
+    await api.post(A)
+    requests = api.heard.points("http.server.request.duration")
+    assert sorted(point.attributes["http.route"] for point in requests) == ["/v1/ingest/canary", "/v1/ingest/{source}"]
+    assert api.count("accepted", bronze_source="canary") == 1
+    listed = (await api.client.get("/v1/sources")).json()["sources"]
+    unknown = (await api.post(A, "/v1/ingest/nothing")).json()
+    document = (await api.client.get("/openapi.json")).json()
+    assert [source["name"] for source in listed] == unknown["sources"] == ["vehicles", "status", "results", "failures"]
+    assert "/v1/ingest/canary" not in document["paths"]
+    assert (await api.client.get("/v1/sources/canary/schema")).status_code == 200
+
+
 @pytest.mark.parametrize(
     ("body", "headers"),
     [
@@ -291,7 +308,7 @@ async def test_the_refusal_of_an_unknown_source_lists_the_known_sources(api: Ser
     """It is counted as `_OTHER`: text of a client never becomes a metric label."""
     answer = await api.post(A, "/v1/ingest/vehicle")
     assert (answer.status_code, answer.json()["type"]) == (404, "/problems/unknown-source")
-    assert answer.json()["sources"] == list(SOURCES)
+    assert answer.json()["sources"] == [name for name in SOURCES if name != "canary"]
     assert "vehicles" in answer.json()["detail"]
     assert api.count("rejected", error_type="unknown-source", bronze_source="_OTHER") == 1
 

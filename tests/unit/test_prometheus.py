@@ -50,9 +50,10 @@ def test_counts_are_those_of_the_dashboards() -> None:
     def for_one_hour(expr: str) -> str:
         return expr.replace(promql.RANGE, "1h")
 
-    uploads = 'bronze_uploads_total{job="bronze/consumer", bronze_outcome="success"}'
+    data = 'job="bronze/consumer", bronze_source!="canary"'
+    uploads = f'bronze_uploads_total{{{data}, bronze_outcome="success"}}'
     assert prometheus.QUERIES["uploads"] == for_one_hour(promql.counted(uploads))
-    durations = 'bronze_upload_duration_seconds{job="bronze/consumer", bronze_outcome="success"}'
+    durations = f'bronze_upload_duration_seconds{{{data}, bronze_outcome="success"}}'
     assert prometheus.QUERIES["upload_p95_s"] == for_one_hour(promql.quantile_counted(0.95, durations))
     assert Thresholds().duration_s_max == DURATION_S_MAX
 

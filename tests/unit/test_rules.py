@@ -85,7 +85,7 @@ def test_a_rule_asks_for_values_that_are_emitted(rule: Alert | Recording) -> Non
             (value.partition("/")[2] for key, _, value in matchers if (key, value[:7]) == ("job", "bronze/")), ""
         )
         if metric.emits and role.isalpha():
-            emitted = list(metric.combinations(role, ["vehicles"]))
+            emitted = list(metric.combinations(role, ["vehicles", "canary"]))
             assert emitted
             for key, words in wanted.items():
                 assert words <= {combination[key] for combination in emitted if key in combination}

@@ -116,8 +116,20 @@ def test_the_error_for_an_unreadable_file_names_the_file_and_the_setting(tmp_pat
 def test_a_file_replaces_the_built_in_sources(tmp_path: Path) -> None:
     file = tmp_path / "things.toml"
     file.write_text(declare(FIELD))
-    assert list(sources.load(file)) == ["things"]
-    assert sources.load(None) == sources.built_in()
+    assert list(sources.without_canary(sources.load(file))) == ["things"]
+    assert sources.without_canary(sources.load(None)) == sources.built_in()
+
+
+def test_the_source_of_the_canary_is_there_beside_any_declared_ones(tmp_path: Path) -> None:
+    """It has the schema that a declaration of it would have."""
+    file = tmp_path / "things.toml"
+    file.write_text(declare(FIELD))
+    assert sources.load(file)[sources.CANARY] == sources.load(None)[sources.CANARY]
+
+
+def test_the_name_of_the_canary_is_reserved(tmp_path: Path) -> None:
+    with pytest.raises(Misconfigured, match=r"source canary: the name is reserved .* choose another name"):
+        sources.parse(declare(FIELD).replace("[things]", "[canary]"), "own.toml")
 
 
 # --- decimals

@@ -58,7 +58,9 @@ def create_app(parts: Parts) -> FastAPI:
     manual.add(app, parts.manual)
     health.add(app, parts.readiness, parts.telemetry)
     problems.add_handlers(app, parts.on_gone)
-    # routes are tried in order, also by the instrumentation: the most frequent one is first
-    app.router.routes.sort(key=lambda route: getattr(route, "path", None) != ingest.PATH)
+    # routes are tried in order, also by the instrumentation: the most frequent one is first, except for the canary's,
+    # which it would match too
+    order = [ingest.CANARY_PATH, ingest.PATH]
+    app.router.routes.sort(key=lambda route: order.index(path) if (path := getattr(route, "path", "")) in order else 2)
     parts.telemetry.instrument(app)
     return app

@@ -14,7 +14,7 @@ from typing import Any
 
 import httpx
 
-from bronze.telemetry.promql import counted, histogram_series, missing, quantile_counted
+from bronze.telemetry.promql import NO_CANARY, counted, histogram_series, missing, quantile_counted
 
 WINDOW_S = 3600
 #: The time limit of all queries together, in seconds.
@@ -24,7 +24,7 @@ FRESH_S = 2.0
 SLOWEST_MAX = 10
 
 _RANGE = "1h"
-_CONSUMER = 'job="bronze/consumer"'
+_CONSUMER = f'job="bronze/consumer", {NO_CANARY}'
 _UPLOADS = f'bronze_upload_duration_seconds{{{_CONSUMER}, bronze_outcome="success"}}'
 
 

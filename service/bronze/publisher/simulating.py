@@ -40,7 +40,7 @@ def simulate(
     The caller shuts the telemetry down. Raises `Misconfigured`.
     """
     run = uuid.uuid4().hex
-    telemetry.instruments.zero(Role.PUBLISHER, sources.load(settings.sources))
+    telemetry.instruments.zero(Role.PUBLISHER, sources.without_canary(sources.load(settings.sources)))
     with connect(settings) as http, serve_metrics(telemetry):
         telemetry.flush()
         sender = Sender(http, telemetry, retry_for_s=RETRY_FOR_S, wait=stop.wait, clock=clock)

@@ -23,6 +23,9 @@ from bronze.errors import Misconfigured
 CLASSIFICATION_ID = "classification_id"
 CLASSIFICATION_ID_CHARS_MAX = 256
 
+#: The name of the source of `bronze canary`, which exists in addition to the declared sources.
+CANARY = "canary"
+
 #: Names that a declared field must not have: columns that Bronze adds, and the partition keys of the object's path.
 RESERVED = frozenset({CLASSIFICATION_ID, "file_path", "source", "date", "hour"})
 #: The most digits that a decimal128 can have.
@@ -210,20 +213,43 @@ class _Declaration(msgspec.Struct, forbid_unknown_fields=True):
 
 
 def load(file: Path | None) -> Mapping[str, Source]:
-    """The sources that a file declares, or the built-in ones without a file. Raises `Misconfigured`."""
+    """The sources that a file declares, or the built-in ones without a file; and the canary's.
+
+    Raises `Misconfigured`.
+    """
     if file is None:
-        return built_in()
+        return with_canary(built_in())
     try:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise Misconfigured(f"BRONZE_SOURCES: {file} cannot be read: {error}") from error
-    return parse(text, str(file))
+    return with_canary(parse(text, str(file)))
 
 
 def built_in() -> Mapping[str, Source]:
     """The four sources that come with the package."""
     file = files("bronze") / "sources.toml"
     return parse(file.read_text(encoding="utf-8"), file.name)
+
+
+def with_canary(declared: Mapping[str, Source]) -> Mapping[str, Source]:
+    """The declared sources, and the source of `bronze canary`."""
+    canary = Source(
+        CANARY,
+        "Records that `bronze canary` sends and looks for again. They are no data.",
+        1,
+        (
+            Field("run_id", FieldType.STRING, "The run of the canary.", required=True),
+            Field("number", FieldType.INT64, "The number of the record in its run.", required=True),
+            Field("sent_at", FieldType.TIMESTAMP, "When the run began.", required=True),
+        ),
+    )
+    return {**declared, CANARY: canary}
+
+
+def without_canary(known: Mapping[str, Source]) -> Mapping[str, Source]:
+    """The sources for data: those that were declared."""
+    return {name: source for name, source in known.items() if name != CANARY}
 
 
 def parse(text: str, origin: str) -> Mapping[str, Source]:
@@ -237,6 +263,10 @@ def parse(text: str, origin: str) -> Mapping[str, Source]:
         raise Misconfigured(f"{origin}: {error}") from error
     if not tables:
         raise Misconfigured(f"{origin}: declares no source: add a table [name] with description and fields")
+    if CANARY in tables:
+        raise Misconfigured(
+            f"{origin}: source {CANARY}: the name is reserved for the source of `bronze canary`: choose another name"
+        )
     return {name: source_from_table(name, table, origin) for name, table in tables.items()}
 
 

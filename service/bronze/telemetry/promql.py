@@ -1,5 +1,9 @@
 """PromQL that the API's page and the dashboards share, so that both show the same numbers."""
 
+#: Leaves out the records of `bronze canary`, which are no data. Each sum over sources has it. The server's metrics have
+#: no source; there, the canary has a route of its own.
+NO_CANARY = 'bronze_source!="canary"'
+
 
 def histogram_series(histogram: str, suffix: str) -> str:
     """The `bucket`, `sum` or `count` series of a histogram that is given by its name and matchers."""

@@ -16,11 +16,13 @@ from bronze.errors import Refusal, Refused
 from bronze.protocol import request_headers
 from bronze.protocol.message import FILE_NAME_CHARS_MAX
 from bronze.records.media import JSON, NDJSON, ColumnarType
-from bronze.records.sources import CLASSIFICATION_ID_CHARS_MAX, Source
+from bronze.records.sources import CANARY, CLASSIFICATION_ID_CHARS_MAX, Source, without_canary
 from bronze.telemetry.context import traceparent
 from bronze.telemetry.sdk import Telemetry
 
 PATH = "/v1/ingest/{source}"
+#: A route of its own, so that the server's metrics, which have no source, tell the canary from the senders of data.
+CANARY_PATH = PATH.format(source=CANARY)
 KEY_CHARS_MAX = 255
 #: The values of `?on_invalid=`.
 REFUSE = "refuse"
@@ -38,7 +40,12 @@ def _openapi(sources: Mapping[str, Source]) -> dict[str, Any]:
     """
     return {
         "parameters": [
-            {"name": "source", "in": "path", "required": True, "schema": {"type": "string", "enum": [*sources]}},
+            {
+                "name": "source",
+                "in": "path",
+                "required": True,
+                "schema": {"type": "string", "enum": [*without_canary(sources)]},
+            },
             _header(
                 request_headers.IDEMPOTENCY_KEY,
                 "A retry with the same key and body gets the same 202; nothing is stored twice.",
@@ -91,7 +98,7 @@ def add(app: FastAPI, sources: Mapping[str, Source], bodies: BodyReader, ingest:
         openapi_extra=_openapi(sources),
     )
     async def submit(request: Request) -> Response:
-        name = request.path_params["source"]
+        name = request.path_params.get("source", CANARY)
         submission = SubmissionTelemetry(telemetry, name if name in sources else None)
         with submission.refusals_counted():
             source = declared(sources, name)
@@ -114,6 +121,8 @@ def add(app: FastAPI, sources: Mapping[str, Source], bodies: BodyReader, ingest:
             media_type=JSON,
             headers={"Location": status_url(accepted.submission_id), "traceresponse": traceparent()},
         )
+
+    app.add_api_route(CANARY_PATH, submit, methods=["POST"], status_code=202, include_in_schema=False)
 
 
 def _head(request: Request) -> SubmissionHead:
