@@ -76,16 +76,17 @@ class Stack:
         root.mkdir(parents=True, exist_ok=True)
         stack = cls(root, f"{root.name}-{secrets.token_hex(4)}", ports, built, chosen)
         stack.save()
-        exports = (f"export {k}={shlex.quote(v)}\n" for k, v in sorted(stack.client_env.items()))
-        (root / "env").touch(mode=0o600)
-        (root / "env").write_text("".join(exports))
         return stack
 
     def save(self) -> None:
-        """Saves the stack, so that later commands can `load` it."""
+        """Saves the stack, so that later commands can `load` it, and the variables for clients and commands."""
         saved = asdict(self)
         del saved["root"]  # the folder may be moved
         _file(self.root).write_text(json.dumps(saved, indent=2, default=str))
+        variables = {**self.client_env, **self.queue_env, **self.telemetry_env}
+        exports = (f"export {k}={shlex.quote(v)}\n" for k, v in sorted(variables.items()))
+        (self.root / "env").touch(mode=0o600)
+        (self.root / "env").write_text("".join(exports))
 
     @classmethod
     def load(cls, root: Path) -> Self | None:
@@ -119,6 +120,31 @@ class Stack:
             "BRONZE_PREFIX": "bronze",
             "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://{LOOPBACK}:{self.ports.otlp}",
         }
+
+    @property
+    def queue_env(self) -> Mapping[str, str]:
+        """The variables for the queue, which roles and commands use."""
+        return {
+            "BRONZE_NATS_URL": f"nats://{LOOPBACK}:{self.ports.nats}",
+            "BRONZE_NATS_SERVER_NAME": self.name,
+        }
+
+    @property
+    def telemetry_env(self) -> Mapping[str, str]:
+        """The variables for those who read telemetry: the addresses of Prometheus and of the trace store in use, which
+        depend on the exporters.
+        """
+        tempo = "tempo" in self.exporters.traces and self.built.tempo is not None
+        zipkin = "zipkin" in self.exporters.traces and not tempo
+        return {
+            "BRONZE_PROMETHEUS_URL": self._prometheus_url,
+            "BRONZE_TEMPO_URL": f"http://{LOOPBACK}:{self.ports.tempo}" if tempo else "",
+            "BRONZE_ZIPKIN_URL": f"http://{LOOPBACK}:{self.ports.zipkin}" if zipkin else "",
+        }
+
+    @property
+    def _prometheus_url(self) -> str:
+        return f"http://{LOOPBACK}:{self.ports.prometheus}"
 
     @cached_property
     def servers(self) -> tuple[Program, ...]:
@@ -223,7 +249,7 @@ class Stack:
             traces = f"{ports.grafana}/d/bronze-lineage?var-trace_id={{trace_id}}&viewPanel=panel-100"
         return {
             "BRONZE_API_PORT": str(ports.api),
-            "BRONZE_PROMETHEUS_URL": f"http://{LOOPBACK}:{ports.prometheus}",
+            "BRONZE_PROMETHEUS_URL": self._prometheus_url,
             "BRONZE_TRACE_URL": settings().get("BRONZE_TRACE_URL") or f"http://{LOOPBACK}:{traces}",
         }
 
@@ -259,8 +285,7 @@ class Stack:
                 **service_settings(),
                 **sources_file(),
                 **self.client_env,
-                "BRONZE_NATS_URL": f"nats://{LOOPBACK}:{self.ports.nats}",
-                "BRONZE_NATS_SERVER_NAME": self.name,
+                **self.queue_env,
                 "OTEL_RESOURCE_ATTRIBUTES": f"service.instance.id={instance}",
                 "OTEL_EXPORTER_PROMETHEUS_HOST": LOOPBACK,
                 "OTEL_EXPORTER_PROMETHEUS_PORT": str(port),

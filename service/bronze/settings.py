@@ -115,7 +115,14 @@ class Settings(BaseSettings):
     api_url: str = Field("http://127.0.0.1:8000", description="Address of the API, for publishers and commands.")
 
     prometheus_url: Annotated[str, Field(pattern=_HTTP)] | None = Field(
-        None, description="Address of Prometheus. With it, the API's page shows the state of the system."
+        None,
+        description="Address of Prometheus: the API's page shows the state of the system from it.",
+    )
+    tempo_url: Annotated[str, Field(pattern=_HTTP)] | None = Field(
+        None, description="Address of Tempo's HTTP API, if traces are there."
+    )
+    zipkin_url: Annotated[str, Field(pattern=_HTTP)] | None = Field(
+        None, description="Address of Zipkin's HTTP API, if traces are there instead."
     )
     trace_url: Annotated[str, Field(pattern=_HTTP)] | None = Field(
         None,
@@ -144,6 +151,17 @@ class Settings(BaseSettings):
                 f"({self.deadline_s:g}), so that a publish that arrives one deadline late still finds its identity"
             )
         return self
+
+    @model_validator(mode="after")
+    def _one_trace_store(self) -> Self:
+        if self.tempo_url and self.zipkin_url:
+            raise ValueError("BRONZE_TEMPO_URL and BRONZE_ZIPKIN_URL are both set: set the one that has the traces")
+        return self
+
+    @field_validator("tempo_url", "zipkin_url", mode="before")
+    @classmethod
+    def _empty_is_unset(cls, url: object) -> object:
+        return None if url == "" else url  # compose passes on variables that are not set
 
     @field_validator("trace_url")
     @classmethod

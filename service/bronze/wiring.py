@@ -24,10 +24,10 @@ from bronze.admin.reports import report_lanes, report_rebuilt
 from bronze.api.app import Parts, create_app
 from bronze.api.body import BodyReader
 from bronze.api.columnar_reader import ColumnarReaders
+from bronze.api.glance import ASK_S_MAX, GlanceReader
 from bronze.api.ingest import Ingest
 from bronze.api.manual import Manual
 from bronze.api.page import Page
-from bronze.api.prometheus import ASK_S_MAX, Prometheus
 from bronze.api.readiness import Readiness
 from bronze.api.request_context import OwnContext
 from bronze.consumer.lane_writer import LaneWriter
@@ -51,8 +51,10 @@ from bronze.servers.catalog_rebuild import CatalogReplacement
 from bronze.servers.jetstream import JetStream
 from bronze.servers.key_value import KeyValueStore
 from bronze.servers.lane_lock import Lock, NatsLock
+from bronze.servers.prometheus import Prometheus
 from bronze.servers.queue import LaneAdmin, NatsQueue, Queue, boot_time_s
 from bronze.servers.s3 import S3Bucket
+from bronze.servers.trace_store import Tempo, TraceStore, Zipkin
 from bronze.settings import Settings
 from bronze.telemetry import sdk
 from bronze.telemetry.sdk import Telemetry
@@ -116,17 +118,33 @@ async def open_servers(
 
 
 @asynccontextmanager
-async def prometheus(settings: Settings) -> AsyncIterator[Prometheus | None]:
+async def open_prometheus(settings: Settings, timeout_s: float) -> AsyncIterator[Prometheus | None]:
     """A client of the Prometheus in the settings, if there is one. Raises `Misconfigured` for an invalid address."""
     if settings.prometheus_url is None:
         yield None
         return
-    try:
-        client = httpx.AsyncClient(base_url=settings.prometheus_url, timeout=ASK_S_MAX)
-    except httpx.InvalidURL as error:
-        raise Misconfigured(f"BRONZE_PROMETHEUS_URL: {settings.prometheus_url!r}: {error}") from error
-    async with client:
+    async with _client("BRONZE_PROMETHEUS_URL", settings.prometheus_url, timeout_s) as client:
         yield Prometheus(client)
+
+
+@asynccontextmanager
+async def open_trace_store(settings: Settings, timeout_s: float) -> AsyncIterator[TraceStore | None]:
+    """A client of the trace store in the settings, if there is one. Raises `Misconfigured` for an invalid address."""
+    if settings.tempo_url:
+        async with _client("BRONZE_TEMPO_URL", settings.tempo_url, timeout_s) as client:
+            yield Tempo(client)
+    elif settings.zipkin_url:
+        async with _client("BRONZE_ZIPKIN_URL", settings.zipkin_url, timeout_s) as client:
+            yield Zipkin(client)
+    else:
+        yield None
+
+
+def _client(variable: str, url: str, timeout_s: float) -> httpx.AsyncClient:
+    try:
+        return httpx.AsyncClient(base_url=url, timeout=timeout_s)
+    except httpx.InvalidURL as error:
+        raise Misconfigured(f"{variable}: {url!r}: {error}") from error
 
 
 def limits(settings: Settings) -> Limits:
@@ -153,7 +171,7 @@ def api_parts(
     declared: Mapping[str, Source],
     servers: Servers,
     index: CatalogIndex,
-    prometheus_client: Prometheus | None,
+    prometheus: Prometheus | None,
     telemetry: Telemetry,
     on_gone: Callable[[Gone], None],
     now_s: Callable[[], float] = boot_time_s,
@@ -170,7 +188,13 @@ def api_parts(
         lookups=lookups,
         bucket=servers.bucket,
         prefix=settings.prefix,
-        page=Page(lookups, servers.bucket, prometheus_client, settings.trace_url, settings.runbook_url),
+        page=Page(
+            lookups,
+            servers.bucket,
+            None if prometheus is None else GlanceReader(prometheus),
+            settings.trace_url,
+            settings.runbook_url,
+        ),
         manual=Manual(settings.runbook_url),
         readiness=Readiness(servers.lanes, servers.queue, servers.catalog, servers.bucket, telemetry.instance_id),
         telemetry=telemetry,
@@ -193,7 +217,7 @@ async def serve(settings: Settings, substitute: Callable[[Servers], Servers] = l
     try:
         async with (
             open_servers(settings, declared, telemetry.instance_id, stop) as opened,
-            prometheus(settings) as prometheus_client,
+            open_prometheus(settings, ASK_S_MAX) as prometheus,
         ):
             servers = substitute(opened)
 
@@ -203,7 +227,7 @@ async def serve(settings: Settings, substitute: Callable[[Servers], Servers] = l
                 server.should_exit = True
 
             index = CatalogIndex(settings.view_dir, f"view-{settings.api_port}")
-            parts = api_parts(settings, declared, servers, index, prometheus_client, telemetry, stop_on_gone)
+            parts = api_parts(settings, declared, servers, index, prometheus, telemetry, stop_on_gone)
             server = _api_server(parts)
 
             def stop_serving() -> None:

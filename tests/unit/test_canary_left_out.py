@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from bronze.api import prometheus as page
+from bronze.api import glance as page
 from bronze.records.sources import CANARY
 from bronze.telemetry.promql import NO_CANARY
 from bronze.telemetry.signals import attribute

@@ -22,8 +22,9 @@ from local.stack import Ports
 TOP = builds.REPOSITORY
 FILE = TOP / "compose.yaml"
 DOCKERFILE = (TOP / "service/Dockerfile").read_text()
-#: `${NAME}`, `${NAME:-default}`, where the default may have another; `$${NAME}` is not for Compose.
-VARIABLE = re.compile(r"(?<!\$)\$\{(\w+)(?::-((?:\$\{[^}]*\}|[^}])*))?\}")
+#: `${NAME}`, `${NAME:-default}`, `${NAME-default}` (which may be set to nothing), where the default may have another;
+#: `$${NAME}` is not for Compose.
+VARIABLE = re.compile(r"(?<!\$)\$\{(\w+)(?::?-((?:\$\{[^}]*\}|[^}])*))?\}")
 
 COMPOSE = yaml.safe_load(FILE.read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
@@ -225,6 +226,13 @@ def test_the_page_knows_where_figures_and_traces_are() -> None:
     panel = f"http://127.0.0.1:3000/d/{LINEAGE}?var-trace_id={{trace_id}}&viewPanel=panel-{TRACE_PANEL}"
     assert env == panel
     assert SERVICES["api"]["environment"]["BRONZE_PROMETHEUS_URL"] == "http://prometheus:9090"
+
+
+def test_commands_know_where_traces_are() -> None:
+    """In the store that the default exporter sends to. Another one is set where the exporter is."""
+    env = SERVICES["api"]["environment"]
+    assert default(env["BRONZE_TEMPO_URL"]) == "http://tempo:3200"
+    assert default(env["BRONZE_ZIPKIN_URL"]) == ""
 
 
 def test_alerts_lead_to_the_runbook_of_the_api() -> None:

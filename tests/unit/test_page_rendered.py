@@ -11,11 +11,12 @@ import httpx
 import pytest
 
 from bronze.api import page
+from bronze.api.glance import BronzeWrite, Glance, GlanceReader
 from bronze.api.page import Page, Tile, TimelineStep
-from bronze.api.prometheus import BronzeWrite, Glance, Prometheus
 from bronze.errors import Outage, Refusal, Refused, Unavailable
 from bronze.lineage.lookup import By, Lineage, LineageObject, LineageSubmission, ObjectShare
 from bronze.servers.bucket import Head
+from bronze.servers.prometheus import Prometheus
 from local.programs import LOOPBACK, free_ports
 
 PATH = "bronze/source=vehicles/date=2026-11-27/hour=22/e-0-000000000001.parquet"
@@ -92,12 +93,10 @@ class Answers:
         raise NotImplementedError
 
 
-def new_page(
-    answers: Answers | None = None, trace_url: str | None = None, prometheus: Prometheus | None = None
-) -> Page:
+def new_page(answers: Answers | None = None, trace_url: str | None = None, glances: GlanceReader | None = None) -> Page:
     answers = answers or Answers()
     answers.answers.set()
-    return Page(answers, answers, prometheus, trace_url)
+    return Page(answers, answers, glances, trace_url)
 
 
 class Outline(HTMLParser):
@@ -198,7 +197,7 @@ async def test_without_prometheus_the_page_names_the_setting() -> None:
 async def test_without_an_answer_from_prometheus_only_the_figures_are_missing() -> None:
     port = free_ports()
     async with httpx.AsyncClient(base_url=f"http://{LOOPBACK}:{port}", trust_env=False) as client:
-        new = new_page(prometheus=Prometheus(client))
+        new = new_page(glances=GlanceReader(Prometheus(client)))
         assert "Prometheus does not answer" in (await new.show("")).html
         assert "Found by submission_id" in (await new.show("x")).html
 

@@ -12,13 +12,13 @@ models, problems   the response bodies, and those of errors
 source_schema      the declared sources, as the API describes them
 readiness          whether the API can accept submissions
 page               what the page at `/` shows
-prometheus         its figures, from Prometheus
+glance             its figures, from Prometheus
 manual             the runbook at `/runbook`, and the other pages of docs/
 manual/            links to docs/, which become files in the installed package
 layout             what all pages share
 templates/         their HTML and CSS
 
 A role. Imports: errors, lineage, objectives, objects, protocol, records, servers, settings, telemetry.
-Libraries: fastapi, fastapi_offline, httpx, jinja2, markdown_it, markupsafe, msgspec, opentelemetry, pyarrow,
+Libraries: fastapi, fastapi_offline, jinja2, markdown_it, markupsafe, msgspec, opentelemetry, pyarrow,
 pydantic, starlette.
 """

@@ -12,8 +12,8 @@ from typing import Protocol
 
 from markupsafe import Markup, escape
 
+from bronze.api.glance import BronzeWrite, Glance, GlanceReader
 from bronze.api.layout import load_templates, security_headers
-from bronze.api.prometheus import BronzeWrite, Glance, Prometheus, PrometheusUnavailable
 from bronze.errors import Refused, Unavailable
 from bronze.lineage.lookup import By, Lineage, LineageObject, LineageSubmission
 from bronze.objectives import DURATION_S_MAX
@@ -80,7 +80,7 @@ class Page:
         self,
         lookups: LineageSource,
         bucket: Bucket,
-        prometheus: Prometheus | None,
+        glances: GlanceReader | None,
         trace_url: str | None,
         runbook_url: str | None = None,
         *,
@@ -89,7 +89,7 @@ class Page:
         self._look_up_s_max = look_up_s_max
         self._lookups = lookups
         self._bucket = bucket
-        self._prometheus = prometheus
+        self._glances = glances
         self._previews: set[asyncio.Task[Preview | None]] = set()
         templates = load_templates(runbook_url)
         templates.filters |= {
@@ -168,12 +168,12 @@ class Page:
             reading.exception()  # mark it as retrieved: after a time-out, nobody awaits the task
 
     async def _overview(self) -> RenderedPage:
-        if self._prometheus is None:
+        if self._glances is None:
             return await self._render()
         try:
-            glance = await self._prometheus.glance()
-        except PrometheusUnavailable as error:
-            return await self._render(outage=str(error))
+            glance = await self._glances.read()
+        except Unavailable as error:
+            return await self._render(outage=error.detail)
         return await self._render(glance=glance, tiles=tiles(glance), writes=await self._objects_of(glance.slowest))
 
     async def _objects_of(

@@ -1,4 +1,4 @@
-"""The queue, the catalog and the bucket: the only modules with a client library for them.
+"""The queue, the catalog, the bucket and the servers of telemetry: the only modules that send requests to them.
 
 jetstream        the part of JetStream that is needed; it alone imports the NATS client
 key_value        keys with compare-and-set
@@ -11,7 +11,10 @@ catalog          the catalog: which objects exist, and the identities of their s
 catalog_feed     the catalog's entries in order, for readers that follow new objects
 catalog_rebuild  the stream of a catalog that is being rebuilt
 schema_registry  the registered versions of the sources
+prometheus       instant queries and exemplars
+trace_store      traces, from Tempo or Zipkin
+http_json        the requests of these two
 
 Imports: errors, protocol, records, settings.
-Libraries: boto3, botocore, msgspec, mypy_boto3_s3, nats.
+Libraries: boto3, botocore, httpx, msgspec, mypy_boto3_s3, nats.
 """

@@ -8,12 +8,11 @@ import asyncio
 import datetime as dt
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import httpx
-
+from bronze.errors import Outage, Unavailable
+from bronze.servers.prometheus import Exemplar, Prometheus
 from bronze.telemetry.promql import NO_CANARY, counted, histogram_series, missing, quantile_counted
 
 WINDOW_S = 3600
@@ -77,77 +76,50 @@ class Glance:
     slowest: tuple[BronzeWrite, ...]
 
 
-class PrometheusUnavailable(Exception):
-    """Prometheus does not answer, or another server answers; the message says what happened."""
+class GlanceReader:
+    """Reads the overview from Prometheus. Concurrent requests share one answer."""
 
-
-class Prometheus:
-    """The page's queries to Prometheus. Concurrent requests share one answer."""
-
-    def __init__(self, client: httpx.AsyncClient, monotonic_s: Callable[[], float] = time.monotonic) -> None:
-        self._client = client
+    def __init__(self, prometheus: Prometheus, monotonic_s: Callable[[], float] = time.monotonic) -> None:
+        self._prometheus = prometheus
         self._monotonic_s = monotonic_s
         self._lock = asyncio.Lock()
-        self._answer: Glance | PrometheusUnavailable | None = None
+        self._answer: Glance | Unavailable = Unavailable(Outage.UNAVAILABLE, "Prometheus was not asked yet")
         self._answered_s = -math.inf
 
-    async def glance(self) -> Glance:
-        """The overview, at most `FRESH_S` old, within `ASK_S_MAX`. Raises `PrometheusUnavailable`."""
+    async def read(self) -> Glance:
+        """The overview, at most `FRESH_S` old, within `ASK_S_MAX`. Raises `Unavailable`."""
         async with self._lock:
             if self._monotonic_s() - self._answered_s > FRESH_S:
                 try:
                     self._answer = await self._query_all(time.time())
-                except PrometheusUnavailable as error:
+                except Unavailable as error:
                     self._answer = error
                 self._answered_s = self._monotonic_s()
-        if isinstance(self._answer, Glance):
-            return self._answer
-        raise PrometheusUnavailable(str(self._answer))
+        if isinstance(self._answer, Unavailable):
+            raise Unavailable(self._answer.code, self._answer.detail)
+        return self._answer
 
     async def _query_all(self, now_s: float) -> Glance:
         try:
             async with asyncio.timeout(ASK_S_MAX):
-                slowest, values = await asyncio.gather(
-                    self._slowest(now_s),
-                    asyncio.gather(*(self._value(query, now_s) for query in QUERIES.values())),
+                exemplars, values = await asyncio.gather(
+                    self._prometheus.exemplars(EXEMPLARS, now_s - WINDOW_S, now_s + 1),
+                    asyncio.gather(*(self._prometheus.value(query, now_s) for query in QUERIES.values())),
                 )
         except TimeoutError as error:
-            raise PrometheusUnavailable(f"no answer within {ASK_S_MAX:g} s") from error
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise PrometheusUnavailable(str(error) or type(error).__name__) from error
-        except (ValueError, KeyError, TypeError) as error:
-            raise PrometheusUnavailable("the server that answers is not a Prometheus") from error
-        return Glance(**dict(zip(QUERIES, values, strict=True)), slowest=slowest)
-
-    async def _value(self, query: str, now_s: float) -> float | None:
-        """The value of an instant query with at most one series; None if there is no series."""
-        result = (await self._get("query", query=query, time=now_s))["result"]
-        value = float(result[0]["value"][1]) if result else math.nan
-        return None if math.isnan(value) else value
-
-    async def _slowest(self, now_s: float) -> tuple[BronzeWrite, ...]:
-        return slowest(await self._get("query_exemplars", query=EXEMPLARS, start=now_s - WINDOW_S, end=now_s + 1))
-
-    async def _get(self, path: str, **parameters: str | float) -> Any:
-        answer = await self._client.get(f"/api/v1/{path}", params=parameters)
-        return answer.raise_for_status().json()["data"]
+            raise Unavailable(Outage.TIMEOUT, f"Prometheus does not answer within {ASK_S_MAX:g} s") from error
+        return Glance(**dict(zip(QUERIES, values, strict=True)), slowest=slowest(exemplars))
 
 
-def slowest(exemplars_by_series: list[dict[str, Any]]) -> tuple[BronzeWrite, ...]:
-    """The slowest writes among the exemplars of `/api/v1/query_exemplars`, each once.
-
-    Each export repeats an exemplar until its histogram bucket has a newer one, so the same write occurs several times.
-    One trace may contain several writes.
-    """
+def slowest(exemplars: Sequence[Exemplar]) -> tuple[BronzeWrite, ...]:
+    """The slowest writes among exemplars, each once. One trace may contain several writes."""
     writes = {
-        (exemplar["labels"]["trace_id"], float(exemplar["value"])): BronzeWrite(
-            float(exemplar["value"]),
-            series["seriesLabels"].get("bronze_source", ""),
-            dt.datetime.fromtimestamp(float(exemplar["timestamp"]), dt.UTC),
-            exemplar["labels"]["trace_id"],
+        (exemplar.trace_id, exemplar.value): BronzeWrite(
+            exemplar.value,
+            exemplar.labels.get("bronze_source", ""),
+            dt.datetime.fromtimestamp(exemplar.at_s, dt.UTC),
+            exemplar.trace_id,
         )
-        for series in exemplars_by_series
-        for exemplar in series["exemplars"]
-        if "trace_id" in exemplar["labels"]
+        for exemplar in exemplars
     }
     return tuple(sorted(writes.values(), key=lambda write: write.duration_s, reverse=True)[:SLOWEST_MAX])

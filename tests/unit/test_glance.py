@@ -9,9 +9,11 @@ from contextlib import asynccontextmanager, contextmanager
 import httpx
 import pytest
 
-from bronze.api import prometheus
-from bronze.api.prometheus import ASK_S_MAX, Prometheus, PrometheusUnavailable, slowest
+from bronze.api import glance
+from bronze.api.glance import ASK_S_MAX, GlanceReader, slowest
+from bronze.errors import Unavailable
 from bronze.objectives import DURATION_S_MAX
+from bronze.servers.prometheus import Exemplar, Prometheus
 from bronze.telemetry.schema import registry
 from grafana import promql
 from local.machine import limit_s
@@ -28,7 +30,7 @@ RECORDINGS = {
     if isinstance(rule, Recording)
 }
 
-each_query = pytest.mark.parametrize("query", [*prometheus.QUERIES.values(), prometheus.EXEMPLARS])
+each_query = pytest.mark.parametrize("query", [*glance.QUERIES.values(), glance.EXEMPLARS])
 
 
 @each_query
@@ -52,27 +54,22 @@ def test_counts_are_those_of_the_dashboards() -> None:
 
     data = 'job="bronze/consumer", bronze_source!="canary"'
     uploads = f'bronze_uploads_total{{{data}, bronze_outcome="success"}}'
-    assert prometheus.QUERIES["uploads"] == for_one_hour(promql.counted(uploads))
+    assert glance.QUERIES["uploads"] == for_one_hour(promql.counted(uploads))
     durations = f'bronze_upload_duration_seconds{{{data}, bronze_outcome="success"}}'
-    assert prometheus.QUERIES["upload_p95_s"] == for_one_hour(promql.quantile_counted(0.95, durations))
+    assert glance.QUERIES["upload_p95_s"] == for_one_hour(promql.quantile_counted(0.95, durations))
     assert Thresholds().duration_s_max == DURATION_S_MAX
 
 
 def test_each_write_is_shown_once_and_the_slowest_first() -> None:
     """Prometheus stores an exemplar once per export, and for each histogram bucket in its own series."""
 
-    def exemplar(trace_id: str, value: str, at: float) -> dict[str, object]:
-        return {"labels": {"trace_id": trace_id, "span_id": "b7"}, "value": value, "timestamp": at}
+    def exemplar(source: str, trace_id: str, value: float, at_s: float) -> Exemplar:
+        return Exemplar({"bronze_source": source, "le": "5"}, value, trace_id, at_s)
 
     found = [
-        {
-            "seriesLabels": {"bronze_source": "vehicles", "le": "0.1"},
-            "exemplars": [exemplar("a" * 32, "0.09", 10), exemplar("a" * 32, "0.09", 20)],
-        },
-        {
-            "seriesLabels": {"bronze_source": "status", "le": "5"},
-            "exemplars": [exemplar("b" * 32, "2.5", 15), {"labels": {}, "value": "4", "timestamp": 1}],
-        },
+        exemplar("vehicles", "a" * 32, 0.09, 10),
+        exemplar("vehicles", "a" * 32, 0.09, 20),
+        exemplar("status", "b" * 32, 2.5, 15),
     ]
     assert [(write.source, write.duration_s, write.trace_id[0]) for write in slowest(found)] == [
         ("status", 2.5, "b"),
@@ -88,19 +85,19 @@ def silent() -> Iterator[int]:
 
 
 @asynccontextmanager
-async def prometheus_at(port: int) -> AsyncIterator[Prometheus]:
+async def reader_at(port: int) -> AsyncIterator[GlanceReader]:
     async with httpx.AsyncClient(base_url=f"http://{LOOPBACK}:{port}", trust_env=False) as client:
-        yield Prometheus(client)
+        yield GlanceReader(Prometheus(client))
 
 
 async def test_a_prometheus_that_never_answers_times_out_once_for_all_requests() -> None:
     """Ten concurrent requests wait for one shared time-out, not for one after the other."""
     start = time.monotonic()
     with silent() as port:
-        async with prometheus_at(port) as prometheus:
-            results = await asyncio.gather(*(prometheus.glance() for _ in range(10)), return_exceptions=True)
-    assert [str(error) for error in results if isinstance(error, PrometheusUnavailable)] == [
-        "no answer within 2 s"
+        async with reader_at(port) as reader:
+            results = await asyncio.gather(*(reader.read() for _ in range(10)), return_exceptions=True)
+    assert [str(error) for error in results if isinstance(error, Unavailable)] == [
+        "Prometheus does not answer within 2 s"
     ] * 10
     one_after_the_other_s = 10 * ASK_S_MAX
     assert time.monotonic() - start < min(limit_s(2 * ASK_S_MAX), one_after_the_other_s)
@@ -109,9 +106,9 @@ async def test_a_prometheus_that_never_answers_times_out_once_for_all_requests()
 async def test_a_refused_connection_is_unavailable() -> None:
     with silent() as port:
         pass
-    async with prometheus_at(port) as prometheus:
-        with pytest.raises(PrometheusUnavailable, match="connect"):
-            await prometheus.glance()
+    async with reader_at(port) as reader:
+        with pytest.raises(Unavailable, match=r"Prometheus does not answer: .*connect"):
+            await reader.read()
 
 
 async def test_another_server_in_place_of_prometheus_is_reported() -> None:
@@ -121,6 +118,6 @@ async def test_another_server_in_place_of_prometheus_is_reported() -> None:
         writer.close()
 
     server = await asyncio.start_server(hello, LOOPBACK, 0)
-    async with server, prometheus_at(server.sockets[0].getsockname()[1]) as prometheus:
-        with pytest.raises(PrometheusUnavailable, match="the server that answers is not a Prometheus"):
-            await prometheus.glance()
+    async with server, reader_at(server.sockets[0].getsockname()[1]) as glances:
+        with pytest.raises(Unavailable, match=r"the server that answers at .* is not Prometheus"):
+            await glances.read()
