@@ -9,7 +9,7 @@ import sys
 from functools import partial
 
 from bronze import __version__, publisher, settings
-from bronze.admin import lineage_command
+from bronze.admin import lineage_command, objects_command
 from bronze.admin.quarantine_command import arguments
 from bronze.errors import Halted, Misconfigured, Unavailable
 from bronze.settings import Settings
@@ -26,8 +26,8 @@ def parser() -> argparse.ArgumentParser:
         description="Accepts raw data over HTTP and writes it through a durable queue to a bucket, as Parquet. Each "
         "write can be traced.",
         epilog="Settings are environment variables: BRONZE_* (docs/settings.md lists them), OTEL_* for telemetry, "
-        "AWS_* for the bucket. The exit codes of publish, lineage and quarantine are in their own --help, those of the "
-        "other commands in docs/operations.md.",
+        "AWS_* for the bucket. The exit codes of publish, lineage, quarantine and objects are in their own --help, "
+        "those of the other commands in docs/operations.md.",
     )
     top.add_argument("--version", action="version", version=f"bronze {__version__}")
     roles = top.add_subparsers(dest="role", required=True, metavar="COMMAND")
@@ -51,6 +51,11 @@ def parser() -> argparse.ArgumentParser:
     arguments(
         roles.add_parser(
             "quarantine", help="list the records in quarantine, export them for correction, and replay them"
+        )
+    )
+    objects_command.arguments(
+        roles.add_parser(
+            "objects", help="list the objects that are missing in the bucket, and acknowledge what cannot be restored"
         )
     )
     lanes = roles.add_parser(
@@ -113,6 +118,10 @@ def run(args: argparse.Namespace, chosen: Settings) -> int:
         from bronze import wiring
 
         return asyncio.run(wiring.run_quarantine(args, chosen))
+    if args.role == "objects":
+        from bronze import wiring
+
+        return asyncio.run(wiring.run_objects(args, chosen))
     if args.role in {"lanes", "catalog"}:
         from bronze import wiring
 

@@ -16,6 +16,8 @@ import uvicorn
 from aiorwlock import RWLock
 
 from bronze import process
+from bronze.admin import objects_command
+from bronze.admin.acknowledge import Acknowledgement
 from bronze.admin.change_lanes import LaneChange
 from bronze.admin.progress import Progress
 from bronze.admin.quarantine_command import run
@@ -299,6 +301,21 @@ async def run_quarantine(args: argparse.Namespace, settings: Settings) -> int:
         return await run(args, settings, bucket)
     finally:
         bucket.close()
+
+
+async def run_objects(args: argparse.Namespace, settings: Settings) -> int:
+    """Run a command of `bronze objects`. Returns the exit code."""
+    jetstream = await JetStream.connect(settings.nats_url, server_name=settings.nats_server_name)
+    bucket = S3Bucket(settings)
+    try:
+        await bucket.check()
+        feed = Feed(jetstream)
+        catalog = await NatsCatalog.find(jetstream, settings)
+        acknowledgement = Acknowledgement(catalog, feed, bucket, settings.prefix)
+        return await objects_command.run(args, feed, bucket, settings.prefix, acknowledgement)
+    finally:
+        bucket.close()
+        await jetstream.close()
 
 
 async def consume_role(settings: Settings, substitute: Callable[[Servers], Servers] = lambda servers: servers) -> int:

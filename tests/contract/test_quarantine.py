@@ -15,7 +15,8 @@ import pytest
 import pytest_asyncio
 from aiorwlock import RWLock
 
-from bronze.admin.quarantine import CommandError, find, load
+from bronze.admin.command_error import CommandError
+from bronze.admin.quarantine import find, load
 from bronze.admin.quarantine_command import run
 from bronze.admin.quarantine_replay import match_lines, replay
 from bronze.consumer.lane_writer import LaneWriter

@@ -12,6 +12,7 @@ from local.builds import REPOSITORY
 PAGES = {
     "catalog": "delivery.md",
     "lineage": "lineage.md",
+    "objects": "operations.md",
     "publish": "publishing.md",
     "quarantine": "api.md",
     "simulate": "publishing.md",

@@ -22,6 +22,8 @@ STOP_S_MAX = 2
         ["quarantine", "list"],
         ["quarantine", "export", "--submission", "s"],
         ["quarantine", "replay", "--submission", "s"],
+        ["objects", "missing"],
+        ["objects", "acknowledge", "--all-missing", "--reason", "lost"],
         ["lineage", "2013-02-08-UA-1018-EWR-IAH"],
         ["publish", "vehicles", __file__, "--format", "ndjson", "--dry-run"],
     ],

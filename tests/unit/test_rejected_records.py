@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bronze.admin.quarantine import CommandError, QuarantinedObject, Record
+from bronze.admin.command_error import CommandError
+from bronze.admin.quarantine import QuarantinedObject, Record
 from bronze.admin.quarantine_replay import match_lines
 from bronze.errors import DeadLetter, Refused
 from bronze.objects.encoder import encode_object

@@ -1,11 +1,16 @@
-"""The commands of an operator: lineage, quarantine, lanes and the catalog.
+"""The commands of an operator: lineage, quarantine, objects, lanes and the catalog.
 
 lineage_command     `bronze lineage`: prints the lineage of an id or a path, or follows new objects
 quarantine_command  `bronze quarantine`: its command line
 quarantine          finds and reads quarantine objects
 quarantine_replay   sends their corrected records to the API, once
+objects_command     `bronze objects`: its command line
+missing_objects     finds the objects that are in the catalog, but not in the bucket
+acknowledge         writes their removal records
 change_lanes        `bronze lanes`: seals the old lanes, drains them, and replaces them
 rebuild_catalog     `bronze catalog rebuild`: rebuilds the catalog from the bucket
+command_error       the error of a command that an operator has to correct
+time_argument       a time in the arguments of a command
 progress, reports   the progress bar, and the final output of lanes and the catalog
 
 A role. Imports: client, errors, objects, plurals, protocol, records, servers, settings.

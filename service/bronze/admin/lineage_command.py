@@ -6,7 +6,6 @@ A lineage comes from the API. New objects are read from the catalog's feed in th
 import argparse
 import asyncio
 import datetime as dt
-import re
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -18,6 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from bronze import client
+from bronze.admin.time_argument import since
 from bronze.errors import Misconfigured, Outage, Unavailable
 from bronze.plurals import counted
 from bronze.servers.catalog_feed import Feed, FeedEntry, FeedPosition
@@ -26,9 +26,6 @@ from bronze.settings import Settings
 FOLLOW = "follow"
 POLL_S = 0.2
 RETRY_S = 0.5
-
-_DURATION = re.compile(r"(\d+)([smhd])")
-_UNIT_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -65,7 +62,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     start.add_argument("--from-start", action="store_true", help="begin with all existing objects")
     start.add_argument(
         "--since",
-        type=_since,
+        type=since,
         metavar="TIME",
         help="begin with the objects stored since this time (2026-11-27T10:00Z; UTC if it names no time zone) or in "
         "this period (30s, 90m, 2h, 7d)",
@@ -207,18 +204,3 @@ def _print_line(item: FeedEntry) -> None:
 def _print_json(item: FeedEntry) -> None:
     entry = {"sequence": item.sequence, "time": item.time, **msgspec.to_builtins(item.entry)}
     print(msgspec.json.encode(entry).decode())
-
-
-def _since(text: str) -> str:
-    """A time, or a period up to now, as the time format of the queue."""
-    if ago := _DURATION.fullmatch(text):
-        moment = dt.datetime.now(dt.UTC) - dt.timedelta(seconds=int(ago[1]) * _UNIT_S[ago[2]])
-    else:
-        try:
-            moment = dt.datetime.fromisoformat(text)
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(
-                f"{text!r} is neither a time (2026-11-27T10:00Z) nor a period up to now (30s, 90m, 2h, 7d)"
-            ) from error
-        moment = moment if moment.tzinfo else moment.replace(tzinfo=dt.UTC)
-    return moment.astimezone(dt.UTC).isoformat().replace("+00:00", "Z")

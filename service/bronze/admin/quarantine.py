@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import msgspec
 
+from bronze.admin.command_error import CommandError
 from bronze.errors import DeadLetter, Halted
 from bronze.protocol import rejected_records
 from bronze.protocol.message import PLACEHOLDER, AcceptedSubmission, MessageKind, Part, split_records
@@ -23,10 +24,6 @@ from bronze.protocol.quarantine import (
     source_of,
 )
 from bronze.servers.bucket import Bucket, Head
-
-
-class CommandError(Exception):
-    """A command cannot be executed; the message says why, and what to do."""
 
 
 class ReplayMark(msgspec.Struct, frozen=True, kw_only=True):

@@ -9,7 +9,8 @@ from pathlib import Path
 import msgspec
 
 from bronze import client
-from bronze.admin.quarantine import CommandError, QuarantinedObject, find, load
+from bronze.admin.command_error import CommandError
+from bronze.admin.quarantine import QuarantinedObject, find, load
 from bronze.admin.quarantine_replay import match_lines, replay
 from bronze.plurals import counted
 from bronze.servers.bucket import Bucket

@@ -9,7 +9,8 @@ import httpx
 import msgspec
 
 from bronze import client
-from bronze.admin.quarantine import CommandError, QuarantinedObject, ReplayMark
+from bronze.admin.command_error import CommandError
+from bronze.admin.quarantine import QuarantinedObject, ReplayMark
 from bronze.errors import Outage, Unavailable
 from bronze.plurals import counted
 from bronze.protocol import request_headers

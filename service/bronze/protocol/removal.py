@@ -52,7 +52,7 @@ class Removal(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     @property
     def subject(self) -> str:
         """The subject of its message on the feed: one per removal."""
-        return f"removed.{self.source}.{self.lane}.{self.epoch}.{self.first}"
+        return removal_subject(self.of_lane, self.first)
 
     def announcement(self) -> "Removal":
         """The removal as the feed's message states it."""
@@ -64,6 +64,11 @@ class Removal(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
             return removal_key(prefix, self.file_path)
         name = f"{self.epoch}-{self.lane}-{self.first:012}-{self.last:012}"
         return f"{removals_of(prefix, self.source)}messages/{name}{SUFFIX}"
+
+
+def removal_subject(lane: Lane, first: int) -> str:
+    """The subject on the feed of the removal that begins with a message of a lane."""
+    return f"removed.{lane.source}.{lane.number}.{lane.epoch}.{first}"
 
 
 def removal_key(prefix: str, file_path: str) -> str:

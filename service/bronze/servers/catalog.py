@@ -19,7 +19,7 @@ from bronze.protocol.message import Message
 from bronze.protocol.removal import Removal
 from bronze.servers import jetstream as js
 from bronze.servers import stream_metadata
-from bronze.servers.jetstream import ApiError, JetStream, Outgoing
+from bronze.servers.jetstream import ApiError, JetStream, Outgoing, StreamState
 from bronze.servers.key_value import KeyValueStore
 from bronze.settings import Settings
 
@@ -78,16 +78,34 @@ class NatsCatalog:
         """
         metadata = stream_metadata.of_catalog(settings)
         name = await key_values.open_stream(CLAIM, PREFIX, SUBJECTS, stream_config(settings, metadata))
-        state = await jetstream.state(name)
-        stream_metadata.check(state, metadata, ADVICE)
+        state = await cls._check(jetstream, name, settings)
         if stream_metadata.REBUILDING in state.metadata:
             raise Unavailable(
                 Outage.QUEUE_AWAY,
                 f"the catalog is being rebuilt by `{REBUILD}`. If that command is no longer running, run it again",
             )
-        if not set(SUBJECTS) <= set(state.subjects):  # an older version created it
-            await jetstream.update_stream(name, subjects=SUBJECTS)
         return cls(jetstream, name)
+
+    @classmethod
+    async def find(cls, jetstream: JetStream, settings: Settings) -> Self | None:
+        """The catalog of this queue, also while it is rebuilt; None if there is none.
+
+        Raises `Misconfigured` if it belongs to another bucket.
+        """
+        name = next(iter(await jetstream.stream_names(ENTRIES)), None)
+        if name is None:
+            return None
+        await cls._check(jetstream, name, settings)
+        return cls(jetstream, name)
+
+    @staticmethod
+    async def _check(jetstream: JetStream, name: str, settings: Settings) -> StreamState:
+        """The state of a catalog of this bucket; one that an older version created gets the subjects that it lacks."""
+        state = await jetstream.state(name)
+        stream_metadata.check(state, stream_metadata.of_catalog(settings), ADVICE)
+        if not set(SUBJECTS) <= set(state.subjects):
+            await jetstream.update_stream(name, subjects=SUBJECTS)
+        return state
 
     async def position(self, lane: Lane) -> tuple[Position, str]:
         """The position of a lane, from the leader, and when its entry was stored, by the server's clock."""
