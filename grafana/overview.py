@@ -568,7 +568,7 @@ def not_in_rows() -> Stat:
         "no consumer has reported yet",
         ["BronzeRecordsQuarantined"],
     )
-    ended = f'bronze_ledger_records{{{CONSUMER}, {SOURCE}, bronze_outcome!="stored"}}'
+    ended = f'bronze_ledger_records{{{CONSUMER}, {SOURCE}, bronze_outcome=~"quarantined|rejected|duplicate"}}'
     each = f"max by (bronze_source, bronze_outcome) ({ended})"
     summed = single_value(f"sum by (bronze_outcome) ({each})", "{{bronze_outcome}}")
     return tile(info, EXACT, summed, height=5).decimals(0).orientation(VizOrientation.HORIZONTAL)

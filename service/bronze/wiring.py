@@ -7,7 +7,7 @@ import secrets
 import socket
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
@@ -33,10 +33,11 @@ from bronze.api.page import Page
 from bronze.api.readiness import Readiness
 from bronze.api.request_context import OwnContext
 from bronze.consumer.lane_writer import LaneWriter
-from bronze.consumer.ledger import Ledger
+from bronze.consumer.ledger import Comparison
 from bronze.consumer.run import consume
 from bronze.consumer.tasks import cancel
 from bronze.errors import Gone, Misconfigured
+from bronze.ledger.report import LedgerReport
 from bronze.lineage.catalog_index import CatalogIndex
 from bronze.lineage.lookup import LineageLookup
 from bronze.lineage.submission import SubmissionLookup
@@ -242,7 +243,11 @@ async def serve(settings: Settings, substitute: Callable[[Servers], Servers] = l
                 stop_serving()
             with _listen(settings) as listener:
                 log.info("listening on http://%s:%d", settings.api_host, settings.api_port)
-                async with _following(index, servers.feed, telemetry.instruments.catalog_lag.set):
+                report = ledger_report(servers, declared, telemetry)
+                async with (
+                    _following(index, servers.feed, telemetry.instruments.catalog_lag.set),
+                    _in_background(report.run()),
+                ):
                     process.freeze_startup_objects()
                     await server.serve(sockets=[listener])
     except StopRequested:
@@ -277,6 +282,21 @@ async def _following(index: CatalogIndex, feed: Feed, report: Callable[[float], 
         stop.set()
         await following
         await index.close()
+
+
+def ledger_report(servers: Servers, declared: Iterable[str], telemetry: Telemetry) -> LedgerReport:
+    """The report of the ledger's metrics, which every role makes."""
+    return LedgerReport(servers.catalog, servers.bucket, servers.queue, telemetry.instruments, servers.lanes, declared)
+
+
+@asynccontextmanager
+async def _in_background(*work: Coroutine[None, None, None]) -> AsyncIterator[None]:
+    """Do work, which ends only by cancellation, during the block."""
+    tasks = [asyncio.create_task(one) for one in work]
+    try:
+        yield
+    finally:
+        await cancel(*tasks)
 
 
 async def with_feed(settings: Settings, follow: Callable[[Feed, asyncio.Event], Awaitable[None]]) -> int:
@@ -353,16 +373,12 @@ async def consume_role(settings: Settings, substitute: Callable[[Servers], Serve
                     )
                     for lane in servers.lanes
                 ]
-                ledger = Ledger(
-                    servers.catalog, servers.bucket, servers.feed, telemetry.instruments, declared, settings.prefix
-                )
+                comparison = Comparison(servers.bucket, servers.feed, telemetry.instruments, declared, settings.prefix)
                 log.info("consuming %d lanes", len(writers))
                 process.freeze_startup_objects()
-                reporting = asyncio.create_task(ledger.run())
-                try:
+                report = ledger_report(servers, declared, telemetry)
+                async with _in_background(report.run(), comparison.run()):
                     await consume(writers, stop)
-                finally:
-                    await cancel(reporting)
         finally:
             metrics_server.close()
     except StopRequested:

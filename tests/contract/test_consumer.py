@@ -20,8 +20,9 @@ from opentelemetry.trace import SpanKind
 
 from bronze import wiring
 from bronze.consumer.lane_writer import LaneWriter
-from bronze.consumer.ledger import Ledger
+from bronze.consumer.ledger import Comparison
 from bronze.errors import Outage, Unavailable
+from bronze.ledger.report import LedgerReport
 from bronze.objects.reader import read_contents, read_object
 from bronze.objects.removals import write_removal
 from bronze.protocol.attempts import Attempt
@@ -33,7 +34,7 @@ from bronze.protocol.message import FORMAT, HEADER_ENCODING, HEADER_FORMAT, ZSTD
 from bronze.servers.bucket import Bucket
 from bronze.servers.catalog import Catalog, NatsCatalog
 from bronze.servers.catalog_feed import Feed
-from bronze.servers.jetstream import JetStream, Outgoing
+from bronze.servers.jetstream import Header, JetStream, Outgoing, StreamState
 from bronze.servers.key_value import KeyValueStore
 from bronze.servers.lane_lock import Lock, NatsLock
 from bronze.servers.queue import NatsQueue, boot_time_s
@@ -561,17 +562,47 @@ async def test_a_message_of_a_newer_format_waits_for_a_newer_consumer(
 # --- the ledger
 
 
-def ledger_of(parts: Parts, jetstream: JetStream, **options: Any) -> Ledger:
+def report_of(parts: Parts) -> LedgerReport:
     instruments = parts.heard.telemetry.instruments
-    sources, prefix = ["vehicles", "status"], parts.settings.prefix
-    return Ledger(parts.catalog, parts.bucket, Feed(jetstream), instruments, sources, prefix, **options)
+    return LedgerReport(parts.catalog, parts.bucket, parts.queue, instruments, [parts.lane], ["vehicles", "status"])
+
+
+class LacksHeaders:
+    """A queue whose replica lacks all messages for a while."""
+
+    lacks = True
+
+    def __init__(self, queue: NatsQueue) -> None:
+        self._queue = queue
+
+    async def headers(self, lane: Lane, first: int) -> list[Header]:
+        return [] if self.lacks else await self._queue.headers(lane, first)
+
+    async def state(self, lane: Lane) -> StreamState:
+        return await self._queue.state(lane)
+
+
+def comparison_of(parts: Parts, jetstream: JetStream, **options: Any) -> Comparison:
+    instruments = parts.heard.telemetry.instruments
+    return Comparison(
+        parts.bucket, Feed(jetstream), instruments, ["vehicles", "status"], parts.settings.prefix, **options
+    )
+
+
+def reported(heard: Heard, *outcomes: str) -> Mapping[str, float]:
+    """The records of vehicles in the ledger, by outcome."""
+    outcomes = outcomes or ("accepted", "stored", "duplicate", "quarantined", "rejected")
+    return {
+        outcome: heard.count("bronze.ledger.records", bronze_source="vehicles", bronze_outcome=outcome)
+        for outcome in outcomes
+    }
 
 
 async def test_the_ledger_states_each_record_once_whatever_processes_remember(
     parts: Parts, jetstream: JetStream, heard: Heard
 ) -> None:
     """Records, a late duplicate, a dead letter, two consumers, one of which was killed."""
-    await ledger_of(parts, jetstream).report()
+    await report_of(parts).report()
     assert heard.count("bronze.ledger.records", bronze_source="vehicles") == 0
     async with parts.running():
         await parts.submit(vehicle("a"), vehicle("b"), key="k")
@@ -589,17 +620,89 @@ async def test_the_ledger_states_each_record_once_whatever_processes_remember(
     async with parts.running(writers=2):
         await until(parts.at(4))
     for _ in range(2):
-        await ledger_of(parts, jetstream).report()
-    outcomes = {
-        outcome: heard.count("bronze.ledger.records", bronze_source="vehicles", bronze_outcome=outcome)
-        for outcome in ("stored", "duplicate", "quarantined", "rejected")
-    }
-    assert outcomes == {"stored": 3, "duplicate": 2, "quarantined": 1, "rejected": 0}
+        await report_of(parts).report()
+    assert reported(heard) == {"accepted": 6, "stored": 3, "duplicate": 2, "quarantined": 1, "rejected": 0}
     objects = await parts.objects()
     assert heard.count("bronze.ledger.objects", bronze_source="vehicles") == len(objects)
     sizes = [head.size for one in objects if (head := await parts.bucket.head(one.file_path))]
     assert heard.count("bronze.ledger.bytes", bronze_source="vehicles") == sum(sizes)
     assert heard.count("bronze.ledger.objects", bronze_source="status") == 0
+
+
+async def test_what_waits_is_accepted_and_a_new_process_knows_it(
+    parts: Parts, jetstream: JetStream, heard: Heard
+) -> None:
+    """Submissions of one and of several messages, waiting, then stored, then purged; counted by a process that saw
+    all of them, and by one that has just started.
+    """
+    seen = report_of(parts)
+    await parts.submit(vehicle("a"), vehicle("b"), key="k")
+    await parts.submit(*wide("c", 3))
+    for report in (seen, report_of(parts)):
+        await report.report()
+        assert reported(heard, "accepted", "stored") == {"accepted": 5, "stored": 0}
+    async with parts.running():
+        await until(parts.at(4))
+    await parts.queue.purge_below(parts.lane, 4)
+    await parts.submit(vehicle("a"), vehicle("b"), key="k")
+    await parts.submit(vehicle("d"))
+    for report in (seen, report_of(parts)):
+        await report.report()
+        assert reported(heard, "accepted", "stored") == {"accepted": 8, "stored": 5}
+    async with parts.running():
+        await until(parts.at(6))
+    for report in (seen, report_of(parts)):
+        await report.report()
+        assert reported(heard) == {"accepted": 8, "stored": 6, "duplicate": 2, "quarantined": 0, "rejected": 0}
+    assert (await jetstream.api(f"STREAM.INFO.{parts.lane.stream}"))["state"]["consumer_count"] == 0
+
+
+async def test_accepted_records_of_an_earlier_lane_stay_counted(
+    parts: Parts, jetstream: JetStream, heard: Heard
+) -> None:
+    """After a change of the lanes, or the loss of the queue and a rebuild, a source has lanes without a stream."""
+    async with parts.running():
+        await parts.submit(vehicle("a"), vehicle("b"))
+        await until(parts.at(1))
+    await jetstream.delete_stream(parts.lane.stream)
+    (new,) = await parts.queue.open(["vehicles"])
+    assert new != parts.lane
+    await replace(parts, lane=new).submit(vehicle("c"))
+    await report_of(replace(parts, lane=new)).report()
+    assert reported(heard, "accepted", "stored") == {"accepted": 3, "stored": 2}
+
+
+async def test_nothing_is_reported_of_a_source_while_a_lane_cannot_be_read(
+    parts: Parts, jetstream: JetStream, heard: Heard
+) -> None:
+    """Its first report is complete; after that, the lane counts as it was. A replica that lags changes nothing."""
+    await parts.submit(vehicle("a"))
+    lagging = replace(parts, queue=LacksHeaders(parts.queue))  # type: ignore[arg-type]
+    report = report_of(lagging)
+    await report.report()
+    assert not [
+        point for point in heard.points("bronze.ledger.records") if point.attributes["bronze.source"] == "vehicles"
+    ]
+    lagging.queue.lacks = False  # type: ignore[attr-defined]
+    await report.report()
+    assert reported(heard, "accepted") == {"accepted": 1}
+    lagging.queue.lacks = True  # type: ignore[attr-defined]
+    await parts.submit(vehicle("b"))
+    await report.report()
+    assert reported(heard, "accepted") == {"accepted": 1}
+    lagging.queue.lacks = False  # type: ignore[attr-defined]
+    await report.report()
+    assert reported(heard, "accepted") == {"accepted": 2}
+
+
+async def test_a_message_that_was_lost_does_not_end_the_count(parts: Parts, jetstream: JetStream, heard: Heard) -> None:
+    for number in range(3):
+        await parts.submit(vehicle(str(number)))
+    for lost in (2, 3):
+        await jetstream.api(f"STREAM.MSG.DELETE.{parts.lane.stream}", {"seq": lost})
+    await parts.submit(vehicle("d"))
+    await report_of(parts).report()
+    assert reported(heard, "accepted") == {"accepted": 2}
 
 
 async def test_an_object_that_is_deleted_is_missing_and_named(
@@ -611,17 +714,17 @@ async def test_an_object_that_is_deleted_is_missing_and_named(
             await parts.submit(vehicle(str(number)))
             await until(parts.at(number + 1))
     later = timedelta(0)
-    ledger = ledger_of(parts, jetstream, now=lambda: datetime.now(UTC) + later)
-    await ledger.compare()
+    comparison = comparison_of(parts, jetstream, now=lambda: datetime.now(UTC) + later)
+    await comparison.compare()
     assert heard.count("bronze.missing.objects") == 0
     key = (await parts.objects())[0].file_path
     await asyncio.to_thread(bucket._s3.delete_object, Bucket=bucket.name, Key=key)
     for _ in range(2):
-        await ledger.compare()
+        await comparison.compare()
     assert heard.count("bronze.missing.objects", bronze_source="vehicles") == 1
     assert caplog.text.count(f"{key} is in the catalog, but not in the bucket") == 1
     later = timedelta(hours=3)
-    await ledger.compare()
+    await comparison.compare()
     assert heard.count("bronze.missing.objects") == 0
 
 
@@ -636,12 +739,12 @@ async def test_an_object_with_a_removal_record_is_not_missing(
     removed, kept, lost = await parts.objects()
     for contents in (removed, lost):
         await asyncio.to_thread(bucket._s3.delete_object, Bucket=bucket.name, Key=contents.file_path)
-    ledger = ledger_of(parts, jetstream)
-    await ledger.compare()
+    comparison = comparison_of(parts, jetstream)
+    await comparison.compare()
     assert heard.count("bronze.missing.objects", bronze_source="vehicles") == 2
     for contents in (removed, kept):  # the record is created before the object is deleted
         await write_removal(bucket, parts.settings.prefix, factories.removal(contents))
-    await ledger.compare()
+    await comparison.compare()
     assert heard.count("bronze.missing.objects", bronze_source="vehicles") == 1
 
 

@@ -71,6 +71,22 @@ def sequences(messages: Sequence[Message]) -> list[int]:
     return [message.sequence for message in messages]
 
 
+async def test_headers_are_read_without_payloads(jetstream: JetStream) -> None:
+    """In order from a sequence on, and past messages that were purged; a later read does not depend on an earlier."""
+    await create_stream(jetstream)
+    for number in range(5):
+        await jetstream.publish(message(f"a.{number}", b"x" * 1_000, {"Bronze-Records": str(number)}))
+    await jetstream.purge_below("A", 2)
+    read = await jetstream.read_headers("A", 1, messages_max=3)
+    assert [(header.sequence, dict(header.headers)) for header in read] == [
+        (number + 1, {"Bronze-Records": str(number)}) for number in (1, 2, 3)
+    ]
+    assert [header.sequence for header in await jetstream.read_headers("A", 5, messages_max=3)] == [5]
+    assert await jetstream.read_headers("A", 6, messages_max=3) == []
+    with pytest.raises(Missing):
+        await jetstream.read_headers("B", 1, messages_max=3)
+
+
 # --- publishing
 
 

@@ -31,13 +31,14 @@ from bronze.api.ingest import Ingest, SubmissionHead
 from bronze.api.submit_telemetry import SubmissionTelemetry
 from bronze.consumer.lane_writer import LaneWriter
 from bronze.errors import Gone, Outage, Refused, Unavailable
+from bronze.ledger.report import LedgerReport
 from bronze.objects.footer import TAIL_BYTES, contents_of_footer, footer_start
 from bronze.protocol.attempts import Attempt
 from bronze.protocol.documents import CatalogEntry, Contents, Identity, StoredObject, Totals, entry_of
 from bronze.protocol.keys import KEY_LAYOUT
 from bronze.protocol.lane import Lane, lane_subject
 from bronze.protocol.limits import Limits
-from bronze.protocol.message import AcceptedSubmission, MessageKind, split_records
+from bronze.protocol.message import AcceptedSubmission, MessageKind, Part, split_records
 from bronze.records import sources
 from bronze.records.json_intake import JsonIntake
 from bronze.servers.catalog import SUBJECTS, NatsCatalog
@@ -48,6 +49,7 @@ from bronze.settings import Settings
 from bronze.telemetry import sdk
 from bronze.telemetry.instruments import Instruments
 from bronze.telemetry.sdk import Telemetry
+from bronze.telemetry.signals import attribute
 from tests.delivery.servers import ModelBucket, ModelJetStream, Object, QueueServer, Stream, at_once
 
 T = TypeVar("T")
@@ -193,6 +195,31 @@ class BothOwn:
 
     async def keep_alive(self) -> None:
         await asyncio.Event().wait()
+
+
+class LedgerHeard:
+    """A report of the ledger by one process, and the records that it last reported, by outcome."""
+
+    def __init__(self, world: "World") -> None:
+        link = Link(Process(world), patient=False)
+        self.lanes = [lane for lane, _ in world.epochs if lane.stream in world.server.streams]
+        self.records: dict[str, float] = {}
+        instruments = replace(_telemetry().instruments, ledger_records=self)  # type: ignore[arg-type]
+        self._report = LedgerReport(
+            NatsCatalog(link, CATALOG),
+            ModelBucket(world.objects),
+            NatsQueue(link, KeyValueStore(link, 1), SETTINGS),
+            instruments,
+            self.lanes,
+            [SOURCE.name],
+        )
+
+    def set(self, amount: float, attributes: Mapping[str, str]) -> None:
+        self.records[str(attributes[attribute.bronze_outcome])] = amount
+
+    async def report(self) -> Mapping[str, float]:
+        await self._report.report()
+        return dict(self.records)
 
 
 class Process:
@@ -381,6 +408,9 @@ class World:
         self.promised: dict[bytes, int] = {}
         self.taken: dict[bytes, int] = {}
         self.rolled_back = self.has_to_halt = False
+        #: the process that reports the ledger since its lanes were created, and what was accepted by the last check
+        self.ledger: LedgerHeard | None = None
+        self.accepted = 0.0
         self.consumers = [Consumer(self, limit) for limit in MESSAGES_MAX]
         self.api = ApiProcess(self)
         self.run(STEP_S)
@@ -517,6 +547,33 @@ class World:
             self.catalog.roll_back(time)
         entries = self.entries()
         self.has_to_halt |= bool(entries) and entries[-1].last > self.queue.last
+
+    # --- the ledger
+
+    def check_ledger(self) -> None:
+        """At any moment: a process that saw everything, and one that starts now, report the same; accepted never falls,
+        never is less than what is done, and has every record that waits.
+        """
+        new = LedgerHeard(self)
+        reported = self.loop.run_until_complete(new.report())
+        if self.ledger and self.ledger.lanes == new.lanes:  # else its process has ended: a lane was replaced
+            before = self.ledger.records["accepted"]
+            assert self.loop.run_until_complete(self.ledger.report()) == reported, "ledger: two processes differ"
+        else:
+            before, self.ledger = self.accepted, new
+        accepted = reported["accepted"]
+        done = sum(reported.values()) - accepted
+        last = {lane: entry.last for entry in self.entries() for lane, _ in self.epochs if lane.epoch == entry.epoch}
+        waiting = [
+            Part.parse(message.headers).records
+            for lane, stream in self.epochs
+            if lane.stream in self.server.streams
+            for message in stream.present()
+            if message.sequence > last.get(lane, 0) and message.headers
+        ]
+        assert accepted == done + sum(waiting), "ledger: accepted is not what is done and what waits"
+        assert accepted >= before, "ledger: accepted fell"
+        self.accepted = accepted
 
     # --- clients
 

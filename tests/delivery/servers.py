@@ -14,7 +14,7 @@ from bronze.errors import Outage, Unavailable
 from bronze.protocol.message import Message, unix_time_s
 from bronze.servers import jetstream as js
 from bronze.servers.bucket import Head
-from bronze.servers.jetstream import ApiError, JetStream, Outgoing, StreamState
+from bronze.servers.jetstream import ApiError, Header, JetStream, Outgoing, StreamState
 
 T = TypeVar("T")
 
@@ -291,6 +291,10 @@ class ModelJetStream(JetStream):
 
     async def read(self, stream: str, first: int, *, messages_max: int, bytes_max: int) -> list[Message]:
         return (await self.read_subject(stream, ">", first, messages_max=messages_max, bytes_max=bytes_max))[0]
+
+    async def read_headers(self, stream: str, first: int, *, messages_max: int) -> list[Header]:
+        messages = await self.read(stream, first, messages_max=messages_max, bytes_max=2**40)
+        return [Header(message.sequence, message.headers) for message in messages]
 
     async def read_subject(
         self, stream: str, subject: str, begin: int | str, *, messages_max: int, bytes_max: int

@@ -10,7 +10,14 @@ from dataclasses import replace
 import pytest
 from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from bronze.consumer.lane_writer import LaneWriter
 from bronze.consumer.upload_telemetry import UploadTelemetry
@@ -99,6 +106,11 @@ class Delivery(RuleBasedStateMachine):
             self.world.work(quick, until="read")
         if where in {"late", "behind"}:  # the slow writer still waits for its first read, whose messages are purged
             self.world.run(PURGED_S)
+
+    @invariant()
+    def ledger(self) -> None:
+        if not self.promise_only and not self.world.rolled_back:  # what a rollback takes away is no longer accepted
+            self.world.check_ledger()
 
     def _record(self, size: int = 0) -> bytes:
         self.sent += 1

@@ -2,7 +2,7 @@
 
 run               writes all lanes concurrently, until it is stopped
 lane_writer       writes one lane, by the chain protocol (`docs/delivery.md`)
-ledger            what each source holds, and which objects are missing in the bucket
+ledger            which objects of the catalog are missing in the bucket
 tasks             tasks that end when the role stops
 upload_telemetry  the spans and measurements of one upload
 

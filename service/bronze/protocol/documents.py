@@ -77,6 +77,10 @@ class Totals(msgspec.Struct, frozen=True, kw_only=True):
     rejected: int = 0
     duplicates: int = 0
 
+    @property
+    def all_records(self) -> int:
+        return self.records + self.quarantined + self.rejected + self.duplicates
+
     def __add__(self, other: "Totals") -> "Totals":
         return Totals(**{name: getattr(self, name) + getattr(other, name) for name in self.__struct_fields__})
 

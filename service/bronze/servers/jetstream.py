@@ -42,6 +42,11 @@ EXPECTED_STREAM = "Nats-Expected-Stream"
 EXPECTED_LAST_SUBJECT_SEQUENCE = "Nats-Expected-Last-Subject-Sequence"
 TTL = "Nats-TTL"
 
+#: A consumer that reads headers adds it to them.
+PAYLOAD_SIZE = "Nats-Msg-Size"
+#: When the server deletes a consumer that reads headers and whose process died, in nanoseconds.
+HEADERS_CONSUMER_NS = 10 * 10**9
+
 #: The status if no server answers a request.
 NO_RESPONDERS = "503"
 
@@ -96,6 +101,14 @@ class StreamState:
     messages: int
     deleted: int
     now: str
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """The headers of a stored message."""
+
+    sequence: int
+    headers: Mapping[str, str]
 
 
 class Missing(Unavailable):
@@ -357,6 +370,56 @@ class JetStream:
         Wildcards are allowed.
         """
         return (await self._direct(stream, {"multi_last": list(subjects), "batch": LAST_MAX}))[0]
+
+    async def read_headers(self, stream: str, first: int, *, messages_max: int) -> list[Header]:
+        """The headers of a replica's messages from a sequence on, in order, without their payloads.
+
+        Only a consumer can leave out payloads; each read has one of its own, which the server deletes if we do not.
+        """
+        consumer = uuid4().hex
+        config = {
+            "name": consumer,
+            "deliver_policy": "by_start_sequence",
+            "opt_start_seq": first,
+            "ack_policy": "none",
+            "headers_only": True,
+            "mem_storage": True,
+            "num_replicas": 1,
+            "inactive_threshold": HEADERS_CONSUMER_NS,
+        }
+        created = await self._call(
+            f"CONSUMER.CREATE.{stream}.{consumer}", {"stream_name": stream, "config": config, "action": "create"}
+        )
+        try:
+            return await self._next_headers(stream, consumer, min(messages_max, created["num_pending"]))
+        finally:
+            with suppress(Unavailable):
+                await self._call(f"CONSUMER.DELETE.{stream}.{consumer}")
+
+    async def _next_headers(self, stream: str, consumer: str, count: int) -> list[Header]:
+        client, found = self._client, list[Header]()
+        inbox = client.new_inbox()
+        try:
+            subscription = await client.subscribe(inbox, pending_msgs_limit=-1, pending_bytes_limit=-1)
+            try:
+                request = {"batch": count, "no_wait": True}
+                await client.publish(
+                    f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}", msgspec.json.encode(request), reply=inbox
+                )
+                while len(found) < count:
+                    message = await subscription.next_msg(timeout=REQUEST_TIMEOUT_S)
+                    headers = message.headers or {}
+                    if "Status" in headers:  # some were purged meanwhile
+                        break
+                    stored = {name: value for name, value in headers.items() if name != PAYLOAD_SIZE}
+                    found.append(Header(message.metadata.sequence.stream, stored))
+            finally:
+                await subscription.unsubscribe()
+        except (nats.errors.Error, OSError, TimeoutError) as error:
+            raise Unavailable(
+                Outage.QUEUE_AWAY, f"the queue does not answer: {error or type(error).__name__}"
+            ) from error
+        return found
 
     async def _direct(self, stream: str, request: Mapping[str, Any]) -> tuple[list[Message], int]:
         """A batched direct get (ADR-31): its messages, and how many follow them."""

@@ -15,7 +15,7 @@ from bronze.protocol.message import AcceptedSubmission, Message, Part
 from bronze.records.spool import CheckedSubmission
 from bronze.servers import jetstream as js
 from bronze.servers import stream_metadata
-from bronze.servers.jetstream import ApiError, JetStream, Missing, Outgoing, StreamState
+from bronze.servers.jetstream import ApiError, Header, JetStream, Missing, Outgoing, StreamState
 from bronze.servers.key_value import KeyValueStore, timestamped_name
 from bronze.settings import Settings
 
@@ -25,6 +25,8 @@ RECONNECT_WAIT_S = 2.0
 #: Bounds of one read, so of the data in flight to one reader.
 READ_MESSAGES_MAX = 4096
 READ_BYTES_MAX = 16 * 2**20
+#: Messages whose headers one read returns.
+HEADERS_MAX = 1_000
 
 #: Temporary refusals: publishing is retried.
 _TEMPORARY = frozenset({js.SUBJECT_WRITE_IN_FLIGHT, js.TOO_MANY_OPEN_BATCHES, js.STREAM_FULL})
@@ -72,6 +74,7 @@ class Queue(Protocol):
     async def read(self, lane: Lane, tail: Tail | None) -> list[Message]: ...
     async def halt_if_lost(self, lane: Lane, gap: Gap) -> None: ...
     async def get(self, lane: Lane, sequence: int) -> Message | None: ...
+    async def headers(self, lane: Lane, first: int) -> list[Header]: ...
     async def state(self, lane: Lane) -> StreamState: ...
     async def purge_below(self, lane: Lane, sequence: int) -> None: ...
 
@@ -300,6 +303,11 @@ class NatsQueue:
     async def get(self, lane: Lane, sequence: int) -> Message | None:
         async with self._gone_if_replaced(lane):
             return await self._js.get(lane.stream, sequence)
+
+    async def headers(self, lane: Lane, first: int) -> list[Header]:
+        """The headers of a replica's messages from a sequence on, without payloads; at most `HEADERS_MAX`."""
+        async with self._gone_if_replaced(lane):
+            return await self._js.read_headers(lane.stream, first, messages_max=HEADERS_MAX)
 
     async def state(self, lane: Lane) -> StreamState:
         async with self._gone_if_replaced(lane):
