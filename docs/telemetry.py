@@ -42,6 +42,9 @@ sampled submissions only.
 
 Nothing is sampled that is switched off: with `OTEL_SDK_DISABLED=true`, with `always_off`, and with a ratio of 0 there
 are no uploads with a trace of their own, nor with `parentbased_always_off` (there, clients alone decide).
+
+The collector can choose among the traces that it gets ([tail sampling](exporters.md#tail-sampling)). It keeps every
+trace with an upload, but exemplars of fast requests then mostly lead nowhere.
 """
 
 

@@ -10,7 +10,19 @@ from dataclasses import dataclass, field
 
 from local import exporters
 from local.builds import REPOSITORY, Built
-from local.exporters import SIGNALS, Exporters, every_layer, named, shown, variable
+from local.exporters import (
+    EVERY_TRACE,
+    SAMPLING_VARIABLE,
+    SIGNALS,
+    Exporters,
+    every_layer,
+    known_samplings,
+    layer_file,
+    named,
+    sampling_file,
+    shown,
+    variable,
+)
 from local.programs import LocalError, environment
 from local.settings import settings
 
@@ -48,13 +60,15 @@ class Check:
 
 
 def check_all(built: Built, chosen: Exporters) -> list[str]:
-    """Checks every file, each layer alone, and the exporters in use. Returns and raises as `run`."""
+    """Checks every file, each layer and each sampling alone, and the exporters in use. Returns and raises as `run`."""
     layers = every_layer()
     check_names(layers)
     run([_base(built)])  # what is wrong here is wrong with each layer
     run(alone(built, layer) for layer in layers)
+    samplings = [sampling for sampling in known_samplings() if sampling != EVERY_TRACE]  # which every layer is run with
+    run(_sampling(built, sampling) for sampling in samplings)
     each_layer = f"otel-collector/config.yaml with each of {len(layers)} exporters alone"
-    return [each_layer, *run([*_in_use(built, chosen), *_rules(built)])]
+    return [each_layer, *map(shown, map(sampling_file, samplings)), *run([*_in_use(built, chosen), *_rules(built)])]
 
 
 def check_choice(built: Built, chosen: Exporters) -> list[str]:
@@ -80,7 +94,7 @@ def check_names(layers: Iterable[str]) -> None:
         for kind, ids in named(layer).items():
             for name in ids:
                 if (other := owners.setdefault((kind, name), layer)) != layer:
-                    both = f"{shown(other)} and {shown(layer)}"
+                    both = f"{shown(layer_file(other))} and {shown(layer_file(layer))}"
                     raise LocalError(f"{both} both have the {kind} {name!r}: rename it in one of the files")
 
 
@@ -88,7 +102,14 @@ def alone(built: Built, layer: str) -> Check:
     """Checks a layer, without exporters for the other signals."""
     signal = layer.partition("/")[0]
     layers = [layer if other == signal else f"{other}/none" for other in SIGNALS]
-    return _collector(built, shown(layer), layers, "correct that setting in this file")
+    return _collector(built, shown(layer_file(layer)), layers, "correct that setting in this file")
+
+
+def _sampling(built: Built, sampling: str) -> Check:
+    subject = shown(sampling_file(sampling))
+    return _collector(
+        built, subject, [f"{signal}/none" for signal in SIGNALS], "correct that setting in this file", sampling
+    )
 
 
 def _base(built: Built) -> Check:
@@ -96,16 +117,16 @@ def _base(built: Built) -> Check:
     return _collector(built, "otel-collector/config.yaml", layers, "correct that setting")
 
 
-def _collector(built: Built, subject: str, layers: Sequence[str], remedy: str) -> Check:
+def _collector(built: Built, subject: str, layers: Sequence[str], remedy: str, sampling: str = EVERY_TRACE) -> Check:
     """Checks with the settings that the collector would run with."""
-    command = (str(built.collector), "validate", *exporters.arguments(layers))
-    return Check(subject, command, remedy, exporters.environment(layers, settings()))
+    command = (str(built.collector), "validate", *exporters.arguments(layers, sampling))
+    return Check(subject, command, remedy, exporters.environment(layers, settings(), sampling))
 
 
 def _in_use(built: Built, chosen: Exporters) -> Iterator[Check]:
-    settings_of_exporters = ", ".join(map(variable, SIGNALS))
+    settings_of_exporters = ", ".join([*map(variable, SIGNALS), SAMPLING_VARIABLE])
     remedy = f"correct the file or the variable that the error names, or change {settings_of_exporters}"
-    yield _collector(built, f"the exporters in use ({chosen})", chosen.layers, remedy)
+    yield _collector(built, f"the exporters in use ({chosen})", chosen.layers, remedy, chosen.sampling)
     config = PROMETHEUS / "prometheus.yaml"
     yield Check(
         "prometheus/prometheus.yaml",

@@ -1,11 +1,12 @@
-"""The destinations of telemetry: for each signal, the files of `otel-collector/exporters/` that the collector uses.
+"""The destinations of telemetry: for each signal, the files of `otel-collector/exporters/` that the collector uses; and
+the file of `otel-collector/sampling/` that decides which traces they get.
 
-There is one setting per signal. Each file in a signal's folder is an exporter that the setting can name.
+There is one setting per signal, and one for the sampling. Each file in a folder is a value that the setting can have.
 """
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
@@ -17,6 +18,10 @@ from local.programs import LocalError
 COLLECTOR = REPOSITORY / "otel-collector"
 #: Prometheus receives the metrics by one of these. By two of them, it would count everything twice.
 PROMETHEUS = ("prometheus", "prometheus-remote-write", "prometheus-scrape")
+
+SIGNALS = ("metrics", "traces", "logs")
+SAMPLING_VARIABLE = "BRONZE_TRACES_SAMPLING"
+EVERY_TRACE = "all"
 
 _VARIABLE = re.compile(r"\$\{env:(\w+)")
 
@@ -30,13 +35,21 @@ def layer_file(layer: str) -> Path:
     return COLLECTOR / "exporters" / f"{layer}.yaml"
 
 
-def shown(layer: str) -> str:
-    return str(layer_file(layer).relative_to(REPOSITORY))
+def sampling_file(sampling: str) -> Path:
+    return COLLECTOR / "sampling" / f"{sampling}.yaml"
+
+
+def shown(file: Path) -> str:
+    return str(file.relative_to(REPOSITORY))
 
 
 def known(signal: str) -> list[str]:
     """The exporters that exist for a signal."""
     return sorted(file.stem for file in (COLLECTOR / "exporters" / signal).glob("*.yaml"))
+
+
+def known_samplings() -> list[str]:
+    return sorted(file.stem for file in (COLLECTOR / "sampling").glob("*.yaml"))
 
 
 def every_layer() -> list[str]:
@@ -49,47 +62,56 @@ def named(layer: str) -> Mapping[str, list[str]]:
         content = yaml.safe_load(layer_file(layer).read_text())
         return {"exporter": [*content["exporters"]], "pipeline": [*content["service"]["pipelines"]]}
     except yaml.YAMLError as error:
-        raise LocalError(f"{shown(layer)} is not valid YAML; correct it:\n{error}") from error
+        raise LocalError(f"{shown(layer_file(layer))} is not valid YAML; correct it:\n{error}") from error
     except (KeyError, TypeError) as error:
         raise LocalError(
-            f"{shown(layer)} has no `exporters` or no `service: pipelines`; add them as in the other files of the "
-            "folder"
+            f"{shown(layer_file(layer))} has no `exporters` or no `service: pipelines`; add them as in the other files "
+            "of the folder"
         ) from error
 
 
-def files(layers: Iterable[str]) -> tuple[Path, ...]:
+def files(layers: Iterable[str], sampling: str = EVERY_TRACE) -> tuple[Path, ...]:
     """The collector's configuration files for these layers."""
-    return (COLLECTOR / "config.yaml", *map(layer_file, layers))
+    return (COLLECTOR / "config.yaml", sampling_file(sampling), *map(layer_file, layers))
 
 
-def arguments(layers: Iterable[str]) -> tuple[str, ...]:
+def arguments(layers: Iterable[str], sampling: str = EVERY_TRACE) -> tuple[str, ...]:
     """The collector's arguments for these layers."""
-    return tuple(argument for file in files(layers) for argument in ("--config", str(file)))
+    return tuple(argument for file in files(layers, sampling) for argument in ("--config", str(file)))
 
 
-def environment(layers: Iterable[str], settings: Mapping[str, str]) -> dict[str, str]:
-    """The settings that these layers' files refer to."""
-    read = {name for file in files(layers) for name in _VARIABLE.findall(file.read_text())}
+def environment(layers: Iterable[str], settings: Mapping[str, str], sampling: str = EVERY_TRACE) -> dict[str, str]:
+    """The settings that the collector's files for these layers refer to."""
+    read = {name for file in files(layers, sampling) for name in _VARIABLE.findall(file.read_text())}
     return {name: settings[name] for name in sorted(read) if name in settings}
 
 
 @dataclass(frozen=True)
 class Exporters:
-    """The exporters in use for each signal; the defaults need only programs from packages."""
+    """The exporters in use for each signal, and the sampling of the traces that they get; the defaults need only
+    programs from packages.
+    """
 
     metrics: tuple[str, ...] = ("prometheus",)
     traces: tuple[str, ...] = ("zipkin",)
     logs: tuple[str, ...] = ("file",)
+    sampling: str = EVERY_TRACE
 
     @classmethod
     def configured(cls, settings: Mapping[str, str], *, tempo: bool) -> Self:
-        """The exporters that the settings name. Without a setting, traces go to Tempo if it is installed.
+        """The exporters and the sampling that the settings name. Without a setting, traces go to Tempo if it is
+        installed.
 
-        Raises `LocalError` for unknown exporters, and for exporters that cannot be combined.
+        Raises `LocalError` for unknown names, and for exporters that cannot be combined.
         """
         chosen: dict[str, tuple[str, ...]] = {"traces": ("tempo",)} if tempo else {}
         chosen |= {s: _chosen(s, settings[variable(s)]) for s in SIGNALS if variable(s) in settings}
-        exporters = cls(**chosen)
+        sampling = settings.get(SAMPLING_VARIABLE) or EVERY_TRACE
+        if sampling not in known_samplings():
+            raise LocalError(
+                f"{SAMPLING_VARIABLE}={sampling}: {sampling!r} is unknown; known are: {', '.join(known_samplings())}"
+            )
+        exporters = cls(**chosen, sampling=sampling)
         if "tempo" in exporters.traces and not tempo:
             raise LocalError(
                 f"{variable('traces')} names tempo, but there is no program `tempo` on PATH: install it, or use "
@@ -102,10 +124,8 @@ class Exporters:
         return tuple(f"{signal}/{name}" for signal in SIGNALS for name in getattr(self, signal))
 
     def __str__(self) -> str:
-        return "; ".join(f"{signal} to {', '.join(getattr(self, signal))}" for signal in SIGNALS)
-
-
-SIGNALS = tuple(field.name for field in fields(Exporters))
+        destinations = "; ".join(f"{signal} to {', '.join(getattr(self, signal))}" for signal in SIGNALS)
+        return destinations if self.sampling == EVERY_TRACE else f"{destinations}; traces sampled by {self.sampling}"
 
 
 def _chosen(signal: str, text: str) -> tuple[str, ...]:

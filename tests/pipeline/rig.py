@@ -10,7 +10,7 @@ import pytest
 
 from local import programs, servers
 from local.builds import Built
-from local.exporters import SIGNALS
+from local.exporters import EVERY_TRACE, SIGNALS
 from local.programs import LOOPBACK, Process
 
 
@@ -31,13 +31,19 @@ class Rig:
         return self.state / "log"
 
     @contextmanager
-    def collector(self, *layers: str, env: Mapping[str, str]) -> Iterator[Process]:
+    def collector(self, *layers: str, sampling: str = EVERY_TRACE, env: Mapping[str, str]) -> Iterator[Process]:
         """The collector, with `none` for the signals without a layer."""
         signals = {layer.partition("/")[0] for layer in layers}
         layers += tuple(f"{signal}/none" for signal in SIGNALS if signal not in signals)
         own = {"COLLECTOR_TRACES_RATIO": "0"}  # only the test's own spans are counted
         program = servers.collector(
-            self.state, self.port, "test", executable=self.built.collector, layers=layers, env={**own, **env}
+            self.state,
+            self.port,
+            "test",
+            executable=self.built.collector,
+            layers=layers,
+            sampling=sampling,
+            env={**own, **env},
         )
         with programs.start(program, self.log) as process:
             yield process

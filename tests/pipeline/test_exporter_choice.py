@@ -97,6 +97,7 @@ def test_every_exporter_is_valid_alone(built: Built) -> None:
             "exporters: [file/log]",
             r"otel-collector/exporters/logs/file.yaml: .*logs/file: references exporter \"file/log\" which is not conf",
         ),
+        ("sampling/tail.yaml", "num_traces:", "num_trace:", r"otel-collector/sampling/tail.yaml: .*num_trace: correct"),
         ("config.yaml", "check_interval:", "chek_interval:", r"otel-collector/config.yaml: .*chek_interval: correct"),
     ],
 )

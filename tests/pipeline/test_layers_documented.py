@@ -8,10 +8,14 @@ import pytest
 import yaml
 
 from local.builds import REPOSITORY
-from local.exporters import COLLECTOR, SIGNALS, known, layer_file
+from local.exporters import COLLECTOR, SIGNALS, known, known_samplings, layer_file, sampling_file
 
 TEXT = (REPOSITORY / "docs" / "exporters.md").read_text()
-FILES = [COLLECTOR / "config.yaml", *(layer_file(f"{signal}/{name}") for signal in SIGNALS for name in known(signal))]
+FILES = [
+    COLLECTOR / "config.yaml",
+    *(layer_file(f"{signal}/{name}") for signal in SIGNALS for name in known(signal)),
+]
+SAMPLINGS = [sampling_file(name) for name in known_samplings()]
 VARIABLE = re.compile(r"\$\{env:(\w+)")
 
 
@@ -58,14 +62,16 @@ def test_no_two_layers_share_an_exporter_or_a_pipeline() -> None:
     assert len(names) == len(set(names))
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: "/".join(file.parts[-2:]))
+@pytest.mark.parametrize("file", FILES + SAMPLINGS, ids=lambda file: "/".join(file.parts[-2:]))
 def test_every_layer_and_every_variable_is_documented(file: Path) -> None:
     if file.parent.name in SIGNALS:
         assert f"`{file.parent.name}/{file.stem}`" in TEXT
+    if file in SAMPLINGS:
+        assert f"`{file.stem}`" in TEXT
     assert [variable for variable in VARIABLE.findall(file.read_text()) if f"`{variable}`" not in TEXT] == []
 
 
 def test_no_variable_is_documented_that_nothing_reads() -> None:
-    read = {variable for file in FILES for variable in VARIABLE.findall(file.read_text())}
+    read = {variable for file in FILES + SAMPLINGS for variable in VARIABLE.findall(file.read_text())}
     rows = re.findall(r"^\| \*?`([A-Z].*?) \|", TEXT, re.MULTILINE)
     assert set(re.findall(r"[A-Z][A-Z_]+", " ".join(rows))) - read == set()

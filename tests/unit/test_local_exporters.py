@@ -7,7 +7,7 @@ import pytest
 
 from local import exporters
 from local.checks import check_names
-from local.exporters import Exporters, environment, every_layer, named
+from local.exporters import Exporters, environment, every_layer, files, named
 from local.programs import LocalError
 
 LAYER = """\
@@ -53,6 +53,20 @@ def test_unset_takes_what_there_is() -> None:
 def test_several() -> None:
     """A list keeps its order; spaces and repetitions do no harm."""
     assert chosen({"traces": " zipkin, file ,zipkin"}).traces == ("zipkin", "file")
+
+
+def test_the_sampling_is_a_file_in_front_of_the_layers() -> None:
+    """Its settings are passed on, and every trace is kept by default."""
+    tail = Exporters.configured({"BRONZE_TRACES_SAMPLING": "tail"}, tempo=False)
+    assert str(tail).endswith("; traces sampled by tail")
+    names = [file.relative_to(exporters.COLLECTOR).as_posix() for file in files(tail.layers, tail.sampling)]
+    assert names[:2] == ["config.yaml", "sampling/tail.yaml"]
+    assert chosen({}).sampling == "all"
+    share = {"COLLECTOR_TRACES_PERCENTAGE": "5"}
+    assert environment(tail.layers, share, tail.sampling) == share
+    assert environment(tail.layers, share) == {}
+    with pytest.raises(LocalError, match="BRONZE_TRACES_SAMPLING=head: 'head' is unknown; known are: all, tail"):
+        Exporters.configured({"BRONZE_TRACES_SAMPLING": "head"}, tempo=False)
 
 
 @pytest.mark.parametrize(

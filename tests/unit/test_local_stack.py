@@ -65,6 +65,14 @@ def test_no_two_programs_share_a_port(ports: Ports, tmp_path: Path) -> None:
     assert len(taken) == len(set(taken))
 
 
+def test_the_collector_samples_by_the_flush_age_of_the_roles(tmp_path: Path) -> None:
+    """It waits for their uploads. The choice of the sampling is saved."""
+    stack = Stack.create(tmp_path, Ports(), BUILT, Exporters(sampling="tail"))
+    assert "sampling/tail.yaml" in " ".join(stack.collector.command)
+    assert len({program.env["BRONZE_FLUSH_AGE_S"] for program in (stack.collector, *stack.roles)}) == 1
+    assert Stack.load(tmp_path) == stack
+
+
 def test_the_api_does_not_start_anew_for_other_exporters(tmp_path: Path) -> None:
     """Its environment says where its page leads to, which is of the machine and not of the choice."""
     stack = Stack.create(tmp_path, Ports(), BUILT)
