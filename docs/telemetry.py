@@ -25,7 +25,9 @@ In Prometheus each series has `job` (`bronze/api`, `bronze/consumer`, `bronze/pu
 `service.instance.id`), `service_name`, `service_version` and `deployment_environment_name`; the dots of an
 attribute become underscores. A histogram's series end in `_bucket`, `_sum` and `_count`, and its buckets have
 exemplars, which link to the trace of the measured operation: of each bucket and export, the largest measurement that
-was sampled. Every counter starts at 0, for each combination of
+was sampled. So the slowest upload of any five minutes is an exemplar: in a test with 5,297 uploads in 100 windows, in
+each of them, as stored by Prometheus (`tests/pipeline/test_exemplars_stored.py`; with the SDK's own choice, the last of
+each bucket, in 85 % of them). Every counter starts at 0, for each combination of
 attributes that can occur. Each process also serves the same metrics at `/metrics`. Prometheus scrapes them as
 `job="scrape-api"` and so on, for `up` and to compare both paths ([BronzePathsDiffer](runbook.md#bronzepathsdiffer)).
 
