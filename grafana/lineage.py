@@ -15,10 +15,11 @@ def board() -> Board:
     return Board(
         traces.LINEAGE,
         "Lineage",
-        "Type a classification_id, a submission_id or a file_path: its traces, timings and objects.",
+        "Type a classification_id, a submission_id, a file_path or a trace_id: its traces, timings and objects.",
         [
             Row("Search", [guide()]),
             Row("Search results", [results()]),
+            Row("Bronze writes of a trace", [writes_of_trace()]),
             Row("Latest Bronze writes", [latest_writes()]),
             Row("Trace", [trace()], closed=True),
         ],
@@ -32,7 +33,8 @@ def guide() -> Text:
     return components.note(
         "From an id to its object",
         """\
-Type one of the ids above. The next table shows the spans with this id. Each row links to its trace and its lineage: \
+Type one of the ids above. The next table shows the spans with this id; for a trace_id, the one below it shows the \
+Bronze writes that stored the trace's submissions. Each row links to its trace and its lineage: \
 submissions, objects, rows and timings.
 
 The lineage without traces, as long as the data is in the bucket: [any id or path](${api_url}/), \
@@ -52,9 +54,19 @@ def results() -> Table:
         "Every span with one of the ids, newest first. For a submission: its request, messages and processing. For "
         "an object: its upload and the submissions in it. For a classification: all of these, across sources. A "
         "span names at most 128 classifications; the column `classification_id` of the objects has all of them.",
-        "type an id above; or no span with this id is in the time range",
+        "type one of the first three ids above; or no span with this id is in the time range",
     )
     return traces.of_ids(info, {f"span.bronze.{name}": name for name in _IDS})
+
+
+def writes_of_trace() -> Table:
+    info = PanelInfo(
+        "Bronze writes of trace ${trace_id}",
+        "The uploads that stored a submission of this trace, whichever trace they are in: an upload is in the trace of "
+        "its oldest submission, or in its own. An upload names the traces of at most 128 submissions.",
+        "type a trace_id above; or its submissions were not stored in the time range",
+    )
+    return traces.uploads_of(info, "trace_id")
 
 
 def trace() -> Panel:

@@ -32,17 +32,23 @@ Columns = Mapping[str, tuple[str, Sequence[DynamicConfigValue]]]
 
 def uploads(info: PanelInfo, at_least: str, first: str) -> Table:
     """Bronze writes of at least this duration."""
+    return _uploads(info, f'name =~ "upload ($source)" && name != "upload canary" && duration >= {at_least}', first)
+
+
+def uploads_of(info: PanelInfo, variable: str) -> Table:
+    """Bronze writes with a submission of the trace whose id is typed into a variable. An empty one matches none.
+
+    Tempo shows ids without their leading zeros; the attribute has them.
+    """
+    return _uploads(info, f'span.bronze.submission_trace_id =~ "0*${{{variable}:regex}}"', "Start")
+
+
+def _uploads(info: PanelInfo, condition: str, first: str) -> Table:
     columns: Columns = {
         "bronze.bytes": ("Bytes", [components.width_px(90), components.in_unit(components.BYTES)]),
         "bronze.submissions": ("Submissions", [components.width_px(110), components.in_unit(EXACT)]),
     }
-    return _listed(
-        info,
-        f'name =~ "upload ($source)" && name != "upload canary" && duration >= {at_least}',
-        _OF_UPLOAD,
-        columns,
-        first,
-    )
+    return _listed(info, condition, _OF_UPLOAD, columns, first)
 
 
 def of_ids(info: PanelInfo, variables: Mapping[str, str]) -> Table:
