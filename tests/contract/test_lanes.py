@@ -94,7 +94,9 @@ class Parts:
 
     async def stored(self) -> list[str]:
         """The ids of the submissions in the bucket, each as often as it occurs there."""
-        objects = [await read_contents(self.bucket, key) async for key in self.bucket.keys(f"{self.settings.prefix}/")]
+        objects = [
+            await read_contents(self.bucket, key) async for key in self.bucket.keys(f"{self.settings.prefix}/source=")
+        ]
         return sorted(
             stored.accepted.submission_id for contents in objects if contents for stored in contents.submissions
         )

@@ -258,6 +258,17 @@ async def test_messages_in_a_longer_object_are_not_lost(parts: Parts) -> None:
         await (await acknowledgement(parts)).of_messages(args.messages, STATEMENT)
 
 
+async def test_messages_with_a_removal_record_are_not_unknown(parts: Parts, capsys: pytest.CaptureFixture[str]) -> None:
+    """The record of their object says more; and a removed object continues the chain as well as one that is there."""
+    (lane,), keys, _ = await stored(parts, 4)
+    await delete(parts, *keys[1:])
+    assert await acknowledge(parts, keys[1], keys[3]) == 0
+    await parts.jetstream.delete_stream(parts.catalog._stream)
+    assert await acknowledge(parts, "--messages", f"vehicles.0.{lane.epoch}:2-3") == 1
+    assert f"message 2 is in {keys[1]}, which has a removal record" in capsys.readouterr().err
+    assert await acknowledge(parts, "--messages", f"vehicles.0.{lane.epoch}:3-3") == 0
+
+
 async def test_messages_can_be_acknowledged_while_a_rebuild_is_not_finished(parts: Parts) -> None:
     """Otherwise a rebuild that finds a gap when it has begun could never be finished."""
     (lane,), keys, _ = await stored(parts, 3)

@@ -195,9 +195,13 @@ class Acknowledgement:
         if contents and contents.last >= lost.first:
             raise CommandError(f"message {lost.first} is in {before}, which is in the bucket. Nothing was written")
         removed = await removed_paths(self._bucket, self._prefix, lane.source, f"{self._prefix}/source={lane.source}/")
-        later |= any(
-            of_lane == lane and first > lost.last for of_lane, first in filter(None, map(lane_of_key, removed))
-        )
+        for file_path in removed:
+            of_lane, first = lane_of_key(file_path) or (None, 0)
+            if of_lane == lane and lost.first <= first <= lost.last:
+                raise CommandError(
+                    f"message {first} is in {file_path}, which has a removal record. Nothing was written"
+                )
+            later |= of_lane == lane and first > lost.last
         if not later:
             raise CommandError(
                 f"no object of {lane.stream} after message {lost.last} is known, so its chain cannot continue there. "

@@ -23,13 +23,15 @@ def report_rebuilt(found: BucketContents, *, dry_run: bool) -> None:
         f"{counted(found.records, 'record')} of {counted(found.submissions, 'submission')}. Each lane's chain of "
         "objects is complete."
     )
+    if found.removed:
+        print(f"Removed objects that the catalog lists by their removal records: {found.removed:,}.")
     if found.unknown_keys:
         print(f"Ignored, because not objects of Bronze: {counted(found.unknown_keys, 'key')} under the prefix.")
     if dry_run:
         print("Nothing was changed. Without --dry-run, a new catalog of these objects replaces the current catalog.")
     else:
         print(
-            f"The catalog is rebuilt: {counted(found.objects, 'entry', 'entries')}, "
+            f"The catalog is rebuilt: {counted(found.objects + found.removed, 'entry', 'entries')}, "
             f"{counted(found.identities, 'identity', 'identities')}. The retention time of the identities starts again "
             "now. Expired identities were not restored."
         )

@@ -5,9 +5,10 @@ from collections.abc import Iterable, Sequence
 import msgspec
 
 from bronze.errors import Outage, Unavailable
-from bronze.protocol.documents import StoredObject, Totals, entry_of, identities_of
+from bronze.protocol.documents import CatalogEntry, Identity, StoredObject, Totals, entry_of, identities_of
 from bronze.protocol.lane import Lane
 from bronze.protocol.message import unix_time_s
+from bronze.protocol.removal import Removal
 from bronze.servers import jetstream as js
 from bronze.servers import stream_metadata
 from bronze.servers.catalog import (
@@ -19,6 +20,7 @@ from bronze.servers.catalog import (
     SUBJECTS,
     UNKEYED_S,
     identity_message,
+    removal_message,
     stream_config,
 )
 from bronze.servers.jetstream import ApiError, JetStream, Outgoing
@@ -58,29 +60,23 @@ class CatalogReplacement:
         except ApiError as error:
             raise Unavailable(Outage.QUEUE_AWAY, f"the queue refuses the stream {self._stream}: {error}") from error
 
-    async def append(self, objects: Iterable[StoredObject], now_s: float) -> int:
+    async def append(self, objects: Iterable[StoredObject | Removal], now_s: float) -> int:
         """Write the entries of objects, and the identities that are not expired; returns how many identities.
 
-        The objects of a lane have to be in the order of its chain. Its totals continue those in its footers; where
-        older versions wrote the footers, they begin at the first object that is still in the bucket.
+        The objects of a lane have to be in the order of its chain; the removal record of an object that is gone has
+        to have its entry. The totals of a lane continue those in its footers; where older versions wrote the footers,
+        they begin at the first object that is still known.
 
         The time to live of each identity begins now.
         """
         identities = 0
         batch: list[Outgoing] = []
-        for stored in objects:
-            contents = stored.contents
-            age_s = now_s - unix_time_s(contents.last_time)
-            alive = [
-                identity
-                for identity in identities_of(contents)
-                if age_s < (KEYED_S if identity.accepted.keyed else UNKEYED_S)
-            ]
+        for item in objects:
+            entry, known = self._of_removal(item) if isinstance(item, Removal) else self._of_object(item)
+            age_s = now_s - unix_time_s(entry.last_time)
+            alive = [identity for identity in known if age_s < (KEYED_S if identity.accepted.keyed else UNKEYED_S)]
             identities += len(alive)
-            lane = Lane(contents.source, contents.lane, contents.epoch)
-            before = contents.totals_before or self._totals.get(lane, Totals())
-            self._totals[lane] = before + stored.totals
-            entry = entry_of(contents, self._totals[lane])
+            lane = Lane(entry.source, entry.lane, entry.epoch)
             for message in (
                 *map(identity_message, alive),
                 Outgoing(lane.entry_subject, msgspec.json.encode(entry), {}),
@@ -92,6 +88,27 @@ class CatalogReplacement:
         if batch:
             await self._publish(batch)
         return identities
+
+    def _of_object(self, stored: StoredObject) -> tuple[CatalogEntry, list[Identity]]:
+        """The entry and the identities of the next object of a chain."""
+        contents = stored.contents
+        lane = Lane(contents.source, contents.lane, contents.epoch)
+        totals = (contents.totals_before or self._totals.get(lane, Totals())) + stored.totals
+        self._totals[lane] = totals
+        return entry_of(contents, totals), identities_of(contents)
+
+    def _of_removal(self, removal: Removal) -> tuple[CatalogEntry, list[Identity]]:
+        """The same of a removed object. If an older version appended its entry, its bytes are not counted."""
+        entry, lane = removal.entry, removal.of_lane
+        if entry is None:
+            raise ValueError(f"the removal record of {removal.file_path} has no entry")
+        totals = entry.totals or self._totals.get(lane, Totals()) + Totals(objects=1, records=entry.records)
+        self._totals[lane] = totals
+        return msgspec.structs.replace(entry, totals=totals), removal.identities
+
+    async def announce(self, removals: Iterable[Removal]) -> None:
+        """Publish removal records on their feed: at most as many as one batch may have messages."""
+        await self._publish([removal_message(removal) for removal in removals])
 
     async def _publish(self, batch: Sequence[Outgoing]) -> None:
         batch[0].headers[js.EXPECTED_STREAM] = self._stream
