@@ -52,6 +52,7 @@ class Refusal(ErrorCode):
     CLIENT_GONE = "client-gone", 400
     INVALID_QUERY = "invalid-query", 400
     NOT_FOUND = "not-found", 404
+    REMOVED = "removed", 410
 
 
 class Outage(ErrorCode):

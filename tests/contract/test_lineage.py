@@ -14,10 +14,11 @@ import pytest_asyncio
 from bronze.errors import Refused, Unavailable
 from bronze.lineage import catalog_index
 from bronze.lineage.catalog_index import CatalogIndex
-from bronze.lineage.lookup import Lineage, LineageLookup, ObjectShare
+from bronze.lineage.lookup import Lineage, LineageLookup, LineageRemoval, ObjectShare
 from bronze.lineage.submission import SubmissionLookup
 from bronze.objects.encoder import encode_object
 from bronze.objects.footer import CONTENT_TYPE, user_metadata
+from bronze.objects.removals import write_removal
 from bronze.protocol.chain import Position, Tail, reconcile
 from bronze.protocol.documents import Contents, entry_of
 from bronze.protocol.keys import object_key
@@ -32,6 +33,7 @@ from bronze.servers.stream_metadata import REBUILDING
 from bronze.settings import Settings
 from local.machine import limit_s
 from local.programs import Process
+from tests import factories
 from tests.contract.making import RECEIVED_AT, SOURCES, Heard, Submission, app_on, submission, until, wide
 
 UPLOAD = "ab" * 16
@@ -378,6 +380,30 @@ async def test_an_unreadable_entry_is_skipped(
     assert set(await index.candidates("run", 9)) == {"old"}
 
 
+@pytest.mark.parametrize("indexed", [True, False])
+async def test_a_removed_object_says_why(
+    data: Data, lookup: LineageLookup, index: CatalogIndex, feed: Feed, *, indexed: bool
+) -> None:
+    """By its path and the ids of its submissions; also if only the record is left of it. Its records stay countable."""
+    sent = submission_of("run")
+    removed, kept = await data.store(sent), await data.store(submission_of("run"))
+    removal = factories.removal(removed)
+    for contents in (removed, kept):  # a record is created before the object is deleted
+        await write_removal(data.bucket, data.prefix, factories.removal(contents))
+    await asyncio.to_thread(data.bucket._s3.delete_object, Bucket=data.bucket.name, Key=removed.file_path)
+    if indexed:
+        await catch_up(index, feed)
+    for by, value in (("file_path", removed.file_path), ("submission_id", sent.id)):
+        (found,) = (await lookup.lineage(by, value)).objects  # type: ignore[arg-type]
+        assert (found.file_path, found.records, found.bytes) == (removed.file_path, 1, None)
+        assert found.removed == LineageRemoval(
+            removal.reason, removal.note, by=removal.removed_by, at=removal.recorded_at
+        )
+    (there,) = (await lookup.lineage("file_path", kept.file_path)).objects
+    assert there.removed is None
+    assert there.bytes
+
+
 # --- over HTTP
 
 
@@ -385,7 +411,7 @@ async def test_a_request_has_exactly_one_id_and_refusals_are_problems(
     settings: Settings, data: Data, lookup: LineageLookup, index: CatalogIndex, feed: Feed, heard: Heard
 ) -> None:
     sent = submission_of("run")
-    await data.store(sent)
+    wrote = await data.store(sent)
     await catch_up(index, feed)
     app = app_on(settings, [data.lane], data.queue, data.bucket, data.catalog, heard.telemetry, view=index)
     transport = httpx.ASGITransport(app)
@@ -394,6 +420,18 @@ async def test_a_request_has_exactly_one_id_and_refusals_are_problems(
         async def ask(**query: str | int) -> httpx.Response:
             return await client.get("/v1/lineage", params=query)
 
+        await write_removal(data.bucket, data.prefix, factories.removal(wrote))
+        assert (await client.get(f"/v1/objects/{wrote.file_path}")).status_code == httpx.codes.OK
+        await asyncio.to_thread(data.bucket._s3.delete_object, Bucket=data.bucket.name, Key=wrote.file_path)
+        gone = await client.get(f"/v1/objects/{wrote.file_path}")
+        assert (gone.status_code, gone.json()["type"]) == (410, "/problems/removed")
+        assert gone.json()["detail"].endswith("was removed (acknowledged): deleted by a script.")
+        assert gone.json()["removed"] == {
+            "reason": "acknowledged",
+            "note": "deleted by a script",
+            "by": "operator",
+            "at": "2026-11-24T13:00:00+00:00",
+        }
         answered = (await ask(submission_id=sent.id)).json()
         expected = asdict(await lookup.lineage("submission_id", sent.id))
         assert {**answered, "lag_s": 0} == {**expected, "lag_s": 0}

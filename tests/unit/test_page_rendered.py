@@ -14,7 +14,7 @@ from bronze.api import page
 from bronze.api.glance import BronzeWrite, Glance, GlanceReader
 from bronze.api.page import Page, Tile, TimelineStep
 from bronze.errors import Outage, Refusal, Refused, Unavailable
-from bronze.lineage.lookup import By, Lineage, LineageObject, LineageSubmission, ObjectShare
+from bronze.lineage.lookup import By, Lineage, LineageObject, LineageRemoval, LineageSubmission, ObjectShare
 from bronze.servers.bucket import Head
 from bronze.servers.prometheus import Prometheus
 from local.programs import LOOPBACK, free_ports
@@ -153,6 +153,16 @@ async def test_a_lineage_shows_submissions_and_objects_with_their_links() -> Non
     assert f"/v1/lineage?submission_id={SUBMISSION.submission_id}" in links
     assert "The object is not in the bucket any more." in html
     assert "<title>x - Bronze</title>" in html
+
+
+async def test_a_removed_object_says_when_and_why() -> None:
+    """The note is an operator's text: no markup in it becomes an element."""
+    removed = LineageRemoval("acknowledged", "<b>deleted</b> by a script", by="operator", at="2026-11-28T09:00:00Z")
+    html = (await new_page(Answers(replace(LINEAGE, objects=[replace(OBJECT, removed=removed)]))).show("x")).html
+    assert "The object was removed." in html
+    text = re.sub(r"\s+", " ", html)
+    assert "removed <time" in text
+    assert "2026-11-28 09:00:00.000</time> by operator: &lt;b&gt;deleted&lt;/b&gt; by a script" in text
 
 
 @pytest.mark.parametrize(

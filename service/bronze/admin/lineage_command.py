@@ -134,11 +134,14 @@ def _print(lineage: Mapping[str, Any]) -> None:
             line(f"  {counted(share['records'], 'record')} in {escape(share['file_path'])}")
     for written in lineage["objects"]:
         line(f"\n[bold]object {escape(written['file_path'])}")
+        removed = written.get("removed")  # older versions of the API lack it
         size = "size not known" if written["bytes"] is None else counted(written["bytes"], "byte")
         records, submissions = counted(written["records"], "record"), counted(written["submissions"], "submission")
         line(f"  {records}, {submissions}, {size}")
         line(f"  messages {written['first']} to {written['last']} of lane {written['epoch']}-{written['lane']}")
         line(f"  stored {_moment(written['stored_at'])}")
+        if removed:
+            line(f"  removed {_moment(removed['at'])} by {escape(removed['by'])}: {escape(removed['note'])}")
         line(f"  trace {written['trace_id']}, of its upload")
     line("")
     if lineage["truncated"]:

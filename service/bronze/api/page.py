@@ -154,7 +154,8 @@ class Page:
         match reading.exception():
             case None:
                 preview = reading.result()
-                return preview, None if preview else "The object is not in the bucket any more."
+                gone = "was removed" if lineage.objects[0].removed else "is not in the bucket any more"
+                return preview, None if preview else f"The object {gone}."
             case NoPreview() as error:
                 return None, str(error)
             case Unavailable():

@@ -9,13 +9,14 @@ from collections.abc import Awaitable, Callable, Container, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import BinaryIO, Literal
+from typing import BinaryIO, Literal, Self
 from uuid import UUID
 
 from bronze.errors import Halted, Outage, Refusal, Refused, Unavailable
 from bronze.lineage.catalog_index import CatalogIndex, IdKind
 from bronze.objects.footer import NotABronzeObject
 from bronze.objects.reader import read_contents, read_in_thread
+from bronze.objects.removals import read_removal
 from bronze.objects.search import submissions_with
 from bronze.protocol.documents import (
     CatalogEntry,
@@ -28,6 +29,7 @@ from bronze.protocol.documents import (
 )
 from bronze.protocol.keys import may_be_object
 from bronze.protocol.message import AcceptedSubmission
+from bronze.protocol.removal import Removal
 from bronze.servers.bucket import Bucket
 from bronze.servers.catalog_feed import FeedEntry
 
@@ -79,10 +81,25 @@ class LineageSubmission:
 
 
 @dataclass(frozen=True, slots=True)
+class LineageRemoval:
+    """Why an object is no longer in the bucket: the code of the reason and a note, by whom, and when."""
+
+    reason: str
+    note: str
+    by: str
+    at: str
+
+    @classmethod
+    def of(cls, removal: Removal) -> Self:
+        return cls(removal.reason, removal.note, removal.removed_by, removal.recorded_at)
+
+
+@dataclass(frozen=True, slots=True)
 class LineageObject:
     """An object of a lineage: messages `first` to `last` of its lane.
 
     `trace_id` is that of its upload, the Bronze write; `bytes` is None if the bucket did not report its size.
+    `removed` is None if the object is in the bucket, or has no removal record.
     """
 
     file_path: str
@@ -97,6 +114,7 @@ class LineageObject:
     bytes: int | None
     trace_id: str
     stored_at: str
+    removed: LineageRemoval | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,14 +263,15 @@ class LineageLookup:
         return sorted(found, key=lambda match: match.sequence), len(searched) == len(candidates)
 
     async def _read_entry(self, file_path: str) -> CatalogEntry | None:
-        """The catalog entry by the object's own footer; None if Bronze did not write such an object."""
+        """The catalog entry by the object's own footer, or by its removal record; None if Bronze did not write it."""
         if not may_be_object(self._prefix, file_path):
             return None
         try:
             contents = await read_contents(self._bucket, file_path)
+            removal = None if contents else await read_removal(self._bucket, self._prefix, file_path)
         except Halted:
             return None
-        return entry_of(contents) if contents else None
+        return entry_of(contents) if contents else removal.entry if removal else None
 
     # --- the answer's submissions and objects
 
@@ -282,13 +301,16 @@ class LineageLookup:
         )
 
     async def _with_sizes(self, objects: Sequence[LineageObject]) -> list[LineageObject]:
-        """The objects with the sizes that the bucket reports in time."""
+        """The objects with the sizes that the bucket reports in time, or with why they are not there any more."""
         sizes: dict[str, int] = {}
+        removed: dict[str, LineageRemoval] = {}
 
         async def read_size(file_path: str) -> None:
             head = await self._bucket.head(file_path)
             if head:
                 sizes[file_path] = head.size
+            elif removal := await read_removal(self._bucket, self._prefix, file_path):
+                removed[file_path] = LineageRemoval.of(removal)
 
         reads = [asyncio.ensure_future(read_size(written.file_path)) for written in objects]
         if reads:
@@ -296,7 +318,10 @@ class LineageLookup:
             for read in reads:
                 read.cancel()
             await asyncio.gather(*reads, return_exceptions=True)
-        return [replace(written, bytes=sizes.get(written.file_path)) for written in objects]
+        return [
+            replace(written, bytes=sizes.get(written.file_path), removed=removed.get(written.file_path))
+            for written in objects
+        ]
 
 
 @dataclass(frozen=True, slots=True)

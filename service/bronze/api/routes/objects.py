@@ -1,11 +1,15 @@
 """`GET /v1/objects/{file_path}`: the contents of an object."""
 
+from dataclasses import asdict
+
 from fastapi import FastAPI
 
 from bronze.api import problems
 from bronze.api.models import ObjectContents
 from bronze.errors import Halted, Refusal, Refused
+from bronze.lineage.lookup import LineageRemoval
 from bronze.objects.reader import read_contents
+from bronze.objects.removals import read_removal
 from bronze.protocol.keys import may_be_object
 from bronze.servers.bucket import Bucket
 
@@ -14,7 +18,7 @@ def add(app: FastAPI, bucket: Bucket, prefix: str) -> None:
     """Add the route that describes the objects under a prefix."""
 
     @app.get(
-        "/v1/objects/{file_path:path}", summary="The contents of an object", responses=problems.responses(404, 503)
+        "/v1/objects/{file_path:path}", summary="The contents of an object", responses=problems.responses(404, 410, 503)
     )
     async def contents(file_path: str) -> ObjectContents:
         return await _contents(bucket, prefix, file_path)
@@ -30,5 +34,12 @@ async def _contents(bucket: Bucket, prefix: str, file_path: str) -> ObjectConten
     except Halted as error:
         raise Refused(Refusal.NOT_FOUND, f"{error}.") from error
     if head is None or contents is None:
-        raise missing
+        removal = await read_removal(bucket, prefix, file_path)
+        if removal is None:
+            raise missing
+        raise Refused(
+            Refusal.REMOVED,
+            f"The object {file_path!r} was removed ({removal.reason}): {removal.note}.",
+            removed=asdict(LineageRemoval.of(removal)),
+        )
     return ObjectContents.of(contents, head)
