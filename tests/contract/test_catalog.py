@@ -271,6 +271,22 @@ async def test_a_catalog_of_an_older_version_gets_the_subject_of_removals(
     assert (await newer.position(LANE))[0] == position
 
 
+@on_both
+async def test_a_catalog_that_an_older_version_rebuilds_is_not_changed(
+    jetstream: JetStream, settings: Settings
+) -> None:
+    """The end of the rebuild changes the stream: another change at the same time could undo it."""
+    metadata = {**stream_metadata.of_catalog(settings), stream_metadata.REBUILDING: "yes"}
+    config = {**stream_config(settings, metadata), "name": "BRONZE_CATALOG_OLD", "subjects": SUBJECTS[:2]}
+    await jetstream.create_stream(config)
+    with pytest.raises(Unavailable, match="being rebuilt"):
+        await NatsCatalog.open(jetstream, KeyValueStore(jetstream, 1), settings)
+    assert (await jetstream.state("BRONZE_CATALOG_OLD")).subjects == SUBJECTS[:2]
+    await jetstream.update_stream("BRONZE_CATALOG_OLD", metadata=stream_metadata.of_catalog(settings))
+    await NatsCatalog.open(jetstream, KeyValueStore(jetstream, 1), settings)
+    assert (await jetstream.state("BRONZE_CATALOG_OLD")).subjects == SUBJECTS
+
+
 async def test_a_removal_record_for_a_replaced_catalog_is_refused(catalog: NatsCatalog, jetstream: JetStream) -> None:
     """The rebuild has not seen it: it is announced when the command is run again."""
     await jetstream.delete_stream(catalog._stream)

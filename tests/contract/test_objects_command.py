@@ -5,22 +5,28 @@ import asyncio
 import datetime as dt
 import getpass
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 
 import pytest
 
+from bronze import wiring
 from bronze.__main__ import parser
 from bronze.admin import objects_command
 from bronze.admin.acknowledge import Acknowledged, Acknowledgement, Statement
 from bronze.admin.command_error import CommandError
-from bronze.errors import Unavailable
+from bronze.errors import Misconfigured, Unavailable
 from bronze.objects.reader import read_object
 from bronze.objects.removals import read_removal, read_removals
 from bronze.protocol.lane import Lane
 from bronze.protocol.removal import Removal, RemovalReason
-from bronze.servers.catalog import NatsCatalog
+from bronze.servers.catalog import SUBJECTS, NatsCatalog
 from bronze.servers.catalog_feed import Feed
+from bronze.servers.jetstream import JetStream
+from bronze.servers.key_value import KeyValueStore
 from bronze.servers.stream_metadata import REBUILDING, of_catalog
+from bronze.settings import Settings
+from local.servers import S3Account
 from tests.contract.test_lanes import Parts, parts
 from tests.contract.test_rebuild import catalog_contents, store
 
@@ -274,7 +280,7 @@ async def test_messages_can_be_acknowledged_while_a_rebuild_is_not_finished(part
     (lane,), keys, _ = await stored(parts, 3)
     await delete(parts, keys[1])
     await parts.jetstream.delete_stream(parts.catalog._stream)
-    config = {"name": "BRONZE_CATALOG_NEW", "subjects": ["catalog.>", "identity.*"], "allow_direct": True}
+    config = {"name": "BRONZE_CATALOG_NEW", "subjects": SUBJECTS, "allow_direct": True}
     metadata = {**of_catalog(parts.settings), REBUILDING: "yes"}
     await parts.jetstream.create_stream({**config, "metadata": metadata})
     assert await acknowledge(parts, "--messages", f"vehicles.0.{lane.epoch}:2-2") == 0
@@ -305,3 +311,22 @@ def test_without_a_name_the_user_is_named(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(getpass, "getuser", nameless)
     with pytest.raises(CommandError, match="--by"):
         objects_command._user()
+
+
+async def test_the_command_compares_only_the_bucket_of_the_catalog(
+    settings: Settings,
+    s3_account: S3Account,
+    s3_env: Mapping[str, str],
+    jetstream: JetStream,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """In another bucket or below another prefix, every object would be missing. It creates no catalog."""
+    settings = settings.model_copy(update={"bucket": s3_account.bucket})
+    with pytest.raises(Unavailable, match="no catalog"):
+        await wiring.run_objects(parse("missing"), settings)
+    assert await jetstream.stream_names("catalog.>") == []
+    await NatsCatalog.open(jetstream, KeyValueStore(jetstream, 1), settings)
+    assert await wiring.run_objects(parse("missing"), settings) == 0
+    assert capsys.readouterr().out == "0 objects missing.\n"
+    with pytest.raises(Misconfigured, match="BRONZE_PREFIX is"):
+        await wiring.run_objects(parse("missing"), settings.model_copy(update={"prefix": "another"}))

@@ -100,10 +100,13 @@ class NatsCatalog:
 
     @staticmethod
     async def _check(jetstream: JetStream, name: str, settings: Settings) -> StreamState:
-        """The state of a catalog of this bucket; one that an older version created gets the subjects that it lacks."""
+        """The state of a catalog of this bucket; one that an older version created gets the subjects that it lacks.
+
+        Not while it is rebuilt: the end of the rebuild changes the stream too.
+        """
         state = await jetstream.state(name)
         stream_metadata.check(state, stream_metadata.of_catalog(settings), ADVICE)
-        if not set(SUBJECTS) <= set(state.subjects):
+        if not set(SUBJECTS) <= set(state.subjects) and stream_metadata.REBUILDING not in state.metadata:
             await jetstream.update_stream(name, subjects=SUBJECTS)
         return state
 
