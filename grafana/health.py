@@ -6,6 +6,7 @@ from grafana_foundation_sdk.builders.table import Panel as Table
 from grafana_foundation_sdk.builders.tempo import TempoQuery
 from grafana_foundation_sdk.builders.timeseries import Panel as Timeseries
 
+from bronze.telemetry.promql import NO_CANARY
 from grafana import components
 from grafana.components import (
     BAD,
@@ -26,7 +27,7 @@ from grafana.components import (
     single_value,
     tile,
 )
-from grafana.promql import COLLECTOR, PROMETHEUS, THRESHOLDS, counted, or_zero, rate
+from grafana.promql import COLLECTOR, LEDGER, PROMETHEUS, THRESHOLDS, added, counted, or_zero, rate
 
 _SIGNALS = {"spans": "spans", "metric_points": "metric points", "log_records": "logs"}
 _DROPPED_BY_SDK = tuple(
@@ -63,7 +64,7 @@ def board() -> Board:
                 ],
             ),
             Row("Collector", [accepted(), refused(), queues(), sent(), failed()]),
-            Row("Components", [path_difference(), sdk_queue(), sdk_drops_over_time(), catalog_lag()]),
+            Row("Components", [path_difference(), sdk_queue(), sdk_drops_over_time(), catalog_lag(), counter_error()]),
             Row("Prometheus", [rejected(), exemplars(), exemplar_age(), series(), series_by_metric()]),
             Row("Service graph", [service_graph()], closed=True),
         ],
@@ -329,7 +330,20 @@ def catalog_lag() -> Timeseries:
         "no API has reported yet",
     )
     lag = 'max by (instance) (bronze_catalog_lag_seconds{job="bronze/api"})'
-    return graph(info, SECONDS, query(lag, "{{instance}}"), width=24)
+    return graph(info, SECONDS, query(lag, "{{instance}}"), width=12)
+
+
+def counter_error() -> Stat:
+    info = PanelInfo(
+        "Records stored, counters less ledger",
+        "How far the counters of the consumers are from the exact number of stored records in the range. A process "
+        "that is killed loses what it counted since its last export, so the counters are lower; that is no fault. "
+        "Records that are being stored now can be in only one of the two.",
+        "the range has no report of the ledger",
+    )
+    counters = counted(f'bronze_records_total{{job="bronze/consumer", {NO_CANARY}, bronze_outcome="stored"}}')
+    ledger = added(f'bronze_ledger_records{{{LEDGER}, {NO_CANARY}, bronze_outcome="stored"}}')
+    return tile(info, EXACT, single_value(f"{counters} - sum({ledger})"), width=12).decimals(0)
 
 
 # --- Prometheus

@@ -95,8 +95,8 @@ def board() -> Board:
             Row(
                 "Comparison with the previous ${period:text}",
                 [
-                    change("Uploads", f"increase({_SUCCEEDED}[{RANGE}]"),
-                    change("Records accepted", f"increase({_ACCEPTED}[{RANGE}]"),
+                    change("Uploads", f"increase({_SUCCEEDED}[{RANGE}] anchored"),
+                    change("Records accepted", f"increase({_ACCEPTED}[{RANGE}] anchored"),
                     change_of_p95("p95 upload", UPLOADS),
                     change_of_p95("p95 delivery", DELIVERIES),
                     compared_p95(),

@@ -41,12 +41,14 @@ from grafana.promql import (
     CONSUMER,
     DELIVERIES,
     DESTINATION,
+    LEDGER,
     OBJECTIVE_S,
     PUBLISHER,
     REQUESTS,
     SOURCE,
     THRESHOLDS,
     UPLOADS,
+    added,
     counted,
     mean_counted,
     or_zero,
@@ -128,9 +130,11 @@ def board() -> Board:
                 ],
             ),
             Row(
-                "In the bucket, since the first record",
+                "Since the first record",
                 [
+                    accepted_in_all(),
                     records_in_all(),
+                    not_done(),
                     objects_in_all(),
                     bytes_in_all(),
                     not_in_rows(),
@@ -146,11 +150,12 @@ def board() -> Board:
 def uploads_in_range() -> Stat:
     info = PanelInfo(
         "Successful uploads",
-        "Objects written to the bucket in the chosen time range.",
+        "Objects written to the bucket in the chosen time range, by the catalog.",
         "no upload yet",
         ["BronzeUploadsFail", "BronzeUploadsMissing"],
     )
-    return tile(info, EXACT, single_value(or_zero(counted(_SUCCEEDED)))).decimals(0)
+    objects = added(f"bronze_ledger_objects{{{LEDGER}, {SOURCE}}}")
+    return tile(info, EXACT, single_value(or_zero(f"sum({objects})"))).decimals(0)
 
 
 def mean_upload() -> Stat:
@@ -537,27 +542,49 @@ def _median_and_p95(info: PanelInfo, unit: str, name: str) -> Timeseries:
     return components.percentile_graph(panel)
 
 
-# --- in the bucket, since the first record
+# --- since the first record
+
+
+def accepted_in_all() -> Stat:
+    info = PanelInfo(
+        "Records accepted in all",
+        "All records of each source that the queue accepted: of each submission with a 202, of those whose outcome the "
+        "client does not know, and late copies. The numbers of this row are exact: they are written down in the queue "
+        "and the catalog, and no restart changes them.",
+        "no process has reported yet",
+    )
+    return _of_each_source(info, EXACT, f'bronze_ledger_records{{{LEDGER}, {SOURCE}, bronze_outcome="accepted"}}')
+
+
+def not_done() -> Stat:
+    info = PanelInfo(
+        "Records that wait",
+        "Accepted records of each source that are neither in a row nor in quarantine, nor known to be copies. They "
+        "wait in the queue. It returns to 0 when no new records arrive.",
+        "no process has reported yet",
+        ["BronzeBacklogOverdue"],
+    )
+    value = single_value(promql.waiting(f"{LEDGER}, {SOURCE}"), "{{bronze_source}}")
+    return tile(info, EXACT, value, width=4, height=5).decimals(0).orientation(VizOrientation.HORIZONTAL)
 
 
 def records_in_all() -> Stat:
     info = PanelInfo(
         "Records in rows",
-        "All records of each source that are in a row of an object. The numbers of this row are exact: they are "
-        "written down with every object, and no restart changes them.",
-        "no consumer has reported yet",
+        "All records of each source that are in a row of an object.",
+        "no process has reported yet",
     )
-    return _of_each_source(info, EXACT, f'bronze_ledger_records{{{CONSUMER}, {SOURCE}, bronze_outcome="stored"}}')
+    return _of_each_source(info, EXACT, f'bronze_ledger_records{{{LEDGER}, {SOURCE}, bronze_outcome="stored"}}')
 
 
 def objects_in_all() -> Stat:
-    info = PanelInfo("Objects", "All objects of each source.", "no consumer has reported yet")
-    return _of_each_source(info, EXACT, f"bronze_ledger_objects{{{CONSUMER}, {SOURCE}}}")
+    info = PanelInfo("Objects", "All objects of each source.", "no process has reported yet")
+    return _of_each_source(info, EXACT, f"bronze_ledger_objects{{{LEDGER}, {SOURCE}}}")
 
 
 def bytes_in_all() -> Stat:
-    info = PanelInfo("Bytes of objects", "The size of all objects of each source.", "no consumer has reported yet")
-    return _of_each_source(info, BYTES, f"bronze_ledger_bytes{{{CONSUMER}, {SOURCE}}}")
+    info = PanelInfo("Bytes of objects", "The size of all objects of each source.", "no process has reported yet")
+    return _of_each_source(info, BYTES, f"bronze_ledger_bytes{{{LEDGER}, {SOURCE}}}")
 
 
 def not_in_rows() -> Stat:
@@ -565,15 +592,15 @@ def not_in_rows() -> Stat:
         "Records in no row",
         "Records that are in quarantine: as dead letters (quarantined) or at the sender's request (rejected). And late "
         "copies of records that are stored already (duplicate).",
-        "no consumer has reported yet",
+        "no process has reported yet",
         ["BronzeRecordsQuarantined"],
     )
-    ended = f'bronze_ledger_records{{{CONSUMER}, {SOURCE}, bronze_outcome=~"quarantined|rejected|duplicate"}}'
+    ended = f'bronze_ledger_records{{{LEDGER}, {SOURCE}, bronze_outcome=~"quarantined|rejected|duplicate"}}'
     each = f"max by (bronze_source, bronze_outcome) ({ended})"
     summed = single_value(f"sum by (bronze_outcome) ({each})", "{{bronze_outcome}}")
-    return tile(info, EXACT, summed, height=5).decimals(0).orientation(VizOrientation.HORIZONTAL)
+    return tile(info, EXACT, summed, width=4, height=5).decimals(0).orientation(VizOrientation.HORIZONTAL)
 
 
 def _of_each_source(info: PanelInfo, unit: str, ledger: str) -> Stat:
-    value = single_value(f"max by (bronze_source) ({ledger})", "{{bronze_source}}")
-    return tile(info, unit, value, height=5).orientation(VizOrientation.HORIZONTAL)
+    value = single_value(promql.in_ledger(ledger), "{{bronze_source}}")
+    return tile(info, unit, value, width=4, height=5).orientation(VizOrientation.HORIZONTAL)

@@ -22,6 +22,8 @@ DESTINATION = 'messaging_destination_name=~"bronze.($source)", messaging_destina
 API = f'job="bronze/api", {INSTANCE}'
 CONSUMER = f'job="bronze/consumer", {INSTANCE}'
 PUBLISHER = f'job="bronze/publisher", {INSTANCE}'
+#: Its numbers are those of a source, not of an instance.
+LEDGER = promql.LEDGER
 COLLECTOR, PROMETHEUS = 'job="scrape-collector"', 'job="scrape-prometheus"'
 
 #: The route of the canary's submissions.
@@ -80,6 +82,11 @@ def rate(series: str, by: str = "", window: str = STEP, offset: str = "") -> str
 def counted(series: str, by: str = "") -> str:
     """How often in the dashboard's time range, exactly."""
     return promql.counted(series, RANGE, by)
+
+
+def added(series: str) -> str:
+    """By how much a number of the ledger grew in the dashboard's time range, of each source."""
+    return promql.added(series, RANGE)
 
 
 def or_zero(expr: str) -> str:

@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 
+from bronze.telemetry.promql import LEDGER, in_ledger
 from local import samples
 from local.exporters import PROMETHEUS
 from local.programs import LOOPBACK, LocalError, NotReady, get_json
@@ -252,7 +253,7 @@ class Evidence:
         return {
             "every source has as many rows in the bucket as records sent": bool(self.records_sent)
             and self.records_sent == self.rows_read_back,
-            "the counters in Prometheus show as many records accepted and stored": no_metrics
+            "the ledger in Prometheus has as many records accepted and stored": no_metrics
             or (bool(self.records_sent) and self.records_sent == self.records_accepted == self.records_stored),
             "the payloads in the bucket equal the sent records, byte for byte": self.payloads_equal,
             "no record is stored twice": self.duplicates == 0,
@@ -331,7 +332,7 @@ class Investigation:
 
     def _before(self) -> tuple[BySource, BySource]:
         """The counts before anything is sent."""
-        self._say("waiting until the queue is empty and Prometheus has every counter")
+        self._say("waiting until the queue is empty and Prometheus has the ledger")
         self._settle(self._is_idle)
         return self._counts()
 
@@ -341,11 +342,12 @@ class Investigation:
         return depths == dict.fromkeys(SOURCES, 0) and all(count.keys() >= set(SOURCES) for count in self._counts())
 
     def _counts(self) -> tuple[BySource, BySource]:
-        return self._records("api", "accepted"), self._records("consumer", "stored")
+        return self._records("accepted"), self._records("stored")
 
-    def _records(self, role: str, outcome: str) -> BySource:
-        series = f'bronze_records_total{{{self._series[role]},bronze_outcome="{outcome}"}}'
-        return {k: int(v) for k, v in self._prometheus.vector(f"sum by (bronze_source) ({series})").items()}
+    def _records(self, outcome: str) -> BySource:
+        """From the ledger, which is exact."""
+        query = in_ledger(f'bronze_ledger_records{{{LEDGER},bronze_outcome="{outcome}"}}')
+        return {k: int(v) for k, v in self._prometheus.vector(query).items()}
 
     def _publish(self) -> list[Receipt]:
         report = self._stack.root / "published.ndjson"

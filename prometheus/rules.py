@@ -354,14 +354,14 @@ and {overdue} > 0""",
                 "BronzeRecordsQuarantined",
                 "ticket",
                 f"sum by (bronze_source) (increase(bronze_records_total"
-                f'{{{consumer}, bronze_outcome="quarantined"}}{recent})) > 0',
+                f'{{{consumer}, bronze_outcome="quarantined"}}{recent} anchored)) > 0',
                 "{{ $value | humanize }} records of {{ $labels.bronze_source }} went to quarantine",
             ),
             Alert(
                 "BronzeConsumerErrors",
                 "ticket",
                 f"sum by (bronze_source, bronze_step, error_type) (increase(bronze_consumer_errors_total"
-                f'{{{consumer}, error_type!~"halted|poison"}}{recent})) > {at.consumer_errors_max:g}',
+                f'{{{consumer}, error_type!~"halted|poison"}}{recent} anchored)) > {at.consumer_errors_max:g}',
                 "The consumer had {{ $value | humanize }} errors ({{ $labels.error_type }}) for "
                 "{{ $labels.bronze_source }} at step {{ $labels.bronze_step }}",
             ),
@@ -589,7 +589,7 @@ _NO_METRIC = re.compile(
     """,
     re.VERBOSE,
 )
-_OPERATORS = frozenset({"and", "or", "unless"})
+_OPERATORS = frozenset({"and", "or", "unless", "anchored"})
 
 
 def names(expr: str) -> frozenset[str]:

@@ -2,7 +2,7 @@
 
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import Field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from bronze.telemetry.promql import LEDGER, added, counted, waiting
 from local.builds import Built
 from prometheus import rules
 from prometheus.rules import FOLDER, Thresholds
@@ -49,6 +50,73 @@ def test_prometheus_accepts_every_query_of_the_runbook(built: Built, tmp_path: P
 @pytest.mark.parametrize("case", CASES, ids=lambda path: path.stem)
 def test_the_cases_pass(built: Built, case: Path) -> None:
     outcome = promtool(built, "test", "rules", case)
+    assert outcome.returncode == 0, outcome.stdout + outcome.stderr
+
+
+#: The samples of a counter or number, every 15 s from 0 to 2 h; what is counted in the last hour of them.
+COUNTED = {
+    "steady": ("100+1x480", 240),
+    "began in the window": ("_x300 3+1x180", 183),
+    "began with one event": ("_x470 1x10", 1),
+    "restarted": ("100+1x300 0+1x179", 60 + 179),
+    "restarted twice between two samples": ("100+1x300 _x20 5+1x100 2+1x58", 60 + 105 + 60),
+    "not scraped for a while": ("100+1x300 _x40 441+1x139", 240),
+    "not scraped when the window began": ("100+1x230 _x20 351+1x229", 250),
+    "not scraped for long when the window began": ("100+1x210 _x60 371+1x209", 209),
+    "of a process that ended before": ("100+1x100 stale", None),
+}
+
+
+@pytest.mark.parametrize("kind", COUNTED)
+def test_events_are_counted_without_extrapolation(built: Built, tmp_path: Path, kind: str) -> None:
+    """A count is the number of events between two samples: an integer, of counters that restart, start late or have
+    gaps.
+    """
+    values, expected = COUNTED[kind]
+    check_evaluated(built, tmp_path, {"a": values}, counted("a", "1h"), expected)
+
+
+def test_the_ledger_grows_by_what_it_says_at_both_ends(built: Built, tmp_path: Path) -> None:
+    """Whichever process reports, and if one of them reports an old number for ever."""
+    api, consumer = (f'a{{bronze_source="vehicles", job="{job}"}}' for job in ("api", "consumer"))
+    check_evaluated(built, tmp_path, {api: "100+2x480"}, f"sum({added('a', '1h')})", 480)
+    check_evaluated(built, tmp_path, {api: "100+2x250 602x230", consumer: "102+2x480"}, f"sum({added('a', '1h')})", 480)
+    check_evaluated(built, tmp_path, {consumer: "_x300 0x10 7x170"}, f"sum({added('a', '1h')})", 7)
+
+
+def test_waiting_records_are_never_negative(built: Built, tmp_path: Path) -> None:
+    """A process that stopped reporting holds neither number back."""
+
+    def records(job: str, outcome: str) -> str:
+        labels = f'bronze_source="vehicles", job="bronze/{job}", instance="{job}", bronze_outcome="{outcome}"'
+        return f"bronze_ledger_records{{{labels}}}"
+
+    behind = {records("api", "accepted"): "10x480", records("api", "stored"): "9x480"}
+    ahead = {
+        records("consumer", "accepted"): "20x480",
+        records("consumer", "stored"): "15x480",
+        records("consumer", "duplicate"): "2x480",
+    }
+    check_evaluated(built, tmp_path, behind, f"sum({waiting(LEDGER)})", 1)
+    check_evaluated(built, tmp_path, behind | ahead, f"sum({waiting(LEDGER)})", 3)
+
+
+def check_evaluated(built: Built, folder: Path, series: Mapping[str, str], expr: str, expected: float | None) -> None:
+    """Checks the value of an expression 2 h after the first of these samples, which are 15 s apart."""
+    case = {
+        "interval": "15s",
+        "input_series": [{"series": name, "values": values} for name, values in series.items()],
+        "promql_expr_test": [
+            {
+                "expr": expr,
+                "eval_time": "2h",
+                "exp_samples": [] if expected is None else [{"labels": "{}", "value": expected}],
+            }
+        ],
+    }
+    file = folder / "case.yaml"
+    file.write_text(yaml.safe_dump({"tests": [case]}))
+    outcome = promtool(built, "test", "rules", file)
     assert outcome.returncode == 0, outcome.stdout + outcome.stderr
 
 

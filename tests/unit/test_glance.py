@@ -39,7 +39,7 @@ def test_a_query_reads_only_metrics_that_exist(query: str) -> None:
     assert rules.names(query) <= series().keys() | RECORDINGS
     for name, matchers in selectors(query):
         assert {key for key, _, _ in matchers} <= labels_of(name)
-        assert ("job", "=") in {(key, operator) for key, operator, _ in matchers}
+        assert {("job", "="), ("job", "=~")} & {(key, operator) for key, operator, _ in matchers}
         keys = {label(key): key for key in series()[name].attributes}
         for key, _, value in matchers:
             members = registry().attributes[keys[key]].members if key in keys else ()
@@ -53,8 +53,8 @@ def test_counts_are_those_of_the_dashboards() -> None:
         return expr.replace(promql.RANGE, "1h")
 
     data = 'job="bronze/consumer", bronze_source!="canary"'
-    uploads = f'bronze_uploads_total{{{data}, bronze_outcome="success"}}'
-    assert glance.QUERIES["uploads"] == for_one_hour(promql.counted(uploads))
+    objects = promql.added(f'bronze_ledger_objects{{{promql.LEDGER}, bronze_source!="canary"}}')
+    assert glance.QUERIES["uploads"] == for_one_hour(f"sum({objects})")
     durations = f'bronze_upload_duration_seconds{{{data}, bronze_outcome="success"}}'
     assert glance.QUERIES["upload_p95_s"] == for_one_hour(promql.quantile_counted(0.95, durations))
     assert Thresholds().duration_s_max == DURATION_S_MAX

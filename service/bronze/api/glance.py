@@ -13,7 +13,16 @@ from dataclasses import dataclass
 
 from bronze.errors import Outage, Unavailable
 from bronze.servers.prometheus import Exemplar, Prometheus
-from bronze.telemetry.promql import NO_CANARY, counted, histogram_series, missing, quantile_counted
+from bronze.telemetry.promql import (
+    LEDGER,
+    NO_CANARY,
+    added,
+    counted,
+    histogram_series,
+    in_ledger,
+    missing,
+    quantile_counted,
+)
 
 WINDOW_S = 3600
 #: The time limit of all queries together, in seconds.
@@ -28,12 +37,12 @@ _UPLOADS = f'bronze_upload_duration_seconds{{{_CONSUMER}, bronze_outcome="succes
 
 
 def _ledger(outcome: str) -> str:
-    return f'sum(max by (bronze_source) (bronze_ledger_records{{{_CONSUMER}, bronze_outcome="{outcome}"}}))'
+    return "sum(" + in_ledger(f'bronze_ledger_records{{{LEDGER}, {NO_CANARY}, bronze_outcome="{outcome}"}}') + ")"
 
 
 #: The queries, by the field of `Glance` that they fill.
 QUERIES: Mapping[str, str] = {
-    "uploads": counted(f'bronze_uploads_total{{{_CONSUMER}, bronze_outcome="success"}}', _RANGE),
+    "uploads": f"sum({added(f'bronze_ledger_objects{{{LEDGER}, {NO_CANARY}}}', _RANGE)})",
     "failures": counted(f'bronze_uploads_total{{{_CONSUMER}, bronze_outcome="failure"}}', _RANGE),
     "upload_p95_s": quantile_counted(0.95, _UPLOADS, _RANGE),
     "delivery_p95_s": quantile_counted(0.95, f"bronze_delivery_duration_seconds{{{_CONSUMER}}}", _RANGE),

@@ -13,17 +13,47 @@ def histogram_series(histogram: str, suffix: str) -> str:
 def counted(series: str, window: str, by: str = "") -> str:
     """How often in the window, exactly. `by` lists labels to group by.
 
-    `increase` extrapolates to the ends of the window and misses what a process counted before its first export, so it
-    is used only if a process restarted its counters. A series that is unknown at the beginning of the window counts
-    from 0.
+    `anchored` (Prometheus 3.16) does not extrapolate: it begins at the last sample before the window. A series without
+    a sample in the window before began in this one, so it counts from 0; if it was reset since, from its first sample.
     """
     grouping = f" by ({by})" if by else ""
     return f"""\
 sum{grouping} (
-  (increase({series}[{window}]) and resets({series}[{window}]) > 0)
-  or (max_over_time({series}[{window}]) - {series} offset {window})
+  (increase({series}[{window}] anchored) and present_over_time({series}[{window}] offset {window}))
+  or (increase({series}[{window}] anchored) and resets({series}[{window}]) > 0)
   or max_over_time({series}[{window}])
 )"""
+
+
+#: The processes that report the ledger. All report the same numbers, so read them with `max by`.
+LEDGER = 'job=~"bronze/(api|consumer)"'
+
+
+def in_ledger(series: str) -> str:
+    """A number of each source now. A process that stopped reporting does not hold it back, since it never falls."""
+    return f"max by (bronze_source) ({series})"
+
+
+def added(series: str, window: str) -> str:
+    """By how much a number of the ledger grew in the window, exactly, of each source.
+
+    Without a report at the beginning of the window, since the first one in it.
+    """
+    return f"""\
+{in_ledger(series)} - (
+  {in_ledger(f"{series} offset {window}")}
+  or min by (bronze_source) (min_over_time({series}[{window}]))
+)"""
+
+
+def waiting(matchers: str) -> str:
+    """The accepted records of each source that are not done. Never negative, whichever processes report.
+
+    No process reports more records that are done than accepted ones; so neither do the greatest numbers of all.
+    """
+    done = f'bronze_ledger_records{{{matchers}, bronze_outcome=~"stored|quarantined|rejected|duplicate"}}'
+    accepted = f'bronze_ledger_records{{{matchers}, bronze_outcome="accepted"}}'
+    return f"{in_ledger(accepted)} - {in_ledger(f'sum by (bronze_source, job, instance) ({done})')}"
 
 
 def quantile_counted(q: float, histogram: str, window: str) -> str:
