@@ -27,7 +27,18 @@ from grafana.components import (
     single_value,
     tile,
 )
-from grafana.promql import COLLECTOR, LEDGER, PROMETHEUS, THRESHOLDS, added, counted, or_zero, rate
+from grafana.promql import (
+    COLLECTOR,
+    LEDGER,
+    PROMETHEUS,
+    RANGE,
+    THRESHOLDS,
+    VERIFIED,
+    added,
+    counted,
+    or_zero,
+    rate,
+)
 
 _SIGNALS = {"spans": "spans", "metric_points": "metric points", "log_records": "logs"}
 _DROPPED_BY_SDK = tuple(
@@ -40,6 +51,7 @@ _DROPPED_BY_COLLECTOR = tuple(
     for what in ("enqueue_failed", "send_failed")
     for items in _SIGNALS
 )
+_ONE_IS_GOOD = components.steps(NEUTRAL, (0, BAD), (1, GOOD))
 #: Without publishers, which run for a while, and the collector's scrape endpoint, which only one exporter layer opens.
 _PERMANENT = 'job=~"scrape-(api|consumer|collector|nats|seaweedfs|prometheus)"'
 
@@ -59,6 +71,9 @@ def board() -> Board:
                     sdk_drops(),
                     collector_drops(),
                     exemplars_stored(),
+                    exemplars_resolve(),
+                    verified(),
+                    verification_age(),
                     firing(),
                     targets(),
                 ],
@@ -147,6 +162,49 @@ def exemplars_stored() -> Stat:
     return tile(
         info, EXACT, single_value(f"sum(prometheus_tsdb_exemplar_exemplars_in_storage{{{PROMETHEUS}}})"), width=8
     ).decimals(0)
+
+
+def exemplars_resolve() -> Stat:
+    info = PanelInfo(
+        "Exemplars that resolve",
+        "Share of the exemplars of uploads that led to a trace, an object and a catalog entry with the same number of "
+        "rows, in the last verification of the range.",
+        "no verification in the range: run bronze verify",
+        ["BronzeVerificationFaulty"],
+    )
+    share = "min(" + _last_verified('bronze_verify_check="exemplar"') + ")"
+    return tile(info, SHARE, single_value(share), width=8).thresholds(_ONE_IS_GOOD)
+
+
+def verified() -> Stat:
+    info = PanelInfo(
+        "Verified",
+        "Smallest share of the last verification of each kind in the range: exemplars, catalog entries, gaps between "
+        "entries, objects. bronze verify lists each fault.",
+        "no verification in the range: run bronze verify",
+        ["BronzeVerificationFaulty"],
+    )
+    return tile(info, SHARE, single_value(f"min({_last_verified()})"), width=8).thresholds(_ONE_IS_GOOD)
+
+
+def verification_age() -> Stat:
+    info = PanelInfo(
+        "Since the last verification",
+        "Time since the last verification in the range, of any kind.",
+        "no verification in the range: run bronze verify",
+    )
+    last = f"max(last_over_time(bronze_verify_last_run_time_seconds{{{VERIFIED}}}[{RANGE}]))"
+    return tile(info, SECONDS, single_value(f"time() - {last}"), width=8).decimals(0)
+
+
+def _last_verified(matcher: str = "") -> str:
+    """The share of the last verification of each check: several processes may have verified in the range."""
+    at = f"last_over_time(bronze_verify_last_run_time_seconds{{{VERIFIED}}}[{RANGE}])"
+    selected = f"{VERIFIED}, {matcher}" if matcher else VERIFIED
+    return f"""\
+last_over_time(bronze_verify_share{{{selected}}}[{RANGE}])
+and on (job, instance, bronze_verify_check)
+  ({at} == on (bronze_verify_check) group_left () max by (bronze_verify_check) ({at}))"""
 
 
 def firing() -> Table:

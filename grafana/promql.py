@@ -24,6 +24,8 @@ CONSUMER = f'job="bronze/consumer", {INSTANCE}'
 PUBLISHER = f'job="bronze/publisher", {INSTANCE}'
 #: Its numbers are those of a source, not of an instance.
 LEDGER = promql.LEDGER
+#: Who verifies: the command, and a role that follows exemplars all the time.
+VERIFIED = 'job=~"bronze/.+"'
 COLLECTOR, PROMETHEUS = 'job="scrape-collector"', 'job="scrape-prometheus"'
 
 #: The route of the canary's submissions.

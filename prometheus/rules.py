@@ -519,6 +519,19 @@ sum by (instance) (increase(prometheus_tsdb_exemplar_out_of_order_exemplars_tota
   > {at.exemplars_refused_max:g}""",
                 "Prometheus refuses exemplars: panels link to fewer traces",
             ),
+            # one faulty verification is enough; those that run all the time may be early once
+            Alert(
+                "BronzeVerificationFaulty",
+                "ticket",
+                f"""\
+min by (bronze_verify_check) (min_over_time(bronze_verify_share{{job="bronze/verify"}}[{recent}])) < 1
+or
+max by (bronze_verify_check) (
+  max_over_time(bronze_verify_share{{job=~"bronze/.+", job!="bronze/verify"}}[{recent}])
+) < 1""",
+                "Only {{ $value | humanizePercentage }} of what was verified is correct "
+                "({{ $labels.bronze_verify_check }}): telemetry, catalog and bucket do not agree",
+            ),
             Alert(
                 "BronzeRulesFail",
                 "ticket",

@@ -9,7 +9,7 @@ import sys
 from functools import partial
 
 from bronze import __version__, publisher, settings
-from bronze.admin import lineage_command, objects_command
+from bronze.admin import lineage_command, objects_command, verify_command
 from bronze.admin.quarantine_command import arguments
 from bronze.errors import Halted, Misconfigured, Unavailable
 from bronze.settings import Settings
@@ -26,8 +26,8 @@ def parser() -> argparse.ArgumentParser:
         description="Accepts raw data over HTTP and writes it through a durable queue to a bucket, as Parquet. Each "
         "write can be traced.",
         epilog="Settings are environment variables: BRONZE_* (docs/settings.md lists them), OTEL_* for telemetry, "
-        "AWS_* for the bucket. The exit codes of publish, lineage, quarantine and objects are in their own --help, "
-        "those of the other commands in docs/operations.md.",
+        "AWS_* for the bucket. The exit codes of publish, lineage, quarantine, objects and verify are in their own "
+        "--help, those of the other commands in docs/operations.md.",
     )
     top.add_argument("--version", action="version", version=f"bronze {__version__}")
     roles = top.add_subparsers(dest="role", required=True, metavar="COMMAND")
@@ -57,6 +57,9 @@ def parser() -> argparse.ArgumentParser:
         roles.add_parser(
             "objects", help="list the objects that are missing in the bucket, and acknowledge what cannot be restored"
         )
+    )
+    verify_command.arguments(
+        roles.add_parser("verify", help="check that telemetry, catalog and bucket agree, for a range of time")
     )
     lanes = roles.add_parser(
         "lanes",
@@ -122,6 +125,8 @@ def run(args: argparse.Namespace, chosen: Settings) -> int:
         from bronze import wiring
 
         return asyncio.run(wiring.run_objects(args, chosen))
+    if args.role == "verify":
+        return run_verify(args, chosen)
     if args.role in {"lanes", "catalog"}:
         from bronze import wiring
 
@@ -156,6 +161,16 @@ def run_lineage(args: argparse.Namespace, chosen: Settings) -> int:
     except BrokenPipeError:  # such as `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def run_verify(args: argparse.Namespace, chosen: Settings) -> int:
+    telemetry = sdk.start(Role.VERIFY, chosen, log_stream=sys.stderr)
+    try:
+        from bronze import wiring
+
+        return asyncio.run(wiring.verify(args, chosen, telemetry))
+    finally:
+        telemetry.shutdown()
 
 
 if __name__ == "__main__":

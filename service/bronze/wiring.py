@@ -16,7 +16,7 @@ import uvicorn
 from aiorwlock import RWLock
 
 from bronze import process
-from bronze.admin import objects_command
+from bronze.admin import objects_command, verify_command
 from bronze.admin.acknowledge import Acknowledgement
 from bronze.admin.change_lanes import LaneChange
 from bronze.admin.progress import Progress
@@ -62,8 +62,13 @@ from bronze.settings import Settings
 from bronze.telemetry import sdk
 from bronze.telemetry.sdk import Telemetry
 from bronze.telemetry.signals import Role, attribute
+from bronze.verify.results import report_shares
+from bronze.verify.verification import Verification
 
 log = logging.getLogger(__name__)
+
+#: Time limit of each request to Prometheus and the trace store, in seconds.
+TELEMETRY_S_MAX = 30.0
 
 
 @dataclass(frozen=True)
@@ -389,6 +394,40 @@ async def consume_role(settings: Settings, substitute: Callable[[Servers], Serve
     finally:
         await asyncio.to_thread(telemetry.shutdown)
     return 0
+
+
+async def verify(args: argparse.Namespace, settings: Settings, telemetry: Telemetry) -> int:
+    """Run `bronze verify`: print what it finds, and report the shares. Returns the exit code."""
+    period = verify_command.period(args)
+    jetstream = await JetStream.connect(settings.nats_url, server_name=settings.nats_server_name)
+    bucket = S3Bucket(settings)
+    try:
+        await bucket.check()
+        async with (
+            open_prometheus(settings, TELEMETRY_S_MAX) as prometheus,
+            open_trace_store(settings, TELEMETRY_S_MAX) as trace_store,
+        ):
+            with Progress("checked") as progress:
+                verification = Verification(
+                    bucket,
+                    Feed(jetstream),
+                    prometheus,
+                    trace_store,
+                    settings.prefix,
+                    has_removal_record,
+                    progress.step,
+                )
+                results = await verification.run(period, sources.load(settings.sources), deep=args.deep)
+    finally:
+        bucket.close()
+        await jetstream.close()
+    report_shares(telemetry.instruments, results, time.time())
+    return verify_command.report(args, period, results)
+
+
+async def has_removal_record(_: str) -> bool:
+    """Whether an object that is gone was removed on purpose. No command removes objects yet."""
+    return False
 
 
 async def change_lanes(

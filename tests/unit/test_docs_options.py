@@ -16,6 +16,7 @@ PAGES = {
     "publish": "publishing.md",
     "quarantine": "api.md",
     "simulate": "publishing.md",
+    "verify": "operations.md",
 }
 
 

@@ -64,7 +64,7 @@ def test_each_write_is_shown_once_and_the_slowest_first() -> None:
     """Prometheus stores an exemplar once per export, and for each histogram bucket in its own series."""
 
     def exemplar(source: str, trace_id: str, value: float, at_s: float) -> Exemplar:
-        return Exemplar({"bronze_source": source, "le": "5"}, value, trace_id, at_s)
+        return Exemplar({"bronze_source": source, "le": "5"}, value, trace_id, "b7", at_s)
 
     found = [
         exemplar("vehicles", "a" * 32, 0.09, 10),

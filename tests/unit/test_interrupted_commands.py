@@ -25,6 +25,7 @@ STOP_S_MAX = 2
         ["objects", "missing"],
         ["objects", "acknowledge", "--all-missing", "--reason", "lost"],
         ["lineage", "2013-02-08-UA-1018-EWR-IAH"],
+        ["verify"],
         ["publish", "vehicles", __file__, "--format", "ndjson", "--dry-run"],
     ],
     ids=lambda command: " ".join(command[:2]),

@@ -1,4 +1,4 @@
-"""The commands of an operator: lineage, quarantine, objects, lanes and the catalog.
+"""The commands of an operator: lineage, quarantine, objects, verify, lanes and the catalog.
 
 lineage_command     `bronze lineage`: prints the lineage of an id or a path, or follows new objects
 quarantine_command  `bronze quarantine`: its command line
@@ -7,6 +7,7 @@ quarantine_replay   sends their corrected records to the API, once
 objects_command     `bronze objects`: its command line
 missing_objects     finds the objects that are in the catalog, but not in the bucket
 acknowledge         writes their removal records
+verify_command      `bronze verify`: its command line, and its results as a table and as JSON
 change_lanes        `bronze lanes`: seals the old lanes, drains them, and replaces them
 rebuild_catalog     `bronze catalog rebuild`: rebuilds the catalog from the bucket
 command_error       the error of a command that an operator has to correct
@@ -14,6 +15,6 @@ time_argument       a time in the arguments of a command
 removed_ranges      the gaps in the chains of the bucket that removal records explain
 progress, reports   the progress bar, and the final output of lanes and the catalog
 
-A role. Imports: client, errors, objects, plurals, protocol, records, servers, settings.
+A role. Imports: client, errors, objects, plurals, protocol, records, servers, settings, verify.
 Libraries: httpx, msgspec, rich.
 """

@@ -27,8 +27,9 @@ class Exemplar:
 
     labels: Mapping[str, str]
     value: float
-    #: as exported, with its leading zeros
+    #: both as exported, with their leading zeros
     trace_id: str
+    span_id: str
     #: the time of the measurement, in seconds since the epoch
     at_s: float
 
@@ -65,6 +66,7 @@ class Prometheus:
                     series["seriesLabels"],
                     float(exemplar["value"]),
                     exemplar["labels"]["trace_id"],
+                    exemplar["labels"].get("span_id", ""),
                     float(exemplar["timestamp"]),
                 )
                 for series in answer

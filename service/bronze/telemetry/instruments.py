@@ -58,6 +58,8 @@ class Instruments:
     ledger_bytes: Gauge
     missing_objects: Gauge
     missing_messages: Gauge
+    verify_share: Gauge
+    verify_last_run_time: Gauge
     messaging_client_sent_messages: Counter
     messaging_client_consumed_messages: Counter
     messaging_client_operation_duration: Histogram

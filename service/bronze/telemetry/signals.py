@@ -32,6 +32,7 @@ class Role(StrEnum):
     API = "api"
     CONSUMER = "consumer"
     PUBLISHER = "publisher"
+    VERIFY = "verify"
 
 
 class Outcome(StrEnum):
@@ -66,6 +67,15 @@ class Step(StrEnum):
     PURGE = "purge"
 
 
+class VerifyCheck(StrEnum):
+    """The checks of `bronze verify`, in their order."""
+
+    EXEMPLAR = "exemplar"
+    ENTRY = "entry"
+    CHAIN = "chain"
+    OBJECT = "object"
+
+
 class Operation(StrEnum):
     """`messaging.operation.name` and `messaging.operation.type`."""
 
@@ -98,6 +108,7 @@ class Attributes:
     bronze_outcome: str
     bronze_stage: str
     bronze_step: str
+    bronze_verify_check: str
     bronze_lane: str
     bronze_submission_id: str
     bronze_classification_id: str

@@ -1,0 +1,305 @@
+"""The checks of `bronze verify`. They only read.
+
+What was written a moment ago is not complete yet: the trace, the entry and the metric of an upload follow its object.
+So a fault of something young is looked at again until it is `SETTLE_S` old.
+"""
+
+import asyncio
+import datetime as dt
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from enum import Enum
+from typing import TypeVar
+
+from bronze.objects.footer import NotABronzeObject
+from bronze.plurals import counted
+from bronze.protocol.keys import hour_prefix, lane_of_key
+from bronze.servers.bucket import Bucket
+from bronze.servers.catalog_feed import Feed
+from bronze.servers.prometheus import Exemplar, Prometheus
+from bronze.servers.trace_store import Span, TraceStore
+from bronze.telemetry.promql import histogram_series
+from bronze.telemetry.signals import VerifyCheck, attribute
+from bronze.verify.catalog_entries import CatalogEntries, Entry
+from bronze.verify.object_facts import ObjectFacts, damage, read_facts
+from bronze.verify.results import CheckResult, Fault, Period
+
+#: The exemplars that are followed: those of successful uploads.
+EXEMPLARS = histogram_series(
+    'bronze_upload_duration_seconds{job="bronze/consumer", bronze_outcome="success"}', "bucket"
+)
+#: The age from which on an upload's telemetry and its entry have to be there, in seconds.
+SETTLE_S = 60.0
+RETRY_S = 1.0
+#: How much is looked at concurrently: by small requests, and whole objects.
+READS = 16
+OBJECTS_READ = 2
+
+READ_RUNBOOK = "see BronzeVerificationFaulty in the runbook"
+RESTORE = "restore the object from a backup or an earlier version"
+REBUILD = "if it stays so while consumers run: bronze catalog rebuild"
+
+UNNAMED = "no entry in the catalog names it"
+
+T = TypeVar("T")
+
+
+class Correct(Enum):
+    """Why an item has no fault: its object is stored, or was removed on purpose."""
+
+    STORED = "stored"
+    REMOVED = "removed"
+
+
+class Verification:
+    """The checks, on these servers. `removed` says whether an object that is gone has a removal record.
+
+    Each method raises `Unavailable`. `on_checked` is called after each item.
+    """
+
+    def __init__(
+        self,
+        bucket: Bucket,
+        feed: Feed,
+        prometheus: Prometheus | None,
+        trace_store: TraceStore | None,
+        prefix: str,
+        removed: Callable[[str], Awaitable[bool]],
+        on_checked: Callable[[], None] = lambda: None,
+        *,
+        settle_s: float = SETTLE_S,
+        retry_s: float = RETRY_S,
+    ) -> None:
+        self._bucket = bucket
+        self._feed = feed
+        self._prometheus = prometheus
+        self._trace_store = trace_store
+        self._prefix = prefix
+        self._removed = removed
+        self._on_checked = on_checked
+        self._settle_s = settle_s
+        self._retry_s = retry_s
+
+    async def run(self, period: Period, sources: Iterable[str], *, deep: bool) -> Sequence[CheckResult]:
+        """All checks, in the order of `VerifyCheck`. `sources` are those that may have objects."""
+        hour = period.since.replace(minute=0, second=0, microsecond=0)
+        entries = CatalogEntries(self._feed, hour)  # objects are found by the hour of their keys
+        await entries.read()
+        checked = [
+            await self._exemplars(period, entries),
+            await self._entries(period, entries, deep=deep),
+            self._chain(entries),
+        ]
+        known = {*sources, *(entry.lane.source for entry in entries.entries)}
+        return [*checked, await self._objects(Period(hour, period.until), known, entries)]
+
+    async def exemplars(self, period: Period) -> CheckResult:
+        """Only the exemplars: each leads to a trace, an object and an entry with the same number of rows."""
+        entries = CatalogEntries(self._feed, period.since - dt.timedelta(seconds=self._settle_s))
+        await entries.read()
+        return await self._exemplars(period, entries)
+
+    # --- from an exemplar to its object
+
+    async def _exemplars(self, period: Period, entries: CatalogEntries) -> CheckResult:
+        result = CheckResult(VerifyCheck.EXEMPLAR)
+        if self._prometheus is None:
+            result.notes.append("not checked: set BRONZE_PROMETHEUS_URL to the address of Prometheus")
+            return result
+        if self._trace_store is None:
+            result.notes.append("not checked: set BRONZE_TEMPO_URL or BRONZE_ZIPKIN_URL to the address of the traces")
+            return result
+        since_s, until_s = period.since.timestamp(), period.until.timestamp()
+        found = await self._prometheus.exemplars(EXEMPLARS, since_s, until_s)
+        exemplars = {
+            (exemplar.trace_id, exemplar.span_id): exemplar for exemplar in found if since_s <= exemplar.at_s <= until_s
+        }
+        store = self._trace_store
+
+        async def check(exemplar: Exemplar) -> None:
+            def age_s() -> float:
+                return time.time() - exemplar.at_s
+
+            async def attempt() -> Fault | Correct:
+                return await self._follow(exemplar, store, entries)
+
+            self._add(result, await self._until_settled(attempt, age_s, entries))
+
+        await _for_each(exemplars.values(), check, READS)
+        return result
+
+    async def _follow(self, exemplar: Exemplar, store: TraceStore, entries: CatalogEntries) -> Fault | Correct:
+        trace_id = exemplar.trace_id
+        spans = await store.trace(trace_id)
+        if spans is None:
+            return Fault(f"trace not found in {store.name}", READ_RUNBOOK, trace_id=trace_id)
+        span = _upload_of(exemplar, spans)
+        if span is None:
+            problem = f"the trace has {counted(len(spans), 'span')}, but not that of the upload, with bronze.file_path"
+            return Fault(problem, READ_RUNBOOK, trace_id=trace_id)
+        key, records = span.attributes[attribute.bronze_file_path], span.attributes.get(attribute.bronze_records)
+        facts = await self._facts(key, trace_id)
+        if not isinstance(facts, ObjectFacts):
+            return facts
+        if records is not None and str(facts.rows) != records:
+            return Fault(f"it has {counted(facts.rows, 'row')}, its span says {records}", RESTORE, key, trace_id)
+        entry = entries.get(key)
+        if entry is None:
+            return Fault(UNNAMED, REBUILD, key, trace_id)
+        if entry.records != facts.rows:
+            return Fault(f"it has {counted(facts.rows, 'row')}, its entry says {entry.records}", RESTORE, key, trace_id)
+        return Correct.STORED
+
+    # --- from an entry to its object
+
+    async def _entries(self, period: Period, entries: CatalogEntries, *, deep: bool) -> CheckResult:
+        result = CheckResult(VerifyCheck.ENTRY)
+        unproven = 0
+
+        async def check(pair: tuple[Entry, Entry | None]) -> None:
+            nonlocal unproven
+            entry, before = pair
+            facts = await self._facts(entry.file_path)
+            if not isinstance(facts, ObjectFacts):
+                self._add(result, facts)
+                return
+            problem = _difference(entry, before, facts)
+            if problem is None and deep:
+                unproven += facts.sha256 is None
+                problem = await damage(self._bucket, entry.file_path, facts)
+            self._add(result, Fault(problem, RESTORE, entry.file_path) if problem else Correct.STORED)
+
+        pairs = [pair for pair in entries.predecessors() if period.contains(pair[0].stored_at)]
+        await _for_each(pairs, check, OBJECTS_READ if deep else READS)
+        if unproven:
+            noun = counted(unproven, "object")
+            result.notes.append(f"{noun} without a recorded SHA-256: pages were decoded instead")
+        return result
+
+    async def _facts(self, key: str, trace_id: str | None = None) -> ObjectFacts | Fault | Correct:
+        """The facts of an object; or that it was removed on purpose; or the fault."""
+        try:
+            facts = await read_facts(self._bucket, key)
+        except NotABronzeObject as error:
+            return Fault(f"it is damaged, or Bronze did not write it: {error}", RESTORE, key, trace_id)
+        if facts is None:
+            removed = await self._removed(key)
+            return Correct.REMOVED if removed else Fault("it is not in the bucket", RESTORE, key, trace_id)
+        return facts
+
+    # --- from an entry to the one before it
+
+    def _chain(self, entries: CatalogEntries) -> CheckResult:
+        result = CheckResult(VerifyCheck.CHAIN)
+        for entry, before in entries.predecessors():
+            if before is None:
+                continue
+            between = f"the entry before it ends with message {before.last}, it begins with {entry.first}"
+            if entry.first > before.last + 1:
+                fault = Fault(f"an entry is missing: {between}", "bronze catalog rebuild", entry.file_path)
+            elif entry.first <= before.last:
+                fault = Fault(f"entries overlap: {between}", READ_RUNBOOK, entry.file_path)
+            else:
+                fault = None
+            self._add(result, fault or Correct.STORED)
+        return result
+
+    # --- from an object to its entry
+
+    async def _objects(self, hours: Period, sources: Iterable[str], entries: CatalogEntries) -> CheckResult:
+        result = CheckResult(VerifyCheck.OBJECT)
+        keys = [key for source in sorted(sources) async for key in self._keys(source, hours)]
+        await entries.read()
+
+        async def check(key: str) -> None:
+            written_s: float | None = None
+
+            def age_s() -> float:
+                return self._settle_s + 1 if written_s is None else time.time() - written_s
+
+            async def attempt() -> Fault | Correct:
+                nonlocal written_s
+                if entries.get(key):
+                    return Correct.STORED
+                facts = await self._facts(key)
+                if not isinstance(facts, ObjectFacts):
+                    return facts
+                written_at = facts.contents.written_at
+                written_s = dt.datetime.fromisoformat(written_at).timestamp() if written_at else None
+                return Fault(UNNAMED, REBUILD, key)
+
+            self._add(result, await self._until_settled(attempt, age_s, entries))
+
+        await _for_each(keys, check, READS)
+        return result
+
+    async def _keys(self, source: str, hours: Period) -> AsyncIterator[str]:
+        """The keys of a source's objects of these hours, in order."""
+        begin, end = (hour_prefix(self._prefix, source, time.isoformat()) for time in (hours.since, hours.until))
+        async for key in self._bucket.keys(f"{self._prefix}/source={source}/", begin[:-1]):
+            if key > end and not key.startswith(end):
+                return
+            if lane_of_key(key):
+                yield key
+
+    # ---
+
+    async def _until_settled(
+        self, attempt: Callable[[], Awaitable[Fault | Correct]], age_s: Callable[[], float], entries: CatalogEntries
+    ) -> Fault | Correct:
+        """The result of the last attempt: of the first one without a fault, or of the first one at that age."""
+        while isinstance(outcome := await attempt(), Fault) and age_s() < self._settle_s:
+            await asyncio.sleep(self._retry_s)
+            await entries.read()
+        return outcome
+
+    def _add(self, result: CheckResult, outcome: Fault | Correct) -> None:
+        """Count an item."""
+        result.checked += 1
+        if isinstance(outcome, Fault):
+            result.faults.append(outcome)
+        elif outcome is Correct.REMOVED:
+            result.removed += 1
+        self._on_checked()
+
+
+def _upload_of(exemplar: Exemplar, spans: Sequence[Span]) -> Span | None:
+    """The span of the upload that the exemplar measures, if it says which object it wrote."""
+    return next(
+        (span for span in spans if span.span_id == exemplar.span_id and attribute.bronze_file_path in span.attributes),
+        None,
+    )
+
+
+def _difference(entry: Entry, before: Entry | None, facts: ObjectFacts) -> str | None:
+    """In what an object differs from its entry; None if it does not."""
+    contents = facts.contents
+    in_footer = {name: getattr(contents, name) for name in ("file_path", "first", "last", "last_time", "messages")}
+    for name, value in in_footer.items():
+        if getattr(entry, name) != value:
+            return f"its footer says {name} {value}, its entry {getattr(entry, name)}"
+    if contents.records != entry.records:
+        return f"its footer says {counted(contents.records, 'row')}, its entry {entry.records}"
+    if facts.rows != entry.records:
+        return f"it has {counted(facts.rows, 'row')}, its entry says {entry.records}"
+    if entry.lane_bytes is not None and before is not None and before.lane_bytes is not None:
+        size = entry.lane_bytes - before.lane_bytes
+        if before.last + 1 == entry.first and size != facts.size:
+            return f"it has {facts.size} bytes, by the totals of its entry {size}"
+    return None
+
+
+async def _for_each(items: Iterable[T], act: Callable[[T], Awaitable[None]], concurrency: int) -> None:
+    """Call `act` with each item, with a bound on the calls at the same time."""
+    waiting = iter(items)
+
+    async def worker() -> None:
+        for item in waiting:
+            await act(item)
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(concurrency):
+                group.create_task(worker())
+    except ExceptionGroup as errors:
+        raise errors.exceptions[0] from errors
