@@ -67,8 +67,8 @@ _REJECTED = f'bronze_records_total{{{API}, {NO_CANARY}, bronze_outcome="rejected
 _INVALID = f"bronze_records_invalid_total{{{API}, {NO_CANARY}}}"
 _ENDED = f'{_RECORDS}~"stored|quarantined|duplicate"}}'
 _PROCESSED = f"messaging_process_duration_seconds{{{CONSUMER}, {DESTINATION}}}"
-_DEPTH = f"max by ({_LANE}) (bronze_queue_depth{{{CONSUMER}, {SOURCE}}})"
-_AGE = f"max by ({_LANE}) (bronze_queue_oldest_age_seconds{{{CONSUMER}, {SOURCE}}})"
+_DEPTH = promql.newest(f"bronze_queue_depth{{{CONSUMER}, {SOURCE}}}", _LANE)
+_AGE = promql.newest(f"bronze_queue_oldest_age_seconds{{{CONSUMER}, {SOURCE}}}", _LANE)
 _POSITION = f"max by ({_LANE}) (bronze_lane_position{{{CONSUMER}, {SOURCE}}})"
 
 _BY_STATUS = {"^2": GOOD, "^4": FAIR, "^5": BAD}

@@ -21,6 +21,7 @@ from bronze.telemetry.promql import (
     histogram_series,
     in_ledger,
     missing,
+    newest,
     quantile_counted,
 )
 
@@ -33,6 +34,7 @@ SLOWEST_MAX = 10
 
 _RANGE = "1h"
 _CONSUMER = f'job="bronze/consumer", {NO_CANARY}'
+_LANE = "bronze_source, bronze_lane"
 _UPLOADS = f'bronze_upload_duration_seconds{{{_CONSUMER}, bronze_outcome="success"}}'
 
 
@@ -51,8 +53,8 @@ QUERIES: Mapping[str, str] = {
     "stored": _ledger("stored"),
     "quarantined": f"{_ledger('quarantined')} + {_ledger('rejected')}",
     "missing": missing(_CONSUMER),
-    "queue_depth": f"sum(max by (bronze_source, bronze_lane) (bronze_queue_depth{{{_CONSUMER}}}))",
-    "queue_oldest_age_s": f"max(bronze_queue_oldest_age_seconds{{{_CONSUMER}}})",
+    "queue_depth": f"sum({newest(f'bronze_queue_depth{{{_CONSUMER}}}', _LANE)})",
+    "queue_oldest_age_s": f"max({newest(f'bronze_queue_oldest_age_seconds{{{_CONSUMER}}}', _LANE)})",
 }
 EXEMPLARS = histogram_series(_UPLOADS, "bucket")
 

@@ -1,5 +1,8 @@
 """PromQL that the API's page and the dashboards share, so that both show the same numbers."""
 
+#: Three exports of metrics, in seconds.
+REPORTED_WITHIN_S = 15
+
 #: Leaves out the records of `bronze canary`, which are no data. Each sum over sources has it. The server's metrics have
 #: no source; there, the canary has a route of its own.
 NO_CANARY = 'bronze_source!="canary"'
@@ -59,6 +62,21 @@ def waiting(matchers: str) -> str:
 def quantile_counted(q: float, histogram: str, window: str) -> str:
     """A quantile of every measurement in the window, even if there is only one."""
     return f"histogram_quantile({q:g}, {counted(histogram_series(histogram, 'bucket'), window, 'le')}) >= 0"
+
+
+def newest(gauge: str, by: str) -> str:
+    """The value of a gauge that several processes report of the same thing, by the labels that identify it: the highest
+    of the values that are at most `REPORTED_WITHIN_S` older than the newest.
+
+    A process that was killed leaves its last value in Prometheus for five minutes. It counts only until the others have
+    reported for some time.
+    """
+    reported = f"timestamp({gauge})"
+    return f"""\
+max by ({by}) (
+  {gauge}
+  and {reported} > on ({by}) group_left () (max by ({by}) ({reported}) - {REPORTED_WITHIN_S})
+)"""
 
 
 def missing(matchers: str) -> str:
