@@ -210,7 +210,8 @@ and on (job, instance, bronze_verify_check)
 def firing() -> Table:
     info = PanelInfo(
         "Alerts",
-        f"Alerts that fire or are pending. The [runbook]({components.RUNBOOK_URL}) has a section for each.",
+        f"Alerts that fire or are pending. The [runbook]({components.RUNBOOK_URL}) has a section for each. "
+        f"[Watchdog]({components.RUNBOOK_URL}#watchdog) always fires, and is not listed.",
         "no alert fires",
     )
     panel = components.listing(info, components.rows('ALERTS{alertname=~"Bronze.+"}'), width=12)

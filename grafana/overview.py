@@ -174,7 +174,7 @@ def requests_in_range() -> Stat:
         "Requests that the API answered in the range, with any status. Probes, scrapes and "
         "the canary's submissions are not counted.",
         "no request yet",
-        ["BronzeRequestsSlow"],
+        ["BronzeRequestsSlow", "BronzeRequestsFail"],
     )
     requests = f'http_server_request_duration_seconds_count{{{API}, http_route!="{CANARY_ROUTE}"}}'
     return tile(info, EXACT, single_value(or_zero(counted(requests)))).decimals(0)
@@ -273,7 +273,7 @@ def requests_by_status() -> Timeseries:
         "Submissions answered per second. 4xx: the sender has to correct them (see *Refused by reason*). 503: the "
         "queue is full or does not answer, and the sender retries. Other 5xx: a bug in Bronze.",
         "no submission yet",
-        ["BronzeRequestsSlow"],
+        ["BronzeRequestsSlow", "BronzeRequestsFail"],
     )
     by_status = rate(histogram_series(REQUESTS, "count"), "http_response_status_code")
     panel = graph(info, REQUESTS_PER_S, query(by_status, "{{http_response_status_code}}"))

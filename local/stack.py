@@ -83,7 +83,7 @@ class Stack:
         saved = asdict(self)
         del saved["root"]  # the folder may be moved
         _file(self.root).write_text(json.dumps(saved, indent=2, default=str))
-        variables = {**self.client_env, **self.queue_env, **self.telemetry_env}
+        variables = {**self.client_env, **self.queue_env, **self.trace_store_env}
         exports = (f"export {k}={shlex.quote(v)}\n" for k, v in sorted(variables.items()))
         (self.root / "env").touch(mode=0o600)
         (self.root / "env").write_text("".join(exports))
@@ -117,6 +117,7 @@ class Stack:
         return {
             **self.account.env,
             "BRONZE_API_URL": f"http://{LOOPBACK}:{self.ports.api}",
+            "BRONZE_PROMETHEUS_URL": f"http://{LOOPBACK}:{self.ports.prometheus}",
             "BRONZE_BUCKET": self.account.bucket,
             "BRONZE_PREFIX": "bronze",
             "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://{LOOPBACK}:{self.ports.otlp}",
@@ -131,21 +132,14 @@ class Stack:
         }
 
     @property
-    def telemetry_env(self) -> Mapping[str, str]:
-        """The variables for those who read telemetry: the addresses of Prometheus and of the trace store in use, which
-        depend on the exporters.
-        """
+    def trace_store_env(self) -> Mapping[str, str]:
+        """The variables for those who read traces: the address of the trace store that the exporters choose."""
         tempo = "tempo" in self.exporters.traces and self.built.tempo is not None
         zipkin = "zipkin" in self.exporters.traces and not tempo
         return {
-            "BRONZE_PROMETHEUS_URL": self._prometheus_url,
             "BRONZE_TEMPO_URL": f"http://{LOOPBACK}:{self.ports.tempo}" if tempo else "",
             "BRONZE_ZIPKIN_URL": f"http://{LOOPBACK}:{self.ports.zipkin}" if zipkin else "",
         }
-
-    @property
-    def _prometheus_url(self) -> str:
-        return f"http://{LOOPBACK}:{self.ports.prometheus}"
 
     @cached_property
     def servers(self) -> tuple[Program, ...]:
@@ -252,7 +246,6 @@ class Stack:
             traces = f"{ports.grafana}/d/bronze-lineage?var-trace_id={{trace_id}}&viewPanel=panel-100"
         return {
             "BRONZE_API_PORT": str(ports.api),
-            "BRONZE_PROMETHEUS_URL": self._prometheus_url,
             "BRONZE_TRACE_URL": settings().get("BRONZE_TRACE_URL") or f"http://{LOOPBACK}:{traces}",
         }
 

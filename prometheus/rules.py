@@ -66,8 +66,12 @@ class Thresholds:
     lane_still_s: int = 600
     #: Errors of one type at one step, in `recent_s`.
     consumer_errors_max: float = 20
-    #: Failed upload attempts in `recent_s`, without a success.
+    #: Requests or upload attempts that fail for so long, without a success, are an outage.
+    outage_s: int = 240
+    #: Failed upload attempts in `outage_s`, without a success.
     failed_uploads_max: float = 10
+    #: Failed submissions in `outage_s`, without a success. A single sender that backs off sends a few.
+    failed_requests_max: float = 4
     #: Records that were accepted so long ago must have been followed by an upload since.
     upload_wait_s_max: int = 600
 
@@ -88,7 +92,9 @@ class Recording:
 
 @dataclass(frozen=True)
 class Alert:
-    """`severity` is `page` (an operator has to act now) or `ticket` (an operator has to act in the next days)."""
+    """`severity` is `page` (an operator has to act now), `ticket` (an operator has to act in the next days), or `none`:
+    it always fires, and only its absence means something.
+    """
 
     name: str
     severity: str
@@ -292,12 +298,22 @@ def _delivery(at: Thresholds) -> Group:
     objective = f"max by (bronze_source) (bronze_delivery_objective_seconds{{{consumer}}})"
     overdue = f"{oldest} - on (bronze_source) group_left () {objective}"
     accepted = f'bronze_records_total{{job="bronze/api", {NO_CANARY}, bronze_outcome="accepted"}}'
-    recent = f"[{at.recent_s}s]"
+    recent, outage, wait = f"[{at.recent_s}s]", f"[{at.outage_s}s]", f"{2 * at.upload_wait_s_max}s"
+    submissions = 'http_server_request_duration_seconds_count{job="bronze/api", http_route="/v1/ingest/{source}"'
 
     return Group(
         "delivery",
         "15s",
         [
+            # a share of many requests would be reached too late: senders that back off send few
+            Alert(
+                "BronzeRequestsFail",
+                "page",
+                f"""\
+sum(increase({submissions}, http_response_status_code=~"5.."}}{outage})) > {at.failed_requests_max:g}
+unless sum(increase({submissions}, http_response_status_code=~"2.."}}{outage})) > 0""",
+                "Every submission is answered with a 5xx: nothing is accepted",
+            ),
             # only what is proven: no difference between two counters
             Alert(
                 "BronzeRecordsMissing",
@@ -369,10 +385,10 @@ and {overdue} > 0""",
                 "BronzeUploadsFail",
                 "page",
                 f"""\
-sum by (bronze_source) (increase(bronze_uploads_total{{{consumer}, bronze_outcome="failure"}}{recent}))
+sum by (bronze_source) (increase(bronze_uploads_total{{{consumer}, bronze_outcome="failure"}}{outage}))
   > {at.failed_uploads_max:g}
 unless on (bronze_source)
-  sum by (bronze_source) (increase(bronze_uploads_total{{{consumer}, bronze_outcome="success"}}{recent})) > 0""",
+  sum by (bronze_source) (increase(bronze_uploads_total{{{consumer}, bronze_outcome="success"}}{outage})) > 0""",
                 "Every upload of {{ $labels.bronze_source }} to the bucket fails",
             ),
             Alert(
@@ -381,7 +397,8 @@ unless on (bronze_source)
                 f"""\
 sum by (bronze_source) (increase({accepted}[{at.upload_wait_s_max}s] offset {at.upload_wait_s_max}s)) > 0
 unless on (bronze_source)
-  time() - max by (bronze_source) (bronze_upload_last_success_time_seconds{{{consumer}}})
+  # as last reported: while telemetry is missing, nothing is known to be wrong
+  time() - max by (bronze_source) (max_over_time(bronze_upload_last_success_time_seconds{{{consumer}}}[{wait}]))
     < 2 * {at.upload_wait_s_max}""",
                 "Records of {{ $labels.bronze_source }} are accepted, but nothing was uploaded for"
                 f" {2 * at.upload_wait_s_max // 60} minutes",
@@ -420,6 +437,8 @@ def _telemetry(at: Thresholds) -> Group:
         "telemetry",
         "15s",
         [
+            # its receiver reports if it does not arrive: then Prometheus or Alertmanager does not work
+            Alert("Watchdog", "none", "vector(1)", "Prometheus evaluates its rules, and its alerts arrive"),
             Alert(
                 "BronzeRoleDown",
                 "page",
@@ -664,7 +683,7 @@ def _rule(rule: Recording | Alert, at: Thresholds) -> dict[str, Any]:
     return {
         "alert": rule.name,
         "expr": rule.expr,
-        "for": f"{at.page_hold_s if rule.severity == 'page' else at.ticket_hold_s}s",
+        "for": f"{ {'page': at.page_hold_s, 'ticket': at.ticket_hold_s, 'none': 0}[rule.severity] }s",
         "labels": {"severity": rule.severity},
         "annotations": {"summary": rule.summary, "runbook_url": f"{RUNBOOK_URL}#{rule.name.lower()}"},
     }

@@ -264,10 +264,10 @@ def test_metrics_are_those_of_the_schema() -> None:
     assert {name.removesuffix("_bucket") for name in names} <= known
 
 
-def test_alertmanager_reads_the_address_that_is_set() -> None:
-    (receiver,) = yaml.safe_load((TOP / "alertmanager/alertmanager.yaml").read_text())["receivers"]
-    (config,) = SERVICES["alertmanager"]["configs"]
-    assert receiver["webhook_configs"][0]["url_file"] == config["target"]
+def test_alertmanager_reads_the_addresses_that_are_set() -> None:
+    receivers = yaml.safe_load((TOP / "alertmanager/alertmanager.yaml").read_text())["receivers"]
+    read = {receiver["webhook_configs"][0]["url_file"] for receiver in receivers}
+    assert read == {config["target"] for config in SERVICES["alertmanager"]["configs"]}
 
 
 @pytest.mark.skipif(shutil.which("docker") is None, reason="Docker is not installed")

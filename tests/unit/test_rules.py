@@ -150,7 +150,8 @@ def test_no_alert_fires_nor_is_pending_on_a_healthy_system(path: Path) -> None:
     """A case says so, in which all that the file's rules read is there."""
     (case,) = [case for case in yaml.safe_load(path.read_text())["tests"] if case["name"] == "a healthy system"]
     (asked,) = case["promql_expr_test"]
-    assert (asked["expr"], asked["exp_samples"]) == ("ALERTS", [])
+    assert asked["expr"] == ('ALERTS{alertname!="Watchdog"}' if path.stem == "telemetry" else "ALERTS")
+    assert asked["exp_samples"] == []
     there = {given["series"].partition("{")[0] for given in case["input_series"]}
     of_file = [rule for group in rules.groups(Thresholds())[path.stem] for rule in group.rules]
     assert set().union(*(rules.names(rule.expr) for rule in of_file)) - RECORDINGS == there
@@ -166,7 +167,7 @@ def test_every_alert_says_what_to_do() -> None:
         for group in yaml.safe_load(path.read_text())["groups"]:
             for rule in group["rules"]:
                 if name := rule.get("alert"):
-                    assert rule["labels"]["severity"] in {"page", "ticket"}
+                    assert rule["labels"]["severity"] in ({"none"} if name == "Watchdog" else {"page", "ticket"})
                     assert rule["annotations"]["summary"]
                     assert rule["annotations"]["runbook_url"] == f"{rules.RUNBOOK_URL}#{name.lower()}"
 
