@@ -414,7 +414,6 @@ async def verify(args: argparse.Namespace, settings: Settings, telemetry: Teleme
                     prometheus,
                     trace_store,
                     settings.prefix,
-                    has_removal_record,
                     progress.step,
                 )
                 results = await verification.run(period, sources.load(settings.sources), deep=args.deep)
@@ -423,11 +422,6 @@ async def verify(args: argparse.Namespace, settings: Settings, telemetry: Teleme
         await jetstream.close()
     report_shares(telemetry.instruments, results, time.time())
     return verify_command.report(args, period, results)
-
-
-async def has_removal_record(_: str) -> bool:
-    """Whether an object that is gone was removed on purpose. No command removes objects yet."""
-    return False
 
 
 async def change_lanes(

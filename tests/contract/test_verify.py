@@ -15,6 +15,8 @@ import pytest_asyncio
 from opentelemetry.sdk.trace import ReadableSpan
 
 from bronze.objects.footer import CONTENT_TYPE, FOOTER_KEY
+from bronze.objects.reader import read_contents
+from bronze.objects.removals import write_removal
 from bronze.protocol.documents import Contents
 from bronze.servers.catalog_feed import Feed
 from bronze.servers.jetstream import JetStream
@@ -24,6 +26,7 @@ from bronze.telemetry.signals import VerifyCheck
 from bronze.verify.results import CheckResult, Fault, Period, report_shares
 from bronze.verify.verification import Verification
 from local.servers import S3Account
+from tests import factories
 from tests.contract.making import Heard, until, vehicle
 from tests.contract.test_consumer import Parts, parts
 
@@ -82,7 +85,6 @@ class Written:
         self,
         *,
         deep: bool = False,
-        removed: Sequence[str] = (),
         period: Period | None = None,
         settle_s: float = 0,
     ) -> Mapping[VerifyCheck, CheckResult]:
@@ -93,9 +95,6 @@ class Written:
             labels = {"bronze_source": "vehicles", "job": "bronze/consumer"}
             return httpx.Response(200, json={"data": [{"seriesLabels": labels, "exemplars": self.exemplars}]})
 
-        async def is_removed(key: str) -> bool:
-            return key in removed
-
         now = dt.datetime.now(dt.UTC)
         hour = Period(now - dt.timedelta(hours=1), now + dt.timedelta(seconds=1))
         async with httpx.AsyncClient(base_url="http://prometheus", transport=httpx.MockTransport(answer)) as client:
@@ -105,7 +104,6 @@ class Written:
                 Prometheus(client),
                 self.traces,
                 self.parts.settings.prefix,
-                is_removed,
                 settle_s=settle_s,
                 retry_s=0.05,
             )
@@ -193,11 +191,14 @@ async def test_a_trace_without_its_upload_is_found(written: Written) -> None:
 async def test_an_object_that_was_deleted_is_found(written: Written) -> None:
     """By its exemplar and by its entry; not if a removal record explains it."""
     key = written.keys[1]
+    contents = await read_contents(written.parts.bucket, key)
+    assert contents is not None
     written.s3.delete_object(Bucket=written.parts.bucket.name, Key=key)
     found = faults(await written.verify())
     assert found.keys() == {VerifyCheck.EXEMPLAR, VerifyCheck.ENTRY}
     assert {(fault.file_path, fault.problem) for (fault,) in found.values()} == {(key, "it is not in the bucket")}
-    results = await written.verify(removed=[key])
+    await write_removal(written.parts.bucket, written.parts.settings.prefix, factories.removal(contents))
+    results = await written.verify()
     assert faults(results) == {}
     assert [result.removed for result in results.values()] == [1, 1, 0, 0]
 

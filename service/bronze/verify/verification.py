@@ -12,6 +12,7 @@ from enum import Enum
 from typing import TypeVar
 
 from bronze.objects.footer import NotABronzeObject
+from bronze.objects.removals import read_removal
 from bronze.plurals import counted
 from bronze.protocol.keys import hour_prefix, lane_of_key
 from bronze.servers.bucket import Bucket
@@ -36,7 +37,7 @@ READS = 16
 OBJECTS_READ = 2
 
 READ_RUNBOOK = "see BronzeVerificationFaulty in the runbook"
-RESTORE = "restore the object from a backup or an earlier version"
+RESTORE = "restore the object from a backup or an earlier version, or acknowledge its loss: bronze objects acknowledge"
 REBUILD = "if it stays so while consumers run: bronze catalog rebuild"
 
 UNNAMED = "no entry in the catalog names it"
@@ -52,7 +53,7 @@ class Correct(Enum):
 
 
 class Verification:
-    """The checks, on these servers. `removed` says whether an object that is gone has a removal record.
+    """The checks, on these servers. An object that is gone and has a removal record is correct.
 
     Each method raises `Unavailable`. `on_checked` is called after each item.
     """
@@ -64,7 +65,6 @@ class Verification:
         prometheus: Prometheus | None,
         trace_store: TraceStore | None,
         prefix: str,
-        removed: Callable[[str], Awaitable[bool]],
         on_checked: Callable[[], None] = lambda: None,
         *,
         settle_s: float = SETTLE_S,
@@ -75,7 +75,6 @@ class Verification:
         self._prometheus = prometheus
         self._trace_store = trace_store
         self._prefix = prefix
-        self._removed = removed
         self._on_checked = on_checked
         self._settle_s = settle_s
         self._retry_s = retry_s
@@ -183,8 +182,8 @@ class Verification:
         except NotABronzeObject as error:
             return Fault(f"it is damaged, or Bronze did not write it: {error}", RESTORE, key, trace_id)
         if facts is None:
-            removed = await self._removed(key)
-            return Correct.REMOVED if removed else Fault("it is not in the bucket", RESTORE, key, trace_id)
+            removal = await read_removal(self._bucket, self._prefix, key)
+            return Correct.REMOVED if removal else Fault("it is not in the bucket", RESTORE, key, trace_id)
         return facts
 
     # --- from an entry to the one before it
