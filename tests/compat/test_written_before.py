@@ -79,6 +79,12 @@ def stored(site: Site) -> tuple[list[str], Counter[str]]:
     return payloads, others
 
 
+def comparable(lineage: dict[str, Any]) -> dict[str, Any]:
+    """A lineage without the members that were added since, and without those that change with time."""
+    of_before: dict[str, Any] = json.loads(without_added(json.dumps(lineage)))
+    return without_lag(of_before)
+
+
 def test_what_is_stored_gets_the_same_answers(site: Site, written: Written) -> None:
     """Status, objects, look-ups and declarations are the same as the recorded version's answers, from its data."""
     before = written["answers"]
@@ -88,11 +94,11 @@ def test_what_is_stored_gets_the_same_answers(site: Site, written: Written) -> N
         for contents in before["objects"]:
             assert api.get(f"/v1/objects/{contents['file_path']}") == contents
         for name, value, chain in before["lineage"]:
-            assert without_lag(api.get("/v1/lineage", **{name: value})) == chain
+            assert comparable(api.get("/v1/lineage", **{name: value})) == chain
             told = json.loads(
                 site.run("lineage", f"--{name.replace('_', '-')}", value, "--json", BRONZE_API_URL=api.url)
             )
-            assert without_lag(told) == chain
+            assert comparable(told) == chain
         listed, *schemas = before["sources"]
         assert api.get("/v1/sources") == listed
         expected = json.loads(as_changed(json.dumps(schemas)))
