@@ -79,7 +79,17 @@ def board() -> Board:
                 ],
             ),
             Row("Collector", [accepted(), refused(), queues(), sent(), failed()]),
-            Row("Components", [path_difference(), sdk_queue(), sdk_drops_over_time(), catalog_lag(), counter_error()]),
+            Row(
+                "Components",
+                [
+                    path_difference(),
+                    sdk_queue(),
+                    sdk_drops_over_time(),
+                    catalog_lag(),
+                    counter_error(),
+                    since_compared(),
+                ],
+            ),
             Row("Prometheus", [rejected(), exemplars(), exemplar_age(), series(), series_by_metric()]),
             Row("Service graph", [service_graph()], closed=True),
         ],
@@ -402,7 +412,20 @@ def counter_error() -> Stat:
     )
     counters = counted(f'bronze_records_total{{job="bronze/consumer", {NO_CANARY}, bronze_outcome="stored"}}')
     ledger = added(f'bronze_ledger_records{{{LEDGER}, {NO_CANARY}, bronze_outcome="stored"}}')
-    return tile(info, EXACT, single_value(f"{counters} - sum({ledger})"), width=12).decimals(0)
+    return tile(info, EXACT, single_value(f"{counters} - sum({ledger})"), width=6, height=9).decimals(0)
+
+
+def since_compared() -> Stat:
+    info = PanelInfo(
+        "Since all objects were compared",
+        "Time since a consumer last completed the comparison of all entries of the catalog with the bucket: an older "
+        "object that is missing is found within about this time. Objects of the last two hours are compared each "
+        "minute.",
+        "no comparison is complete yet",
+        ["BronzeRecordsMissing"],
+    )
+    compared = 'max(bronze_missing_compared_time_seconds{job="bronze/consumer"})'
+    return tile(info, SECONDS, single_value(f"time() - {compared}"), width=6, height=9).decimals(0)
 
 
 # --- Prometheus

@@ -231,7 +231,7 @@ def messages_waiting() -> Stat:
 def missing() -> Stat:
     info = PanelInfo(
         "Missing objects and messages",
-        "Objects of the last two hours that are in the catalog, but not in the bucket; and messages that are missing "
+        "Objects that are in the catalog, but not in the bucket, or not with their size; and messages that are missing "
         "in the queue. Both are proven, not calculated from counters. If it is not 0, act now: see the runbook.",
         "no consumer has reported yet",
         ["BronzeRecordsMissing"],

@@ -378,11 +378,13 @@ async def consume_role(settings: Settings, substitute: Callable[[Servers], Serve
                     )
                     for lane in servers.lanes
                 ]
-                comparison = Comparison(servers.bucket, servers.feed, telemetry.instruments, declared, settings.prefix)
+                comparison = Comparison(
+                    servers.catalog, servers.bucket, servers.feed, telemetry.instruments, declared, settings.prefix
+                )
                 log.info("consuming %d lanes", len(writers))
                 process.freeze_startup_objects()
                 report = ledger_report(servers, declared, telemetry)
-                async with _in_background(report.run(), comparison.run()):
+                async with _in_background(report.run(), comparison.run(), comparison.run_all()):
                     await consume(writers, stop)
         finally:
             metrics_server.close()

@@ -585,7 +585,13 @@ class LacksHeaders:
 def comparison_of(parts: Parts, jetstream: JetStream, **options: Any) -> Comparison:
     instruments = parts.heard.telemetry.instruments
     return Comparison(
-        parts.bucket, Feed(jetstream), instruments, ["vehicles", "status"], parts.settings.prefix, **options
+        parts.catalog,
+        parts.bucket,
+        Feed(jetstream),
+        instruments,
+        ["vehicles", "status"],
+        parts.settings.prefix,
+        **options,
     )
 
 
@@ -726,6 +732,41 @@ async def test_an_object_that_is_deleted_is_missing_and_named(
     later = timedelta(hours=3)
     await comparison.compare()
     assert heard.count("bronze.missing.objects") == 0
+
+
+async def test_an_old_or_truncated_object_is_found_by_the_comparison_of_all(
+    parts: Parts, bucket: S3Bucket, jetstream: JetStream, heard: Heard, caplog: pytest.LogCaptureFixture
+) -> None:
+    """However old it is; it is no longer missing once it is back, or has a removal record."""
+    for number in range(4):
+        async with parts.running():
+            await parts.submit(vehicle(str(number)))
+            await until(parts.at(number + 1))
+    comparison = comparison_of(parts, jetstream, now=lambda: datetime.now(UTC) + timedelta(days=1))
+    await comparison.compare_all()
+    await comparison.compare()
+    assert heard.count("bronze.missing.objects") == 0
+    assert heard.count("bronze.missing.compared.time") > time.time()
+    lost, cut, _, removed = [contents.file_path for contents in await parts.objects()]
+    head = await bucket.head(cut)
+    assert head is not None
+    whole = await bucket.read(cut, 0, head.size)
+    s3 = bucket._s3
+    for key in (lost, removed):
+        await asyncio.to_thread(s3.delete_object, Bucket=bucket.name, Key=key)
+    await asyncio.to_thread(s3.put_object, Bucket=bucket.name, Key=cut, Body=whole[:-1])
+    for _ in range(2):
+        await comparison.compare_all()
+        await comparison.compare()
+    assert heard.count("bronze.missing.objects", bronze_source="vehicles") == 3
+    assert caplog.text.count(f"{lost} is in the catalog, but not in the bucket") == 1
+    assert caplog.text.count(f"{cut} has {head.size - 1} bytes in the bucket, but {head.size} in the catalog") == 1
+    new = comparison_of(parts, jetstream)
+    await new.compare()
+    assert heard.count("bronze.missing.objects", bronze_source="vehicles") == 3
+    await asyncio.to_thread(s3.put_object, Bucket=bucket.name, Key=cut, Body=whole)
+    await comparison.compare()
+    assert heard.count("bronze.missing.objects", bronze_source="vehicles") == 2
 
 
 async def test_an_object_with_a_removal_record_is_not_missing(

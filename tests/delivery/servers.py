@@ -365,8 +365,13 @@ class ModelBucket:
         return self._objects[key].body[start:end]
 
     async def keys(self, prefix: str, start_after: str = "") -> AsyncIterator[str]:
-        for key in await self._ask("list", lambda _: sorted(self._objects)):
+        async for key, _ in self.sizes(prefix, start_after):
+            yield key
+
+    async def sizes(self, prefix: str, start_after: str = "") -> AsyncIterator[tuple[str, int]]:
+        listed = await self._ask("list", lambda _: sorted((key, len(one.body)) for key, one in self._objects.items()))
+        for key, size in listed:
             if key.startswith(prefix) and key > start_after:
-                yield key
+                yield key, size
 
     async def check(self) -> None: ...

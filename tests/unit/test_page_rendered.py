@@ -89,6 +89,10 @@ class Answers:
         raise NotImplementedError
         yield
 
+    async def sizes(self, prefix: str, start_after: str = "") -> AsyncIterator[tuple[str, int]]:
+        raise NotImplementedError
+        yield
+
     async def check(self) -> None:
         raise NotImplementedError
 

@@ -232,7 +232,7 @@ def tiles(glance: Glance) -> list[Tile]:
         _objective_tile("p95 upload", glance.upload_p95_s, DURATION_S_MAX),
         _objective_tile("p95 delivery", glance.delivery_p95_s, glance.delivery_objective_s),
         _count_tile("Records stored", glance.stored, f"in all; and {glance.quarantined or 0:,.0f} in quarantine"),
-        _zero_tile("Objects and messages missing", glance.missing, "in the bucket, of the last 2 h; in the queue"),
+        _zero_tile("Objects and messages missing", glance.missing, "in the bucket; in the queue"),
         _count_tile(
             "Messages in the queue",
             glance.queue_depth,

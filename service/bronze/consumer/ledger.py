@@ -3,12 +3,15 @@
 import asyncio
 import datetime as dt
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 
 from bronze.errors import BronzeError
-from bronze.objects.removals import removed_paths
+from bronze.objects.removals import read_removal, removed_paths
+from bronze.protocol.documents import CatalogEntry
+from bronze.protocol.lane import Lane
 from bronze.servers.bucket import Bucket
+from bronze.servers.catalog import Catalog
 from bronze.servers.catalog_feed import Feed, FeedPosition
 from bronze.telemetry.instruments import Instruments
 from bronze.telemetry.signals import attribute
@@ -17,22 +20,48 @@ log = logging.getLogger(__name__)
 
 #: How often the newest entries are compared with the bucket.
 COMPARE_S = 60.0
-#: The entries that are compared with the bucket.
+#: The newest entries.
 COMPARED = dt.timedelta(hours=2)
+#: The pauses of the comparison of all entries: after each page of entries, and after the last one.
+PAGE_PAUSE_S = 0.2
+CYCLE_PAUSE_S = 600.0
+#: Missing objects older than `COMPARED` that are remembered and looked for again; more are only logged.
+OLDER_MISSING_MAX = 1_000
 
 
 @dataclass(frozen=True, slots=True)
 class _Stored:
+    """An object by its entry; its size in bytes is None if no entry states it."""
+
     at: str
     source: str
     key: str
+    size: int | None
+
+
+class _Sizes:
+    """The sizes of objects, from the totals of their lanes' entries, which are read in order."""
+
+    def __init__(self) -> None:
+        self._before: dict[Lane, tuple[int, int]] = {}
+
+    def of(self, entry: CatalogEntry) -> int | None:
+        """None if older versions wrote this entry or the one before it, or the one before it was not read."""
+        lane = Lane(entry.source, entry.lane, entry.epoch)
+        last, bytes_before = self._before.pop(lane, (0, 0))
+        if entry.totals is None:
+            return None
+        self._before[lane] = entry.last, entry.totals.bytes
+        # a rebuilt catalog lacks the entries of objects that are gone
+        return entry.totals.bytes - bytes_before if entry.first == last + 1 else None
 
 
 class Comparison:
-    """Compares the newest entries of the catalog with the bucket."""
+    """Compares the entries of the catalog with the bucket: the newest often, and all of them in a slow cycle."""
 
     def __init__(
         self,
+        catalog: Catalog,
         bucket: Bucket,
         feed: Feed,
         instruments: Instruments,
@@ -40,6 +69,7 @@ class Comparison:
         prefix: str,
         now: Callable[[], dt.datetime] = lambda: dt.datetime.now(dt.UTC),
     ) -> None:
+        self._catalog = catalog
         self._bucket = bucket
         self._feed = feed
         self._instruments = instruments
@@ -48,54 +78,115 @@ class Comparison:
         self._now = now
         self._read = FeedPosition()
         self._newest: list[_Stored] = []
-        self._missing: set[str] = set()
+        self._sizes = _Sizes()
+        #: the missing objects older than the newest entries, by key
+        self._older: dict[str, _Stored] = {}
+        self._logged: set[str] = set()
 
     async def run(self) -> None:
-        """Compare until cancelled."""
+        """Compare the newest entries until cancelled."""
+        await self._repeat(self.compare, COMPARE_S)
+
+    async def run_all(self) -> None:
+        """Compare all entries, again and again, until cancelled."""
+        await self._repeat(self.compare_all, CYCLE_PAUSE_S)
+
+    async def _repeat(self, compare: Callable[[], Awaitable[None]], pause_s: float) -> None:
         while True:
             try:
-                await self.compare()
+                await compare()
             except BronzeError as error:
                 log.info("the catalog could not be compared with the bucket: %s", error)
             except Exception:
                 log.exception("the comparison with the bucket: unexpected error")
-            await asyncio.sleep(COMPARE_S)
+            await asyncio.sleep(pause_s)
 
     async def compare(self) -> None:
-        """Report how many objects of the last hours are in the catalog, but not in the bucket, and log their keys."""
+        """Report how many objects are missing: of the newest entries, and those known from the slow cycle."""
         since = (self._now() - COMPARED).isoformat()
         await self._read_feed(since)
         self._newest = [stored for stored in self._newest if stored.at >= since]
-        missing = dict.fromkeys(self._sources, 0)
-        keys: dict[str, list[str]] = {}
+        of_source: dict[str, list[_Stored]] = {}
         for stored in self._newest:  # before the listing: an object is older than its entry
-            keys.setdefault(stored.source, []).append(stored.key)
-        for source, expected in keys.items():
-            least = min(expected)
-            found = {key async for key in self._bucket.keys(f"{self._prefix}/source={source}/", least[:-1])}
-            absent = [key for key in expected if key not in found]
-            if absent:
-                removed = await removed_paths(self._bucket, self._prefix, source, min(absent))
-                absent = [key for key in absent if key not in removed]
-            missing[source] = len(absent)
-            for key in absent:
-                if key not in self._missing:
-                    self._missing.add(key)
-                    log.error("%s is in the catalog, but not in the bucket: it was deleted, or lost", key)
-        for source, number in missing.items():
+            of_source.setdefault(stored.source, []).append(stored)
+        missing: set[str] = set()
+        numbers = dict.fromkeys(self._sources, 0)
+        for source, expected in of_source.items():
+            for stored in await self._missing_of(f"{self._prefix}/source={source}/", source, expected):
+                missing.add(stored.key)
+                numbers[source] = numbers.get(source, 0) + 1
+        for stored in list(self._older.values()):
+            head = await self._bucket.head(stored.key)
+            if (head is not None and stored.size in {None, head.size}) or await read_removal(
+                self._bucket, self._prefix, stored.key
+            ):
+                self._older.pop(stored.key, None)
+            elif stored.key not in missing:
+                numbers[stored.source] = numbers.get(stored.source, 0) + 1
+        for source, number in numbers.items():
             self._instruments.missing_objects.set(number, {attribute.bronze_source: source})
+
+    async def compare_all(self) -> None:
+        """Compare all entries once, lane by lane. At most one page of entries is in memory."""
+        for lane in await self._catalog.positions():
+            sizes, since = _Sizes(), 1
+            while page := await self._catalog.entries(lane, since):
+                # the objects of a lane and an hour have a common prefix
+                folders: dict[str, list[_Stored]] = {}
+                for _, entry in page:
+                    folder = entry.file_path.removesuffix(f"{entry.first:012}.parquet")
+                    stored = _Stored("", lane.source, entry.file_path, sizes.of(entry))
+                    folders.setdefault(folder, []).append(stored)
+                for folder, expected in folders.items():
+                    for stored in await self._missing_of(folder, lane.source, expected):
+                        if len(self._older) < OLDER_MISSING_MAX:
+                            self._older[stored.key] = stored
+                since = page[-1][0] + 1
+                await asyncio.sleep(PAGE_PAUSE_S)
+        self._instruments.missing_compared_time.set(self._now().timestamp())
+
+    async def _missing_of(self, folder: str, source: str, expected: list[_Stored]) -> list[_Stored]:
+        """Those of some objects that are not in the bucket, or not with their size; each is logged once."""
+        keys = sorted(stored.key for stored in expected)
+        wanted, found = set(keys), dict[str, int]()
+        async for key, size in self._bucket.sizes(folder, keys[0][:-1]):
+            if key > keys[-1]:
+                break
+            if key in wanted:
+                found[key] = size
+        missing = [
+            stored for stored in expected if stored.key not in found or stored.size not in {None, found[stored.key]}
+        ]
+        if missing:
+            removed = await removed_paths(self._bucket, self._prefix, source, min(stored.key for stored in missing))
+            missing = [stored for stored in missing if stored.key not in removed]
+        for stored in missing:
+            if stored.key in self._logged:
+                continue
+            if len(self._logged) < OLDER_MISSING_MAX:
+                self._logged.add(stored.key)
+            if stored.key in found:
+                log.error(
+                    "%s has %d bytes in the bucket, but %s in the catalog: it was damaged, or replaced",
+                    stored.key,
+                    found[stored.key],
+                    stored.size,
+                )
+            else:
+                log.error("%s is in the catalog, but not in the bucket: it was deleted, or lost", stored.key)
+        return missing
 
     async def _read_feed(self, since: str) -> None:
         while True:
             page = await self._feed.read(self._read, since=None if self._read.stream else since)
             if page.position.stream != self._read.stream:
-                self._newest = []  # the catalog was replaced
+                self._newest, self._sizes = [], _Sizes()  # the catalog was replaced
             # a rebuilt catalog has just got the entries of all objects; only the newest are compared
-            self._newest += [
-                _Stored(listed.stored_at, listed.entry.source, listed.entry.file_path)
+            read = [
+                _Stored(listed.stored_at, listed.entry.source, listed.entry.file_path, self._sizes.of(listed.entry))
                 for listed in page.entries
-                if listed.stored_at >= since
             ]
+            self._newest += [stored for stored in read if stored.at >= since]
             self._read = page.position
             if not page.remaining:
                 return

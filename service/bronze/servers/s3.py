@@ -147,6 +147,11 @@ class S3Bucket:
 
     async def keys(self, prefix: str, start_after: str = "") -> AsyncIterator[str]:
         """The keys with a prefix, in order, after the key `start_after`."""
+        async for key, _ in self.sizes(prefix, start_after):
+            yield key
+
+    async def sizes(self, prefix: str, start_after: str = "") -> AsyncIterator[tuple[str, int]]:
+        """As `keys`, each with the size of its object in bytes."""
         while True:
             page = await self._call(
                 partial(
@@ -159,7 +164,7 @@ class S3Bucket:
             )
             items = page.get("Contents", [])
             for item in items:
-                yield item["Key"]
+                yield item["Key"], item["Size"]
             if not page["IsTruncated"] or not items:
                 return
             start_after = items[-1]["Key"]

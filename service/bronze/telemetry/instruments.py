@@ -57,6 +57,7 @@ class Instruments:
     ledger_objects: Gauge
     ledger_bytes: Gauge
     missing_objects: Gauge
+    missing_compared_time: Gauge
     missing_messages: Gauge
     verify_share: Gauge
     verify_last_run_time: Gauge
