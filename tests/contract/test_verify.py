@@ -299,6 +299,13 @@ async def test_a_trace_that_is_late_is_waited_for(written: Written) -> None:
     assert asked == 3
 
 
+async def test_objects_of_a_period_within_an_hour_are_checked(written: Written) -> None:
+    """Listing begins with the hour of the period, which has all objects here."""
+    now = dt.datetime.now(dt.UTC)
+    results = await written.verify(period=Period(now - dt.timedelta(minutes=2), now))
+    assert [result.checked for result in results.values()] == [OBJECTS, OBJECTS, OBJECTS - 1, OBJECTS]
+
+
 async def test_a_period_without_objects_checks_nothing(written: Written) -> None:
     """Neither exemplars nor entries of other times are looked at, and no share is claimed."""
     day = dt.timedelta(days=1)

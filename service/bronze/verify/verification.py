@@ -235,7 +235,7 @@ class Verification:
     async def _keys(self, source: str, hours: Period) -> AsyncIterator[str]:
         """The keys of a source's objects of these hours, in order."""
         begin, end = (hour_prefix(self._prefix, source, time.isoformat()) for time in (hours.since, hours.until))
-        async for key in self._bucket.keys(f"{self._prefix}/source={source}/", begin[:-1]):
+        async for key in self._bucket.keys(f"{self._prefix}/source={source}/", begin):
             if key > end and not key.startswith(end):
                 return
             if lane_of_key(key):
