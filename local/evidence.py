@@ -5,6 +5,7 @@ records and latencies come from Prometheus; the trace comes from the trace store
 bucket. Counts include only this sample, latencies everything since the roles started.
 """
 
+import datetime as dt
 import hashlib
 import json
 import math
@@ -38,6 +39,8 @@ TRACE_STORES = ("tempo", "zipkin")
 SCRAPED = ("scrape-api", "scrape-consumer", "scrape-publisher")
 
 PUBLISH_S_MAX = 120.0
+#: It waits up to a minute for telemetry that is on its way.
+VERIFY_S_MAX = 180.0
 #: Records are stored within seconds; Prometheus has their counts one export and one batch later.
 SETTLE_S_MAX = 60.0
 #: A rate in records/s that even a busy machine reaches: a larger sample gets more time accordingly.
@@ -236,6 +239,8 @@ class Evidence:
     file_path: str | None = None
     file_path_in_trace: str | None = None
     url_trace: str | None = None
+    verified: Mapping[str, int] = field(default_factory=dict)
+    verify_faults: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def sees_metrics(self) -> bool:
@@ -244,6 +249,11 @@ class Evidence:
     @property
     def sees_traces(self) -> bool:
         return any(name in TRACE_STORES for name in self.traces_exporters)
+
+    @property
+    def _checks_with_items(self) -> tuple[str, ...]:
+        """The checks of `bronze verify` that have something to check in each sample."""
+        return ("exemplar", "entry", "object") if self.sees_metrics and self.sees_traces else ("entry", "object")
 
     def claims(self) -> Mapping[str, bool | str]:
         """Each claim about a working system, and whether it is true here, or why it was not checked."""
@@ -269,6 +279,10 @@ class Evidence:
             "the trace runs from publisher through API to consumer": no_traces or set(self.trace_services) >= SERVICES,
             "the trace names the object that contains its submission": no_traces
             or (self.file_path is not None and self.file_path_in_trace == self.file_path),
+            "bronze verify finds no fault in telemetry, catalog and bucket": all(
+                self.verified.get(check) for check in self._checks_with_items
+            )
+            and not any(self.verify_faults.values()),
             "Prometheus scrapes API, consumer and publisher": self.prometheus_targets_up == len(SCRAPED),
         }
 
@@ -316,6 +330,7 @@ class Investigation:
         if before:
             self._measure()
         self._trace(receipts, rows, began)
+        self._verify(began)
 
     def count_targets(self) -> None:
         """Counts the components that Prometheus scrapes from now on. Call it when all of them run."""
@@ -425,6 +440,22 @@ class Investigation:
             if trace.file_path in keys:
                 evidence.file_path = trace.file_path
         self.slowest = rows.tables[evidence.file_path] if evidence.file_path else None
+
+    def _verify(self, began: float) -> None:
+        """Lets `bronze verify` check everything that was written since then."""
+        report = self._stack.root / "verified.json"
+        since = dt.datetime.fromtimestamp(began, dt.UTC).isoformat()
+        command = [executable("bronze"), "verify", "--deep", "--since", since, "--json", str(report)]
+        env = {**self._stack.publish_env, **self._stack.telemetry_env}
+        try:
+            finished = subprocess.run(command, env=env, timeout=VERIFY_S_MAX + self._more_s, check=False)
+        except subprocess.TimeoutExpired as error:
+            raise LocalError(f"bronze verify did not end: {error}") from error
+        if finished.returncode not in {0, 1}:  # 1: it found faults, which its output names
+            raise LocalError(f"bronze verify ended with exit code {finished.returncode}")
+        checks = json.loads(report.read_text())["checks"]
+        self.evidence.verified = {check["check"]: check["checked"] for check in checks}
+        self.evidence.verify_faults = {check["check"]: check["faulty"] for check in checks}
 
     def _slowest(self, sent: set[str], began: float) -> str | None:
         """The trace of the slowest upload among these, from its exemplar."""

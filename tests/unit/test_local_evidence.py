@@ -31,6 +31,8 @@ GOOD = Evidence(
     file_path=KEY,
     file_path_in_trace=KEY,
     url_trace="http://127.0.0.1/zipkin/traces/" + "ab" * 16,
+    verified={"exemplar": 3, "entry": 4, "chain": 0, "object": 4},
+    verify_faults={"exemplar": 0, "entry": 0, "chain": 0, "object": 0},
 )
 
 
@@ -54,6 +56,9 @@ def test_good_evidence_holds() -> None:
         {"p95_delivery_s": None},
         {"prometheus_targets_up": 2},
         {"exemplar_trace_id": None},
+        {"verified": {"exemplar": 0, "entry": 4, "chain": 0, "object": 4}},
+        {"verified": {}, "verify_faults": {}},
+        {"verify_faults": {"exemplar": 0, "entry": 0, "chain": 1, "object": 0}},
         {"trace_services": ("api", "publisher")},
         {"file_path_in_trace": None},
         {"file_path": None, "file_path_in_trace": None},
