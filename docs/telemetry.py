@@ -17,11 +17,12 @@ _INTRODUCTION = f"""\
 
 # Telemetry: every signal, and who reads it
 
-The signals that the API, the consumer and the publisher emit, as declared in
+The signals that the API, the consumer, the publisher and the canary emit, as declared in
 [`service/bronze/telemetry/registry/`](../service/bronze/telemetry/registry), in the format of OpenTelemetry's Weaver.
 Names are the same with every exporter ([exporters.md](exporters.md)).
 
-In Prometheus each series has `job` (`bronze/api`, `bronze/consumer`, `bronze/publisher`), `instance` (the process,
+In Prometheus each series has `job` (`bronze/api`, `bronze/consumer`, `bronze/publisher`, `bronze/canary`), `instance`
+(the process,
 `service.instance.id`), `service_name`, `service_version` and `deployment_environment_name`; the dots of an
 attribute become underscores. A histogram's series end in `_bucket`, `_sum` and `_count`, and its buckets have
 exemplars, which link to the trace of the measured operation: of each bucket and export, the largest measurement that

@@ -36,9 +36,11 @@ from grafana.promql import (
     VERIFIED,
     added,
     counted,
+    mean,
     or_zero,
     rate,
 )
+from prometheus.rules import CANARY_ALERTS
 
 _SIGNALS = {"spans": "spans", "metric_points": "metric points", "log_records": "logs"}
 _DROPPED_BY_SDK = tuple(
@@ -53,7 +55,8 @@ _DROPPED_BY_COLLECTOR = tuple(
 )
 _ONE_IS_GOOD = components.steps(NEUTRAL, (0, BAD), (1, GOOD))
 #: Without publishers, which run for a while, and the collector's scrape endpoint, which only one exporter layer opens.
-_PERMANENT = 'job=~"scrape-(api|consumer|collector|nats|seaweedfs|prometheus)"'
+_PERMANENT = 'job=~"scrape-(api|consumer|canary|collector|nats|seaweedfs|prometheus)"'
+_CANARY = 'job="bronze/canary"'
 
 
 def board() -> Board:
@@ -78,6 +81,7 @@ def board() -> Board:
                     targets(),
                 ],
             ),
+            Row("Canary", [canary_age(), canary_checks(), canary_failures(), canary_durations()]),
             Row("Collector", [accepted(), refused(), queues(), sent(), failed()]),
             Row(
                 "Components",
@@ -267,6 +271,72 @@ def targets() -> Table:
             ),
         },
     )
+
+
+# --- canary
+
+
+def canary_age() -> Stat:
+    info = PanelInfo(
+        "Time since the last run",
+        "Time since the canary completed a run, whatever its outcome. Without a run, nothing is checked.",
+        "the canary has not completed a run",
+        ["BronzeCanaryMissing"],
+    )
+    age = single_value(f"time() - max(bronze_canary_last_run_time_seconds{{{_CANARY}}})")
+    return tile(info, SECONDS, age, width=8, height=8).thresholds(
+        components.limit_thresholds(THRESHOLDS.canary_age_s_max)
+    )
+
+
+def canary_checks() -> Table:
+    info = PanelInfo(
+        "Checks of the canary",
+        "The outcome of each check in the last run. A check is skipped if one that it needs has failed: start with the "
+        "one that failed.",
+        "the canary has not completed a run",
+        [name for name, _, _ in CANARY_ALERTS.values()],
+    )
+    state = f"max by (bronze_check, bronze_outcome) (bronze_canary_check_state{{{_CANARY}}}) == 1"
+    outcomes = {"success": ("success", GOOD), "failure": ("failure", BAD), "skipped": ("skipped", NEUTRAL)}
+    return components.columns(
+        components.listing(info, components.rows(state), width=16, height=8),
+        {
+            "bronze_check": ("Check", []),
+            "bronze_outcome": ("Outcome", [components.value_colours(outcomes), components.as_background()]),
+        },
+    )
+
+
+def canary_failures() -> Timeseries:
+    info = PanelInfo(
+        "Failed checks of the canary",
+        "Failures per second, by check and reason. A single one is no alert; the third one in "
+        f"{THRESHOLDS.recent_s // 60} minutes is.",
+        "the canary has not completed a run",
+    )
+    failed = f'bronze_canary_checks_total{{{_CANARY}, bronze_outcome="failure"}}'
+    by_check = f"{rate(failed, 'bronze_check, error_type')} > 0"
+    return components.expected_zero(
+        graph(
+            info,
+            COUNTS_PER_S,
+            query(rate(failed), "all"),
+            query(by_check, "{{bronze_check}}: {{error_type}}"),
+            width=12,
+        )
+    )
+
+
+def canary_durations() -> Timeseries:
+    info = PanelInfo(
+        "Duration of the checks",
+        "Mean duration of each check, until it succeeded or failed: for `object` the time until the records were "
+        "stored, for `ledger`, `trace` and `exemplar` the time until the telemetry had arrived.",
+        "the canary has not completed a run",
+    )
+    durations = f"bronze_canary_check_duration_seconds{{{_CANARY}}}"
+    return graph(info, SECONDS, query(mean(durations, "bronze_check"), "{{bronze_check}}"), width=12)
 
 
 # --- collector

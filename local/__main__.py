@@ -171,10 +171,10 @@ def directory_of(sample: str | None) -> Path:
 
 
 def follow_sample(stack: Stack, supervisor: Supervisor, files: Path) -> evidence.Investigation:
-    """Follows the sample through the system. `simulate` starts afterwards, so that it does not change the figures."""
+    """Follows the sample through the system. Programs that send start afterwards, so that it has the system alone."""
     investigation = evidence.Investigation(stack, say, files)
     investigation.run()
-    start(supervisor, [stack.simulate])
+    start(supervisor, [stack.canary, stack.simulate])
     investigation.count_targets()
     return investigation
 

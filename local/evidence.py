@@ -36,7 +36,7 @@ SOURCES = ("vehicles", "status", "results", "failures")
 SERVICES = frozenset({"publisher", "api", "consumer"})
 #: The exporters whose traces can be read here, in order of preference.
 TRACE_STORES = ("tempo", "zipkin")
-SCRAPED = ("scrape-api", "scrape-consumer", "scrape-publisher")
+SCRAPED = ("scrape-api", "scrape-consumer", "scrape-publisher", "scrape-canary")
 
 PUBLISH_S_MAX = 120.0
 #: It waits up to a minute for telemetry that is on its way.
@@ -283,7 +283,7 @@ class Evidence:
                 self.verified.get(check) for check in self._checks_with_items
             )
             and not any(self.verify_faults.values()),
-            "Prometheus scrapes API, consumer and publisher": self.prometheus_targets_up == len(SCRAPED),
+            "Prometheus scrapes API, consumer, publisher and canary": self.prometheus_targets_up == len(SCRAPED),
         }
 
     def holds(self) -> bool:
@@ -446,7 +446,7 @@ class Investigation:
         report = self._stack.root / "verified.json"
         since = dt.datetime.fromtimestamp(began, dt.UTC).isoformat()
         command = [executable("bronze"), "verify", "--deep", "--since", since, "--json", str(report)]
-        env = {**self._stack.publish_env, **self._stack.telemetry_env}
+        env = {**self._stack.publish_env, **self._stack.trace_store_env}
         try:
             finished = subprocess.run(command, env=env, timeout=VERIFY_S_MAX + self._more_s, check=False)
         except subprocess.TimeoutExpired as error:

@@ -34,6 +34,7 @@ class Ports:
     api: int = 8000
     consumer: int = 9464
     publisher: int = 9465
+    canary: int = 9466
 
     @classmethod
     def configured(cls, settings: Mapping[str, str]) -> Self:
@@ -220,6 +221,7 @@ class Stack:
             "scrape-api": self.ports.api,
             "scrape-consumer": self.ports.consumer,
             "scrape-publisher": self.ports.publisher,
+            "scrape-canary": self.ports.canary,
             "scrape-collector": self.collector.ports["metrics"],
             "scrape-prometheus": self.ports.prometheus,
             "scrape-seaweedfs": self.ports.s3 + servers.SEAWEEDFS_PORTS - 1,
@@ -254,9 +256,13 @@ class Stack:
         publisher = self._role("publisher", "simulate", self.ports.publisher, "/livez", {})
         return replace(publisher, stage=3)
 
+    @cached_property
+    def canary(self) -> Program:
+        return self._role("canary", "canary", self.ports.canary, "/livez", self.trace_store_env)
+
     @property
     def programs(self) -> tuple[Program, ...]:
-        return (*self.servers, *self.roles, self.simulate)
+        return (*self.servers, *self.roles, self.canary, self.simulate)
 
     @property
     def publish_env(self) -> Mapping[str, str]:

@@ -18,6 +18,7 @@ import yaml
 from bronze.objectives import DURATION_S_MAX
 from bronze.telemetry.promql import NO_CANARY
 from bronze.telemetry.schema import registry
+from bronze.telemetry.signals import Check
 
 FOLDER = Path(__file__).resolve().parent / "rules"
 WRITE = "python -m prometheus.rules"
@@ -74,6 +75,11 @@ class Thresholds:
     failed_requests_max: float = 4
     #: Records that were accepted so long ago must have been followed by an upload since.
     upload_wait_s_max: int = 600
+
+    #: The age of the canary's last run.
+    canary_age_s_max: float = 300
+    #: How often a check of the canary may fail in `recent_s`: twice, and `increase` extrapolates.
+    canary_failures_max: float = 2.5
 
     #: The size of a collector queue, as a share of its capacity in bytes.
     collector_queue_share_max: float = 0.7
@@ -175,6 +181,7 @@ def groups(thresholds: Thresholds) -> Mapping[str, Sequence[Group]]:
     return {
         **{f"objective_{objective.name}": [_objective(objective, thresholds)] for objective in _objectives(thresholds)},
         "delivery": [_delivery(thresholds)],
+        "canary": [_canary(thresholds)],
         "telemetry": [_telemetry(thresholds)],
         "parity": [_parity(thresholds)],
     }
@@ -407,11 +414,59 @@ unless on (bronze_source)
     )
 
 
+# --- the canary
+
+#: The alert on each check of the canary: its name, its severity, and what it means.
+CANARY_ALERTS: Mapping[Check, tuple[str, str, str]] = {
+    Check.ACCEPTED: ("BronzeCanaryNotAccepted", "page", "The API does not accept the canary's submissions"),
+    Check.OBJECT: (
+        "BronzeCanaryNotStored",
+        "page",
+        "The canary's records are not stored in time, or are not those that were sent",
+    ),
+    Check.ONCE: ("BronzeCanaryStoredTwice", "page", "The canary's records are not stored exactly once"),
+    Check.LEDGER: (
+        "BronzeCanaryMiscounted",
+        "ticket",
+        "Ledger or counters do not grow by the records that the canary sent",
+    ),
+    Check.TRACE: ("BronzeCanaryTraceIncomplete", "ticket", "The trace of the canary's submission is incomplete"),
+    Check.EXEMPLAR: ("BronzeCanaryExemplarMissing", "ticket", "No exemplar leads to the trace of the canary's upload"),
+    Check.LINEAGE: ("BronzeCanaryLineageMissing", "ticket", "The lineage of the canary's submission is not found"),
+}
+
+
+def _canary(at: Thresholds) -> Group:
+    canary = 'job="bronze/canary"'
+    last_run = f"bronze_canary_last_run_time_seconds{{{canary}}}"
+
+    def failures(check: Check) -> str:
+        failed = f'{canary}, bronze_check="{check}", bronze_outcome="failure"'
+        return f"sum by (bronze_check) (increase(bronze_canary_checks_total{{{failed}}}[{at.recent_s}s]))"
+
+    return Group(
+        "canary",
+        "15s",
+        [
+            Alert(
+                "BronzeCanaryMissing",
+                "page",
+                f"time() - max({last_run}) > {at.canary_age_s_max:g}\nor absent({last_run})",
+                f"The canary has not completed a run for {at.canary_age_s_max / 60:g} minutes",
+            ),
+            *(
+                Alert(name, severity, f"{failures(check)} > {at.canary_failures_max:g}", summary)
+                for check, (name, severity, summary) in CANARY_ALERTS.items()
+            ),
+        ],
+    )
+
+
 # --- the telemetry itself
 
 
 def _telemetry(at: Thresholds) -> Group:
-    role, collector = 'job=~"scrape-(api|consumer)"', 'job="scrape-collector"'
+    role, collector = 'job=~"scrape-(api|consumer|canary)"', 'job="scrape-collector"'
     prometheus, otlp = 'job="scrape-prometheus"', 'job=~"bronze/.+"'
     recent = f"{at.recent_s}s"
 
@@ -445,7 +500,8 @@ def _telemetry(at: Thresholds) -> Group:
                 f"""\
 max by (job) (up{{{role}}}) == 0
 or absent(up{{job="scrape-api"}})
-or absent(up{{job="scrape-consumer"}})""",
+or absent(up{{job="scrape-consumer"}})
+or absent(up{{job="scrape-canary"}})""",
                 "No process of {{ $labels.job }} answers Prometheus",
             ),
             Alert(
@@ -460,7 +516,8 @@ or absent(up{{job="scrape-consumer"}})""",
                 "page",
                 f"""\
 label_replace(target_info{{{role}}}, "instance", "$1", "service_instance_id", "(.+)")
-unless on (instance) bronze_records_total{{{otlp}}}""",
+unless on (instance) bronze_records_total{{{otlp}}}
+unless on (instance) bronze_canary_checks_total{{{otlp}}}""",
                 "{{ $labels.instance }} runs, but its metrics do not arrive by OTLP: alerts and panels miss it",
             ),
             Alert(

@@ -41,6 +41,12 @@ def parser() -> argparse.ArgumentParser:
         help="run a consumer: it writes queued submissions to the bucket, as Parquet",
         description=f"Run a consumer, which writes queued submissions to the bucket, as Parquet. {NO_OPTIONS}",
     )
+    roles.add_parser(
+        "canary",
+        help="run the canary: it sends records and looks for them in bucket, telemetry and lineage",
+        description="Run the canary. Every BRONZE_CANARY_INTERVAL_S seconds it sends a submission to the built-in "
+        f"source canary, and checks that it is stored once and that the telemetry says so. {NO_OPTIONS}",
+    )
     publisher.publish_arguments(roles.add_parser("publish", help="send the records of files to the API"))
     publisher.simulate_arguments(roles.add_parser("simulate", help="send simulated records slowly until it is stopped"))
     lineage_command.arguments(
@@ -109,12 +115,18 @@ def main() -> None:
 
 
 def run(args: argparse.Namespace, chosen: Settings) -> int:
-    if args.role in {"serve", "consume"}:
+    if args.role in {"serve", "consume", "canary"}:
         import uvloop
 
         from bronze import wiring  # imported late: a publisher does not need the libraries that it loads
 
-        return uvloop.run(wiring.serve(chosen) if args.role == "serve" else wiring.consume_role(chosen))
+        match args.role:
+            case "serve":
+                return uvloop.run(wiring.serve(chosen))
+            case "consume":
+                return uvloop.run(wiring.consume_role(chosen))
+            case _:
+                return uvloop.run(wiring.canary_role(chosen))
     if args.role == "lineage":
         return run_lineage(args, chosen)
     if args.role == "quarantine":

@@ -29,14 +29,14 @@ class Problem(msgspec.Struct, frozen=True):
     submission_id: str | None = None
 
 
-def connect(settings: Settings, url: str | None = None) -> httpx.Client:
+def connect(settings: Settings, url: str | None = None, *, timeout_s: float | None = None) -> httpx.Client:
     """A client of the API at `url`, else at `BRONZE_API_URL`. Raises `Misconfigured` for an invalid address."""
-    return httpx.Client(base_url=_address(settings, url), timeout=TIMEOUT)
+    return httpx.Client(base_url=_address(settings, url), timeout=timeout_s or TIMEOUT)
 
 
-def connect_async(settings: Settings) -> httpx.AsyncClient:
+def connect_async(settings: Settings, timeout_s: float | None = None) -> httpx.AsyncClient:
     """The same, for a command that runs in an event loop."""
-    return httpx.AsyncClient(base_url=_address(settings), timeout=TIMEOUT)
+    return httpx.AsyncClient(base_url=_address(settings), timeout=timeout_s or TIMEOUT)
 
 
 def _address(settings: Settings, url: str | None = None) -> httpx.URL:

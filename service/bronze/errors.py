@@ -4,6 +4,7 @@ BronzeError
  ├── Refused         the sender corrects the submission and sends it again
  ├── Unavailable     nobody: the cause is temporary, try again later
  ├── DeadLetter      an operator looks at the message in quarantine
+ ├── Mismatch        an operator finds out why what was found is not what was sent
  ├── Halted          an operator looks at the lane: to continue could lose or duplicate data
  │    └── Gone       a supervisor restarts the role: its stream was replaced by another stream
  └── Misconfigured   an operator corrects the settings; the role does not start
@@ -76,6 +77,7 @@ class Fault(ErrorCode):
     POISON = "poison", 500
     UNKNOWN_FORMAT = "unknown-format", 500
     HALTED = "halted", 500
+    MISMATCH = "mismatch", 500
     INTERNAL = "internal", 500
 
 
@@ -117,6 +119,10 @@ class Unavailable(BronzeError):
 
 class DeadLetter(BronzeError):
     """A message that cannot become rows. It goes to quarantine byte for byte, and the chain continues."""
+
+
+class Mismatch(BronzeError):
+    """What a check found is not what it had to find; the message says both."""
 
 
 class Halted(BronzeError):

@@ -135,6 +135,10 @@ class Settings(BaseSettings):
         "anchor. Without it: /runbook of the API.",
     )
 
+    canary_interval_s: PositiveFloat = Field(
+        60, description="Interval of the canary's runs, in seconds. Alerts expect a run within five minutes."
+    )
+
     log_format: LogFormat = Field(LogFormat.JSON, description="Format of the logs on standard output: json or console.")
     log_level: str = Field("INFO", description="Lowest level that is logged.")
 

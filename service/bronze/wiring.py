@@ -6,8 +6,9 @@ import logging
 import secrets
 import socket
 import tempfile
+import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
@@ -15,7 +16,7 @@ import httpx
 import uvicorn
 from aiorwlock import RWLock
 
-from bronze import process
+from bronze import client, process
 from bronze.admin import objects_command, verify_command
 from bronze.admin.acknowledge import Acknowledgement
 from bronze.admin.change_lanes import LaneChange
@@ -32,6 +33,13 @@ from bronze.api.manual import Manual
 from bronze.api.page import Page
 from bronze.api.readiness import Readiness
 from bronze.api.request_context import OwnContext
+from bronze.canary.api import Api
+from bronze.canary.api_checks import AcceptedCheck, LineageCheck
+from bronze.canary.bucket_checks import ObjectCheck, OnceCheck
+from bronze.canary.checks import ACCEPTED_S_MAX, REQUEST_S_MAX, STORED_S_MORE, Accepted, CanaryCheck
+from bronze.canary.exemplar_share import ExemplarShare
+from bronze.canary.run import Canary
+from bronze.canary.telemetry_checks import ExemplarCheck, LedgerCheck, TraceCheck
 from bronze.consumer.lane_writer import LaneWriter
 from bronze.consumer.ledger import Comparison
 from bronze.consumer.run import consume
@@ -44,8 +52,9 @@ from bronze.lineage.submission import SubmissionLookup
 from bronze.process import STOP_GRACE_S, StopRequested, on_stop_signals, retry_until_available
 from bronze.protocol.lane import Lane
 from bronze.protocol.limits import Limits
+from bronze.publisher import Batch, Sender
 from bronze.records import sources
-from bronze.records.sources import Source
+from bronze.records.sources import CANARY, Source
 from bronze.servers import schema_registry
 from bronze.servers.bucket import Bucket
 from bronze.servers.catalog import Catalog, NatsCatalog
@@ -60,6 +69,7 @@ from bronze.servers.s3 import S3Bucket
 from bronze.servers.trace_store import Tempo, TraceStore, Zipkin
 from bronze.settings import Settings
 from bronze.telemetry import sdk
+from bronze.telemetry.sampling import always_sampled
 from bronze.telemetry.sdk import Telemetry
 from bronze.telemetry.signals import Role, attribute
 from bronze.verify.results import report_shares
@@ -424,6 +434,99 @@ async def verify(args: argparse.Namespace, settings: Settings, telemetry: Teleme
         await jetstream.close()
     report_shares(telemetry.instruments, results, time.time())
     return verify_command.report(args, period, results)
+
+
+async def canary_role(settings: Settings) -> int:
+    """Run the canary until a stop signal. Returns the exit code."""
+    telemetry = sdk.start(Role.CANARY, settings)
+    telemetry.export_zeros([CANARY])
+    stop = asyncio.Event()
+    interrupted = threading.Event()  # ends the waits of the sender, which is in a thread
+
+    def stop_running() -> None:
+        stop.set()
+        interrupted.set()
+
+    on_stop_signals(stop_running)
+    try:
+        metrics_server = telemetry.serve_metrics()
+        try:
+            async with open_canary_checks(settings, telemetry, interrupted) as checks:
+                log.info("checking every %g s: %s", settings.canary_interval_s, ", ".join(c.name for c in checks))
+                canary = Canary(checks, telemetry.instruments, settings.canary_interval_s)
+                share = ExemplarShare(lambda: open_exemplar_verification(settings), telemetry.instruments)
+                verifying = asyncio.create_task(share.run())
+                try:
+                    await canary.run(stop)
+                finally:
+                    await cancel(verifying)
+        finally:
+            metrics_server.close()
+    finally:
+        await asyncio.to_thread(telemetry.shutdown)
+    return 0
+
+
+@asynccontextmanager
+async def open_exemplar_verification(settings: Settings) -> AsyncIterator[Verification]:
+    """A verification that needs the bucket only to read, and the queue only for the catalog. Raises `Unavailable`."""
+    jetstream = await JetStream.connect(settings.nats_url, server_name=settings.nats_server_name)
+    bucket = S3Bucket(settings)
+    try:
+        async with (
+            open_prometheus(settings, TELEMETRY_S_MAX) as prometheus,
+            open_trace_store(settings, TELEMETRY_S_MAX) as trace_store,
+        ):
+            yield Verification(bucket, Feed(jetstream), prometheus, trace_store, settings.prefix)
+    finally:
+        bucket.close()
+        await jetstream.close()
+
+
+@asynccontextmanager
+async def open_canary_checks(
+    settings: Settings, telemetry: Telemetry, interrupted: threading.Event
+) -> AsyncIterator[Sequence[CanaryCheck]]:
+    """The checks of the canary, in their order. Without Prometheus or a trace store, those that need it are left out.
+
+    Raises `Misconfigured` for an invalid address.
+    """
+    bucket = S3Bucket(settings)
+    try:
+        async with (
+            open_prometheus(settings, REQUEST_S_MAX) as prometheus,
+            open_trace_store(settings, REQUEST_S_MAX) as traces,
+            client.connect_async(settings, REQUEST_S_MAX) as http,
+        ):
+            with client.connect(settings, timeout_s=REQUEST_S_MAX) as sending:
+                sender = Sender(
+                    sending,
+                    telemetry,
+                    retry_for_s=ACCEPTED_S_MAX,
+                    wait=interrupted.wait,
+                    # each run is traced, at any sampling ratio
+                    context=always_sampled,
+                )
+
+                def send(key: str, lines: Sequence[bytes]) -> Accepted:
+                    body = b"\n".join(lines)
+                    batch = Batch(f"{CANARY}.ndjson", body, range(1, len(lines) + 1), len(body))
+                    receipt = sender.send(CANARY, key, batch)
+                    return Accepted(receipt.submission_id, receipt.trace_id)
+
+                api = Api(http, send)
+                checks: list[CanaryCheck | None] = [
+                    AcceptedCheck(api),
+                    ObjectCheck(api, bucket, settings.delivery_objective_s + STORED_S_MORE),
+                    OnceCheck(api, bucket, settings.prefix),
+                    LedgerCheck(prometheus) if prometheus else None,
+                    TraceCheck(traces) if traces else None,
+                    ExemplarCheck(prometheus, traces) if prometheus and traces else None,
+                    LineageCheck(api),
+                ]
+                yield [check for check in checks if check is not None]
+    finally:
+        bucket.close()
 
 
 async def change_lanes(

@@ -24,8 +24,8 @@ CLIENTS = 3
 LANES = "BRONZE_LANES"
 #: The numbers of lanes before and after, and how often the command is killed.
 CHANGES = ((2, 3, 1), (3, 1, 1))
-#: Requests of a change of four sources: claims, seals, removals, new streams.
-ACTS_MAX = 40
+#: Requests of a change of five sources: claims, seals, removals, new streams.
+ACTS_MAX = 50
 
 
 class Changing(System):

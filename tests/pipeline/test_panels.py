@@ -57,11 +57,12 @@ REFUSED: Mapping[int, tuple[str, bytes, dict[str, str]]] = {
 
 @pytest.fixture(scope="module")
 def idle(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Grafana]:
-    """A system that has just started."""
+    """A system that has just started. Only its canary sends, which panels of data do not count."""
     whole = stack(tmp_path_factory.mktemp("panels"), built)
     quicken(whole, QUICK)
     system = System(whole, SOON)
-    with system.running(*whole.servers), system.running(system.role("api"), system.role("consumer")):
+    canary = system.role("canary", BRONZE_CANARY_INTERVAL_S="5")
+    with system.running(*whole.servers), system.running(system.role("api"), system.role("consumer"), canary):
         yield Grafana(system, PERIOD)
 
 

@@ -67,7 +67,7 @@ class System:
     # --- its processes
 
     def role(self, name: str, **env: str) -> Program:
-        program = next(p for p in (*self.stack.roles, self.stack.simulate) if p.name == name)
+        program = next(p for p in (*self.stack.roles, self.stack.canary, self.stack.simulate) if p.name == name)
         return replace(program, env={**program.env, **self.env, **env})
 
     def log(self, name: str) -> Path:
@@ -105,7 +105,12 @@ class System:
         started.
         """
         ports = replace(
-            self.stack.ports, nats=free_ports(), api=free_ports(), consumer=free_ports(), publisher=free_ports()
+            self.stack.ports,
+            nats=free_ports(),
+            api=free_ports(),
+            consumer=free_ports(),
+            publisher=free_ports(),
+            canary=free_ports(),
         )
         name = f"test-{uuid4().hex[:12]}"
         own = {"BRONZE_PREFIX": name, "BRONZE_BUCKET": self.bucket, **self.stack.account.env}

@@ -28,7 +28,7 @@ VARIABLE = re.compile(r"(?<!\$)\$\{(\w+)(?::?-((?:\$\{[^}]*\}|[^}])*))?\}")
 
 COMPOSE = yaml.safe_load(FILE.read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
-ROLES = {"api", "consumer", "publisher"}
+ROLES = {"api", "consumer", "canary", "publisher"}
 #: Runs once and is waited for until it is done.
 ONCE = {"prepare"}
 #: Compose writes their inline configurations into the container, which takes a root that can be written.

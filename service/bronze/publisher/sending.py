@@ -46,7 +46,7 @@ class Sender:
     """Sends submissions with retries, and makes the span and the count of each.
 
     `wait` waits for a number of seconds and returns whether to stop. `on_retry` is called before each retry with the
-    number of seconds until then.
+    number of seconds until then. `context` makes the context of each submission's trace, which has no parent.
     """
 
     def __init__(
@@ -60,7 +60,9 @@ class Sender:
         on_retry: Callable[[float], None] = lambda _delay_s: None,
         classification_id: str | None = None,
         on_invalid: str | None = None,
+        context: Callable[[], Context] = Context,
     ) -> None:
+        self._context = context
         self._http = http
         self._tracer = telemetry.tracer
         self._submissions = telemetry.instruments.publisher_submissions
@@ -90,7 +92,7 @@ class Sender:
             headers[request_headers.FILE_NAME] = file_name(batch.file)
         with self._tracer.start_as_current_span(
             spans.publish.name(source),
-            context=Context(),  # each submission is a trace of its own
+            context=self._context(),  # without a parent: each submission is a trace of its own
             kind=spans.publish.kind,
             attributes={
                 attribute.http_request_method: "POST",

@@ -61,6 +61,10 @@ class Instruments:
     missing_messages: Gauge
     verify_share: Gauge
     verify_last_run_time: Gauge
+    canary_checks: Counter
+    canary_check_duration: Histogram
+    canary_check_state: Gauge
+    canary_last_run_time: Gauge
     messaging_client_sent_messages: Counter
     messaging_client_consumed_messages: Counter
     messaging_client_operation_duration: Histogram

@@ -89,7 +89,7 @@ _ALLOWED_VALUES: Final = {
     ),
 }
 
-_METRICS_PORTS: Final = {Role.CONSUMER: 9464, Role.PUBLISHER: 9465}
+_METRICS_PORTS: Final = {Role.CONSUMER: 9464, Role.PUBLISHER: 9465, Role.CANARY: 9466}
 
 _PROBES = r"^\w+://[^/]+/(metrics|livez|readyz)(\?|$)"
 

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from opentelemetry.trace import SpanKind
 
-from bronze.errors import DeadLetter, ErrorCode, Fault, Halted, Misconfigured, Outage, Refused, Unavailable
+from bronze.errors import DeadLetter, ErrorCode, Fault, Halted, Misconfigured, Mismatch, Outage, Refused, Unavailable
 from bronze.telemetry import schema
 
 #: `bronze.source` if a client named a source that is not declared: client values are unbounded.
@@ -33,6 +33,7 @@ class Role(StrEnum):
     CONSUMER = "consumer"
     PUBLISHER = "publisher"
     VERIFY = "verify"
+    CANARY = "canary"
 
 
 class Outcome(StrEnum):
@@ -45,6 +46,7 @@ class Outcome(StrEnum):
     DUPLICATE = "duplicate"
     SUCCESS = "success"
     FAILURE = "failure"
+    SKIPPED = "skipped"
 
 
 class Stage(StrEnum):
@@ -76,6 +78,18 @@ class VerifyCheck(StrEnum):
     OBJECT = "object"
 
 
+class Check(StrEnum):
+    """The checks of the canary, in their order."""
+
+    ACCEPTED = "accepted"
+    OBJECT = "object"
+    ONCE = "once"
+    LEDGER = "ledger"
+    TRACE = "trace"
+    EXEMPLAR = "exemplar"
+    LINEAGE = "lineage"
+
+
 class Operation(StrEnum):
     """`messaging.operation.name` and `messaging.operation.type`."""
 
@@ -93,6 +107,8 @@ def error_type(error: BaseException) -> ErrorCode:
             return Fault.POISON
         case Halted():
             return Fault.HALTED
+        case Mismatch():
+            return Fault.MISMATCH
         case TimeoutError():
             return Outage.TIMEOUT
         case _:
@@ -109,6 +125,7 @@ class Attributes:
     bronze_stage: str
     bronze_step: str
     bronze_verify_check: str
+    bronze_check: str
     bronze_lane: str
     bronze_submission_id: str
     bronze_classification_id: str
