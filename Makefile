@@ -9,7 +9,7 @@ READY := $(VENV)/.ready
 LOCAL := $(BIN)/python -m local
 
 .DEFAULT_GOAL := help
-.PHONY: help up status logs down demo unit test kill-test mixed fuzz outage-test prove drill coverage bench check generate lock
+.PHONY: help up status logs down demo unit test kill-test mixed fuzz outage-test prove truth drill coverage bench check generate lock
 MAKEFLAGS += --no-print-directory
 
 help: ## show this list
@@ -69,6 +69,10 @@ prove: $(READY) ## run the long random tests for HOURS=..., after those already 
 drill: PARALLEL ?= 2
 drill: $(READY) ## break one thing at a time in a whole system, and check alerts, runbook and panels; C=poison: one case, C=--list
 	@$(BIN)/python -m tests.drill --parallel $(PARALLEL) $(C)
+truth: SEED ?= 1
+truth: HOURS ?= 1
+truth: $(READY) ## compare all numbers with bucket and sender, with faults, for HOURS=... or S=... seconds; results are in docs/truth.md
+	@$(BIN)/python -m tests.truth --seed $(SEED) $(if $(S),--seconds $(S),--hours $(HOURS))
 
 coverage: T ?= --numprocesses 2 tests/unit tests/contract tests/delivery/test_model.py
 coverage: $(READY) ## measure the test coverage of the service; fails if the pure modules are below their minimum
