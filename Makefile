@@ -69,6 +69,7 @@ prove: $(READY) ## run the long random tests for HOURS=..., after those already 
 drill: PARALLEL ?= 2
 drill: $(READY) ## break one thing at a time in a whole system, and check alerts, runbook and panels; C=poison: one case, C=--list
 	@$(BIN)/python -m tests.drill --parallel $(PARALLEL) $(C)
+
 truth: SEED ?= 1
 truth: HOURS ?= 1
 truth: $(READY) ## compare all numbers with bucket and sender, with faults, for HOURS=... or S=... seconds; results are in docs/truth.md
