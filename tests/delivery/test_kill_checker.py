@@ -68,6 +68,11 @@ def test_whole_chain_is_right() -> None:
         (lambda: replace(WHOLE, objects={"a": WHOLE.objects["a"]}), {"lost", "ranges", "catalog"}),
         (lambda: replace(WHOLE, quarantine={**WHOLE.quarantine, "quarantine/2": ["perhaps"]}), {"catalog"}),
         (lambda: replace(WHOLE, sizes={**WHOLE.sizes, "a": SIZE + 1}), {"catalog"}),
+        (lambda: found((contents("a", 1, 1, 1), ["one"]), (B, ["three"])), {"lost", "ledger"}),
+        (
+            lambda: found((contents("a", 1, 1, 4), ["one", "two", "perhaps", "never"]), (B, ["three"])),
+            {"strange", "ledger"},
+        ),
         (lambda: replace(WHOLE, lanes={LANE.stream: (2, 3)}), {"unpurged"}),
     ],
 )

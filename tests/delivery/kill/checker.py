@@ -72,6 +72,8 @@ class Verdict:
     catalog: list[str] = field(default_factory=list)
     #: accepted submissions whose identity is missing, names other objects, or expires too early
     identities: list[str] = field(default_factory=list)
+    #: a difference between the ledger and the clients' own counts
+    ledger: list[str] = field(default_factory=list)
     #: messages that are still in the queue below the anchor
     unpurged: list[str] = field(default_factory=list)
 
@@ -99,6 +101,7 @@ def check(sent: Sent, found: Found) -> Verdict:
     _check_ranges(verdict, found)
     _check_catalog(verdict, found)
     _check_identities(verdict, sent, found)
+    _check_ledger(verdict, sent, found)
     return verdict
 
 
@@ -144,6 +147,18 @@ def _check_catalog(verdict: Verdict, found: Found) -> None:
         wrong += [
             f"{two.file_path} is before its predecessor" for one, two in pairwise(of_lane) if two.first <= one.last
         ]
+
+
+def _check_ledger(verdict: Verdict, sent: Sent, found: Found) -> None:
+    """At rest, the ledger counts as many accepted records as the clients, but for copies and unknown outcomes."""
+    last = [entries[-1].totals for entries in _by_lane(found.entries).values()]
+    totals = sum((of_lane for of_lane in last if of_lane), Totals())
+    accepted = totals.all_records - totals.duplicates
+    least = len(sent.accepted | sent.foreign)
+    if not least <= accepted <= len(sent.accepted | sent.foreign | sent.unknown):
+        verdict.ledger.append(
+            f"{accepted} records are accepted, but clients count {least} and {len(sent.unknown)} unknown"
+        )
 
 
 def _by_lane(entries: Iterable[CatalogEntry]) -> Mapping[tuple[str, int, str], list[CatalogEntry]]:
