@@ -1,0 +1,91 @@
+"""`bronze verify` on a complete system, with the collector between: its output, its exit codes and its metrics."""
+
+import json
+import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from local import servers
+from local.builds import Built
+from local.machine import limit_s
+from local.programs import LOOPBACK, environment, free_ports
+from local.stack import Ports, Stack
+from tests.system.blackbox import SOON, System, until, vehicles
+
+TRACE_STORE = "zipkin"
+
+
+@dataclass(frozen=True)
+class Running:
+    system: System
+    trace_store: ExitStack
+
+    def verify(self, *arguments: str, **env: str) -> tuple[int, str, str]:
+        """The exit code, the output and the errors of the command."""
+        command = [servers.executable("bronze"), "verify", *arguments]
+        own = {**environment(), **self.system.role("api").env, **self.system.stack.telemetry_env, **env}
+        del own["OTEL_RESOURCE_ATTRIBUTES"]  # of the API
+        done = subprocess.run(command, env=own, capture_output=True, text=True, timeout=limit_s(150), check=False)
+        return done.returncode, done.stdout, done.stderr
+
+    def restart_trace_store(self) -> None:
+        """Zipkin keeps traces in memory: afterwards it has none."""
+        self.trace_store.close()
+        self.trace_store.enter_context(self.system.running(program(self.system.stack)))
+
+
+def program(stack: Stack) -> Any:
+    return next(program for program in stack.servers if program.name == TRACE_STORE)
+
+
+@pytest.fixture
+def running(built: Built, tmp_path: Path) -> Iterator[Running]:
+    """A system with an object whose exemplar has arrived."""
+    system = System(Stack.create(tmp_path, Ports.free(), built), SOON)
+    others = [program for program in system.stack.servers if program.name != TRACE_STORE]
+    with ExitStack() as trace_store, system.running(*others):
+        trace_store.enter_context(system.running(program(system.stack)))
+        with system.running(system.role("api"), system.role("consumer")):
+            accepted = system.post("vehicles", vehicles("v")[0]).raise_for_status().json()
+            system.stored(accepted["submission_id"])
+            uploads = 'bronze_upload_duration_seconds_bucket{job="bronze/consumer"}'
+            until("the upload's exemplar", lambda: system.exemplars(uploads))
+            yield Running(system, trace_store)
+
+
+def test_verify_ends_with_what_it_found(running: Running) -> None:
+    """Everything is correct; then the traces are lost, which it says and reports; then a server does not answer."""
+    code, out, err = running.verify("--deep", "--json", "-")
+    assert (code, err) == (0, ""), out
+    checks = {check["check"]: (check["checked"], check["faulty"]) for check in json.loads(out)["checks"]}
+    assert checks["exemplar"][0] >= 1
+    assert {check: found for check, found in checks.items() if check != "exemplar"} == {
+        "entry": (1, 0),
+        "chain": (0, 0),
+        "object": (1, 0),
+    }
+    shares = 'min by (bronze_verify_check) (bronze_verify_share{job="bronze/verify"})'
+    until("the shares", lambda: share(running.system, shares, "exemplar") == 1)
+
+    running.restart_trace_store()
+    code, out, err = running.verify()
+    assert (code, err) == (1, ""), out
+    assert "exemplar: trace " in out
+    assert "trace not found in zipkin. What to do: see BronzeVerificationFaulty in the runbook" in out
+    until("the share of the lost traces", lambda: share(running.system, shares, "exemplar") == 0)
+    assert share(running.system, shares, "object") == 1
+    assert running.verify("--min-share", "0")[0] == 0
+
+    code, out, err = running.verify(BRONZE_ZIPKIN_URL=f"http://{LOOPBACK}:{free_ports()}")
+    assert (code, out) == (3, "")
+    assert err.startswith("bronze verify: stopped trying: Zipkin does not answer: ")
+
+
+def share(system: System, query: str, check: str) -> float | None:
+    found = system.prometheus("query", query=query)["result"]
+    return next((float(one["value"][1]) for one in found if one["metric"]["bronze_verify_check"] == check), None)
