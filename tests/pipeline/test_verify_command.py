@@ -1,19 +1,15 @@
 """`bronze verify` on a complete system, with the collector between: its output, its exit codes and its metrics."""
 
 import json
-import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from local import servers
 from local.builds import Built
-from local.machine import limit_s
-from local.programs import LOOPBACK, environment, free_ports
+from local.programs import LOOPBACK, Program, free_ports
 from local.stack import Ports, Stack
 from tests.system.blackbox import SOON, System, until, vehicles
 
@@ -25,21 +21,13 @@ class Running:
     system: System
     trace_store: ExitStack
 
-    def verify(self, *arguments: str, **env: str) -> tuple[int, str, str]:
-        """The exit code, the output and the errors of the command."""
-        command = [servers.executable("bronze"), "verify", *arguments]
-        own = {**environment(), **self.system.role("api").env, **self.system.stack.telemetry_env, **env}
-        del own["OTEL_RESOURCE_ATTRIBUTES"]  # of the API
-        done = subprocess.run(command, env=own, capture_output=True, text=True, timeout=limit_s(150), check=False)
-        return done.returncode, done.stdout, done.stderr
-
     def restart_trace_store(self) -> None:
         """Zipkin keeps traces in memory: afterwards it has none."""
         self.trace_store.close()
         self.trace_store.enter_context(self.system.running(program(self.system.stack)))
 
 
-def program(stack: Stack) -> Any:
+def program(stack: Stack) -> Program:
     return next(program for program in stack.servers if program.name == TRACE_STORE)
 
 
@@ -60,9 +48,9 @@ def running(built: Built, tmp_path: Path) -> Iterator[Running]:
 
 def test_verify_ends_with_what_it_found(running: Running) -> None:
     """Everything is correct; then the traces are lost, which it says and reports; then a server does not answer."""
-    code, out, err = running.verify("--deep", "--json", "-")
-    assert (code, err) == (0, ""), out
-    checks = {check["check"]: (check["checked"], check["faulty"]) for check in json.loads(out)["checks"]}
+    done = running.system.verify("--deep", "--json", "-")
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout
+    checks = {check["check"]: (check["checked"], check["faulty"]) for check in json.loads(done.stdout)["checks"]}
     assert checks["exemplar"][0] >= 1
     assert {check: found for check, found in checks.items() if check != "exemplar"} == {
         "entry": (1, 0),
@@ -73,17 +61,17 @@ def test_verify_ends_with_what_it_found(running: Running) -> None:
     until("the shares", lambda: share(running.system, shares, "exemplar") == 1)
 
     running.restart_trace_store()
-    code, out, err = running.verify()
-    assert (code, err) == (1, ""), out
-    assert "exemplar: trace " in out
-    assert "trace not found in zipkin. What to do: see BronzeVerificationFaulty in the runbook" in out
+    done = running.system.verify()
+    assert (done.returncode, done.stderr) == (1, ""), done.stdout
+    assert "exemplar: trace " in done.stdout
+    assert "trace not found in zipkin. What to do: see BronzeVerificationFaulty in the runbook" in done.stdout
     until("the share of the lost traces", lambda: share(running.system, shares, "exemplar") == 0)
     assert share(running.system, shares, "object") == 1
-    assert running.verify("--min-share", "0")[0] == 0
+    assert running.system.verify("--min-share", "0").returncode == 0
 
-    code, out, err = running.verify(BRONZE_ZIPKIN_URL=f"http://{LOOPBACK}:{free_ports()}")
-    assert (code, out) == (3, "")
-    assert err.startswith("bronze verify: stopped trying: Zipkin does not answer: ")
+    done = running.system.verify(BRONZE_ZIPKIN_URL=f"http://{LOOPBACK}:{free_ports()}")
+    assert (done.returncode, done.stdout) == (3, "")
+    assert done.stderr.startswith("bronze verify: stopped trying: Zipkin does not answer: ")
 
 
 def share(system: System, query: str, check: str) -> float | None:

@@ -100,6 +100,13 @@ class System:
             text=True,
         )
 
+    def verify(self, *arguments: str, **env: str) -> "subprocess.CompletedProcess[str]":
+        """Runs `bronze verify` until it ends."""
+        own = {**environment(), **self.role("api").env, **self.stack.telemetry_env, **env}
+        del own["OTEL_RESOURCE_ATTRIBUTES"]  # the API's
+        command = [servers.executable("bronze"), "verify", *arguments]
+        return subprocess.run(command, env=own, capture_output=True, text=True, timeout=limit_s(150), check=False)
+
     def branch(self, root: Path) -> "System":
         """A system with its own queue, roles and object keys, but with this one's bucket and backends. It is not
         started.
