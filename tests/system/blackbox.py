@@ -102,7 +102,7 @@ class System:
 
     def verify(self, *arguments: str, **env: str) -> "subprocess.CompletedProcess[str]":
         """Runs `bronze verify` until it ends."""
-        own = {**environment(), **self.role("api").env, **self.stack.telemetry_env, **env}
+        own = {**environment(), **self.role("api").env, **self.stack.trace_store_env, **env}
         del own["OTEL_RESOURCE_ATTRIBUTES"]  # the API's
         command = [servers.executable("bronze"), "verify", *arguments]
         return subprocess.run(command, env=own, capture_output=True, text=True, timeout=limit_s(150), check=False)
