@@ -67,12 +67,12 @@ class Thresholds:
     lane_still_s: int = 600
     #: Errors of one type at one step, in `recent_s`.
     consumer_errors_max: float = 20
-    #: Requests or upload attempts that fail for so long, without a success, are an outage.
-    outage_s: int = 240
-    #: Failed upload attempts in `outage_s`, without a success.
-    failed_uploads_max: float = 10
-    #: Failed submissions in `outage_s`, without a success. A single sender that backs off sends a few.
-    failed_requests_max: float = 4
+    #: What only fails for so long, without a success, is down. It is shorter than three runs of the canary, so that the
+    #: alert that names the cause fires before those of the canary, which it silences.
+    outage_s: int = 150
+    #: Failed submissions or upload attempts in `outage_s`, without a success. A sender that backs off sends five. An
+    #: attempt that waits for a bucket which does not answer takes half a minute.
+    outage_failures_max: float = 3
     #: Records that were accepted so long ago must have been followed by an upload since.
     upload_wait_s_max: int = 600
 
@@ -317,7 +317,7 @@ def _delivery(at: Thresholds) -> Group:
                 "BronzeRequestsFail",
                 "page",
                 f"""\
-sum(increase({submissions}, http_response_status_code=~"5.."}}{outage})) > {at.failed_requests_max:g}
+sum(increase({submissions}, http_response_status_code=~"5.."}}{outage})) > {at.outage_failures_max:g}
 unless sum(increase({submissions}, http_response_status_code=~"2.."}}{outage})) > 0""",
                 "Every submission is answered with a 5xx: nothing is accepted",
             ),
@@ -393,7 +393,7 @@ and {overdue} > 0""",
                 "page",
                 f"""\
 sum by (bronze_source) (increase(bronze_uploads_total{{{consumer}, bronze_outcome="failure"}}{outage}))
-  > {at.failed_uploads_max:g}
+  > {at.outage_failures_max:g}
 unless on (bronze_source)
   sum by (bronze_source) (increase(bronze_uploads_total{{{consumer}, bronze_outcome="success"}}{outage})) > 0""",
                 "Every upload of {{ $labels.bronze_source }} to the bucket fails",
@@ -480,7 +480,7 @@ def _telemetry(at: Thresholds) -> Group:
         )
 
     sent = "\n    or ".join(
-        f"sum by (instance, exporter) (increase(otelcol_exporter_sent_{items}{{{collector}}}[{recent}]))"
+        f"sum by (instance, exporter) (increase(otelcol_exporter_sent_{items}{{{collector}}}[{at.outage_s}s]))"
         for items in _SIGNALS
     )
     sdk_dropped = [

@@ -103,7 +103,7 @@ def _drill(case: Case, site: Site, watch: Watch, problems: Problems, say: Say, b
     say("repairing")
     repaired_at = time.time()
     problems.guard("the repair", lambda: str(repair()))
-    _await_end(watch, problems)
+    _await_end(case, watch, problems)
     alerts = _alerts(case, watch, repaired_at, problems)
     for alert in alerts:
         say(
@@ -206,11 +206,11 @@ def _check_logs(case: Case, site: Site, problems: Problems) -> None:
             problems.add(f"the log of {program} has no line {pattern!r}")
 
 
-def _await_end(watch: Watch, problems: Problems) -> None:
-    """Returns when no alert has been pending for two evaluations."""
+def _await_end(case: Case, watch: Watch, problems: Problems) -> None:
+    """Returns when no alert has been pending for two evaluations, except those that may last."""
     began, quiet_since = time.monotonic(), time.monotonic()
     while time.monotonic() - quiet_since < SETTLED_S:
-        if not watch.quiet():
+        if not watch.quiet(case.after.keys()):
             quiet_since = time.monotonic()
         if time.monotonic() - began > ENDED_S_MAX:
             problems.add(f"alerts {ENDED_S_MAX:g} s after the repair: {sorted(watch.fired())}")

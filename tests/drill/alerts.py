@@ -3,7 +3,7 @@
 import re
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -121,10 +121,13 @@ class Watch:
         with self._lock:
             return {key for key, course in self.courses.items() if course.firing_s is not None}
 
-    def quiet(self) -> bool:
-        """Whether Prometheus answers, and no alert is pending or fires."""
+    def quiet(self, apart_from: Collection[tuple[str, str]] = ()) -> bool:
+        """Whether Prometheus answers, and no alert is pending or fires, apart from some that fire."""
         current = self.current
-        return current is not None and not current
+        return current is not None and all(
+            alert["state"] == "firing" and (alert["labels"]["alertname"], alert["labels"]["severity"]) in apart_from
+            for alert in current
+        )
 
     def _run(self) -> None:
         limits = httpx.Limits(max_keepalive_connections=0)  # it restarts

@@ -60,8 +60,8 @@ class Case:
     """A fault: `begin` causes it, and returns what repairs it.
 
     `alerts` are all that have to be sent, each with the reason; the first is the symptom. `after` may be sent after the
-    repair. `entry` is the symptom's entry in the runbook, or another one; it has to contain `says`, `repair`, and
-    commands that print what `prints` has by a word of the command.
+    repair, and may last, since they look back. `entry` is the symptom's entry in the runbook, or another one; it has to
+    contain `says`, `repair`, and commands that print what `prints` has by a word of the command.
     """
 
     name: str
@@ -199,7 +199,7 @@ def _flood(site: Site) -> Repair:
     def bulk() -> tuple[str, bytes, Headers]:
         return "vehicles", json.dumps({"vehicle_id": "BULK", "undeclared": os.urandom(96 * 1024).hex()}).encode(), {}
 
-    sending = site.ending.enter_context(Sending(site, bulk, per_s=4))
+    sending = site.ending.enter_context(Sending(site, bulk, per_s=2))
     return sending.stop
 
 
@@ -252,6 +252,8 @@ def _no_watchdog(site: Site) -> str:
     return f"the page says so; *{WATCHDOG}* ends at its receiver {ends_at - site.began_at:.0f} s after the fault"
 
 
+_COUNTED = "counts what the canary found in the last 15 minutes"
+
 CASES: Sequence[Case] = (
     Case(
         name="bucket-slow",
@@ -274,9 +276,17 @@ CASES: Sequence[Case] = (
         },
         says="timeout, unavailable: check the bucket",
         repair="check the bucket and the network connection to it",
+        after={
+            ("BronzeDeliveriesLate", PAGE): "what had waited was stored late",
+            ("BronzeConsumerErrors", TICKET): "counts the errors of 15 minutes",
+            (
+                "BronzeUploadAttemptsFail",
+                TICKET,
+            ): "looks back by two hours: the outage has used that much of the budget",
+        },
         cause=Panel("bronze-overview", "Uploads", "failure"),
         deadline_s=900,
-        watch_s=600,
+        watch_s=600,  # from the first alert: also consequences that are tickets fire
     ),
     Case(
         name="queue-full",
@@ -296,10 +306,14 @@ CASES: Sequence[Case] = (
         alerts={("BronzeRequestsFail", PAGE): ""},
         says="queue-away",
         repair="check whether NATS",
+        after={
+            ("BronzeConsumerErrors", TICKET): "counts the errors of 15 minutes",
+            ("BronzeCanaryNotAccepted", PAGE): _COUNTED,
+        },
         prints={"/readyz": "not ready: the queue does not answer"},
         cause=Panel("bronze-overview", "Refused by reason", "queue-away"),
         deadline_s=600,
-        watch_s=600,
+        watch_s=480,
     ),
     Case(
         name="poison",
@@ -322,10 +336,14 @@ CASES: Sequence[Case] = (
         alerts={("BronzeRoleDown", PAGE): ""},
         says="without a consumer, accepted data waits in the queue",
         repair="start the role",
+        after={
+            ("BronzeDeliveriesLate", PAGE): "what had waited was stored late",
+            ("BronzeCanaryNotStored", PAGE): _COUNTED,
+        },
         prints={"/api/v1/targets": "scrape-consumer"},
         cause=Panel("bronze-health", "Targets down"),
         deadline_s=240,
-        watch_s=1080,  # alerts of the data follow after 20 minutes
+        watch_s=600,
     ),
     Case(
         name="api-killed",
@@ -335,6 +353,7 @@ CASES: Sequence[Case] = (
         alerts={("BronzeRoleDown", PAGE): ""},
         says="without an API nothing is accepted",
         repair="start the role",
+        after={("BronzeCanaryNotAccepted", PAGE): _COUNTED},
         prints={"/api/v1/targets": "scrape-api"},
         cause=Panel("bronze-health", "Targets down"),
         deadline_s=240,
@@ -345,7 +364,12 @@ CASES: Sequence[Case] = (
         fault="the collector is killed",
         begin=killed("otel-collector"),
         alerts={("BronzeTelemetryMissing", PAGE): ""},
-        after={("BronzeSdkDrops", TICKET): "the roles had to drop spans"},
+        after={
+            ("BronzeSdkDrops", TICKET): "the roles had to drop spans",
+            ("BronzeCanaryMiscounted", TICKET): _COUNTED,
+            ("BronzeCanaryTraceIncomplete", TICKET): _COUNTED,
+            ("BronzeCanaryExemplarMissing", TICKET): _COUNTED,
+        },
         says="all are affected",
         repair="check that the collector runs",
         cause=Panel("bronze-health", "Targets down"),
@@ -358,6 +382,10 @@ CASES: Sequence[Case] = (
         fault="Prometheus is killed",
         begin=_kill_prometheus,
         prometheus_runs=False,
+        after={
+            ("BronzeCanaryMiscounted", TICKET): _COUNTED,
+            ("BronzeCanaryExemplarMissing", TICKET): _COUNTED,
+        },
         entry=WATCHDOG,
         says="Prometheus",
         repair="start it",
@@ -371,9 +399,13 @@ CASES: Sequence[Case] = (
         alerts={("BronzeExporterStalled", TICKET): ""},
         says="delivered nothing to a backend",
         repair="restore the backend",
+        after={
+            ("BronzeCanaryTraceIncomplete", TICKET): _COUNTED,
+            ("BronzeCanaryExemplarMissing", TICKET): _COUNTED,
+        },
         cause=Panel("bronze-health", "Queues"),
-        deadline_s=1800,
-        watch_s=60,
+        deadline_s=900,
+        watch_s=120,
     ),
     Case(
         name="object-deleted",
@@ -381,12 +413,24 @@ CASES: Sequence[Case] = (
         begin=_delete_object,
         alerts={("BronzeRecordsMissing", PAGE): ""},
         says="no longer in the bucket",
-        repair="put it back from a backup",
+        repair="restore it under the same key",
         variables=_missing_path,
-        prints={"/v1/lineage": '"submissions"'},
+        prints={"/v1/lineage": '"submissions"', "objects missing": ".parquet"},
         logs={"consumer": _MISSING_LINE},
         cause=Panel("bronze-overview", "Missing objects and messages"),
         deadline_s=300,
+    ),
+    Case(
+        name="canary-stopped",
+        fault="the canary is killed, and not started again",
+        begin=killed("canary"),
+        alerts={("BronzeRoleDown", PAGE): ""},
+        says="without a canary, nothing is checked",
+        repair="start the role",
+        prints={"/api/v1/targets": "scrape-canary"},
+        cause=Panel("bronze-health", "Targets down"),
+        deadline_s=240,
+        watch_s=360,
     ),
     Case(
         name="nonsense",

@@ -28,6 +28,8 @@ from tests.system.blackbox import System
 INTERVAL_S = 1.0
 HISTORY_S = 3 * 86_400
 HISTORY_STEP_S = 30
+#: The history ends so long before the start: Prometheus uses a sample for five minutes.
+HISTORY_GAP_S = 330
 COMMAND_S_MAX = 60.0
 #: What the history contains: the rates of events on which there are objectives.
 OBJECTIVES = ("requests", "uploads", "deliveries", "attempts")
@@ -175,7 +177,7 @@ def running(root: Path, ports: Ports, built: Built, env: Mapping[str, str], *, s
             with (
                 system.running(*stack.servers) as servers,
                 system.running(system.role("api"), system.role("consumer", **through)) as roles,
-                system.running(fleet) as senders,
+                system.running(fleet, system.role("canary")) as senders,
             ):
                 site.parts = {**servers, **roles, **senders}
                 with site.ending:
@@ -189,7 +191,7 @@ def write_history(promtool: Path, root: Path, stack: Stack) -> None:
     earlier and end later than on one that runs for long.
     """
     assert stack.servers  # creates Prometheus' folder
-    now = int(time.time()) - 60
+    now = int(time.time()) - HISTORY_GAP_S
     lines = []
     for objective in OBJECTIVES:
         for name, value in ((f"bronze:{objective}:rate5m", 1 / INTERVAL_S), (f"bronze:{objective}_bad:rate5m", 0.0)):
