@@ -136,9 +136,9 @@ def supervisor(tmp_path: Path) -> Iterator[Supervisor]:
         supervisor.shutdown()
 
 
-def test_another_choice_restarts_only_the_collector(built: Built, supervisor: Supervisor) -> None:
+def test_another_choice_restarts_only_the_collector_and_the_canary(built: Built, supervisor: Supervisor) -> None:
     """Newly needed programs start, programs that are no longer needed stop, the others keep running, and a repetition
-    changes nothing.
+    changes nothing. The canary has to know where the traces are.
     """
 
     def pids() -> Mapping[str, int]:
@@ -146,14 +146,14 @@ def test_another_choice_restarts_only_the_collector(built: Built, supervisor: Su
 
     first = Stack.create(supervisor.root, Ports.free(), built, Exporters(traces=("none",)))
     commands.launch(supervisor, first, restarts=True)
-    commands.start(supervisor, [first.simulate])
+    commands.start(supervisor, [first.canary, first.simulate])
     before = pids()
     assert "zipkin" not in before
 
     second = replace(first, exporters=Exporters(("prometheus-scrape",), ("zipkin",), ("file",)))
     commands.reconcile(supervisor, first, second)
     after = pids()
-    assert {name for name in before if before[name] != after[name]} == {"otel-collector"}
+    assert {name for name in before if before[name] != after[name]} == {"otel-collector", "canary"}
     assert after.keys() - before.keys() == {"zipkin"}
     assert Stack.load(supervisor.root) == second
     collected = 'bronze_records_total{job="bronze/api",bronze_source="status",bronze_outcome="accepted"}'
@@ -168,7 +168,7 @@ def test_another_choice_restarts_only_the_collector(built: Built, supervisor: Su
 
     commands.reconcile(supervisor, second, first)
     assert pids().keys() == before.keys()
-    assert {name for name in before if before[name] != pids()[name]} == {"otel-collector"}
+    assert {name for name in before if before[name] != pids()[name]} == {"otel-collector", "canary"}
 
 
 def test_a_port_in_use_leaves_running_programs_unchanged(built: Built, supervisor: Supervisor) -> None:

@@ -1,7 +1,9 @@
 """The canary: each of its checks fails by a fault of its own, and only that check does."""
 
 import asyncio
+import datetime as dt
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from io import BytesIO
 from typing import Any, get_args
@@ -14,6 +16,7 @@ from bronze.canary.api import By, Lineage, LineageSubmission, ObjectLink, Submis
 from bronze.canary.api_checks import AcceptedCheck, LineageCheck
 from bronze.canary.bucket_checks import ObjectCheck, OnceCheck
 from bronze.canary.checks import Accepted, CanaryCheck, Run
+from bronze.canary.exemplar_share import ExemplarShare
 from bronze.canary.run import RECORDS, Canary, new_run
 from bronze.canary.telemetry_checks import ExemplarCheck, LedgerCheck, TraceCheck
 from bronze.errors import Outage, Refusal, Refused, Unavailable
@@ -26,7 +29,8 @@ from bronze.records.sources import CANARY, load
 from bronze.servers.prometheus import Exemplar
 from bronze.servers.trace_store import Span
 from bronze.telemetry.schema import registry
-from bronze.telemetry.signals import Check, Outcome, Role, attribute, spans
+from bronze.telemetry.signals import Check, Outcome, Role, VerifyCheck, attribute, spans
+from bronze.verify.results import CheckResult, Fault, Period
 from tests import factories
 from tests.contract.making import Heard
 from tests.delivery.servers import ModelBucket, Object
@@ -368,6 +372,22 @@ async def test_a_stop_ends_a_run(canary: Canary, system: System, heard: Heard) -
     stop.set()
     await asyncio.wait_for(running, 10)
     assert not heard.points("bronze.canary.last_run.time")
+
+
+async def test_the_share_of_exemplars_is_reported(heard: Heard) -> None:
+    """Of a minute whose telemetry has settled; each fault is logged."""
+    now, periods = dt.datetime(2026, 11, 24, 12, tzinfo=dt.UTC), []
+
+    class OneInFour:
+        async def exemplars(self, period: Period) -> CheckResult:
+            periods.append(period)
+            return CheckResult(VerifyCheck.EXEMPLAR, 4, faults=[Fault("trace not found", "", trace_id="t")])
+
+    verification: Any = OneInFour()
+    await ExemplarShare(lambda: nullcontext(verification), heard.telemetry.instruments).report(verification, now)
+    (share,) = heard.points("bronze.verify.share")
+    assert share.value == 0.75
+    assert periods == [Period(now - dt.timedelta(minutes=2), now - dt.timedelta(minutes=1))]
 
 
 def test_the_records_are_of_the_source() -> None:
