@@ -274,6 +274,19 @@ async def test_a_catalog_entry_that_is_missing_is_found(written: Written) -> Non
     assert gap.problem.startswith("an entry is missing: the entry before it ends with message 1, it begins with 3")
 
 
+async def test_messages_with_a_removal_record_are_no_gap(written: Written) -> None:
+    """A rebuilt catalog has no entry for them: their object is unknown."""
+    key = written.keys[1]
+    contents = await read_contents(written.parts.bucket, key)
+    assert contents is not None
+    unknown = factories.removal(contents, file_path=None, entry=None, identities=[], records=None)
+    await write_removal(written.parts.bucket, written.parts.settings.prefix, unknown)
+    await written.delete_entry(key)
+    results = await written.verify()
+    assert faults(results).get(VerifyCheck.CHAIN) is None
+    assert results[VerifyCheck.CHAIN].removed == 1
+
+
 async def test_the_last_catalog_entry_that_is_missing_is_found(written: Written) -> None:
     """No gap shows it: only its object does."""
     await written.delete_entry(written.keys[-1])

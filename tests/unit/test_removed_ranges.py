@@ -1,6 +1,6 @@
 """Removed ranges bridge the gaps of a chain: an object as a whole, unknown messages also in parts."""
 
-from bronze.admin.removed_ranges import RemovedRange, RemovedRanges
+from bronze.objects.removed_ranges import RemovedRange, RemovedRanges
 
 
 def ranges(*objects: tuple[int, int], unknown: tuple[tuple[int, int], ...] = ()) -> RemovedRanges:

@@ -12,7 +12,6 @@ change_lanes        `bronze lanes`: seals the old lanes, drains them, and replac
 rebuild_catalog     `bronze catalog rebuild`: rebuilds the catalog from the bucket
 command_error       the error of a command that an operator has to correct
 time_argument       a time in the arguments of a command
-removed_ranges      the gaps in the chains of the bucket that removal records explain
 progress, reports   the progress bar, and the final output of lanes and the catalog
 
 A role. Imports: client, errors, objects, plurals, protocol, records, servers, settings, verify.

@@ -13,10 +13,10 @@ from typing import BinaryIO
 
 import msgspec
 
-from bronze.admin.removed_ranges import RemovedRanges, read_removed_ranges
 from bronze.errors import Halted, Outage, Unavailable
 from bronze.objects.reader import read_object
 from bronze.objects.removals import read_removal, read_removals
+from bronze.objects.removed_ranges import RemovedRanges, read_removed_ranges
 from bronze.protocol.documents import Contents, StoredObject
 from bronze.protocol.keys import lane_of_key
 from bronze.protocol.lane import Lane

@@ -1,14 +1,15 @@
 """The Parquet file of an object: writing and reading.
 
-encoder      makes one Parquet file of a cut
-rows         makes record batches of the messages' records
-file_writer  writes the file, row group by row group
-footer       describes an object, in its footer and in its user metadata in S3
-reader       reads objects in the bucket without fetching all their bytes
-preview      the first rows of an object
-ledger       counts what a lane holds, where its entries do not say it
-removals     reads and writes removal records
-search       finds the submissions that have rows of a classification
+encoder         makes one Parquet file of a cut
+rows            makes record batches of the messages' records
+file_writer     writes the file, row group by row group
+footer          describes an object, in its footer and in its user metadata in S3
+reader          reads objects in the bucket without fetching all their bytes
+preview         the first rows of an object
+ledger          counts what a lane holds, where its entries do not say it
+removals        reads and writes removal records
+removed_ranges  the gaps in the chains of the bucket that removal records explain
+search          finds the submissions that have rows of a classification
 
 Imports: errors, protocol, records, servers.
 Libraries: msgspec, pyarrow.

@@ -7,14 +7,16 @@ So a fault of something young is looked at again until it is `SETTLE_S` old.
 import asyncio
 import datetime as dt
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from enum import Enum
 from typing import TypeVar
 
 from bronze.objects.footer import NotABronzeObject
 from bronze.objects.removals import read_removal
+from bronze.objects.removed_ranges import RemovedRanges, read_removed_ranges
 from bronze.plurals import counted
 from bronze.protocol.keys import hour_prefix, lane_of_key
+from bronze.protocol.lane import Lane
 from bronze.servers.bucket import Bucket
 from bronze.servers.catalog_feed import Feed
 from bronze.servers.prometheus import Exemplar, Prometheus
@@ -87,7 +89,7 @@ class Verification:
         checked = [
             await self._exemplars(period, entries),
             await self._entries(period, entries, deep=deep),
-            self._chain(entries),
+            await self._chain(entries),
         ]
         known = {*sources, *(entry.lane.source for entry in entries.entries)}
         return [*checked, await self._objects(Period(hour, period.until), known, entries)]
@@ -188,19 +190,24 @@ class Verification:
 
     # --- from an entry to the one before it
 
-    def _chain(self, entries: CatalogEntries) -> CheckResult:
+    async def _chain(self, entries: CatalogEntries) -> CheckResult:
         result = CheckResult(VerifyCheck.CHAIN)
+        removed: Mapping[Lane, RemovedRanges] | None = None
         for entry, before in entries.predecessors():
             if before is None:
                 continue
             between = f"the entry before it ends with message {before.last}, it begins with {entry.first}"
-            if entry.first > before.last + 1:
-                fault = Fault(f"an entry is missing: {between}", "bronze catalog rebuild", entry.file_path)
-            elif entry.first <= before.last:
-                fault = Fault(f"entries overlap: {between}", READ_RUNBOOK, entry.file_path)
-            else:
-                fault = None
-            self._add(result, fault or Correct.STORED)
+            outcome: Fault | Correct = Correct.STORED
+            if entry.first <= before.last:
+                outcome = Fault(f"entries overlap: {between}", READ_RUNBOOK, entry.file_path)
+            elif entry.first > before.last + 1:
+                if removed is None:
+                    removed = await read_removed_ranges(self._bucket, self._prefix)
+                if removed.get(entry.lane, RemovedRanges()).beginning(entry.first) <= before.last + 1:
+                    outcome = Correct.REMOVED
+                else:
+                    outcome = Fault(f"an entry is missing: {between}", "bronze catalog rebuild", entry.file_path)
+            self._add(result, outcome)
         return result
 
     # --- from an object to its entry
