@@ -239,7 +239,7 @@ def _alerts(case: Case, watch: Watch, repaired_at: float, problems: Problems) ->
         )
     for key in case.alerts:
         seen = watch.courses.get(key)
-        if key != case.symptom and (seen is None or seen.sent_s is None):
+        if seen is None or seen.sent_s is None:
             problems.add(f"{' '.join(key)} is expected, and was not sent")
     return found
 

@@ -270,12 +270,10 @@ CASES: Sequence[Case] = (
         name="bucket-down",
         fault="SeaweedFS is killed",
         begin=killed("seaweedfs"),
-        alerts={
-            ("BronzeUploadAttemptsFail", PAGE): "",
-            ("BronzeUploadsFail", PAGE): "now nothing is stored, not only late",
-        },
-        says="timeout, unavailable: check the bucket",
-        repair="check the bucket and the network connection to it",
+        alerts={("BronzeUploadsFail", PAGE): ""},
+        says="unavailable, timeout: check the bucket",
+        repair="check the bucket's service and the network connection to it. If it does not run, start it",
+        prints={"/readyz": '"bucket":"unavailable'},
         after={
             ("BronzeDeliveriesLate", PAGE): "what had waited was stored late",
             ("BronzeConsumerErrors", TICKET): "counts the errors of 15 minutes",
