@@ -47,7 +47,7 @@ class Panel:
         def shown() -> Mapping[str, float] | None:
             found = {
                 labels: value
-                for labels, value in site.panel(self.title, self.dashboard).items()
+                for labels, value in site.panel(self.dashboard, self.title).items()
                 if self.series in labels and value > 0
             }
             return found or None

@@ -19,6 +19,7 @@ from local.builds import Built
 from local.exporters import Exporters
 from local.programs import LOOPBACK, LocalError, Process
 from local.stack import Ports, Stack
+from prometheus import rules
 from tests import panels
 from tests.pipeline.asking import Grafana
 from tests.proxy import SlowBucket
@@ -103,12 +104,15 @@ class Site:
 
     # --- what dashboards and operators ask
 
-    def panel(self, title: str, dashboard: str | None = None) -> dict[str, float]:
-        """The current values of a panel's queries, by the labels of each series."""
+    def panel(self, dashboard: str, title: str) -> dict[str, float]:
+        """The current values of a panel's queries, without the line of its limit, by the labels of each series."""
         found = [
             query
             for query in panels.queries()
-            if query.panel == title and query.datasource == "prometheus" and dashboard in {None, query.dashboard}
+            if query.panel == title
+            and query.dashboard == dashboard
+            and query.datasource == "prometheus"
+            and rules.names(query.expr)
         ]
         assert found, f"there is no panel {title!r}"
         return {
@@ -212,4 +216,4 @@ def write_history(promtool: Path, root: Path, stack: Stack) -> None:
 def values(found: Mapping[str, float]) -> str:
     """A panel's values as text, the largest first."""
     largest: Sequence[tuple[str, float]] = sorted(found.items(), key=lambda item: -item[1])[:4]
-    return ", ".join(f"{name.partition(' ')[2] or name} {value:.3g}".strip() for name, value in largest)
+    return ", ".join(f"{name.partition(' ')[2]} {value:.3g}".strip() for name, value in largest)
