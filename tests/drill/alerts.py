@@ -83,7 +83,8 @@ class Course:
 
     pending_s: float
     firing_s: float | None = None
-    #: when the first of them was sent: after a wait, unless it is silenced
+    #: since when one of them fires and is not silenced; when it was sent, which is after a wait
+    unsilenced_s: float | None = None
     sent_s: float | None = None
     resolved_s: float | None = None
     labels: list[Labels] = field(default_factory=list)
@@ -160,13 +161,16 @@ class Watch:
             if course.firing_s is None:
                 course.firing_s, course.url = after_s, alert["annotations"]["runbook_url"]
                 self._say(f"{after_s:5.0f} s  {' '.join(key)} fires: {alert['annotations']['summary']}")
-            waited = after_s >= course.firing_s + self._routing.wait_s
-            if course.sent_s is None and waited and labels in unsilenced:
-                course.sent_s = after_s
             if labels not in course.labels:
                 course.labels.append(labels)
             course.resolved_s = None
         for key, course in self.courses.items():
+            if not any((labels["alertname"], labels["severity"]) == key for labels in unsilenced):
+                course.unsilenced_s = None
+            elif course.unsilenced_s is None:
+                course.unsilenced_s = after_s
+            elif course.sent_s is None and after_s >= course.unsilenced_s + self._routing.wait_s:
+                course.sent_s = after_s
             still = any((labels["alertname"], labels["severity"]) == key for labels in firing)
             if course.firing_s is not None and course.resolved_s is None and not still:
                 course.resolved_s = after_s
