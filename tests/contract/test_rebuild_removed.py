@@ -5,12 +5,15 @@ from dataclasses import replace
 import msgspec
 import pytest
 
+from bronze.consumer.ledger import Comparison
 from bronze.errors import Halted, Unavailable
 from bronze.objects.reader import read_object
 from bronze.objects.removals import write_removal
-from bronze.protocol.documents import CatalogEntry, Totals
+from bronze.protocol.documents import CatalogEntry
 from bronze.servers.catalog import NatsCatalog
+from bronze.servers.catalog_feed import Feed
 from tests import factories
+from tests.contract.making import Heard
 from tests.contract.test_lanes import Parts, parts
 from tests.contract.test_objects_command import acknowledge, delete, stored
 from tests.contract.test_rebuild import (
@@ -180,19 +183,25 @@ async def test_objects_that_are_gone_without_a_record_at_the_beginning_are_a_war
     assert (await catalog_contents(parts, []))[0] == before[3:]
 
 
-async def test_an_entry_of_an_older_version_gets_totals(parts: Parts) -> None:
-    """As those of objects of older versions: the bytes of a removed object are not known."""
-    lanes, keys, _ = await stored(parts, 3)
+async def test_totals_of_older_versions_are_not_made_up(parts: Parts, heard: Heard) -> None:
+    """No object before the first footer with totals has any: the size of an object is the difference of two entries,
+    and an object that has its size must not be missing.
+    """
+    lanes, keys, _ = await stored(parts, 4)
     before, _ = await catalog_contents(parts, [])
-    there = await read_object(parts.bucket, keys[2])
+    there = await read_object(parts.bucket, keys[0])
     assert there is not None
-    assert before[1].totals is not None
-    old: CatalogEntry = msgspec.structs.replace(before[2], totals=None)
+    old: CatalogEntry = msgspec.structs.replace(before[0], totals=None)
     await write_removal(parts.bucket, parts.settings.prefix, factories.removal(there.contents, entry=old))
-    await delete(parts, keys[2])
+    await delete(parts, keys[0])
     await rebuild(parts, lanes)
-    entries, _ = await catalog_contents(parts, [])
-    assert entries[2].totals == before[1].totals + Totals(objects=1, records=1)
+    assert (await catalog_contents(parts, []))[0] == [old, *before[1:]]
+    parts = await reopened(parts)
+    feed, instruments = Feed(parts.jetstream), heard.telemetry.instruments
+    comparison = Comparison(parts.catalog, parts.bucket, feed, instruments, ["vehicles"], parts.settings.prefix)
+    await comparison.compare_all()
+    await comparison.compare()
+    assert heard.count("bronze.missing.objects") == 0
 
 
 async def test_a_retry_of_a_removed_submission_finds_its_identity(parts: Parts) -> None:

@@ -42,7 +42,8 @@ class CatalogReplacement:
         self._key_values = key_values
         self._settings = settings
         self._stream = timestamped_name(PREFIX)
-        self._totals: dict[Lane, Totals] = {}
+        #: of the objects so far; None if they are not known
+        self._totals: dict[Lane, Totals | None] = {}
 
     async def start(self) -> None:
         """Replace the existing catalog by an empty one. Raises `Misconfigured` if it belongs to another bucket."""
@@ -64,8 +65,9 @@ class CatalogReplacement:
         """Write the entries of objects, and the identities that are not expired; returns how many identities.
 
         The objects of a lane have to be in the order of its chain; the removal record of an object that is gone has
-        to have its entry. The totals of a lane continue those in its footers; where older versions wrote the footers,
-        they begin at the first object that is still known.
+        to have its entry. The totals of a lane are those in its footers. Where older versions wrote the footers, they
+        are counted if all objects from the first message on are in the bucket; else the entries have none. (Totals of
+        a part of the chain would not fit those of the next footer, whose object would seem to have another size.)
 
         The time to live of each identity begins now.
         """
@@ -93,18 +95,16 @@ class CatalogReplacement:
         """The entry and the identities of the next object of a chain."""
         contents = stored.contents
         lane = Lane(contents.source, contents.lane, contents.epoch)
-        totals = (contents.totals_before or self._totals.get(lane, Totals())) + stored.totals
-        self._totals[lane] = totals
+        before = contents.totals_before or self._totals.get(lane, Totals() if contents.first == 1 else None)
+        totals = self._totals[lane] = None if before is None else before + stored.totals
         return entry_of(contents, totals), identities_of(contents)
 
     def _of_removal(self, removal: Removal) -> tuple[CatalogEntry, list[Identity]]:
-        """The same of a removed object. If an older version appended its entry, its bytes are not counted."""
-        entry, lane = removal.entry, removal.of_lane
-        if entry is None:
+        """The same of a removed object."""
+        if removal.entry is None:
             raise ValueError(f"the removal record of {removal.file_path} has no entry")
-        totals = entry.totals or self._totals.get(lane, Totals()) + Totals(objects=1, records=entry.records)
-        self._totals[lane] = totals
-        return msgspec.structs.replace(entry, totals=totals), removal.identities
+        self._totals[removal.of_lane] = removal.entry.totals
+        return removal.entry, removal.identities
 
     async def announce(self, removals: Iterable[Removal]) -> None:
         """Publish removal records on their feed: at most as many as one batch may have messages."""
