@@ -54,6 +54,7 @@ async def test_records_are_listed_in_the_order_of_their_objects() -> None:
     paths = [str(record.file_path) for record in records]
     listed = await removed_paths(bucket, PREFIX, "vehicles", paths[30])
     assert listed & set(paths) == set(paths[30:])
+    assert await removed_paths(bucket, PREFIX, "vehicles", paths[5], paths[7]) == set(paths[5:8])
     assert await removed_paths(bucket, PREFIX, "vehicle", paths[0]) == set()
 
 

@@ -74,7 +74,7 @@ async def find_absent(
         async for key in bucket.keys(f"{prefix}/source={source}/", least[:-1]):
             objects.pop(key, None)
         if objects:
-            removed = await removed_paths(bucket, prefix, source, min(objects))
+            removed = await removed_paths(bucket, prefix, source, min(objects), max(objects))
             absent += [replace(each, removed=each.file_path in removed) for each in objects.values()]
     return absent
 

@@ -3,10 +3,11 @@
 import asyncio
 import datetime as dt
 import logging
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 
-from bronze.errors import BronzeError
+from bronze.errors import BronzeError, Unavailable
 from bronze.objects.removals import read_removal, removed_paths
 from bronze.protocol.documents import CatalogEntry
 from bronze.protocol.lane import Lane
@@ -73,7 +74,8 @@ class Comparison:
         self._bucket = bucket
         self._feed = feed
         self._instruments = instruments
-        self._sources = tuple(sources)
+        #: those that are declared, and those that have been missing objects
+        self._sources = set(sources)
         self._prefix = prefix
         self._now = now
         self._read = FeedPosition()
@@ -95,8 +97,10 @@ class Comparison:
         while True:
             try:
                 await compare()
-            except BronzeError as error:
+            except Unavailable as error:
                 log.info("the catalog could not be compared with the bucket: %s", error)
+            except BronzeError as error:
+                log.error("the catalog could not be compared with the bucket: %s", error)
             except Exception:
                 log.exception("the comparison with the bucket: unexpected error")
             await asyncio.sleep(pause_s)
@@ -110,11 +114,11 @@ class Comparison:
         for stored in self._newest:  # before the listing: an object is older than its entry
             of_source.setdefault(stored.source, []).append(stored)
         missing: set[str] = set()
-        numbers = dict.fromkeys(self._sources, 0)
+        numbers = Counter(dict.fromkeys(self._sources, 0))
         for source, expected in of_source.items():
             for stored in await self._missing_of(f"{self._prefix}/source={source}/", source, expected):
                 missing.add(stored.key)
-                numbers[source] = numbers.get(source, 0) + 1
+                numbers[source] += 1
         for stored in list(self._older.values()):
             head = await self._bucket.head(stored.key)
             if (head is not None and stored.size in {None, head.size}) or await read_removal(
@@ -122,7 +126,8 @@ class Comparison:
             ):
                 self._older.pop(stored.key, None)
             elif stored.key not in missing:
-                numbers[stored.source] = numbers.get(stored.source, 0) + 1
+                numbers[stored.source] += 1
+        self._sources |= numbers.keys()
         for source, number in numbers.items():
             self._instruments.missing_objects.set(number, {attribute.bronze_source: source})
 
@@ -147,7 +152,8 @@ class Comparison:
 
     async def _missing_of(self, folder: str, source: str, expected: list[_Stored]) -> list[_Stored]:
         """Those of some objects that are not in the bucket, or not with their size; each is logged once."""
-        keys = sorted(stored.key for stored in expected)
+        expected = sorted(expected, key=lambda stored: stored.key)
+        keys = [stored.key for stored in expected]
         wanted, found = set(keys), dict[str, int]()
         async for key, size in self._bucket.sizes(folder, keys[0][:-1]):
             if key > keys[-1]:
@@ -158,7 +164,7 @@ class Comparison:
             stored for stored in expected if stored.key not in found or stored.size not in {None, found[stored.key]}
         ]
         if missing:
-            removed = await removed_paths(self._bucket, self._prefix, source, min(stored.key for stored in missing))
+            removed = await removed_paths(self._bucket, self._prefix, source, missing[0].key, missing[-1].key)
             missing = [stored for stored in missing if stored.key not in removed]
         for stored in missing:
             if stored.key in self._logged:
@@ -178,7 +184,7 @@ class Comparison:
 
     async def _read_feed(self, since: str) -> None:
         while True:
-            page = await self._feed.read(self._read, since=None if self._read.stream else since)
+            page = await self._feed.read(self._read, since=None if self._read.sequence else since)
             if page.position.stream != self._read.stream:
                 self._newest, self._sizes = [], _Sizes()  # the catalog was replaced
             # a rebuilt catalog has just got the entries of all objects; only the newest are compared

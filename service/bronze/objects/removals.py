@@ -25,10 +25,15 @@ async def write_removal(bucket: Bucket, prefix: str, removal: Removal) -> Remova
     return await _read(bucket, key) or removal
 
 
-async def removed_paths(bucket: Bucket, prefix: str, source: str, least: str) -> set[str]:
-    """The objects of a source with a removal record, from the key `least` on."""
-    start_after = removal_key(prefix, least)[:-1]
-    return {removed_path(prefix, key) async for key in bucket.keys(removals_of(prefix, source), start_after)}
+async def removed_paths(bucket: Bucket, prefix: str, source: str, least: str, greatest: str | None = None) -> set[str]:
+    """The objects of a source with a removal record, from the key `least` on, up to the key `greatest`."""
+    removed: set[str] = set()
+    async for key in bucket.keys(removals_of(prefix, source), removal_key(prefix, least)[:-1]):
+        file_path = removed_path(prefix, key)
+        if greatest is not None and file_path > greatest:
+            break
+        removed.add(file_path)
+    return removed
 
 
 async def read_removals(bucket: Bucket, prefix: str) -> AsyncIterator[Removal]:
