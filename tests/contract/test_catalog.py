@@ -293,3 +293,20 @@ async def test_a_removal_record_for_a_replaced_catalog_is_refused(catalog: NatsC
     await jetstream.create_stream({"name": "ANOTHER", "subjects": SUBJECTS})
     with pytest.raises(Halted, match="restart this process"):
         await catalog.announce(a_removal(1))
+
+
+async def test_the_positions_of_more_lanes_than_the_server_answers_at_once(
+    jetstream: JetStream, catalog: NatsCatalog
+) -> None:
+    """Each change of the lanes adds some; above 1,024, the server refuses to answer for all of them."""
+    lanes = [Lane("vehicles", number, LANE.epoch) for number in range(1_100)]
+    for some in (lanes[:550], lanes[550:]):
+        written = [entry_of(factories.contents(1, 1, lane=lane.number)) for lane in some]
+        messages = [
+            Outgoing(lane.entry_subject, msgspec.json.encode(entry), {})
+            for lane, entry in zip(some, written, strict=True)
+        ]
+        await jetstream.publish_batch(messages, len(messages))
+    with pytest.raises(Unavailable, match="413"):
+        await jetstream.last_messages(catalog._stream, ["catalog.>"])
+    assert (await catalog.positions()).keys() == set(lanes)

@@ -255,6 +255,9 @@ class ModelJetStream(JetStream):
             now=self._server.time(),
         )
 
+    async def subjects(self, stream: str, subject: str) -> list[str]:
+        return sorted({one.subject for one in self._server.stream(stream).present() if collide(subject, one.subject)})
+
     async def create_stream(self, config: Mapping[str, Any]) -> None:
         await self._ask_server("make", lambda _: self._server.create(config), writes=True)
 

@@ -120,8 +120,11 @@ class NatsCatalog:
 
     async def positions(self) -> Mapping[Lane, Position]:
         """The positions of all lanes that have entries, also of those that were replaced, from a replica."""
+        messages: list[Message] = []
         async with self._gone_if_replaced():
-            messages = await self._js.last_messages(self._stream, [ENTRIES])
+            subjects = await self._js.subjects(self._stream, ENTRIES)
+            for begin in range(0, len(subjects), js.LAST_MAX):
+                messages += await self._js.last_messages(self._stream, subjects[begin : begin + js.LAST_MAX])
         positions = [Position(decode(message, CatalogEntry), message.sequence) for message in messages]
         return {
             Lane(position.entry.source, position.entry.lane, position.entry.epoch): position

@@ -229,6 +229,11 @@ class JetStream:
             now=info["ts"],
         )
 
+    async def subjects(self, stream: str, subject: str) -> list[str]:
+        """The subjects that have messages and match a subject with wildcards; at most 100,000."""
+        info = await self._call(f"STREAM.INFO.{stream}", {"subjects_filter": subject})
+        return sorted(info["state"].get("subjects") or ())
+
     async def create_stream(self, config: Mapping[str, Any]) -> None:
         """Create a stream; raises `ApiError` if the name or a subject is in use."""
         await self.api(f"STREAM.CREATE.{config['name']}", config)
