@@ -87,7 +87,7 @@ class LedgerReport:
     async def _read(self, lane: Lane, answered: Position) -> _LaneTotals:
         known = self._positions.get(lane)
         if known is None or known.entry_sequence < answered.entry_sequence:  # the replica that answers may lag
-            known = self._positions[lane] = await count_totals(self._catalog, self._bucket, lane, answered)
+            known = self._positions[lane] = await count_totals(self._catalog, self._bucket, lane, answered, known)
         done = known.totals or Totals()
         # after the position: the messages after it are still in the queue
         accepted = await self._accepted[lane].count(known) if lane in self._accepted else done.all_records
