@@ -14,7 +14,7 @@ from bronze.admin.command_error import CommandError
 from bronze.admin.missing_objects import find_absent, read_entries
 from bronze.objects.removals import read_removal, removed_paths, write_removal
 from bronze.protocol.chain import Position
-from bronze.protocol.documents import Totals
+from bronze.protocol.entry_sizes import EntrySizes
 from bronze.protocol.keys import lane_of_key, may_be_object
 from bronze.protocol.lane import Lane
 from bronze.protocol.removal import Removal, RemovalReason, removal_subject
@@ -121,26 +121,22 @@ class Acknowledgement:
         catalog = self._catalog
         if catalog is None:
             raise CommandError("the queue has no catalog: run `bronze catalog rebuild` first")
-        found: dict[str, tuple[FeedEntry, Totals | None]] = {}
-        totals: dict[Lane, Totals | None] = {}
+        found: dict[str, tuple[FeedEntry, int | None]] = {}
+        sizes = EntrySizes()
         async for item in read_entries(self._feed, None, on_entry):
-            entry = item.entry
-            lane = Lane(entry.source, entry.lane, entry.epoch)
-            if entry.file_path in file_paths:
-                found[entry.file_path] = item, totals.get(lane, Totals() if entry.first == 1 else None)
-            totals[lane] = entry.totals
+            size = sizes.of(item.entry)
+            if item.entry.file_path in file_paths:
+                found[item.entry.file_path] = item, size
         unknown = sorted(file_paths - found.keys())
         if unknown:
             raise CommandError(
                 f"{unknown[0]} is not in the catalog. If the catalog was lost, run `bronze catalog rebuild`: it names "
                 "the messages that are in no object. Nothing was written"
             )
-        return {
-            path: await self._removal_of(catalog, item, before, statement) for path, (item, before) in found.items()
-        }
+        return {path: await self._removal_of(catalog, item, size, statement) for path, (item, size) in found.items()}
 
     async def _removal_of(
-        self, catalog: NatsCatalog, item: FeedEntry, before: Totals | None, statement: Statement
+        self, catalog: NatsCatalog, item: FeedEntry, size: int | None, statement: Statement
     ) -> Removal:
         entry = item.entry
         lane = Lane(entry.source, entry.lane, entry.epoch)
@@ -151,7 +147,7 @@ class Acknowledgement:
             self._removal(LostMessages(lane, entry.first, entry.last), statement),
             file_path=entry.file_path,
             records=entry.records,
-            bytes=entry.totals.bytes - before.bytes if entry.totals and before else None,
+            bytes=size,
             entry=entry,
             identities=[identity for identity in identities.values() if entry.file_path in identity.objects],
         )

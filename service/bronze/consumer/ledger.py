@@ -9,8 +9,7 @@ from dataclasses import dataclass
 
 from bronze.errors import BronzeError, Unavailable
 from bronze.objects.removals import read_removal, removed_paths
-from bronze.protocol.documents import CatalogEntry
-from bronze.protocol.lane import Lane
+from bronze.protocol.entry_sizes import EntrySizes
 from bronze.servers.bucket import Bucket
 from bronze.servers.catalog import Catalog
 from bronze.servers.catalog_feed import Feed, FeedPosition
@@ -40,23 +39,6 @@ class _Stored:
     size: int | None
 
 
-class _Sizes:
-    """The sizes of objects, from the totals of their lanes' entries, which are read in order."""
-
-    def __init__(self) -> None:
-        self._before: dict[Lane, tuple[int, int]] = {}
-
-    def of(self, entry: CatalogEntry) -> int | None:
-        """None if older versions wrote this entry or the one before it, or the one before it was not read."""
-        lane = Lane(entry.source, entry.lane, entry.epoch)
-        last, bytes_before = self._before.pop(lane, (0, 0))
-        if entry.totals is None:
-            return None
-        self._before[lane] = entry.last, entry.totals.bytes
-        # a rebuilt catalog lacks the entries of objects that are gone
-        return entry.totals.bytes - bytes_before if entry.first == last + 1 else None
-
-
 class Comparison:
     """Compares the entries of the catalog with the bucket: the newest often, and all of them in a slow cycle."""
 
@@ -80,7 +62,7 @@ class Comparison:
         self._now = now
         self._read = FeedPosition()
         self._newest: list[_Stored] = []
-        self._sizes = _Sizes()
+        self._sizes = EntrySizes()
         #: the missing objects older than the newest entries, by key
         self._older: dict[str, _Stored] = {}
         self._logged: set[str] = set()
@@ -134,7 +116,7 @@ class Comparison:
     async def compare_all(self) -> None:
         """Compare all entries once, lane by lane. At most one page of entries is in memory."""
         for lane in await self._catalog.positions():
-            sizes, since = _Sizes(), 1
+            sizes, since = EntrySizes(), 1
             while page := await self._catalog.entries(lane, since):
                 # the objects of a lane and an hour have a common prefix
                 folders: dict[str, list[_Stored]] = {}
@@ -186,7 +168,7 @@ class Comparison:
         while True:
             page = await self._feed.read(self._read, since=None if self._read.sequence else since)
             if page.position.stream != self._read.stream:
-                self._newest, self._sizes = [], _Sizes()  # the catalog was replaced
+                self._newest, self._sizes = [], EntrySizes()  # the catalog was replaced
             # a rebuilt catalog has just got the entries of all objects; only the newest are compared
             read = [
                 _Stored(listed.stored_at, listed.entry.source, listed.entry.file_path, self._sizes.of(listed.entry))

@@ -11,6 +11,7 @@ attempts          attempts to decode a cut, which find a message that kills its 
 keys              the keys of objects in the bucket
 quarantine        the keys and the user metadata of quarantine objects
 documents         the footer of an object, its catalog entry, and the identity of a submission
+entry_sizes       the sizes of objects, from their entries
 removal           the record of an object that was removed from the bucket
 
 Pure. Imports: errors.

@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bronze.protocol.documents import CatalogEntry
+from bronze.protocol.entry_sizes import EntrySizes
 from bronze.protocol.lane import Lane
 from bronze.servers.catalog_feed import Feed, FeedEntry, FeedPosition
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """The facts of a catalog entry that are compared. Entries of older versions lack `lane_bytes`."""
+    """The facts of a catalog entry that are compared. The size is None if the entries do not state it."""
 
     file_path: str
     lane: Lane
@@ -22,11 +23,10 @@ class Entry:
     messages: int
     records: int
     stored_at: dt.datetime
-    #: the bytes of the lane's objects up to and including this one
-    lane_bytes: int | None
+    size: int | None
 
 
-def _entry(listed: FeedEntry) -> Entry:
+def _entry(listed: FeedEntry, size: int | None) -> Entry:
     entry: CatalogEntry = listed.entry
     return Entry(
         entry.file_path,
@@ -37,7 +37,7 @@ def _entry(listed: FeedEntry) -> Entry:
         entry.messages,
         entry.records,
         dt.datetime.fromisoformat(listed.stored_at).astimezone(dt.UTC),
-        None if entry.totals is None else entry.totals.bytes,
+        size,
     )
 
 
@@ -48,6 +48,7 @@ class CatalogEntries:
         self._feed = feed
         self._since = since.isoformat()
         self._position = FeedPosition()
+        self._sizes = EntrySizes()
         self._reading = asyncio.Lock()
         #: in the order of the feed, which is that of each lane
         self.entries: list[Entry] = []
@@ -66,10 +67,10 @@ class CatalogEntries:
                 since = None if self._position.sequence else self._since
                 page = await self._feed.read(self._position, since=since)
                 if page.position.stream != self._position.stream:
-                    self.entries, self._by_path = [], {}
+                    self.entries, self._by_path, self._sizes = [], {}, EntrySizes()
                 self._position = page.position
                 for listed in page.entries:
-                    entry = _entry(listed)
+                    entry = _entry(listed, self._sizes.of(listed.entry))
                     self.entries.append(entry)
                     self._by_path[entry.file_path] = entry
                 if not page.remaining:

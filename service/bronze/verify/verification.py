@@ -157,21 +157,20 @@ class Verification:
         result = CheckResult(VerifyCheck.ENTRY)
         unproven = 0
 
-        async def check(pair: tuple[Entry, Entry | None]) -> None:
+        async def check(entry: Entry) -> None:
             nonlocal unproven
-            entry, before = pair
             facts = await self._facts(entry.file_path)
             if not isinstance(facts, ObjectFacts):
                 self._add(result, facts)
                 return
-            problem = _difference(entry, before, facts)
+            problem = _difference(entry, facts)
             if problem is None and deep:
                 unproven += facts.sha256 is None
                 problem = await damage(self._bucket, entry.file_path, facts)
             self._add(result, Fault(problem, RESTORE, entry.file_path) if problem else Correct.STORED)
 
-        pairs = [pair for pair in entries.predecessors() if period.contains(pair[0].stored_at)]
-        await _for_each(pairs, check, OBJECTS_READ if deep else READS)
+        stored = [entry for entry in entries.entries if period.contains(entry.stored_at)]
+        await _for_each(stored, check, OBJECTS_READ if deep else READS)
         if unproven:
             noun = counted(unproven, "object")
             result.notes.append(f"{noun} without a recorded SHA-256: pages were decoded instead")
@@ -277,7 +276,7 @@ def _upload_of(exemplar: Exemplar, spans: Sequence[Span]) -> Span | None:
     )
 
 
-def _difference(entry: Entry, before: Entry | None, facts: ObjectFacts) -> str | None:
+def _difference(entry: Entry, facts: ObjectFacts) -> str | None:
     """In what an object differs from its entry; None if it does not."""
     contents = facts.contents
     in_footer = {name: getattr(contents, name) for name in ("file_path", "first", "last", "last_time", "messages")}
@@ -288,10 +287,8 @@ def _difference(entry: Entry, before: Entry | None, facts: ObjectFacts) -> str |
         return f"its footer says {counted(contents.records, 'row')}, its entry {entry.records}"
     if facts.rows != entry.records:
         return f"it has {counted(facts.rows, 'row')}, its entry says {entry.records}"
-    if entry.lane_bytes is not None and before is not None and before.lane_bytes is not None:
-        size = entry.lane_bytes - before.lane_bytes
-        if before.last + 1 == entry.first and size != facts.size:
-            return f"it has {facts.size} bytes, by the totals of its entry {size}"
+    if entry.size not in {None, facts.size}:
+        return f"it has {facts.size} bytes, by the totals of its entry {entry.size}"
     return None
 
 
