@@ -1,13 +1,23 @@
 """Components of the dashboards: queries, panels with their defaults, colours, thresholds, rows and variables."""
 
 import json
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import count
 from string import ascii_uppercase
 from typing import Any, TypeAlias, TypeVar
 
-from grafana_foundation_sdk.builders import common, heatmap, prometheus, stat, table, tempo, text, timeseries
+from grafana_foundation_sdk.builders import (
+    common,
+    heatmap,
+    prometheus,
+    stat,
+    statetimeline,
+    table,
+    tempo,
+    text,
+    timeseries,
+)
 from grafana_foundation_sdk.builders import dashboard as build
 from grafana_foundation_sdk.cog.builder import Builder
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
@@ -23,6 +33,7 @@ from grafana_foundation_sdk.models.common import (
     LegendDisplayMode,
     LegendPlacement,
     LineInterpolation,
+    ScaleDistribution,
     SortOrder,
     StackingMode,
     TableCellHeight,
@@ -55,11 +66,15 @@ REQUESTS_PER_S, RECORDS_PER_S, MESSAGES_PER_S, WRITES_PER_S, COUNTS_PER_S = "req
 
 #: Colours that are readable in the light and the dark theme. Blue (neutral) is for values without a limit.
 GOOD, FAIR, BAD, NEUTRAL = "green", "yellow", "red", "blue"
+#: The colour of what is not known, for example because its telemetry does not arrive.
+UNKNOWN = "gray"
 
 Target: TypeAlias = prometheus.Dataquery | tempo.TempoQuery
-Panel: TypeAlias = timeseries.Panel | stat.Panel | table.Panel | heatmap.Panel | text.Panel | build.Panel
-_ValuePanel = TypeVar("_ValuePanel", stat.Panel, table.Panel)
-_Kind = TypeVar("_Kind", timeseries.Panel, stat.Panel, table.Panel, heatmap.Panel, build.Panel)
+Panel: TypeAlias = (
+    timeseries.Panel | stat.Panel | statetimeline.Panel | table.Panel | heatmap.Panel | text.Panel | build.Panel
+)
+_ValuePanel = TypeVar("_ValuePanel", stat.Panel, statetimeline.Panel, table.Panel)
+_Kind = TypeVar("_Kind", timeseries.Panel, stat.Panel, statetimeline.Panel, table.Panel, heatmap.Panel, build.Panel)
 
 #: Every API and consumer process has this counter from its first export on.
 _PROCESSES = f'bronze_records_total{{job=~"bronze/(api|consumer)", {NO_CANARY}}}'
@@ -69,13 +84,15 @@ _PROCESSES = f'bronze_records_total{{job=~"bronze/(api|consumer)", {NO_CANARY}}}
 class PanelInfo:
     """The texts of a panel: `meaning` explains what it shows and what to do, `no_data` replaces an empty result.
 
-    `alerts` are the alerts on the same data; the description links to their sections in the runbook.
+    `alerts` are the alerts on the same data; the description links to their sections in the runbook. `explained_by` is
+    the UID of a dashboard and the title of its panel that explains the values of a tile: a click opens it.
     """
 
     title: str
     meaning: str
     no_data: str
     alerts: Sequence[str] = ()
+    explained_by: tuple[str, str] | None = None
 
     @property
     def description(self) -> str:
@@ -146,10 +163,10 @@ def graph(info: PanelInfo, unit: str, *targets: Target, width: int = 8, height: 
     return _finished(panel, info, targets, width, height)
 
 
-def percentile_graph(panel: timeseries.Panel) -> timeseries.Panel:
-    """Adds the last and the largest value of each percentile to the legend, and fixed colours."""
+def percentile_graph(panel: timeseries.Panel, floor: float = 0.001) -> timeseries.Panel:
+    """Adds the last and the largest value of each percentile to the legend, fixed colours, and a logarithmic axis."""
     panel = panel.legend(_legend(LegendDisplayMode.TABLE).calcs(["lastNotNull", "max"]))
-    return colours(panel, {"^p50": "light-blue", "^p95": "blue", "^p99": "purple"})
+    return log_axis(colours(panel, {"^p50": "light-blue", "^p95": "blue", "^p99": "purple"}), floor)
 
 
 def expected_zero(panel: timeseries.Panel) -> timeseries.Panel:
@@ -157,16 +174,51 @@ def expected_zero(panel: timeseries.Panel) -> timeseries.Panel:
     return panel.axis_soft_max(1)
 
 
+def log_axis(panel: timeseries.Panel, floor: float = 0.001) -> timeseries.Panel:
+    """For values that are judged by a line: those far below it can be distinguished, too."""
+    scale = common.ScaleDistributionConfig().type(ScaleDistribution.LOG).log(10)
+    return panel.scale_distribution(scale).min(floor).fill_opacity(0)
+
+
+def bars(panel: timeseries.Panel) -> timeseries.Panel:
+    """Counts per interval, as stacked bars."""
+    panel = panel.draw_style(GraphDrawStyle.BARS).fill_opacity(60).line_width(0)
+    return panel.stacking(common.StackingConfig().mode(StackingMode.NORMAL))
+
+
 def stacked(panel: timeseries.Panel) -> timeseries.Panel:
     """Series whose sum matters, as stacked areas."""
     return panel.stacking(common.StackingConfig().mode(StackingMode.NORMAL)).fill_opacity(40)
 
 
-def tile(info: PanelInfo, unit: str, *targets: Target, width: int = 6, height: int = 3) -> stat.Panel:
-    """One large number."""
+def tile(info: PanelInfo, unit: str, *targets: prometheus.Dataquery, width: int = 6, height: int = 3) -> stat.Panel:
+    """One large number, or one per source. A click opens the panel that explains it."""
     panel = stat.Panel().unit(unit).graph_mode(BigValueGraphMode.NONE).color_mode(BigValueColorMode.VALUE)
     panel = panel.reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]).values(False))
     panel = panel.orientation(VizOrientation.VERTICAL).text_mode(BigValueTextMode.AUTO).thresholds(steps(NEUTRAL))
+    if info.explained_by:
+        uid, title = info.explained_by
+        of_source = any("{{bronze_source}}" in str(target.build().legend_format) for target in targets)
+        panel = panel.data_links([build.DashboardLink(title).url(panel_url(uid, title, of_source=of_source))])
+    return _finished(panel, info, targets, width, height)
+
+
+def panel_id(title: str) -> int:
+    """The id of a panel on its dashboard. It follows from the title, so links to it need no list of ids."""
+    return zlib.crc32(title.encode()) % 1_000_000 + 1000
+
+
+def panel_url(uid: str, title: str, *, of_source: bool = False) -> str:
+    """Opens a panel in full size, for the same time range and variables; `of_source`: for the source of the value."""
+    choice = "var-source=${__field.labels.bronze_source}&${api_url:queryparam}" if of_source else "${__all_variables}"
+    return f"/d/{uid}?${{__url_time_range}}&{choice}&viewPanel=panel-{panel_id(title)}"
+
+
+def states(info: PanelInfo, *targets: Target, width: int = 24, height: int = 6) -> statetimeline.Panel:
+    """Values that are states, over time: one line per series, one block per state."""
+    panel = statetimeline.Panel().unit(COUNT).show_value(VisibilityMode.NEVER).merge_values(True).row_height(0.8)
+    panel = panel.tooltip(common.VizTooltipOptions().mode(TooltipDisplayMode.MULTI)).fill_opacity(80).line_width(0)
+    panel = panel.legend(common.VizLegendOptions().show_legend(False))
     return _finished(panel, info, targets, width, height)
 
 
@@ -274,10 +326,10 @@ def merged(panel: table.Panel) -> table.Panel:
     return panel.with_transformation(model.DataTransformerConfig("merge", options={}))
 
 
-def value_names(panel: _ValuePanel, names: Mapping[str, str]) -> _ValuePanel:
-    """Shows a name for some values."""
+def value_names(panel: _ValuePanel, names: Mapping[str, str], colour: str | None = None) -> _ValuePanel:
+    """Shows a name for some values, in the colour of their threshold, or in `colour`."""
     return panel.mappings(
-        [model.ValueMap({value: model.ValueMappingResult(text=name)}) for value, name in names.items()]
+        [model.ValueMap({value: model.ValueMappingResult(text=name, color=colour)}) for value, name in names.items()]
     )
 
 
@@ -388,11 +440,12 @@ class Board:
     description: str
     rows: Sequence[Row]
     variables: Sequence[Builder[model.VariableModel]] = ()
+    refresh: str = "30s"
 
     def document(self) -> dict[str, Any]:
         """The JSON model that Grafana reads."""
         board = build.Dashboard(self.title).uid(self.uid).description(self.description).tags([TAG]).readonly()
-        board = board.time("now-30m", "now").refresh("30s").timezone(TimeZoneBrowser)
+        board = board.time("now-30m", "now").refresh(self.refresh).timezone(TimeZoneBrowser)
         board = board.tooltip(model.DashboardCursorSync.CROSSHAIR).variables([*_variables(), *self.variables])
         board = board.link(
             build.DashboardLink(TAG.capitalize())
@@ -401,12 +454,12 @@ class Board:
             .keep_time(True)
             .include_vars(True)
         )
-        ids = count(1)
-        for row in self.rows:
-            heading = build.Row(row.title).id(next(ids)).collapsed(row.closed)
+        for number, row in enumerate(self.rows, 1):
+            heading = build.Row(row.title).id(number).collapsed(row.closed)
             for panel in row.panels:
-                if panel.build().id_val is None:
-                    panel.id(next(ids))
+                built_panel = panel.build()
+                if built_panel.id_val is None:
+                    panel.id(panel_id(built_panel.title or ""))
                 if row.closed:
                     heading.with_panel(panel)
             board.with_row(heading)

@@ -105,7 +105,10 @@ def board() -> Board:
 
 def alerts() -> Stat:
     info = PanelInfo(
-        "Alerts firing", "Bronze alerts that fire now. The table below lists them.", "the rules are not evaluated"
+        "Alerts firing",
+        "Bronze alerts that fire now. The table below lists them.",
+        "the rules are not evaluated",
+        explained_by=("bronze-health", "Alerts"),
     )
     firing_now = single_value(or_zero('count(ALERTS{alertname=~"Bronze.+", alertstate="firing"})'))
     return tile(info, COUNT, firing_now, width=8).thresholds(components.zero_is_good(bad=1))
@@ -117,6 +120,7 @@ def targets_down() -> Stat:
         "Permanent components that do not answer Prometheus' scrapes: the process is down, or the network fails.",
         "nothing is scraped",
         ["BronzeTargetDown", "BronzeRoleDown"],
+        explained_by=("bronze-health", "Prometheus targets"),
     )
     return tile(info, COUNT, single_value(or_zero(f"count(up{{{_PERMANENT}}} == 0)")), width=8).thresholds(
         components.zero_is_good(bad=1)
@@ -130,6 +134,7 @@ def path_difference_now() -> Stat:
         "collector. If it is not 0, telemetry was lost or counted twice.",
         "no two values to compare yet",
         ["BronzePathsDiffer"],
+        explained_by=("bronze-health", "Metric path difference by counter"),
     )
     return tile(info, EXACT, single_value("max(instance:counter:difference)"), width=8).thresholds(
         components.zero_is_good(bad=1)
@@ -142,6 +147,7 @@ def sdk_drops() -> Stat:
         "Spans and log records that processes dropped in the range, because the collector did not accept them in time.",
         "no process has reported yet",
         ["BronzeSdkDrops"],
+        explained_by=("bronze-health", "Dropped by components, by reason"),
     )
     return (
         tile(info, EXACT, single_value(_in_range(_DROPPED_BY_SDK)), width=8)
@@ -157,6 +163,7 @@ def collector_drops() -> Stat:
         "refused them, and components retry. Or the destination refused them permanently: they are lost.",
         "the collector has not reported yet",
         ["BronzeCollectorDrops"],
+        explained_by=("bronze-health", "Dropped by exporter"),
     )
     return (
         tile(info, EXACT, single_value(_in_range(_DROPPED_BY_COLLECTOR)), width=8)
@@ -172,6 +179,7 @@ def exemplars_stored() -> Stat:
         "sampling is off or the exporter layer for metrics drops them.",
         "Prometheus has not reported yet",
         ["BronzePrometheusRejectsExemplars"],
+        explained_by=("bronze-health", "Exemplars, stored and refused"),
     )
     return tile(
         info, EXACT, single_value(f"sum(prometheus_tsdb_exemplar_exemplars_in_storage{{{PROMETHEUS}}})"), width=8
@@ -185,6 +193,7 @@ def exemplars_resolve() -> Stat:
         "rows, in the last verification of the range.",
         "no verification in the range: run bronze verify",
         ["BronzeVerificationFaulty"],
+        explained_by=("bronze-latency", "Upload duration"),
     )
     share = "min(" + _last_verified('bronze_verify_check="exemplar"') + ")"
     return tile(info, SHARE, single_value(share), width=8).thresholds(_ONE_IS_GOOD)
@@ -197,6 +206,7 @@ def verified() -> Stat:
         "entries, objects. bronze verify lists each fault.",
         "no verification in the range: run bronze verify",
         ["BronzeVerificationFaulty"],
+        explained_by=("bronze-latency", "Slowest Bronze writes"),
     )
     return tile(info, SHARE, single_value(f"min({_last_verified()})"), width=8).thresholds(_ONE_IS_GOOD)
 
@@ -206,6 +216,7 @@ def verification_age() -> Stat:
         "Since the last verification",
         "Time since the last verification in the range, of any kind.",
         "no verification in the range: run bronze verify",
+        explained_by=("bronze-latency", "Slowest Bronze writes"),
     )
     last = f"max(last_over_time(bronze_verify_last_run_time_seconds{{{VERIFIED}}}[{RANGE}]))"
     return tile(info, SECONDS, single_value(f"time() - {last}"), width=8).decimals(0)
@@ -282,6 +293,7 @@ def canary_age() -> Stat:
         "Time since the canary completed a run, whatever its outcome. Without a run, nothing is checked.",
         "the canary has not completed a run",
         ["BronzeCanaryMissing"],
+        explained_by=("bronze-health", "Checks of the canary"),
     )
     age = single_value(f"time() - max(bronze_canary_last_run_time_seconds{{{_CANARY}}})")
     return tile(info, SECONDS, age, width=8, height=8).thresholds(
@@ -448,7 +460,7 @@ def sdk_queue() -> Timeseries:
 
 def sdk_drops_over_time() -> Timeseries:
     info = PanelInfo(
-        "Dropped by components",
+        "Dropped by components, by reason",
         "Spans and log records per second that processes dropped, by reason.",
         "no process has reported yet",
         ["BronzeSdkDrops", "BronzeSeriesOverflow"],
@@ -479,6 +491,7 @@ def counter_error() -> Stat:
         "that is killed loses what it counted since its last export, so the counters are lower; that is no fault. "
         "Records that are being stored now can be in only one of the two.",
         "the range has no report of the ledger",
+        explained_by=("bronze-overview", "Records by outcome"),
     )
     counters = counted(f'bronze_records_total{{job="bronze/consumer", {NO_CANARY}, bronze_outcome="stored"}}')
     ledger = added(f'bronze_ledger_records{{{LEDGER}, {NO_CANARY}, bronze_outcome="stored"}}')
@@ -493,6 +506,7 @@ def since_compared() -> Stat:
         "minute.",
         "no comparison is complete yet",
         ["BronzeRecordsMissing"],
+        ("bronze-overview", "Lanes"),
     )
     compared = 'max(bronze_missing_compared_time_seconds{job="bronze/consumer"})'
     return tile(info, SECONDS, single_value(f"time() - {compared}"), width=6, height=9).decimals(0)

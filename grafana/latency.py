@@ -53,6 +53,7 @@ _SUCCEEDED = f'bronze_uploads_total{{{CONSUMER}, {SOURCE}, bronze_outcome="succe
 _PERIOD = "$period"
 _EARLIER = "one ${period:text} earlier"
 _NO_EARLIER = "no earlier data"
+_COMPARED_UPLOADS, _COMPARED_P95 = "Uploads, now and earlier", "p95 upload, now and earlier"
 
 #: None of the colours that mean good, fair or bad.
 _STAGE_COLOURS = {
@@ -83,11 +84,9 @@ def board() -> Board:
             Row(
                 f"The {DURATION_S_MAX:g} s limit",
                 [
-                    time_above(
-                        "Requests", REQUESTS, f"{DURATION_S_MAX:g}", f"{DURATION_S_MAX:g} s", "BronzeRequestsSlow"
-                    ),
-                    time_above("Uploads", UPLOADS, f"{DURATION_S_MAX:g}", f"{DURATION_S_MAX:g} s", "BronzeUploadsSlow"),
-                    time_above("Deliveries", DELIVERIES, OBJECTIVE_S, "their objective", "BronzeDeliveriesLate"),
+                    time_above("Requests", REQUESTS, f"{DURATION_S_MAX:g}", f"{DURATION_S_MAX:g} s"),
+                    time_above("Uploads", UPLOADS, f"{DURATION_S_MAX:g}", f"{DURATION_S_MAX:g} s"),
+                    time_above("Deliveries", DELIVERIES, OBJECTIVE_S, "their objective"),
                     share_above(),
                     budget_burn(),
                 ],
@@ -95,10 +94,10 @@ def board() -> Board:
             Row(
                 "Comparison with the previous ${period:text}",
                 [
-                    change("Uploads", f"increase({_SUCCEEDED}[{RANGE}] anchored"),
-                    change("Records accepted", f"increase({_ACCEPTED}[{RANGE}] anchored"),
-                    change_of_p95("p95 upload", UPLOADS),
-                    change_of_p95("p95 delivery", DELIVERIES),
+                    change("Uploads", f"increase({_SUCCEEDED}[{RANGE}] anchored", _COMPARED_UPLOADS),
+                    change("Records accepted", f"increase({_ACCEPTED}[{RANGE}] anchored", "Load and latency"),
+                    change_of_p95("p95 upload", UPLOADS, _COMPARED_P95),
+                    change_of_p95("p95 delivery", DELIVERIES, "Time by stage, p95"),
                     compared_p95(),
                     compared_uploads(),
                 ],
@@ -174,7 +173,7 @@ def stages_p95() -> Timeseries:
         ["BronzeDeliveriesLate"],
     )
     by_stage = query(quantile(0.95, _STAGES, "bronze_stage"), "{{bronze_stage}}", exemplars=True)
-    return components.colours(graph(info, SECONDS, by_stage), _STAGE_COLOURS)
+    return components.log_axis(components.colours(graph(info, SECONDS, by_stage), _STAGE_COLOURS))
 
 
 def load_and_latency() -> Timeseries:
@@ -198,12 +197,22 @@ def load_and_latency() -> Timeseries:
 # --- the limit
 
 
-def time_above(measured: str, histogram: str, limit: str, name: str, alert: str) -> Stat:
+#: By what is measured: the alert on it, and the panel that shows its percentiles over time.
+_ABOVE = {
+    "Requests": ("BronzeRequestsSlow", ("bronze-overview", "Request latency")),
+    "Uploads": ("BronzeUploadsSlow", ("bronze-latency", "Upload duration, percentiles")),
+    "Deliveries": ("BronzeDeliveriesLate", ("bronze-overview", "Delivery duration")),
+}
+
+
+def time_above(measured: str, histogram: str, limit: str, name: str) -> Stat:
+    alert, explained_by = _ABOVE[measured]
     info = PanelInfo(
         f"{measured}: time above limit",
         f"How long p95 was above {name} in the chosen range. Times without {measured.lower()} do not count.",
         "never above the limit",
         [alert],
+        explained_by,
     )
     above = single_value(seconds_above(quantile(0.95, histogram), limit))
     return tile(info, SECONDS, above, width=8).thresholds(components.zero_is_good(fair=1, bad=THRESHOLDS.page_hold_s))
@@ -249,12 +258,13 @@ def budget_burn() -> Timeseries:
 # --- comparison with the previous period
 
 
-def change(title: str, increase: str) -> Stat:
+def change(title: str, increase: str, explained_by: str) -> Stat:
     info = PanelInfo(
         title,
         f"{title} in the chosen range, compared with the same range {_EARLIER}: -20% means a fifth less. Less load is "
         "a fault only if the senders are as busy as before.",
         _NO_EARLIER,
+        explained_by=("bronze-latency", explained_by),
     )
     now, before = f"sum({increase}))", f"sum({increase} offset {_PERIOD}))"
     return (
@@ -264,12 +274,13 @@ def change(title: str, increase: str) -> Stat:
     )
 
 
-def change_of_p95(title: str, histogram: str) -> Stat:
+def change_of_p95(title: str, histogram: str, explained_by: str) -> Stat:
     info = PanelInfo(
         title,
         f"{title} in the chosen range, compared with the same range {_EARLIER}. Yellow: a quarter slower; red: twice "
         "as slow.",
         _NO_EARLIER,
+        explained_by=("bronze-latency", explained_by),
     )
     now, before = (quantile(0.95, histogram, window=RANGE, offset=offset) for offset in ("", _PERIOD))
     panel = tile(info, SHARE, single_value(f"({now}) / (({before}) > 0) - 1"), width=6).decimals(0)
@@ -278,7 +289,7 @@ def change_of_p95(title: str, histogram: str) -> Stat:
 
 def compared_p95() -> Timeseries:
     info = PanelInfo(
-        "p95 upload, now and earlier",
+        _COMPARED_P95,
         f"The dashed grey line is the same time {_EARLIER}. If there is no data for that time, the legend says so.",
         "no upload yet",
     )
@@ -287,7 +298,7 @@ def compared_p95() -> Timeseries:
 
 def compared_uploads() -> Timeseries:
     info = PanelInfo(
-        "Uploads, now and earlier",
+        _COMPARED_UPLOADS,
         f"The dashed grey line is the same time {_EARLIER}. If there is no data for that time, the legend says so.",
         "no upload yet",
     )

@@ -9,7 +9,7 @@ from grafana_foundation_sdk.models.common import VizOrientation
 from bronze.objectives import DURATION_S_MAX
 from bronze.telemetry import promql
 from bronze.telemetry.promql import NO_CANARY, histogram_series
-from grafana import components
+from grafana import components, verdict
 from grafana.components import (
     BAD,
     BYTES,
@@ -24,7 +24,6 @@ from grafana.components import (
     RECORDS_PER_S,
     REQUESTS_PER_S,
     SECONDS,
-    SHARE,
     WRITES_PER_S,
     Board,
     PanelInfo,
@@ -41,6 +40,7 @@ from grafana.promql import (
     CONSUMER,
     DELIVERIES,
     DESTINATION,
+    INTERVAL,
     LEDGER,
     OBJECTIVE_S,
     PUBLISHER,
@@ -50,12 +50,12 @@ from grafana.promql import (
     UPLOADS,
     added,
     counted,
+    mean,
     mean_counted,
     or_zero,
     quantile,
     quantile_counted,
     rate,
-    ratio,
 )
 
 _LANE = "bronze_source, bronze_lane"
@@ -78,21 +78,35 @@ def board() -> Board:
     return Board(
         "bronze-overview",
         "Bronze overview",
-        "From the request to the object in the bucket: the rows are in the order in which data passes the stages.",
+        "Is all well now, and if not, where? The first row answers; the others follow the stages that data passes.",
         [
+            Row(
+                "Is all well now?",
+                [
+                    verdict.ingest(),
+                    verdict.queue(),
+                    verdict.upload(),
+                    verdict.telemetry(),
+                    verdict.pages(),
+                    verdict.oldest_waiting(),
+                    verdict.waiting(),
+                    verdict.since_incident(),
+                    verdict.over_time(),
+                ],
+            ),
             Row(
                 "In the chosen time range",
                 [
                     uploads_in_range(),
+                    failed_uploads(),
                     mean_upload(),
                     requests_in_range(),
-                    success_rate(),
                     p95_upload(),
                     p95_delivery(),
-                    messages_waiting(),
                     missing(),
-                    alerts_firing(),
                     last_success(),
+                    mean_upload_by_source(),
+                    uploads_counted(),
                 ],
             ),
             Row(
@@ -141,6 +155,7 @@ def board() -> Board:
                 ],
             ),
         ],
+        refresh="10s",  # what goes wrong is seen within 30 s
     )
 
 
@@ -153,6 +168,7 @@ def uploads_in_range() -> Stat:
         "Objects written to the bucket in the chosen time range, by the catalog.",
         "no upload yet",
         ["BronzeUploadsFail", "BronzeUploadsMissing"],
+        explained_by=("bronze-overview", "Uploads, succeeded and failed"),
     )
     objects = added(f"bronze_ledger_objects{{{LEDGER}, {SOURCE}}}")
     return tile(info, EXACT, single_value(or_zero(f"sum({objects})"))).decimals(0)
@@ -164,8 +180,37 @@ def mean_upload() -> Stat:
         f"Mean duration of one Bronze write (encode and PutObject) in the range. The limit is {DURATION_S_MAX:g} s.",
         "no upload",
         ["BronzeUploadsSlow"],
+        explained_by=("bronze-overview", "Mean upload duration by source"),
     )
     return tile(info, SECONDS, single_value(mean_counted(UPLOADS))).thresholds(components.limit_thresholds())
+
+
+def mean_upload_by_source() -> Timeseries:
+    info = PanelInfo(
+        "Mean upload duration by source",
+        f"Mean duration of a Bronze write (encode and PutObject) over time, and p95 of all. The limit is "
+        f"{DURATION_S_MAX:g} s. A mark links to the trace of an upload. Uploads that failed or have not ended are "
+        "not in it: see the counts beside it, and *Age of the oldest message*.",
+        "no upload yet",
+        ["BronzeUploadsSlow"],
+    )
+    by_source = query(mean(UPLOADS, "bronze_source"), "{{bronze_source}}")
+    p95 = query(quantile(0.95, UPLOADS), "p95 of all", exemplars=True)
+    panel = components.log_axis(graph(info, SECONDS, by_source, p95, limit_line(), width=12))
+    return components.faded(panel, "p95 of all")
+
+
+def uploads_counted() -> Timeseries:
+    info = PanelInfo(
+        "Uploads, succeeded and failed",
+        "How many upload attempts succeeded and how many failed, in each interval of the graph. A failed attempt is "
+        "retried.",
+        "no consumer has reported yet",
+        ["BronzeUploadsFail", "BronzeUploadAttemptsFail"],
+    )
+    attempts = f"sum by (bronze_outcome) (increase({_ATTEMPTS}[{INTERVAL}] anchored))"
+    panel = components.bars(graph(info, COUNT, query(attempts, "{{bronze_outcome}}"), width=12))
+    return components.expected_zero(components.colours(panel, {"success": GOOD, "failure": BAD}))
 
 
 def requests_in_range() -> Stat:
@@ -175,24 +220,24 @@ def requests_in_range() -> Stat:
         "the canary's submissions are not counted.",
         "no request yet",
         ["BronzeRequestsSlow", "BronzeRequestsFail"],
+        explained_by=("bronze-overview", "Requests by status"),
     )
     requests = f'http_server_request_duration_seconds_count{{{API}, http_route!="{CANARY_ROUTE}"}}'
     return tile(info, EXACT, single_value(or_zero(counted(requests)))).decimals(0)
 
 
-def success_rate() -> Stat:
-    at = 1 - THRESHOLDS.attempts_budget
+def failed_uploads() -> Stat:
     info = PanelInfo(
-        "Upload success",
-        f"Share of upload attempts that succeeded; the objective is {at:.1%}. A failed attempt is retried: it costs "
-        "time, but no data is lost.",
-        "no upload",
+        "Failed upload attempts",
+        "Upload attempts that failed in the range. Each is retried: it costs time, but no data is lost. The objective "
+        f"is that {1 - THRESHOLDS.attempts_budget:.1%} of the attempts succeed.",
+        "no consumer has reported yet",
         ["BronzeUploadAttemptsFail", "BronzeUploadsFail"],
+        explained_by=("bronze-overview", "Uploads, succeeded and failed"),
     )
-    share = single_value(ratio(counted(_SUCCEEDED), counted(_ATTEMPTS)))
-    return (
-        tile(info, SHARE, share).thresholds(components.steps(NEUTRAL, (0, BAD), (0.99, FAIR), (at, GOOD))).decimals(2)
-    )
+    failed = f'bronze_uploads_total{{{CONSUMER}, {SOURCE}, bronze_outcome="failure"}}'
+    panel = tile(info, EXACT, single_value(counted(failed))).decimals(0)
+    return panel.thresholds(components.zero_is_good(fair=1, bad=THRESHOLDS.failed_uploads_max))
 
 
 def p95_upload() -> Stat:
@@ -201,6 +246,7 @@ def p95_upload() -> Stat:
         f"95 % of the uploads in the range took at most this long. Red from {DURATION_S_MAX:g} s on.",
         "no upload",
         ["BronzeUploadsSlow"],
+        explained_by=("bronze-latency", "Upload duration"),
     )
     return tile(info, SECONDS, single_value(quantile_counted(0.95, UPLOADS))).thresholds(components.limit_thresholds())
 
@@ -212,20 +258,10 @@ def p95_delivery() -> Stat:
         f"on, which is flush age + {DURATION_S_MAX:g} s.",
         "no delivery",
         ["BronzeDeliveriesLate"],
+        explained_by=("bronze-latency", "Time by stage, p95"),
     )
     panel = tile(info, SECONDS, single_value(quantile_counted(0.95, DELIVERIES)), single_value(OBJECTIVE_S, "limit"))
     return components.red_from_query(panel, "B")
-
-
-def messages_waiting() -> Stat:
-    info = PanelInfo(
-        "Messages in the queue",
-        "Messages that are accepted and not in the bucket yet. It returns to 0 when no new records arrive. The row "
-        "*Processing* shows each lane.",
-        "no lane has reported yet",
-        ["BronzeBacklogLarge", "BronzeBacklogOverdue"],
-    )
-    return tile(info, EXACT, single_value(f"sum({_DEPTH})")).decimals(0)
 
 
 def missing() -> Stat:
@@ -235,19 +271,10 @@ def missing() -> Stat:
         "in the queue. Both are proven, not calculated from counters. If it is not 0, act now: see the runbook.",
         "no consumer has reported yet",
         ["BronzeRecordsMissing"],
+        explained_by=("bronze-overview", "Lanes"),
     )
     number = single_value(promql.missing(f"{CONSUMER}, {SOURCE}"))
     return tile(info, EXACT, number).decimals(0).thresholds(components.zero_is_good(bad=1))
-
-
-def alerts_firing() -> Stat:
-    info = PanelInfo(
-        "Alerts firing",
-        "Bronze alerts that fire now. *Telemetry health* lists them.",
-        "the rules are not evaluated",
-    )
-    firing = single_value(or_zero('count(ALERTS{alertname=~"Bronze.+", alertstate="firing"})'))
-    return tile(info, COUNT, firing).thresholds(components.zero_is_good(bad=1))
 
 
 def last_success() -> Stat:
@@ -257,10 +284,11 @@ def last_success() -> Stat:
         "source are accepted and its age grows, its uploads fail.",
         "no source has reported yet",
         ["BronzeUploadsMissing", "BronzeLaneStuck"],
+        explained_by=("bronze-overview", "Uploads"),
     )
     at = f"max by (bronze_source) (bronze_upload_last_success_time_seconds{{{CONSUMER}, {SOURCE}}})"
     never = f'group by (bronze_source) ({_RECORDS}"stored"}}) - 2'
-    panel = tile(info, SECONDS, single_value(f"time() - {at}\nor {never}", "{{bronze_source}}"), width=18)
+    panel = tile(info, SECONDS, single_value(f"time() - {at}\nor {never}", "{{bronze_source}}"))
     return components.value_names(panel, {"-1": "never"}).orientation(VizOrientation.AUTO).decimals(0)
 
 
@@ -343,6 +371,7 @@ def publishers() -> Stat:
         "included. unknown: neither a 202 nor a refusal arrived in time; a retry under the same Idempotency-Key "
         "shows the outcome.",
         "no publisher has run",
+        explained_by=("bronze-overview", "Records accepted"),
     )
     sent = counted(f"bronze_publisher_submissions_total{{{PUBLISHER}, {SOURCE}}}", "bronze_outcome")
     panel = tile(info, EXACT, single_value(sent, "{{bronze_outcome}}"), width=8, height=9).decimals(0)
@@ -492,7 +521,7 @@ def upload_latency_by_source() -> Timeseries:
         ["BronzeUploadsSlow"],
     )
     by_source = query(quantile(0.95, UPLOADS, "bronze_source"), "{{bronze_source}}", exemplars=True)
-    return graph(info, SECONDS, by_source, limit_line())
+    return components.log_axis(graph(info, SECONDS, by_source, limit_line()))
 
 
 def delivery_latency() -> Timeseries:
@@ -539,7 +568,7 @@ def object_records() -> Timeseries:
 def _median_and_p95(info: PanelInfo, unit: str, name: str) -> Timeseries:
     histogram = f"{name}{{{CONSUMER}, {SOURCE}}}"
     panel = graph(info, unit, *components.percentiles(histogram, (0.5, 0.95)), width=6, height=10)
-    return components.percentile_graph(panel)
+    return components.percentile_graph(panel, floor=1)
 
 
 # --- since the first record
@@ -552,6 +581,7 @@ def accepted_in_all() -> Stat:
         "client does not know, and late copies. The numbers of this row are exact: they are written down in the queue "
         "and the catalog, and no restart changes them.",
         "no process has reported yet",
+        explained_by=("bronze-overview", "Records accepted"),
     )
     return _of_each_source(info, EXACT, f'bronze_ledger_records{{{LEDGER}, {SOURCE}, bronze_outcome="accepted"}}')
 
@@ -563,6 +593,7 @@ def not_done() -> Stat:
         "wait in the queue. It returns to 0 when no new records arrive.",
         "no process has reported yet",
         ["BronzeBacklogOverdue"],
+        explained_by=("bronze-overview", "Queue depth"),
     )
     value = single_value(promql.waiting(f"{LEDGER}, {SOURCE}"), "{{bronze_source}}")
     return tile(info, EXACT, value, width=4, height=5).decimals(0).orientation(VizOrientation.HORIZONTAL)
@@ -573,17 +604,28 @@ def records_in_all() -> Stat:
         "Records in rows",
         "All records of each source that are in a row of an object.",
         "no process has reported yet",
+        explained_by=("bronze-overview", "Records by outcome"),
     )
     return _of_each_source(info, EXACT, f'bronze_ledger_records{{{LEDGER}, {SOURCE}, bronze_outcome="stored"}}')
 
 
 def objects_in_all() -> Stat:
-    info = PanelInfo("Objects", "All objects of each source.", "no process has reported yet")
+    info = PanelInfo(
+        "Objects",
+        "All objects of each source.",
+        "no process has reported yet",
+        explained_by=("bronze-overview", "Uploads"),
+    )
     return _of_each_source(info, EXACT, f"bronze_ledger_objects{{{LEDGER}, {SOURCE}}}")
 
 
 def bytes_in_all() -> Stat:
-    info = PanelInfo("Bytes of objects", "The size of all objects of each source.", "no process has reported yet")
+    info = PanelInfo(
+        "Bytes of objects",
+        "The size of all objects of each source.",
+        "no process has reported yet",
+        explained_by=("bronze-overview", "Bytes accepted and stored"),
+    )
     return _of_each_source(info, BYTES, f"bronze_ledger_bytes{{{LEDGER}, {SOURCE}}}")
 
 
@@ -594,6 +636,7 @@ def not_in_rows() -> Stat:
         "copies of records that are stored already (duplicate).",
         "no process has reported yet",
         ["BronzeRecordsQuarantined"],
+        explained_by=("bronze-overview", "Records by outcome"),
     )
     ended = f'bronze_ledger_records{{{LEDGER}, {SOURCE}, bronze_outcome=~"quarantined|rejected|duplicate"}}'
     each = f"max by (bronze_source, bronze_outcome) ({ended})"

@@ -15,6 +15,9 @@ from prometheus.rules import Thresholds
 #: The window of one point of a graph, and the whole time range of the dashboard, which single values are for.
 STEP, RANGE = "$__rate_interval", "$__range"
 
+#: The time between two points of a graph, for counts that add up.
+INTERVAL = "$__interval"
+
 THRESHOLDS = Thresholds()
 
 INSTANCE, SOURCE = 'instance=~"$instance"', f'bronze_source=~"$source", {NO_CANARY}'

@@ -19,6 +19,8 @@ from bronze.objectives import DURATION_S_MAX
 from bronze.telemetry.promql import NO_CANARY
 from bronze.telemetry.schema import registry
 from bronze.telemetry.signals import Check
+from prometheus import verdict
+from prometheus.verdict import Limits, Part
 
 FOLDER = Path(__file__).resolve().parent / "rules"
 WRITE = "python -m prometheus.rules"
@@ -80,6 +82,9 @@ class Thresholds:
     canary_age_s_max: float = 300
     #: How often a check of the canary may fail in `recent_s`: twice, and `increase` extrapolates.
     canary_failures_max: float = 2.5
+
+    #: Metrics of a role arrive late, so nothing is known of it, if the newest is older than four exports and a delay.
+    telemetry_age_s_max: float = 22
 
     #: The size of a collector queue, as a share of its capacity in bytes.
     collector_queue_share_max: float = 0.7
@@ -174,6 +179,16 @@ EXTERNAL_METRICS: Mapping[str, tuple[str, frozenset[str]]] = {
 }
 
 _SIGNALS = ("spans", "metric_points", "log_records")
+_DROPPED_BY_SDK = tuple(
+    f'{name}{{job=~"bronze/.+", error_type!=""}}'
+    for item in ("span", "log")
+    for name in (f"otel_sdk_processor_{item}_processed_total", f"otel_sdk_exporter_{item}_exported_total")
+)
+_DROPPED_BY_COLLECTOR = tuple(
+    f'otelcol_exporter_{failed}_{items}{{job="scrape-collector"}}'
+    for failed in ("enqueue_failed", "send_failed")
+    for items in _SIGNALS
+)
 
 
 def groups(thresholds: Thresholds) -> Mapping[str, Sequence[Group]]:
@@ -183,6 +198,7 @@ def groups(thresholds: Thresholds) -> Mapping[str, Sequence[Group]]:
         "delivery": [_delivery(thresholds)],
         "canary": [_canary(thresholds)],
         "telemetry": [_telemetry(thresholds)],
+        "verdict": [_verdict(thresholds)],
         "parity": [_parity(thresholds)],
     }
 
@@ -483,11 +499,6 @@ def _telemetry(at: Thresholds) -> Group:
         f"sum by (instance, exporter) (increase(otelcol_exporter_sent_{items}{{{collector}}}[{at.outage_s}s]))"
         for items in _SIGNALS
     )
-    sdk_dropped = [
-        f'{name}{{{otlp}, error_type!=""}}'
-        for item in ("span", "log")
-        for name in (f"otel_sdk_processor_{item}_processed_total", f"otel_sdk_exporter_{item}_exported_total")
-    ]
     return Group(
         "telemetry",
         "15s",
@@ -523,7 +534,7 @@ unless on (instance) bronze_canary_checks_total{{{otlp}}}""",
             Alert(
                 "BronzeSdkDrops",
                 "ticket",
-                grew(sdk_dropped, "job, instance, error_type"),
+                grew(_DROPPED_BY_SDK, "job, instance, error_type"),
                 "{{ $labels.instance }} has dropped spans or logs ({{ $labels.error_type }})",
             ),
             Alert(
@@ -544,14 +555,7 @@ count by (job, metric) (
             Alert(
                 "BronzeCollectorDrops",
                 "ticket",
-                grew(
-                    [
-                        f"otelcol_exporter_{failed}_{items}{{{collector}}}"
-                        for failed in ("enqueue_failed", "send_failed")
-                        for items in _SIGNALS
-                    ],
-                    "instance, exporter",
-                ),
+                grew(_DROPPED_BY_COLLECTOR, "instance, exporter"),
                 "Telemetry for {{ $labels.exporter }} was refused: by its full queue, or by its destination",
             ),
             Alert(
@@ -616,6 +620,32 @@ max by (bronze_verify_check) (
                 f"prometheus_rule_evaluation_failures_total{{{prometheus}}}[{recent}])) > 0",
                 "Rules of {{ $labels.rule_group }} cannot be evaluated, so their alerts cannot fire",
             ),
+        ],
+    )
+
+
+# --- the verdict on each part, for the dashboards
+
+
+def verdict_limits(at: Thresholds) -> Limits:
+    return Limits(
+        requests_budget=at.requests_budget,
+        uploads_budget=at.uploads_budget,
+        backlog_messages_max=at.backlog_messages_max,
+        collector_queue_share_max=at.collector_queue_share_max,
+        telemetry_age_s_max=at.telemetry_age_s_max,
+        dropped=(*_DROPPED_BY_SDK, *_DROPPED_BY_COLLECTOR),
+    )
+
+
+def _verdict(at: Thresholds) -> Group:
+    limits = verdict_limits(at)
+    return Group(
+        "verdict",
+        "5s",
+        [
+            *(Recording(verdict.RECORD, verdict.expression(part, limits), {"part": part.value}) for part in Part),
+            Recording(verdict.SOURCE_RECORD, verdict.source_expression(limits)),
         ],
     )
 

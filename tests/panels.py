@@ -12,6 +12,7 @@ FOLDER = Path(__file__).resolve().parents[1] / "grafana" / "provisioning" / "das
 #: Values of the variables with which Prometheus accepts every query.
 VALUES = {
     "__rate_interval": "1m",
+    "__interval": "5s",
     "__range": "30m",
     "__range_s": "1800",
     "period": "1h",

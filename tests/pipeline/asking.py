@@ -58,6 +58,7 @@ class Grafana:
         macros = {
             "__range": f"{range_s}s",
             "__range_s": f"{range_s}",
+            "__interval": f"{self._step_s(dashboard)}s",
             "__rate_interval": f"{max(self._step_s(dashboard) + SCRAPE_S, 4 * SCRAPE_S)}s",
         }
         return {**variables, **macros, **self.typed}

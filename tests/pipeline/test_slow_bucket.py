@@ -29,8 +29,9 @@ QUICK = replace(Thresholds(), bad_min=2, page_hold_s=1)
 
 DELAY_S = 3
 #: The panels with a limit on uploads, or on times that include them: tiles turn red, graphs exceed their limit.
-RED = {"Mean upload duration", "p95 upload", "p95 delivery", "Alerts firing"}
-ABOVE = {"Upload duration by source, p95", "Delivery duration", "Processing time"}
+RED = {"Upload", "Queue", "Pages", "Since the last incident", "Oldest waiting message"}
+RED |= {"Mean upload duration", "p95 upload", "p95 delivery"}
+ABOVE = {"Mean upload duration by source", "Upload duration by source, p95", "Delivery duration", "Processing time"}
 ALERTS = {"BronzeUploadsSlow", "BronzeDeliveriesLate"}
 
 

@@ -266,7 +266,7 @@ def _exact(accepted: Counter[str], bucket: Bucket, prometheus: Prometheus, began
         "Successful uploads": (prometheus.value(asked(found["Successful uploads"], window_s)), float(objects)),
         "Bytes of objects": by_source("Bytes of objects", sizes),
         "Records in no row": (sum(no_row.values()), rejected),
-        "Messages in the queue": (prometheus.value(asked(found["Messages in the queue"], 3600)), 0.0),
+        "Records that wait now": (prometheus.value(asked(found["Records that wait now"], 3600)), 0.0),
         "Missing objects and messages": (prometheus.value(asked(found["Missing objects and messages"], 3600)), 0.0),
         **{f"page: {name}": (shown_of_page[name], true) for name, true in true_of_page.items()},
     }
@@ -288,7 +288,7 @@ def _numbers(prometheus: Prometheus, window_s: float) -> Values:
         "Objects",
         "Bytes of objects",
         "Records in no row",
-        "Messages in the queue",
+        "Records that wait now",
         "Missing objects and messages",
         "Successful uploads",
         "Requests",

@@ -19,6 +19,8 @@ OF_ALL_SOURCES = {
     "BronzeRecordsMissing",
     "BronzeLaneHalted",
     "BronzeTelemetryMissing",
+    "bronze:verdict",
+    "bronze:source_verdict",
     "instance:counter:otlp",
     "instance:counter:scraped",
 }

@@ -14,7 +14,7 @@ from bronze.telemetry.schema import registry
 from grafana import __main__ as command
 from grafana import boards
 from grafana.components import RUNBOOK_URL
-from grafana.promql import EXTERNAL_METRICS, RANGE, STEP
+from grafana.promql import EXTERNAL_METRICS, INTERVAL, RANGE, STEP
 from prometheus import rules
 from prometheus.rules import Alert, Recording, Thresholds
 from tests import panels
@@ -31,7 +31,10 @@ ALERTS = {rule.name for rule in RULES if isinstance(rule, Alert)}
 RECORDINGS = {rule.name for rule in RULES if isinstance(rule, Recording)}
 
 #: What Grafana itself puts in.
-BUILT_IN = {"__rate_interval", "__range", "__range_s", "__url_time_range", "__value", "__data"}
+BUILT_IN = {
+    *("__rate_interval", "__interval", "__range", "__range_s", "__url_time_range", "__all_variables"),
+    *("__value", "__data", "__field"),
+}
 
 #: Panels that show no values have no unit.
 NO_UNIT = {"nodeGraph", "traces"}
@@ -67,7 +70,7 @@ def test_a_dashboard_is_found_by_its_uid_and_cannot_be_changed(uid: str) -> None
     document = DOCUMENTS[uid]
     assert (boards.FOLDER / f"{uid}.json").exists()
     assert document["editable"] is False
-    assert (document["timezone"], document["refresh"]) == ("browser", "30s")
+    assert (document["timezone"], document["refresh"]) == ("browser", "10s" if uid == "bronze-overview" else "30s")
     assert document["description"]
     ids = Counter(p["id"] for panel in document["panels"] for p in (panel, *panel.get("panels", ())))
     assert ids.most_common(1)[0][1] == 1
@@ -134,7 +137,8 @@ def test_a_panel_says_what_it_means_and_what_it_is_without_data(uid: str, panel:
         assert defaults["unit"]
     assert defaults["noValue"] not in {"", "No data"}
     if panel["type"] == "timeseries":
-        assert defaults["min"] == 0
+        logarithmic = defaults["custom"].get("scaleDistribution", {}).get("type") == "log"
+        assert defaults["min"] > 0 if logarithmic else defaults["min"] == 0
     assert all(step["value"] != 80 for step in defaults.get("thresholds", {}).get("steps", ()))
 
 
@@ -150,11 +154,26 @@ def test_the_links_of_a_panel_lead_somewhere(uid: str, panel: dict[str, Any]) ->
         url, _, anchor = target.partition("#")
         assert url == RUNBOOK_URL
         assert not anchor or anchor in {alert.lower() for alert in ALERTS}
+    there = {(uid, str(panel["id"])) for uid, panel in PANELS}
     for link in _found(panel, "url"):
         dashboard = re.match(r"/d/([\w-]+)\?.*&viewPanel=panel-(\d+)$", link)
         page = re.match(r"\$\{api_url\}/\?q=\$\{(__value\.raw:percentencode|__data\.fields\.traceIdHidden)\}$", link)
-        shown = {(uid, str(panel["id"])) for uid, panel in PANELS if panel["type"] == "traces"}
-        assert page or (dashboard and dashboard.groups() in shown)
+        assert page or (dashboard and dashboard.groups() in there)
+
+
+@each_panel
+def test_a_tile_leads_to_the_panel_that_explains_it(uid: str, panel: dict[str, Any]) -> None:
+    """For the same time range, and the source of the value if there is one per source."""
+    if panel["type"] != "stat":
+        return
+    (link,) = panel["fieldConfig"]["defaults"]["links"]
+    assert link["url"].startswith("/d/")
+    assert "${__url_time_range}" in link["url"]
+    explaining = re.search(r"viewPanel=panel-(\d+)$", link["url"])
+    assert explaining
+    assert int(explaining[1]) != panel["id"]
+    of_source = any("{{bronze_source}}" in target["legendFormat"] for target in panel["targets"])
+    assert ("var-source=${__field.labels.bronze_source}" if of_source else "${__all_variables}") in link["url"]
 
 
 def test_every_alert_is_linked_from_a_panel() -> None:
@@ -188,7 +207,7 @@ def test_a_legend_and_a_grouping_name_labels_that_are_there(query: Query) -> Non
     expr = query.asked(VALUES)
     grouped = [name.strip() for by in re.findall(r"\b(?:by|on) \(([^)]*)\)", expr) for name in by.split(",") if by]
     read = rules.names(expr) - RECORDINGS
-    known = {"metric"}.union(*map(_labels, read)) if read else {"metric", "job", "instance", "bronze_source"}
+    known = {"metric"}.union(*map(_labels, read)) if read else {"metric", "job", "instance", "bronze_source", "part"}
     assert {*grouped, *query.labels} <= known
     if "sum by (" in expr:
         assert query.labels <= {*grouped}
@@ -216,7 +235,7 @@ def test_a_query_reads_the_otlp_path(query: Query) -> None:
 def test_windows_follow_the_time_range(query: Query) -> None:
     """No window is written out: a graph's is what the datasource's interval asks for, a number's the whole range."""
     for window in re.findall(r"\[([^]]*)\]", query.expr):
-        assert window in {STEP, RANGE, f"{RANGE}:{STEP}"}
+        assert window in {STEP, INTERVAL, RANGE, f"{RANGE}:{STEP}"}
     for offset in re.findall(r"\boffset\s+(\S+?)[\s)]", f"{query.expr} "):
         assert offset in {STEP, RANGE, "$period"}
 

@@ -1,0 +1,149 @@
+"""Is all well now? The tiles of the verdicts, which `prometheus/verdict.py` defines and Prometheus records."""
+
+from grafana_foundation_sdk.builders.stat import Panel as Stat
+from grafana_foundation_sdk.builders.statetimeline import Panel as StateTimeline
+from grafana_foundation_sdk.models.common import BigValueColorMode, BigValueTextMode
+
+from bronze.objectives import DURATION_S_MAX
+from bronze.telemetry import promql
+from bronze.telemetry.promql import NO_CANARY
+from grafana import components
+from grafana.components import BAD, COUNT, EXACT, FAIR, GOOD, NEUTRAL, SECONDS, UNKNOWN, PanelInfo, query, tile
+from grafana.promql import LEDGER, RANGE, STEP, THRESHOLDS
+from prometheus import rules, verdict
+from prometheus.verdict import Level, Part
+
+OVERVIEW, HEALTH = "bronze-overview", "bronze-health"
+
+_LIMITS = rules.verdict_limits(THRESHOLDS)
+#: The text of each verdict.
+TEXTS = {f"{number}": text for number, text in verdict.texts(_LIMITS).items()}
+COLOURS = components.steps(UNKNOWN, (0, GOOD), (Level.WARNING, FAIR), (Level.FAILING, BAD), (Level.UNKNOWN, UNKNOWN))
+_FAILING = f"{verdict.RECORD} >= {Level.FAILING:d} < {Level.UNKNOWN:d}"
+
+
+def ingest() -> Stat:
+    info = PanelInfo(
+        "Ingest",
+        f"Does the API accept submissions, each within {DURATION_S_MAX:g} s? *failing*: the latest submission got a "
+        "5xx, or no API answers. What senders have to correct (4xx) is no fault.",
+        "no API has reported yet",
+        ["BronzeRequestsFail", "BronzeRequestsSlow", "BronzeRoleDown"],
+        (OVERVIEW, "Requests by status"),
+    )
+    return _verdict(info, Part.INGEST)
+
+
+def queue() -> Stat:
+    info = PanelInfo(
+        "Queue",
+        "Do the queue and the consumer work, and is no message late? *late*: a message is not in the bucket after the "
+        f"flush age + {DURATION_S_MAX:g} s.",
+        "no consumer has reported yet",
+        ["BronzeBacklogOverdue", "BronzeLaneStuck", "BronzeLaneHalted", "BronzeRecordsMissing", "BronzeRoleDown"],
+        (OVERVIEW, "Age of the oldest message"),
+    )
+    return _verdict(info, Part.QUEUE)
+
+
+def upload() -> Stat:
+    info = PanelInfo(
+        "Upload",
+        f"Do uploads succeed, each within {DURATION_S_MAX:g} s? *failing*: the latest attempt of a source failed, or "
+        "none ends while messages are late.",
+        "no consumer has reported yet",
+        ["BronzeUploadsFail", "BronzeUploadsSlow", "BronzeUploadAttemptsFail", "BronzeUploadsMissing"],
+        (OVERVIEW, "Uploads"),
+    )
+    return _verdict(info, Part.UPLOAD)
+
+
+def telemetry() -> Stat:
+    info = PanelInfo(
+        "Telemetry",
+        "Do the metrics arrive? If not, the other tiles say *not known*, and graphs end.",
+        "the collector is not scraped",
+        ["BronzeTelemetryMissing", "BronzeCollectorDrops", "BronzeCollectorQueueFull", "BronzeSdkDrops"],
+        (HEALTH, "Accepted"),
+    )
+    return _verdict(info, Part.TELEMETRY)
+
+
+def pages() -> Stat:
+    info = PanelInfo(
+        "Pages",
+        "The alerts that fire now and need somebody to act now. *Telemetry health* lists all, with their runbook "
+        "entries.",
+        "the rules are not evaluated",
+        ["Watchdog"],
+        (HEALTH, "Alerts"),
+    )
+    fires = 'ALERTS{alertname=~"Bronze.+", alertstate="firing", severity="page"}'
+    named = components.single_value(f"group by (alertname) ({fires})", "{{alertname}}")
+    none = components.single_value(
+        f'(group(ALERTS{{alertname="Watchdog", alertstate="firing"}}) - 1) unless on () {fires}', "none"
+    )
+    panel = tile(info, COUNT, named, none, height=4).text_mode(BigValueTextMode.NAME)
+    return panel.thresholds(components.steps(UNKNOWN, (0, GOOD), (1, BAD)))
+
+
+def oldest_waiting() -> Stat:
+    info = PanelInfo(
+        "Oldest waiting message",
+        f"Age of the oldest message that is not in the bucket. Red from the objective on: flush age + "
+        f"{DURATION_S_MAX:g} s, of the source that has the longest.",
+        "no lane has reported yet",
+        ["BronzeBacklogOverdue"],
+        (OVERVIEW, "Age of the oldest message"),
+    )
+    gauge = f'bronze_queue_oldest_age_seconds{{job="bronze/consumer", {NO_CANARY}}}'
+    # the last value of a consumer that reports no more says nothing about now
+    reported = f"max({gauge} and timestamp({gauge}) > time() - {THRESHOLDS.telemetry_age_s_max:g})"
+    age = components.single_value(f"{reported}\nor group(bronze:verdict) - 2")
+    limit = components.single_value(
+        f'max(bronze_delivery_objective_seconds{{job="bronze/consumer", {NO_CANARY}}})', "limit"
+    )
+    panel = components.value_names(tile(info, SECONDS, age, limit, height=4), {"-1": "not known"}, UNKNOWN)
+    return components.red_from_query(panel, "B")
+
+
+def waiting() -> Stat:
+    info = PanelInfo(
+        "Records that wait now",
+        "Accepted records that are not done: neither in the bucket, nor in quarantine, nor known to be copies.",
+        "no process has reported yet",
+        ["BronzeBacklogLarge"],
+        (OVERVIEW, "Queue depth"),
+    )
+    number = components.single_value(f"sum({promql.waiting(f'{LEDGER}, {NO_CANARY}')})")
+    return tile(info, EXACT, number, height=4).decimals(0)
+
+
+def since_incident() -> Stat:
+    info = PanelInfo(
+        "Since the last incident",
+        "How long ago a verdict was red for the last time in the range. *Verdicts over time* shows when and which.",
+        "none in this range",
+        explained_by=(OVERVIEW, "Verdicts over time"),
+    )
+    last = f"max(max_over_time(timestamp({_FAILING})[{RANGE}:{STEP}]))"
+    since = components.single_value(f"max({_FAILING}) * 0\nor time() - {last}")
+    panel = components.value_names(tile(info, SECONDS, since, height=4), {"0": "it goes on"})
+    return panel.decimals(0).thresholds(components.steps(GOOD, (0, BAD), (1, NEUTRAL)))
+
+
+def over_time() -> StateTimeline:
+    info = PanelInfo(
+        "Verdicts over time",
+        "The verdict on each part, in the range: when something failed or was slow, and when it ended. Move over a "
+        "block to see the reason.",
+        "the rules are not evaluated",
+    )
+    panel = components.states(info, query(f"max by (part) ({verdict.RECORD})", "{{part}}"))
+    return components.value_names(panel, TEXTS).thresholds(COLOURS)
+
+
+def _verdict(info: PanelInfo, part: Part) -> Stat:
+    panel = tile(info, COUNT, components.single_value(f'{verdict.RECORD}{{part="{part}"}}'), height=4)
+    panel = components.value_names(panel, TEXTS).color_mode(BigValueColorMode.BACKGROUND_SOLID)
+    return panel.thresholds(COLOURS)

@@ -1,0 +1,298 @@
+"""The verdict on each part of the system: is it well now, and if not, why. `prometheus/rules.py` records it.
+
+A verdict is a number, which dashboards show as a text. It is judged over fixed times, whatever range a dashboard
+shows: what fails is judged by its latest attempt, what is slow by the last minute. What failed or was slow in the last
+five minutes and is well again is a warning.
+
+The canary's submissions count, too: without other traffic, they are what shows that the system works.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import IntEnum, StrEnum
+
+from bronze.errors import Outage
+from bronze.objectives import DURATION_S_MAX
+from bronze.telemetry.promql import newest
+
+RECORD, SOURCE_RECORD = "bronze:verdict", "bronze:source_verdict"
+
+
+class Part(StrEnum):
+    """The parts in the order in which data passes them, and the telemetry, without which nothing is known of them."""
+
+    INGEST = "ingest"
+    QUEUE = "queue"
+    UPLOAD = "upload"
+    TELEMETRY = "telemetry"
+
+
+class Level(IntEnum):
+    """The hundreds of a verdict's number."""
+
+    WELL = 0
+    WARNING = 100
+    FAILING = 200
+    UNKNOWN = 300
+
+
+@dataclass(frozen=True)
+class Cause:
+    """A reason for a verdict. It is true if `expr` has a result."""
+
+    level: Level
+    text: str
+    expr: str
+
+
+@dataclass(frozen=True)
+class Limits:
+    """From the thresholds of the alerts, and the counters of dropped telemetry."""
+
+    requests_budget: float
+    uploads_budget: float
+    backlog_messages_max: float
+    collector_queue_share_max: float
+    telemetry_age_s_max: float
+    dropped: Sequence[str]
+
+
+#: An attempt is the latest one if there was none of the other outcome since. At least two exports, and at most the time
+#: over which a verdict judges.
+_WINDOWS = ("20s", "40s", "1m", "2m", "5m")
+_NOW, _RECENTLY = "1m", "5m"
+
+_API, _CONSUMER = 'job="bronze/api"', 'job="bronze/consumer"'
+_FAULTS = f"bronze_records_total{{{_API}, error_type=~"
+_ANSWERED = f'bronze_records_total{{{_API}, bronze_outcome=~"accepted|replayed"}}'
+_QUEUE_AWAY = f"{Outage.QUEUE_AWAY}|{Outage.OUTCOME_UNKNOWN}"
+_ERRORS = f"bronze_consumer_errors_total{{{_CONSUMER}, "
+_ATTEMPTS = f"bronze_uploads_total{{{_CONSUMER}, bronze_outcome="
+_REQUESTS = (
+    f'http_server_request_duration_seconds{{{_API}, http_route=~"/v1/ingest/.+", http_response_status_code=~"2.."}}'
+)
+_UPLOADS = f'bronze_upload_duration_seconds{{{_CONSUMER}, bronze_outcome="success"}}'
+_AGE = f"bronze_queue_oldest_age_seconds{{{_CONSUMER}}}"
+_LANE = "bronze_source, bronze_lane"
+_OBJECTIVE = f"max by (bronze_source) (bronze_delivery_objective_seconds{{{_CONSUMER}}})"
+_OVER_LIMIT, _AGAIN = f"take over {DURATION_S_MAX:g} s", "in the last 5 minutes, now well"
+_OVERDUE = f"{newest(_AGE, _LANE)}\n- on (bronze_source) group_left () {_OBJECTIVE} > 0"
+
+
+def _latest_failed(failed: str, succeeded: str, by: str = "") -> str:
+    """The latest attempt failed: there is a time in which some failed and none succeeded since."""
+    grouped, on = (f" by ({by})", f" on ({by})") if by else ("", " on ()")
+    return "\nor ".join(
+        f"(sum{grouped} (increase({failed}[{window}])) > 0"
+        f" unless{on} sum{grouped} (increase({succeeded}[{window}])) > 0)"
+        for window in _WINDOWS
+    )
+
+
+_UPLOADS_FAIL = _latest_failed(f'{_ATTEMPTS}"failure"}}', f'{_ATTEMPTS}"success"}}', "bronze_source")
+_UPLOADS_HANG = f"""\
+max by (bronze_source) ({_OVERDUE})
+unless on (bronze_source) sum by (bronze_source) (increase({_ATTEMPTS}"success"}}[{_WINDOWS[0]}])) > 0"""
+
+
+def causes(at: Limits) -> Mapping[Part, Sequence[Cause]]:
+    """The causes of each part, the weightiest first."""
+    failing, warning = Level.FAILING, Level.WARNING
+    no_consumer = Cause(failing, "failing: no consumer answers", _down("consumer"))
+    return {
+        Part.INGEST: (
+            Cause(failing, "failing: no API answers", _down("api")),
+            _unknown("api", at),
+            Cause(
+                failing, "failing: the queue is full", _latest_failed(f'{_FAULTS}"{Outage.QUEUE_FULL}"}}', _ANSWERED)
+            ),
+            Cause(
+                failing, "failing: the queue does not answer", _latest_failed(f'{_FAULTS}"{_QUEUE_AWAY}"}}', _ANSWERED)
+            ),
+            Cause(
+                failing,
+                "failing: submissions get a 5xx",
+                _latest_failed(f'{_FAULTS}"internal|{Outage.READERS_BUSY}"}}', _ANSWERED),
+            ),
+            Cause(failing, f"slow: submissions {_OVER_LIMIT}", _slow(_REQUESTS, at.requests_budget)),
+            Cause(
+                warning,
+                f"some got a 5xx {_AGAIN}",
+                f'sum(increase({_FAULTS}"internal|{Outage.READERS_BUSY}|{Outage.QUEUE_FULL}|{_QUEUE_AWAY}"}}'
+                f"[{_RECENTLY}])) > 0",
+            ),
+            Cause(warning, f"slow {_AGAIN}", _was_slow(_REQUESTS, at.requests_budget)),
+        ),
+        Part.QUEUE: (
+            no_consumer,
+            _unknown("consumer", at),
+            Cause(failing, "failing: the queue does not answer", f"{_down('nats')} or {_queue_away()}"),
+            Cause(failing, "failing: a lane is halted", f'sum({_ERRORS}error_type="halted"}}) > 0'),
+            Cause(
+                failing,
+                "failing: messages are missing",
+                f"max by ({_LANE}) (bronze_missing_messages{{{_CONSUMER}}}) > 0",
+            ),
+            Cause(
+                failing, "failing: the queue is full", _latest_failed(f'{_FAULTS}"{Outage.QUEUE_FULL}"}}', _ANSWERED)
+            ),
+            Cause(failing, f"late: a message waits over flush age + {DURATION_S_MAX:g} s", _OVERDUE),
+            Cause(
+                warning,
+                "many messages wait",
+                f"{newest(f'bronze_queue_depth{{{_CONSUMER}}}', _LANE)} > {at.backlog_messages_max:.0f}",
+            ),
+            Cause(
+                warning,
+                f"late {_AGAIN}",
+                f"max by ({_LANE}) (max_over_time({_AGE}[{_RECENTLY}]))"
+                f"\n- on (bronze_source) group_left () {_OBJECTIVE} > 0",
+            ),
+        ),
+        Part.UPLOAD: (
+            no_consumer,
+            _unknown("consumer", at),
+            Cause(
+                failing,
+                "failing: objects are missing",
+                f"max by (bronze_source) (bronze_missing_objects{{{_CONSUMER}}}) > 0",
+            ),
+            Cause(
+                failing,
+                "failing: uploads fail",
+                _UPLOADS_FAIL,
+            ),
+            Cause(failing, "failing: no upload ends, and messages wait", _UPLOADS_HANG),
+            Cause(failing, f"slow: uploads {_OVER_LIMIT}", _slow(_UPLOADS, at.uploads_budget, "bronze_source")),
+            Cause(warning, f"uploads take over {DURATION_S_MAX / 2:g} s", _mean_above_half()),
+            Cause(warning, f"attempts failed {_AGAIN}", f'sum(increase({_ATTEMPTS}"failure"}}[{_RECENTLY}])) > 0'),
+            Cause(warning, f"slow {_AGAIN}", _was_slow(_UPLOADS, at.uploads_budget, "bronze_source")),
+        ),
+        Part.TELEMETRY: (
+            Cause(failing, "failing: the collector does not answer", _down("collector")),
+            Cause(
+                failing,
+                "failing: metrics do not arrive",
+                f"{_late('api', at)}\nor {_late('consumer', at)}",
+            ),
+            Cause(
+                warning,
+                "the collector cannot send",
+                'otelcol_exporter_queue_size{job="scrape-collector"}'
+                ' / otelcol_exporter_queue_capacity{job="scrape-collector"}'
+                f" > {at.collector_queue_share_max:g}",
+            ),
+            Cause(warning, "some was dropped in the last 5 minutes", "\nor ".join(map(_grew, at.dropped))),
+        ),
+    }
+
+
+def causes_of_source(at: Limits) -> Sequence[Cause]:
+    """The causes of a source. Each expression has the label of the sources of which it is true."""
+    failing, warning = Level.FAILING, Level.WARNING
+    reported = f"group by (bronze_source) ({_OBJECTIVE})"
+    return (
+        Cause(failing, "failing: no consumer answers", f"{reported} and on () ({_down('consumer')})"),
+        Cause(Level.UNKNOWN, "not known", f"{reported} and on () {_late('consumer', at)}"),
+        Cause(failing, "failing: uploads fail", _UPLOADS_FAIL),
+        Cause(failing, "failing: no upload ends, and messages wait", _UPLOADS_HANG),
+        Cause(failing, f"slow: uploads {_OVER_LIMIT}", _slow(_UPLOADS, at.uploads_budget, "bronze_source")),
+        Cause(failing, "late: a message waits too long", f"max by (bronze_source) ({_OVERDUE})"),
+        Cause(
+            warning,
+            f"attempts failed {_AGAIN}",
+            f'sum by (bronze_source) (increase({_ATTEMPTS}"failure"}}[{_RECENTLY}])) > 0',
+        ),
+        Cause(warning, f"slow {_AGAIN}", _was_slow(_UPLOADS, at.uploads_budget, "bronze_source")),
+    )
+
+
+def _numbers(place: int, ordered: Sequence[Cause]) -> Mapping[int, Cause]:
+    return {cause.level + 10 * place + number: cause for number, cause in enumerate(ordered, 1)}
+
+
+def numbered(at: Limits) -> Mapping[Part, Mapping[int, Cause]]:
+    """The causes of each part by the number of the verdict. No number has two meanings."""
+    return {part: _numbers(place, ordered) for place, (part, ordered) in enumerate(causes(at).items())}
+
+
+def texts(at: Limits) -> Mapping[int, str]:
+    """What each number means."""
+    every = [*numbered(at).values(), _numbers(len(Part), causes_of_source(at))]
+    return {0: "OK", **{number: cause.text for of_part in every for number, cause in of_part.items()}}
+
+
+def expression(part: Part, at: Limits) -> str:
+    """The verdict on a part: the number of its first cause that is true, 0 if none is. Nothing if none reported."""
+    seen = {
+        Part.INGEST: f"bronze_records_total{{{_API}}}",
+        Part.QUEUE: f"bronze_records_total{{{_CONSUMER}}}",
+        Part.UPLOAD: f"bronze_records_total{{{_CONSUMER}}}",
+        Part.TELEMETRY: 'up{job="scrape-collector"}',
+    }
+    ordered = {**{number: cause.expr for number, cause in numbered(at)[part].items()}, 0: seen[part]}
+    return "\nor\n".join(f"(vector({number:d}) and on () (\n{_indented(expr)}\n))" for number, expr in ordered.items())
+
+
+def source_expression(at: Limits) -> str:
+    """The verdict on each source, as `expression`."""
+    causes = {number: cause.expr for number, cause in _numbers(len(Part), causes_of_source(at)).items()}
+    ordered = {**causes, 0: f"group by (bronze_source) ({_OBJECTIVE})"}
+    return "\nor\n".join(f"((\n{_indented(expr)}\n) * 0 + {number:d})" for number, expr in ordered.items())
+
+
+def _indented(expr: str) -> str:
+    return "\n".join(f"  {line}" for line in expr.splitlines())
+
+
+def _down(role: str) -> str:
+    """No process of the role answers, although there is one."""
+    return f'max(up{{job="scrape-{role}"}}) == 0'
+
+
+def _unknown(role: str, at: Limits) -> Cause:
+    return Cause(Level.UNKNOWN, "not known: no metrics arrive", _late(role, at))
+
+
+def _late(role: str, at: Limits) -> str:
+    """A process of the role answers, and the newest sample of the role is old, or there is none."""
+    reported = f'bronze_records_total{{job="bronze/{role}"}}'
+    return (
+        f'(max(up{{job="scrape-{role}"}}) == 1 and on ()'
+        f" (time() - max(timestamp({reported})) > {at.telemetry_age_s_max:g} or absent({reported})))"
+    )
+
+
+def _queue_away() -> str:
+    """The state of the lanes could not be read, of no source."""
+    away = f'{_ERRORS}bronze_step="purge", error_type=~"queue-away|timeout"}}'
+    return f"min(sum by (bronze_source) (increase({away}[{_WINDOWS[0]}]))) > 0"
+
+
+def _slow(histogram: str, budget: float, by: str = "") -> str:
+    """A larger share than the objective allows took over the limit."""
+    return f"{_share_above_limit(histogram, by)} > {budget:g}"
+
+
+def _was_slow(histogram: str, budget: float, by: str = "") -> str:
+    """It was, in some minute. In the whole time, the share may be within the objective."""
+    return f"max_over_time((\n  {_share_above_limit(histogram, by)}\n)[{_RECENTLY}:10s]) > {budget:g}"
+
+
+def _share_above_limit(histogram: str, by: str) -> str:
+    grouped = f" by ({by})" if by else ""
+    within = histogram.replace("{", f'_bucket{{le="{DURATION_S_MAX:g}", ', 1)
+    count = histogram.replace("{", "_count{", 1)
+    return f"1 - sum{grouped} (rate({within}[{_NOW}])) / (sum{grouped} (rate({count}[{_NOW}])) > 0)"
+
+
+def _mean_above_half() -> str:
+    total, count = (_UPLOADS.replace("{", f"_{part}{{", 1) for part in ("sum", "count"))
+    of_source = "sum by (bronze_source) (rate"
+    mean = f"{of_source}({total}[{_NOW}])) / ({of_source}({count}[{_NOW}])) > 0)"
+    return f"{mean} > {DURATION_S_MAX / 2:g}"
+
+
+def _grew(counter: str) -> str:
+    """A first count creates a series, which `increase` does not see."""
+    return f"(increase({counter}[{_RECENTLY}]) > 0 or ({counter} unless {counter} offset {_RECENTLY}) > 0)"
