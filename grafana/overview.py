@@ -237,7 +237,7 @@ def failed_uploads() -> Stat:
     )
     failed = f'bronze_uploads_total{{{CONSUMER}, {SOURCE}, bronze_outcome="failure"}}'
     panel = tile(info, EXACT, single_value(counted(failed))).decimals(0)
-    return panel.thresholds(components.zero_is_good(fair=1, bad=THRESHOLDS.failed_uploads_max))
+    return panel.thresholds(components.zero_is_good(fair=1, bad=THRESHOLDS.outage_failures_max))
 
 
 def p95_upload() -> Stat:
