@@ -275,12 +275,11 @@ CASES: Sequence[Case] = (
         repair="check the bucket's service and the network connection to it. If it does not run, start it",
         prints={"/readyz": '"bucket":"unavailable'},
         after={
+            ("BronzeUploadAttemptsFail", PAGE): "looks back by 30 minutes",
             ("BronzeDeliveriesLate", PAGE): "what had waited was stored late",
             ("BronzeConsumerErrors", TICKET): "counts the errors of 15 minutes",
-            (
-                "BronzeUploadAttemptsFail",
-                TICKET,
-            ): "looks back by two hours: the outage has used that much of the budget",
+            ("BronzeUploadAttemptsFail", TICKET): "looks back by two hours",
+            ("BronzeCanaryNotStored", PAGE): _COUNTED,
         },
         cause=Panel("bronze-overview", "Uploads", "failure"),
         deadline_s=900,

@@ -145,8 +145,8 @@ def _summary(results: Sequence[Result]) -> str:
     missed = sum(result.evaluations_missed for result in results)
     return (
         f"{len(results)} cases, {verdict}; {hours:.1f} hours in all, {' to '.join(days[:1] + days[1:][-1:])}. "
-        f"The longest evaluation of a group of rules took {slowest * 1000:.0f} ms, and {missed} were missed, so the "
-        "times are not those of a machine that is too busy."
+        "Two at a time take half of that. Rules are evaluated every 5 to 30 s; the longest evaluation of a group took "
+        f"{slowest * 1000:.0f} ms, and {missed} were missed."
     )
 
 
