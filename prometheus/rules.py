@@ -455,6 +455,7 @@ CANARY_ALERTS: Mapping[Check, tuple[str, str, str]] = {
 def _canary(at: Thresholds) -> Group:
     canary = 'job="bronze/canary"'
     last_run = f"bronze_canary_last_run_time_seconds{{{canary}}}"
+    target = 'up{job="scrape-canary"}'
 
     def failures(check: Check) -> str:
         failed = f'{canary}, bronze_check="{check}", bronze_outcome="failure"'
@@ -467,7 +468,11 @@ def _canary(at: Thresholds) -> Group:
             Alert(
                 "BronzeCanaryMissing",
                 "page",
-                f"time() - max({last_run}) > {at.canary_age_s_max:g}\nor absent({last_run})",
+                f"""\
+time() - max({last_run}) > {at.canary_age_s_max:g}
+or absent({last_run})
+  # the first run takes longer than the flush age
+  unless on () (max({target}) unless max({target} offset {at.canary_age_s_max:g}s))""",
                 f"The canary has not completed a run for {at.canary_age_s_max / 60:g} minutes",
             ),
             *(
