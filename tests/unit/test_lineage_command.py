@@ -46,9 +46,10 @@ def test_since_is_a_time_or_a_period(capsys: pytest.CaptureFixture[str]) -> None
         assert parse("follow", "--since", text).since == time
     ago = dt.datetime.now(dt.UTC) - dt.datetime.fromisoformat(parse("follow", "--since", "90m").since)
     assert abs(ago - dt.timedelta(minutes=90)) < dt.timedelta(minutes=1)
-    with pytest.raises(SystemExit):
-        parse("follow", "--since", "yesterday")
-    assert "nor a period up to now" in capsys.readouterr().err
+    for text in ("yesterday", "99999999999d", "0001-01-01T00:00+14:00"):
+        with pytest.raises(SystemExit):
+            parse("follow", "--since", text)
+        assert "nor a period up to now" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
