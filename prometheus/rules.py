@@ -90,6 +90,8 @@ class Thresholds:
     collector_queue_share_max: float = 0.7
     #: Exemplars that Prometheus refused in `recent_s`.
     exemplars_refused_max: float = 100
+    #: The window for what processes dropped, which they report when the collector is back.
+    dropped_s: int = 3600
     #: How far scraped and received metrics may lag behind each other.
     parity_lag_s: int = 60
 
@@ -493,10 +495,10 @@ def _telemetry(at: Thresholds) -> Group:
 
     written = 'handler=~"/api/v1/(otlp/v1/metrics|write)"'
 
-    def grew(selectors: Sequence[str], by: str) -> str:
+    def grew(selectors: Sequence[str], by: str, window: str = recent) -> str:
         """Counters that grew. A first count creates a series, which `increase` does not see."""
         return "\nor\n".join(
-            f"sum by ({by}) (increase({selector}[{recent}]) > 0 or ({selector} unless {selector} offset {recent})) > 0"
+            f"sum by ({by}) (increase({selector}[{window}]) > 0 or ({selector} unless {selector} offset {window})) > 0"
             for selector in selectors
         )
 
@@ -539,7 +541,8 @@ unless on (instance) bronze_canary_checks_total{{{otlp}}}""",
             Alert(
                 "BronzeSdkDrops",
                 "ticket",
-                grew(_DROPPED_BY_SDK, "job, instance, error_type"),
+                # counts of the time without a collector arrive after it: the window begins before an outage
+                grew(_DROPPED_BY_SDK, "job, instance, error_type", f"{at.dropped_s}s"),
                 "{{ $labels.instance }} has dropped spans or logs ({{ $labels.error_type }})",
             ),
             Alert(
