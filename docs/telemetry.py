@@ -32,6 +32,9 @@ each bucket, in 85 % of them). Every counter starts at 0, for each combination o
 attributes that can occur. Each process also serves the same metrics at `/metrics`. Prometheus scrapes them as
 `job="scrape-api"` and so on, for `up` and to compare both paths ([BronzePathsDiffer](runbook.md#bronzepathsdiffer)).
 
+[truth.md](truth.md) says which numbers are exact, and by how much counters, spans and percentiles err, also while
+processes are killed and parts of the pipeline are down.
+
 ## Sampling
 
 `OTEL_TRACES_SAMPLER` decides which submissions are traced; with its `parentbased_` values, a client that sends a

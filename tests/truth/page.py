@@ -1,5 +1,6 @@
 """Writes docs/truth.md from the results of a run."""
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from itertools import groupby
@@ -19,6 +20,7 @@ def written(results: Results) -> str:
         _percentiles(results),
         _alerts(results),
         _controls(results),
+        _CLOCKS,
         _problems(results),
         _METHOD,
     )
@@ -93,9 +95,13 @@ def _numbers(r: Results) -> str:
 
 After each stage, once the load has paused: the numbers on *Bronze overview* and on the API's page, by their own \
 queries, against every object and row in the bucket and against the client's own 202s. The last column is a number \
-that comes from counters: the tile *Requests*, since the begin of the run, against the answers that the client got.
+that comes from counters: the tile *Requests*, since the begin of the run, against the answers that the client \
+got.
 
-{_table(("stage", "faults", "settled, s", "wrong numbers", "error of *Requests*"), map(row, r["stages"]))}"""
+{_table(("stage", "faults", "settled and read, s", "wrong numbers", "error of *Requests*"), map(row, r["stages"]))}
+
+The time includes reading the new objects. A killed API takes along the requests that it counted since its last \
+export."""
 
 
 def _events(stage: Mapping[str, Any]) -> str:
@@ -145,25 +151,40 @@ def _spans(r: Results) -> str:
         s = stage["spans"]
         return (
             stage["name"],
-            f"{s['stored']:,}",
             f"{s['sent']:,.0f}",
             f"{s['dropped']:,.0f}",
+            f"{s['collector_accepted']:,.0f}",
+            f"{s['collector_sent']:,.0f}",
+            f"{s['collector_lost']:,.0f}",
+            f"{s['stored']:,}",
             f"{s['submissions_without_span']:,} of {s['submissions']:,}",
             f"{s['uploads_without_span']:,} of {s['uploads']:,}",
         )
 
-    head = ("stage", "stored", "sent", "dropped, counted", "submissions without a span", "uploads without a span")
+    head = (
+        "stage",
+        "SDK: sent",
+        "SDK: dropped",
+        "collector: accepted",
+        "sent",
+        "lost",
+        "stored",
+        "submissions without a span",
+        "uploads without a span",
+    )
     return f"""\
 ## Spans
 
-Spans in the trace store, spans that the SDK says were sent and dropped, and what the store does not have: the \
-request of an accepted submission, and the upload of an object in the bucket.
+What the SDK of the roles counted as sent and as dropped, what the collector counted, and what arrived in the \
+trace store. And what the store does not have: the request of an accepted submission, and the upload of an object \
+in the bucket.
 
 {_table(head, map(row, r["stages"]))}
 
-Without a kill, stored = sent, and each missing span is among those counted as dropped. A killed process takes \
-along the spans of its last second and those of open requests; nothing counts these. The SDK's counts of a process \
-end with its last export, so the stage of a restart or a kill can have more spans stored than counted as sent. \
+Without a kill, every span that was sent is stored, and each missing span is among those counted as dropped. The \
+collector's own spans, of 1 % of the requests to it, are in its counts and in the store. A killed role takes along \
+the spans of its last second and of open requests, which nothing counts. Counts end with the last export or scrape \
+of a process: in the stage of a restart or a kill, more spans can be stored than were counted as sent. \
 {r["spans_repeated"]:,} spans came more than once: an export whose answer was lost is repeated."""
 
 
@@ -243,7 +264,7 @@ that happened before it, within its window.
 
 def _controls(r: Results) -> str:
     rows = [
-        (c["name"], c["found_by"], "**not found**" if c["seconds"] is None else f"{c['seconds']:.0f}")
+        (c["name"], _alert(c["found_by"]), "**not found**" if c["seconds"] is None else f"{c['seconds']:.0f}")
         for c in r["controls"]
     ]
     return f"""\
@@ -252,10 +273,31 @@ def _controls(r: Results) -> str:
 {_table(("what was done", "what has to find it", "after, s"), rows)}"""
 
 
+def _alert(labels: str) -> str:
+    """The name of an alert and its other labels, in words."""
+    name, *others = re.findall(r'"([^"]+)"', labels) or [labels]
+    return f"*{name}* ({', '.join(others)})" if others else name
+
+
+_CLOCKS = """\
+## A wrong clock
+
+- **Exact numbers** stay right: they come from the queue and the catalog, and any process that reports is enough.
+- **Metrics of a process whose clock is more than ten minutes ahead** are refused by Prometheus until the clock is \
+right again; then its counters are complete. Prometheus refuses the whole request (400), so samples of another \
+process that the collector has put into the same request are lost too: of one other process of five, here. \
+*BronzePrometheusRejects* and *BronzeCollectorDrops* say so after ten minutes.
+- **A consumer** whose clock is more than 15 minutes wrong cannot write to the bucket (403: its requests' \
+signatures are too old or too new). It keeps its lanes, which wait until its clock is right or it ends; nothing is \
+lost. Its delivery durations are wrong by the same time."""
+
+
 def _problems(r: Results) -> str:
     if not r["problems"]:
         return ""
-    return "## What did not hold\n\n" + "\n".join(f"- {problem}" for problem in r["problems"])
+    found: Counter[str] = Counter(r["problems"])
+    listed = [f"- {problem}" + (f" ({number} times)" if number > 1 else "") for problem, number in found.items()]
+    return "\n".join(["## What did not hold", "", *listed, "", *r.get("notes", ())])
 
 
 _INTRODUCTION = """\

@@ -376,10 +376,24 @@ def _spans(stage: Finished, sent: list[Sent], bucket: Bucket, spans: Spans, prom
         "stored": spans.count(began, ended),
         "sent": sdk(exported, '=""'),
         "dropped": sdk(exported, '!=""') + sdk(processed, '!=""'),
+        **_of_collector(stage, prometheus),
         "submissions": len(of_stage),
         "submissions_without_span": sum(s.trace_id not in requests for s in of_stage),
         "uploads": len(objects),
         "uploads_without_span": sum(o.upload_span not in spans.found for o in objects),
+    }
+
+
+def _of_collector(stage: Finished, prometheus: Prometheus) -> dict[str, float]:
+    """Spans that the collector took, passed on, and lost, by its own counters."""
+
+    def kept(name: str) -> float:
+        return prometheus.kept(f'{name}{{job="scrape-collector"}}', stage.began, stage.ended)
+
+    return {
+        "collector_accepted": kept("otelcol_receiver_accepted_spans"),
+        "collector_sent": kept("otelcol_exporter_sent_spans"),
+        "collector_lost": kept("otelcol_exporter_send_failed_spans") + kept("otelcol_exporter_enqueue_failed_spans"),
     }
 
 

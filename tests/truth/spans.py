@@ -65,7 +65,7 @@ class Spans:
     def upload_s(self, began: float, ended: float) -> list[float]:
         """From the begin of an upload to the end of its PutObject, as its histogram measures."""
         return [
-            put.ended_s - upload.began_s
+            max(0.0, put.ended_s - upload.began_s)  # below 0 if the clock was set back meanwhile
             for put in self._named("S3 PutObject")
             if began <= put.ended_s < ended and (upload := self.found.get(put.parent))
         ]
