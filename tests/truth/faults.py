@@ -60,6 +60,7 @@ EXPLAINS: Mapping[str, frozenset[str]] = {
         "BronzeUploadsFail",
         "BronzeUploadAttemptsFail",
     },
+    "no canary runs": frozenset({"BronzeCanaryMissing"}),
     "records that do not fit their source": frozenset({"BronzeRecordsQuarantined"}),
     "an object deleted": frozenset({"BronzeRecordsMissing"}),
     "a message deleted": frozenset({"BronzeRecordsMissing", "BronzeLaneHalted", "BronzeRoleDown"}),

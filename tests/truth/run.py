@@ -73,6 +73,7 @@ def run(root: Path, seconds: float, outage_s: float, seed: int, say: Any) -> dic
         watch = Watch(prometheus, lambda: _records(load.sent))
         load.start()
         began = time.time()
+        found.faults.append(Fault("no canary runs", began, math.inf))
         time.sleep(QUIET_S)
         with _thread(watch.run, watch.stop), _taking(spans):
             try:
