@@ -459,9 +459,13 @@ def _canary(at: Thresholds) -> Group:
     last_run = f"bronze_canary_last_run_time_seconds{{{canary}}}"
     target = 'up{job="scrape-canary"}'
 
-    def failures(check: Check) -> str:
-        failed = f'{canary}, bronze_check="{check}", bronze_outcome="failure"'
-        return f"sum by (bronze_check) (increase(bronze_canary_checks_total{{{failed}}}[{at.recent_s}s]))"
+    def fails(check: Check) -> str:
+        """Several runs failed, and one of the latest."""
+        failed = f'bronze_canary_checks_total{{{canary}, bronze_check="{check}", bronze_outcome="failure"}}'
+        several, latest = (
+            f"sum by (bronze_check) (increase({failed}[{window:g}s]))" for window in (at.recent_s, at.canary_age_s_max)
+        )
+        return f"{several} > {at.canary_failures_max:g}\nand {latest} > 0"
 
     return Group(
         "canary",
@@ -478,7 +482,7 @@ or absent({last_run})
                 f"The canary has not completed a run for {at.canary_age_s_max / 60:g} minutes",
             ),
             *(
-                Alert(name, severity, f"{failures(check)} > {at.canary_failures_max:g}", summary)
+                Alert(name, severity, fails(check), summary)
                 for check, (name, severity, summary) in CANARY_ALERTS.items()
             ),
         ],
