@@ -127,7 +127,7 @@ def since_incident() -> Stat:
         explained_by=(OVERVIEW, "Verdicts over time"),
     )
     last = f"max(max_over_time(timestamp({_FAILING})[{RANGE}:{STEP}]))"
-    since = components.single_value(f"max({_FAILING}) * 0\nor time() - {last}")
+    since = components.single_value(f"max({_FAILING}) * 0\nor ({last} - time()) * -1")
     panel = components.value_names(tile(info, SECONDS, since, height=4), {"0": "it goes on"})
     return panel.decimals(0).thresholds(components.steps(GOOD, (0, BAD), (1, NEUTRAL)))
 

@@ -144,10 +144,10 @@ class Parsed:
 
     def _finds(self, node: Mapping[str, Any]) -> bool:
         match node["type"]:
-            case "parenExpr" | "aggregation":
+            case "parenExpr" | "aggregation" | "subquery":
                 return self._finds(node["expr"])
             case "call":
-                return bool(node["func"]["name"].startswith("absent"))
+                return node["func"]["name"].startswith("absent") or any(map(self._finds, node["args"]))
             case "binaryExpr" if node["op"] == "or":
                 return self._finds(node["lhs"]) and self._finds(node["rhs"])
             case "binaryExpr" if node["op"] == "unless":
