@@ -126,7 +126,7 @@ def causes(at: Limits) -> Mapping[Part, Sequence[Cause]]:
         Part.QUEUE: (
             no_consumer,
             _unknown("consumer", at),
-            Cause(failing, "failing: the queue does not answer", f"{_down('nats')} or {_queue_away()}"),
+            Cause(failing, "failing: the queue does not answer", _queue_away()),
             Cause(failing, "failing: a lane is halted", f'sum({_ERRORS}error_type="halted"}}) > 0'),
             Cause(
                 failing,

@@ -221,7 +221,7 @@ def _samples(incident: Incident, began: float) -> Iterator[tuple[str, float, flo
         for series, more in values.items():
             counts[series] = counts.get(series, 0) + (0 if first else more)
         first = False
-        for role, is_up in (("api", now.api), ("consumer", now.consumer), ("collector", now.collector), ("nats", True)):
+        for role, is_up in (("api", now.api), ("consumer", now.consumer), ("collector", now.collector)):
             yield f'up{{job="scrape-{role}"}}', is_up, began + at_s
         for series, value in (*counts.items(), *gauges.items()):
             reports = now.api if 'job="bronze/api"' in series else now.consumer
