@@ -17,12 +17,10 @@ from grafana.components import (
     COUNT,
     COUNTS_PER_S,
     EXACT,
-    FAIR,
     GOOD,
     MESSAGES_PER_S,
     NEUTRAL,
     RECORDS_PER_S,
-    REQUESTS_PER_S,
     SECONDS,
     WRITES_PER_S,
     Board,
@@ -50,6 +48,7 @@ from grafana.promql import (
     UPLOADS,
     added,
     counted,
+    counted_per_interval,
     mean,
     mean_counted,
     or_zero,
@@ -71,7 +70,17 @@ _DEPTH = promql.newest(f"bronze_queue_depth{{{CONSUMER}, {SOURCE}}}", _LANE)
 _AGE = promql.newest(f"bronze_queue_oldest_age_seconds{{{CONSUMER}, {SOURCE}}}", _LANE)
 _POSITION = f"max by ({_LANE}) (bronze_lane_position{{{CONSUMER}, {SOURCE}}})"
 
-_BY_STATUS = {"^2": GOOD, "^4": FAIR, "^5": BAD}
+#: No 4xx has a colour that means good, fair or bad: senders have to correct these.
+_BY_STATUS = {
+    "^2": GOOD,
+    "^40[0-8]": "light-blue",
+    "^409": "purple",
+    "^41[0-4]": "blue",
+    "^415": "#4CB5AE",
+    "^4[2-9]": "gray",
+    "^500": "dark-red",
+    "^50[1-9]": BAD,
+}
 
 
 def board() -> Board:
@@ -104,9 +113,10 @@ def board() -> Board:
                     p95_upload(),
                     p95_delivery(),
                     missing(),
-                    last_success(),
+                    refused_in_range(),
                     mean_upload_by_source(),
                     uploads_counted(),
+                    sources(),
                 ],
             ),
             Row(
@@ -277,19 +287,45 @@ def missing() -> Stat:
     return tile(info, EXACT, number).decimals(0).thresholds(components.zero_is_good(bad=1))
 
 
-def last_success() -> Stat:
+def refused_in_range() -> Stat:
     info = PanelInfo(
-        "Since the last successful upload",
-        "Time since the last upload of each source. A source without new records may have any age. If records of a "
-        "source are accepted and its age grows, its uploads fail.",
+        "Refused records",
+        "Records that were refused in the range. Nothing of them is stored. Most are for their senders to correct; "
+        "*Ingest* turns red if the fault is Bronze's.",
+        "no API has reported yet",
+        explained_by=("bronze-overview", "Refused by reason"),
+    )
+    return tile(info, EXACT, single_value(counted(_REJECTED))).decimals(0)
+
+
+def sources() -> Table:
+    info = PanelInfo(
+        "Sources",
+        "Each source now: whether its uploads are well, its records that wait, the age of its oldest message, and the "
+        "time since its last upload. A source without new records may have any time since its last upload.",
         "no source has reported yet",
         ["BronzeUploadsMissing", "BronzeLaneStuck"],
-        explained_by=("bronze-overview", "Uploads"),
     )
-    at = f"max by (bronze_source) (bronze_upload_last_success_time_seconds{{{CONSUMER}, {SOURCE}}})"
-    never = f'group by (bronze_source) ({_RECORDS}"stored"}}) - 2'
-    panel = tile(info, SECONDS, single_value(f"time() - {at}\nor {never}", "{{bronze_source}}"))
-    return components.value_names(panel, {"-1": "never"}).orientation(VizOrientation.AUTO).decimals(0)
+    judged = f"max by (bronze_source) (bronze:source_verdict{{{SOURCE}}})"
+    last = f"max by (bronze_source) (bronze_upload_last_success_time_seconds{{{CONSUMER}, {SOURCE}}})"
+    panel = components.listing(
+        info,
+        components.rows(judged),
+        components.rows(promql.waiting(f"{LEDGER}, {SOURCE}")),
+        components.rows(f"max by (bronze_source) ({_AGE})"),
+        components.rows(f"time() - {last}"),
+        height=7,
+    )
+    return components.columns(
+        components.merged(panel),
+        {
+            "bronze_source": ("Source", []),
+            "Value #A": ("Verdict", verdict.as_cells()),
+            "Value #B": ("Records that wait", [components.in_unit(EXACT)]),
+            "Value #C": ("Oldest message", [components.in_unit(SECONDS)]),
+            "Value #D": ("Since the last upload", [components.in_unit(SECONDS)]),
+        },
+    )
 
 
 # --- ingestion
@@ -298,14 +334,15 @@ def last_success() -> Stat:
 def requests_by_status() -> Timeseries:
     info = PanelInfo(
         "Requests by status",
-        "Submissions answered per second. 4xx: the sender has to correct them (see *Refused by reason*). 503: the "
-        "queue is full or does not answer, and the sender retries. Other 5xx: a bug in Bronze.",
+        "How many submissions were answered in each interval of the graph, by status. 4xx: the sender has to correct "
+        "them (see *Refused by reason*). 503: the queue is full or does not answer, and the sender retries. Other 5xx: "
+        "a bug in Bronze.",
         "no submission yet",
         ["BronzeRequestsSlow", "BronzeRequestsFail"],
     )
-    by_status = rate(histogram_series(REQUESTS, "count"), "http_response_status_code")
-    panel = graph(info, REQUESTS_PER_S, query(by_status, "{{http_response_status_code}}"))
-    return components.stacked(components.colours(panel, _BY_STATUS))
+    by_status = counted_per_interval(histogram_series(REQUESTS, "count"), "http_response_status_code")
+    panel = components.bars(graph(info, COUNT, query(by_status, "{{http_response_status_code}}")))
+    return components.colours(panel, _BY_STATUS)
 
 
 def request_latency() -> Timeseries:

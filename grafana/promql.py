@@ -89,6 +89,15 @@ def counted(series: str, by: str = "") -> str:
     return promql.counted(series, RANGE, by)
 
 
+def counted_per_interval(series: str, by: str) -> str:
+    """How often in each interval of a graph, exactly. A series that is new in the interval counts from 0."""
+    return f"""\
+sum by ({by}) (
+  (increase({series}[{INTERVAL}] anchored) and present_over_time({series}[{RANGE}] offset {INTERVAL}))
+  or max_over_time({series}[{INTERVAL}])
+)"""
+
+
 def added(series: str) -> str:
     """By how much a number of the ledger grew in the dashboard's time range, of each source."""
     return promql.added(series, RANGE)

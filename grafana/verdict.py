@@ -3,6 +3,7 @@
 from grafana_foundation_sdk.builders.stat import Panel as Stat
 from grafana_foundation_sdk.builders.statetimeline import Panel as StateTimeline
 from grafana_foundation_sdk.models.common import BigValueColorMode, BigValueTextMode
+from grafana_foundation_sdk.models.dashboard import DynamicConfigValue
 
 from bronze.objectives import DURATION_S_MAX
 from bronze.telemetry import promql
@@ -141,6 +142,13 @@ def over_time() -> StateTimeline:
     )
     panel = components.states(info, query(f"max by (part) ({verdict.RECORD})", "{{part}}"))
     return components.value_names(panel, TEXTS).thresholds(COLOURS)
+
+
+def as_cells() -> list[DynamicConfigValue]:
+    """A column of verdicts: the texts, in their colours."""
+    colours = {Level.WELL: GOOD, Level.WARNING: FAIR, Level.FAILING: BAD, Level.UNKNOWN: UNKNOWN}
+    named = {number: (text, colours[Level(int(number) // 100 * 100)]) for number, text in TEXTS.items()}
+    return [components.value_colours(named), components.as_background()]
 
 
 def _verdict(info: PanelInfo, part: Part) -> Stat:

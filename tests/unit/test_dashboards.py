@@ -237,7 +237,7 @@ def test_windows_follow_the_time_range(query: Query) -> None:
     for window in re.findall(r"\[([^]]*)\]", query.expr):
         assert window in {STEP, INTERVAL, RANGE, f"{RANGE}:{STEP}"}
     for offset in re.findall(r"\boffset\s+(\S+?)[\s)]", f"{query.expr} "):
-        assert offset in {STEP, RANGE, "$period"}
+        assert offset in {STEP, INTERVAL, RANGE, "$period"}
 
 
 @each_promql
