@@ -596,8 +596,8 @@ unless on (instance, exporter) (
                         f"prometheus_tsdb_out_of_bound_samples_total{{{prometheus}}}",
                         f"prometheus_tsdb_out_of_order_samples_total{{{prometheus}}}",
                         f"prometheus_tsdb_too_old_samples_total{{{prometheus}}}",
-                        # not 503: it answers that while it starts, and the collector sends again
-                        f'prometheus_http_requests_total{{{prometheus}, {written}, code=~"4..|500"}}',
+                        # not 5xx: the collector sends again, or counts the loss (BronzeCollectorDrops)
+                        f'prometheus_http_requests_total{{{prometheus}, {written}, code=~"4.."}}',
                     ],
                     "instance",
                 ),
