@@ -399,9 +399,24 @@ async def test_a_removed_object_says_why(
         assert found.removed == LineageRemoval(
             removal.reason, removal.note, by=removal.removed_by, at=removal.recorded_at
         )
+        assert found.in_bucket is False
     (there,) = (await lookup.lineage("file_path", kept.file_path)).objects
-    assert there.removed is None
+    assert (there.removed, there.in_bucket) == (None, True)
     assert there.bytes
+
+
+async def test_an_object_that_is_missing_is_told_from_one_that_is_not_known(
+    data: Data, lookup: LineageLookup, index: CatalogIndex, feed: Feed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a removal record, an object that is not in the bucket is missing; of a slow bucket nothing is known."""
+    missing = await data.store(submission_of("run"))
+    await catch_up(index, feed)
+    await asyncio.to_thread(data.bucket._s3.delete_object, Bucket=data.bucket.name, Key=missing.file_path)
+    (found,) = (await lookup.lineage("file_path", missing.file_path)).objects
+    assert (found.in_bucket, found.removed, found.bytes) == (False, None, None)
+    monkeypatch.setattr("bronze.lineage.lookup.SIZES_S_MAX", 0.0)
+    (found,) = (await lookup.lineage("file_path", missing.file_path)).objects
+    assert (found.in_bucket, found.removed, found.bytes) == (None, None, None)
 
 
 # --- over HTTP

@@ -159,6 +159,12 @@ async def test_a_lineage_shows_submissions_and_objects_with_their_links() -> Non
     assert "<title>x - Bronze</title>" in html
 
 
+async def test_a_missing_object_leads_to_the_runbook() -> None:
+    missing = replace(OBJECT, in_bucket=False)
+    html = (await new_page(Answers(replace(LINEAGE, objects=[missing]))).show("x")).html
+    assert 'missing: it is not in the bucket (<a href="/runbook#bronzerecordsmissing">what to do</a>)' in html
+
+
 async def test_a_removed_object_says_when_and_why() -> None:
     """The note is an operator's text: no markup in it becomes an element."""
     removed = LineageRemoval("acknowledged", "<b>deleted</b> by a script", by="operator", at="2026-11-28T09:00:00Z")

@@ -142,6 +142,8 @@ def _print(lineage: Mapping[str, Any]) -> None:
         line(f"  stored {_moment(written['stored_at'])}")
         if removed:
             line(f"  removed {_moment(removed['at'])} by {escape(removed['by'])}: {escape(removed['note'])}")
+        elif written.get("in_bucket") is False:
+            line("  missing: it is not in the bucket, and has no removal record")
         line(f"  trace {written['trace_id']}, of its upload")
     line("")
     if lineage["truncated"]:

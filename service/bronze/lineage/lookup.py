@@ -98,8 +98,8 @@ class LineageRemoval:
 class LineageObject:
     """An object of a lineage: messages `first` to `last` of its lane.
 
-    `trace_id` is that of its upload, the Bronze write; `bytes` is None if the bucket did not report its size.
-    `removed` is None if the object is in the bucket, or has no removal record.
+    `trace_id` is that of its upload, the Bronze write. `in_bucket` says whether it is in the bucket; None if the bucket
+    did not answer in time. `bytes` is None unless it is. `removed` is its removal record, if it is not and has one.
     """
 
     file_path: str
@@ -115,6 +115,7 @@ class LineageObject:
     trace_id: str
     stored_at: str
     removed: LineageRemoval | None = None
+    in_bucket: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -303,14 +304,15 @@ class LineageLookup:
     async def _with_sizes(self, objects: Sequence[LineageObject]) -> list[LineageObject]:
         """The objects with the sizes that the bucket reports in time, or with why they are not there any more."""
         sizes: dict[str, int] = {}
-        removed: dict[str, LineageRemoval] = {}
+        removed: dict[str, LineageRemoval | None] = {}
 
         async def read_size(file_path: str) -> None:
             head = await self._bucket.head(file_path)
             if head:
                 sizes[file_path] = head.size
-            elif removal := await read_removal(self._bucket, self._prefix, file_path):
-                removed[file_path] = LineageRemoval.of(removal)
+            else:
+                removal = await read_removal(self._bucket, self._prefix, file_path)
+                removed[file_path] = LineageRemoval.of(removal) if removal else None
 
         reads = [asyncio.ensure_future(read_size(written.file_path)) for written in objects]
         if reads:
@@ -319,7 +321,12 @@ class LineageLookup:
                 read.cancel()
             await asyncio.gather(*reads, return_exceptions=True)
         return [
-            replace(written, bytes=sizes.get(written.file_path), removed=removed.get(written.file_path))
+            replace(
+                written,
+                bytes=sizes.get(file_path := written.file_path),
+                removed=removed.get(file_path),
+                in_bucket=True if file_path in sizes else False if file_path in removed else None,
+            )
             for written in objects
         ]
 
