@@ -87,7 +87,8 @@ class Stack:
         variables = {**self.client_env, **self.queue_env, **self.trace_store_env}
         exports = (f"export {k}={shlex.quote(v)}\n" for k, v in sorted(variables.items()))
         (self.root / "env").touch(mode=0o600)
-        (self.root / "env").write_text("".join(exports))
+        commands = shlex.quote(str(Path(servers.executable("bronze")).parent))
+        (self.root / "env").write_text("".join(exports) + f'export PATH={commands}:"$PATH"\n')
 
     @classmethod
     def load(cls, root: Path) -> Self | None:

@@ -68,8 +68,10 @@ def test_the_exit_code_is_by_the_smallest_share(faults: int, least: str, code: i
     assert verify_command.report(parsed("--min-share", least), PERIOD, results(faults)) == code
 
 
-def test_a_check_without_items_is_no_fault() -> None:
+def test_a_check_without_items_is_no_fault(capsys: pytest.CaptureFixture[str]) -> None:
+    """It says that there was nothing, since a wrong date would look the same."""
     assert verify_command.report(parsed(), PERIOD, [CheckResult(check) for check in VerifyCheck]) == 0
+    assert "Nothing was checked" in capsys.readouterr().out
 
 
 def test_json_has_every_fault(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

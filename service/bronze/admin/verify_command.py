@@ -143,13 +143,15 @@ def _print(checked: Period, results: Sequence[CheckResult]) -> None:
         row = (TITLES[result.check], f"{result.checked:,}", f"{result.checked - faulty:,}", f"{faulty:,}")
         table.add_row(*row, style="red" if faulty else None)
     console.print(table)
+    if not any(result.checked for result in results):
+        console.print("Nothing was checked: nothing was uploaded in this range.")
     for result in results:
         name = result.check.value
         for note in result.notes:
             console.print(escape(f"{name}: {note}"), soft_wrap=True)
         if result.removed:
             removed = counted(result.removed, "object")
-            console.print(escape(f"{name}: {removed} removed on purpose, by a removal record"), soft_wrap=True)
+            console.print(escape(f"{name}: {removed} gone, with a removal record"), soft_wrap=True)
         for fault in result.faults[:PRINTED_MAX]:
             console.print(
                 escape(f"{name}: {subject(fault)}: {fault.problem}. What to do: {fault.advice}"), soft_wrap=True

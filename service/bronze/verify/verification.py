@@ -39,7 +39,8 @@ READS = 16
 OBJECTS_READ = 2
 
 READ_RUNBOOK = "see BronzeVerificationFaulty in the runbook"
-RESTORE = "restore the object from a backup or an earlier version, or acknowledge its loss: bronze objects acknowledge"
+RESTORE = "restore the object from a backup or an earlier version"
+ACKNOWLEDGE = f"{RESTORE}, or acknowledge its loss: bronze objects acknowledge"
 REBUILD = "if it stays so while consumers run: bronze catalog rebuild"
 
 UNNAMED = "no entry in the catalog names it"
@@ -48,7 +49,7 @@ T = TypeVar("T")
 
 
 class Correct(Enum):
-    """Why an item has no fault: its object is stored, or was removed on purpose."""
+    """Why an item has no fault: its object is stored, or is gone and has a removal record."""
 
     STORED = "stored"
     REMOVED = "removed"
@@ -177,14 +178,14 @@ class Verification:
         return result
 
     async def _facts(self, key: str, trace_id: str | None = None) -> ObjectFacts | Fault | Correct:
-        """The facts of an object; or that it was removed on purpose; or the fault."""
+        """The facts of an object; or that it has a removal record; or the fault."""
         try:
             facts = await read_facts(self._bucket, key)
         except NotABronzeObject as error:
             return Fault(f"it is damaged, or Bronze did not write it: {error}", RESTORE, key, trace_id)
         if facts is None:
             removal = await read_removal(self._bucket, self._prefix, key)
-            return Correct.REMOVED if removal else Fault("it is not in the bucket", RESTORE, key, trace_id)
+            return Correct.REMOVED if removal else Fault("it is not in the bucket", ACKNOWLEDGE, key, trace_id)
         return facts
 
     # --- from an entry to the one before it
