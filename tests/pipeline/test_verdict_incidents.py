@@ -157,9 +157,7 @@ def prometheus(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 
 @pytest.mark.parametrize("name", INCIDENTS)
-def test_an_incident_is_seen_soon_and_its_end_too(
-    prometheus: tuple[str, Mapping[str, float]], name: str, record_property: Callable[[str, object], None]
-) -> None:
+def test_an_incident_is_seen_soon_and_its_end_too(prometheus: tuple[str, Mapping[str, float]], name: str) -> None:
     url, begins = prometheus
     incident = INCIDENTS[name]
     end_s, is_over = incident.lasts_s, False
@@ -167,7 +165,6 @@ def test_an_incident_is_seen_soon_and_its_end_too(
         shown = _shown(url, part, begins[name], incident)
         seen = {colour: shown.first(colour) for colour in ("red", "gray", "yellow")}
         print(f"{name}: {part}: {seen}")  # noqa: T201
-        record_property(part, seen)
         assert shown.within(-300, -STEP_S) == {"green"}, "before"
         assert shown.within(end_s + YELLOW_AFTER_S_MAX, end_s + AFTER_S) == {"green"}, "long after"
         assert "red" not in shown.within(end_s + RED_AFTER_S_MAX, end_s + AFTER_S), "after"
