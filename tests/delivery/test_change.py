@@ -109,5 +109,5 @@ async def test_another_number_of_lanes_under_load_loses_and_doubles_nothing(
     assert verdict, f"BRONZE_KILL_SEED={seed}, logs in {tmp_path}: {verdict}"
     assert len({(one.epoch, one.lane) for one in found.entries if one.source == "vehicles"}) >= 4
     assert {(stream.split("_")[1], stream.split("_")[2]) for stream in found.lanes} == {
-        (source, "0") for source in ("VEHICLES", "STATUS", "RESULTS", "FAILURES")
+        (source, "0") for source in ("VEHICLES", "STATUS", "RESULTS", "FAILURES", "CANARY")
     }
