@@ -338,19 +338,28 @@ async def run_quarantine(args: argparse.Namespace, settings: Settings) -> int:
         bucket.close()
 
 
+@asynccontextmanager
+async def _queue_and_bucket(settings: Settings) -> AsyncIterator[tuple[JetStream, S3Bucket]]:
+    """The queue and the bucket, for a command. Raises `Unavailable` if the queue does not answer."""
+    jetstream = await JetStream.connect(settings.nats_url, server_name=settings.nats_server_name)
+    try:
+        bucket = S3Bucket(settings)
+        try:
+            yield jetstream, bucket
+        finally:
+            bucket.close()
+    finally:
+        await jetstream.close()
+
+
 async def run_objects(args: argparse.Namespace, settings: Settings) -> int:
     """Run a command of `bronze objects`. Returns the exit code."""
-    jetstream = await JetStream.connect(settings.nats_url, server_name=settings.nats_server_name)
-    bucket = S3Bucket(settings)
-    try:
+    async with _queue_and_bucket(settings) as (jetstream, bucket):
         await bucket.check()
         feed = Feed(jetstream)
         catalog = await NatsCatalog.find(jetstream, settings)
         acknowledgement = Acknowledgement(catalog, feed, bucket, settings.prefix)
         return await objects_command.run(args, feed, bucket, settings.prefix, acknowledgement)
-    finally:
-        bucket.close()
-        await jetstream.close()
 
 
 async def consume_role(settings: Settings, substitute: Callable[[Servers], Servers] = lambda servers: servers) -> int:
@@ -411,9 +420,7 @@ async def consume_role(settings: Settings, substitute: Callable[[Servers], Serve
 async def verify(args: argparse.Namespace, settings: Settings, telemetry: Telemetry) -> int:
     """Run `bronze verify`: print what it finds, and report the shares. Returns the exit code."""
     period = verify_command.period(args)
-    jetstream = await JetStream.connect(settings.nats_url, server_name=settings.nats_server_name)
-    bucket = S3Bucket(settings)
-    try:
+    async with _queue_and_bucket(settings) as (jetstream, bucket):
         await bucket.check()
         async with (
             open_prometheus(settings, TELEMETRY_S_MAX) as prometheus,
@@ -429,9 +436,6 @@ async def verify(args: argparse.Namespace, settings: Settings, telemetry: Teleme
                     progress.step,
                 )
                 results = await verification.run(period, sources.load(settings.sources), deep=args.deep)
-    finally:
-        bucket.close()
-        await jetstream.close()
     report_shares(telemetry.instruments, results, time.time())
     return verify_command.report(args, period, results)
 
@@ -470,17 +474,12 @@ async def canary_role(settings: Settings) -> int:
 @asynccontextmanager
 async def open_exemplar_verification(settings: Settings) -> AsyncIterator[Verification]:
     """A verification that needs the bucket only to read, and the queue only for the catalog. Raises `Unavailable`."""
-    jetstream = await JetStream.connect(settings.nats_url, server_name=settings.nats_server_name)
-    bucket = S3Bucket(settings)
-    try:
-        async with (
-            open_prometheus(settings, TELEMETRY_S_MAX) as prometheus,
-            open_trace_store(settings, TELEMETRY_S_MAX) as trace_store,
-        ):
-            yield Verification(bucket, Feed(jetstream), prometheus, trace_store, settings.prefix)
-    finally:
-        bucket.close()
-        await jetstream.close()
+    async with (
+        _queue_and_bucket(settings) as (jetstream, bucket),
+        open_prometheus(settings, TELEMETRY_S_MAX) as prometheus,
+        open_trace_store(settings, TELEMETRY_S_MAX) as trace_store,
+    ):
+        yield Verification(bucket, Feed(jetstream), prometheus, trace_store, settings.prefix)
 
 
 @asynccontextmanager
@@ -556,10 +555,8 @@ async def change_lanes(
 
 async def rebuild_catalog(settings: Settings, *, dry_run: bool) -> int:
     """Run `bronze catalog rebuild`: rebuild the catalog from the bucket. Returns the exit code."""
-    jetstream = await JetStream.connect(settings.nats_url, server_name=settings.nats_server_name)
-    bucket = S3Bucket(settings)
     found = BucketContents()
-    try:
+    async with _queue_and_bucket(settings) as (jetstream, bucket):
         await bucket.check()
         with Progress("objects read") as progress, tempfile.TemporaryFile() as spool:
             rebuild = Rebuild(bucket, settings.prefix, progress.step)
@@ -571,8 +568,5 @@ async def rebuild_catalog(settings: Settings, *, dry_run: bool) -> int:
                 declared = sources.load(settings.sources)
                 lanes = [state.lane for source in declared for state in await queue.lanes_of(source)]
                 await rebuild.compare(queue, lanes, found)
-    finally:
-        bucket.close()
-        await jetstream.close()
     report_rebuilt(found, dry_run=dry_run)
     return 0
