@@ -163,10 +163,10 @@ def graph(info: PanelInfo, unit: str, *targets: Target, width: int = 8, height: 
     return _finished(panel, info, targets, width, height)
 
 
-def percentile_graph(panel: timeseries.Panel, floor: float = 0.001) -> timeseries.Panel:
+def percentile_graph(panel: timeseries.Panel, floor: float = 0.001, base: float = 10) -> timeseries.Panel:
     """Adds the last and the largest value of each percentile to the legend, fixed colours, and a logarithmic axis."""
     panel = panel.legend(_legend(LegendDisplayMode.TABLE).calcs(["lastNotNull", "max"]))
-    return log_axis(colours(panel, {"^p50": "light-blue", "^p95": "blue", "^p99": "purple"}), floor)
+    return log_axis(colours(panel, {"^p50": "light-blue", "^p95": "blue", "^p99": "purple"}), floor, base)
 
 
 def expected_zero(panel: timeseries.Panel) -> timeseries.Panel:
@@ -174,9 +174,9 @@ def expected_zero(panel: timeseries.Panel) -> timeseries.Panel:
     return panel.axis_soft_max(1)
 
 
-def log_axis(panel: timeseries.Panel, floor: float = 0.001) -> timeseries.Panel:
-    """For values that are judged by a line: those far below it can be distinguished, too."""
-    scale = common.ScaleDistributionConfig().type(ScaleDistribution.LOG).log(10)
+def log_axis(panel: timeseries.Panel, floor: float = 0.001, base: float = 10) -> timeseries.Panel:
+    """For values that are judged by a line: those far below it can be distinguished, too. Bytes need the base 2."""
+    scale = common.ScaleDistributionConfig().type(ScaleDistribution.LOG).log(base)
     return panel.scale_distribution(scale).min(floor).fill_opacity(0)
 
 
@@ -196,6 +196,7 @@ def tile(info: PanelInfo, unit: str, *targets: prometheus.Dataquery, width: int 
     panel = stat.Panel().unit(unit).graph_mode(BigValueGraphMode.NONE).color_mode(BigValueColorMode.VALUE)
     panel = panel.reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]).values(False))
     panel = panel.orientation(VizOrientation.VERTICAL).text_mode(BigValueTextMode.AUTO).thresholds(steps(NEUTRAL))
+    panel = panel.mappings([_no_value(info.no_data)])
     if info.explained_by:
         uid, title = info.explained_by
         of_source = any("{{bronze_source}}" in str(target.build().legend_format) for target in targets)
@@ -280,7 +281,7 @@ def _finished(panel: _Kind, info: PanelInfo, targets: Sequence[Target], width: i
 
 
 def steps(base: str, *above: tuple[float, str]) -> build.ThresholdsConfig:
-    """A colour, and the values from which on other colours are used. The first colour is also used for no value."""
+    """A colour, and the values from which on other colours are used."""
     return (
         build.ThresholdsConfig()
         .mode(model.ThresholdsMode.ABSOLUTE)
@@ -328,8 +329,24 @@ def merged(panel: table.Panel) -> table.Panel:
 
 def value_names(panel: _ValuePanel, names: Mapping[str, str], colour: str | None = None) -> _ValuePanel:
     """Shows a name for some values, in the colour of their threshold, or in `colour`."""
+    config = panel.build().field_config
+    before: list[Any] = (config.defaults.mappings if config else None) or []
     return panel.mappings(
-        [model.ValueMap({value: model.ValueMappingResult(text=name, color=colour)}) for value, name in names.items()]
+        [
+            *before,
+            *(
+                model.ValueMap({value: model.ValueMappingResult(text=name, color=colour)})
+                for value, name in names.items()
+            ),
+        ]
+    )
+
+
+def _no_value(text: str) -> model.SpecialValueMap:
+    """An empty result is neither good nor bad. Without this, it has the colour of the first threshold."""
+    result = model.ValueMappingResult(text=text, color=UNKNOWN)
+    return model.SpecialValueMap(
+        model.DashboardSpecialValueMapOptions(match=model.SpecialValueMatch.NULL_AND_NAN, result=result)
     )
 
 
@@ -467,7 +484,18 @@ class Board:
                 for panel in row.panels:
                     board.with_panel(panel)
         built: dict[str, Any] = json.loads(json.dumps(board.build(), cls=JSONEncoder))
+        # what the SDK, which knows Grafana 11.6, cannot express
+        for variable in built["templating"]["list"]:
+            if variable["name"] in _IN_MENU:
+                variable["hide"] = 3  # in the menu of controls
+        for placed in built["panels"]:
+            if placed["type"] == "state-timeline":
+                placed["options"]["perPage"] = 0  # no pages
         return {**built, "annotations": {"list": _ANNOTATIONS}}
+
+
+#: The variables that hardly anybody changes.
+_IN_MENU = {"prometheus", "tempo", "api_url"}
 
 
 def _variables() -> list[Builder[model.VariableModel]]:
@@ -527,6 +555,7 @@ def _annotation(name: str, colour: str, expr: str, title: str, text_format: str)
         "datasource": PROMETHEUS.to_json(),
         "enable": True,
         "hide": False,
+        "placement": "inControlsMenu",
         "iconColor": colour,
         "target": {"refId": "Anno", "expr": expr, "interval": "", "legendFormat": ""},
         "titleFormat": title,

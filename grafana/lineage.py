@@ -17,9 +17,7 @@ def board() -> Board:
         "Lineage",
         "Type a classification_id, a submission_id, a file_path or a trace_id: its traces, timings and objects.",
         [
-            Row("Search", [guide()]),
-            Row("Search results", [results()]),
-            Row("Bronze writes of a trace", [writes_of_trace()]),
+            Row("Search", [guide(), results(), writes_of_trace()]),
             Row("Latest Bronze writes", [latest_writes()]),
             Row("Trace", [trace()], closed=True),
         ],
@@ -56,7 +54,7 @@ def results() -> Table:
         "span names at most 128 classifications; the column `classification_id` of the objects has all of them.",
         "type one of the first three ids above; or no span with this id is in the time range",
     )
-    return traces.of_ids(info, {f"span.bronze.{name}": name for name in _IDS})
+    return traces.of_ids(info, {f"span.bronze.{name}": name for name in _IDS}).height(6)
 
 
 def writes_of_trace() -> Table:
@@ -66,7 +64,7 @@ def writes_of_trace() -> Table:
         "its oldest submission, or in its own. An upload names the traces of at most 128 submissions.",
         "type a trace_id above; or its submissions were not stored in the time range",
     )
-    return traces.uploads_of(info, "trace_id")
+    return traces.uploads_of(info, "trace_id").height(6)
 
 
 def trace() -> Panel:

@@ -605,7 +605,7 @@ def object_records() -> Timeseries:
 def _median_and_p95(info: PanelInfo, unit: str, name: str) -> Timeseries:
     histogram = f"{name}{{{CONSUMER}, {SOURCE}}}"
     panel = graph(info, unit, *components.percentiles(histogram, (0.5, 0.95)), width=6, height=10)
-    return components.percentile_graph(panel, floor=1)
+    return components.percentile_graph(panel, floor=1, base=2 if unit == BYTES else 10)
 
 
 # --- since the first record

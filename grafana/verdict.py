@@ -124,12 +124,15 @@ def since_incident() -> Stat:
     info = PanelInfo(
         "Since the last incident",
         "How long ago a verdict was red for the last time in the range. *Verdicts over time* shows when and which.",
-        "none in this range",
+        "the rules are not evaluated",
         explained_by=(OVERVIEW, "Verdicts over time"),
     )
     last = f"max(max_over_time(timestamp({_FAILING})[{RANGE}:{STEP}]))"
-    since = components.single_value(f"max({_FAILING}) * 0\nor ({last} - time()) * -1")
-    panel = components.value_names(tile(info, SECONDS, since, height=4), {"0": "it goes on"})
+    none = f"group(last_over_time({verdict.RECORD}[{RANGE}])) - 2"
+    since = components.single_value(f"max({_FAILING}) * 0\nor ({last} - time()) * -1\nor {none}")
+    panel = components.value_names(
+        tile(info, SECONDS, since, height=4), {"-1": "none in this range", "0": "it goes on"}
+    )
     return panel.decimals(0).thresholds(components.steps(GOOD, (0, BAD), (1, NEUTRAL)))
 
 

@@ -372,6 +372,7 @@ def grafana(state: Path, port: int, name: str, *, executable: Path, prometheus: 
     program's own files are not where its packages install them.
     """
     state.mkdir(parents=True, exist_ok=True)
+    provisioning = REPOSITORY / "grafana" / "provisioning"
     config = state / "grafana.ini"
     config.write_text(
         f"""\
@@ -416,7 +417,8 @@ preinstall_disabled = true
             "PROMETHEUS_URL": f"http://{LOOPBACK}:{prometheus}",
             "TEMPO_URL": f"http://{LOOPBACK}:{tempo}",
             "API_URL": f"http://{LOOPBACK}:{api}",
-            "GF_PATHS_PROVISIONING": str(REPOSITORY / "grafana" / "provisioning"),
+            "GF_PATHS_PROVISIONING": str(provisioning),
+            "GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH": str(provisioning / "dashboards" / "bronze-overview.json"),
         },
         port_variable=f"{PORT_VARIABLE}GRAFANA",
     )

@@ -142,6 +142,16 @@ def test_a_panel_says_what_it_means_and_what_it_is_without_data(uid: str, panel:
     assert all(step["value"] != 80 for step in defaults.get("thresholds", {}).get("steps", ()))
 
 
+@each_panel
+def test_a_tile_without_data_has_no_colour_that_judges(uid: str, panel: dict[str, Any]) -> None:
+    if panel["type"] != "stat":
+        return
+    defaults = panel["fieldConfig"]["defaults"]
+    (empty,) = [one["options"] for one in defaults["mappings"] if one["type"] == "special"]
+    assert empty["match"] == "null+nan"
+    assert (empty["result"]["text"], empty["result"]["color"]) == (defaults["noValue"], "gray")
+
+
 def test_what_has_no_words_for_no_data_is_closed_until_it_is_wanted() -> None:
     for document in DOCUMENTS.values():
         assert not {panel["type"] for panel in document["panels"]} & {"nodeGraph", "traces"}
