@@ -35,6 +35,22 @@ attributes that can occur. Each process also serves the same metrics at `/metric
 [truth.md](truth.md) says which numbers are exact, and by how much counters, spans and percentiles err, also while
 processes are killed and parts of the pipeline are down.
 
+## Buckets
+
+All histograms of durations have the same bounds, so that they can be compared: a percentile of a part (encoding, an
+upload) is never above that of the whole (the delivery) if both measure the same submissions. Each process adds its
+objective of deliveries, `BRONZE_FLUSH_AGE_S` + 2 s, as a bound: give all processes the same flush age. The semantic
+conventions advise bounds up to 10 s for `http.server.request.duration`. They are among the bounds here, which go on to
+600 s: a duration beyond the last bound would read as that bound, and a request can take as long as the upload of its
+body. From 60 s to 600 s a percentile reads at most 50 % too much.
+
+While processes of an earlier version, with other bounds, run beside new ones, and in time ranges that contain both,
+what is over 2 s and what is over the objective is counted exactly, since both versions have these bounds. A percentile
+lies between the earlier version's bounds around the true one. Uploads and requests over 60 s of the earlier version
+read 600 s, since its last bound was 60 s; its recorded values stay as they are.
+
+A native histogram would need no bounds; [truth.md](truth.md#error-of-the-percentiles) says why Bronze has none.
+
 ## Sampling
 
 `OTEL_TRACES_SAMPLER` decides which submissions are traced; with its `parentbased_` values, a client that sends a

@@ -20,6 +20,7 @@ from opentelemetry.semconv._incubating.metrics import http_metrics, messaging_me
 from opentelemetry.semconv.metrics import http_metrics as stable_http_metrics
 
 from bronze.errors import DeadLetter, Fault, Halted, Misconfigured, Outage, Refusal, Refused, Unavailable
+from bronze.objectives import DURATION_S_MAX, delivery_s_max
 from bronze.telemetry import schema
 from bronze.telemetry.instruments import Instruments
 from bronze.telemetry.schema import Metric, registry
@@ -39,6 +40,9 @@ from bronze.telemetry.signals import (
 SOURCES = ("vehicles", "status")
 
 METRICS = pytest.mark.parametrize("metric", registry().metrics.values(), ids=lambda metric: metric.name)
+
+#: The bounds that the semantic conventions advise for durations of requests and messaging, in seconds.
+ADVISED_S = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)
 
 #: The part of UCUM that the semantic conventions use: base units, and annotations for what is counted.
 UCUM = {"s", "By", "1"}
@@ -209,6 +213,16 @@ def test_instruments_are_the_registrys_metrics() -> None:
         if isinstance(metric_data.data, HistogramData):
             bounds = metric_data.data.data_points[0].explicit_bounds
             assert tuple(bounds) == declared[metric_data.name].buckets
+
+
+def test_all_durations_have_the_same_bounds() -> None:
+    """Also each with the objective of deliveries: a percentile of a part is never above that of the whole."""
+    durations = [metric for metric in registry().metrics.values() if metric.instrument == "histogram"]
+    durations = [metric for metric in durations if metric.unit == "s"]
+    for objective_s in (None, delivery_s_max(5)):
+        (bounds,) = {metric.bounds(objective_s) for metric in durations}
+    assert {*ADVISED_S, DURATION_S_MAX, delivery_s_max(1), delivery_s_max(15), delivery_s_max(5)} < {*bounds}
+    assert max(bounds) == 600
 
 
 def test_a_declared_metric_without_an_instrument_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

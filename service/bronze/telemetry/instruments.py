@@ -6,8 +6,8 @@
 Record a histogram in the context of what it measures; otherwise its exemplar leads to another trace.
 """
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any, Protocol, Self
 
 from opentelemetry.context import Context
@@ -72,8 +72,7 @@ class Instruments:
 
     @classmethod
     def create(cls, meter: Meter, delivery_objective_s: float | None = None) -> Self:
-        """Creates the instruments as the registry declares them. The objective becomes a bound of the buckets of
-        deliveries.
+        """Creates the instruments as the registry declares them. The objective becomes a bound of every duration.
 
         Raises `Misconfigured` if the registry and the fields of this class differ.
         """
@@ -81,12 +80,9 @@ class Instruments:
         names = {field.name for field in fields(cls)}
         if names != set(declared):
             raise Misconfigured(f"telemetry registry and Instruments differ in {sorted(names ^ set(declared))}")
-        if delivery_objective_s is not None:
-            deliveries = declared["delivery_duration"]
-            buckets = tuple(sorted({*deliveries.buckets, delivery_objective_s}))
-            declared["delivery_duration"] = replace(deliveries, buckets=buckets)
         instruments: dict[str, Any] = {
-            name: _PlainStringInstrument(_create(meter, metric)) for name, metric in declared.items()
+            name: _PlainStringInstrument(_create(meter, metric, metric.bounds(delivery_objective_s)))
+            for name, metric in declared.items()
         }
         return cls(**instruments)
 
@@ -122,7 +118,7 @@ def _field(metric: Metric) -> str:
     return metric.name.removeprefix("bronze.").replace(".", "_")
 
 
-def _create(meter: Meter, metric: Metric) -> Any:
+def _create(meter: Meter, metric: Metric, bounds: Sequence[float]) -> Any:
     match metric.instrument:
         case "counter":
             return meter.create_counter(metric.name, metric.unit, metric.brief)
@@ -130,7 +126,7 @@ def _create(meter: Meter, metric: Metric) -> Any:
             return meter.create_gauge(metric.name, metric.unit, metric.brief)
         case "histogram":
             return meter.create_histogram(
-                metric.name, metric.unit, metric.brief, explicit_bucket_boundaries_advisory=metric.buckets
+                metric.name, metric.unit, metric.brief, explicit_bucket_boundaries_advisory=bounds
             )
         case instrument:
             raise Misconfigured(f"telemetry registry: {metric.name}: there is no kind of instrument {instrument!r}")

@@ -64,6 +64,16 @@ class Metric:
         suffixes = (_PROMETHEUS_UNITS.get(self.unit), "total" if self.instrument == "counter" else None)
         return "_".join([*words, *(suffix for suffix in suffixes if suffix and suffix not in words)])
 
+    def bounds(self, delivery_objective_s: float | None) -> tuple[float, ...]:
+        """The buckets in a process with this objective of deliveries, which is a bound of every duration.
+
+        Durations that are compared need the same bounds: otherwise a percentile of a part can be above that of the
+        whole.
+        """
+        if delivery_objective_s is None or not self.buckets or self.unit != "s":
+            return self.buckets
+        return tuple(sorted({*self.buckets, delivery_objective_s}))
+
     def combinations(self, role: str, sources: Sequence[str]) -> Iterator[dict[str, str]]:
         """Each set of attributes that a process of this role can emit, given the declared sources."""
         for factors in self.emits.get(role, ()):

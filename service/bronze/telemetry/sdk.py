@@ -251,11 +251,11 @@ def assemble(
 ) -> Telemetry:
     """Telemetry from parts that `start` and tests choose. Exporters are created with the provider for their counts.
 
-    Without an objective, deliveries have only the registry's buckets.
+    Without an objective, durations have only the registry's buckets.
     """
     prometheus_registry = CollectorRegistry()  # not the library's global registry
     readers = [*metric_readers, *(PeriodicExportingMetricReader(exporter) for exporter in metric_exporters)]
-    meters = _meter_provider(resource, prometheus_registry, readers)
+    meters = _meter_provider(resource, prometheus_registry, readers, delivery_objective_s)
     for metric_exporter in metric_exporters:
         if isinstance(metric_exporter, losses.CountedMetrics):
             metric_exporter.use_meters(meters)
@@ -279,13 +279,16 @@ def assemble(
 
 
 def _meter_provider(
-    resource: Resource, prometheus_registry: CollectorRegistry, readers: Sequence[MetricReader]
+    resource: Resource,
+    prometheus_registry: CollectorRegistry,
+    readers: Sequence[MetricReader],
+    delivery_objective_s: float | None,
 ) -> MeterProvider:
     return MeterProvider(
         [PrometheusMetricReader(scope_info_enabled=False, registry=prometheus_registry), *readers],
         resource,
         shutdown_on_exit=False,
-        views=_views(),
+        views=_views(delivery_objective_s),
     )
 
 
@@ -334,19 +337,19 @@ def _opt_in_to_stable_http() -> None:
         os.environ["OTEL_SEMCONV_STABILITY_OPT_IN"] = ",".join(["http", *filter(None, opted)])
 
 
-def _views() -> list[View]:
+def _views(delivery_objective_s: float | None) -> list[View]:
     """The exemplars of every histogram, and the buckets of those that libraries create.
 
-    The others have the buckets with which they are created: the objective is one of those of deliveries.
+    The others have the buckets with which they are created.
     """
     return [
         View(
             instrument_name=metric.name,
-            aggregation=ExplicitBucketHistogramAggregation(metric.buckets) if metric.instrumentation else None,
+            aggregation=ExplicitBucketHistogramAggregation(bounds) if metric.instrumentation else None,
             exemplar_reservoir_factory=keep_largest,
         )
         for metric in registry().metrics.values()
-        if metric.buckets
+        if (bounds := metric.bounds(delivery_objective_s))
     ]
 
 
