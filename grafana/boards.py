@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from grafana import health, latency, lineage, overview
+from grafana import health, latency, lineage, overview, source
 from prometheus.rules import differing, names
 
 FOLDER = Path(__file__).resolve().parent / "provisioning" / "dashboards"
@@ -18,7 +18,7 @@ _VARIABLE = re.compile(r"\$\{?\w+(?::\w+)?\}?")
 @cache
 def documents() -> Sequence[Mapping[str, Any]]:
     """All dashboards, in reading order. Built once."""
-    return [board().document() for board in (overview.board, latency.board, lineage.board, health.board)]
+    return [board().document() for board in (overview.board, source.board, latency.board, lineage.board, health.board)]
 
 
 def files() -> Mapping[str, str]:

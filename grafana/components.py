@@ -48,9 +48,12 @@ from grafana_foundation_sdk.models.tempo import SearchTableType
 
 from bronze.objectives import DURATION_S_MAX
 from bronze.telemetry.promql import NO_CANARY, histogram_series
-from grafana.promql import OBJECTIVE_S, RANGE, STEP, quantile, rate
+from grafana.promql import LEDGER, OBJECTIVE_S, RANGE, STEP, quantile, rate
 
 TAG = "bronze"
+
+#: The UID of the board for one source.
+SOURCE_BOARD = "bronze-source"
 
 #: The runbook that the API serves. Each dashboard has the variable, since Grafana reads no setting in a dashboard.
 RUNBOOK_URL = "${api_url}/runbook"
@@ -166,7 +169,8 @@ def graph(info: PanelInfo, unit: str, *targets: Target, width: int = 8, height: 
 def percentile_graph(panel: timeseries.Panel, floor: float = 0.001, base: float = 10) -> timeseries.Panel:
     """Adds the last and the largest value of each percentile to the legend, fixed colours, and a logarithmic axis."""
     panel = panel.legend(_legend(LegendDisplayMode.TABLE).calcs(["lastNotNull", "max"]))
-    return log_axis(colours(panel, {"^p50": "light-blue", "^p95": "blue", "^p99": "purple"}), floor, base)
+    by_name = {"^p50": "light-blue", "^p95": "blue", "^p99": "purple", "^mean": "#4CB5AE"}
+    return log_axis(colours(panel, by_name), floor, base)
 
 
 def expected_zero(panel: timeseries.Panel) -> timeseries.Panel:
@@ -213,6 +217,19 @@ def panel_url(uid: str, title: str, *, of_source: bool = False) -> str:
     """Opens a panel in full size, for the same time range and variables; `of_source`: for the source of the value."""
     choice = "var-source=${__field.labels.bronze_source}&${api_url:queryparam}" if of_source else "${__all_variables}"
     return f"/d/{uid}?${{__url_time_range}}&{choice}&viewPanel=panel-{panel_id(title)}"
+
+
+def source_link(source: str) -> tuple[str, str]:
+    """The title and URL of the board for one source, for the same time range. `source` is Grafana's variable for it."""
+    return (
+        "Show the source",
+        f"/d/{SOURCE_BOARD}?${{__url_time_range}}&${{api_url:queryparam}}&var-source=${{{source}}}",
+    )
+
+
+def by_source(panel: timeseries.Panel, ref_id: str = "A") -> timeseries.Panel:
+    """A click on a series of this query opens the board of its source."""
+    return panel.override_by_query(ref_id, [links(source_link("__field.labels.bronze_source"))])
 
 
 def states(info: PanelInfo, *targets: Target, width: int = 24, height: int = 6) -> statetimeline.Panel:
@@ -450,7 +467,9 @@ class Row:
 
 @dataclass(frozen=True)
 class Board:
-    """`uid` never changes: links and bookmarks contain it."""
+    """`uid` never changes: links and bookmarks contain it. `one_source`: exactly one source can be chosen, and no
+    instance.
+    """
 
     uid: str
     title: str
@@ -458,12 +477,15 @@ class Board:
     rows: Sequence[Row]
     variables: Sequence[Builder[model.VariableModel]] = ()
     refresh: str = "30s"
+    one_source: bool = False
 
     def document(self) -> dict[str, Any]:
         """The JSON model that Grafana reads."""
         board = build.Dashboard(self.title).uid(self.uid).description(self.description).tags([TAG]).readonly()
         board = board.time("now-30m", "now").refresh(self.refresh).timezone(TimeZoneBrowser)
-        board = board.tooltip(model.DashboardCursorSync.CROSSHAIR).variables([*_variables(), *self.variables])
+        board = board.tooltip(model.DashboardCursorSync.CROSSHAIR).variables(
+            [*_variables(one_source=self.one_source), *self.variables]
+        )
         board = board.link(
             build.DashboardLink(TAG.capitalize())
             .type(model.DashboardLinkType.DASHBOARDS)
@@ -498,14 +520,20 @@ class Board:
 _IN_MENU = {"prometheus", "tempo", "api_url"}
 
 
-def _variables() -> list[Builder[model.VariableModel]]:
+def _variables(*, one_source: bool) -> list[Builder[model.VariableModel]]:
+    metrics, api = _datasource("prometheus", "Metrics"), text_variable("api_url", "API", "http://127.0.0.1:8000")
+    if one_source:
+        # Grafana takes the first source if there is none of this name
+        chosen = model.VariableOption(selected=True, text="vehicles", value="vehicles")
+        declared = f"label_values(bronze_ledger_records{{{LEDGER}, {NO_CANARY}}}, bronze_source)"
+        return [_of_label("source", "Source", declared).current(chosen), metrics, api]
     ours = f'{{__name__=~"bronze_(records|publisher_submissions)_total", job=~"bronze/.+", {NO_CANARY}}}'
     return [
-        _of_label("source", "Source", f"label_values({ours}, bronze_source)"),
-        _of_label("instance", "Instance", f"label_values({ours}, instance)"),
-        _datasource("prometheus", "Metrics"),
+        _several(_of_label("source", "Source", f"label_values({ours}, bronze_source)")),
+        _several(_of_label("instance", "Instance", f"label_values({ours}, instance)")),
+        metrics,
         _datasource("tempo", "Traces"),
-        text_variable("api_url", "API", "http://127.0.0.1:8000"),  # its address for the browser
+        api,  # its address for the browser
     ]
 
 
@@ -517,11 +545,12 @@ def _of_label(name: str, label: str, values: str) -> build.QueryVariable:
         .query({"query": values, "refId": name})
         .refresh(model.VariableRefresh.ON_TIME_RANGE_CHANGED)
         .sort(model.VariableSort.ALPHABETICAL_ASC)
-        .multi(True)
-        .include_all(True)
-        .all_value(".*")
-        .current(model.VariableOption(selected=True, text="All", value="$__all"))
     )
+
+
+def _several(variable: build.QueryVariable) -> build.QueryVariable:
+    every = model.VariableOption(selected=True, text="All", value="$__all")
+    return variable.multi(True).include_all(True).all_value(".*").current(every)
 
 
 def _datasource(kind: str, label: str) -> build.DatasourceVariable:

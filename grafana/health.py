@@ -253,7 +253,10 @@ def firing() -> Table:
                 ],
             ),
             "severity": ("Severity", [components.width_px(90)]),
-            "bronze_source": ("Source", [components.width_px(100)]),
+            "bronze_source": (
+                "Source",
+                [components.width_px(100), components.links(components.source_link("__value.raw"))],
+            ),
             "instance": ("Instance", []),
         },
     )

@@ -207,7 +207,7 @@ def mean_upload_by_source() -> Timeseries:
     by_source = query(mean(UPLOADS, "bronze_source"), "{{bronze_source}}")
     p95 = query(quantile(0.95, UPLOADS), "p95 of all", exemplars=True)
     panel = components.log_axis(graph(info, SECONDS, by_source, p95, limit_line(), width=12))
-    return components.faded(panel, "p95 of all")
+    return components.by_source(components.faded(panel, "p95 of all"))
 
 
 def uploads_counted() -> Timeseries:
@@ -319,7 +319,7 @@ def sources() -> Table:
     return components.columns(
         components.merged(panel),
         {
-            "bronze_source": ("Source", []),
+            "bronze_source": ("Source", [components.links(components.source_link("__value.raw"))]),
             "Value #A": ("Verdict", verdict.as_cells()),
             "Value #B": ("Records that wait", [components.in_unit(EXACT)]),
             "Value #C": ("Oldest message", [components.in_unit(SECONDS)]),
@@ -383,7 +383,7 @@ def records_in() -> Timeseries:
         "no source has reported yet",
     )
     panel = graph(info, RECORDS_PER_S, query(rate(_ACCEPTED, "bronze_source"), "{{bronze_source}}"))
-    return components.stacked(panel)
+    return components.by_source(components.stacked(panel))
 
 
 def bytes_in_and_out() -> Timeseries:
@@ -491,7 +491,8 @@ def queue_depth() -> Timeseries:
         "no lane has reported yet",
         ["BronzeBacklogLarge", "BronzeBacklogOverdue"],
     )
-    return components.expected_zero(graph(info, COUNT, query(_DEPTH, "{{bronze_source}}/{{bronze_lane}}"), width=6))
+    panel = graph(info, COUNT, query(_DEPTH, "{{bronze_source}}/{{bronze_lane}}"), width=6)
+    return components.by_source(components.expected_zero(panel))
 
 
 def oldest_age() -> Timeseries:
@@ -501,13 +502,8 @@ def oldest_age() -> Timeseries:
         "no lane has reported yet",
         ["BronzeBacklogOverdue", "BronzeLaneStuck"],
     )
-    return graph(
-        info,
-        SECONDS,
-        query(_AGE, "{{bronze_source}}/{{bronze_lane}}"),
-        components.delivery_limit_line(),
-        width=6,
-    )
+    by_lane = query(_AGE, "{{bronze_source}}/{{bronze_lane}}")
+    return components.by_source(graph(info, SECONDS, by_lane, components.delivery_limit_line(), width=6))
 
 
 def lanes() -> Table:
@@ -558,7 +554,7 @@ def upload_latency_by_source() -> Timeseries:
         ["BronzeUploadsSlow"],
     )
     by_source = query(quantile(0.95, UPLOADS, "bronze_source"), "{{bronze_source}}", exemplars=True)
-    return components.log_axis(graph(info, SECONDS, by_source, limit_line()))
+    return components.by_source(components.log_axis(graph(info, SECONDS, by_source, limit_line())))
 
 
 def delivery_latency() -> Timeseries:

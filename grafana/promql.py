@@ -38,7 +38,7 @@ INGEST = f'{API}, http_route="/v1/ingest/{{source}}"'
 REQUESTS = f"http_server_request_duration_seconds{{{INGEST}}}"
 UPLOADS = f'bronze_upload_duration_seconds{{{CONSUMER}, {SOURCE}, bronze_outcome="success"}}'
 DELIVERIES = f"bronze_delivery_duration_seconds{{{CONSUMER}, {SOURCE}}}"
-_OBJECTIVES = f"bronze_delivery_objective_seconds{{{CONSUMER}, {SOURCE}}}"
+_OBJECTIVES = f'bronze_delivery_objective_seconds{{job="bronze/consumer", {SOURCE}}}'
 #: The limit of deliveries: the largest of the chosen sources.
 OBJECTIVE_S = f"max({_OBJECTIVES})"
 
@@ -138,12 +138,17 @@ def share_above_limit(histogram: str) -> str:
 
 def share_delivered_late() -> str:
     """The share of late deliveries, by the objective that the consumers of each source report."""
+    return f"1 - {ratio(delivered_on_time(DELIVERIES), rate(histogram_series(DELIVERIES, 'count')))}"
+
+
+def delivered_on_time(deliveries: str) -> str:
+    """Deliveries per second within the objective of their source."""
     return f"""\
-1 - sum(
-  rate({histogram_series(DELIVERIES, "bucket")}[{STEP}])
+sum(
+  rate({histogram_series(deliveries, "bucket")}[{STEP}])
   and on (bronze_source, le)
   count_values by (bronze_source) ("le", max by (bronze_source) ({_OBJECTIVES}))
-) / ({rate(histogram_series(DELIVERIES, "count"))} > 0)"""
+)"""
 
 
 def seconds_above(expr: str, limit: str) -> str:

@@ -77,7 +77,7 @@ def test_a_dashboard_is_found_by_its_uid_and_cannot_be_changed(uid: str) -> None
 
 
 def test_the_uids_are_those_that_links_and_bookmarks_hold() -> None:
-    assert set(DOCUMENTS) == {"bronze-overview", "bronze-latency", "bronze-lineage", "bronze-health"}
+    assert set(DOCUMENTS) == {"bronze-overview", "bronze-source", "bronze-latency", "bronze-lineage", "bronze-health"}
 
 
 @pytest.mark.parametrize("uid", DOCUMENTS)
@@ -124,6 +124,23 @@ def test_panels_fill_the_grid_and_do_not_overlap(uid: str) -> None:
     assert set(widths.values()) == {24}
 
 
+def test_each_stage_of_a_source_has_the_same_three_panels() -> None:
+    """And each panel shows the chosen source alone."""
+    rows: dict[str, list[str]] = {}
+    for panel in DOCUMENTS["bronze-source"]["panels"]:
+        if panel["type"] == "row":
+            panels_of_row = rows.setdefault(panel["title"], [])
+        else:
+            panels_of_row.append(panel["title"])
+    for title, names in list(rows.items())[1:]:
+        stage = title.removeprefix("Stage: ").capitalize()
+        assert names == [f"{stage}, by outcome", f"{stage}, duration", f"{stage}, errors"]
+    for query in QUERIES:
+        if query.dashboard == "bronze-source" and not query.panel.startswith(("annotation", "variable")):
+            selected = selectors(query.asked({"__rate_interval": "1m", "__range": "30m"}))
+            assert all("$source" in "".join(value for _, _, value in matchers) for _, matchers in selected), query
+
+
 # --- a panel
 
 
@@ -167,8 +184,11 @@ def test_the_links_of_a_panel_lead_somewhere(uid: str, panel: dict[str, Any]) ->
     there = {(uid, str(panel["id"])) for uid, panel in PANELS}
     for link in _found(panel, "url"):
         dashboard = re.match(r"/d/([\w-]+)\?.*&viewPanel=panel-(\d+)$", link)
+        of_source = re.match(
+            r"/d/bronze-source\?.*&var-source=\$\{(__value\.raw|__field\.labels\.bronze_source)\}$", link
+        )
         page = re.match(r"\$\{api_url\}/\?q=\$\{(__value\.raw:percentencode|__data\.fields\.traceIdHidden)\}$", link)
-        assert page or (dashboard and dashboard.groups() in there)
+        assert page or of_source or (dashboard and dashboard.groups() in there)
 
 
 @each_panel
