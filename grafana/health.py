@@ -509,7 +509,7 @@ def since_compared() -> Stat:
         "minute.",
         "no comparison is complete yet",
         ["BronzeRecordsMissing"],
-        ("bronze-overview", "Lanes"),
+        ("bronze-overview", "Sources"),
     )
     compared = 'max(bronze_missing_compared_time_seconds{job="bronze/consumer"})'
     return tile(info, SECONDS, single_value(f"time() - {compared}"), width=6, height=9).decimals(0)

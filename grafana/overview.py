@@ -1,10 +1,8 @@
 """Bronze overview: does everything work, and if not, which stage fails."""
 
-from grafana_foundation_sdk.builders.heatmap import Panel as Heatmap
 from grafana_foundation_sdk.builders.stat import Panel as Stat
 from grafana_foundation_sdk.builders.table import Panel as Table
 from grafana_foundation_sdk.builders.timeseries import Panel as Timeseries
-from grafana_foundation_sdk.models.common import VizOrientation
 
 from bronze.objectives import DURATION_S_MAX
 from bronze.telemetry import promql
@@ -13,16 +11,13 @@ from grafana import components, verdict
 from grafana.components import (
     BAD,
     BYTES,
-    BYTES_PER_S,
     COUNT,
     COUNTS_PER_S,
     EXACT,
     GOOD,
-    MESSAGES_PER_S,
     NEUTRAL,
     RECORDS_PER_S,
     SECONDS,
-    WRITES_PER_S,
     Board,
     PanelInfo,
     Row,
@@ -41,7 +36,6 @@ from grafana.promql import (
     INTERVAL,
     LEDGER,
     OBJECTIVE_S,
-    PUBLISHER,
     REQUESTS,
     SOURCE,
     THRESHOLDS,
@@ -69,6 +63,8 @@ _PROCESSED = f"messaging_process_duration_seconds{{{CONSUMER}, {DESTINATION}}}"
 _DEPTH = promql.newest(f"bronze_queue_depth{{{CONSUMER}, {SOURCE}}}", _LANE)
 _AGE = promql.newest(f"bronze_queue_oldest_age_seconds{{{CONSUMER}, {SOURCE}}}", _LANE)
 _POSITION = f"max by ({_LANE}) (bronze_lane_position{{{CONSUMER}, {SOURCE}}})"
+
+_TO_SOURCE = components.links(components.source_link("__value.raw"))
 
 #: No 4xx has a colour that means good, fair or bad: senders have to correct these.
 _BY_STATUS = {
@@ -126,42 +122,29 @@ def board() -> Board:
                     request_latency(),
                     refused(),
                     records_in(),
-                    bytes_in_and_out(),
-                    publishers(),
                 ],
             ),
             Row(
                 "Processing",
                 [
-                    messages(),
                     records_out(),
                     processing_time(),
                     consumer_errors(),
                     queue_depth(),
                     oldest_age(),
-                    lanes(),
                 ],
             ),
             Row(
                 "Upload",
                 [
-                    uploads(),
                     upload_latency_by_source(),
                     delivery_latency(),
-                    upload_distribution(),
-                    object_size(),
-                    object_records(),
                 ],
             ),
             Row(
                 "Since the first record",
                 [
-                    accepted_in_all(),
-                    records_in_all(),
-                    not_done(),
-                    objects_in_all(),
-                    bytes_in_all(),
-                    not_in_rows(),
+                    ledger(),
                 ],
             ),
         ],
@@ -281,7 +264,7 @@ def missing() -> Stat:
         "in the queue. Both are proven, not calculated from counters. If it is not 0, act now: see the runbook.",
         "no consumer has reported yet",
         ["BronzeRecordsMissing"],
-        explained_by=("bronze-overview", "Lanes"),
+        explained_by=("bronze-overview", "Sources"),
     )
     number = single_value(promql.missing(f"{CONSUMER}, {SOURCE}"))
     return tile(info, EXACT, number).decimals(0).thresholds(components.zero_is_good(bad=1))
@@ -301,29 +284,33 @@ def refused_in_range() -> Stat:
 def sources() -> Table:
     info = PanelInfo(
         "Sources",
-        "Each source now: whether its uploads are well, its records that wait, the age of its oldest message, and the "
-        "time since its last upload. A source without new records may have any time since its last upload.",
+        "Each source now: whether its uploads are well, its records that wait, the age of its oldest message, the "
+        "time since its last upload, and what is missing. A source without new records may have any time since its "
+        "last upload.",
         "no source has reported yet",
-        ["BronzeUploadsMissing", "BronzeLaneStuck"],
+        ["BronzeUploadsMissing", "BronzeLaneStuck", "BronzeRecordsMissing"],
     )
     judged = f"max by (bronze_source) (bronze:source_verdict{{{SOURCE}}})"
     last = f"max by (bronze_source) (bronze_upload_last_success_time_seconds{{{CONSUMER}, {SOURCE}}})"
+    missing_of_source = promql.missing(f"{CONSUMER}, {SOURCE}", "bronze_source")
     panel = components.listing(
         info,
         components.rows(judged),
         components.rows(promql.waiting(f"{LEDGER}, {SOURCE}")),
         components.rows(f"max by (bronze_source) ({_AGE})"),
         components.rows(f"time() - {last}"),
+        components.rows(missing_of_source),
         height=7,
     )
     return components.columns(
         components.merged(panel),
         {
-            "bronze_source": ("Source", [components.links(components.source_link("__value.raw"))]),
+            "bronze_source": ("Source", [_TO_SOURCE]),
             "Value #A": ("Verdict", verdict.as_cells()),
             "Value #B": ("Records that wait", [components.in_unit(EXACT)]),
             "Value #C": ("Oldest message", [components.in_unit(SECONDS)]),
             "Value #D": ("Since the last upload", [components.in_unit(SECONDS)]),
+            "Value #E": ("Missing objects and messages", [components.in_unit(EXACT)]),
         },
     )
 
@@ -341,7 +328,7 @@ def requests_by_status() -> Timeseries:
         ["BronzeRequestsSlow", "BronzeRequestsFail"],
     )
     by_status = counted_per_interval(histogram_series(REQUESTS, "count"), "http_response_status_code")
-    panel = components.bars(graph(info, COUNT, query(by_status, "{{http_response_status_code}}")))
+    panel = components.bars(graph(info, COUNT, query(by_status, "{{http_response_status_code}}"), width=6))
     return components.colours(panel, _BY_STATUS)
 
 
@@ -354,7 +341,7 @@ def request_latency() -> Timeseries:
         ["BronzeRequestsSlow"],
     )
     return components.percentile_graph(
-        graph(info, SECONDS, *components.percentiles(REQUESTS, exemplars=True), limit_line())
+        graph(info, SECONDS, *components.percentiles(REQUESTS, exemplars=True), limit_line(), width=6)
     )
 
 
@@ -372,6 +359,7 @@ def refused() -> Timeseries:
             query(rate(_REJECTED), "all"),
             query(f"{rate(_REJECTED, 'error_type')} > 0", "{{error_type}}"),
             query(f"{rate(_INVALID, 'error_type')} > 0", "quarantined: {{error_type}}"),
+            width=6,
         )
     )
 
@@ -382,53 +370,11 @@ def records_in() -> Timeseries:
         "Accepted records per second, by source. It falls to 0 when senders stop or their submissions are refused.",
         "no source has reported yet",
     )
-    panel = graph(info, RECORDS_PER_S, query(rate(_ACCEPTED, "bronze_source"), "{{bronze_source}}"))
+    panel = graph(info, RECORDS_PER_S, query(rate(_ACCEPTED, "bronze_source"), "{{bronze_source}}"), width=6)
     return components.by_source(components.stacked(panel))
 
 
-def bytes_in_and_out() -> Timeseries:
-    info = PanelInfo(
-        "Bytes accepted and stored",
-        "Accepted: bytes of decompressed bodies. Stored: bytes of compressed objects, so this is lower, and changes "
-        "only when objects are written.",
-        "no source has reported yet",
-    )
-    return graph(
-        info,
-        BYTES_PER_S,
-        query(rate(f'bronze_bytes_total{{{API}, {SOURCE}, bronze_outcome="accepted"}}'), "accepted"),
-        query(rate(f'bronze_bytes_total{{{CONSUMER}, {SOURCE}, bronze_outcome="stored"}}'), "stored"),
-    )
-
-
-def publishers() -> Stat:
-    info = PanelInfo(
-        "Submissions of Bronze publishers",
-        "Submissions of `bronze publish` and `bronze simulate` in the range, by outcome. Other clients are not "
-        "included. unknown: neither a 202 nor a refusal arrived in time; a retry under the same Idempotency-Key "
-        "shows the outcome.",
-        "no publisher has run",
-        explained_by=("bronze-overview", "Records accepted"),
-    )
-    sent = counted(f"bronze_publisher_submissions_total{{{PUBLISHER}, {SOURCE}}}", "bronze_outcome")
-    panel = tile(info, EXACT, single_value(sent, "{{bronze_outcome}}"), width=8, height=9).decimals(0)
-    return panel.orientation(VizOrientation.HORIZONTAL)
-
-
 # --- processing
-
-
-def messages() -> Timeseries:
-    info = PanelInfo(
-        "Messages",
-        "Messages per second that the API sent to the queue and that the consumer read from it. While less is read "
-        "than sent, the backlog grows.",
-        "no process has reported yet",
-        ["BronzeBacklogLarge"],
-    )
-    sent = f"messaging_client_sent_messages_total{{{API}, {DESTINATION}}}"
-    received = f"messaging_client_consumed_messages_total{{{CONSUMER}, {DESTINATION}}}"
-    return graph(info, MESSAGES_PER_S, query(rate(sent), "sent"), query(rate(received), "read"), width=6)
 
 
 def records_out() -> Timeseries:
@@ -440,7 +386,7 @@ def records_out() -> Timeseries:
         "no consumer has reported yet",
         ["BronzeRecordsQuarantined", "BronzePoison"],
     )
-    panel = graph(info, RECORDS_PER_S, query(rate(_ENDED, "bronze_outcome"), "{{bronze_outcome}}"), width=6)
+    panel = graph(info, RECORDS_PER_S, query(rate(_ENDED, "bronze_outcome"), "{{bronze_outcome}}"))
     return components.stacked(components.colours(panel, {"stored": GOOD, "quarantined": BAD, "duplicate": NEUTRAL}))
 
 
@@ -458,7 +404,6 @@ def processing_time() -> Timeseries:
             SECONDS,
             *components.percentiles(_PROCESSED, exemplars=True),
             components.delivery_limit_line(),
-            width=6,
         )
     )
 
@@ -478,7 +423,6 @@ def consumer_errors() -> Timeseries:
             COUNTS_PER_S,
             query(rate(errors), "all"),
             query(f"{rate(errors, 'bronze_step, error_type')} > 0", "{{bronze_step}}: {{error_type}}"),
-            width=6,
         )
     )
 
@@ -491,7 +435,7 @@ def queue_depth() -> Timeseries:
         "no lane has reported yet",
         ["BronzeBacklogLarge", "BronzeBacklogOverdue"],
     )
-    panel = graph(info, COUNT, query(_DEPTH, "{{bronze_source}}/{{bronze_lane}}"), width=6)
+    panel = graph(info, COUNT, query(_DEPTH, "{{bronze_source}}/{{bronze_lane}}"), width=12)
     return components.by_source(components.expected_zero(panel))
 
 
@@ -503,46 +447,10 @@ def oldest_age() -> Timeseries:
         ["BronzeBacklogOverdue", "BronzeLaneStuck"],
     )
     by_lane = query(_AGE, "{{bronze_source}}/{{bronze_lane}}")
-    return components.by_source(graph(info, SECONDS, by_lane, components.delivery_limit_line(), width=6))
-
-
-def lanes() -> Table:
-    info = PanelInfo(
-        "Lanes",
-        "Each lane: waiting messages, the age of the oldest, and the position, which is the sequence of the last "
-        "stored message. If messages wait and the position does not change, the lane is stuck.",
-        "no lane has reported yet",
-        ["BronzeLaneStuck", "BronzeLaneHalted"],
-    )
-    return components.columns(
-        components.merged(
-            components.listing(
-                info, components.rows(_DEPTH), components.rows(_AGE), components.rows(_POSITION), width=12
-            )
-        ),
-        {
-            "bronze_source": ("Source", []),
-            "bronze_lane": ("Lane", [components.width_px(70)]),
-            "Value #A": ("Waiting", [components.in_unit(EXACT)]),
-            "Value #B": ("Oldest", [components.in_unit(SECONDS)]),
-            "Value #C": ("Position", [components.in_unit(EXACT)]),
-        },
-    )
+    return components.by_source(graph(info, SECONDS, by_lane, components.delivery_limit_line(), width=12))
 
 
 # --- upload
-
-
-def uploads() -> Timeseries:
-    info = PanelInfo(
-        "Uploads",
-        "Upload attempts per second, by outcome. Failures are retried. If there are failures and no successes, the "
-        "bucket is unavailable, full, or denies access.",
-        "no consumer has reported yet",
-        ["BronzeUploadsFail", "BronzeUploadAttemptsFail"],
-    )
-    panel = graph(info, WRITES_PER_S, query(rate(_ATTEMPTS, "bronze_outcome"), "{{bronze_outcome}}"))
-    return components.stacked(components.colours(panel, {"success": GOOD, "failure": BAD}))
 
 
 def upload_latency_by_source() -> Timeseries:
@@ -554,7 +462,7 @@ def upload_latency_by_source() -> Timeseries:
         ["BronzeUploadsSlow"],
     )
     by_source = query(quantile(0.95, UPLOADS, "bronze_source"), "{{bronze_source}}", exemplars=True)
-    return components.by_source(components.log_axis(graph(info, SECONDS, by_source, limit_line())))
+    return components.by_source(components.log_axis(graph(info, SECONDS, by_source, limit_line(), width=12)))
 
 
 def delivery_latency() -> Timeseries:
@@ -565,118 +473,39 @@ def delivery_latency() -> Timeseries:
         ["BronzeDeliveriesLate"],
     )
     return components.percentile_graph(
-        graph(info, SECONDS, *components.percentiles(DELIVERIES, exemplars=True), components.delivery_limit_line())
+        graph(
+            info,
+            SECONDS,
+            *components.percentiles(DELIVERIES, exemplars=True),
+            components.delivery_limit_line(),
+            width=12,
+        )
     )
-
-
-def upload_distribution() -> Heatmap:
-    info = PanelInfo(
-        "Upload duration",
-        f"Number of uploads by duration. Uploads above the mark *{DURATION_S_MAX:g} s limit* miss the objective. Each "
-        "orange mark is an upload: click it and choose *Show the trace*.",
-        "no upload yet",
-        ["BronzeUploadsSlow"],
-    )
-    return components.distribution(info, UPLOADS, width=12)
-
-
-def object_size() -> Timeseries:
-    info = PanelInfo(
-        "Object size",
-        "Bytes per object. Many small objects slow readers down; a longer flush age gives fewer and larger objects.",
-        "no upload yet",
-    )
-    return _median_and_p95(info, BYTES, "bronze_upload_size_bytes")
-
-
-def object_records() -> Timeseries:
-    info = PanelInfo(
-        "Records per object",
-        "Rows per object. Few rows despite a high flush age: the source sends few records, which is not a fault.",
-        "no upload yet",
-    )
-    return _median_and_p95(info, COUNT, "bronze_upload_records")
-
-
-def _median_and_p95(info: PanelInfo, unit: str, name: str) -> Timeseries:
-    histogram = f"{name}{{{CONSUMER}, {SOURCE}}}"
-    panel = graph(info, unit, *components.percentiles(histogram, (0.5, 0.95)), width=6, height=10)
-    return components.percentile_graph(panel, floor=1, base=2 if unit == BYTES else 10)
 
 
 # --- since the first record
 
 
-def accepted_in_all() -> Stat:
+def ledger() -> Table:
     info = PanelInfo(
-        "Records accepted in all",
-        "All records of each source that the queue accepted: of each submission with a 202, of those whose outcome the "
-        "client does not know, and late copies. The numbers of this row are exact: they are written down in the queue "
-        "and the catalog, and no restart changes them.",
-        "no process has reported yet",
-        explained_by=("bronze-overview", "Records accepted"),
-    )
-    return _of_each_source(info, EXACT, f'bronze_ledger_records{{{LEDGER}, {SOURCE}, bronze_outcome="accepted"}}')
-
-
-def not_done() -> Stat:
-    info = PanelInfo(
-        "Records that wait",
-        "Accepted records of each source that are neither in a row nor in quarantine, nor known to be copies. They "
-        "wait in the queue. It returns to 0 when no new records arrive.",
-        "no process has reported yet",
-        ["BronzeBacklogOverdue"],
-        explained_by=("bronze-overview", "Queue depth"),
-    )
-    value = single_value(promql.waiting(f"{LEDGER}, {SOURCE}"), "{{bronze_source}}")
-    return tile(info, EXACT, value, width=4, height=5).decimals(0).orientation(VizOrientation.HORIZONTAL)
-
-
-def records_in_all() -> Stat:
-    info = PanelInfo(
-        "Records in rows",
-        "All records of each source that are in a row of an object.",
-        "no process has reported yet",
-        explained_by=("bronze-overview", "Records by outcome"),
-    )
-    return _of_each_source(info, EXACT, f'bronze_ledger_records{{{LEDGER}, {SOURCE}, bronze_outcome="stored"}}')
-
-
-def objects_in_all() -> Stat:
-    info = PanelInfo(
-        "Objects",
-        "All objects of each source.",
-        "no process has reported yet",
-        explained_by=("bronze-overview", "Uploads"),
-    )
-    return _of_each_source(info, EXACT, f"bronze_ledger_objects{{{LEDGER}, {SOURCE}}}")
-
-
-def bytes_in_all() -> Stat:
-    info = PanelInfo(
-        "Bytes of objects",
-        "The size of all objects of each source.",
-        "no process has reported yet",
-        explained_by=("bronze-overview", "Bytes accepted and stored"),
-    )
-    return _of_each_source(info, BYTES, f"bronze_ledger_bytes{{{LEDGER}, {SOURCE}}}")
-
-
-def not_in_rows() -> Stat:
-    info = PanelInfo(
-        "Records in no row",
-        "Records that are in quarantine: as dead letters (quarantined) or at the sender's request (rejected). And late "
-        "copies of records that are stored already (duplicate).",
+        "Records and objects of each source",
+        "All that each source ever got. Accepted: by the queue, also those whose outcome the client does not know, and "
+        "late copies. In no row: in quarantine, or a late copy of a stored record. What is left waits. The numbers are "
+        "exact: they are written down in the queue and the catalog, and no restart changes them.",
         "no process has reported yet",
         ["BronzeRecordsQuarantined"],
-        explained_by=("bronze-overview", "Records by outcome"),
     )
-    ended = f'bronze_ledger_records{{{LEDGER}, {SOURCE}, bronze_outcome=~"quarantined|rejected|duplicate"}}'
-    each = f"max by (bronze_source, bronze_outcome) ({ended})"
-    summed = single_value(f"sum by (bronze_outcome) ({each})", "{{bronze_outcome}}")
-    return tile(info, EXACT, summed, width=4, height=5).decimals(0).orientation(VizOrientation.HORIZONTAL)
-
-
-def _of_each_source(info: PanelInfo, unit: str, ledger: str) -> Stat:
-    value = single_value(promql.in_ledger(ledger), "{{bronze_source}}")
-    return tile(info, unit, value, width=4, height=5).orientation(VizOrientation.HORIZONTAL)
+    records = f"bronze_ledger_records{{{LEDGER}, {SOURCE}, bronze_outcome="
+    no_row = f'max by (bronze_source, bronze_outcome) ({records}~"quarantined|rejected|duplicate"}})'
+    numbers = {
+        "Records accepted in all": promql.in_ledger(f'{records}"accepted"}}'),
+        "Records in rows": promql.in_ledger(f'{records}"stored"}}'),
+        "Records in no row": f"sum by (bronze_source) ({no_row})",
+        "Records that wait": promql.waiting(f"{LEDGER}, {SOURCE}"),
+        "Objects": promql.in_ledger(f"bronze_ledger_objects{{{LEDGER}, {SOURCE}}}"),
+        "Bytes of objects": promql.in_ledger(f"bronze_ledger_bytes{{{LEDGER}, {SOURCE}}}"),
+    }
+    panel = components.merged(components.listing(info, *map(components.rows, numbers.values()), height=7))
+    units = {heading: [components.in_unit(BYTES if "Bytes" in heading else EXACT)] for heading in numbers}
+    fields = {f"Value #{ref_id}": (heading, units[heading]) for ref_id, heading in zip("ABCDEF", numbers, strict=True)}
+    return components.columns(panel, {"bronze_source": ("Source", [_TO_SOURCE]), **fields})

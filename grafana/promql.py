@@ -24,7 +24,6 @@ INSTANCE, SOURCE = 'instance=~"$instance"', f'bronze_source=~"$source", {NO_CANA
 DESTINATION = 'messaging_destination_name=~"bronze.($source)", messaging_destination_name!="bronze.canary"'
 API = f'job="bronze/api", {INSTANCE}'
 CONSUMER = f'job="bronze/consumer", {INSTANCE}'
-PUBLISHER = f'job="bronze/publisher", {INSTANCE}'
 #: Its numbers are those of a source, not of an instance.
 LEDGER = promql.LEDGER
 #: Who verifies: the command, and a role that follows exemplars all the time.

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from grafana_foundation_sdk.builders.stat import Panel as Stat
 from grafana_foundation_sdk.builders.statetimeline import Panel as StateTimeline
 from grafana_foundation_sdk.builders.table import Panel as Table
-from grafana_foundation_sdk.models.common import BigValueColorMode
+from grafana_foundation_sdk.builders.timeseries import Panel as Timeseries
+from grafana_foundation_sdk.models.common import BigValueColorMode, VizOrientation
 
 from bronze.objectives import DURATION_S_MAX
 from bronze.telemetry import promql
@@ -14,6 +15,8 @@ from bronze.telemetry.promql import histogram_series
 from grafana import components, verdict
 from grafana.components import (
     BAD,
+    BYTES,
+    BYTES_PER_S,
     COUNT,
     COUNTS_PER_S,
     EXACT,
@@ -142,6 +145,7 @@ def board() -> Board:
                 ],
             ),
             *(stage.row() for stage in stages()),
+            Row("Objects and senders", [object_size(), object_records(), volume(), publishers()], closed=True),
         ],
         one_source=True,
     )
@@ -388,3 +392,59 @@ _STEP = "{{bronze_step}}: {{error_type}}"
 def _errors(counter: str, by: str, legend: str, name: str = "all") -> list[Target]:
     """A counter of errors: the sum, which is 0 without any, and those that occur."""
     return [query(rate(counter), name), query(f"{rate(counter, by)} > 0", legend)]
+
+
+# --- objects and senders
+
+
+def object_size() -> Timeseries:
+    info = PanelInfo(
+        "Object size",
+        "Bytes per object. Many small objects slow readers down; a longer flush age gives fewer and larger objects.",
+        "no upload yet",
+    )
+    return _per_object(info, BYTES, "bronze_upload_size_bytes")
+
+
+def object_records() -> Timeseries:
+    info = PanelInfo(
+        "Records per object",
+        "Rows per object. Few rows despite a high flush age: the source sends few records, which is not a fault.",
+        "no upload yet",
+    )
+    return _per_object(info, COUNT, "bronze_upload_records")
+
+
+def volume() -> Timeseries:
+    info = PanelInfo(
+        "Bytes accepted and stored",
+        "Accepted: bytes of decompressed bodies. Stored: bytes of compressed objects, so this is lower, and changes "
+        "only when objects are written.",
+        "no process has reported yet",
+    )
+    return graph(
+        info,
+        BYTES_PER_S,
+        query(rate(f'bronze_bytes_total{{{_API}, bronze_outcome="accepted"}}'), "accepted"),
+        query(rate(f'bronze_bytes_total{{{_CONSUMER}, bronze_outcome="stored"}}'), "stored"),
+        width=6,
+    )
+
+
+def publishers() -> Stat:
+    info = PanelInfo(
+        "Submissions of Bronze publishers",
+        "Submissions of `bronze publish` and `bronze simulate` in the range, by outcome. Other clients are not "
+        "included. unknown: neither a 202 nor a refusal arrived in time; a retry under the same Idempotency-Key "
+        "shows the outcome.",
+        "no publisher has run",
+        explained_by=(SOURCE_BOARD, "Ingest, by outcome"),
+    )
+    sent = counted(f'bronze_publisher_submissions_total{{job="bronze/publisher", {SOURCE}}}', "bronze_outcome")
+    panel = tile(info, EXACT, single_value(sent, "{{bronze_outcome}}"), height=9).decimals(0)
+    return panel.orientation(VizOrientation.HORIZONTAL)
+
+
+def _per_object(info: PanelInfo, unit: str, name: str) -> Timeseries:
+    panel = graph(info, unit, *components.percentiles(f"{name}{{{_CONSUMER}}}", (0.5, 0.95)), width=6)
+    return components.percentile_graph(panel, floor=1, base=2 if unit == BYTES else 10)

@@ -54,7 +54,7 @@ def upload() -> Stat:
         "none ends while messages are late.",
         "no consumer has reported yet",
         ["BronzeUploadsFail", "BronzeUploadsSlow", "BronzeUploadAttemptsFail", "BronzeUploadsMissing"],
-        (OVERVIEW, "Uploads"),
+        (OVERVIEW, "Uploads, succeeded and failed"),
     )
     return _verdict(info, Part.UPLOAD)
 

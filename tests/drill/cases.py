@@ -281,7 +281,7 @@ CASES: Sequence[Case] = (
             ("BronzeUploadAttemptsFail", TICKET): "looks back by two hours",
             ("BronzeCanaryNotStored", PAGE): _COUNTED,
         },
-        cause=Panel("bronze-overview", "Uploads", "failure"),
+        cause=Panel("bronze-overview", "Uploads, succeeded and failed", "failure"),
         deadline_s=900,
         watch_s=600,  # from the first alert: also consequences that are tickets fire
     ),

@@ -21,7 +21,7 @@ from tests.system.blackbox import SOON, System, until, vehicles
 OVERVIEW = "bronze-overview"
 QUERIES = [query for query in panels.queries() if query.dashboard == OVERVIEW]
 TILES = [panel for uid, panel in panels.panels() if uid == OVERVIEW and panel["type"] == "stat"]
-(POINTS,) = (query for query in QUERIES if query.panel == "Upload duration" and query.exemplars)
+(POINTS,) = (query for query in panels.queries() if query.panel == "Upload duration" and query.exemplars)
 FROM_DATA = "configFromData"
 
 #: A few slow uploads for a short time are enough for an alert.

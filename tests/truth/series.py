@@ -92,15 +92,23 @@ def _risen(samples: list[tuple[float, float]], began: float) -> float:
 
 @cache
 def tiles() -> Mapping[str, str]:
-    """The queries of the tiles of *Bronze overview*, by title, from the file that Grafana reads. A tile with several
-    queries is left out, as is one that is not a number of things.
+    """The queries of the tiles of *Bronze overview*, by title, and of the columns of its table of the ledger, from the
+    file that Grafana reads. A tile with several queries is left out, as is one that is not a number of things.
     """
     found: dict[str, list[str]] = {}
     stats = {(uid, panel["title"]) for uid, panel in panels.panels() if panel["type"] == "stat"}
     for query in panels.queries():
         if query.dashboard == "bronze-overview" and (query.dashboard, query.panel) in stats:
             found.setdefault(query.panel, []).append(query.expr)
-    return {title: queries[0] for title, queries in found.items() if len(queries) == 1}
+    of_tiles = {title: queries[0] for title, queries in found.items() if len(queries) == 1}
+    return {**of_tiles, **_columns("Records and objects of each source")}
+
+
+def _columns(title: str) -> Mapping[str, str]:
+    """The queries of a table, by the headings of the columns that show their values."""
+    (table,) = (panel for _, panel in panels.panels() if panel["title"] == title)
+    headings = next(t["options"]["renameByName"] for t in table["transformations"] if t["id"] == "organize")
+    return {headings[f"Value #{target['refId']}"]: target["expr"] for target in table["targets"]}
 
 
 def asked(expr: str, window_s: float) -> str:

@@ -132,8 +132,10 @@ def test_each_stage_of_a_source_has_the_same_three_panels() -> None:
             panels_of_row = rows.setdefault(panel["title"], [])
         else:
             panels_of_row.append(panel["title"])
-    for title, names in list(rows.items())[1:]:
-        stage = title.removeprefix("Stage: ").capitalize()
+    stages = {title.removeprefix("Stage: "): names for title, names in rows.items() if title.startswith("Stage: ")}
+    assert list(stages) == ["ingest", "queue", "processing", "upload", "delivery"]
+    for name, names in stages.items():
+        stage = name.capitalize()
         assert names == [f"{stage}, by outcome", f"{stage}, duration", f"{stage}, errors"]
     for query in QUERIES:
         if query.dashboard == "bronze-source" and not query.panel.startswith(("annotation", "variable")):

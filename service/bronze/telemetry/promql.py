@@ -79,8 +79,9 @@ max by ({by}) (
 )"""
 
 
-def missing(matchers: str) -> str:
+def missing(matchers: str, by: str = "") -> str:
     """How many objects and messages are missing. Each consumer reports the same numbers."""
-    objects = f"sum(max by (bronze_source) (bronze_missing_objects{{{matchers}}}))"
-    messages = f"sum(max by (bronze_source, bronze_lane) (bronze_missing_messages{{{matchers}}}))"
+    grouping = f" by ({by}) " if by else ""
+    objects = f"sum{grouping}(max by (bronze_source) (bronze_missing_objects{{{matchers}}}))"
+    messages = f"sum{grouping}(max by (bronze_source, bronze_lane) (bronze_missing_messages{{{matchers}}}))"
     return f"{objects} + {messages}"
