@@ -73,8 +73,6 @@ def board() -> Board:
                     path_difference_now(),
                     sdk_drops(),
                     collector_drops(),
-                    exemplars_stored(),
-                    exemplars_resolve(),
                     verified(),
                     verification_age(),
                     firing(),
@@ -82,7 +80,7 @@ def board() -> Board:
                 ],
             ),
             Row("Canary", [canary_age(), canary_checks(), canary_failures(), canary_durations()]),
-            Row("Collector", [accepted(), refused(), queues(), sent(), failed()]),
+            Row("Collector", [accepted(), queues(), sent(), failed()]),
             Row(
                 "Components",
                 [
@@ -94,7 +92,7 @@ def board() -> Board:
                     since_compared(),
                 ],
             ),
-            Row("Prometheus", [rejected(), exemplars(), exemplar_age(), series(), series_by_metric()]),
+            Row("Prometheus", [rejected(), exemplars(), series_by_metric()]),
             Row("Service graph", [service_graph()], closed=True),
         ],
     )
@@ -111,7 +109,7 @@ def alerts() -> Stat:
         explained_by=("bronze-health", "Alerts"),
     )
     firing_now = single_value(or_zero('count(ALERTS{alertname=~"Bronze.+", alertstate="firing"})'))
-    return tile(info, COUNT, firing_now, width=8).thresholds(components.zero_is_good(bad=1))
+    return tile(info, COUNT, firing_now, width=6).thresholds(components.zero_is_good(bad=1))
 
 
 def targets_down() -> Stat:
@@ -122,7 +120,7 @@ def targets_down() -> Stat:
         ["BronzeTargetDown", "BronzeRoleDown"],
         explained_by=("bronze-health", "Prometheus targets"),
     )
-    return tile(info, COUNT, single_value(or_zero(f"count(up{{{_PERMANENT}}} == 0)")), width=8).thresholds(
+    return tile(info, COUNT, single_value(or_zero(f"count(up{{{_PERMANENT}}} == 0)")), width=6).thresholds(
         components.zero_is_good(bad=1)
     )
 
@@ -136,7 +134,7 @@ def path_difference_now() -> Stat:
         ["BronzePathsDiffer"],
         explained_by=("bronze-health", "Metric path difference by counter"),
     )
-    return tile(info, EXACT, single_value("max(instance:counter:difference)"), width=8).thresholds(
+    return tile(info, EXACT, single_value("max(instance:counter:difference)"), width=6).thresholds(
         components.zero_is_good(bad=1)
     )
 
@@ -150,7 +148,7 @@ def sdk_drops() -> Stat:
         explained_by=("bronze-health", "Dropped by components, by reason"),
     )
     return (
-        tile(info, EXACT, single_value(_in_range(_DROPPED_BY_SDK)), width=8)
+        tile(info, EXACT, single_value(_in_range(_DROPPED_BY_SDK)), width=6)
         .decimals(0)
         .thresholds(components.zero_is_good(bad=1))
     )
@@ -166,49 +164,24 @@ def collector_drops() -> Stat:
         explained_by=("bronze-health", "Dropped by exporter"),
     )
     return (
-        tile(info, EXACT, single_value(_in_range(_DROPPED_BY_COLLECTOR)), width=8)
+        tile(info, EXACT, single_value(_in_range(_DROPPED_BY_COLLECTOR)), width=6)
         .decimals(0)
         .thresholds(components.zero_is_good(bad=1))
     )
 
 
-def exemplars_stored() -> Stat:
-    info = PanelInfo(
-        "Exemplars",
-        "Exemplars stored in Prometheus: the marks that link a graph to a trace. If there is traffic and no exemplar, "
-        "sampling is off or the exporter layer for metrics drops them.",
-        "Prometheus has not reported yet",
-        ["BronzePrometheusRejectsExemplars"],
-        explained_by=("bronze-health", "Exemplars, stored and refused"),
-    )
-    return tile(
-        info, EXACT, single_value(f"sum(prometheus_tsdb_exemplar_exemplars_in_storage{{{PROMETHEUS}}})"), width=8
-    ).decimals(0)
-
-
-def exemplars_resolve() -> Stat:
-    info = PanelInfo(
-        "Exemplars that resolve",
-        "Share of the exemplars of uploads that led to a trace, an object and a catalog entry with the same number of "
-        "rows, in the last verification of the range.",
-        "no verification in the range: run bronze verify",
-        ["BronzeVerificationFaulty"],
-        explained_by=("bronze-latency", "Upload duration"),
-    )
-    share = "min(" + _last_verified('bronze_verify_check="exemplar"') + ")"
-    return tile(info, SHARE, single_value(share), width=8).thresholds(_ONE_IS_GOOD)
-
-
 def verified() -> Stat:
     info = PanelInfo(
         "Verified",
-        "Smallest share of the last verification of each kind in the range: exemplars, catalog entries, gaps between "
-        "entries, objects. bronze verify lists each fault.",
+        "Share of what was correct in the last verification of the range, by check: exemplars of uploads that led to "
+        "their trace, object and catalog entry; entries; gaps between entries; objects. bronze verify lists each "
+        "fault.",
         "no verification in the range: run bronze verify",
         ["BronzeVerificationFaulty"],
         explained_by=("bronze-latency", "Slowest Bronze writes"),
     )
-    return tile(info, SHARE, single_value(f"min({_last_verified()})"), width=8).thresholds(_ONE_IS_GOOD)
+    by_check = single_value(f"min by (bronze_verify_check) ({_LAST_VERIFIED})", "{{bronze_verify_check}}")
+    return tile(info, SHARE, by_check, width=12).thresholds(_ONE_IS_GOOD)
 
 
 def verification_age() -> Stat:
@@ -219,17 +192,15 @@ def verification_age() -> Stat:
         explained_by=("bronze-latency", "Slowest Bronze writes"),
     )
     last = f"max(last_over_time(bronze_verify_last_run_time_seconds{{{VERIFIED}}}[{RANGE}]))"
-    return tile(info, SECONDS, single_value(f"time() - {last}"), width=8).decimals(0)
+    return tile(info, SECONDS, single_value(f"time() - {last}"), width=6).decimals(0)
 
 
-def _last_verified(matcher: str = "") -> str:
-    """The share of the last verification of each check: several processes may have verified in the range."""
-    at = f"last_over_time(bronze_verify_last_run_time_seconds{{{VERIFIED}}}[{RANGE}])"
-    selected = f"{VERIFIED}, {matcher}" if matcher else VERIFIED
-    return f"""\
-last_over_time(bronze_verify_share{{{selected}}}[{RANGE}])
+#: The share of the last verification of each check: several processes may have verified in the range.
+_VERIFIED_AT = f"last_over_time(bronze_verify_last_run_time_seconds{{{VERIFIED}}}[{RANGE}])"
+_LAST_VERIFIED = f"""\
+last_over_time(bronze_verify_share{{{VERIFIED}}}[{RANGE}])
 and on (job, instance, bronze_verify_check)
-  ({at} == on (bronze_verify_check) group_left () max by (bronze_verify_check) ({at}))"""
+  ({_VERIFIED_AT} == on (bronze_verify_check) group_left () max by (bronze_verify_check) ({_VERIFIED_AT}))"""
 
 
 def firing() -> Table:
@@ -359,23 +330,15 @@ def canary_durations() -> Timeseries:
 
 def accepted() -> Timeseries:
     info = PanelInfo(
-        "Accepted",
-        "Items per second that the collector accepted from the components.",
+        "Accepted and refused",
+        "Items per second that the collector accepted from the components, and that it refused: its memory or its "
+        "queues are full. Components retry, then drop them.",
         "the collector has not reported yet",
-        ["BronzeTelemetryMissing"],
+        ["BronzeTelemetryMissing", "BronzeCollectorRefuses"],
     )
-    return graph(info, COUNTS_PER_S, *_by_signal("otelcol_receiver_accepted"))
-
-
-def refused() -> Timeseries:
-    info = PanelInfo(
-        "Refused",
-        "Items per second that the collector refused: its memory or its queues are full. Components retry, then "
-        "drop them.",
-        "the collector has not reported yet",
-        ["BronzeCollectorRefuses"],
-    )
-    return components.expected_zero(graph(info, COUNTS_PER_S, *_by_signal("otelcol_receiver_refused")))
+    refused = _by_signal("otelcol_receiver_refused", "refused ")
+    panel = graph(info, COUNTS_PER_S, *_by_signal("otelcol_receiver_accepted"), *refused, width=12)
+    return components.colours(panel, {"^refused": BAD})
 
 
 def queues() -> Timeseries:
@@ -396,6 +359,7 @@ def queues() -> Timeseries:
         SHARE,
         query(f"{size} / {capacity}", "{{exporter}}"),
         limit_line(f"vector({limit:g})", f"limit: {limit:.0%}"),
+        width=12,
     )
 
 
@@ -557,28 +521,6 @@ def exemplars() -> Timeseries:
     )
 
 
-def exemplar_age() -> Timeseries:
-    info = PanelInfo(
-        "Age of the oldest exemplar",
-        "The age of the oldest exemplar, as soon as Prometheus' exemplar storage is full. Traces are kept longer, "
-        "so that each mark still links to its trace.",
-        "no exemplar yet",
-    )
-    oldest = f"time() - (prometheus_tsdb_exemplar_last_exemplars_timestamp_seconds{{{PROMETHEUS}}} > 0)"
-    return graph(info, SECONDS, query(oldest, "oldest"))
-
-
-def series() -> Timeseries:
-    info = PanelInfo(
-        "Series",
-        "Series in Prometheus' memory. The number rises with processes and sources; a steep rise means that an "
-        "attribute has too many values.",
-        "Prometheus has not reported yet",
-        ["BronzeSeriesOverflow"],
-    )
-    return graph(info, COUNT, query(f"sum(prometheus_tsdb_head_series{{{PROMETHEUS}}})", "series"), width=12)
-
-
 def series_by_metric() -> Table:
     info = PanelInfo(
         "Series per metric",
@@ -590,7 +532,7 @@ def series_by_metric() -> Table:
         'sort_desc(topk(20, count by (metric) (label_replace({job=~"bronze/.+"}, "metric", "$1", "__name__", "(.+)"))))'
     )
     return components.columns(
-        components.listing(info, components.rows(by_metric), width=12),
+        components.listing(info, components.rows(by_metric), width=8),
         {"metric": ("Metric", []), "Value": ("Series", [components.width_px(80)])},
     )
 
@@ -605,8 +547,11 @@ def service_graph() -> Panel:
     return components.plugin("nodeGraph", info, TempoQuery().query_type("serviceMap"), height=14)
 
 
-def _by_signal(name: str) -> list[components.Target]:
-    return [query(or_zero(rate(f"{name}_{items}{{{COLLECTOR}}}")), signal) for items, signal in _SIGNALS.items()]
+def _by_signal(name: str, prefix: str = "") -> list[components.Target]:
+    return [
+        query(or_zero(rate(f"{name}_{items}{{{COLLECTOR}}}")), f"{prefix}{signal}")
+        for items, signal in _SIGNALS.items()
+    ]
 
 
 def _in_range(counters: tuple[str, ...]) -> str:

@@ -60,12 +60,7 @@ EXTERNAL_METRICS: Mapping[str, tuple[str, frozenset[str]]] = {
             ),
             (
                 "Prometheus, about itself",
-                (
-                    "prometheus_tsdb_exemplar_exemplars_appended_total",
-                    "prometheus_tsdb_exemplar_exemplars_in_storage",
-                    "prometheus_tsdb_exemplar_last_exemplars_timestamp_seconds",
-                    "prometheus_tsdb_head_series",
-                ),
+                ("prometheus_tsdb_exemplar_exemplars_appended_total",),
                 (),
             ),
             (

@@ -65,7 +65,7 @@ def telemetry() -> Stat:
         "Do the metrics arrive? If not, the other tiles say *not known*, and graphs end.",
         "the collector is not scraped",
         ["BronzeTelemetryMissing", "BronzeCollectorDrops", "BronzeCollectorQueueFull", "BronzeSdkDrops"],
-        (HEALTH, "Accepted"),
+        (HEALTH, "Accepted and refused"),
     )
     return _verdict(info, Part.TELEMETRY)
 
