@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from io import BytesIO
@@ -14,6 +14,8 @@ from local.evidence import source_of
 from tests.system.blackbox import System
 
 READERS = 8
+#: The source of `bronze canary`, which no number of data counts.
+CANARY = "canary"
 
 
 @dataclass(frozen=True)
@@ -85,9 +87,10 @@ class Bucket:
     def of(self, source: str) -> list[Object]:
         return [o for o in self.objects.values() if o.source == source]
 
-    def by_submission(self) -> Counter[str]:
-        """Rows of each submission, in all objects."""
+    def by_submission(self, sources: Collection[str]) -> Counter[str]:
+        """Rows of each submission, in all objects of these sources."""
         rows: Counter[str] = Counter()
         for o in self.objects.values():
-            rows.update(o.rows)
+            if o.source in sources:
+                rows.update(o.rows)
         return rows

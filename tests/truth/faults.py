@@ -37,30 +37,38 @@ class Stage:
 
 
 _PROCESS = frozenset({"BronzeDeliveriesLate", "BronzeRequestsSlow", "BronzeConsumerErrors"})
-_NO_METRICS = frozenset({"BronzeTelemetryMissing", "BronzePathsDiffer", "BronzeUploadsMissing"})
+_NO_METRICS = frozenset({"BronzeTelemetryMissing", "BronzePathsDiffer", "BronzeUploadsMissing", "BronzeCanaryMissing"})
+
+#: The canary needs the telemetry of a submission within a minute, and its own to arrive.
+_NOT_COUNTED = frozenset({"BronzeCanaryMiscounted", "BronzeCanaryExemplarMissing"})
+_NOT_TRACED = frozenset({"BronzeCanaryTraceIncomplete", "BronzeCanaryExemplarMissing", "BronzeVerificationFaulty"})
+_CANARY = _NOT_COUNTED | _NOT_TRACED
 
 #: The alerts that each fault explains. Those that a fault only can cause, depending on its duration, are in it too.
 EXPLAINS: Mapping[str, frozenset[str]] = {
     "API restarted": frozenset({"BronzeRequestsSlow"}),
     "consumer restarted": _PROCESS,
-    "API killed": frozenset({"BronzeRequestsSlow", "BronzeSdkDrops"}),
-    "consumer killed": _PROCESS,
-    "Prometheus suspended": frozenset({"BronzeExporterStalled", "BronzePrometheusRejectsExemplars"}),
-    "Prometheus stopped": _NO_METRICS | {"BronzeExporterStalled", "BronzePrometheusRejectsExemplars"},
-    "trace store stopped": frozenset({"BronzeExporterStalled", "BronzeCollectorQueueFull"}),
-    "collector stopped": _NO_METRICS | {"BronzeSdkDrops", "BronzeTargetDown", "BronzePrometheusRejectsExemplars"},
-    "collector killed": _NO_METRICS | {"BronzeSdkDrops", "BronzePrometheusRejectsExemplars"},
-    "API's clock an hour ahead": _NO_METRICS | {"BronzePrometheusRejects", "BronzeCollectorDrops"},
+    "API killed": _CANARY | {"BronzeRequestsSlow", "BronzeSdkDrops"},
+    "consumer killed": _CANARY | _PROCESS,
+    "Prometheus suspended": _NOT_COUNTED | {"BronzeExporterStalled", "BronzePrometheusRejectsExemplars"},
+    "Prometheus stopped": _NO_METRICS | _NOT_COUNTED | {"BronzeExporterStalled", "BronzePrometheusRejectsExemplars"},
+    "trace store stopped": _NOT_TRACED | {"BronzeExporterStalled", "BronzeCollectorQueueFull"},
+    "collector stopped": _NO_METRICS
+    | _CANARY
+    | {"BronzeSdkDrops", "BronzeTargetDown", "BronzePrometheusRejectsExemplars"},
+    "collector killed": _NO_METRICS | _CANARY | {"BronzeSdkDrops", "BronzePrometheusRejectsExemplars"},
+    "API's clock an hour ahead": _NO_METRICS | _CANARY | {"BronzePrometheusRejects", "BronzeCollectorDrops"},
     "consumer's clock an hour ahead": _NO_METRICS
     | _PROCESS
+    | _CANARY
     | {
+        "BronzeCanaryNotStored",
         "BronzePrometheusRejects",
         "BronzeCollectorDrops",
         "BronzeBacklogOverdue",
         "BronzeUploadsFail",
         "BronzeUploadAttemptsFail",
     },
-    "no canary runs": frozenset({"BronzeCanaryMissing"}),
     "records that do not fit their source": frozenset({"BronzeRecordsQuarantined"}),
     "an object deleted": frozenset({"BronzeRecordsMissing"}),
     "a message deleted": frozenset({"BronzeRecordsMissing", "BronzeLaneHalted", "BronzeRoleDown"}),
@@ -125,8 +133,8 @@ def stages(seconds: float, outage_s: float, seed: int) -> list[Stage]:
             "trace store stopped, three processes",
             outage_s + 60 * short,
             [
-                Event(10 * short, "trace store stopped", lambda w, _: w.receiver.stop()),
-                Event(10 * short + outage_s, "", lambda w, _: w.receiver.start()),
+                Event(10 * short, "trace store stopped", stop_trace_stores),
+                Event(10 * short + outage_s, "", start_trace_stores),
             ],
         ),
         Stage(
@@ -171,6 +179,16 @@ def three(whole: Running, load: Load) -> None:
     for number in (2, 3):
         for role in ROLES:
             whole.add(role, number)
+
+
+def stop_trace_stores(whole: Running, load: Load) -> None:
+    whole.receiver.stop()
+    whole.zipkin.stop()
+
+
+def start_trace_stores(whole: Running, load: Load) -> None:
+    whole.receiver.start()
+    whole.zipkin.restart()
 
 
 def kill_collector(whole: Running, load: Load) -> None:

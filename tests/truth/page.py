@@ -48,6 +48,7 @@ s, service `{r["service"]}` ({r["machine"].partition(":")[0]}). {outcome}
                 ("attempts, of them without an answer or refused", _attempts(sent)),
                 ("records accepted", f"{sent['records']:,}"),
                 ("rows read back, in objects", f"{sent['rows']:,} in {sent['objects']:,}"),
+                ("rows of the canary, which no other number here counts", f"{sent['canary_rows']:,}"),
                 (
                     "evaluations, every 15 s (Prometheus did not answer)",
                     f"{made['made']} ({made['unanswered']})",
@@ -315,7 +316,9 @@ _METHOD = """\
 - **The system** is the real one: NATS, SeaweedFS, the collector and Prometheus, and the roles as processes, with \
 a flush age of 1 s, an export and a scrape every 5 s. A supervisor starts a role's process again when it has \
 ended. The first process of a role keeps its instance id, as with `make up`; the others get a new one at each \
-start, as containers do. Its trace store is an OTLP receiver that counts what it gets.
+start, as containers do. Its trace store is an OTLP receiver that counts what it gets. The canary runs as in \
+production, with Zipkin as its trace store: no number of data may count its records, and its own are compared too. \
+Alerts are those of Prometheus, before Alertmanager holds back what follows from another alert.
 - **The load** sends to all sources, about 8 submissions/s of 1 to 20 records: a peak at four times the rate and a \
 pause in each minute. It keeps a record of its own of each attempt, its status and its duration. Each submission \
 has an Idempotency-Key and is repeated until it has a 202, so the 202s say exactly what has to be in the bucket.

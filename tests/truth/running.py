@@ -111,6 +111,10 @@ class Running:
         return self.servers["prometheus"]
 
     @property
+    def zipkin(self) -> Process:
+        return self.servers["zipkin"]
+
+    @property
     def collector(self) -> Process:
         return self.servers["otel-collector"]
 
@@ -176,13 +180,13 @@ def _answers(member: Member) -> bool:
 
 @contextmanager
 def running(root: Path, env: Mapping[str, str]) -> Iterator[Running]:
-    """Starts the system with one API and one consumer. Its traces go to a receiver of the run."""
-    exporters = Exporters(metrics=("prometheus",), traces=("otlp-http",), logs=("none",))
+    """Starts the system with one API, one consumer and the canary. Its traces go to a receiver of the run, and to
+    Zipkin, where the canary reads them.
+    """
+    exporters = Exporters(metrics=("prometheus",), traces=("otlp-http", "zipkin"), logs=("none",))
     stack = Stack.create(root, Ports.free(), build_all(), exporters)
     system = System(stack, env)
-    servers = [p for p in stack.servers if p.name in {"nats", "seaweedfs", "prometheus"}]  # writes its targets
-    # the canary needs a trace store that can be read, so it does not run
-    (root / "prometheus" / "targets" / "scrape-canary.yaml").unlink(missing_ok=True)
+    servers = [p for p in stack.servers if p.name in {"nats", "seaweedfs", "prometheus", "zipkin"}]
     with Receiver() as receiver, ExitStack() as ends:
         collector = replace(stack.collector, env={**stack.collector.env, "OTLP_TRACES_ENDPOINT": receiver.url})
         whole = Running(system, receiver, ends.enter_context(system.running(*servers, collector)))
@@ -192,6 +196,7 @@ def running(root: Path, env: Mapping[str, str]) -> Iterator[Running]:
             for role in ROLES:
                 whole.add(role, 1)
             supervisor.start()
+            ends.enter_context(system.running(system.role("canary")))
             yield whole
         finally:
             over.set()

@@ -18,6 +18,10 @@ class Span:
     arrived_s: float
 
     @property
+    def of_canary(self) -> bool:
+        return self.name.endswith("canary")
+
+    @property
     def duration_s(self) -> float:
         return self.ended_s - self.began_s
 
@@ -67,7 +71,7 @@ class Spans:
         return [
             max(0.0, put.ended_s - upload.began_s)  # below 0 if the clock was set back meanwhile
             for put in self._named("S3 PutObject")
-            if began <= put.ended_s < ended and (upload := self.found.get(put.parent))
+            if began <= put.ended_s < ended and (upload := self.found.get(put.parent)) and not upload.of_canary
         ]
 
     def delivery_s(self, began: float, ended: float) -> list[float]:
@@ -80,4 +84,4 @@ class Spans:
         ]
 
     def _named(self, begin: str) -> Iterable[Span]:
-        return (span for span in self.found.values() if span.name.startswith(begin))
+        return (span for span in self.found.values() if span.name.startswith(begin) and not span.of_canary)
