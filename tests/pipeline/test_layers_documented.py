@@ -16,6 +16,8 @@ FILES = [
     *(layer_file(f"{signal}/{name}") for signal in SIGNALS for name in known(signal)),
 ]
 SAMPLINGS = [sampling_file(name) for name in known_samplings()]
+#: Exporters whose queues form no batches.
+TO_PROMETHEUS = {"otlp_http/prometheus", "otlp_http/remote-write"}
 VARIABLE = re.compile(r"\$\{env:(\w+)")
 
 
@@ -25,7 +27,9 @@ def exporters(file: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize("signal", SIGNALS)
 def test_every_queue_of_a_signal_is_the_same(signal: str) -> None:
-    """Persistent, bounded in bytes, batched in the queue, and retried without end: the same for all layers."""
+    """Persistent, bounded in bytes, batched in the queue, and retried without end: the same for all layers. Only
+    Prometheus gets each export as a request of its own.
+    """
     senders = {
         name: exporter
         for file in FILES
@@ -36,11 +40,16 @@ def test_every_queue_of_a_signal_is_the_same(signal: str) -> None:
     blocks = [
         {key: exporter.get(key) for key in ("sending_queue", "retry_on_failure")} for exporter in senders.values()
     ]
+    batches = {name: block["sending_queue"].pop("batch", None) for name, block in zip(senders, blocks, strict=True)}
     assert [block for block in blocks if block != blocks[0]] == []
     assert blocks[0]["retry_on_failure"]["max_elapsed_time"] == 0
     queue = blocks[0]["sending_queue"]
-    assert (queue["storage"], queue["sizer"], queue["batch"]["sizer"]) == ("file_storage", "bytes", "bytes")
-    assert 0 < queue["batch"]["max_size"] < queue["queue_size"]
+    assert (queue["storage"], queue["sizer"]) == ("file_storage", "bytes")
+    assert {name for name, batch in batches.items() if batch is None} == TO_PROMETHEUS & senders.keys()
+    first, *others = [batch for batch in batches.values() if batch]
+    assert [batch for batch in others if batch != first] == []
+    assert first["sizer"] == "bytes"
+    assert 0 < first["max_size"] < queue["queue_size"]
 
 
 def test_queues_are_on_disk_before_the_sender_has_its_answer() -> None:

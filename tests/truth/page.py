@@ -285,9 +285,9 @@ _CLOCKS = """\
 
 - **Exact numbers** stay right: they come from the queue and the catalog, and any process that reports is enough.
 - **Metrics of a process whose clock is more than ten minutes ahead** are refused by Prometheus until the clock is \
-right again; then its counters are complete. Prometheus refuses the whole request (400), so samples of another \
-process that the collector has put into the same request are lost too: of one other process of five, here. \
-*BronzePrometheusRejects* and *BronzeCollectorDrops* say so after ten minutes.
+right again; then its counters are complete. Prometheus refuses whole requests (400); the collector sends the \
+metrics of each process in requests of their own, so no other process is affected. *BronzePrometheusRejects* and \
+*BronzeCollectorDrops* say so after ten minutes.
 - **A consumer** whose clock is more than 15 minutes wrong cannot write to the bucket (403: its requests' \
 signatures are too old or too new). It keeps its lanes, which wait until its clock is right or it ends; nothing is \
 lost. Its delivery durations are wrong by the same time."""
