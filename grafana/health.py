@@ -40,7 +40,7 @@ from grafana.promql import (
     or_zero,
     rate,
 )
-from prometheus.rules import CANARY_ALERTS
+from prometheus.rules import CANARY_ALERTS, COMMAND, PERMANENT
 
 _SIGNALS = {"spans": "spans", "metric_points": "metric points", "log_records": "logs"}
 _DROPPED_BY_SDK = tuple(
@@ -180,7 +180,7 @@ def verified() -> Stat:
         ["BronzeVerificationFaulty"],
         explained_by=("bronze-latency", "Slowest Bronze writes"),
     )
-    by_check = single_value(f"min by (bronze_verify_check) ({_LAST_VERIFIED})", "{{bronze_verify_check}}")
+    by_check = single_value(f"min by (bronze_verify_check) ({_last_verified()})", "{{bronze_verify_check}}")
     return tile(info, SHARE, by_check, width=12).thresholds(_ONE_IS_GOOD)
 
 
@@ -195,12 +195,17 @@ def verification_age() -> Stat:
     return tile(info, SECONDS, single_value(f"time() - {last}"), width=6).decimals(0)
 
 
-#: The share of the last verification of each check: several processes may have verified in the range.
-_VERIFIED_AT = f"last_over_time(bronze_verify_last_run_time_seconds{{{VERIFIED}}}[{RANGE}])"
-_LAST_VERIFIED = f"""\
+def _last_verified() -> str:
+    """The share of the last verification of each check: several processes may have verified in the range. A role that
+    no longer verifies goes on reporting its last share, which does not count.
+    """
+    ran = "bronze_verify_last_run_time_seconds"
+    of_role = f"{ran}{{{PERMANENT}}} > time() - {THRESHOLDS.verified_s_max:g}"
+    at = f"(last_over_time({ran}{{{COMMAND}}}[{RANGE}]) or {of_role})"
+    return f"""\
 last_over_time(bronze_verify_share{{{VERIFIED}}}[{RANGE}])
 and on (job, instance, bronze_verify_check)
-  ({_VERIFIED_AT} == on (bronze_verify_check) group_left () max by (bronze_verify_check) ({_VERIFIED_AT}))"""
+  ({at} == on (bronze_verify_check) group_left () max by (bronze_verify_check) ({at}))"""
 
 
 def firing() -> Table:

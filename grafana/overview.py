@@ -29,7 +29,6 @@ from grafana.components import (
 )
 from grafana.promql import (
     API,
-    CANARY_ROUTE,
     CONSUMER,
     DELIVERIES,
     DESTINATION,
@@ -209,14 +208,13 @@ def uploads_counted() -> Timeseries:
 def requests_in_range() -> Stat:
     info = PanelInfo(
         "Requests",
-        "Requests that the API answered in the range, with any status. Probes, scrapes and "
-        "the canary's submissions are not counted.",
-        "no request yet",
+        "Submissions that the API answered in the range, with any status. Look-ups, probes, scrapes and the canary are "
+        "not counted.",
+        "no submission yet",
         ["BronzeRequestsSlow", "BronzeRequestsFail"],
         explained_by=("bronze-overview", "Requests by status"),
     )
-    requests = f'http_server_request_duration_seconds_count{{{API}, http_route!="{CANARY_ROUTE}"}}'
-    return tile(info, EXACT, single_value(or_zero(counted(requests)))).decimals(0)
+    return tile(info, EXACT, single_value(or_zero(counted(histogram_series(REQUESTS, "count"))))).decimals(0)
 
 
 def failed_uploads() -> Stat:

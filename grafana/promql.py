@@ -30,9 +30,7 @@ LEDGER = promql.LEDGER
 VERIFIED = 'job=~"bronze/.+"'
 COLLECTOR, PROMETHEUS = 'job="scrape-collector"', 'job="scrape-prometheus"'
 
-#: The route of the canary's submissions.
-CANARY_ROUTE = "/v1/ingest/canary"
-#: Submissions of data only, without the other requests to the API.
+#: Submissions of data only: the canary's have a route of their own.
 INGEST = f'{API}, http_route="/v1/ingest/{{source}}"'
 REQUESTS = f"http_server_request_duration_seconds{{{INGEST}}}"
 UPLOADS = f'bronze_upload_duration_seconds{{{CONSUMER}, {SOURCE}, bronze_outcome="success"}}'

@@ -83,6 +83,9 @@ class Thresholds:
     #: How often a check of the canary may fail in `recent_s`: twice, and `increase` extrapolates.
     canary_failures_max: float = 2.5
 
+    #: What a role has verified counts for so long. It verifies each minute.
+    verified_s_max: float = 300
+
     #: Metrics of a role arrive late, so nothing is known of it, if the newest is older than four exports and a delay.
     telemetry_age_s_max: float = 22
 
@@ -121,6 +124,10 @@ class Group:
     interval: str
     rules: Sequence[Recording | Alert]
 
+
+#: The command `bronze verify`, which reports once; and roles that verify all the time.
+COMMAND = 'job="bronze/verify"'
+PERMANENT = 'job=~"bronze/.+", job!="bronze/verify"'
 
 #: Metrics of other programs: who emits each, and the labels that rules may match or keep.
 EXTERNAL_METRICS: Mapping[str, tuple[str, frozenset[str]]] = {
@@ -612,15 +619,17 @@ sum by (instance) (increase(prometheus_tsdb_exemplar_out_of_order_exemplars_tota
   > {at.exemplars_refused_max:g}""",
                 "Prometheus refuses exemplars: panels link to fewer traces",
             ),
-            # one faulty verification is enough; those that run all the time may be early once
+            # one faulty verification is enough; those that run all the time may be early once, and say nothing any more
+            # if they stopped verifying
             Alert(
                 "BronzeVerificationFaulty",
                 "ticket",
                 f"""\
-min by (bronze_verify_check) (min_over_time(bronze_verify_share{{job="bronze/verify"}}[{recent}])) < 1
+min by (bronze_verify_check) (min_over_time(bronze_verify_share{{{COMMAND}}}[{recent}])) < 1
 or
 max by (bronze_verify_check) (
-  max_over_time(bronze_verify_share{{job=~"bronze/.+", job!="bronze/verify"}}[{recent}])
+  max_over_time(bronze_verify_share{{{PERMANENT}}}[{recent}])
+  and bronze_verify_last_run_time_seconds{{{PERMANENT}}} > time() - {at.verified_s_max:g}
 ) < 1""",
                 "Only {{ $value | humanizePercentage }} of what was verified is correct "
                 "({{ $labels.bronze_verify_check }}): telemetry, catalog and bucket do not agree",

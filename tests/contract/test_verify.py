@@ -14,6 +14,7 @@ import pytest
 import pytest_asyncio
 from opentelemetry.sdk.trace import ReadableSpan
 
+from bronze.errors import Outage, Unavailable
 from bronze.objects.footer import CONTENT_TYPE, FOOTER_KEY
 from bronze.objects.reader import read_contents
 from bronze.objects.removals import write_removal
@@ -24,7 +25,7 @@ from bronze.servers.prometheus import Prometheus
 from bronze.servers.trace_store import Span
 from bronze.telemetry.signals import VerifyCheck
 from bronze.verify.results import CheckResult, Fault, Period, report_shares
-from bronze.verify.verification import Verification
+from bronze.verify.verification import READS, UNANSWERED_MAX, Verification
 from local.servers import S3Account
 from tests import factories
 from tests.contract.making import Heard, until, vehicle
@@ -317,6 +318,48 @@ async def test_objects_of_a_period_within_an_hour_are_checked(written: Written) 
     now = dt.datetime.now(dt.UTC)
     results = await written.verify(period=Period(now - dt.timedelta(minutes=2), now))
     assert [result.checked for result in results.values()] == [OBJECTS, OBJECTS, OBJECTS - 1, OBJECTS]
+
+
+async def test_only_entries_of_the_period_have_to_follow_one_another(written: Written) -> None:
+    """An entry is missing, but was before the period: the entry after it is not of the period."""
+    await written.delete_entry(written.keys[1])
+    now = dt.datetime.now(dt.UTC)
+    period = Period(now, now + dt.timedelta(seconds=1))
+    assert (await written.verify(period=period))[VerifyCheck.CHAIN].checked == 0
+
+
+async def test_an_exemplar_that_the_trace_store_cannot_look_up_is_counted(written: Written) -> None:
+    """One error of the trace store does not end the verification, and is neither correct nor a fault."""
+    of = written.traces.trace
+
+    async def failing(trace_id: str) -> Sequence[Span] | None:
+        if trace_id == written.trace_ids[1]:
+            raise Unavailable(Outage.UNAVAILABLE, "503")
+        return await of(trace_id)
+
+    written.traces.trace = failing  # type: ignore[method-assign]
+    result = (await written.verify())[VerifyCheck.EXEMPLAR]
+    assert (result.checked, result.not_looked_up, result.faults, result.share) == (OBJECTS - 1, 1, [], 1)
+    assert result.notes == ["1 exemplar not looked up, since the trace store failed: 503"]
+
+
+@pytest.mark.parametrize("exemplars", [1, 11 * OBJECTS])
+async def test_a_trace_store_that_looks_up_nothing_is_unavailable(written: Written, exemplars: int) -> None:
+    """The verification ends after some errors, and with the only one."""
+    asked = 0
+
+    async def failing(trace_id: str) -> Sequence[Span] | None:
+        nonlocal asked
+        asked += 1
+        raise Unavailable(Outage.UNAVAILABLE, "503")
+
+    (first, *_) = written.exemplars
+    labels = first["labels"]
+    written.exemplars[:] = [{**first, "labels": {**labels, "span_id": f"{number:016x}"}} for number in range(exemplars)]
+    written.traces.trace = failing  # type: ignore[method-assign]
+    with pytest.raises(Unavailable, match="503"):
+        await written.verify()
+    assert asked <= UNANSWERED_MAX + READS
 
 
 async def test_a_period_without_objects_checks_nothing(written: Written) -> None:

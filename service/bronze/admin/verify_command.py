@@ -32,8 +32,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.epilog = (
         "Exit codes: 0 if everything is correct, 1 if a share is below --min-share, 2 if an argument or a setting "
-        "cannot work, 3 if a server does not answer, 130 if it was interrupted (Ctrl-C). Objects, entries and traces "
-        "that are younger than a minute get the rest of that minute to become complete."
+        "cannot work, 3 if a server does not answer (the trace store: about no exemplar, or not about more than 10 of "
+        "them), 130 if it was interrupted (Ctrl-C). Objects, entries and traces that are younger than a minute get the "
+        "rest of that minute to become complete."
     )
     parser.add_argument(
         "--since",
@@ -114,6 +115,7 @@ def _document(
                 "checked": result.checked,
                 "correct": result.checked - len(result.faults),
                 "removed": result.removed,
+                "not_looked_up": result.not_looked_up,
                 "faulty": len(result.faults),
                 "share": result.share,
                 "notes": result.notes,

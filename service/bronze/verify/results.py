@@ -45,6 +45,8 @@ class CheckResult:
     checked: int = 0
     #: objects that are gone and have a removal record
     removed: int = 0
+    #: items that are not in `checked`, because a server failed to answer about them
+    not_looked_up: int = 0
     faults: list[Fault] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mappin
 from enum import Enum
 from typing import TypeVar
 
+from bronze.errors import Unavailable
 from bronze.objects.footer import NotABronzeObject
 from bronze.objects.removals import read_removal
 from bronze.objects.removed_ranges import RemovedRanges, read_removed_ranges
@@ -34,6 +35,8 @@ EXEMPLARS = histogram_series(
 #: The age from which on an upload's telemetry and its entry have to be there, in seconds.
 SETTLE_S = 60.0
 RETRY_S = 1.0
+#: Traces that the trace store may fail to return before the verification gives up.
+UNANSWERED_MAX = 10
 #: How much is looked at concurrently: by small requests, and whole objects.
 READS = 16
 OBJECTS_READ = 2
@@ -46,6 +49,7 @@ REBUILD = "if it stays so while consumers run: bronze catalog rebuild"
 UNNAMED = "no entry in the catalog names it"
 
 T = TypeVar("T")
+Outcome = TypeVar("Outcome")
 
 
 class Correct(Enum):
@@ -90,7 +94,7 @@ class Verification:
         checked = [
             await self._exemplars(period, entries),
             await self._entries(period, entries, deep=deep),
-            await self._chain(entries),
+            await self._chain(period, entries),
         ]
         known = {*sources, *(entry.lane.source for entry in entries.entries)}
         return [*checked, await self._objects(Period(hour, period.until), known, entries)]
@@ -117,22 +121,41 @@ class Verification:
             (exemplar.trace_id, exemplar.span_id): exemplar for exemplar in found if since_s <= exemplar.at_s <= until_s
         }
         store = self._trace_store
+        unanswered: list[Unavailable] = []
 
         async def check(exemplar: Exemplar) -> None:
             def age_s() -> float:
                 return time.time() - exemplar.at_s
 
-            async def attempt() -> Fault | Correct:
+            async def attempt() -> Fault | Correct | Unavailable:
                 return await self._follow(exemplar, store, entries)
 
-            self._add(result, await self._until_settled(attempt, age_s, entries))
+            outcome = await self._until_settled(attempt, age_s, entries)
+            if isinstance(outcome, Unavailable):
+                unanswered.append(outcome)
+                if len(unanswered) > UNANSWERED_MAX:
+                    raise outcome
+            else:
+                self._add(result, outcome)
 
         await _for_each(exemplars.values(), check, READS)
+        if unanswered:
+            if not result.checked:
+                raise unanswered[-1]
+            result.not_looked_up = len(unanswered)
+            noun = counted(len(unanswered), "exemplar")
+            result.notes.append(f"{noun} not looked up, since the trace store failed: {unanswered[-1]}")
         return result
 
-    async def _follow(self, exemplar: Exemplar, store: TraceStore, entries: CatalogEntries) -> Fault | Correct:
+    async def _follow(
+        self, exemplar: Exemplar, store: TraceStore, entries: CatalogEntries
+    ) -> Fault | Correct | Unavailable:
+        """What is wrong; or the error of the trace store, if it returned one."""
         trace_id = exemplar.trace_id
-        spans = await store.trace(trace_id)
+        try:
+            spans = await store.trace(trace_id)
+        except Unavailable as error:
+            return error
         if spans is None:
             return Fault(f"trace not found in {store.name}", READ_RUNBOOK, trace_id=trace_id)
         span = _upload_of(exemplar, spans)
@@ -190,11 +213,11 @@ class Verification:
 
     # --- from an entry to the one before it
 
-    async def _chain(self, entries: CatalogEntries) -> CheckResult:
+    async def _chain(self, period: Period, entries: CatalogEntries) -> CheckResult:
         result = CheckResult(VerifyCheck.CHAIN)
         removed: Mapping[Lane, RemovedRanges] | None = None
         for entry, before in entries.predecessors():
-            if before is None:
+            if before is None or not period.contains(entry.stored_at):
                 continue
             between = f"the entry before it ends with message {before.last}, it begins with {entry.first}"
             outcome: Fault | Correct = Correct.STORED
@@ -251,10 +274,10 @@ class Verification:
     # ---
 
     async def _until_settled(
-        self, attempt: Callable[[], Awaitable[Fault | Correct]], age_s: Callable[[], float], entries: CatalogEntries
-    ) -> Fault | Correct:
-        """The result of the last attempt: of the first one without a fault, or of the first one at that age."""
-        while isinstance(outcome := await attempt(), Fault) and age_s() < self._settle_s:
+        self, attempt: Callable[[], Awaitable[Outcome]], age_s: Callable[[], float], entries: CatalogEntries
+    ) -> Outcome:
+        """The result of the last attempt: of the first one that is correct, or of the first one at that age."""
+        while not isinstance(outcome := await attempt(), Correct) and age_s() < self._settle_s:
             await asyncio.sleep(self._retry_s)
             await entries.read()
         return outcome
