@@ -74,6 +74,11 @@ async def delete(parts: Parts, *keys: str) -> None:
         await asyncio.to_thread(parts.bucket._s3.delete_object, Bucket=parts.bucket.name, Key=key)
 
 
+async def damage(parts: Parts, key: str) -> None:
+    """Replace an object by another one, of 7 bytes."""
+    await asyncio.to_thread(parts.bucket._s3.put_object, Bucket=parts.bucket.name, Key=key, Body=b"damaged")
+
+
 async def records(parts: Parts) -> list[Removal]:
     return [record async for record in read_removals(parts.bucket, parts.settings.prefix)]
 
@@ -103,6 +108,38 @@ async def test_what_is_missing_is_listed(parts: Parts, capsys: pytest.CaptureFix
     assert capsys.readouterr().out.endswith("1 object missing. 1 object more with a removal record.\n")
     assert await acknowledge(parts, keys[2]) == 0
     assert await run(parts, "missing") == 0
+
+
+async def test_a_damaged_object_is_listed_and_acknowledged(parts: Parts, capsys: pytest.CaptureFixture[str]) -> None:
+    """It has another size than the catalog says. What is left of it stays in the bucket, and the record has the size
+    that it had.
+    """
+    _, keys, _ = await stored(parts, 3)
+    there = await read_object(parts.bucket, keys[1])
+    assert there is not None
+    await damage(parts, keys[1])
+    assert await run(parts, "missing") == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == keys[1]
+    assert lines[2:] == [
+        f"  damaged or replaced: 7 bytes in the bucket, but {there.size:,} in the catalog",
+        "1 object missing.",
+    ]
+    assert await run(parts, "missing", "--json") == 1
+    listed = json.loads(capsys.readouterr().out)
+    assert (listed["bytes"], listed["bytes_found"]) == (there.size, 7)
+    assert await acknowledge(parts, keys[1]) == 0
+    out = capsys.readouterr().out
+    assert f"{keys[1]} (damaged: 7 bytes in the bucket): 1 record, acknowledged" in out
+    assert "What is left of a damaged object is still in the bucket" in out
+    (record,) = await records(parts)
+    assert (record.file_path, record.bytes) == (keys[1], there.size)
+    assert await run(parts, "missing") == 0
+    head = await parts.bucket.head(keys[1])
+    assert head is not None
+    assert head.size == 7
+    assert await acknowledge(parts, keys[1]) == 0
+    assert "acknowledged before" in capsys.readouterr().out
 
 
 async def test_a_record_has_what_the_catalog_said(parts: Parts) -> None:
@@ -140,15 +177,15 @@ async def test_an_object_that_is_not_missing_is_refused(parts: Parts, capsys: py
     _, keys, _ = await stored(parts, 2)
     await delete(parts, keys[0])
     for wrong, message in (
-        (keys[1], "is in the bucket: only an object that is missing can be acknowledged"),
+        (keys[1], "is in the bucket: only an object that is missing, or that has another size"),
         (keys[1].replace("2.parquet", "9.parquet"), "is not in the catalog"),
         ("another/key.parquet", "is not the key of an object below the prefix"),
     ):
         assert await acknowledge(parts, keys[0], wrong) == 1
         assert message in capsys.readouterr().err
     for wrong_words in ([], [keys[0], "--all-missing"], ["--all-missing", "--messages", "vehicles.0.20261127T1:1-2"]):
-        assert await acknowledge(parts, *wrong_words) == 1
-        assert "or --all-missing, or --messages" in capsys.readouterr().err
+        with pytest.raises(Misconfigured, match="or --all-missing, or --messages"):
+            await acknowledge(parts, *wrong_words)
     assert await records(parts) == []
     assert await parts.catalog.announced() == set()
 

@@ -15,7 +15,7 @@ from bronze.servers.catalog_feed import Feed
 from tests import factories
 from tests.contract.making import Heard
 from tests.contract.test_lanes import Parts, parts
-from tests.contract.test_objects_command import acknowledge, delete, stored
+from tests.contract.test_objects_command import acknowledge, damage, delete, stored
 from tests.contract.test_rebuild import (
     Killed,
     KilledAfter,
@@ -170,6 +170,20 @@ async def test_an_object_that_is_there_counts_in_spite_of_its_record(parts: Part
     assert (found.objects, found.removed, found.warnings) == (3, 0, [])
     assert await catalog_contents(parts, ids) == before
     assert len(await announced(parts)) == 2
+
+
+@pytest.mark.parametrize("number", [1, 2], ids=["within the chain", "at its end"])
+async def test_the_record_of_a_damaged_object_counts(parts: Parts, number: int) -> None:
+    """What is left of it is still there. Without a record, the rebuild stops and says where to read on."""
+    lanes, keys, ids = await stored(parts, 3)
+    before = await catalog_contents(parts, ids)
+    await damage(parts, keys[number])
+    with pytest.raises(Halted, match=f"{keys[number]} was not written by Bronze, or is damaged.*BronzeRecordsMissing"):
+        await read_bucket(parts)
+    assert await acknowledge(parts, keys[number]) == 0
+    found = await rebuild(parts, lanes)
+    assert (found.objects, found.removed, found.warnings) == (2, 1, [])
+    assert await catalog_contents(parts, ids) == before
 
 
 async def test_objects_that_are_gone_without_a_record_at_the_beginning_are_a_warning(parts: Parts) -> None:

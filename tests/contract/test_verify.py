@@ -253,6 +253,25 @@ async def test_an_object_that_has_another_size_is_found(written: Written) -> Non
     assert "bytes, by the totals of its entry" in found[VerifyCheck.ENTRY][0].problem
 
 
+async def test_a_damaged_object_with_a_removal_record_is_correct(written: Written) -> None:
+    """Its loss is acknowledged, and what is left of it is still in the bucket, readable or not."""
+    key, readable = written.keys[1:]
+    prefix = written.parts.settings.prefix
+    for lost in (key, readable):
+        contents = await read_contents(written.parts.bucket, lost)
+        assert contents is not None
+        size = len(written.body(lost))
+        await write_removal(written.parts.bucket, prefix, factories.removal(contents, bytes=size))
+    assert all(result.removed == 0 for result in (await written.verify()).values())  # nothing is damaged yet
+    written.replace(key, b"damaged")
+    sink = BytesIO()
+    pq.write_table(pq.read_table(BytesIO(written.body(readable))), sink, compression="none")
+    written.replace(readable, sink.getvalue())
+    results = await written.verify()
+    assert faults(results) == {}
+    assert [result.removed for result in results.values()] == [1, 2, 0, 0]
+
+
 async def test_an_object_without_a_recorded_sha_256_is_decoded(written: Written) -> None:
     """Somebody copied it without its user metadata."""
     key = written.keys[1]

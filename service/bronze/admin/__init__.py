@@ -5,7 +5,7 @@ quarantine_command  `bronze quarantine`: its command line
 quarantine          finds and reads quarantine objects
 quarantine_replay   sends their corrected records to the API, once
 objects_command     `bronze objects`: its command line
-missing_objects     finds the objects that are in the catalog, but not in the bucket
+missing_objects     finds the objects that are in the catalog, but missing or damaged in the bucket
 acknowledge         writes their removal records
 verify_command      `bronze verify`: its command line, and its results as a table and as JSON
 change_lanes        `bronze lanes`: seals the old lanes, drains them, and replaces them

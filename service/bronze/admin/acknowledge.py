@@ -1,4 +1,4 @@
-"""Writes the removal records of objects that are missing: their loss is then known, and no longer an alert.
+"""Writes the removal records of objects that are missing or damaged: their loss is then known, and no longer an alert.
 
 A record is created in the bucket first, and then published on the feed. If the command is killed in between, the next
 one finds the record and publishes it.
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import msgspec
 
 from bronze.admin.command_error import CommandError
-from bronze.admin.missing_objects import find_absent, read_entries
+from bronze.admin.missing_objects import find_missing, read_entries
 from bronze.objects.removals import read_removal, removed_paths, write_removal
 from bronze.protocol.chain import Position
 from bronze.protocol.entry_sizes import EntrySizes
@@ -42,10 +42,13 @@ class Statement:
 
 @dataclass(frozen=True, slots=True)
 class Acknowledged:
-    """A record; `existed` if it was in the bucket before."""
+    """A record; `existed` if it was in the bucket before. `bytes_found` is the size of what is left of a damaged object
+    in the bucket; None if it is gone.
+    """
 
     removal: Removal
     existed: bool
+    bytes_found: int | None = None
 
 
 class Acknowledgement:
@@ -70,33 +73,39 @@ class Acknowledgement:
     ) -> list[Acknowledged]:
         """The records of these objects; `on_entry` is called for each entry of the catalog that is read.
 
-        Raises `CommandError` if one of them is not missing, or not in the catalog.
+        Raises `CommandError` if one of them is in the bucket and not damaged, or not in the catalog.
         """
         records: dict[str, Removal] = {}
+        found: dict[str, int] = {}
         for file_path in file_paths:
             if not may_be_object(self._prefix, file_path):
                 raise CommandError(f"{file_path} is not the key of an object below the prefix {self._prefix!r}")
-            if await self._bucket.head(file_path) is not None:
-                raise CommandError(
-                    f"{file_path} is in the bucket: only an object that is missing can be acknowledged. Nothing was "
-                    "written"
-                )
+            head = await self._bucket.head(file_path)
+            if head is not None:
+                found[file_path] = head.size
             record = await read_removal(self._bucket, self._prefix, file_path)
             if record is not None:
                 records[file_path] = record
         made = await self._removals(set(file_paths) - records.keys(), statement, on_entry)
-        return [
-            Acknowledged(records.get(file_path) or made[file_path], file_path in records)
+        acknowledged = [
+            Acknowledged(records.get(file_path) or made[file_path], file_path in records, found.get(file_path))
             for file_path in dict.fromkeys(file_paths)
         ]
+        for each in acknowledged:
+            if each.bytes_found is not None and each.removal.bytes in {None, each.bytes_found}:
+                raise CommandError(
+                    f"{each.removal.file_path} is in the bucket: only an object that is missing, or that has another "
+                    "size than the catalog says, can be acknowledged. Nothing was written"
+                )
+        return acknowledged
 
     async def of_all_missing(self, statement: Statement, on_entry: Callable[[], None]) -> list[Acknowledged]:
         """The records of all missing objects, and those that the feed lacks because an earlier command was killed."""
-        absent = await find_absent(self._feed, self._bucket, self._prefix, None, on_entry)
+        found = await find_missing(self._feed, self._bucket, self._prefix, None, on_entry)
         announced = await self._catalog.announced() if self._catalog else set()
-        missing = [one.file_path for one in absent if not one.removed]
+        missing = [each.file_path for each in found if not each.removed]
         unannounced = [
-            one.file_path for one in absent if one.removed and removal_subject(one.lane, one.first) not in announced
+            each.file_path for each in found if each.removed and removal_subject(each.lane, each.first) not in announced
         ]
         return await self.of_objects([*unannounced, *missing], statement, on_entry)
 

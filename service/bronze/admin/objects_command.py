@@ -9,9 +9,10 @@ import msgspec
 
 from bronze.admin.acknowledge import Acknowledged, Acknowledgement, LostMessages, Statement
 from bronze.admin.command_error import CommandError
-from bronze.admin.missing_objects import find_absent
+from bronze.admin.missing_objects import find_missing
 from bronze.admin.progress import Progress
 from bronze.admin.time_argument import since
+from bronze.errors import Misconfigured
 from bronze.plurals import counted
 from bronze.protocol.lane import Lane
 from bronze.servers.bucket import Bucket
@@ -20,22 +21,29 @@ from bronze.servers.catalog_feed import Feed
 #: The longest reason, and the longest name.
 TEXT_CHARS_MAX = 1_000
 
+_MISSING = "if objects are missing or damaged"
+_CODES = (
+    "2 if an argument or a setting cannot work, 3 if the queue or the bucket does not answer, 130 if it was "
+    "interrupted (Ctrl-C)."
+)
 _MESSAGES = re.compile(r"([a-z][a-z0-9_]*)\.([0-9]+)\.([0-9]{8}T[0-9]+):([0-9]+)-([0-9]+)")
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """The command line of `bronze objects`."""
     parser.description = (
-        "List the objects that are missing in the bucket, and acknowledge those that cannot be restored, so that they "
-        "no longer count as missing."
+        "List the objects that are missing or damaged in the bucket, and acknowledge those that cannot be restored, so "
+        "that they no longer count as missing."
     )
-    parser.epilog = (
-        "Exit codes: 1 if objects are missing, or if one cannot be acknowledged (standard error says why), 2 if an "
-        "argument or a setting cannot work, 3 if the queue or the bucket does not answer, 130 if it was interrupted "
-        "(Ctrl-C)."
-    )
+    parser.epilog = f"Exit codes: 0 if everything is done; of `missing`, 1 {_MISSING}; {_CODES}"
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
-    missing = actions.add_parser("missing", help="list the objects that are in the catalog, but not in the bucket")
+    missing = actions.add_parser(
+        "missing",
+        help="list the objects that are in the catalog, but not in the bucket, or not with their size",
+        description="List the objects that are in the catalog, but not in the bucket, or have another size there than "
+        "the catalog says: those are damaged, or somebody replaced them. It changes nothing.",
+        epilog=f"Exit codes: 0 if no object is missing, 1 {_MISSING}, {_CODES}",
+    )
     missing.add_argument(
         "--since",
         type=since,
@@ -46,10 +54,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     missing.add_argument("--json", action="store_true", help="print one line of JSON per object")
     acknowledge = actions.add_parser(
         "acknowledge",
-        help="write a removal record for objects that are missing and cannot be restored",
-        description="Write a removal record for objects that are missing and cannot be restored. They then no longer "
-        "count as missing, look-ups say that they were removed, and the catalog can be rebuilt without them. An "
-        "object that is in the bucket is never acknowledged. If the command is interrupted, run it again.",
+        help="write a removal record for objects that are missing or damaged, and cannot be restored",
+        description="Write a removal record for objects that are missing or damaged, and cannot be restored. They then "
+        "no longer count as missing, look-ups say that they were removed, and the catalog can be rebuilt without them. "
+        "Nothing is deleted: what is left of a damaged object stays in the bucket. An object that has the size that "
+        "the catalog says is never acknowledged. If the command is interrupted, run it again.",
+        epilog=f"Exit codes: 0 if everything is acknowledged, 1 if an object cannot be acknowledged (standard error "
+        f"says why), {_CODES}",
     )
     acknowledge.add_argument("file_paths", nargs="*", metavar="FILE_PATH", help="an object, as `missing` prints it")
     acknowledge.add_argument("--all-missing", action="store_true", help="all objects that `missing` prints")
@@ -97,12 +108,12 @@ async def run(
 
 async def _missing(args: argparse.Namespace, feed: Feed, bucket: Bucket, prefix: str) -> int:
     with Progress("catalog entries read") as progress:
-        absent = await find_absent(feed, bucket, prefix, args.since, progress.step)
-    missing = [one for one in absent if not one.removed]
-    for one in missing:
-        print(msgspec.json.encode(one.as_dict()).decode() if args.json else one.as_text())
+        found = await find_missing(feed, bucket, prefix, args.since, progress.step)
+    missing = [each for each in found if not each.removed]
+    for each in missing:
+        print(msgspec.json.encode(each.as_dict()).decode() if args.json else each.as_text())
     if not args.json:
-        removed = len(absent) - len(missing)
+        removed = len(found) - len(missing)
         also = f" {counted(removed, 'object')} more with a removal record." if removed else ""
         print(f"{counted(len(missing), 'object')} missing.{also}")
     return 1 if missing else 0
@@ -110,7 +121,7 @@ async def _missing(args: argparse.Namespace, feed: Feed, bucket: Bucket, prefix:
 
 async def _acknowledge(args: argparse.Namespace, acknowledgement: Acknowledgement) -> None:
     if bool(args.file_paths) + args.all_missing + bool(args.messages) != 1:
-        raise CommandError("give one or more objects, or --all-missing, or --messages")
+        raise Misconfigured("objects acknowledge: give one or more objects, or --all-missing, or --messages")
     statement = Statement(args.reason, args.by or _user())
     with Progress("catalog entries read") as progress:
         if args.messages:
@@ -127,6 +138,11 @@ async def _acknowledge(args: argparse.Namespace, acknowledgement: Acknowledgemen
         print("No object is missing.")
     elif args.dry_run:
         print("Nothing was written.")
+    elif any(acknowledged.bytes_found is not None for acknowledged in found):
+        print(
+            "What is left of a damaged object is still in the bucket, where readers may fail at it: copy it elsewhere "
+            "if you need it, then delete it."
+        )
     elif args.messages:
         print("Run `bronze catalog rebuild` again.")
 
@@ -134,6 +150,8 @@ async def _acknowledge(args: argparse.Namespace, acknowledgement: Acknowledgemen
 def _line(acknowledged: Acknowledged, *, dry_run: bool) -> str:
     removal = acknowledged.removal
     name = removal.file_path or f"messages {removal.first} to {removal.last} of {removal.of_lane.stream}"
+    if acknowledged.bytes_found is not None:
+        name += f" (damaged: {counted(acknowledged.bytes_found, 'byte')} in the bucket)"
     if acknowledged.existed:
         return f"{name}: acknowledged before, by {removal.removed_by}: {removal.note}"
     records = "records unknown" if removal.records is None else counted(removal.records, "record")

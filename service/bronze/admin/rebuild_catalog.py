@@ -7,7 +7,7 @@ stops every writer; the second time finds the objects that they wrote meanwhile.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import BinaryIO
 
@@ -16,7 +16,7 @@ import msgspec
 from bronze.errors import Halted, Outage, Unavailable
 from bronze.objects.reader import read_object
 from bronze.objects.removals import read_removal, read_removals
-from bronze.objects.removed_ranges import RemovedRanges, read_removed_ranges
+from bronze.objects.removed_ranges import RemovedRange, RemovedRanges, read_removed_ranges
 from bronze.protocol.documents import Contents, StoredObject
 from bronze.protocol.keys import lane_of_key
 from bronze.protocol.lane import Lane
@@ -107,7 +107,7 @@ class Rebuild:
         Raises `Halted` if they are not. Removal records bridge gaps, and continue a chain whose last objects are gone.
         """
         lanes = await read_removed_ranges(self._bucket, self._prefix)
-        async for key, lane, first, stored in self._objects(found):
+        async for key, lane, first, stored in self._objects(found, lanes):
             await self._bridge(lanes.get(lane, RemovedRanges()), lane, first, spool, found)
             found.add(key, lane, first, stored.contents)
             _write(spool, ChainedObject(stored=stored))
@@ -167,6 +167,11 @@ class Rebuild:
         if batch:
             await catalog.announce(batch)
 
+    async def _damaged(self, key: str, record: RemovedRange) -> bool:
+        """Whether an object with a removal record has another size than the record says."""
+        head = await self._bucket.head(key)
+        return head is not None and record.size not in {None, head.size}
+
     async def compare(self, queue: Queue, lanes: Iterable[Lane], found: BucketContents) -> None:
         """Add a warning for each lane that will halt because the queue does not continue its chain in the bucket."""
         for lane in lanes:
@@ -178,8 +183,13 @@ class Rebuild:
                     "continue it. An object is missing in the bucket, or the queue was rolled back"
                 )
 
-    async def _objects(self, found: BucketContents) -> AsyncIterator[tuple[str, Lane, int, StoredObject]]:
-        """The objects that are not in `found`, in the order of their keys, which is the order of each lane's chain."""
+    async def _objects(
+        self, found: BucketContents, removed: Mapping[Lane, RemovedRanges]
+    ) -> AsyncIterator[tuple[str, Lane, int, StoredObject]]:
+        """The objects that are not in `found`, in the order of their keys, which is the order of each lane's chain.
+
+        A damaged object whose loss is acknowledged is left out: its removal record takes its place.
+        """
         known = {lane: last for lane, (last, _) in found.ends.items()}
         reading: list[tuple[str, Lane, int, asyncio.Task[StoredObject | None]]] = []
         found.unknown_keys = 0
@@ -191,6 +201,9 @@ class Rebuild:
                     continue
                 lane, first = place
                 if first <= known.get(lane, 0):
+                    continue
+                record = removed[lane].objects.get(first) if lane in removed else None
+                if record and record.file_path == key and await self._damaged(key, record):
                     continue
                 reading.append((key, lane, first, asyncio.create_task(read_object(self._bucket, key))))
                 if len(reading) == READS:
@@ -205,7 +218,15 @@ class Rebuild:
 async def _read(
     key: str, lane: Lane, first: int, reading: asyncio.Task[StoredObject | None]
 ) -> tuple[str, Lane, int, StoredObject]:
-    stored = await reading
+    try:
+        stored = await reading
+    except Halted as error:
+        raise Halted(
+            f"{key} was not written by Bronze, or is damaged: {error.__cause__}. Nothing was changed. Restore it. If "
+            "it cannot be restored, acknowledge its loss while the catalog still names it (`bronze objects acknowledge "
+            f"{key} --reason ...`), else move it to a key outside the prefix; then run this command again. See "
+            'docs/runbook.md, "BronzeRecordsMissing"'
+        ) from error
     if stored is None:
         raise _vanished(key)
     return key, lane, first, stored

@@ -8,7 +8,8 @@ from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 
 from bronze.errors import BronzeError, Unavailable
-from bronze.objects.removals import read_removal, removed_paths
+from bronze.objects.differences import find_differences
+from bronze.objects.removals import read_removal
 from bronze.protocol.entry_sizes import EntrySizes
 from bronze.servers.bucket import Bucket
 from bronze.servers.catalog import Catalog
@@ -98,7 +99,7 @@ class Comparison:
         missing: set[str] = set()
         numbers = Counter(dict.fromkeys(self._sources, 0))
         for source, expected in of_source.items():
-            for stored in await self._missing_of(f"{self._prefix}/source={source}/", source, expected):
+            for stored in await self._missing_of(source, expected):
                 missing.add(stored.key)
                 numbers[source] += 1
         for stored in list(self._older.values()):
@@ -125,44 +126,33 @@ class Comparison:
                     stored = _Stored("", lane.source, entry.file_path, sizes.of(entry))
                     folders.setdefault(folder, []).append(stored)
                 for folder, expected in folders.items():
-                    for stored in await self._missing_of(folder, lane.source, expected):
+                    for stored in await self._missing_of(lane.source, expected, folder):
                         if len(self._older) < OLDER_MISSING_MAX:
                             self._older[stored.key] = stored
                 since = page[-1][0] + 1
                 await asyncio.sleep(PAGE_PAUSE_S)
         self._instruments.missing_compared_time.set(self._now().timestamp())
 
-    async def _missing_of(self, folder: str, source: str, expected: list[_Stored]) -> list[_Stored]:
+    async def _missing_of(self, source: str, expected: list[_Stored], folder: str | None = None) -> list[_Stored]:
         """Those of some objects that are not in the bucket, or not with their size; each is logged once."""
-        expected = sorted(expected, key=lambda stored: stored.key)
-        keys = [stored.key for stored in expected]
-        wanted, found = set(keys), dict[str, int]()
-        async for key, size in self._bucket.sizes(folder, keys[0][:-1]):
-            if key > keys[-1]:
-                break
-            if key in wanted:
-                found[key] = size
-        missing = [
-            stored for stored in expected if stored.key not in found or stored.size not in {None, found[stored.key]}
-        ]
-        if missing:
-            removed = await removed_paths(self._bucket, self._prefix, source, missing[0].key, missing[-1].key)
-            missing = [stored for stored in missing if stored.key not in removed]
-        for stored in missing:
-            if stored.key in self._logged:
+        sizes = {stored.key: stored.size for stored in expected}
+        differences = await find_differences(self._bucket, self._prefix, source, sizes, folder)
+        missing = {difference.key: difference for difference in differences if not difference.removed}
+        for key, difference in missing.items():
+            if key in self._logged:
                 continue
             if len(self._logged) < OLDER_MISSING_MAX:
-                self._logged.add(stored.key)
-            if stored.key in found:
+                self._logged.add(key)
+            if difference.found is not None:
                 log.error(
                     "%s has %d bytes in the bucket, but %s in the catalog: it was damaged, or replaced",
-                    stored.key,
-                    found[stored.key],
-                    stored.size,
+                    key,
+                    difference.found,
+                    difference.size,
                 )
             else:
-                log.error("%s is in the catalog, but not in the bucket: it was deleted, or lost", stored.key)
-        return missing
+                log.error("%s is in the catalog, but not in the bucket: it was deleted, or lost", key)
+        return [stored for stored in expected if stored.key in missing]
 
     async def _read_feed(self, since: str) -> None:
         while True:

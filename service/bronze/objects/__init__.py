@@ -8,6 +8,7 @@ reader          reads objects in the bucket without fetching all their bytes
 preview         the first rows of an object
 ledger          counts what a lane holds, where its entries do not say it
 removals        reads and writes removal records
+differences     finds objects that are gone, or have another size than the catalog says
 removed_ranges  the gaps in the chains of the bucket that removal records explain
 search          finds the submissions that have rows of a classification
 

@@ -10,12 +10,15 @@ from bronze.servers.bucket import Bucket
 
 @dataclass(frozen=True, slots=True)
 class RemovedRange:
-    """Messages of a removed object, and the time of the last one; without a `file_path`, of unknown objects."""
+    """Messages of a removed object, the time of the last one, and its size in bytes if it is known; without a
+    `file_path`, of unknown objects.
+    """
 
     first: int
     last: int
     file_path: str | None = None
     last_time: str = ""
+    size: int | None = None
 
 
 @dataclass(slots=True)
@@ -55,6 +58,7 @@ async def read_removed_ranges(bucket: Bucket, prefix: str) -> Mapping[Lane, Remo
         if removal.entry is None:
             ranges.unknown.append(RemovedRange(removal.first, removal.last))
         else:
-            removed = RemovedRange(removal.first, removal.last, removal.file_path, removal.entry.last_time)
-            ranges.objects[removal.first] = removed
+            ranges.objects[removal.first] = RemovedRange(
+                removal.first, removal.last, removal.file_path, removal.entry.last_time, removal.bytes
+            )
     return lanes

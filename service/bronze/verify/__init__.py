@@ -5,6 +5,6 @@ results          their results
 catalog_entries  the catalog's entries of a time range, in order
 object_facts     what an object in the bucket says of itself
 
-Imports: objects, plurals, protocol, servers, telemetry.
+Imports: errors, objects, plurals, protocol, servers, telemetry.
 Libraries: pyarrow.
 """

@@ -191,7 +191,12 @@ class Verification:
             if problem is None and deep:
                 unproven += facts.sha256 is None
                 problem = await damage(self._bucket, entry.file_path, facts)
-            self._add(result, Fault(problem, RESTORE, entry.file_path) if problem else Correct.STORED)
+            outcome: Fault | Correct = Correct.STORED
+            if problem:
+                outcome = await self._unless_removed(
+                    Fault(problem, RESTORE, entry.file_path), entry.file_path, facts.size
+                )
+            self._add(result, outcome)
 
         stored = [entry for entry in entries.entries if period.contains(entry.stored_at)]
         await _for_each(stored, check, OBJECTS_READ if deep else READS)
@@ -205,11 +210,17 @@ class Verification:
         try:
             facts = await read_facts(self._bucket, key)
         except NotABronzeObject as error:
-            return Fault(f"it is damaged, or Bronze did not write it: {error}", RESTORE, key, trace_id)
-        if facts is None:
-            removal = await read_removal(self._bucket, self._prefix, key)
-            return Correct.REMOVED if removal else Fault("it is not in the bucket", ACKNOWLEDGE, key, trace_id)
-        return facts
+            problem, advice = f"it is damaged, or Bronze did not write it: {error}", RESTORE
+        else:
+            if facts is not None:
+                return facts
+            problem, advice = "it is not in the bucket", ACKNOWLEDGE
+        return await self._unless_removed(Fault(problem, advice, key, trace_id), key)
+
+    async def _unless_removed(self, fault: Fault, key: str, size: int | None = None) -> Fault | Correct:
+        """The fault of an object, unless its loss is acknowledged. `size` is that in the bucket, if it can be read."""
+        removal = await read_removal(self._bucket, self._prefix, key)
+        return Correct.REMOVED if removal and (size is None or removal.bytes not in {None, size}) else fault
 
     # --- from an entry to the one before it
 

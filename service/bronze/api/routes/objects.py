@@ -32,7 +32,8 @@ async def _contents(bucket: Bucket, prefix: str, file_path: str) -> ObjectConten
     try:
         contents = await read_contents(bucket, file_path) if head else None
     except Halted as error:
-        raise Refused(Refusal.NOT_FOUND, f"{error}.") from error
+        contents = None
+        missing = Refused(Refusal.NOT_FOUND, f"{error}.")
     if head is None or contents is None:
         removal = await read_removal(bucket, prefix, file_path)
         if removal is None:
