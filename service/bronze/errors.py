@@ -51,6 +51,9 @@ class Refusal(ErrorCode):
     INVALID_HEADER = "invalid-header", 400
     IDEMPOTENCY_KEY_REUSED = "idempotency-key-reused", 409
     CLIENT_GONE = "client-gone", 400
+    MALFORMED_REQUEST = "malformed-request", 400
+    HEAD_TOO_LARGE = "head-too-large", 431
+    HEAD_TOO_SLOW = "head-too-slow", 408
     INVALID_QUERY = "invalid-query", 400
     NOT_FOUND = "not-found", 404
     REMOVED = "removed", 410
@@ -63,6 +66,7 @@ class Outage(ErrorCode):
     QUEUE_FULL = "queue-full", 503
     OUTCOME_UNKNOWN = "outcome-unknown", 503
     READERS_BUSY = "readers-busy", 503
+    OVERLOADED = "overloaded", 503
     UNDECIDED = "undecided", 503
     UNAVAILABLE = "unavailable", 503
     THROTTLED = "throttled", 503

@@ -66,6 +66,18 @@ class Settings(BaseSettings):
 
     api_host: str = Field("127.0.0.1", description="Address that the API listens on.")
     api_port: int = Field(8000, description="Port that the API listens on.")
+    connections_max: PositiveInt = Field(
+        512,
+        description="Connections to the API. Above that, the one that has waited longest for a request is closed; if "
+        "none waits, a new one gets a 503.",
+    )
+    head_bytes_max: Annotated[int, Field(ge=1024)] = Field(
+        64 * 2**10, description="Size of a request's line and headers together, in bytes."
+    )
+    headers_max: PositiveInt = Field(100, description="Number of headers of a request.")
+    head_s_max: PositiveFloat = Field(
+        10, description="Time within which the headers of a request have to arrive, in seconds."
+    )
     body_bytes_max: PositiveInt = Field(512 * MIB, description="Limit of a body, in bytes, after decompression.")
     json_body_bytes_max: PositiveInt = Field(
         16 * MIB, description="Limit of an application/json body, which is parsed as a whole, in bytes."

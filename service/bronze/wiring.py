@@ -13,7 +13,6 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
 import httpx
-import uvicorn
 from aiorwlock import RWLock
 
 from bronze import client, process
@@ -27,6 +26,7 @@ from bronze.admin.reports import report_lanes, report_rebuilt
 from bronze.api.app import Parts, create_app
 from bronze.api.body import BodyReader
 from bronze.api.columnar_reader import ColumnarReaders
+from bronze.api.connection import create_server
 from bronze.api.glance import ASK_S_MAX, GlanceReader
 from bronze.api.ingest import Ingest
 from bronze.api.manual import Manual
@@ -246,7 +246,7 @@ async def serve(settings: Settings, substitute: Callable[[Servers], Servers] = l
 
             index = CatalogIndex(settings.view_dir, f"view-{settings.api_port}")
             parts = api_parts(settings, declared, servers, index, prometheus, telemetry, stop_on_gone)
-            server = _api_server(parts)
+            server = create_server(OwnContext(create_app(parts)), settings, STOP_GRACE_S)
 
             def stop_serving() -> None:
                 server.should_exit = True
@@ -270,19 +270,6 @@ async def serve(settings: Settings, substitute: Callable[[Servers], Servers] = l
     finally:
         await asyncio.to_thread(telemetry.shutdown)
     return 1 if failed else 0
-
-
-def _api_server(parts: Parts) -> uvicorn.Server:
-    return uvicorn.Server(
-        uvicorn.Config(
-            OwnContext(create_app(parts)),
-            log_config=None,
-            access_log=False,
-            lifespan="off",
-            timeout_graceful_shutdown=int(STOP_GRACE_S),
-            h11_max_incomplete_event_size=None,
-        )
-    )
 
 
 @asynccontextmanager

@@ -43,7 +43,7 @@ OUTSIDE = {
 #: Libraries that only compute. What is pure imports no others.
 COMPUTING = {"msgspec", "pyarrow", "uuid_utils", "zstandard"}
 #: Libraries that speak to a server, each spoken to by one module.
-CLIENTS = {"boto3": "servers.s3", "botocore": "servers.s3", "nats": "servers.jetstream", "uvicorn": "wiring"}
+CLIENTS = {"boto3": "servers.s3", "botocore": "servers.s3", "nats": "servers.jetstream", "uvicorn": "api.connection"}
 #: Classes with a constructor that others than `wiring` make, since they live as long as one piece of work.
 MADE_PER_PIECE = {
     "SpooledBody": "a request's body",

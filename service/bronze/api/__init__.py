@@ -2,6 +2,7 @@
 
 app                the application, put together from its routes
 routes/            the routes, one file per subject
+connection         the HTTP server's connections, with bounds on their number and on heads
 request_context    a separate context per request
 body               reads the body of a submission, within limits of memory and time
 columnar_reader    has Arrow and Parquet bodies read by columnar_worker, in a child process
@@ -19,6 +20,6 @@ layout             what all pages share
 templates/         their HTML and CSS
 
 A role. Imports: errors, lineage, objectives, objects, protocol, records, servers, settings, telemetry.
-Libraries: fastapi, fastapi_offline, jinja2, markdown_it, markupsafe, msgspec, opentelemetry, pyarrow,
-pydantic, starlette.
+Libraries: fastapi, fastapi_offline, httptools, jinja2, markdown_it, markupsafe, msgspec, opentelemetry, pyarrow,
+pydantic, starlette, uvicorn.
 """

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping
+from http import HTTPStatus
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -22,6 +23,17 @@ PROBLEM = "application/problem+json"
 def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """The problem responses of a route, for the OpenAPI document."""
     return {status: {"model": Problem, "content": {PROBLEM: {}}} for status in statuses}
+
+
+def document(status: int, code: str, detail: str, members: Mapping[str, object]) -> dict[str, object]:
+    """A problem document, without the id of a trace."""
+    return {
+        "type": f"/problems/{code}",
+        "title": code.replace("-", " ").capitalize(),
+        "status": status,
+        "detail": detail,
+        **members,
+    }
 
 
 def add_handlers(app: FastAPI, on_gone: Callable[[Gone], None]) -> None:
@@ -71,12 +83,9 @@ def _problem(
     members: Mapping[str, object],
     headers: Mapping[str, str] | None = None,
 ) -> Response:
-    body = {
-        "type": f"/problems/{code}",
-        "title": code.replace("-", " ").capitalize(),
-        "status": status,
-        "detail": detail,
-        "trace_id": trace_id_hex(),
-        **members,
-    }
-    return JSONResponse(body, status, media_type=PROBLEM, headers={**(headers or {}), "traceresponse": traceparent()})
+    body = document(status, code, detail, {"trace_id": trace_id_hex(), **members})
+    # after a 408, the rest of the body would be taken for the next request
+    close = {"Connection": "close"} if status == HTTPStatus.REQUEST_TIMEOUT else {}
+    return JSONResponse(
+        body, status, media_type=PROBLEM, headers={**(headers or {}), **close, "traceresponse": traceparent()}
+    )
