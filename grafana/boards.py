@@ -12,6 +12,8 @@ from prometheus.rules import differing, names
 
 FOLDER = Path(__file__).resolve().parent / "provisioning" / "dashboards"
 
+#: A variable in a title, whose text Grafana puts in.
+_TEXT = re.compile(r"\$\{(\w+):text\}")
 _VARIABLE = re.compile(r"\$\{?\w+(?::\w+)?\}?")
 
 
@@ -45,9 +47,11 @@ def readers(metric: str) -> Mapping[str, list[str]]:
 
 @cache
 def _reads() -> Sequence[tuple[str, str, frozenset[str]]]:
-    """For each panel: its dashboard's title, its own title, and the series that its queries read."""
+    """For each panel: its dashboard's title, its own title with the names of variables, and the series that its
+    queries read.
+    """
     return [
-        (document["title"], panel["title"], frozenset().union(*map(names, _expressions(panel))))
+        (document["title"], _TEXT.sub(r"\1", panel["title"]), frozenset().union(*map(names, _expressions(panel))))
         for document in documents()
         for placed in document["panels"]
         for panel in (placed, *placed.get("panels", ()))

@@ -1,8 +1,10 @@
 """Components of the dashboards: queries, panels with their defaults, colours, thresholds, rows and variables."""
 
 import json
+import re
 import zlib
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from string import ascii_uppercase
 from typing import Any, TypeAlias, TypeVar
@@ -65,6 +67,8 @@ TEMPO = model.DataSourceRef(type_val="tempo", uid="${tempo}")
 #: Units. EXACT shows every digit. Grafana has no unit for uploads: they use its writes per second.
 SECONDS, BYTES, BYTES_PER_S = units.Seconds, units.BytesIEC, units.BytesPerSecondIEC
 COUNT, EXACT, SHARE, TIMES = units.Short, units.LocaleFormat, units.PercentUnit, "suffix:x"
+#: How many times as large as another value.
+FACTOR = "prefix:\N{MULTIPLICATION SIGN}"
 REQUESTS_PER_S, RECORDS_PER_S, MESSAGES_PER_S, WRITES_PER_S, COUNTS_PER_S = "reqps", "recps", "mps", "wps", "cps"
 
 #: Colours that are readable in the light and the dark theme. Blue (neutral) is for values without a limit.
@@ -78,6 +82,13 @@ Panel: TypeAlias = (
 )
 _ValuePanel = TypeVar("_ValuePanel", stat.Panel, statetimeline.Panel, table.Panel)
 _Kind = TypeVar("_Kind", timeseries.Panel, stat.Panel, statetimeline.Panel, table.Panel, heatmap.Panel, build.Panel)
+
+#: The choices that filter panels, by the names of their variables.
+_CHOICES = {"source": "Source", "instance": "Instance"}
+#: An instance in the result of a query, and its role.
+_INSTANCE = 'instance="(?<value>[^"]+)",role="bronze/(?<text>[^"]+)"'
+#: Where browsers reach the API, if Prometheus does not say it.
+_API_URL = "http://127.0.0.1:8000"
 
 #: Every API and consumer process has this counter from its first export on.
 _PROCESSES = f'bronze_records_total{{job=~"bronze/(api|consumer)", {NO_CANARY}}}'
@@ -423,6 +434,23 @@ def faded(panel: timeseries.Panel, name: str) -> timeseries.Panel:
     )
 
 
+def legend_only(panel: timeseries.Panel, name: str) -> timeseries.Panel:
+    """Shows only the names of these series: they have no values."""
+    return panel.override_by_regexp(
+        f"/{name}/",
+        [
+            _override("custom.lineWidth", 0),
+            _override("custom.fillOpacity", 0),
+            _override("custom.hideFrom", {"legend": False, "tooltip": True, "viz": False}),
+        ],
+    )
+
+
+def of_field(panel: stat.Panel, name: str, unit: str, limits: build.ThresholdsConfig) -> stat.Panel:
+    """A value of a tile that has a unit and thresholds of its own."""
+    return panel.override_by_name(name, [in_unit(unit), _override("thresholds", limits.build())])
+
+
 def red_from_query(panel: stat.Panel, ref_id: str) -> stat.Panel:
     """Red from the value of this query on. The query's value is not shown.
 
@@ -483,9 +511,7 @@ class Board:
         """The JSON model that Grafana reads."""
         board = build.Dashboard(self.title).uid(self.uid).description(self.description).tags([TAG]).readonly()
         board = board.time("now-30m", "now").refresh(self.refresh).timezone(TimeZoneBrowser)
-        board = board.tooltip(model.DashboardCursorSync.CROSSHAIR).variables(
-            [*_variables(one_source=self.one_source), *self.variables]
-        )
+        board = board.tooltip(model.DashboardCursorSync.CROSSHAIR)
         board = board.link(
             build.DashboardLink(TAG.capitalize())
             .type(model.DashboardLinkType.DASHBOARDS)
@@ -493,18 +519,23 @@ class Board:
             .keep_time(True)
             .include_vars(True)
         )
+        panels = [panel for row in self.rows for panel in row.panels]
+        variables = self._variables_read(panels)
+        for panel in panels:
+            _say_what_does_not_change_it(panel, {name for name, _ in variables})
+            built_panel = panel.build()
+            if built_panel.id_val is None:
+                panel.id(panel_id(built_panel.title or ""))
         for number, row in enumerate(self.rows, 1):
             heading = build.Row(row.title).id(number).collapsed(row.closed)
-            for panel in row.panels:
-                built_panel = panel.build()
-                if built_panel.id_val is None:
-                    panel.id(panel_id(built_panel.title or ""))
-                if row.closed:
+            if row.closed:
+                for panel in row.panels:
                     heading.with_panel(panel)
             board.with_row(heading)
             if not row.closed:
                 for panel in row.panels:
                     board.with_panel(panel)
+        board = board.variables([variable for _, variable in variables])
         built: dict[str, Any] = json.loads(json.dumps(board.build(), cls=JSONEncoder))
         # what the SDK, which knows Grafana 11.6, cannot express
         for variable in built["templating"]["list"]:
@@ -515,29 +546,63 @@ class Board:
                 placed["options"]["perPage"] = 0  # no pages
         return {**built, "annotations": {"list": _ANNOTATIONS}}
 
+    def _variables_read(self, panels: Sequence[Panel]) -> list[tuple[str, Builder[model.VariableModel]]]:
+        """The variables that something on the board reads, in the order in which they are shown."""
+        variables = (*_variables(one_source=self.one_source), *self.variables)
+        every = [(variable.build().name, variable) for variable in variables]
+        texts = [_json(panel.build()) for panel in panels] + [json.dumps([row.title for row in self.rows])]
+        texts.append(json.dumps(_ANNOTATIONS))
+        read: set[str] = set()
+        for name, variable in reversed(every):  # a variable reads only those before it
+            if any(_reads(text, name) for text in texts):
+                read.add(name)
+                texts.append(_json(variable.build()))
+        return [(name, variable) for name, variable in every if name in read]
+
+
+def _say_what_does_not_change_it(panel: Panel, variables: AbstractSet[str]) -> None:
+    """Adds to a panel's description which choices of its board have no effect on it."""
+    built = panel.build()
+    if not built.targets:
+        return
+    queries = _json(built.targets)
+    without = [f"*{label}*" for name, label in _CHOICES.items() if name in variables and not _reads(queries, name)]
+    if without:
+        panel.description(f"{built.description}\n\nNot changed by {' or '.join(without)}.")
+
+
+def _reads(text: str, variable: str) -> bool:
+    return re.search(rf"\$(?:{variable}\b|\{{{variable}[:}}])", text) is not None
+
+
+def _json(built: object) -> str:
+    return json.dumps(built, cls=JSONEncoder)
+
 
 #: The variables that hardly anybody changes.
 _IN_MENU = {"prometheus", "tempo", "api_url"}
 
 
 def _variables(*, one_source: bool) -> list[Builder[model.VariableModel]]:
-    metrics, api = _datasource("prometheus", "Metrics"), text_variable("api_url", "API", "http://127.0.0.1:8000")
+    """A variable reads only those before it."""
+    datasources = [_datasource("prometheus", "Metrics"), _datasource("tempo", "Traces")]
     if one_source:
         # Grafana takes the first source if there is none of this name
         chosen = model.VariableOption(selected=True, text="vehicles", value="vehicles")
         declared = f"label_values(bronze_ledger_records{{{LEDGER}, {NO_CANARY}}}, bronze_source)"
-        return [_of_label("source", "Source", declared).current(chosen), metrics, api]
+        return [*datasources, from_query("source", _CHOICES["source"], declared).current(chosen), _api_url()]
     ours = f'{{__name__=~"bronze_(records|publisher_submissions)_total", job=~"bronze/.+", {NO_CANARY}}}'
+    roles = f'last_over_time(bronze_records_total{{job=~"bronze/(api|consumer)", {NO_CANARY}}}[{RANGE}])'
+    named = f'group by (instance, role) (label_join({roles}, "role", " ", "job", "instance"))'
     return [
-        _several(_of_label("source", "Source", f"label_values({ours}, bronze_source)")),
-        _several(_of_label("instance", "Instance", f"label_values({ours}, instance)")),
-        metrics,
-        _datasource("tempo", "Traces"),
-        api,  # its address for the browser
+        *datasources,
+        _several(from_query("source", _CHOICES["source"], f"label_values({ours}, bronze_source)")),
+        _several(from_result("instance", _CHOICES["instance"], named, _INSTANCE)),
+        _api_url(),
     ]
 
 
-def _of_label(name: str, label: str, values: str) -> build.QueryVariable:
+def from_query(name: str, label: str, values: str) -> build.QueryVariable:
     return (
         build.QueryVariable(name)
         .label(label)
@@ -548,9 +613,27 @@ def _of_label(name: str, label: str, values: str) -> build.QueryVariable:
     )
 
 
+def from_result(name: str, label: str, expr: str, pattern: str) -> build.QueryVariable:
+    """A variable whose values are in the results of a query at the end of the range.
+
+    The pattern is for the labels of a result, in alphabetical order, without spaces. Its groups are the value, or value
+    and text.
+    """
+    pattern = pattern.replace("/", r"\/")
+    return from_query(name, label, f"query_result({' '.join(expr.split())})").regex(f"/{pattern}/")
+
+
 def _several(variable: build.QueryVariable) -> build.QueryVariable:
     every = model.VariableOption(selected=True, text="All", value="$__all")
     return variable.multi(True).include_all(True).all_value(".*").current(every)
+
+
+def _api_url() -> build.QueryVariable:
+    """The address at which browsers reach the API. It is a setting of Prometheus, whose Watchdog has it as a label."""
+    known = 'group by (api_url) (ALERTS{alertname="Watchdog", api_url!=""})'
+    expr = f'{known} or on () label_replace(vector(1), "api_url", "{_API_URL}", "", "")'
+    variable = from_result("api_url", "API", expr, 'api_url="([^"]+)"')
+    return variable.current(model.VariableOption(selected=True, text=_API_URL, value=_API_URL))
 
 
 def _datasource(kind: str, label: str) -> build.DatasourceVariable:

@@ -1,5 +1,6 @@
 """Latency analysis: when was the system slow, at which stage, compared with which period, and for which write."""
 
+from grafana_foundation_sdk.builders.dashboard import ThresholdsConfig
 from grafana_foundation_sdk.builders.heatmap import Panel as Heatmap
 from grafana_foundation_sdk.builders.stat import Panel as Stat
 from grafana_foundation_sdk.builders.table import Panel as Table
@@ -9,6 +10,9 @@ from bronze.objectives import DURATION_S_MAX
 from grafana import components, traces
 from grafana.components import (
     BAD,
+    COUNT,
+    EXACT,
+    FACTOR,
     FAIR,
     GOOD,
     NEUTRAL,
@@ -16,7 +20,7 @@ from grafana.components import (
     SECONDS,
     SHARE,
     TIMES,
-    WRITES_PER_S,
+    UNKNOWN,
     Board,
     PanelInfo,
     Row,
@@ -31,16 +35,21 @@ from grafana.promql import (
     CONSUMER,
     DELIVERIES,
     INSTANCE,
+    INTERVAL,
+    LEDGER,
     OBJECTIVE_S,
-    RANGE,
+    PERIOD,
     REQUESTS,
     SOURCE,
     STEP,
     THRESHOLDS,
     UPLOADS,
+    added,
+    earlier,
     mean,
     or_zero,
     quantile,
+    quantile_counted,
     rate,
     seconds_above,
     share_above_limit,
@@ -50,10 +59,12 @@ from grafana.promql import (
 _STAGES = f'bronze_stage_duration_seconds{{job=~"bronze/.+", {INSTANCE}, {SOURCE}}}'
 _ACCEPTED = f'bronze_records_total{{{API}, {SOURCE}, bronze_outcome="accepted"}}'
 _SUCCEEDED = f'bronze_uploads_total{{{CONSUMER}, {SOURCE}, bronze_outcome="success"}}'
-_PERIOD = "$period"
+_OBJECTS = f"bronze_ledger_objects{{{LEDGER}, {SOURCE}}}"
+_ACCEPTED_IN_ALL = f'bronze_ledger_records{{{LEDGER}, {SOURCE}, bronze_outcome="accepted"}}'
 _EARLIER = "one ${period:text} earlier"
-_NO_EARLIER = "no earlier data"
-_COMPARED_UPLOADS, _COMPARED_P95 = "Uploads, now and earlier", "p95 upload, now and earlier"
+_COMPARED_UPLOADS, _COMPARED_P95 = f"Uploads, now and {_EARLIER}", f"p95 upload, now and {_EARLIER}"
+
+_CHANGE = "change"
 
 #: None of the colours that mean good, fair or bad.
 _STAGE_COLOURS = {
@@ -94,10 +105,10 @@ def board() -> Board:
             Row(
                 "Comparison with the previous ${period:text}",
                 [
-                    change("Uploads", f"increase({_SUCCEEDED}[{RANGE}] anchored", _COMPARED_UPLOADS),
-                    change("Records accepted", f"increase({_ACCEPTED}[{RANGE}] anchored", "Load and latency"),
-                    change_of_p95("p95 upload", UPLOADS, _COMPARED_P95),
-                    change_of_p95("p95 delivery", DELIVERIES, "Time by stage, p95"),
+                    change_of_count("Uploads in the range", _OBJECTS, _COMPARED_UPLOADS),
+                    change_of_count("Records accepted in the range", _ACCEPTED_IN_ALL, "Load and latency"),
+                    change_of_p95("p95 upload of the range", UPLOADS, _COMPARED_P95),
+                    change_of_p95("p95 delivery of the range", DELIVERIES, "Time by stage, p95"),
                     compared_p95(),
                     compared_uploads(),
                 ],
@@ -258,33 +269,49 @@ def budget_burn() -> Timeseries:
 # --- comparison with the previous period
 
 
-def change(title: str, increase: str, explained_by: str) -> Stat:
-    info = PanelInfo(
-        title,
-        f"{title} in the chosen range, compared with the same range {_EARLIER}: -20% means a fifth less. Less load is "
-        "a fault only if the senders are as busy as before.",
-        _NO_EARLIER,
-        explained_by=("bronze-latency", explained_by),
-    )
-    now, before = f"sum({increase}))", f"sum({increase} offset {_PERIOD}))"
-    return (
-        tile(info, SHARE, single_value(f"{now} / ({before} > 0) - 1"), width=6)
-        .thresholds(components.steps(NEUTRAL))
-        .decimals(0)
+def change_of_count(title: str, ledger: str, explained_by: str) -> Stat:
+    return _change(
+        PanelInfo(
+            f"{title}, and {_EARLIER}",
+            f"{title}, and in the same range {_EARLIER}, and how many times as many these are now. The counts are "
+            "exact, from the catalog and the queue. Less load is a fault only if the senders are as busy as before.",
+            "no process has reported yet",
+            explained_by=("bronze-latency", explained_by),
+        ),
+        EXACT,
+        f"sum({added(ledger)})",
+        components.steps(NEUTRAL),
     )
 
 
 def change_of_p95(title: str, histogram: str, explained_by: str) -> Stat:
-    info = PanelInfo(
-        title,
-        f"{title} in the chosen range, compared with the same range {_EARLIER}. Yellow: a quarter slower; red: twice "
-        "as slow.",
-        _NO_EARLIER,
-        explained_by=("bronze-latency", explained_by),
+    return _change(
+        PanelInfo(
+            f"{title}, and {_EARLIER}",
+            f"{title}, and of the same range {_EARLIER}, and how many times as long it is now. Yellow: a quarter "
+            "longer; red: twice as long.",
+            "no upload",
+            explained_by=("bronze-latency", explained_by),
+        ),
+        SECONDS,
+        quantile_counted(0.95, histogram),
+        components.steps(GOOD, (1.25, FAIR), (2, BAD)),
     )
-    now, before = (quantile(0.95, histogram, window=RANGE, offset=offset) for offset in ("", _PERIOD))
-    panel = tile(info, SHARE, single_value(f"({now}) / (({before}) > 0) - 1"), width=6).decimals(0)
-    return panel.thresholds(components.steps(NEUTRAL, (-1, GOOD), (0.25, FAIR), (1, BAD)))
+
+
+def _change(info: PanelInfo, unit: str, value: str, of_change: ThresholdsConfig) -> Stat:
+    """The value now, earlier, and how many times as large it is now."""
+    before = earlier(value)
+    panel = tile(
+        info,
+        unit,
+        single_value(value, "now"),
+        single_value(f"{before}\nor on () vector(-1)", _EARLIER),
+        single_value(f"(\n{value}\n) / (\n{before} > 0\n)", _CHANGE),
+        width=6,
+        height=4,
+    )
+    return components.of_field(components.value_names(panel, {"-1": "no data"}, UNKNOWN), _CHANGE, FACTOR, of_change)
 
 
 def compared_p95() -> Timeseries:
@@ -293,27 +320,29 @@ def compared_p95() -> Timeseries:
         f"The dashed grey line is the same time {_EARLIER}. If there is no data for that time, the legend says so.",
         "no upload yet",
     )
-    return _compared(info, SECONDS, quantile(0.95, UPLOADS), quantile(0.95, UPLOADS, offset=_PERIOD), limit_line())
+    return _compared(info, SECONDS, quantile(0.95, UPLOADS), quantile(0.95, UPLOADS, offset=PERIOD), limit_line())
 
 
 def compared_uploads() -> Timeseries:
     info = PanelInfo(
         _COMPARED_UPLOADS,
-        f"The dashed grey line is the same time {_EARLIER}. If there is no data for that time, the legend says so.",
+        "How many uploads succeeded in each interval of the graph. The dashed grey line is the same time "
+        f"{_EARLIER}. If there is no data for that time, the legend says so.",
         "no upload yet",
     )
-    return _compared(info, WRITES_PER_S, rate(_SUCCEEDED), rate(_SUCCEEDED, offset=_PERIOD))
+    now, before = (f"sum(increase({_SUCCEEDED}[{INTERVAL}] anchored{offset}))" for offset in ("", f" offset {PERIOD}"))
+    return _compared(info, COUNT, now, before)
 
 
-def _compared(info: PanelInfo, unit: str, now: str, earlier: str, *limits: components.Target) -> Timeseries:
-    absent = f"absent_over_time({_ACCEPTED}[{STEP}] offset {_PERIOD}) - 1"
+def _compared(info: PanelInfo, unit: str, now: str, before: str, *limits: components.Target) -> Timeseries:
+    absent = f"absent_over_time({_ACCEPTED}[{STEP}] offset {PERIOD}) - 1"
     panel = graph(
         info,
         unit,
         query(now, "now"),
-        query(earlier, _EARLIER),
+        query(before, _EARLIER),
         query(absent, f"no data {_EARLIER}"),
         *limits,
         width=12,
     )
-    return components.faded(panel, "earlier")
+    return components.legend_only(components.faded(panel, "earlier"), "no data")

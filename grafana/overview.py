@@ -208,13 +208,19 @@ def uploads_counted() -> Timeseries:
 def requests_in_range() -> Stat:
     info = PanelInfo(
         "Requests",
-        "Submissions that the API answered in the range, with any status. Look-ups, probes, scrapes and the canary are "
-        "not counted.",
-        "no submission yet",
+        "Requests that the API answered in the range, with any status: submissions, and all others, which are look-ups "
+        "and pages. Probes, scrapes and the canary's submissions are not counted.",
+        "no request yet",
         ["BronzeRequestsSlow", "BronzeRequestsFail"],
         explained_by=("bronze-overview", "Requests by status"),
     )
-    return tile(info, EXACT, single_value(or_zero(counted(histogram_series(REQUESTS, "count"))))).decimals(0)
+    others = f'http_server_request_duration_seconds_count{{{API}, http_route!~"/v1/ingest/.+"}}'
+    return tile(
+        info,
+        EXACT,
+        single_value(or_zero(counted(histogram_series(REQUESTS, "count"))), "submissions"),
+        single_value(or_zero(counted(others)), "others"),
+    ).decimals(0)
 
 
 def failed_uploads() -> Stat:

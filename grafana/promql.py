@@ -18,6 +18,9 @@ STEP, RANGE = "$__rate_interval", "$__range"
 #: The time between two points of a graph, for counts that add up.
 INTERVAL = "$__interval"
 
+#: How long before the range the one that it is compared with is.
+PERIOD = "$period"
+
 THRESHOLDS = Thresholds()
 
 INSTANCE, SOURCE = 'instance=~"$instance"', f'bronze_source=~"$source", {NO_CANARY}'
@@ -30,7 +33,7 @@ LEDGER = promql.LEDGER
 VERIFIED = 'job=~"bronze/.+"'
 COLLECTOR, PROMETHEUS = 'job="scrape-collector"', 'job="scrape-prometheus"'
 
-#: Submissions of data only: the canary's have a route of their own.
+#: Submissions of data only, without the other requests to the API.
 INGEST = f'{API}, http_route="/v1/ingest/{{source}}"'
 REQUESTS = f"http_server_request_duration_seconds{{{INGEST}}}"
 UPLOADS = f'bronze_upload_duration_seconds{{{CONSUMER}, {SOURCE}, bronze_outcome="success"}}'
@@ -64,7 +67,7 @@ EXTERNAL_METRICS: Mapping[str, tuple[str, frozenset[str]]] = {
             (
                 "Prometheus, about its rules",
                 ("ALERTS",),
-                ("alertname", "alertstate", "severity", "bronze_source", "exporter"),
+                ("alertname", "alertstate", "severity", "bronze_source", "exporter", "api_url"),
             ),
         )
         for name in names
@@ -93,6 +96,11 @@ sum by ({by}) (
 def added(series: str) -> str:
     """By how much a number of the ledger grew in the dashboard's time range, of each source."""
     return promql.added(series, RANGE)
+
+
+def earlier(expr: str) -> str:
+    """The value of an expression one `PERIOD` earlier, whatever offsets it has itself."""
+    return f"last_over_time((\n{expr}\n)[1s:1s] offset {PERIOD})"
 
 
 def or_zero(expr: str) -> str:

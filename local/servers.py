@@ -261,10 +261,16 @@ def queues(state: Path) -> Path:
 
 
 def prometheus(
-    state: Path, port: int, targets: Mapping[str, int], *, executable: Path, runbook_url: str = "/runbook"
+    state: Path,
+    port: int,
+    targets: Mapping[str, int],
+    *,
+    executable: Path,
+    runbook_url: str = "/runbook",
+    public_url: str = "",
 ) -> Program:
     """Prometheus with the repository's configuration and rules. `targets` has the port of each scrape job's target; a
-    running server reloads changed targets. Alerts link to `runbook_url`.
+    running server reloads changed targets. Alerts link to `runbook_url`, and dashboards to the API at `public_url`.
     """
     config = state / "prometheus.yaml"
     (state / "targets").mkdir(parents=True, exist_ok=True)
@@ -298,7 +304,7 @@ def prometheus(
         ),
         ports={"api": port},
         ready=ready,
-        env={"BRONZE_RUNBOOK_URL": runbook_url},
+        env={"BRONZE_RUNBOOK_URL": runbook_url, "BRONZE_PUBLIC_URL": public_url},
         port_variable=f"{PORT_VARIABLE}PROMETHEUS",
     )
 
@@ -365,8 +371,11 @@ def tempo(state: Path, port: int, *, executable: Path, prometheus: int) -> Progr
     )
 
 
-def grafana(state: Path, port: int, name: str, *, executable: Path, prometheus: int, tempo: int, api: int) -> Program:
+def grafana(
+    state: Path, port: int, name: str, *, executable: Path, prometheus: int, tempo: int, public_url: str
+) -> Program:
     """The dashboards, with the servers on these ports as datasources. `name` is a label of its own metrics.
+    `public_url` is where browsers reach the API.
 
     Viewers need no account; the user `admin` with the password `admin` may change settings. Raises `LocalError` if the
     program's own files are not where its packages install them.
@@ -416,7 +425,7 @@ preinstall_disabled = true
         env={
             "PROMETHEUS_URL": f"http://{LOOPBACK}:{prometheus}",
             "TEMPO_URL": f"http://{LOOPBACK}:{tempo}",
-            "API_URL": f"http://{LOOPBACK}:{api}",
+            "API_URL": public_url,
             "GF_PATHS_PROVISIONING": str(provisioning),
             "GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH": str(provisioning / "dashboards" / "bronze-overview.json"),
         },

@@ -126,6 +126,11 @@ class Stack:
         }
 
     @property
+    def public_url(self) -> str:
+        """Where browsers reach the API, for links."""
+        return settings().get("BRONZE_PUBLIC_URL") or f"http://{LOOPBACK}:{self.ports.api}"
+
+    @property
     def queue_env(self) -> Mapping[str, str]:
         """The variables for the queue, which roles and commands use."""
         return {
@@ -155,7 +160,8 @@ class Stack:
                 ports.prometheus,
                 self._targets,
                 executable=built.prometheus,
-                runbook_url=settings().get("BRONZE_RUNBOOK_URL") or f"http://{LOOPBACK}:{ports.api}/runbook",
+                runbook_url=settings().get("BRONZE_RUNBOOK_URL") or f"{self.public_url}/runbook",
+                public_url=self.public_url,
             ),
             *self._trace_stores,
             self.collector,
@@ -208,7 +214,7 @@ class Stack:
                 executable=self.built.grafana,
                 prometheus=ports.prometheus,
                 tempo=ports.tempo,
-                api=ports.api,
+                public_url=self.public_url,
             ),
         )
 

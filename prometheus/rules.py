@@ -28,6 +28,8 @@ WRITE = "python -m prometheus.rules"
 #: Where operators read docs/runbook.md; each alert links to the heading with its name. Prometheus expands it. External
 #: labels are the only part of its configuration that reads the environment.
 RUNBOOK_URL = "{{ $externalLabels.bronze_runbook_url }}"
+#: Where browsers reach the API. The Watchdog has it as a label, which dashboards can read.
+API_URL = "{{ $externalLabels.bronze_api_url }}"
 
 #: Alerts on objectives use a long window, so that a short peak does not fire them, and a short window, so that they end
 #: soon after the problem ends.
@@ -116,6 +118,7 @@ class Alert:
     severity: str
     expr: str
     summary: str
+    labels: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -522,7 +525,13 @@ def _telemetry(at: Thresholds) -> Group:
         "15s",
         [
             # its receiver reports if it does not arrive: then Prometheus or Alertmanager does not work
-            Alert("Watchdog", "none", "vector(1)", "Prometheus evaluates its rules, and its alerts arrive"),
+            Alert(
+                "Watchdog",
+                "none",
+                "vector(1)",
+                "Prometheus evaluates its rules, and its alerts arrive",
+                {"api_url": API_URL},
+            ),
             Alert(
                 "BronzeRoleDown",
                 "page",
@@ -793,7 +802,7 @@ def _rule(rule: Recording | Alert, at: Thresholds) -> dict[str, Any]:
         "alert": rule.name,
         "expr": rule.expr,
         "for": f"{ {'page': at.page_hold_s, 'ticket': at.ticket_hold_s, 'none': 0}[rule.severity] }s",
-        "labels": {"severity": rule.severity},
+        "labels": {"severity": rule.severity, **rule.labels},
         "annotations": {"summary": rule.summary, "runbook_url": f"{RUNBOOK_URL}#{rule.name.lower()}"},
     }
 

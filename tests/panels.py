@@ -120,16 +120,19 @@ def _of_variables() -> Iterator[Query]:
         for variable in document["templating"]["list"]:
             if variable["type"] != "query":
                 continue
-            match = re.fullmatch(r"label_values\((.+), (\w+)\)", variable["query"]["query"])
+            listed = re.fullmatch(r"label_values\((.+), (\w+)\)", variable["query"]["query"])
+            result = re.fullmatch(r"query_result\((.+)\)", variable["query"]["query"])
+            match = listed or result
             assert match, variable["name"]
+            labels = [listed[2]] if listed else re.findall(r'(\w+)="', variable["regex"])
             yield Query(
                 dashboard=uid,
                 panel=f"variable {variable['name']}",
                 ref_id="",
                 datasource="prometheus",
                 expr=match[1],
-                kind="series",
-                legend=f"{{{{{match[2]}}}}}",
+                kind="series" if listed else "instant",
+                legend=" ".join(f"{{{{{label}}}}}" for label in labels),
                 exemplars=False,
                 no_data="",
             )

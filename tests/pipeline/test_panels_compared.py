@@ -18,8 +18,13 @@ from tests import panels
 from tests.panels import Query
 
 NOW = time.time() // 15 * 15
-COMPARED = [query for query in panels.queries() if "$period" in query.expr]
-VALUES = {"__rate_interval": "1m", "__range": "1800s", "source": ".*", "instance": ".*"}
+LATENCY = [query for query in panels.queries() if query.dashboard == "bronze-latency"]
+#: The panels of which a query reads the earlier period, with all of their queries.
+COMPARING = {query.panel for query in LATENCY if "$period" in query.expr}
+GRAPHS = [query for query in LATENCY if query.kind == "range" and "$period" in query.expr]
+TILES = [query for query in LATENCY if query.kind == "instant" and query.panel in COMPARING]
+EARLIER = "one ${period:text} earlier"
+VALUES = {"__rate_interval": "1m", "__interval": "15s", "__range": "1800s", "source": ".*", "instance": ".*"}
 
 _API = 'job="bronze/api",instance="a",bronze_source="vehicles"'
 _CONSUMER = 'job="bronze/consumer",instance="c",bronze_source="vehicles"'
@@ -39,34 +44,73 @@ def prometheus(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         yield f"http://{LOOPBACK}:{port}/api/v1/"
 
 
-def test_a_tile_says_how_much_this_period_differs(prometheus: str) -> None:
-    """Twice as many uploads and records; p95 from 0.1 s (of the bucket from 0.05 s) to 1 s (from 0.5 s)."""
-    changes = {tile.panel: _values(prometheus, tile, "1h") for tile in COMPARED if tile.kind == "instant"}
-    assert {panel: round(value, 1) for panel, (value,) in changes.items()} == {
-        "Uploads": 1.0,
-        "Records accepted": 1.0,
-        "p95 upload": 9.0,
-        "p95 delivery": 9.0,
+def test_a_tile_has_the_exact_number_of_each_period_and_how_many_times_as_large_it_is_now(prometheus: str) -> None:
+    """An object each 15 s, and half as many an hour ago; p95 of uploads that took 0.05 to 0.1 s, then 0.5 to 1 s."""
+    shown: dict[str, dict[str, float]] = {}
+    for tile in TILES:
+        (value,) = _values(prometheus, tile, "1h")
+        shown.setdefault(tile.panel.partition(",")[0], {})[tile.legend] = round(value, 4)
+    p95 = {"now": 0.975, EARLIER: 0.0975, "change": 10}
+    assert shown == {
+        "Uploads in the range": {"now": 120, EARLIER: 60, "change": 2},
+        "Records accepted in the range": {"now": 12_000, EARLIER: 6_000, "change": 2},
+        "p95 upload of the range": p95,
+        "p95 delivery of the range": p95,
     }
 
 
 def test_a_graph_shows_the_same_time_of_the_earlier_period(prometheus: str) -> None:
     """And does not say that there is none."""
-    for graph in (query for query in COMPARED if query.kind == "range"):
+    for graph in GRAPHS:
         absent = graph.expr.startswith("absent_over_time(")
         assert bool(_values(prometheus, graph, "1h")) != absent, graph.panel
 
 
 def test_where_there_is_no_earlier_period_the_panels_say_so(prometheus: str) -> None:
-    """A tile by the words it has for no data, a graph by a series that is named for it."""
-    for query in COMPARED:
+    """A tile by the name of the value -1, a graph by a series that is named for it and draws no line."""
+    for query in GRAPHS:
         values = _values(prometheus, query, "7d")
-        if query.kind == "range" and query.expr.startswith("absent_over_time("):
+        if query.expr.startswith("absent_over_time("):
             assert set(values) == {0}
-            assert query.legend == "no data one ${period:text} earlier"
+            assert query.legend == f"no data {EARLIER}"
+            assert _override(query.panel, "/no data/")["custom.lineWidth"] == 0
         else:
             assert not values
-            assert query.kind == "range" or query.no_data == "no earlier data"
+    for query in TILES:
+        values = _values(prometheus, query, "7d")
+        match query.legend:
+            case "now":
+                assert values
+            case "change":
+                assert not values
+            case _:
+                assert values == [-1]
+                (mapping,) = _defaults(query.panel)["mappings"]
+                assert mapping["options"]["-1"]["text"] == "no data"
+
+
+def test_the_title_of_what_is_compared_says_with_which_period() -> None:
+    assert {panel for panel in COMPARING if EARLIER not in panel} == set()
+    assert {query.legend for query in TILES} == {"now", EARLIER, "change"}
+    for title in {query.panel for query in TILES}:
+        assert _override(title, "change")["unit"] == "prefix:\N{MULTIPLICATION SIGN}"
+
+
+def _panel(title: str) -> dict[str, Any]:
+    (found,) = (panel for uid, panel in panels.panels() if uid == "bronze-latency" and panel["title"] == title)
+    return found
+
+
+def _defaults(title: str) -> dict[str, Any]:
+    defaults: dict[str, Any] = _panel(title)["fieldConfig"]["defaults"]
+    return defaults
+
+
+def _override(title: str, name: str) -> dict[str, Any]:
+    """The properties of the series with this name."""
+    overrides = _panel(title)["fieldConfig"]["overrides"]
+    (properties,) = (override["properties"] for override in overrides if override["matcher"]["options"] == name)
+    return {prop["id"]: prop["value"] for prop in properties}
 
 
 def _series() -> Iterator[str]:
@@ -74,6 +118,8 @@ def _series() -> Iterator[str]:
     counters = {
         f"bronze_uploads_total{{{_SUCCEEDED}}}": 1,
         f'bronze_records_total{{{_API},bronze_outcome="accepted"}}': 100,
+        f"bronze_ledger_objects{{{_CONSUMER}}}": 1,
+        f'bronze_ledger_records{{{_CONSUMER},bronze_outcome="accepted"}}': 100,
     }
     for series, step in counters.items():
         yield from _samples(series, step / 2, step)

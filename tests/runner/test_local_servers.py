@@ -173,8 +173,15 @@ def test_grafana_comes_with_its_dashboards(built: Built, tmp_path: Path) -> None
     port = free_ports()
 
     def grafana(name: str) -> Program:
-        ports = {"prometheus": free_ports(), "tempo": free_ports(), "api": free_ports()}
-        return servers.grafana(tmp_path / name, port, name, executable=built.grafana or Path(), **ports)
+        return servers.grafana(
+            tmp_path / name,
+            port,
+            name,
+            executable=built.grafana or Path(),
+            prometheus=free_ports(),
+            tempo=free_ports(),
+            public_url="http://127.0.0.1:9",
+        )
 
     with start(grafana("theirs"), tmp_path / "log") as process:
         assert_only_loopback(process)

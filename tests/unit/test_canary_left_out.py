@@ -1,5 +1,6 @@
 """The canary's records are no data: no number that sums over sources contains them."""
 
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -53,7 +54,10 @@ def includes_canary(expr: str) -> str | None:
             if needed not in metric.attributes:
                 continue
             of_key = [(operator, wanted) for found, operator, wanted in matchers if found == key]
-            excludes = ("!=", value) in of_key or any(operator == "=" for operator, _ in of_key)
+            excludes = any(
+                operator == "=" or (operator in {"!=", "!~"} and re.fullmatch(wanted, value))
+                for operator, wanted in of_key
+            )
             if not excludes and not any(key == "job" and wanted == "bronze/canary" for key, _, wanted in matchers):
                 return f"{name}{matchers}"
     return None

@@ -24,7 +24,7 @@ FILE = TOP / "compose.yaml"
 DOCKERFILE = (TOP / "service/Dockerfile").read_text()
 #: `${NAME}`, `${NAME:-default}`, `${NAME-default}` (which may be set to nothing), where the default may have another;
 #: `$${NAME}` is not for Compose.
-VARIABLE = re.compile(r"(?<!\$)\$\{(\w+)(?::?-((?:\$\{[^}]*\}|[^}])*))?\}")
+VARIABLE = re.compile(r"(?<!\$)\$\{(\w+)(?::?-((?:\$\{(?:\$\{[^}]*\}|[^}])*\}|[^}])*))?\}")
 
 COMPOSE = yaml.safe_load(FILE.read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
@@ -241,6 +241,14 @@ def test_alerts_lead_to_the_runbook_of_the_api() -> None:
     url = SERVICES["prometheus"]["environment"]["BRONZE_RUNBOOK_URL"]
     assert default(url) == "http://127.0.0.1:8000/runbook"
     assert "${BRONZE_LOCAL_PORT_API" in url
+
+
+def test_links_to_the_api_have_the_address_of_a_setting() -> None:
+    """Those of dashboards, which ask Prometheus, and those that Grafana itself makes."""
+    prometheus, grafana = (SERVICES[name]["environment"] for name in ("prometheus", "grafana"))
+    assert prometheus["BRONZE_PUBLIC_URL"] == grafana["API_URL"]
+    assert grafana["API_URL"].startswith("${BRONZE_PUBLIC_URL:-")
+    assert default(grafana["API_URL"]) == "http://127.0.0.1:8000"
 
 
 def test_grafana_knows_where_everything_is() -> None:

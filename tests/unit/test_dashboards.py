@@ -101,13 +101,57 @@ def test_datasources_are_variables_that_stand_on_the_provisioned_ones(uid: str) 
 
 @pytest.mark.parametrize("uid", DOCUMENTS)
 def test_every_variable_that_is_read_is_declared_and_every_declared_one_is_read(uid: str) -> None:
+    """A choice is on a board only if it has an effect there; one that filters, if a panel is filtered by it."""
+    document = DOCUMENTS[uid]
+    variables = document["templating"]["list"]
+    declared = [variable["name"] for variable in variables]
+    read = _variables([document["panels"], document["annotations"], *(v["query"] for v in variables)])
+    assert read - BUILT_IN <= set(declared)
+    assert set(declared) <= read
+    asked = _variables([panel.get("targets") for panel in _inside(document)])
+    assert {"source", "instance"} & set(declared) == {"source", "instance"} & asked
+    for place, variable in enumerate(variables):
+        assert _variables([variable["query"], variable.get("datasource")]) - BUILT_IN <= set(declared[:place])
+
+
+@pytest.mark.parametrize("uid", DOCUMENTS)
+def test_a_panel_says_which_choices_of_its_board_do_not_change_it(uid: str) -> None:
     document = DOCUMENTS[uid]
     declared = {variable["name"] for variable in document["templating"]["list"]}
-    read = _variables(
-        [document["panels"], document["annotations"], *(v["query"] for v in document["templating"]["list"])]
-    )
-    assert read - BUILT_IN <= declared
-    assert declared - {"source", "instance", "prometheus", "tempo"} <= read
+    for panel in _inside(document):
+        if not panel.get("targets"):
+            continue
+        without = {"source", "instance"} & declared - _variables(panel["targets"])
+        (said,) = re.findall(r"\n\nNot changed by (.*)\.$", panel["description"]) or [""]
+        assert {name.lower() for name in re.findall(r"\*(\w+)\*", said)} == without, panel["title"]
+
+
+def test_instances_are_the_roles_that_ran_in_the_range_each_with_its_role() -> None:
+    """And not each `bronze publish`, which is an instance of its own: panels on publishers do not read the choice."""
+    for uid in ("bronze-overview", "bronze-latency"):
+        (variable,) = (one for one in DOCUMENTS[uid]["templating"]["list"] if one["name"] == "instance")
+        assert 'job=~"bronze/(api|consumer)"' in variable["query"]["query"]
+        assert "[$__range]" in variable["query"]["query"]
+        text = '{instance="0b9c",role="bronze/api 0b9c"} 1 1764413000000'
+        found = re.search(variable["regex"].strip("/").replace("(?<", "(?P<"), text)
+        assert found
+        assert found.groupdict() == {"value": "0b9c", "text": "api 0b9c"}
+    for query in PROMQL:
+        for _, matchers in selectors(query.asked(VALUES)):
+            if ("job", "=", "bronze/publisher") in matchers:
+                assert "$instance" not in query.expr
+
+
+@pytest.mark.parametrize("uid", DOCUMENTS)
+def test_the_address_of_the_api_comes_from_a_setting(uid: str) -> None:
+    """Prometheus has it from its environment, as a label of the Watchdog. Without it, it is that of this machine."""
+    (variable,) = (one for one in DOCUMENTS[uid]["templating"]["list"] if one["name"] == "api_url")
+    (watchdog,) = (rule for rule in RULES if isinstance(rule, Alert) and rule.name == "Watchdog")
+    (name,) = watchdog.labels
+    assert f'(ALERTS{{alertname="Watchdog", {name}!=""}})' in variable["query"]["query"]
+    found = re.search(variable["regex"].strip("/"), f'{{{name}="https://bronze.your.company"}} 1 1764413000000')
+    assert found
+    assert found[1] == "https://bronze.your.company"
 
 
 @pytest.mark.parametrize("uid", DOCUMENTS)
@@ -239,8 +283,9 @@ def test_a_legend_and_a_grouping_name_labels_that_are_there(query: Query) -> Non
     expr = query.asked(VALUES)
     grouped = [name.strip() for by in re.findall(r"\b(?:by|on) \(([^)]*)\)", expr) for name in by.split(",") if by]
     read = rules.names(expr) - RECORDINGS
+    made = set(re.findall(r'label_(?:join|replace)\(.+?, "(\w+)"', expr))
     known = {"metric"}.union(*map(_labels, read)) if read else {"metric", "job", "instance", "bronze_source", "part"}
-    assert {*grouped, *query.labels} <= known
+    assert {*grouped, *query.labels} <= known | made
     if "sum by (" in expr:
         assert query.labels <= {*grouped}
 
@@ -267,7 +312,7 @@ def test_a_query_reads_the_otlp_path(query: Query) -> None:
 def test_windows_follow_the_time_range(query: Query) -> None:
     """No window is written out: a graph's is what the datasource's interval asks for, a number's the whole range."""
     for window in re.findall(r"\[([^]]*)\]", query.expr):
-        assert window in {STEP, INTERVAL, RANGE, f"{RANGE}:{STEP}"}
+        assert window in {STEP, INTERVAL, RANGE, f"{RANGE}:{STEP}", "1s:1s"}
     for offset in re.findall(r"\boffset\s+(\S+?)[\s)]", f"{query.expr} "):
         assert offset in {STEP, INTERVAL, RANGE, "$period"}
 
@@ -328,6 +373,11 @@ def test_the_page_tells_of_each_row() -> None:
             if panel["type"] == "row":
                 assert re.sub(r"\$\{(\w+):text\}", r"\1", panel["title"]) in headings
     assert set(re.findall(r"runbook\.md#(\w+)", text)) <= {alert.lower() for alert in ALERTS}
+
+
+def _inside(document: dict[str, Any]) -> list[dict[str, Any]]:
+    """The panels of a dashboard, also in closed rows, and the headings of rows."""
+    return [inner for panel in document["panels"] for inner in (panel, *panel.get("panels", ()))]
 
 
 def _labels(name: str) -> frozenset[str]:

@@ -172,12 +172,16 @@ def test_every_alert_says_what_to_do() -> None:
                     assert rule["annotations"]["runbook_url"] == f"{rules.RUNBOOK_URL}#{name.lower()}"
 
 
-def test_the_configuration_has_the_label_that_alerts_read() -> None:
-    """And takes it from alerts, which have the address as an annotation."""
+def test_the_configuration_has_the_labels_that_alerts_read() -> None:
+    """And takes the addresses from alerts, which they do not identify."""
     config = yaml.safe_load((FOLDER.parent / "prometheus.yaml").read_text())
-    (label,) = re.findall(r"\$externalLabels\.(\w+)", rules.RUNBOOK_URL)
-    assert config["global"]["external_labels"] == {label: "${BRONZE_RUNBOOK_URL}"}
-    assert {"regex": label, "action": "labeldrop"} in config["alerting"]["alert_relabel_configs"]
+    read = [re.findall(r"\$externalLabels\.(\w+)", text)[0] for text in (rules.RUNBOOK_URL, rules.API_URL)]
+    assert config["global"]["external_labels"] == dict(
+        zip(read, ("${BRONZE_RUNBOOK_URL}", "${BRONZE_PUBLIC_URL}"), strict=True)
+    )
+    (watchdog,) = (alert for alert in ALERTS if alert.name == "Watchdog")
+    dropped = {"regex": "|".join([*read, *watchdog.labels]), "action": "labeldrop"}
+    assert dropped in config["alerting"]["alert_relabel_configs"]
 
 
 def test_the_runbook_has_an_entry_for_each_alert_and_no_other() -> None:
