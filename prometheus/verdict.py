@@ -89,6 +89,15 @@ def _latest_failed(failed: str, succeeded: str, by: str = "") -> str:
     )
 
 
+def _submissions_fail(types: str, at: Limits) -> str:
+    """The latest one failed; or a larger share of the records than the objective allows, and some of them just now."""
+    failed = f'{_FAULTS}"{types}"}}'
+    rates = f"sum(rate({failed}[{_NOW}]))", f"sum(rate({_ANSWERED}[{_NOW}]))"
+    share = f"{rates[0]} / ({' + '.join(rates)} > 0) > {at.requests_budget:g}"
+    just_now = f"sum(increase({failed}[{_WINDOWS[0]}])) > 0"
+    return f"{_latest_failed(failed, _ANSWERED)}\nor ({share} and on () {just_now})"
+
+
 _UPLOADS_FAIL = _latest_failed(f'{_ATTEMPTS}"failure"}}', f'{_ATTEMPTS}"success"}}', "bronze_source")
 _UPLOADS_HANG = f"""\
 max by (bronze_source) ({_OVERDUE})
@@ -103,17 +112,9 @@ def causes(at: Limits) -> Mapping[Part, Sequence[Cause]]:
         Part.INGEST: (
             Cause(failing, "failing: no API answers", _down("api")),
             _unknown("api", at),
-            Cause(
-                failing, "failing: the queue is full", _latest_failed(f'{_FAULTS}"{Outage.QUEUE_FULL}"}}', _ANSWERED)
-            ),
-            Cause(
-                failing, "failing: the queue does not answer", _latest_failed(f'{_FAULTS}"{_QUEUE_AWAY}"}}', _ANSWERED)
-            ),
-            Cause(
-                failing,
-                "failing: submissions get a 5xx",
-                _latest_failed(f'{_FAULTS}"internal|{Outage.READERS_BUSY}"}}', _ANSWERED),
-            ),
+            Cause(failing, "failing: the queue is full", _submissions_fail(Outage.QUEUE_FULL, at)),
+            Cause(failing, "failing: the queue does not answer", _submissions_fail(_QUEUE_AWAY, at)),
+            Cause(failing, "failing: submissions get a 5xx", _submissions_fail(f"internal|{Outage.READERS_BUSY}", at)),
             Cause(failing, f"slow: submissions {_OVER_LIMIT}", _slow(_REQUESTS, at.requests_budget)),
             Cause(
                 warning,
@@ -133,9 +134,7 @@ def causes(at: Limits) -> Mapping[Part, Sequence[Cause]]:
                 "failing: messages are missing",
                 f"max by ({_LANE}) (bronze_missing_messages{{{_CONSUMER}}}) > 0",
             ),
-            Cause(
-                failing, "failing: the queue is full", _latest_failed(f'{_FAULTS}"{Outage.QUEUE_FULL}"}}', _ANSWERED)
-            ),
+            Cause(failing, "failing: the queue is full", _submissions_fail(Outage.QUEUE_FULL, at)),
             Cause(failing, f"late: a message waits over flush age + {DURATION_S_MAX:g} s", _OVERDUE),
             Cause(
                 warning,

@@ -112,6 +112,9 @@ INCIDENTS = {
         lambda at_s: Second(accepted=0, queue_full=3, uploads=0, failures=1, oldest_s=at_s + 600),
         frozenset({INGEST, QUEUE, UPLOAD}),
     ),
+    "the queue is full for a large sender": Incident(
+        180, lambda at_s: Second(queue_full=2 if at_s % 15 else 0), frozenset({INGEST, QUEUE})
+    ),
     "a sender sends rubbish": Incident(180, lambda _: Second(rejected=200), frozenset(), is_over=False),
     "the collector is frozen": Incident(
         180,
