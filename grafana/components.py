@@ -50,11 +50,11 @@ from grafana_foundation_sdk.models.tempo import SearchTableType
 
 from bronze.objectives import DURATION_S_MAX
 from bronze.telemetry.promql import NO_CANARY, histogram_series
-from grafana.promql import LEDGER, OBJECTIVE_S, RANGE, STEP, quantile, rate
+from grafana.promql import OBJECTIVE_S, RANGE, STEP, quantile, rate
 
 TAG = "bronze"
 
-#: The UID of the board for one source.
+#: The UID of the board of a source.
 SOURCE_BOARD = "bronze-source"
 
 #: The runbook that the API serves. Each dashboard has the variable, since Grafana reads no setting in a dashboard.
@@ -231,7 +231,7 @@ def panel_url(uid: str, title: str, *, of_source: bool = False) -> str:
 
 
 def source_link(source: str) -> tuple[str, str]:
-    """The title and URL of the board for one source, for the same time range. `source` is Grafana's variable for it."""
+    """The title and URL of the board of a source, for the same time range. `source` is Grafana's variable for it."""
     return (
         "Show the source",
         f"/d/{SOURCE_BOARD}?${{__url_time_range}}&${{api_url:queryparam}}&var-source=${{{source}}}",
@@ -495,9 +495,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Board:
-    """`uid` never changes: links and bookmarks contain it. `one_source`: exactly one source can be chosen, and no
-    instance.
-    """
+    """`uid` never changes: links and bookmarks contain it."""
 
     uid: str
     title: str
@@ -505,7 +503,6 @@ class Board:
     rows: Sequence[Row]
     variables: Sequence[Builder[model.VariableModel]] = ()
     refresh: str = "30s"
-    one_source: bool = False
 
     def document(self) -> dict[str, Any]:
         """The JSON model that Grafana reads."""
@@ -548,8 +545,7 @@ class Board:
 
     def _variables_read(self, panels: Sequence[Panel]) -> list[tuple[str, Builder[model.VariableModel]]]:
         """The variables that something on the board reads, in the order in which they are shown."""
-        variables = (*_variables(one_source=self.one_source), *self.variables)
-        every = [(variable.build().name, variable) for variable in variables]
+        every = [(variable.build().name, variable) for variable in (*_variables(), *self.variables)]
         texts = [_json(panel.build()) for panel in panels] + [json.dumps([row.title for row in self.rows])]
         texts.append(json.dumps(_ANNOTATIONS))
         read: set[str] = set()
@@ -583,19 +579,14 @@ def _json(built: object) -> str:
 _IN_MENU = {"prometheus", "tempo", "api_url"}
 
 
-def _variables(*, one_source: bool) -> list[Builder[model.VariableModel]]:
+def _variables() -> list[Builder[model.VariableModel]]:
     """A variable reads only those before it."""
-    datasources = [_datasource("prometheus", "Metrics"), _datasource("tempo", "Traces")]
-    if one_source:
-        # Grafana takes the first source if there is none of this name
-        chosen = model.VariableOption(selected=True, text="vehicles", value="vehicles")
-        declared = f"label_values(bronze_ledger_records{{{LEDGER}, {NO_CANARY}}}, bronze_source)"
-        return [*datasources, from_query("source", _CHOICES["source"], declared).current(chosen), _api_url()]
     ours = f'{{__name__=~"bronze_(records|publisher_submissions)_total", job=~"bronze/.+", {NO_CANARY}}}'
     roles = f'last_over_time(bronze_records_total{{job=~"bronze/(api|consumer)", {NO_CANARY}}}[{RANGE}])'
     named = f'group by (instance, role) (label_join({roles}, "role", " ", "job", "instance"))'
     return [
-        *datasources,
+        _datasource("prometheus", "Metrics"),
+        _datasource("tempo", "Traces"),
         _several(from_query("source", _CHOICES["source"], f"label_values({ours}, bronze_source)")),
         _several(from_result("instance", _CHOICES["instance"], named, _INSTANCE)),
         _api_url(),

@@ -1,4 +1,4 @@
-"""One source: a row per stage, each with the same three panels: by outcome, duration, errors."""
+"""Sources by stage: a row per stage, each with the same three panels: by outcome, duration, errors."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -127,11 +127,12 @@ class Stage:
 def board() -> Board:
     return Board(
         SOURCE_BOARD,
-        "One source",
-        "A source from the request to the bucket: its verdict, and of each stage the outcomes, duration and errors.",
+        "Sources by stage",
+        "A source, or several, from the request to the bucket: the verdict, and the outcomes, duration and errors of "
+        "each stage.",
         [
             Row(
-                "Is this source well?",
+                "Is the source well?",
                 [
                     judged(),
                     mean_upload(),
@@ -147,7 +148,6 @@ def board() -> Board:
             *(stage.row() for stage in stages()),
             Row("Objects and senders", [object_size(), object_records(), volume(), publishers()], closed=True),
         ],
-        one_source=True,
     )
 
 
@@ -158,26 +158,24 @@ def judged() -> Stat:
     info = PanelInfo(
         "Verdict",
         "Is the source well now? Judged by the latest upload attempts, the uploads of the last minute and the age of "
-        "the oldest message, whatever range is chosen.",
+        "the oldest message, whatever range is chosen. If several sources are chosen, the verdict on the worst.",
         "no consumer has reported yet",
         ["BronzeUploadsFail", "BronzeUploadsMissing", "BronzeLaneStuck"],
         (SOURCE_BOARD, "Verdict over time"),
     )
-    panel = tile(info, COUNT, single_value(_VERDICT), width=8, height=4)
+    panel = tile(info, COUNT, single_value(f"max({SOURCE_RECORD}{{{SOURCE}}})"), width=8, height=4)
     panel = components.value_names(panel, verdict.TEXTS).color_mode(BigValueColorMode.BACKGROUND_SOLID)
     return panel.thresholds(verdict.COLOURS)
-
-
-_VERDICT = f"max({SOURCE_RECORD}{{{SOURCE}}})"
 
 
 def judged_over_time() -> StateTimeline:
     info = PanelInfo(
         "Verdict over time",
-        "The verdict on the source in the range. Move over a block to see the reason.",
+        "The verdict on each chosen source in the range. Move over a block to see the reason.",
         "no consumer has reported yet",
     )
-    panel = components.states(info, query(_VERDICT, "verdict"), width=12)
+    each = query(f"max by (bronze_source) ({SOURCE_RECORD}{{{SOURCE}}})", "{{bronze_source}}")
+    panel = components.states(info, each, width=12)
     return components.value_names(panel, verdict.TEXTS).thresholds(verdict.COLOURS)
 
 
@@ -266,6 +264,7 @@ def lanes() -> Table:
     return components.columns(
         components.merged(components.listing(info, *each, width=12, height=6)),
         {
+            "bronze_source": ("Source", []),
             "bronze_lane": ("Lane", [components.width_px(70)]),
             "Value #A": ("Waiting", [components.in_unit(EXACT)]),
             "Value #B": ("Oldest", [components.in_unit(SECONDS)]),
@@ -376,7 +375,7 @@ def stages() -> Sequence[Stage]:
             "Objects that are in the catalog, but not in the bucket, or not with their size, and messages that are "
             "missing in the queue. If it is not 0, act now.",
             [
-                query(f"max(bronze_missing_objects{{{_CONSUMER}}})", "objects"),
+                query(f"sum(max by (bronze_source) (bronze_missing_objects{{{_CONSUMER}}}))", "objects"),
                 query(f"sum(max by ({_LANE}) (bronze_missing_messages{{{_CONSUMER}}}))", "messages"),
             ],
             COUNT,
