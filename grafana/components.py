@@ -76,6 +76,9 @@ GOOD, FAIR, BAD, NEUTRAL = "green", "yellow", "red", "blue"
 #: The colour of what is not known, for example because its telemetry does not arrive.
 UNKNOWN = "gray"
 
+#: The name of what has not ended, and is over the limit, beside what has.
+NOT_ENDED = "not ended yet"
+
 Target: TypeAlias = prometheus.Dataquery | tempo.TempoQuery
 Panel: TypeAlias = (
     timeseries.Panel | stat.Panel | statetimeline.Panel | table.Panel | heatmap.Panel | text.Panel | build.Panel
@@ -148,6 +151,11 @@ def delivery_limit_line() -> prometheus.Dataquery:
     return limit_line(OBJECTIVE_S, f"limit: flush age + {DURATION_S_MAX:g} s")
 
 
+def not_ended(expr: str) -> prometheus.Dataquery:
+    """What has not ended; `graph` draws it red."""
+    return query(expr, NOT_ENDED)
+
+
 def percentiles(
     histogram: str, quantiles: Sequence[float] = (0.5, 0.95, 0.99), *, exemplars: bool = False
 ) -> list[prometheus.Dataquery]:
@@ -174,6 +182,8 @@ def graph(info: PanelInfo, unit: str, *targets: Target, width: int = 8, height: 
             _override("custom.stacking", {"mode": "none"}),
         ],
     )
+    if any(target.build().legend_format == NOT_ENDED for target in targets if isinstance(target, prometheus.Dataquery)):
+        panel = panel.override_by_name(NOT_ENDED, [_fixed_colour(BAD), _override("custom.lineWidth", 2)])
     return _finished(panel, info, targets, width, height)
 
 

@@ -23,6 +23,7 @@ from grafana.components import (
     Row,
     graph,
     limit_line,
+    not_ended,
     query,
     single_value,
     tile,
@@ -38,6 +39,8 @@ from grafana.promql import (
     REQUESTS,
     SOURCE,
     THRESHOLDS,
+    UNFINISHED_DELIVERY_S,
+    UNFINISHED_UPLOAD_S,
     UPLOADS,
     added,
     counted,
@@ -169,26 +172,29 @@ def uploads_in_range() -> Stat:
 def mean_upload() -> Stat:
     info = PanelInfo(
         "Mean upload duration",
-        f"Mean duration of one Bronze write (encode and PutObject) in the range. The limit is {DURATION_S_MAX:g} s.",
+        f"Mean duration of one Bronze write (encode and PutObject) in the range. The limit is {DURATION_S_MAX:g} s. "
+        "*not ended yet*: an upload that is over it at the end of the range.",
         "no upload",
         ["BronzeUploadsSlow"],
         explained_by=("bronze-overview", "Mean upload duration by source"),
     )
-    return tile(info, SECONDS, single_value(mean_counted(UPLOADS))).thresholds(components.limit_thresholds())
+    targets = single_value(mean_counted(UPLOADS), "ended"), single_value(UNFINISHED_UPLOAD_S, components.NOT_ENDED)
+    return tile(info, SECONDS, *targets).thresholds(components.limit_thresholds())
 
 
 def mean_upload_by_source() -> Timeseries:
     info = PanelInfo(
         "Mean upload duration by source",
         f"Mean duration of a Bronze write (encode and PutObject) over time, and p95 of all. The limit is "
-        f"{DURATION_S_MAX:g} s. A mark links to the trace of an upload. Uploads that failed or have not ended are "
-        "not in it: see the counts beside it, and *Age of the oldest message*.",
+        f"{DURATION_S_MAX:g} s. A mark links to the trace of an upload. Attempts that failed are counted beside it. "
+        "*not ended yet*: how long the upload that is due has taken, if that is over the limit.",
         "no upload yet",
         ["BronzeUploadsSlow"],
     )
     by_source = query(mean(UPLOADS, "bronze_source"), "{{bronze_source}}")
     p95 = query(quantile(0.95, UPLOADS), "p95 of all", exemplars=True)
-    panel = components.log_axis(graph(info, SECONDS, by_source, p95, limit_line(), width=12))
+    panel = graph(info, SECONDS, by_source, p95, not_ended(UNFINISHED_UPLOAD_S), limit_line(), width=12)
+    panel = components.log_axis(panel)
     return components.by_source(components.faded(panel, "p95 of all"))
 
 
@@ -240,24 +246,30 @@ def failed_uploads() -> Stat:
 def p95_upload() -> Stat:
     info = PanelInfo(
         "p95 upload",
-        f"95 % of the uploads in the range took at most this long. Red from {DURATION_S_MAX:g} s on.",
+        f"95 % of the uploads in the range took at most this long. Red from {DURATION_S_MAX:g} s on. *not ended yet*: "
+        "an upload that is over it at the end of the range.",
         "no upload",
         ["BronzeUploadsSlow"],
         explained_by=("bronze-latency", "Upload duration"),
     )
-    return tile(info, SECONDS, single_value(quantile_counted(0.95, UPLOADS))).thresholds(components.limit_thresholds())
+    p95 = single_value(quantile_counted(0.95, UPLOADS), "ended")
+    panel = tile(info, SECONDS, p95, single_value(UNFINISHED_UPLOAD_S, components.NOT_ENDED))
+    return panel.thresholds(components.limit_thresholds())
 
 
 def p95_delivery() -> Stat:
     info = PanelInfo(
         "p95 delivery",
         "95 % of the submissions in the range took at most this long from accepted to stored. Red from the objective "
-        f"on, which is flush age + {DURATION_S_MAX:g} s.",
+        f"on, which is flush age + {DURATION_S_MAX:g} s. *not ended yet*: a message that is older at the end of the "
+        "range.",
         "no delivery",
         ["BronzeDeliveriesLate"],
         explained_by=("bronze-latency", "Time by stage, p95"),
     )
-    panel = tile(info, SECONDS, single_value(quantile_counted(0.95, DELIVERIES)), single_value(OBJECTIVE_S, "limit"))
+    p95 = single_value(quantile_counted(0.95, DELIVERIES), "ended")
+    unfinished = single_value(UNFINISHED_DELIVERY_S, components.NOT_ENDED)
+    panel = tile(info, SECONDS, p95, single_value(OBJECTIVE_S, "limit"), unfinished)
     return components.red_from_query(panel, "B")
 
 
@@ -466,25 +478,20 @@ def upload_latency_by_source() -> Timeseries:
         ["BronzeUploadsSlow"],
     )
     by_source = query(quantile(0.95, UPLOADS, "bronze_source"), "{{bronze_source}}", exemplars=True)
-    return components.by_source(components.log_axis(graph(info, SECONDS, by_source, limit_line(), width=12)))
+    panel = graph(info, SECONDS, by_source, not_ended(UNFINISHED_UPLOAD_S), limit_line(), width=12)
+    return components.by_source(components.log_axis(panel))
 
 
 def delivery_latency() -> Timeseries:
     info = PanelInfo(
         "Delivery duration",
-        "From accepted to stored, per submission. Most of this time is the wait for the flush.",
+        "From accepted to stored, per submission. Most of this time is the wait for the flush. *not ended yet*: the "
+        "oldest message that is not in the bucket, if it is late.",
         "no delivery yet",
         ["BronzeDeliveriesLate"],
     )
-    return components.percentile_graph(
-        graph(
-            info,
-            SECONDS,
-            *components.percentiles(DELIVERIES, exemplars=True),
-            components.delivery_limit_line(),
-            width=12,
-        )
-    )
+    targets = [*components.percentiles(DELIVERIES, exemplars=True), not_ended(UNFINISHED_DELIVERY_S)]
+    return components.percentile_graph(graph(info, SECONDS, *targets, components.delivery_limit_line(), width=12))
 
 
 # --- since the first record

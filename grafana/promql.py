@@ -4,13 +4,14 @@ Metric names are those of the telemetry schema (docs/telemetry.md); `EXTERNAL_ME
 emit. Ratios divide only by values above 0 and quantiles drop NaN, so a panel shows nothing for times without events.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from bronze.objectives import DURATION_S_MAX
 from bronze.telemetry import promql
 from bronze.telemetry.promql import NO_CANARY, histogram_series
 from prometheus import rules
 from prometheus.rules import Thresholds
+from prometheus.verdict import down
 
 #: The window of one point of a graph, and the whole time range of the dashboard, which single values are for.
 STEP, RANGE = "$__rate_interval", "$__range"
@@ -37,10 +38,28 @@ COLLECTOR, PROMETHEUS = 'job="scrape-collector"', 'job="scrape-prometheus"'
 INGEST = f'{API}, http_route="/v1/ingest/{{source}}"'
 REQUESTS = f"http_server_request_duration_seconds{{{INGEST}}}"
 UPLOADS = f'bronze_upload_duration_seconds{{{CONSUMER}, {SOURCE}, bronze_outcome="success"}}'
+FAILED_UPLOADS = f'bronze_upload_duration_seconds{{{CONSUMER}, {SOURCE}, bronze_outcome="failure"}}'
 DELIVERIES = f"bronze_delivery_duration_seconds{{{CONSUMER}, {SOURCE}}}"
 _OBJECTIVES = f'bronze_delivery_objective_seconds{{job="bronze/consumer", {SOURCE}}}'
 #: The limit of deliveries: the largest of the chosen sources.
 OBJECTIVE_S = f"max({_OBJECTIVES})"
+
+_AGES = f'bronze_queue_oldest_age_seconds{{job="bronze/consumer", {SOURCE}}}'
+_OLDEST_S = f"max(\n{promql.newest(_AGES, 'bronze_source, bronze_lane')}\n)"
+#: How long the delivery that has not ended has taken until now, if that is over the limit; and its upload, which is due
+#: at the flush age. A histogram has only what has ended.
+UNFINISHED_DELIVERY_S = f"{_OLDEST_S} > {OBJECTIVE_S}"
+UNFINISHED_UPLOAD_S = f"{_OLDEST_S} - ({OBJECTIVE_S} - {DURATION_S_MAX:g}) > {DURATION_S_MAX:g}"
+
+_UNATTENDED = f"sum({promql.waiting(f'{LEDGER}, {SOURCE}')}) > 0 and on () {down('consumer')}"
+_OPEN = f'http_server_active_requests{{{API}, http_request_method="POST"}}'
+_ENDED = histogram_series(REQUESTS, "count")
+#: True in times in which nothing ended, although something waited.
+REQUESTS_STOOD = (
+    f"sum(min_over_time({_OPEN}[{STEP}])) > 0 unless on () sum(rate({_ENDED}[{STEP}])) > 0",
+    down("api"),
+)
+UPLOADS_STOOD, DELIVERIES_STOOD = (UNFINISHED_UPLOAD_S, _UNATTENDED), (UNFINISHED_DELIVERY_S, _UNATTENDED)
 
 #: Metrics of other programs: who emits each, and the labels that queries may match or group by. Includes those of
 #: the rules.
@@ -151,12 +170,27 @@ sum(
 )"""
 
 
-def seconds_above(expr: str, limit: str) -> str:
-    """How long an expression was above a limit in the dashboard's time range, in seconds."""
+def share_failed_or_slow() -> str:
+    """The share of the submissions that got a 5xx, or took longer than `DURATION_S_MAX`; a 4xx does not count."""
+    status = "http_response_status_code"
+    judged = _ENDED.replace("{", f'{{{status}!~"4..", ', 1)
+    good = histogram_series(REQUESTS, "bucket").replace("{", f'{{{status}=~"2..", le="{DURATION_S_MAX:g}", ', 1)
+    return f"1 - ({rate(good)} or vector(0)) / ({rate(judged)} > 0)"
+
+
+def seconds_above(expr: str, limit: str, stood: Sequence[str]) -> str:
+    """How long an expression was above a limit, or nothing ended, in the dashboard's time range, in seconds."""
+    above = "\nor ".join(f"({condition})" for condition in (f"({expr}) > {limit}", *stood))
     return or_zero(
-        f"count_over_time((({expr}) > {limit})[{RANGE}:{STEP}])"
-        f" / count_over_time(vector(1)[{RANGE}:{STEP}]) * ${{__range_s}}"
+        f"count_over_time((\n{above}\n)[{RANGE}:{INTERVAL}])"
+        f" / count_over_time(vector(1)[{RANGE}:{INTERVAL}]) * ${{__range_s}}"
     )
+
+
+def all_above(share: str, stood: Sequence[str]) -> str:
+    """The share, 1 in times in which nothing ended, and 0 in times without events."""
+    nothing_ended = "\nor ".join(f"({condition})" for condition in stood)
+    return or_zero(f"({nothing_ended}) * 0 + 1\nor {share}")
 
 
 def _by(labels: str) -> str:

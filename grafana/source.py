@@ -33,6 +33,7 @@ from grafana.components import (
     Target,
     graph,
     limit_line,
+    not_ended,
     query,
     single_value,
     tile,
@@ -42,6 +43,8 @@ from grafana.promql import (
     LEDGER,
     OBJECTIVE_S,
     SOURCE,
+    UNFINISHED_DELIVERY_S,
+    UNFINISHED_UPLOAD_S,
     counted,
     delivered_on_time,
     mean,
@@ -347,7 +350,8 @@ def stages() -> Sequence[Stage]:
             "unavailable, full, or denies access.",
             WRITES_PER_S,
             [query(rate(_ATTEMPTS, "bronze_outcome"), "{{bronze_outcome}}")],
-            f"Encode and PutObject of one object that was written. The limit is {DURATION_S_MAX:g} s.",
+            f"Encode and PutObject of one object that was written. The limit is {DURATION_S_MAX:g} s. *not ended yet*: "
+            "how long the upload that is due has taken, if that is over the limit.",
             _UPLOADS,
             limit_line(),
             "Failed attempts per second, by what the bucket answered. `halted`: another object is at the key, and the "
@@ -359,6 +363,7 @@ def stages() -> Sequence[Stage]:
             WRITES_PER_S,
             "no consumer has reported yet",
             ["BronzeUploadsFail", "BronzeUploadAttemptsFail", "BronzeLaneHalted"],
+            [not_ended(UNFINISHED_UPLOAD_S)],
         ),
         Stage(
             "Delivery",
@@ -369,7 +374,8 @@ def stages() -> Sequence[Stage]:
                 query(on_time, "on time"),
                 query(f"{rate(histogram_series(_DELIVERIES, 'count'))} - {on_time}", "late"),
             ],
-            "From accepted to stored, per submission. Most of this time is the wait for the flush.",
+            "From accepted to stored, per submission. Most of this time is the wait for the flush. *not ended yet*: "
+            "the oldest message that is not in the bucket, if it is late.",
             _DELIVERIES,
             components.delivery_limit_line(),
             "Objects that are in the catalog, but not in the bucket, or not with their size, and messages that are "
@@ -381,6 +387,7 @@ def stages() -> Sequence[Stage]:
             COUNT,
             "no delivery yet",
             ["BronzeRecordsMissing"],
+            [not_ended(UNFINISHED_DELIVERY_S)],
         ),
     )
 

@@ -107,10 +107,10 @@ unless on (bronze_source) sum by (bronze_source) (increase({_ATTEMPTS}"success"}
 def causes(at: Limits) -> Mapping[Part, Sequence[Cause]]:
     """The causes of each part, the weightiest first."""
     failing, warning = Level.FAILING, Level.WARNING
-    no_consumer = Cause(failing, "failing: no consumer answers", _down("consumer"))
+    no_consumer = Cause(failing, "failing: no consumer answers", down("consumer"))
     return {
         Part.INGEST: (
-            Cause(failing, "failing: no API answers", _down("api")),
+            Cause(failing, "failing: no API answers", down("api")),
             _unknown("api", at),
             Cause(failing, "failing: the queue is full", _submissions_fail(Outage.QUEUE_FULL, at)),
             Cause(failing, "failing: the queue does not answer", _submissions_fail(_QUEUE_AWAY, at)),
@@ -168,7 +168,7 @@ def causes(at: Limits) -> Mapping[Part, Sequence[Cause]]:
             Cause(warning, f"slow {_AGAIN}", _was_slow(_UPLOADS, at.uploads_budget, "bronze_source")),
         ),
         Part.TELEMETRY: (
-            Cause(failing, "failing: the collector does not answer", _down("collector")),
+            Cause(failing, "failing: the collector does not answer", down("collector")),
             Cause(
                 failing,
                 "failing: metrics do not arrive",
@@ -191,7 +191,7 @@ def causes_of_source(at: Limits) -> Sequence[Cause]:
     failing, warning = Level.FAILING, Level.WARNING
     reported = f"group by (bronze_source) ({_OBJECTIVE})"
     return (
-        Cause(failing, "failing: no consumer answers", f"{reported} and on () ({_down('consumer')})"),
+        Cause(failing, "failing: no consumer answers", f"{reported} and on () ({down('consumer')})"),
         Cause(Level.UNKNOWN, "not known", f"{reported} and on () {_late('consumer', at)}"),
         Cause(failing, "failing: uploads fail", _UPLOADS_FAIL),
         Cause(failing, "failing: no upload ends, and messages wait", _UPLOADS_HANG),
@@ -244,7 +244,7 @@ def _indented(expr: str) -> str:
     return "\n".join(f"  {line}" for line in expr.splitlines())
 
 
-def _down(role: str) -> str:
+def down(role: str) -> str:
     """No process of the role answers, although there is one."""
     return f'max(up{{job="scrape-{role}"}}) == 0'
 
