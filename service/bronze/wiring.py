@@ -196,7 +196,7 @@ def api_parts(
 ) -> Parts:
     """The parts of the API, on these servers."""
     lanes = {(lane.source, lane.number): lane for lane in servers.lanes}
-    submissions = SubmissionLookup(lanes, settings.lanes, servers.queue, servers.catalog)
+    submissions = SubmissionLookup(lanes, settings.lanes, servers.queue, servers.catalog, servers.bucket)
     lookups = LineageLookup(index, servers.bucket, submissions.find, settings.prefix)
     return Parts(
         sources=declared,

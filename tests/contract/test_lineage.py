@@ -98,7 +98,7 @@ async def index(feed: Feed) -> AsyncIterator[CatalogIndex]:
 
 @pytest.fixture
 def submissions(data: Data) -> SubmissionLookup:
-    return SubmissionLookup({(data.lane.source, data.lane.number): data.lane}, 1, data.queue, data.catalog)
+    return SubmissionLookup({(data.lane.source, data.lane.number): data.lane}, 1, data.queue, data.catalog, data.bucket)
 
 
 @pytest.fixture
@@ -395,7 +395,7 @@ async def test_a_removed_object_says_why(
         await catch_up(index, feed)
     for by, value in (("file_path", removed.file_path), ("submission_id", sent.id)):
         (found,) = (await lookup.lineage(by, value)).objects  # type: ignore[arg-type]
-        assert (found.file_path, found.records, found.bytes) == (removed.file_path, 1, None)
+        assert (found.file_path, found.records, found.bytes) == (removed.file_path, 1, removal.bytes)
         assert found.removed == LineageRemoval(
             removal.reason, removal.note, by=removal.removed_by, at=removal.recorded_at
         )
@@ -420,6 +420,29 @@ async def test_an_object_that_is_missing_is_told_from_one_that_is_not_known(
 
 
 # --- over HTTP
+
+
+async def test_the_status_of_a_submission_says_that_it_was_removed(
+    settings: Settings, data: Data, index: CatalogIndex, heard: Heard
+) -> None:
+    """Not as long as its object is in the bucket: the record is created before the object is deleted."""
+    sent = submission_of("run")
+    wrote = await data.store(sent)
+    removal = factories.removal(wrote, bytes=None)
+    app = app_on(settings, [data.lane], data.queue, data.bucket, data.catalog, heard.telemetry, view=index)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://api") as client:
+
+        async def status() -> tuple[str, Any]:
+            body = (await client.get(f"/v1/submissions/{sent.id}")).json()
+            return body["status"], body["objects"][0]["removed"]
+
+        await data.catalog.announce(removal)
+        assert await status() == ("stored", None)
+        await asyncio.to_thread(data.bucket._s3.delete_object, Bucket=data.bucket.name, Key=wrote.file_path)
+        assert await status() == (
+            "removed",
+            {"reason": removal.reason, "note": removal.note, "by": removal.removed_by, "at": removal.recorded_at},
+        )
 
 
 async def test_a_request_has_exactly_one_id_and_refusals_are_problems(

@@ -1,12 +1,16 @@
 """The API's response bodies; those of look-ups are in `bronze.lineage`."""
 
-from typing import Self
+import dataclasses
+from collections.abc import Mapping
+from typing import Literal, Self
 
 from msgspec.structs import asdict
 from pydantic import BaseModel, Field
 
+from bronze.lineage.lookup import LineageRemoval
 from bronze.protocol.documents import Contents, Identity, StoredSubmission, SubmissionState, state_of, trace_id_of
 from bronze.protocol.message import AcceptedSubmission, MessageKind
+from bronze.protocol.removal import Removal
 from bronze.servers.bucket import Head
 
 
@@ -38,19 +42,43 @@ class SubmissionAccepted(BaseModel):
         return cls.model_validate({**asdict(accepted), "status_url": status_url(accepted.submission_id)})
 
 
+class ObjectRemoval(BaseModel):
+    """Why an object is no longer in the bucket: the code of the reason and a note, by whom, and when."""
+
+    reason: str
+    note: str
+    by: str
+    at: str
+
+
 class ObjectLink(BaseModel):
+    """An object; `removed` is null unless it was removed from the bucket."""
+
     file_path: str
     url: str
+    removed: ObjectRemoval | None = None
+
+    @classmethod
+    def of(cls, file_path: str, removal: Removal | None) -> Self:
+        removed = LineageRemoval.of(removal) if removal else None
+        return cls.model_validate(
+            {
+                "file_path": file_path,
+                "url": f"/v1/objects/{file_path}",
+                "removed": dataclasses.asdict(removed) if removed else None,
+            }
+        )
 
 
 class SubmissionStatus(BaseModel):
-    """Where a submission is: `stored` when all its messages are in objects, `quarantined` if any is in quarantine.
+    """Where a submission is: `stored` when all its messages are in objects, `quarantined` if any is in quarantine,
+    `removed` when all its objects were removed.
 
     `rejected` is the number of records in quarantine at the sender's request; `quarantine` lists its quarantine keys.
     """
 
     submission_id: str
-    status: SubmissionState
+    status: SubmissionState | Literal["removed"]
     source: str
     records: int
     rejected: int
@@ -63,14 +91,19 @@ class SubmissionStatus(BaseModel):
     quarantine: list[str]
 
     @classmethod
-    def of(cls, accepted: AcceptedSubmission, identity: Identity | None) -> Self:
-        """The status by the submission's identity; without one, nothing of it is stored yet."""
+    def of(cls, accepted: AcceptedSubmission, identity: Identity | None, removed: Mapping[str, Removal]) -> Self:
+        """The status by the submission's identity, without which nothing of it is stored yet, and by its removed
+        objects.
+        """
         objects = identity.objects if identity else []
+        status: SubmissionState | Literal["removed"] = state_of(identity) if identity else "accepted"
+        if status == "stored" and objects and removed.keys() >= set(objects):
+            status = "removed"
         return cls.model_validate(
             {
                 **asdict(accepted),
-                "status": state_of(identity) if identity else "accepted",
-                "objects": [ObjectLink(file_path=key, url=f"/v1/objects/{key}") for key in objects],
+                "status": status,
+                "objects": [ObjectLink.of(key, removed.get(key)) for key in objects],
                 "quarantine": identity.quarantined if identity else [],
             }
         )

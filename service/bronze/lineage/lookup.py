@@ -99,7 +99,8 @@ class LineageObject:
     """An object of a lineage: messages `first` to `last` of its lane.
 
     `trace_id` is that of its upload, the Bronze write. `in_bucket` says whether it is in the bucket; None if the bucket
-    did not answer in time. `bytes` is None unless it is. `removed` is its removal record, if it is not and has one.
+    did not answer in time. `removed` is its removal record, if it is not and has one. `bytes` is its size in the
+    bucket, or the one that it had by that record; else None.
     """
 
     file_path: str
@@ -304,15 +305,14 @@ class LineageLookup:
     async def _with_sizes(self, objects: Sequence[LineageObject]) -> list[LineageObject]:
         """The objects with the sizes that the bucket reports in time, or with why they are not there any more."""
         sizes: dict[str, int] = {}
-        removed: dict[str, LineageRemoval | None] = {}
+        removed: dict[str, Removal | None] = {}
 
         async def read_size(file_path: str) -> None:
             head = await self._bucket.head(file_path)
             if head:
                 sizes[file_path] = head.size
             else:
-                removal = await read_removal(self._bucket, self._prefix, file_path)
-                removed[file_path] = LineageRemoval.of(removal) if removal else None
+                removed[file_path] = await read_removal(self._bucket, self._prefix, file_path)
 
         reads = [asyncio.ensure_future(read_size(written.file_path)) for written in objects]
         if reads:
@@ -323,8 +323,10 @@ class LineageLookup:
         return [
             replace(
                 written,
-                bytes=sizes.get(file_path := written.file_path),
-                removed=removed.get(file_path),
+                bytes=removal.bytes
+                if (removal := removed.get(file_path := written.file_path))
+                else sizes.get(file_path),
+                removed=LineageRemoval.of(removal) if removal else None,
                 in_bucket=True if file_path in sizes else False if file_path in removed else None,
             )
             for written in objects

@@ -2,11 +2,13 @@
 
 from collections.abc import Mapping
 
-from bronze.errors import Refusal, Refused
+from bronze.errors import Refusal, Refused, Unavailable
 from bronze.protocol.documents import Identity
 from bronze.protocol.lane import Lane
 from bronze.protocol.message import AcceptedSubmission
+from bronze.protocol.removal import Removal
 from bronze.protocol.submission_id import lane_of
+from bronze.servers.bucket import Bucket
 from bronze.servers.catalog import Catalog
 from bronze.servers.queue import Queue
 
@@ -15,12 +17,18 @@ class SubmissionLookup:
     """Finds submissions. The keys of `lanes` are source and number."""
 
     def __init__(
-        self, lanes: Mapping[tuple[str, int], Lane], lanes_per_source: int, queue: Queue, catalog: Catalog
+        self,
+        lanes: Mapping[tuple[str, int], Lane],
+        lanes_per_source: int,
+        queue: Queue,
+        catalog: Catalog,
+        bucket: Bucket,
     ) -> None:
         self._lanes = lanes
         self._lanes_per_source = lanes_per_source
         self._queue = queue
         self._catalog = catalog
+        self._bucket = bucket
 
     async def find(self, submission_id: str) -> tuple[AcceptedSubmission, Identity | None]:
         """A submission with its identity, which is None if nothing of it is stored yet. Raises `Refused` (404)."""
@@ -37,6 +45,22 @@ class SubmissionLookup:
                 if accepted is not None:
                     return accepted, None
         raise _unknown(submission_id)
+
+    async def removed(self, identity: Identity | None) -> Mapping[str, Removal]:
+        """The objects of a submission that were removed, by path.
+
+        Only objects with a removal record are looked for in the bucket, since one that was restored is not removed. If
+        the bucket does not answer, the record counts.
+        """
+        published = await self._catalog.removals(identity.objects) if identity else {}
+        return {path: removal for path, removal in published.items() if await self._is_gone(path, removal)}
+
+    async def _is_gone(self, file_path: str, removal: Removal) -> bool:
+        try:
+            head = await self._bucket.head(file_path)
+        except Unavailable:
+            return True
+        return head is None or removal.bytes not in {None, head.size}
 
 
 def _unknown(submission_id: str) -> Refused:

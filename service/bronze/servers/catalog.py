@@ -14,9 +14,10 @@ import msgspec
 from bronze.errors import Halted, Outage, Unavailable
 from bronze.protocol.chain import Position
 from bronze.protocol.documents import CatalogEntry, Identity, StoredObject, identities_of
+from bronze.protocol.keys import lane_of_key
 from bronze.protocol.lane import Lane
 from bronze.protocol.message import Message
-from bronze.protocol.removal import Removal
+from bronze.protocol.removal import Removal, removal_subject
 from bronze.servers import jetstream as js
 from bronze.servers import stream_metadata
 from bronze.servers.jetstream import ApiError, JetStream, Outgoing, StreamState
@@ -59,6 +60,7 @@ class Catalog(Protocol):
     async def positions(self) -> Mapping[Lane, Position]: ...
     async def identity(self, submission_id: str) -> Identity | None: ...
     async def identities(self, lane: Lane, position: Position, ids: Sequence[str]) -> Mapping[str, Identity]: ...
+    async def removals(self, file_paths: Sequence[str]) -> Mapping[str, Removal]: ...
     async def append(self, lane: Lane, position: Position, stored: StoredObject) -> Position: ...
     async def entries(self, lane: Lane, since: int) -> Sequence[tuple[int, CatalogEntry]]: ...
 
@@ -156,6 +158,17 @@ class NatsCatalog:
             messages = [message for message in answers if message is not None]
         identities = [decode(message, Identity) for message in messages if message.subject != lane.entry_subject]
         return {identity.accepted.submission_id: identity for identity in identities}
+
+    async def removals(self, file_paths: Sequence[str]) -> Mapping[str, Removal]:
+        """The removal records of objects, as they were published; by path, of those that have one."""
+        lanes = (lane_of_key(file_path) for file_path in file_paths)
+        subjects = [removal_subject(*lane_and_first) for lane_and_first in lanes if lane_and_first]
+        if not subjects:
+            return {}
+        async with self._gone_if_replaced():
+            messages = await self._js.last_messages(self._stream, subjects)
+        published = {removal.file_path: removal for removal in (decode(message, Removal) for message in messages)}
+        return {file_path: published[file_path] for file_path in file_paths if file_path in published}
 
     async def entries(self, lane: Lane, since: int) -> Sequence[tuple[int, CatalogEntry]]:
         """A page of a lane's entries from a sequence of the catalog on, in order, each with its sequence."""

@@ -14,4 +14,5 @@ def add(app: FastAPI, submissions: SubmissionLookup) -> None:
         "/v1/submissions/{submission_id}", summary="The status of a submission", responses=problems.responses(404, 503)
     )
     async def status(submission_id: str) -> SubmissionStatus:
-        return SubmissionStatus.of(*await submissions.find(submission_id))
+        accepted, identity = await submissions.find(submission_id)
+        return SubmissionStatus.of(accepted, identity, await submissions.removed(identity))
