@@ -80,7 +80,7 @@ class Thresholds:
     #: Records that were accepted so long ago must have been followed by an upload since.
     upload_wait_s_max: int = 600
 
-    #: The age of the canary's last run.
+    #: The age of the canary's last run, in addition to the time in which its records have to be stored.
     canary_age_s_max: float = 300
     #: How often a check of the canary may fail in `recent_s`: twice, and `increase` extrapolates.
     canary_failures_max: float = 2.5
@@ -468,6 +468,7 @@ def _canary(at: Thresholds) -> Group:
     canary = 'job="bronze/canary"'
     last_run = f"bronze_canary_last_run_time_seconds{{{canary}}}"
     target = 'up{job="scrape-canary"}'
+    objective = 'max(bronze_delivery_objective_seconds{job="bronze/consumer", bronze_source="canary"})'
 
     def fails(check: Check) -> str:
         """Several runs failed, and one of the latest."""
@@ -485,11 +486,11 @@ def _canary(at: Thresholds) -> Group:
                 "BronzeCanaryMissing",
                 "page",
                 f"""\
-time() - max({last_run}) > {at.canary_age_s_max:g}
+time() - max({last_run}) > {at.canary_age_s_max:g} + ({objective} or vector(0))
 or absent({last_run})
   # the first run takes longer than the flush age
   unless on () (max({target}) unless max({target} offset {at.canary_age_s_max:g}s))""",
-                f"The canary has not completed a run for {at.canary_age_s_max / 60:g} minutes",
+                f"The canary has not completed a run for {at.canary_age_s_max / 60:g} minutes, plus its objective",
             ),
             *(
                 Alert(name, severity, fails(check), summary)

@@ -76,6 +76,13 @@ def test_events_are_counted_without_extrapolation(built: Built, tmp_path: Path, 
     check_evaluated(built, tmp_path, {"a": values}, counted("a", "1h"), expected)
 
 
+def test_a_counter_that_was_not_scraped_for_longer_than_the_window_is_not_new(built: Built, tmp_path: Path) -> None:
+    """After an outage of 20 minutes, the last five minutes have what was counted since its end, not the whole
+    counter.
+    """
+    check_evaluated(built, tmp_path, {"a": "100+1x390 _x80 571+1x10"}, counted("a", "5m"), 9)
+
+
 def test_the_ledger_grows_by_what_it_says_at_both_ends(built: Built, tmp_path: Path) -> None:
     """Whichever process reports, and if one of them reports an old number for ever."""
     api, consumer = (f'a{{bronze_source="vehicles", job="{job}"}}' for job in ("api", "consumer"))

@@ -16,13 +16,15 @@ def histogram_series(histogram: str, suffix: str) -> str:
 def counted(series: str, window: str, by: str = "") -> str:
     """How often in the window, exactly. `by` lists labels to group by.
 
-    `anchored` (Prometheus 3.16) does not extrapolate: it begins at the last sample before the window. A series without
-    a sample in the window before began in this one, so it counts from 0; if it was reset since, from its first sample.
+    `anchored` (Prometheus 3.16) does not extrapolate: it begins at the last sample before the window, or at the first
+    one in it if that is older than five minutes. A series without a sample before, in as much time as the window and in
+    an hour, began in this one, so it counts from 0; if it was reset since, from its first sample.
     """
     grouping = f" by ({by})" if by else ""
     return f"""\
 sum{grouping} (
-  (increase({series}[{window}] anchored) and present_over_time({series}[{window}] offset {window}))
+  (increase({series}[{window}] anchored)
+    and (present_over_time({series}[{window}] offset {window}) or present_over_time({series}[1h] offset {window})))
   or (increase({series}[{window}] anchored) and resets({series}[{window}]) > 0)
   or max_over_time({series}[{window}])
 )"""
