@@ -418,6 +418,11 @@ def value_colours(values: Mapping[str, tuple[str, str]]) -> model.DynamicConfigV
     return _override("mappings", [{"type": "value", "options": options}])
 
 
+def value_texts(values: Mapping[str, str]) -> model.DynamicConfigValue:
+    """A cell shows the text of its value."""
+    return _override("mappings", [{"type": "value", "options": {value: {"text": t} for value, t in values.items()}}])
+
+
 def as_background() -> model.DynamicConfigValue:
     return _override("custom.cellOptions", {"type": "color-background", "mode": "basic"})
 

@@ -1,5 +1,7 @@
 """Telemetry health: can the other dashboards be trusted."""
 
+import re
+
 from grafana_foundation_sdk.builders.dashboard import Panel
 from grafana_foundation_sdk.builders.stat import Panel as Stat
 from grafana_foundation_sdk.builders.table import Panel as Table
@@ -40,7 +42,7 @@ from grafana.promql import (
     or_zero,
     rate,
 )
-from prometheus.rules import CANARY_ALERTS, COMMAND, PERMANENT
+from prometheus.rules import CANARY_ALERTS, COMMAND, PERMANENT, Alert, all_alerts
 
 _SIGNALS = {"spans": "spans", "metric_points": "metric points", "log_records": "logs"}
 _DROPPED_BY_SDK = tuple(
@@ -53,6 +55,10 @@ _DROPPED_BY_COLLECTOR = tuple(
     for what in ("enqueue_failed", "send_failed")
     for items in _SIGNALS
 )
+#: The labels that say of what an alert is, besides its source, and their headings.
+_OF_ALERT = {"job": "Job", "instance": "Instance", "bronze_lane": "Lane", "exporter": "Exporter", "metric": "Counter"}
+#: Values in a summary.
+_TEMPLATES = re.compile(r"\{\{.+?\}\}(?: \(?\{\{.+?\}\}\)?)*")
 _ONE_IS_GOOD = components.steps(NEUTRAL, (0, BAD), (1, GOOD))
 #: Without publishers, which run for a while, and the collector's scrape endpoint, which only one exporter layer opens.
 _PERMANENT = 'job=~"scrape-(api|consumer|canary|collector|nats|seaweedfs|prometheus)"'
@@ -70,12 +76,13 @@ def board() -> Board:
                 [
                     alerts(),
                     targets_down(),
-                    path_difference_now(),
+                    counters_that_differ(),
                     sdk_drops(),
                     collector_drops(),
                     verified(),
                     verification_age(),
-                    firing(),
+                    firing("page", "Alerts: pages", "Alerts that need somebody to act now."),
+                    firing("ticket", "Alerts: tickets", "Alerts that need somebody to act in the next days."),
                     targets(),
                 ],
             ),
@@ -84,7 +91,7 @@ def board() -> Board:
             Row(
                 "Components",
                 [
-                    path_difference(),
+                    differences(),
                     sdk_queue(),
                     sdk_drops_over_time(),
                     catalog_lag(),
@@ -104,12 +111,19 @@ def board() -> Board:
 def alerts() -> Stat:
     info = PanelInfo(
         "Alerts firing",
-        "Bronze alerts that fire now. The table below lists them.",
+        "Alerts that fire now: pages need somebody at once, tickets in the next days. The tables below list them.",
         "the rules are not evaluated",
-        explained_by=("bronze-health", "Alerts"),
+        explained_by=("bronze-health", "Alerts: pages"),
     )
-    firing_now = single_value(or_zero('count(ALERTS{alertname=~"Bronze.+", alertstate="firing"})'))
-    return tile(info, COUNT, firing_now, width=6).thresholds(components.zero_is_good(bad=1))
+    pages, tickets = (
+        single_value(
+            or_zero(f'count(ALERTS{{alertname=~"Bronze.+", alertstate="firing", severity="{severity}"}})'),
+            f"{severity}s",
+        )
+        for severity in ("page", "ticket")
+    )
+    panel = tile(info, COUNT, pages, tickets, width=6).thresholds(components.zero_is_good(bad=1))
+    return components.of_field(panel, "tickets", COUNT, components.steps(NEUTRAL, (0, GOOD), (1, FAIR)))
 
 
 def targets_down() -> Stat:
@@ -125,18 +139,17 @@ def targets_down() -> Stat:
     )
 
 
-def path_difference_now() -> Stat:
+def counters_that_differ() -> Stat:
     info = PanelInfo(
-        "Metric path difference",
-        "The largest difference of a counter between a process' /metrics and the values that arrived through the "
+        "Counters that differ",
+        "How many counters of how many processes differ between their /metrics and the values that arrived through the "
         "collector. If it is not 0, telemetry was lost or counted twice.",
         "no two values to compare yet",
         ["BronzePathsDiffer"],
-        explained_by=("bronze-health", "Metric path difference by counter"),
+        explained_by=("bronze-health", "Counters that differ, by how much"),
     )
-    return tile(info, EXACT, single_value("max(instance:counter:difference)"), width=6).thresholds(
-        components.zero_is_good(bad=1)
-    )
+    number = "count(instance:counter:difference > 0) or group(instance:counter:difference) - 1"
+    return tile(info, EXACT, single_value(number), width=6).thresholds(components.zero_is_good(bad=1))
 
 
 def sdk_drops() -> Stat:
@@ -208,34 +221,51 @@ and on (job, instance, bronze_verify_check)
   ({at} == on (bronze_verify_check) group_left () max by (bronze_verify_check) ({at}))"""
 
 
-def firing() -> Table:
+def firing(severity: str, title: str, meaning: str) -> Table:
     info = PanelInfo(
-        "Alerts",
-        f"Alerts that fire or are pending. The [runbook]({components.RUNBOOK_URL}) has a section for each. "
-        f"[Watchdog]({components.RUNBOOK_URL}#watchdog) always fires, and is not listed.",
-        "no alert fires",
+        title,
+        f"{meaning} Those that are pending fire if their condition goes on. A click on one opens its entry in the "
+        f"[runbook]({components.RUNBOOK_URL}). [Watchdog]({components.RUNBOOK_URL}#watchdog) always fires, and is not "
+        "listed.",
+        f"no {severity} fires",
     )
-    panel = components.listing(info, components.rows('ALERTS{alertname=~"Bronze.+"}'), width=12)
+    matchers = f'alertname=~"Bronze.+", severity="{severity}"'
+    since = f"ALERTS{{{matchers}}} * ignoring (alertstate) group_left () ALERTS_FOR_STATE{{{matchers}}} * 1000"
+    # its summary and the anchor of its runbook entry are names for the alert's name
+    with_summary = f'label_replace(\n{since},\n"summary", "$1", "alertname", "(.+)")'
+    rows = components.rows(f'label_replace({with_summary}, "anchor", "$1", "alertname", "(.+)")')
+    alerts = [alert for alert in all_alerts() if alert.severity == severity]
+    runbook = f"{components.RUNBOOK_URL}#${{__data.fields.anchor}}"
     return components.columns(
-        panel,
+        components.listing(info, rows, width=24, height=7),
         {
-            "alertname": ("Alert", []),
+            "Value": ("Since", [components.width_px(130), components.in_unit("dateTimeFromNow")]),
             "alertstate": (
                 "State",
                 [
-                    components.width_px(90),
+                    components.width_px(80),
                     components.value_colours({"firing": ("firing", BAD), "pending": ("pending", FAIR)}),
                     components.as_background(),
                 ],
             ),
-            "severity": ("Severity", [components.width_px(90)]),
+            "alertname": ("Alert", [components.width_px(230), components.links(("Open the runbook", runbook))]),
+            "summary": ("Summary", [components.value_texts({a.name: _summary(a) for a in alerts})]),
             "bronze_source": (
                 "Source",
-                [components.width_px(100), components.links(components.source_link("__value.raw"))],
+                [components.width_px(90), components.links(components.source_link("__value.raw"))],
             ),
-            "instance": ("Instance", []),
+            **{label: (heading, [components.width_px(150)]) for label, heading in _OF_ALERT.items()},
+            "anchor": (
+                "anchor",
+                [components.hidden(), components.value_texts({a.name: a.name.lower() for a in alerts})],
+            ),
         },
     )
+
+
+def _summary(alert: Alert) -> str:
+    """An alert's summary without its values, which are in other columns."""
+    return _TEMPLATES.sub("…", alert.summary)
 
 
 def targets() -> Table:
@@ -247,7 +277,7 @@ def targets() -> Table:
         ["BronzeTargetDown"],
     )
     return components.columns(
-        components.listing(info, components.rows(f"up{{{_PERMANENT}}} or up > 0 or up - 1"), width=12),
+        components.listing(info, components.rows(f"up{{{_PERMANENT}}} or up > 0 or up - 1")),
         {
             "job": ("Job", []),
             "instance": ("Instance", []),
@@ -404,15 +434,32 @@ def failed() -> Timeseries:
 # --- components
 
 
-def path_difference() -> Timeseries:
+def differences() -> Table:
     info = PanelInfo(
-        "Metric path difference by counter",
-        "The largest difference of a process between /metrics and OTLP, by counter.",
-        "no two values to compare yet",
+        "Counters that differ, by how much",
+        "Counters whose values in /metrics and by OTLP differed in the range: by how much now, by how much at most, "
+        "and of how many.",
+        "no counter differed in the range",
         ["BronzePathsDiffer"],
     )
-    by_metric = query("max by (metric) (instance:counter:difference) > 0", "{{metric}}")
-    return components.expected_zero(graph(info, COUNT, query("max(instance:counter:difference)", "all"), by_metric))
+    most = f"max_over_time(instance:counter:difference[{RANGE}]) > 0"
+    panel = components.listing(
+        info,
+        components.rows(most),
+        components.rows(f"instance:counter:difference and {most}"),
+        components.rows(f"instance:counter:scraped and {most}"),
+        width=8,
+    )
+    return components.columns(
+        components.merged(panel),
+        {
+            "metric": ("Counter", []),
+            "instance": ("Instance", []),
+            "Value #B": ("Now", [components.in_unit(EXACT), components.width_px(70)]),
+            "Value #A": ("At most", [components.in_unit(EXACT), components.width_px(80)]),
+            "Value #C": ("Of", [components.in_unit(EXACT), components.width_px(90)]),
+        },
+    )
 
 
 def sdk_queue() -> Timeseries:

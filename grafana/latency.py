@@ -2,14 +2,16 @@
 
 from collections.abc import Sequence
 
-from grafana_foundation_sdk.builders.dashboard import ThresholdsConfig
+from grafana_foundation_sdk.builders.dashboard import QueryVariable, ThresholdsConfig
 from grafana_foundation_sdk.builders.heatmap import Panel as Heatmap
 from grafana_foundation_sdk.builders.stat import Panel as Stat
 from grafana_foundation_sdk.builders.table import Panel as Table
 from grafana_foundation_sdk.builders.timeseries import Panel as Timeseries
+from grafana_foundation_sdk.models.dashboard import VariableOption
 
 from bronze.objectives import DURATION_S_MAX
 from bronze.telemetry import promql
+from bronze.telemetry.promql import histogram_series
 from grafana import components, traces
 from grafana.components import (
     BAD,
@@ -55,6 +57,7 @@ from grafana.promql import (
     UPLOADS_STOOD,
     added,
     all_above,
+    counted,
     earlier,
     mean,
     or_zero,
@@ -76,6 +79,8 @@ _EARLIER = "one ${period:text} earlier"
 _COMPARED_UPLOADS, _COMPARED_P95 = f"Uploads, now and {_EARLIER}", f"p95 upload, now and {_EARLIER}"
 
 _CHANGE = "change"
+#: Fewer than a search returns: a failed write has a span, too.
+_SLOWEST_MAX = 150
 
 #: None of the colours that mean good, fair or bad.
 _STAGE_COLOURS = {
@@ -129,9 +134,7 @@ def board() -> Board:
             components.choice_variable(
                 "period", "Compare with the previous", {"hour": "1h", "day": "1d", "week": "7d"}, "hour"
             ),
-            components.choice_variable(
-                "at_least", "Minimum duration", {d: d for d in ("1ms", "100ms", "500ms", "1s", "2s", "5s")}, "1ms"
-            ),
+            least_duration(),
         ],
     )
 
@@ -169,12 +172,33 @@ def upload_percentiles() -> Timeseries:
 def slowest_writes() -> Table:
     info = PanelInfo(
         "Slowest Bronze writes",
-        "The latest 200 upload spans that Tempo finds in the range, slowest first. *Minimum duration* filters out fast "
-        "writes before this limit is applied. *Span* opens the trace, *Object* opens the object's lineage.",
+        "The writes of the whole range that took at least *Slowest writes from*, slowest first. That duration is the "
+        f"smallest bound of the histogram which at most {_SLOWEST_MAX} writes exceeded, so none of these is missing. "
+        "If more exceeded each bound, they are the latest of those above the highest one. *Span* opens the trace, "
+        "*Object* opens the object's lineage.",
         "no such write in this range",
         ["BronzeUploadsSlow"],
     )
-    return traces.uploads(info, "$at_least", first="Duration")
+    return traces.uploads(info, "${at_least}s", first="Duration")
+
+
+def least_duration() -> QueryVariable:
+    variable = components.from_result("at_least", "Slowest writes from (s)", _least_of_the_slowest(), 'le="([^"]+)"')
+    return variable.current(VariableOption(selected=True, text="0", value="0"))
+
+
+def _least_of_the_slowest() -> str:
+    """A bound of the histogram of uploads, as label `le`: the smallest that at most `_SLOWEST_MAX` writes of the range
+    exceeded, and at least one; else the highest that any exceeded. 0 is a bound, too.
+
+    Tempo does not sort: it has to be asked for no more spans than it returns.
+    """
+    every, within = counted(histogram_series(UPLOADS, "count")), counted(histogram_series(UPLOADS, "bucket"), "le")
+    slower = f'(scalar({every}) - {within} or label_replace({every}, "le", "0", "", ""))'
+    return f"""\
+topk(1, {slower} > 0 <= {_SLOWEST_MAX})
+or on () bottomk(1, {slower} > {_SLOWEST_MAX})
+or on () label_replace(vector(0), "le", "0", "", "")"""
 
 
 # --- where the time goes

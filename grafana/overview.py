@@ -502,8 +502,8 @@ def ledger() -> Table:
         "Records and objects of each source",
         "All that each source ever got. Accepted: by the queue, also those whose outcome the client does not know, and "
         "late copies. In no row: in quarantine, or a late copy of a stored record. What is left waits. The numbers are "
-        "exact: they are written down in the queue and the catalog, and no restart changes them. An object that was removed "
-        "later still counts.",
+        "exact: they are written down in the queue and the catalog, and no restart changes them. An object that was "
+        "removed later still counts.",
         "no process has reported yet",
         ["BronzeRecordsQuarantined"],
     )

@@ -85,7 +85,7 @@ EXTERNAL_METRICS: Mapping[str, tuple[str, frozenset[str]]] = {
             ),
             (
                 "Prometheus, about its rules",
-                ("ALERTS",),
+                ("ALERTS", "ALERTS_FOR_STATE"),
                 ("alertname", "alertstate", "severity", "bronze_source", "exporter", "api_url"),
             ),
         )

@@ -62,7 +62,7 @@ def upload() -> Stat:
 def telemetry() -> Stat:
     info = PanelInfo(
         "Telemetry",
-        "Do the metrics arrive? If not, the other tiles say *not known*, and graphs end.",
+        "Do the metrics arrive? *blind*: they do not, so the other tiles say *not known*, and graphs end.",
         "the collector is not scraped",
         ["BronzeTelemetryMissing", "BronzeCollectorDrops", "BronzeCollectorQueueFull", "BronzeSdkDrops"],
         (HEALTH, "Accepted and refused"),
@@ -77,7 +77,7 @@ def pages() -> Stat:
         "entries.",
         "the rules are not evaluated",
         ["Watchdog"],
-        (HEALTH, "Alerts"),
+        (HEALTH, "Alerts: pages"),
     )
     fires = 'ALERTS{alertname=~"Bronze.+", alertstate="firing", severity="page"}'
     named = components.single_value(f"group by (alertname) ({fires})", "{{alertname}}")

@@ -88,6 +88,8 @@ class Thresholds:
     #: What a role has verified counts for so long. It verifies each minute.
     verified_s_max: float = 300
 
+    #: After a start of Prometheus, the programs that start with it are not down for so long.
+    start_s: int = 90
     #: Metrics of a role arrive late, so nothing is known of it, if the newest is older than four exports and a delay.
     telemetry_age_s_max: float = 22
 
@@ -186,6 +188,7 @@ EXTERNAL_METRICS: Mapping[str, tuple[str, frozenset[str]]] = {
         ),
         ("Prometheus, about itself", ("prometheus_http_requests_total",), ("handler", "code")),
         ("Prometheus, about itself", ("prometheus_rule_evaluation_failures_total",), ("rule_group",)),
+        ("Prometheus, about itself", ("process_start_time_seconds",), ()),
     )
     for name in names
 }
@@ -510,6 +513,9 @@ def _telemetry(at: Thresholds) -> Group:
 
     written = 'handler=~"/api/v1/(otlp/v1/metrics|write)"'
 
+    # a whole system that starts is not a fault of its parts
+    not_starting = f"unless on () time() - max(process_start_time_seconds{{{prometheus}}}) < {at.start_s}"
+
     def grew(selectors: Sequence[str], by: str, window: str = recent) -> str:
         """Counters that grew. A first count creates a series, which `increase` does not see."""
         return "\nor\n".join(
@@ -537,17 +543,20 @@ def _telemetry(at: Thresholds) -> Group:
                 "BronzeRoleDown",
                 "page",
                 f"""\
-max by (job) (up{{{role}}}) == 0
-or absent(up{{job="scrape-api"}})
-or absent(up{{job="scrape-consumer"}})
-or absent(up{{job="scrape-canary"}})""",
+(
+  max by (job) (up{{{role}}}) == 0
+  or absent(up{{job="scrape-api"}})
+  or absent(up{{job="scrape-consumer"}})
+  or absent(up{{job="scrape-canary"}})
+)
+{not_starting}""",
                 "No process of {{ $labels.job }} answers Prometheus",
             ),
             Alert(
                 "BronzeTargetDown",
                 "ticket",
                 # publishers run only for a while; the collector serves metrics only with its layer prometheus-scrape
-                'up{job!~"scrape-publisher|collector-exporter"} == 0',
+                f'up{{job!~"scrape-publisher|collector-exporter"}} == 0\n{not_starting}',
                 "{{ $labels.job }} {{ $labels.instance }} does not answer Prometheus",
             ),
             Alert(
@@ -747,6 +756,12 @@ def names(expr: str) -> frozenset[str]:
     """The series that a PromQL expression reads."""
     bare = re.sub(r"\{[^}]*\}", "{}", _NO_METRIC.sub(" ", expr))
     return frozenset(re.findall(r"(?<![\w:.])[a-zA-Z_:][\w:]*(?![\w:]|\s*\()", bare)) - _OPERATORS
+
+
+def all_alerts() -> list[Alert]:
+    """Every alert, in the order of the rules."""
+    every = (rule for of_file in groups(Thresholds()).values() for group in of_file for rule in group.rules)
+    return [rule for rule in every if isinstance(rule, Alert)]
 
 
 def readers(metric: str) -> list[str]:

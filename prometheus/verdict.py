@@ -168,10 +168,10 @@ def causes(at: Limits) -> Mapping[Part, Sequence[Cause]]:
             Cause(warning, f"slow {_AGAIN}", _was_slow(_UPLOADS, at.uploads_budget, "bronze_source")),
         ),
         Part.TELEMETRY: (
-            Cause(failing, "failing: the collector does not answer", down("collector")),
+            Cause(failing, "blind: the collector does not answer", down("collector")),
             Cause(
                 failing,
-                "failing: metrics do not arrive",
+                "blind: metrics do not arrive",
                 f"{_late('api', at)}\nor {_late('consumer', at)}",
             ),
             Cause(

@@ -184,6 +184,8 @@ def test_every_link_leads_somewhere(busy: Grafana) -> None:
             variables = {variable["name"] for variable in document["templating"]["list"]}
             assert set(re.findall(r"var-(\w+)=", link)) <= variables
             continue
+        if link == f"{RUNBOOK_URL}#${{__data.fields.anchor}}":  # test_every_anchor_is_a_heading
+            continue
         page = re.fullmatch(r"\$\{api_url\}(/\?q=)\$\{[\w.]+(:percentencode)?\}", link, re.IGNORECASE)
         assert page, link
         for by in ("submission_id", "file_path", "trace_id"):

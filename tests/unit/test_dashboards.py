@@ -234,7 +234,8 @@ def test_the_links_of_a_panel_lead_somewhere(uid: str, panel: dict[str, Any]) ->
             r"/d/bronze-source\?.*&var-source=\$\{(__value\.raw|__field\.labels\.bronze_source)\}$", link
         )
         page = re.match(r"\$\{api_url\}/\?q=\$\{(__value\.raw:percentencode|__data\.fields\.traceIdHidden)\}$", link)
-        assert page or of_source or (dashboard and dashboard.groups() in there)
+        runbook = link == f"{RUNBOOK_URL}#${{__data.fields.anchor}}"
+        assert page or of_source or runbook or (dashboard and dashboard.groups() in there)
 
 
 @each_panel
@@ -256,6 +257,24 @@ def test_every_alert_is_linked_from_a_panel() -> None:
     texts = (panel.get("description", "") for _, panel in PANELS)
     linked = {name for text in texts for name in re.findall(r"\[(Bronze\w+|Watchdog)\]", text)}
     assert linked == ALERTS
+
+
+def test_alerts_are_listed_as_pages_and_tickets_each_with_since_when_its_summary_and_its_runbook_entry() -> None:
+    tables = {panel["title"]: panel for uid, panel in PANELS if uid == "bronze-health" and panel["type"] == "table"}
+    for severity, title in (("page", "Alerts: pages"), ("ticket", "Alerts: tickets")):
+        table = tables[title]
+        (target,) = table["targets"]
+        assert f'severity="{severity}"' in target["expr"]
+        of = {
+            override["matcher"]["options"]: {prop["id"]: prop["value"] for prop in override["properties"]}
+            for override in table["fieldConfig"]["overrides"]
+        }
+        assert of["Since"]["unit"] == "dateTimeFromNow"
+        names = {rule.name for rule in RULES if isinstance(rule, Alert) and rule.severity == severity}
+        summaries, anchors = (of[name]["mappings"][0]["options"] for name in ("Summary", "anchor"))
+        assert {name for name, shown in summaries.items() if shown["text"] and "{{" not in shown["text"]} == names
+        assert {name: shown["text"] for name, shown in anchors.items()} == {name: name.lower() for name in names}
+        assert of["Alert"]["links"][0]["url"] == f"{RUNBOOK_URL}#${{__data.fields.anchor}}"
 
 
 # --- a query
@@ -312,7 +331,7 @@ def test_a_query_reads_the_otlp_path(query: Query) -> None:
 def test_windows_follow_the_time_range(query: Query) -> None:
     """No window is written out: a graph's is what the datasource's interval asks for, a number's the whole range."""
     for window in re.findall(r"\[([^]]*)\]", query.expr):
-        assert window in {STEP, INTERVAL, RANGE, f"{RANGE}:{STEP}", f"{RANGE}:{INTERVAL}", "1s:1s"}
+        assert window in {STEP, INTERVAL, RANGE, f"{RANGE}:{STEP}", f"{RANGE}:{INTERVAL}", "1s:1s", "1h"}
     for offset in re.findall(r"\boffset\s+(\S+?)[\s)]", f"{query.expr} "):
         assert offset in {STEP, INTERVAL, RANGE, "$period"}
 
