@@ -15,13 +15,16 @@ from bronze.api.glance import BronzeWrite, Glance, GlanceReader
 from bronze.api.page import Page, Tile, TimelineStep
 from bronze.errors import Outage, Refusal, Refused, Unavailable
 from bronze.lineage.lookup import By, Lineage, LineageObject, LineageRemoval, LineageSubmission, ObjectShare
+from bronze.protocol.documents import entry_of
 from bronze.servers.bucket import Head
+from bronze.servers.catalog_feed import FeedEntry
 from bronze.servers.prometheus import Prometheus
 from local.programs import LOOPBACK, free_ports
+from tests import factories
 
 PATH = "bronze/source=vehicles/date=2026-11-27/hour=22/e-0-000000000001.parquet"
 TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
-RECEIVED, QUEUED, STORED = (f"2026-11-27T22:28:0{second}Z" for second in ("0.100", "0.104123456", "1.3"))
+RECEIVED, QUEUED, STORED, ENDED = (f"2026-11-27T22:28:0{second}Z" for second in ("0.100", "0.104123456", "1.3", "6.08"))
 
 SUBMISSION = LineageSubmission(
     submission_id="01939f4e-6b7c-7cc3-a4f5-0242ac120002",
@@ -35,9 +38,10 @@ SUBMISSION = LineageSubmission(
     received_at=RECEIVED,
     queued_at=QUEUED,
     stored_at=STORED,
+    ended_at=ENDED,
     objects=[ObjectShare(PATH, 3)],
 )
-OBJECT = LineageObject(PATH, "vehicles", "e", 0, 1, 4, 4, 2, 5, 2048, TRACE_ID, STORED)
+OBJECT = LineageObject(PATH, "vehicles", "e", 0, 1, 4, 4, 2, 5, 2048, TRACE_ID, STORED, ended_at=ENDED)
 LINEAGE = Lineage(
     "submission_id", SUBMISSION.submission_id, [SUBMISSION], [OBJECT], truncated=False, complete=True, lag_s=0
 )
@@ -227,14 +231,42 @@ def test_the_timeline_of_a_submission() -> None:
     assert page.timeline(SUBMISSION, [OBJECT]) == [
         TimelineStep("Received", RECEIVED),
         TimelineStep("Durable in the queue", QUEUED, 0.004123),
-        TimelineStep("Written to the bucket", STORED, 1.2),
+        TimelineStep("Write to the bucket began", STORED, 1.2),
+        TimelineStep("Written to the bucket", ENDED, 5.98),
     ]
+    end_unknown = replace(OBJECT, ended_at=None)
+    assert [step.name for step in page.timeline(SUBMISSION, [end_unknown])][-1] == "Write to the bucket began"
     assert page.timeline(SUBMISSION, [OBJECT, replace(OBJECT, file_path="another")]) == []
-    waiting = replace(SUBMISSION, queued_at=None, stored_at=None, objects=[])
+    waiting = replace(SUBMISSION, queued_at=None, stored_at=None, ended_at=None, objects=[])
     assert page.timeline(waiting, []) == [
         TimelineStep("Received", RECEIVED),
         TimelineStep("Written to the bucket", None),
     ]
+
+
+async def test_the_page_of_an_object_says_how_long_the_whole_write_took() -> None:
+    """Its begin alone says nothing of a write of 4.78 s."""
+    html = re.sub(r"<[^>]+>|\s+", " ", (await new_page().show("x")).html)
+    assert re.search(r"22:28:06\.080 +began +2026-11-27 22:28:01\.300 *, took +4\.78 s", html)
+    assert re.search(r"after +5\.98 s", html)
+    unknown = replace(LINEAGE, objects=[replace(OBJECT, ended_at=None)])
+    html = re.sub(r"<[^>]+>|\s+", " ", (await new_page(Answers(unknown)).show("x")).html)
+    assert "how long it took is not known" in html
+
+
+@pytest.mark.parametrize(
+    ("written_at", "ended"),
+    [
+        ("2026-11-27T10:00:02.100000+00:00", True),
+        ("2026-11-27T09:49:59+00:00", False),  # a restart or a rebuild has appended the entry
+        ("2026-11-27T10:00:07+00:00", False),  # the clocks differ
+        ("", False),  # an entry of an older version
+    ],
+)
+def test_a_write_ended_when_the_queue_had_its_entry(written_at: str, *, ended: bool) -> None:
+    contents = factories.contents(1, 1, written_at=written_at)
+    entry = FeedEntry(1, "2026-11-27T10:00:06.880123456Z", entry_of(contents))
+    assert entry.ended_at == (entry.time if ended else None)
 
 
 def test_a_figure_with_an_objective_has_a_rating_and_a_note() -> None:

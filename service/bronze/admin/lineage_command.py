@@ -127,7 +127,8 @@ def _print(lineage: Mapping[str, Any]) -> None:
         origin = f", from {escape(submission['origin'])}" if submission["origin"] else ""
         line(f"  {counted(submission['records'], 'record')} of {submission['source']}{origin}")
         line(f"  classification_id {escape(_classification(submission))}")
-        queued, stored = (_after(submission["received_at"], submission[f"{step}_at"]) for step in ("queued", "stored"))
+        stored_at = submission.get("ended_at") or submission["stored_at"]  # older versions of the API lack the end
+        queued, stored = (_after(submission["received_at"], at) for at in (submission["queued_at"], stored_at))
         line(f"  received {_moment(submission['received_at'])}, queued {queued}, stored {stored}")
         line(f"  trace {submission['trace_id']}")
         for share in submission["objects"]:
@@ -139,7 +140,9 @@ def _print(lineage: Mapping[str, Any]) -> None:
         records, submissions = counted(written["records"], "record"), counted(written["submissions"], "submission")
         line(f"  {records}, {submissions}, {size}")
         line(f"  messages {written['first']} to {written['last']} of lane {written['epoch']}-{written['lane']}")
-        line(f"  stored {_moment(written['stored_at'])}")
+        ended_at = written.get("ended_at")  # older versions of the API lack it
+        end = f", ended {_after(written['stored_at'], ended_at)}" if ended_at else ""
+        line(f"  write began {_moment(written['stored_at'])}{end}")
         if removed:
             line(f"  removed {_moment(removed['at'])} by {escape(removed['by'])}: {escape(removed['note'])}")
         elif written.get("in_bucket") is False:

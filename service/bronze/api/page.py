@@ -27,6 +27,7 @@ LISTED_MAX = 100
 #: Time limits: for a lineage, and for the objects of the slowest writes together.
 LOOK_UP_S_MAX = 10.0
 OBJECTS_S_MAX = 2.0
+_WRITTEN = "Written to the bucket"
 #: Objects whose rows are read at the same time.
 PREVIEWS_MAX = 2
 
@@ -217,10 +218,15 @@ def timeline(submission: LineageSubmission, objects: Sequence[LineageObject]) ->
     def step(name: str, at: str | None) -> TimelineStep:
         return TimelineStep(name, at or None, seconds_between(received_at, at) if received_at and at else None)
 
-    stored_at: list[str | None] = [written.stored_at for written in objects] or [submission.stored_at]
     steps = [TimelineStep("Received", received_at), step("Durable in the queue", submission.queued_at)]
     known = [step for step in steps if step.at]
-    return known + [step("Written to the bucket", at) for at in stored_at]
+    if not objects:
+        return [*known, step(_WRITTEN, submission.ended_at)]
+    for written in objects:
+        known.append(step("Write to the bucket began", written.stored_at))
+        if written.ended_at:
+            known.append(step(_WRITTEN, written.ended_at))
+    return known
 
 
 def tiles(glance: Glance) -> list[Tile]:

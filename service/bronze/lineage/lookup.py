@@ -62,8 +62,9 @@ class ObjectShare:
 class LineageSubmission:
     """A submission of a lineage. Times are RFC 3339 in UTC, None if not known (yet).
 
-    `received_at`: the API received its request; `queued_at`: the queue stored its first message; `stored_at`: the last
-    of its objects so far was written. `trace_id` is that of its request. `objects` are all that contain a part of it.
+    `received_at`: the API received its request; `queued_at`: the queue stored its first message; `stored_at`: the write
+    of the last of its objects so far began; `ended_at`: that write had ended. `trace_id` is that of its request.
+    `objects` are all that contain a part of it.
     """
 
     submission_id: str
@@ -78,6 +79,7 @@ class LineageSubmission:
     queued_at: str | None
     stored_at: str | None
     objects: list[ObjectShare] = field(default_factory=list)
+    ended_at: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +103,9 @@ class LineageObject:
     `trace_id` is that of its upload, the Bronze write. `in_bucket` says whether it is in the bucket; None if the bucket
     did not answer in time. `removed` is its removal record, if it is not and has one. `bytes` is its size in the
     bucket, or the one that it had by that record; else None.
+
+    The write, which is encoding and upload, began at `stored_at`, and had ended at `ended_at`, when the catalog had the
+    object; None if that is not known.
     """
 
     file_path: str
@@ -117,6 +122,7 @@ class LineageObject:
     stored_at: str
     removed: LineageRemoval | None = None
     in_bucket: bool | None = None
+    ended_at: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,6 +305,7 @@ class LineageLookup:
             received_at=first.received_at or None,
             queued_at=first.queued_at or None,
             stored_at=last_object.stored_at,
+            ended_at=last_object.ended_at,
             objects=[ObjectShare(written.file_path, part.records) for written, part in parts],
         )
 
@@ -344,7 +351,7 @@ class _Match:
     @classmethod
     def of(cls, item: FeedEntry, wanted: Callable[[EntrySubmission], bool] = lambda _: True) -> "_Match":
         parts = [part for part in item.entry.submissions if wanted(part)]
-        return cls(item.sequence, _object(item.entry, item.stored_at), parts)
+        return cls(item.sequence, _object(item.entry, item.stored_at, item.ended_at), parts)
 
 
 #: A submission in one of its objects.
@@ -402,7 +409,7 @@ def _search_column(classification_id: str, file: BinaryIO) -> Mapping[str, int]:
         return {}
 
 
-def _object(entry: CatalogEntry, stored_at: str) -> LineageObject:
+def _object(entry: CatalogEntry, stored_at: str, ended_at: str | None = None) -> LineageObject:
     return LineageObject(
         file_path=entry.file_path,
         source=entry.source,
@@ -416,6 +423,7 @@ def _object(entry: CatalogEntry, stored_at: str) -> LineageObject:
         bytes=None,
         trace_id=trace_id_of(entry.traceparent),
         stored_at=stored_at,
+        ended_at=ended_at,
     )
 
 

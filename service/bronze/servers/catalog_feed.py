@@ -1,5 +1,6 @@
 """The catalog's entries in order, for readers that follow new objects."""
 
+import datetime as dt
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from bronze.servers.jetstream import JetStream
 #: Bounds of one read of the feed.
 FEED_MESSAGES_MAX = 256
 FEED_BYTES_MAX = 2**20
+#: An entry that was stored longer after the begin of the write than this does not say when the write ended.
+WRITE_S_MAX = 600
 
 log = logging.getLogger(__name__)
 
@@ -35,8 +38,20 @@ class FeedEntry:
 
     @property
     def stored_at(self) -> str:
-        """When the object was written; for entries of older versions, which lack it, when the entry was stored."""
+        """When the write began; for entries of older versions, which lack it, when the entry was stored."""
         return self.entry.written_at or self.time
+
+    @property
+    def ended_at(self) -> str | None:
+        """When the write had ended, by the queue's clock: it had stored the entry, which directly follows the write.
+
+        None if that is not known: another process appended the entry later, after a crash or to rebuild the catalog; or
+        it was found without the queue; or it lacks the begin, as those of older versions do.
+        """
+        if not self.time or not self.entry.written_at:
+            return None
+        took = dt.datetime.fromisoformat(self.time) - dt.datetime.fromisoformat(self.entry.written_at)
+        return self.time if 0 <= took.total_seconds() <= WRITE_S_MAX else None
 
 
 @dataclass(frozen=True, slots=True)
