@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Container, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import BinaryIO, Literal, Self
+from typing import Any, BinaryIO, Literal, Self
 from uuid import UUID
 
 from bronze.errors import Halted, Outage, Refusal, Refused, Unavailable
@@ -259,11 +259,7 @@ class LineageLookup:
                 )
 
         searches = [asyncio.ensure_future(search(file_path)) for file_path in candidates[: self._searched_max]]
-        if searches:
-            _, late = await asyncio.wait(searches, timeout=SEARCH_S_MAX)
-            for late_search in late:
-                late_search.cancel()
-            await asyncio.gather(*searches, return_exceptions=True)
+        await finish_in_time(searches, SEARCH_S_MAX)
         for file_path, rows in searched.items():
             if rows:
                 found = [match for match in found if match.object.file_path != file_path]
@@ -322,11 +318,7 @@ class LineageLookup:
                 removed[file_path] = await read_removal(self._bucket, self._prefix, file_path)
 
         reads = [asyncio.ensure_future(read_size(written.file_path)) for written in objects]
-        if reads:
-            await asyncio.wait(reads, timeout=SIZES_S_MAX)
-            for read in reads:
-                read.cancel()
-            await asyncio.gather(*reads, return_exceptions=True)
+        await finish_in_time(reads, SIZES_S_MAX)
         return [
             replace(
                 written,
@@ -356,6 +348,20 @@ class _Match:
 
 #: A submission in one of its objects.
 _Part = tuple[LineageObject, EntrySubmission]
+
+
+async def finish_in_time(reads: Sequence[asyncio.Future[Any]], seconds: float) -> None:
+    """Waits for reads, and cancels those that take longer; all of them if it is cancelled itself.
+
+    A read that fails has no result, which is not reported: the bucket may be unavailable.
+    """
+    try:
+        if reads:
+            await asyncio.wait(reads, timeout=seconds)
+    finally:
+        for read in reads:
+            read.cancel()
+        await asyncio.gather(*reads, return_exceptions=True)
 
 
 def guesses(text: str) -> list[tuple[By, str]]:
