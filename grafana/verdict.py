@@ -10,7 +10,7 @@ from bronze.telemetry import promql
 from bronze.telemetry.promql import NO_CANARY
 from grafana import components
 from grafana.components import BAD, COUNT, EXACT, FAIR, GOOD, NEUTRAL, SECONDS, UNKNOWN, PanelInfo, query, tile
-from grafana.promql import LEDGER, RANGE, STEP, THRESHOLDS
+from grafana.promql import LEDGER, RANGE, THRESHOLDS
 from prometheus import rules, verdict
 from prometheus.verdict import Level, Part
 
@@ -127,7 +127,8 @@ def since_incident() -> Stat:
         "the rules are not evaluated",
         explained_by=(OVERVIEW, "Verdicts over time"),
     )
-    last = f"max(max_over_time(timestamp({_FAILING})[{RANGE}:{STEP}]))"
+    # a step of the rules' interval, so that none is missed
+    last = f"max(max_over_time(timestamp({_FAILING})[{RANGE}:5s]))"
     none = f"group(last_over_time({verdict.RECORD}[{RANGE}])) - 2"
     since = components.single_value(f"max({_FAILING}) * 0\nor ({last} - time()) * -1\nor {none}")
     panel = components.value_names(

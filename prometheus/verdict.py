@@ -60,12 +60,13 @@ class Limits:
 #: An attempt is the latest one if there was none of the other outcome since. At least two exports, and at most the time
 #: over which a verdict judges.
 _WINDOWS = ("20s", "40s", "1m", "2m", "5m")
-_NOW, _RECENTLY = "1m", "5m"
+_JUST_NOW, _NOW, _RECENTLY = _WINDOWS[0], "1m", "5m"
 
 _API, _CONSUMER = 'job="bronze/api"', 'job="bronze/consumer"'
 _FAULTS = f"bronze_records_total{{{_API}, error_type=~"
 _ANSWERED = f'bronze_records_total{{{_API}, bronze_outcome=~"accepted|replayed"}}'
 _QUEUE_AWAY = f"{Outage.QUEUE_AWAY}|{Outage.OUTCOME_UNKNOWN}"
+_EVERY_FAULT = f'{_FAULTS}"internal|{Outage.READERS_BUSY}|{Outage.QUEUE_FULL}|{_QUEUE_AWAY}"}}'
 _ERRORS = f"bronze_consumer_errors_total{{{_CONSUMER}, "
 _ATTEMPTS = f"bronze_uploads_total{{{_CONSUMER}, bronze_outcome="
 _REQUESTS = (
@@ -75,6 +76,7 @@ _UPLOADS = f'bronze_upload_duration_seconds{{{_CONSUMER}, bronze_outcome="succes
 _AGE = f"bronze_queue_oldest_age_seconds{{{_CONSUMER}}}"
 _LANE = "bronze_source, bronze_lane"
 _OBJECTIVE = f"max by (bronze_source) (bronze_delivery_objective_seconds{{{_CONSUMER}}})"
+_NOT_KNOWN = "not known: no metrics arrive"
 _OVER_LIMIT, _AGAIN = f"take over {DURATION_S_MAX:g} s", "in the last 5 minutes, now well"
 _OVERDUE = f"{newest(_AGE, _LANE)}\n- on (bronze_source) group_left () {_OBJECTIVE} > 0"
 
@@ -94,39 +96,37 @@ def _submissions_fail(types: str, at: Limits) -> str:
     failed = f'{_FAULTS}"{types}"}}'
     rates = f"sum(rate({failed}[{_NOW}]))", f"sum(rate({_ANSWERED}[{_NOW}]))"
     share = f"{rates[0]} / ({' + '.join(rates)} > 0) > {at.requests_budget:g}"
-    just_now = f"sum(increase({failed}[{_WINDOWS[0]}])) > 0"
+    just_now = f"sum(increase({failed}[{_JUST_NOW}])) > 0"
     return f"{_latest_failed(failed, _ANSWERED)}\nor ({share} and on () {just_now})"
 
 
 _UPLOADS_FAIL = _latest_failed(f'{_ATTEMPTS}"failure"}}', f'{_ATTEMPTS}"success"}}', "bronze_source")
 _UPLOADS_HANG = f"""\
 max by (bronze_source) ({_OVERDUE})
-unless on (bronze_source) sum by (bronze_source) (increase({_ATTEMPTS}"success"}}[{_WINDOWS[0]}])) > 0"""
+unless on (bronze_source) sum by (bronze_source) (increase({_ATTEMPTS}"success"}}[{_JUST_NOW}])) > 0"""
 
 
 def causes(at: Limits) -> Mapping[Part, Sequence[Cause]]:
     """The causes of each part, the weightiest first."""
     failing, warning = Level.FAILING, Level.WARNING
     no_consumer = Cause(failing, "failing: no consumer answers", down("consumer"))
+    # a consumer that has just started exports its counters before it knows its lanes
+    no_lanes = Cause(Level.UNKNOWN, "not known: no lane has reported", _late("consumer", at, _AGE))
     return {
         Part.INGEST: (
             Cause(failing, "failing: no API answers", down("api")),
-            _unknown("api", at),
+            Cause(Level.UNKNOWN, _NOT_KNOWN, _late("api", at)),
             Cause(failing, "failing: the queue is full", _submissions_fail(Outage.QUEUE_FULL, at)),
             Cause(failing, "failing: the queue does not answer", _submissions_fail(_QUEUE_AWAY, at)),
             Cause(failing, "failing: submissions get a 5xx", _submissions_fail(f"internal|{Outage.READERS_BUSY}", at)),
             Cause(failing, f"slow: submissions {_OVER_LIMIT}", _slow(_REQUESTS, at.requests_budget)),
-            Cause(
-                warning,
-                f"some got a 5xx {_AGAIN}",
-                f'sum(increase({_FAULTS}"internal|{Outage.READERS_BUSY}|{Outage.QUEUE_FULL}|{_QUEUE_AWAY}"}}'
-                f"[{_RECENTLY}])) > 0",
-            ),
+            Cause(warning, "some submissions get a 5xx", f"sum(increase({_EVERY_FAULT}[{_JUST_NOW}])) > 0"),
+            Cause(warning, f"some got a 5xx {_AGAIN}", f"sum(increase({_EVERY_FAULT}[{_RECENTLY}])) > 0"),
             Cause(warning, f"slow {_AGAIN}", _was_slow(_REQUESTS, at.requests_budget)),
         ),
         Part.QUEUE: (
             no_consumer,
-            _unknown("consumer", at),
+            Cause(Level.UNKNOWN, _NOT_KNOWN, _late("consumer", at)),
             Cause(failing, "failing: the queue does not answer", _queue_away()),
             Cause(failing, "failing: a lane is halted", f'sum({_ERRORS}error_type="halted"}}) > 0'),
             Cause(
@@ -147,10 +147,11 @@ def causes(at: Limits) -> Mapping[Part, Sequence[Cause]]:
                 f"max by ({_LANE}) (max_over_time({_AGE}[{_RECENTLY}]))"
                 f"\n- on (bronze_source) group_left () {_OBJECTIVE} > 0",
             ),
+            no_lanes,
         ),
         Part.UPLOAD: (
             no_consumer,
-            _unknown("consumer", at),
+            Cause(Level.UNKNOWN, _NOT_KNOWN, _late("consumer", at)),
             Cause(
                 failing,
                 "failing: objects are missing",
@@ -164,8 +165,10 @@ def causes(at: Limits) -> Mapping[Part, Sequence[Cause]]:
             Cause(failing, "failing: no upload ends, and messages wait", _UPLOADS_HANG),
             Cause(failing, f"slow: uploads {_OVER_LIMIT}", _slow(_UPLOADS, at.uploads_budget, "bronze_source")),
             Cause(warning, f"uploads take over {DURATION_S_MAX / 2:g} s", _mean_above_half()),
+            Cause(warning, "some attempts fail", f'sum(increase({_ATTEMPTS}"failure"}}[{_JUST_NOW}])) > 0'),
             Cause(warning, f"attempts failed {_AGAIN}", f'sum(increase({_ATTEMPTS}"failure"}}[{_RECENTLY}])) > 0'),
             Cause(warning, f"slow {_AGAIN}", _was_slow(_UPLOADS, at.uploads_budget, "bronze_source")),
+            no_lanes,
         ),
         Part.TELEMETRY: (
             Cause(failing, "blind: the collector does not answer", down("collector")),
@@ -199,15 +202,21 @@ def causes_of_source(at: Limits) -> Sequence[Cause]:
         Cause(failing, "late: a message waits too long", f"max by (bronze_source) ({_OVERDUE})"),
         Cause(
             warning,
+            "some attempts fail",
+            f'sum by (bronze_source) (increase({_ATTEMPTS}"failure"}}[{_JUST_NOW}])) > 0',
+        ),
+        Cause(
+            warning,
             f"attempts failed {_AGAIN}",
             f'sum by (bronze_source) (increase({_ATTEMPTS}"failure"}}[{_RECENTLY}])) > 0',
         ),
         Cause(warning, f"slow {_AGAIN}", _was_slow(_UPLOADS, at.uploads_budget, "bronze_source")),
+        Cause(Level.UNKNOWN, "not known: no lane has reported", f"{reported} and on () {_late('consumer', at, _AGE)}"),
     )
 
 
 def _numbers(place: int, ordered: Sequence[Cause]) -> Mapping[int, Cause]:
-    return {cause.level + 10 * place + number: cause for number, cause in enumerate(ordered, 1)}
+    return {cause.level + 20 * place + number: cause for number, cause in enumerate(ordered, 1)}
 
 
 def numbered(at: Limits) -> Mapping[Part, Mapping[int, Cause]]:
@@ -249,13 +258,9 @@ def down(role: str) -> str:
     return f'max(up{{job="scrape-{role}"}}) == 0'
 
 
-def _unknown(role: str, at: Limits) -> Cause:
-    return Cause(Level.UNKNOWN, "not known: no metrics arrive", _late(role, at))
-
-
-def _late(role: str, at: Limits) -> str:
+def _late(role: str, at: Limits, reported: str = "") -> str:
     """A process of the role answers, and the newest sample of the role is old, or there is none."""
-    reported = f'bronze_records_total{{job="bronze/{role}"}}'
+    reported = reported or f'bronze_records_total{{job="bronze/{role}"}}'
     return (
         f'(max(up{{job="scrape-{role}"}}) == 1 and on ()'
         f" (time() - max(timestamp({reported})) > {at.telemetry_age_s_max:g} or absent({reported})))"
@@ -265,7 +270,7 @@ def _late(role: str, at: Limits) -> str:
 def _queue_away() -> str:
     """The state of the lanes could not be read, of no source."""
     away = f'{_ERRORS}bronze_step="purge", error_type=~"queue-away|timeout"}}'
-    return f"min(sum by (bronze_source) (increase({away}[{_WINDOWS[0]}]))) > 0"
+    return f"min(sum by (bronze_source) (increase({away}[{_JUST_NOW}]))) > 0"
 
 
 def _slow(histogram: str, budget: float, by: str = "") -> str:

@@ -19,10 +19,13 @@ from local.machine import limit_s
 from local.programs import LOOPBACK
 from prometheus import rules, verdict
 from prometheus.rules import Thresholds
-from prometheus.verdict import Part
+from prometheus.verdict import Level, Part
 from tests import panels
 
 STEP_S = 5
+#: The rate interval of a graph over 30 minutes.
+POINT_S = 20
+VERDICT = f'{verdict.RECORD}{{part="{Part.INGEST}"}}'
 #: Times around an incident: what runs before it, and after it.
 BEFORE_S, AFTER_S = 600, 600
 FLUSH_AGE_S, OBJECTIVE_S = 1.0, 3.0
@@ -53,6 +56,8 @@ class Second:
     upload_s: float = 0.05
     failures: int = 0
     oldest_s: float = 0.4
+    #: whether the consumer has reported its lanes
+    lanes: bool = True
 
 
 @dataclass(frozen=True)
@@ -103,7 +108,13 @@ INCIDENTS = {
     "the bucket hangs: no attempt ends for 3 minutes": Incident(
         180, lambda at_s: Second(uploads=0, oldest_s=at_s + 0.5), frozenset({QUEUE, UPLOAD})
     ),
-    "the consumer is dead": Incident(180, lambda _: Second(consumer=False), frozenset({QUEUE, UPLOAD}), is_over=False),
+    "the consumer is dead": Incident(
+        180,
+        lambda _: Second(consumer=False),
+        frozenset({QUEUE, UPLOAD}),
+        is_over=False,
+        after={0: Second(uploads=0, lanes=False)},
+    ),
     "the API is dead": Incident(
         180, lambda _: Second(api=False, accepted=0, uploads=0, oldest_s=0), frozenset({INGEST}), is_over=False
     ),
@@ -150,6 +161,8 @@ def prometheus(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     for name, at in sorted(begins.items(), key=lambda item: item[1]):
         for series, value, time_s in _samples(INCIDENTS[name], at):
             samples.setdefault(series, []).append(f"{series} {value:g} {time_s:.0f}")
+    short = _short(next(iter(begins.values())))
+    samples[VERDICT] = [f"{VERDICT} {Level.FAILING + 1 if at == short else 0} {at:.0f}" for at in _around(short)]
     past = state / "past.om"
     past.write_text("\n".join(line for lines in samples.values() for line in lines) + "\n# EOF\n")
     made = [str(built.promtool), "tsdb", "create-blocks-from", "openmetrics", str(past), str(state / "data")]
@@ -176,6 +189,8 @@ def test_an_incident_is_seen_soon_and_its_end_too(prometheus: tuple[str, Mapping
             assert first is not None
             assert incident.begins_s <= first <= incident.begins_s + SEEN_S_MAX
             assert shown.within(first, end_s - STEP_S) <= incident.while_it_lasts, "while it goes on"
+            for at_s in incident.after:
+                assert "green" not in shown.within(end_s + at_s, end_s + at_s), "not yet well"
         elif part in incident.unknown:
             first = shown.first("gray")
             assert first is not None
@@ -186,6 +201,25 @@ def test_an_incident_is_seen_soon_and_its_end_too(prometheus: tuple[str, Mapping
             assert shown.within(-300, end_s + AFTER_S) == {"green"}
         is_over |= "yellow" in shown.within(end_s, end_s + AFTER_S)
     assert is_over == incident.is_over
+
+
+def test_an_incident_of_one_evaluation_is_counted_from(prometheus: tuple[str, Mapping[str, float]]) -> None:
+    """*Since the last incident* misses none, wherever it is between two points of a graph."""
+    url, begins = prometheus
+    short = _short(next(iter(begins.values())))
+    (target,) = TILES["Since the last incident"]["targets"]
+    expr = target["expr"].replace("$__range", "30m").replace("$__rate_interval", f"{POINT_S}s")
+    (series,) = _get(f"{url}query", {"query": expr, "time": short + 300})
+    assert float(series["value"][1]) == 300
+
+
+def _short(began: float) -> float:
+    """A time between two points of a graph."""
+    return began // POINT_S * POINT_S + STEP_S
+
+
+def _around(short: float) -> Iterator[float]:
+    return (short + at_s for at_s in range(-BEFORE_S, AFTER_S, STEP_S))
 
 
 def _shown(url: str, part: Part, began: float, incident: Incident) -> Shown:
@@ -249,7 +283,7 @@ def _increments(now: Second, instance: str) -> tuple[Mapping[str, float], Mappin
         f"{duration}_sum{{{upload}}}": now.uploads * now.upload_s,
     }
     gauges = {
-        f'bronze_queue_oldest_age_seconds{{{consumer},bronze_lane="0"}}': now.oldest_s,
+        **({f'bronze_queue_oldest_age_seconds{{{consumer},bronze_lane="0"}}': now.oldest_s} if now.lanes else {}),
         f"bronze_delivery_objective_seconds{{{consumer}}}": OBJECTIVE_S,
     }
     return counts, gauges

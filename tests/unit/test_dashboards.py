@@ -15,7 +15,7 @@ from grafana import __main__ as command
 from grafana import boards
 from grafana.components import RUNBOOK_URL
 from grafana.promql import EXTERNAL_METRICS, INTERVAL, RANGE, STEP
-from prometheus import rules
+from prometheus import rules, verdict
 from prometheus.rules import Alert, Recording, Thresholds
 from tests import panels
 from tests.panels import VALUES, Query
@@ -329,9 +329,12 @@ def test_a_query_reads_the_otlp_path(query: Query) -> None:
 
 @each_promql
 def test_windows_follow_the_time_range(query: Query) -> None:
-    """No window is written out: a graph's is what the datasource's interval asks for, a number's the whole range."""
+    """No window is written out: a graph's is what the datasource's interval asks for, a number's the whole range. Only
+    verdicts are asked for at each of their evaluations.
+    """
+    evaluations = f"{RANGE}:5s" if verdict.RECORD in query.expr else ""
     for window in re.findall(r"\[([^]]*)\]", query.expr):
-        assert window in {STEP, INTERVAL, RANGE, f"{RANGE}:{STEP}", f"{RANGE}:{INTERVAL}", "1s:1s", "1h"}
+        assert window in {STEP, INTERVAL, RANGE, f"{RANGE}:{STEP}", f"{RANGE}:{INTERVAL}", "1s:1s", "1h", evaluations}
     for offset in re.findall(r"\boffset\s+(\S+?)[\s)]", f"{query.expr} "):
         assert offset in {STEP, INTERVAL, RANGE, "$period"}
 
