@@ -9,7 +9,7 @@ READY := $(VENV)/.ready
 LOCAL := $(BIN)/python -m local
 
 .DEFAULT_GOAL := help
-.PHONY: help up status logs down demo unit test kill-test mixed fuzz outage-test prove truth drill coverage bench check generate lock
+.PHONY: help up status logs down demo unit test kill-test mixed fuzz outage-test prove truth drill incidents coverage bench check generate lock
 MAKEFLAGS += --no-print-directory
 
 help: ## show this list
@@ -69,6 +69,10 @@ prove: $(READY) ## run the long random tests for HOURS=..., after those already 
 drill: PARALLEL ?= 2
 drill: $(READY) ## break one thing at a time in a whole system, and check alerts, runbook and panels; C=poison: one case, C=--list
 	@$(BIN)/python -m tests.drill --parallel $(PARALLEL) $(C)
+
+incidents: PARALLEL ?= 2
+incidents: $(READY) ## cause incidents in a whole system, and check what the tiles show; CASE=bucket-away: one, CASE=--list
+	@$(BIN)/python -m tests.incidents --parallel $(PARALLEL) $(CASE)
 
 truth: SEED ?= 1
 truth: HOURS ?= 1

@@ -164,16 +164,18 @@ def disjoint_ports(count: int) -> list[Ports]:
 
 
 @contextmanager
-def running(root: Path, ports: Ports, built: Built, env: Mapping[str, str], *, slow_bucket: bool) -> Iterator[Site]:
-    """Starts everything, with a consumer that writes through the proxy if `slow_bucket` is set."""
+def running(
+    root: Path, ports: Ports, built: Built, env: Mapping[str, str], *, slow_bucket: bool, fleet: bool = True
+) -> Iterator[Site]:
+    """Starts everything, with a consumer that writes through the proxy if `slow_bucket` is set; a `fleet` sends."""
     stack = Stack.create(root, ports, built, Exporters.configured({}, tempo=built.tempo is not None))
     system = System(stack, env)
     write_history(built.promtool, root, stack)
     with SlowBucket(stack.account.port) as bucket:
         site = Site(system, bucket)
         through = {"AWS_ENDPOINT_URL_S3": bucket.url} if slow_bucket else {}
-        fleet = system.role("publisher")
-        fleet = replace(fleet, command=(*fleet.command, "--interval-s", str(INTERVAL_S)))
+        publisher = system.role("publisher")
+        publisher = replace(publisher, command=(*publisher.command, "--interval-s", str(INTERVAL_S)))
         with site.alertmanager.running():
             (root / "prometheus" / "targets" / "alertmanager.yaml").write_text(
                 json.dumps([{"targets": [f"{LOOPBACK}:{site.alertmanager.port}"]}])
@@ -181,7 +183,7 @@ def running(root: Path, ports: Ports, built: Built, env: Mapping[str, str], *, s
             with (
                 system.running(*stack.servers) as servers,
                 system.running(system.role("api"), system.role("consumer", **through)) as roles,
-                system.running(fleet, system.role("canary")) as senders,
+                system.running(*((publisher,) if fleet else ()), system.role("canary")) as senders,
             ):
                 site.parts = {**servers, **roles, **senders}
                 with site.ending:

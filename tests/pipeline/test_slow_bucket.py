@@ -1,11 +1,9 @@
 """The bucket becomes slow: the overview shows it, and its links lead to the slow upload."""
 
-import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
 
 import pytest
 
@@ -17,12 +15,12 @@ from tests.pipeline.asking import Grafana
 from tests.pipeline.whole import quicken, stack
 from tests.proxy import SlowBucket
 from tests.system.blackbox import SOON, System, until, vehicles
+from tests.tiles import shown, tiles
 
 OVERVIEW = "bronze-overview"
 QUERIES = [query for query in panels.queries() if query.dashboard == OVERVIEW]
-TILES = [panel for uid, panel in panels.panels() if uid == OVERVIEW and panel["type"] == "stat"]
+TILES = tiles(OVERVIEW)
 (POINTS,) = (query for query in panels.queries() if query.panel == "Upload duration" and query.exemplars)
-FROM_DATA = "configFromData"
 
 #: A few slow uploads for a short time are enough for an alert.
 QUICK = replace(Thresholds(), bad_min=2, page_hold_s=1)
@@ -110,33 +108,18 @@ def test_the_slowest_writes_are_those_that_were_slow(slow: Slow) -> None:
         assert int(span["durationNanos"]) >= DELAY_S * 1e9
 
 
-# --- colours, as in Grafana
+# --- what the panels show
 
 
 def red(grafana: Grafana) -> set[str]:
     """The titles of the red tiles."""
-    return {tile["title"] for tile in TILES if "red" in colours(grafana, tile)}
+    return {tile["title"] for tile in TILES if "red" in shown(grafana, OVERVIEW, tile).colours}
 
 
 def is_well(grafana: Grafana) -> bool:
     """Whether something was delivered, and no tile is red."""
     (delivery,) = (tile for tile in TILES if tile["title"] == "p95 delivery")
-    return colours(grafana, delivery) == {"green"} and not red(grafana)
-
-
-def colours(grafana: Grafana, tile: Mapping[str, Any]) -> set[str]:
-    """The colours of a tile's values, by the highest threshold that each reaches. A query may add a threshold."""
-    limit_ref_id = next(
-        (t["options"]["configRefId"] for t in tile.get("transformations", ()) if t["id"] == FROM_DATA), None
-    )
-    values = {query.ref_id: grafana.ask(query) for query in QUERIES if query.panel == tile["title"]}
-    steps = [
-        (step["value"] or -math.inf, step["color"]) for step in tile["fieldConfig"]["defaults"]["thresholds"]["steps"]
-    ]
-    if limit_ref_id:
-        steps += [(value, "red") for series in values.pop(limit_ref_id) for value in series.values]
-    judged = [value for answer in values.values() for series in answer for value in series.values]
-    return {max((at, colour) for at, colour in steps if at <= value)[1] for value in judged}
+    return bool((now := shown(grafana, OVERVIEW, delivery)).values) and now.colour == "green" and not red(grafana)
 
 
 def above_line(grafana: Grafana) -> set[str]:
