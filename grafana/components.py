@@ -397,6 +397,11 @@ def in_unit(unit: str) -> model.DynamicConfigValue:
     return _override("unit", unit)
 
 
+def absent(words: str) -> model.DynamicConfigValue:
+    """What a cell without a value says."""
+    return _override("noValue", words)
+
+
 def width_px(pixels: int) -> model.DynamicConfigValue:
     return _override("custom.width", pixels)
 

@@ -69,6 +69,7 @@ from grafana.promql import (
     share_delivered_late,
     share_failed_or_slow,
 )
+from prometheus import rules
 
 _STAGES = f'bronze_stage_duration_seconds{{job=~"bronze/.+", {INSTANCE}, {SOURCE}}}'
 _ACCEPTED = f'bronze_records_total{{{API}, {SOURCE}, bronze_outcome="accepted"}}'
@@ -111,6 +112,7 @@ def board() -> Board:
             Row(
                 f"The {DURATION_S_MAX:g} s limit",
                 [
+                    budget_left(),
                     requests_above(),
                     uploads_above(),
                     deliveries_above(),
@@ -310,6 +312,20 @@ def share_above() -> Timeseries:
     )
 
 
+def budget_left() -> Stat:
+    info = PanelInfo(
+        "Error budget left, 30 days",
+        "How much of the error budget of the last 30 days is left, or of as many of them as Prometheus keeps. At 0 the "
+        "objective is missed. Always for all sources.",
+        "no request, upload or delivery yet",
+        _BURN_ALERTS,
+        ("bronze-latency", "Error budget burn rate"),
+    )
+    left = (single_value(rules.budget_left(name), name) for name in _BUDGETS)
+    panel = tile(info, SHARE, *left, width=24)
+    return panel.thresholds(components.steps(NEUTRAL, (0, BAD), (0.001, FAIR), (0.25, GOOD))).decimals(0)
+
+
 def budget_burn() -> Timeseries:
     info = PanelInfo(
         "Error budget burn rate",
@@ -325,7 +341,7 @@ def budget_burn() -> Timeseries:
         limit_line("vector(1)", "limit: 1, lasts 30 days"),
         limit_line(f"vector({THRESHOLDS.page_burn_1h:g})", f"limit: {THRESHOLDS.page_burn_1h:g}, pages"),
     )
-    return graph(info, TIMES, *burns, *limits, width=12)
+    return components.log_axis(graph(info, TIMES, *burns, *limits, width=12), floor=0.01)
 
 
 # --- comparison with the previous period

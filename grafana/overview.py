@@ -36,6 +36,7 @@ from grafana.promql import (
     INTERVAL,
     LEDGER,
     OBJECTIVE_S,
+    RANGE,
     REQUESTS,
     SOURCE,
     THRESHOLDS,
@@ -51,6 +52,7 @@ from grafana.promql import (
     quantile,
     quantile_counted,
     rate,
+    since,
 )
 
 _LANE = "bronze_source, bronze_lane"
@@ -302,20 +304,24 @@ def sources() -> Table:
         "Sources",
         "Each source now: whether its uploads are well, its records that wait, the age of its oldest message, the "
         "time since its last upload, and what is missing. A source without new records may have any time since its "
-        "last upload.",
+        "last upload. It is that of all instances, whichever is selected.",
         "no source has reported yet",
         ["BronzeUploadsMissing", "BronzeLaneStuck", "BronzeRecordsMissing"],
     )
     judged = f"max by (bronze_source) (bronze:source_verdict{{{SOURCE}}})"
-    last = f"max by (bronze_source) (bronze_upload_last_success_time_seconds{{{CONSUMER}, {SOURCE}}})"
-    missing_of_source = promql.missing(f"{CONSUMER}, {SOURCE}", "bronze_source")
+    of_source = f'job="bronze/consumer", {SOURCE}'  # of all instances, as verdict and ledger
+    # the last value of a consumer that reports no more says nothing about now
+    age = f"bronze_queue_oldest_age_seconds{{{of_source}}}"
+    reported_s = f"time() - {THRESHOLDS.telemetry_age_s_max:g}"
+    # also while no consumer runs
+    last = f"max by (bronze_source) (max_over_time(bronze_upload_last_success_time_seconds{{{of_source}}}[{RANGE}]))"
     panel = components.listing(
         info,
         components.rows(judged),
         components.rows(promql.waiting(f"{LEDGER}, {SOURCE}")),
-        components.rows(f"max by (bronze_source) ({_AGE})"),
-        components.rows(f"time() - {last}"),
-        components.rows(missing_of_source),
+        components.rows(f"max by (bronze_source) ({age} and timestamp({age}) > {reported_s})"),
+        components.rows(since(last)),
+        components.rows(promql.missing(of_source, "bronze_source")),
         height=7,
     )
     return components.columns(
@@ -324,8 +330,11 @@ def sources() -> Table:
             "bronze_source": ("Source", [_TO_SOURCE]),
             "Value #A": ("Verdict", verdict.as_cells()),
             "Value #B": ("Records that wait", [components.in_unit(EXACT)]),
-            "Value #C": ("Oldest message", [components.in_unit(SECONDS)]),
-            "Value #D": ("Since the last upload", [components.in_unit(SECONDS)]),
+            "Value #C": ("Oldest message", [components.in_unit(SECONDS), components.absent("not known")]),
+            "Value #D": (
+                "Since the last upload",
+                [components.in_unit(SECONDS), components.absent("none in this range")],
+            ),
             "Value #E": ("Missing objects and messages", [components.in_unit(EXACT)]),
         },
     )

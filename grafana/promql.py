@@ -122,6 +122,11 @@ def earlier(expr: str) -> str:
     return f"last_over_time((\n{expr}\n)[1s:1s] offset {PERIOD})"
 
 
+def since(time_s: str) -> str:
+    """The seconds since a time that a process reported. Its clock may be ahead of Prometheus'."""
+    return f"clamp_min(time() - {time_s}, 0)"
+
+
 def or_zero(expr: str) -> str:
     return f"{expr} or vector(0)"
 

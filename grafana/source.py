@@ -50,6 +50,7 @@ from grafana.promql import (
     mean,
     mean_counted,
     rate,
+    since,
 )
 from prometheus.verdict import SOURCE_RECORD
 
@@ -228,7 +229,7 @@ def since_upload() -> Stat:
         (SOURCE_BOARD, "Upload, by outcome"),
     )
     last = f"max(bronze_upload_last_success_time_seconds{{{_CONSUMER}}})"
-    return tile(info, SECONDS, single_value(f"time() - {last}"), width=4, height=4).decimals(0)
+    return tile(info, SECONDS, single_value(since(last)), width=4, height=4).decimals(0)
 
 
 def records() -> Stat:

@@ -209,7 +209,10 @@ _DROPPED_BY_COLLECTOR = tuple(
 def groups(thresholds: Thresholds) -> Mapping[str, Sequence[Group]]:
     """All rules, by the name of their file."""
     return {
-        **{f"objective_{objective.name}": [_objective(objective, thresholds)] for objective in _objectives(thresholds)},
+        **{
+            f"objective_{objective.name}": [_objective(objective, thresholds), _budget(objective)]
+            for objective in _objectives(thresholds)
+        },
         "delivery": [_delivery(thresholds)],
         "canary": [_canary(thresholds)],
         "telemetry": [_telemetry(thresholds)],
@@ -298,6 +301,18 @@ def _recordings(objective: _Objective) -> Iterator[Recording]:
             (bad, total) if window == "5m" else (f"sum_over_time({bad}[{window}])", f"sum_over_time({total}[{window}])")
         )
         yield Recording(f"bronze:{objective.name}_bad:ratio_rate{window}", f"{part} / ({whole} > 0)")
+
+
+def _budget(objective: _Objective) -> Group:
+    """What is left of the error budget, of the last 30 days. It reads many samples, so it is evaluated less often."""
+    bad, total = (f"sum_over_time(bronze:{objective.name}{part}:rate5m[30d])" for part in ("_bad", ""))
+    left = Recording(budget_left(objective.name), f"clamp_min(1 - {bad} / ({total} > 0) / {objective.budget:g}, 0)")
+    return Group(f"budget of {objective.name}", "2m", [left])
+
+
+def budget_left(objective: str) -> str:
+    """The recording of the share of an error budget that is left."""
+    return f"bronze:{objective}:budget_left30d"
 
 
 def _burn_alerts(objective: _Objective, at: Thresholds) -> Iterator[Alert]:

@@ -13,7 +13,7 @@ from enum import IntEnum, StrEnum
 
 from bronze.errors import Outage
 from bronze.objectives import DURATION_S_MAX
-from bronze.telemetry.promql import newest
+from bronze.telemetry.promql import LEDGER, newest
 
 RECORD, SOURCE_RECORD = "bronze:verdict", "bronze:source_verdict"
 
@@ -192,7 +192,8 @@ def causes(at: Limits) -> Mapping[Part, Sequence[Cause]]:
 def causes_of_source(at: Limits) -> Sequence[Cause]:
     """The causes of a source. Each expression has the label of the sources of which it is true."""
     failing, warning = Level.FAILING, Level.WARNING
-    reported = f"group by (bronze_source) ({_OBJECTIVE})"
+    # five minutes after the last consumer ended, only the APIs name the sources
+    reported = f"group by (bronze_source) ({_OBJECTIVE} or bronze_ledger_records{{{LEDGER}}})"
     return (
         Cause(failing, "failing: no consumer answers", f"{reported} and on () ({down('consumer')})"),
         Cause(Level.UNKNOWN, "not known", f"{reported} and on () {_late('consumer', at)}"),

@@ -9,7 +9,7 @@ import urllib.parse
 import urllib.request
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 
 import pytest
@@ -19,6 +19,8 @@ from local import programs, servers
 from local.builds import Built
 from local.machine import limit_s
 from local.programs import LOOPBACK
+from prometheus import rules, verdict
+from prometheus.rules import Thresholds
 from tests import panels
 from tests.panels import Query
 
@@ -26,6 +28,8 @@ STEP_S = 5
 OUTAGE_S = 150
 BEFORE_S, AFTER_S = 600, 300
 OBJECTIVE_S = 3.0
+#: The clock of the consumer is ahead of that of Prometheus.
+CLOCK_AHEAD_S = 2
 #: The window of one point of a graph at the default range: what was slow is in it for so long afterwards.
 WINDOW_S = 20
 VALUES = {
@@ -79,7 +83,11 @@ class Outage:
     after: Second = field(default_factory=Second)
     #: whether the consumer reports how long the oldest message waits
     reported: bool = True
+    lasts_s: int = OUTAGE_S
 
+
+#: Prometheus forgets after five minutes what a process reported.
+FORGOTTEN = Outage(lambda at_s: Second(consumer=False, waiting=2 * at_s + 5), frozenset(), reported=False, lasts_s=600)
 
 UPLOADS, REQUESTS = frozenset({"Uploads", "Deliveries"}), frozenset({"Requests"})
 #: What waited is stored at once.
@@ -120,12 +128,13 @@ OUTAGES = {
 def prometheus(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Mapping[str, float]]]:
     """Has the outages one after another, an hour apart; when each began."""
     state = tmp_path_factory.mktemp("outages")
-    newest = time.time() // WINDOW_S * WINDOW_S - AFTER_S - OUTAGE_S
-    begins = {name: newest - 3600 * number for number, name in enumerate(reversed(OUTAGES))}
+    newest = time.time() // WINDOW_S * WINDOW_S - AFTER_S - FORGOTTEN.lasts_s
+    outages = {"forgotten": FORGOTTEN, **OUTAGES}
+    begins = {name: newest - 3600 * number for number, name in enumerate(outages)}
     samples: dict[str, list[str]] = {}
     for name, at in sorted(begins.items(), key=lambda item: item[1]):
-        for series, value, time_s in _samples(OUTAGES[name], at):
-            samples.setdefault(series, []).append(f"{series} {value:g} {time_s:.0f}")
+        for series, value, time_s in _samples(outages[name], at):
+            samples.setdefault(series, []).append(f"{series} {value:.12g} {time_s:.0f}")
     past = state / "past.om"
     past.write_text("\n".join(line for lines in samples.values() for line in lines) + "\n# EOF\n")
     made = [str(built.promtool), "tsdb", "create-blocks-from", "openmetrics", str(past), str(state / "data")]
@@ -179,12 +188,36 @@ def test_failed_attempts_are_in_the_pictures(prometheus: tuple[str, Mapping[str,
     assert _all(url, failed, begins["nothing"] + 100) == []
 
 
+def test_the_table_of_sources_knows_each_while_no_consumer_runs(
+    prometheus: tuple[str, Mapping[str, float]],
+) -> None:
+    """Its verdict, what waits and since when nothing was uploaded; it does not know how old the oldest message is."""
+    url, begins = prometheus
+    assert _row(url, begins["forgotten"] - 60) == ("OK", 5, 0.4, 0, 0)
+    for at_s in (60, 580):
+        judged, waiting, oldest_s, since_s, _ = _row(url, begins["forgotten"] + at_s)
+        assert (judged, waiting, oldest_s) == ("failing: no consumer answers", 2 * at_s + 5, None)
+        assert since_s == pytest.approx(at_s, abs=STEP_S + CLOCK_AHEAD_S)
+
+
+def _row(url: str, at: float) -> tuple[str | float | None, ...]:
+    """The row of the only source; its verdict by the rule that is recorded."""
+    limits = rules.verdict_limits(Thresholds())
+    judged, *others = (query for query in panels.queries() if query.panel == "Sources")
+    assert "bronze:source_verdict" in judged.expr
+    (number,) = _all(url, replace(judged, expr=verdict.source_expression(limits)), at)
+    values = (_all(url, query, at) for query in others)
+    return verdict.texts(limits)[int(number)], *(value[0] if value else None for value in values)
+
+
 def _samples(outage: Outage, began: float) -> Iterator[tuple[str, float, float]]:
     """The samples of a system with one source and one lane. Each outage has processes of its own."""
     counts: dict[str, float] = {}
-    for at_s in range(-BEFORE_S, OUTAGE_S + AFTER_S, STEP_S):
-        now = outage.at(at_s) if 0 <= at_s < OUTAGE_S else outage.after if at_s == OUTAGE_S else Second()
-        increments, gauges = _increments(now, f"{began:.0f}")
+    for at_s in range(-BEFORE_S, outage.lasts_s + AFTER_S, STEP_S):
+        now = Second()
+        if 0 <= at_s <= outage.lasts_s:
+            now = outage.at(at_s) if at_s < outage.lasts_s else outage.after
+        increments, gauges = _increments(now, f"{began:.0f}", began + at_s)
         for series, more in increments.items():
             if more or "503" not in series or series in counts:  # that of a status begins with its first answer
                 counts[series] = counts.get(series, 0) + more
@@ -195,12 +228,12 @@ def _samples(outage: Outage, began: float) -> Iterator[tuple[str, float, float]]
                 yield series, value, began + at_s
 
 
-def _increments(now: Second, instance: str) -> tuple[Mapping[str, float], Mapping[str, float]]:
+def _increments(now: Second, instance: str, at: float) -> tuple[Mapping[str, float], Mapping[str, float]]:
     source = 'bronze_source="vehicles"'
     api = f'job="bronze/api",instance="{instance}a"'
     consumer = f'job="bronze/consumer",instance="{instance}c",{source}'
     request = f'{api},http_route="/v1/ingest/{{source}}",http_response_status_code='
-    counts: dict[str, float] = {}
+    counts: dict[str, float] = {f'bronze_records_total{{{consumer},bronze_outcome="stored"}}': 1}
     for name, labels, measured in (
         ("http_server_request", f'{request}"202"', now.requests),
         ("http_server_request", f'{request}"503"', now.faults),
@@ -222,6 +255,9 @@ def _increments(now: Second, instance: str) -> tuple[Mapping[str, float], Mappin
         f'bronze_ledger_records{{{api},{source},bronze_outcome="stored"}}': 1000,
         f'bronze_queue_oldest_age_seconds{{{consumer},bronze_lane="0"}}': now.oldest_s,
         f"bronze_delivery_objective_seconds{{{consumer}}}": OBJECTIVE_S,
+        f"bronze_missing_objects{{{consumer}}}": 0,
+        f'bronze_missing_messages{{{consumer},bronze_lane="0"}}': 0,
+        f'bronze_upload_last_success_time_seconds{{{consumer},bronze_lane="0"}}': at + CLOCK_AHEAD_S,
     }
     return counts, gauges
 

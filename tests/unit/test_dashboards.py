@@ -352,10 +352,18 @@ def test_counters_are_never_read_over_their_whole_life(query: Query) -> None:
 
 
 @each_promql
+def test_the_ledger_is_read_of_all_processes(query: Query) -> None:
+    """Each reports the same numbers, at slightly different times: of one instance, a difference could be negative."""
+    for name, matchers in selectors(query.expr):
+        if name.startswith("bronze_ledger_"):
+            assert {key for key, _, value in matchers if "$instance" in value} == set()
+
+
+@each_promql
 def test_lane_gauges_are_read_by_max(query: Query) -> None:
     """Several processes report the same lane: a sum would count it twice. `newest` is a maximum, too."""
     for name in re.findall(r"bronze_(?:lane_position|queue_\w+|upload_last\w+|delivery_objective\w+)", query.expr):
-        assert re.search(rf"max(?: by \([^)]*\) )?\(\s*{name}\{{", query.expr), name
+        assert re.search(rf"max(?: by \([^)]*\) )?\(\s*(?:max_over_time\()?{name}\{{", query.expr), name
 
 
 def test_exemplars_are_asked_of_histograms_alone() -> None:
