@@ -212,8 +212,8 @@ def bars(panel: timeseries.Panel) -> timeseries.Panel:
 
 
 def stacked(panel: timeseries.Panel) -> timeseries.Panel:
-    """Series whose sum matters, as stacked areas."""
-    return panel.stacking(common.StackingConfig().mode(StackingMode.NORMAL)).fill_opacity(40)
+    """Series whose sum matters, as stacked areas without lines: a line of nothing would be drawn on the others."""
+    return panel.stacking(common.StackingConfig().mode(StackingMode.NORMAL)).fill_opacity(60).line_width(0)
 
 
 def tile(info: PanelInfo, unit: str, *targets: prometheus.Dataquery, width: int = 6, height: int = 3) -> stat.Panel:
@@ -342,6 +342,12 @@ def colours(panel: timeseries.Panel, by_name: Mapping[str, str]) -> timeseries.P
     for name, colour in by_name.items():
         panel = panel.override_by_regexp(f"/{name}/", [_fixed_colour(colour)])
     return panel
+
+
+def shades(panel: timeseries.Panel, colour: str) -> timeseries.Panel:
+    """For series of one meaning: each has a shade of the colour, and the sum of all is grey."""
+    panel = panel.color_scheme(build.FieldColor().mode(model.FieldColorModeId.SHADES).fixed_color(colour))
+    return colours(panel, {"^all": UNKNOWN})
 
 
 def columns(panel: table.Panel, shown: Mapping[str, tuple[str, Sequence[model.DynamicConfigValue]]]) -> table.Panel:

@@ -335,7 +335,7 @@ def sources() -> Table:
                 "Since the last upload",
                 [components.in_unit(SECONDS), components.absent("none in this range")],
             ),
-            "Value #E": ("Missing objects and messages", [components.in_unit(EXACT)]),
+            "Value #E": ("Missing", [components.in_unit(EXACT)]),
         },
     )
 
@@ -442,7 +442,7 @@ def consumer_errors() -> Timeseries:
         ["BronzeConsumerErrors", "BronzeLaneHalted", "BronzePoison"],
     )
     errors = f"bronze_consumer_errors_total{{{CONSUMER}, {SOURCE}}}"
-    return components.expected_zero(
+    panel = components.expected_zero(
         graph(
             info,
             COUNTS_PER_S,
@@ -450,6 +450,7 @@ def consumer_errors() -> Timeseries:
             query(f"{rate(errors, 'bronze_step, error_type')} > 0", "{{bronze_step}}: {{error_type}}"),
         )
     )
+    return components.shades(panel, BAD)
 
 
 def queue_depth() -> Timeseries:
@@ -519,7 +520,7 @@ def ledger() -> Table:
     records = f"bronze_ledger_records{{{LEDGER}, {SOURCE}, bronze_outcome="
     no_row = f'max by (bronze_source, bronze_outcome) ({records}~"quarantined|rejected|duplicate"}})'
     numbers = {
-        "Records accepted in all": promql.in_ledger(f'{records}"accepted"}}'),
+        "Accepted in all": promql.in_ledger(f'{records}"accepted"}}'),
         "Records in rows": promql.in_ledger(f'{records}"stored"}}'),
         "Records in no row": f"sum by (bronze_source) ({no_row})",
         "Records that wait": promql.waiting(f"{LEDGER}, {SOURCE}"),

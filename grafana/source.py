@@ -43,6 +43,7 @@ from grafana.promql import (
     LEDGER,
     OBJECTIVE_S,
     SOURCE,
+    THRESHOLDS,
     UNFINISHED_DELIVERY_S,
     UNFINISHED_UPLOAD_S,
     counted,
@@ -58,7 +59,7 @@ from prometheus.verdict import SOURCE_RECORD
 _API, _CONSUMER = f'job="bronze/api", {SOURCE}', f'job="bronze/consumer", {SOURCE}'
 _TO_QUEUE = f'messaging_client_sent_messages_total{{job="bronze/api", {DESTINATION}'
 _FROM_QUEUE = f'messaging_client_consumed_messages_total{{job="bronze/consumer", {DESTINATION}}}'
-_RECORDS = f'bronze_records_total{{job=~"bronze/(api|consumer)", {SOURCE}}}'
+_RECORDS = f'bronze_records_total{{job=~"bronze/(api|consumer)", {SOURCE}, bronze_outcome=~'
 _REJECTED = f'bronze_records_total{{{_API}, bronze_outcome=~"rejected|unknown"}}'
 _INVALID = f"bronze_records_invalid_total{{{_API}}}"
 _ERRORS = f"bronze_consumer_errors_total{{{_CONSUMER}, bronze_step=~"
@@ -81,7 +82,11 @@ _OUTCOMES = {
     "^rejected": "light-blue",
     "^replayed": "purple",
     "^duplicate": NEUTRAL,
+    "^sent": "light-blue",
+    "^read": "purple",
 }
+#: What is no sender's to correct.
+_FAULTS = {"^(send: )?(queue-|outcome-unknown|internal|readers-busy)": BAD}
 
 
 @dataclass(frozen=True)
@@ -104,6 +109,8 @@ class Stage:
     no_data: str
     alerts: Sequence[str] = ()
     also: Sequence[Target] = ()
+    outcomes_add_up: bool = True
+    colour_of_errors: str = BAD
 
     def row(self) -> Row:
         outcomes = graph(PanelInfo(f"{self.name}, by outcome", self.counted, self.no_data), self.unit, *self.outcomes)
@@ -118,10 +125,12 @@ class Stage:
         errors = graph(
             PanelInfo(f"{self.name}, errors", self.failed, self.no_data, self.alerts), self.errors_unit, *self.errors
         )
+        outcomes = components.colours(outcomes, _OUTCOMES)
+        errors = components.colours(components.shades(errors, self.colour_of_errors), _FAULTS)
         return Row(
             f"Stage: {self.name.lower()}",
             [
-                components.stacked(components.colours(outcomes, _OUTCOMES)),
+                components.stacked(outcomes) if self.outcomes_add_up else outcomes,
                 components.percentile_graph(durations),
                 components.expected_zero(errors),
             ],
@@ -139,10 +148,10 @@ def board() -> Board:
                 "Is the source well?",
                 [
                     judged(),
-                    mean_upload(),
                     waiting(),
                     oldest(),
                     since_upload(),
+                    mean_upload(),
                     records(),
                     uploads(),
                     judged_over_time(),
@@ -167,7 +176,7 @@ def judged() -> Stat:
         ["BronzeUploadsFail", "BronzeUploadsMissing", "BronzeLaneStuck"],
         (SOURCE_BOARD, "Verdict over time"),
     )
-    panel = tile(info, COUNT, single_value(f"max({SOURCE_RECORD}{{{SOURCE}}})"), width=8, height=4)
+    panel = tile(info, COUNT, single_value(f"max({SOURCE_RECORD}{{{SOURCE}}})"), height=4)
     panel = components.value_names(panel, verdict.TEXTS).color_mode(BigValueColorMode.BACKGROUND_SOLID)
     return panel.thresholds(verdict.COLOURS)
 
@@ -191,7 +200,7 @@ def mean_upload() -> Stat:
         ["BronzeUploadsSlow"],
         (SOURCE_BOARD, "Upload, duration"),
     )
-    panel = tile(info, SECONDS, single_value(mean_counted(_UPLOADS)), width=4, height=4)
+    panel = tile(info, SECONDS, single_value(mean_counted(_UPLOADS)), height=4)
     return panel.thresholds(components.limit_thresholds())
 
 
@@ -204,7 +213,7 @@ def waiting() -> Stat:
         (SOURCE_BOARD, "Lanes"),
     )
     number = single_value(f"sum({promql.waiting(f'{LEDGER}, {SOURCE}')})")
-    return tile(info, EXACT, number, width=4, height=4).decimals(0)
+    return tile(info, EXACT, number, height=4).decimals(0)
 
 
 def oldest() -> Stat:
@@ -217,7 +226,7 @@ def oldest() -> Stat:
         (SOURCE_BOARD, "Queue, duration"),
     )
     age, limit = single_value(f"max({_AGE})"), single_value(OBJECTIVE_S, "limit")
-    return components.red_from_query(tile(info, SECONDS, age, limit, width=4, height=4), "B")
+    return components.red_from_query(tile(info, SECONDS, age, limit, height=4), "B")
 
 
 def since_upload() -> Stat:
@@ -229,19 +238,20 @@ def since_upload() -> Stat:
         (SOURCE_BOARD, "Upload, by outcome"),
     )
     last = f"max(bronze_upload_last_success_time_seconds{{{_CONSUMER}}})"
-    return tile(info, SECONDS, single_value(since(last)), width=4, height=4).decimals(0)
+    return tile(info, SECONDS, single_value(since(last)), height=4).decimals(0)
 
 
 def records() -> Stat:
     info = PanelInfo(
         "Records in the range",
-        "Records that the API accepted, refused (rejected), answered again (replayed) or could not confirm (unknown), "
-        "and that the consumer stored, put into quarantine or knew as copies (duplicate), in the chosen range.",
+        "Records that the API accepted, refused (rejected) or could not confirm (unknown), and that the consumer "
+        "stored or put into quarantine, in the chosen range.",
         "no process has reported yet",
         explained_by=(SOURCE_BOARD, "Processing, by outcome"),
     )
-    by_outcome = single_value(counted(_RECORDS, "bronze_outcome"), "{{bronze_outcome}}")
-    return tile(info, EXACT, by_outcome, width=16, height=4).decimals(0)
+    shown = f'{_RECORDS}"accepted|rejected|unknown|stored|quarantined"}}'
+    by_outcome = single_value(counted(shown, "bronze_outcome"), "{{bronze_outcome}}")
+    return tile(info, EXACT, by_outcome, width=12, height=4).decimals(0)
 
 
 def uploads() -> Stat:
@@ -253,7 +263,9 @@ def uploads() -> Stat:
         (SOURCE_BOARD, "Upload, errors"),
     )
     by_outcome = single_value(counted(_ATTEMPTS, "bronze_outcome"), "{{bronze_outcome}}")
-    return tile(info, EXACT, by_outcome, width=8, height=4).decimals(0)
+    panel = tile(info, EXACT, by_outcome, height=4).decimals(0)
+    limits = components.zero_is_good(fair=1, bad=THRESHOLDS.outage_failures_max)
+    return components.of_field(panel, "failure", EXACT, limits)
 
 
 def lanes() -> Table:
@@ -302,6 +314,7 @@ def stages() -> Sequence[Stage]:
             RECORDS_PER_S,
             "no API has reported yet",
             ["BronzeRequestsFail"],
+            colour_of_errors=NEUTRAL,
         ),
         Stage(
             "Queue",
@@ -327,6 +340,7 @@ def stages() -> Sequence[Stage]:
             "no process has reported yet",
             ["BronzeLaneHalted", "BronzeConsumerErrors"],
             [query(f"max({_AGE})", "oldest now")],
+            outcomes_add_up=False,
         ),
         Stage(
             "Processing",

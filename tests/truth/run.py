@@ -262,7 +262,7 @@ def _exact(accepted: Counter[str], bucket: Bucket, prometheus: Prometheus, began
     no_row = prometheus.vector(asked(found["Records in no row"], 3600))
     window_s = time.time() - began
     return {
-        "Records accepted in all": by_source("Records accepted in all", accepted),
+        "Accepted in all": by_source("Accepted in all", accepted),
         "Records that wait": by_source("Records that wait", Counter()),
         "Records in rows": by_source("Records in rows", records),
         "Objects": by_source("Objects", counts),
@@ -286,7 +286,7 @@ def _counted(sent: list[Sent], prometheus: Prometheus, window_s: float) -> dict[
 def _numbers(prometheus: Prometheus, window_s: float) -> Values:
     """Every number of things that tiles and page show; for a range, the time since the run began."""
     names = (
-        "Records accepted in all",
+        "Accepted in all",
         "Records that wait",
         "Records in rows",
         "Objects",
