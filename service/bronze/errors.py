@@ -51,6 +51,8 @@ class Refusal(ErrorCode):
     INVALID_HEADER = "invalid-header", 400
     IDEMPOTENCY_KEY_REUSED = "idempotency-key-reused", 409
     CLIENT_GONE = "client-gone", 400
+    BODY_TOO_SLOW = "body-too-slow", 408
+    TOO_MANY_REJECTED = "too-many-rejected", 422
     MALFORMED_REQUEST = "malformed-request", 400
     HEAD_TOO_LARGE = "head-too-large", 431
     HEAD_TOO_SLOW = "head-too-slow", 408

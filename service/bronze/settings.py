@@ -78,6 +78,48 @@ class Settings(BaseSettings):
     head_s_max: PositiveFloat = Field(
         10, description="Time within which the headers of a request have to arrive, in seconds."
     )
+    body_stall_s_max: PositiveFloat = Field(
+        20, description="Longest time for which a sender may send nothing of a body that it has begun, in seconds."
+    )
+    body_bytes_per_s_min: PositiveInt = Field(
+        1024,
+        description="Slowest rate of a body, in bytes per second, averaged over BRONZE_BODY_STALL_S_MAX. The time in "
+        "which the API itself is busy does not count.",
+    )
+    body_s_max: PositiveFloat = Field(1800, description="Time within which a body has to arrive, in seconds.")
+    bodies_memory_bytes_max: Annotated[int, Field(ge=16 * MIB)] = Field(
+        256 * MIB,
+        description="Memory of all bodies together, in bytes. Above that, a large body gets a 503; small ones do not.",
+    )
+    bodies_disk_bytes_max: Annotated[int, Field(ge=16 * MIB)] = Field(
+        8192 * MIB,
+        description="Temporary files of all bodies together, in bytes. Above that, a large body gets a 503.",
+    )
+    body_threads_max: PositiveInt = Field(
+        2, description="Threads that decompress and check large bodies. Small requests have threads of their own."
+    )
+    body_expansion_max: PositiveInt = Field(
+        250,
+        description="Decompressed bytes per byte received. The first MiB of a body is always accepted, and so are "
+        "the first million rows of an Arrow or Parquet body; above that, this is also the limit of rows per byte.",
+    )
+    blank_lines_max: PositiveInt = Field(
+        10_000, description="Blank lines of an NDJSON body, in addition to one per record."
+    )
+    json_values_max: PositiveInt = Field(
+        250_000,
+        description="Values (by the number of commas) that are parsed at once. An array of objects is parsed piece by "
+        "piece and has no limit; one of other values or of deeply nested objects has.",
+    )
+    classifications_max: PositiveInt = Field(
+        100_000, description="Different values of classification_id in one submission."
+    )
+    rejected_records_max: PositiveInt = Field(
+        10_000, description="Rejected records of a submission with on_invalid=quarantine; with more it is refused."
+    )
+    rejected_bytes_max: PositiveInt = Field(
+        16 * MIB, description="Size of a submission's rejected records with the reasons, in bytes."
+    )
     body_bytes_max: PositiveInt = Field(512 * MIB, description="Limit of a body, in bytes, after decompression.")
     json_body_bytes_max: PositiveInt = Field(
         16 * MIB, description="Limit of an application/json body, which is parsed as a whole, in bytes."

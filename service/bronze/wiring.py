@@ -25,6 +25,7 @@ from bronze.admin.rebuild_catalog import BucketContents, Rebuild
 from bronze.admin.reports import report_lanes, report_rebuilt
 from bronze.api.app import Parts, create_app
 from bronze.api.body import BodyReader
+from bronze.api.budget import Budget
 from bronze.api.columnar_reader import ColumnarReaders
 from bronze.api.connection import create_server
 from bronze.api.glance import ASK_S_MAX, GlanceReader
@@ -200,7 +201,7 @@ def api_parts(
     lookups = LineageLookup(index, servers.bucket, submissions.find, settings.prefix)
     return Parts(
         sources=declared,
-        bodies=BodyReader(settings, ColumnarReaders(settings)),
+        bodies=BodyReader(settings, ColumnarReaders(settings), Budget(settings)),
         ingest=Ingest(lanes, settings.lanes, servers.queue, servers.catalog, settings.deadline_s, now_s),
         submissions=submissions,
         lookups=lookups,

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import resource
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -13,8 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from bronze.api.columnar_reader import ColumnarReaders, SpooledBody
-from bronze.api.columnar_worker import EXIT_DISK, STREAM_END
-from bronze.errors import Refused, Unavailable
+from bronze.api.columnar_worker import EXIT_DISK, STREAM_END, ReadJob
+from bronze.errors import Refusal, Refused, Unavailable
 from bronze.records.media import ColumnarType
 from bronze.records.spool import CheckedSubmission
 from bronze.settings import Settings
@@ -130,7 +131,7 @@ UNREADABLE = (400, "unreadable-body")
         ),
         pytest.param(ARROW, lambda: stream(BOMB, "zstd"), COSTLY, "memory", id="zstd bomb in a batch"),
         pytest.param(ARROW, large_dictionary, COSTLY, "memory", id="one text ten thousand times"),
-        pytest.param(PARQUET, many_rows, COSTLY, "1 s of CPU", id="endless rows"),
+        pytest.param(PARQUET, many_rows, COSTLY, "BRONZE_BODY_EXPANSION_MAX", id="endless rows"),
         pytest.param(PARQUET, lambda: b"", (400, "empty-body"), "no record", id="nothing"),
         pytest.param(PARQUET, lambda: os.urandom(1000), UNREADABLE, "magic", id="garbage for Parquet"),
         pytest.param(ARROW, lambda: os.urandom(1000), UNREADABLE, "is complete", id="garbage for Arrow"),
@@ -156,6 +157,73 @@ async def test_a_hostile_body_is_refused(
     assert text in refused.value.detail
     assert children() == set()
     (await read(PARQUET, parquet(GOOD), readers)).close()
+
+
+ROWS = 2**31 - 1
+
+
+def one_value(rows: int) -> pa.Array:
+    """A run-end encoded column."""
+    return pa.RunEndEncodedArray.from_arrays(pa.array([rows], pa.int32()), pa.array(["a"]))
+
+
+def batch(**columns: pa.Array) -> bytes:
+    made = pa.record_batch(columns)
+    sink = BytesIO()
+    with pa.ipc.new_stream(sink, made.schema) as writer:
+        writer.write_batch(made)
+    return sink.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("form", "make", "text"),
+    [
+        (ARROW, lambda: batch(vehicle_id=one_value(ROWS), x=pa.nulls(ROWS)), "BRONZE_BODY_EXPANSION_MAX"),
+        (ARROW, lambda: batch(x=pa.nulls(ROWS)), "vehicle_id"),
+        (ARROW, lambda: batch(vehicle_id=one_value(2_000_000)), "BRONZE_BODY_EXPANSION_MAX"),
+        (
+            PARQUET,
+            lambda: parquet(pa.table({"vehicle_id": ["a"] * 4_000_000}), row_group_size=2**22),
+            "BRONZE_BODY_EXPANSION_MAX",
+        ),
+        (
+            ARROW,
+            lambda: batch(
+                vehicle_id=pa.array(["a"]), x=pa.ListArray.from_arrays(pa.array([0, ROWS], pa.int32()), pa.nulls(ROWS))
+            ),
+            "BRONZE_COLUMNAR_",
+        ),
+        (
+            ARROW,
+            lambda: batch(vehicle_id=pa.array(["a"]), x=pa.FixedSizeListArray.from_arrays(pa.nulls(ROWS), ROWS)),
+            "BRONZE_COLUMNAR_",
+        ),
+    ],
+    ids=["null and run-end encoded", "only null", "run-end encoded", "Parquet", "list of nulls", "fixed list of nulls"],
+)
+async def test_declared_rows_and_elements_cost_little(form: ColumnarType, make: Callable[[], bytes], text: str) -> None:
+    """Columns of one value or of nulls declare billions of rows in some hundred bytes, and so do lists of nulls."""
+    body = make()
+    start_s = resource.getrusage(resource.RUSAGE_CHILDREN)
+    with pytest.raises(Refused, match=text):
+        await read(form, body)
+    end_s = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert end_s.ru_utime + end_s.ru_stime - start_s.ru_utime - start_s.ru_stime < 7
+
+
+async def test_the_cpu_time_of_a_reader_grows_with_its_body(monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs: list[ReadJob] = []
+
+    async def note(_: ColumnarReaders, job: ReadJob) -> None:
+        jobs.append(job)
+        raise Refused(Refusal.EMPTY_BODY, "noted")
+
+    monkeypatch.setattr(ColumnarReaders, "_read", note)
+    for size in (100, 10**6, 10**8):
+        with pytest.raises(Refused, match="noted"):
+            await read(PARQUET, b"x" * size)
+    assert [job.cpu_s_max for job in jobs] == [5, 15, 60]
+    assert jobs[0].rows_max == 1_000_000 + 250 * 100
 
 
 @pytest.mark.parametrize("death", ["os.abort()", "os.kill(os.getpid(), 11)", "raise RuntimeError", "print('{')"])

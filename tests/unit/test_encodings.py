@@ -86,7 +86,7 @@ def test_a_decompression_bomb_is_refused_after_one_step(encoding: Encoding) -> N
         feed()
     intake.close()
     assert (refused.value.status, refused.value.code) == (413, "body-too-large")
-    assert refused.value.members == {"limit": limit}
+    assert refused.value.members == {"limit": limit, "setting": "BRONZE_BODY_BYTES_MAX"}
     assert max(decoded_sizes) <= encoding.decoder.STEP_BYTES
     assert sum(decoded_sizes) <= limit + encoding.decoder.STEP_BYTES
 

@@ -47,6 +47,7 @@ CLIENTS = {"boto3": "servers.s3", "botocore": "servers.s3", "nats": "servers.jet
 #: Classes with a constructor that others than `wiring` make, since they live as long as one piece of work.
 MADE_PER_PIECE = {
     "SpooledBody": "a request's body",
+    "BodyShare": "what a request's body uses",
     "SubmissionTelemetry": "a request's span and measurements",
     "Progress": "a command's progress bar",
     "UploadTelemetry": "an object's spans and measurements",

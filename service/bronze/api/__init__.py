@@ -5,6 +5,7 @@ routes/            the routes, one file per subject
 connection         the HTTP server's connections, with bounds on their number and on heads
 request_context    a separate context per request
 body               reads the body of a submission, within limits of memory and time
+budget             memory and disk of all bodies together
 columnar_reader    has Arrow and Parquet bodies read by columnar_worker, in a child process
 columnar_worker    that child process
 ingest             makes a checked submission durable in the queue, then accepts it

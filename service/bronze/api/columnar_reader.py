@@ -14,10 +14,10 @@ from tempfile import TemporaryFile
 import msgspec
 
 from bronze.api.columnar_worker import EXIT_DISK, EXIT_MEMORY, ReadJob, RefusedBody
-from bronze.errors import Outage, Refusal, Refused, Unavailable
+from bronze.errors import Outage, Refused, Unavailable
 from bronze.records.columnar_intake import ReadBody
 from bronze.records.media import ColumnarType
-from bronze.records.refusals import empty, unreadable_body
+from bronze.records.refusals import empty, too_costly, unreadable_body
 from bronze.records.sources import Source
 from bronze.records.spool import BodyDigest, CheckedSubmission
 from bronze.settings import Settings
@@ -28,6 +28,12 @@ log = logging.getLogger(__name__)
 TURN_WAIT_S = 30.0
 #: A reader's time limit as a multiple of its CPU limit: it has a low priority, and the machine may be busy.
 WALL_PER_CPU = 10.0
+#: The CPU limit of a small body, in seconds, and the bytes for which a larger one gets another second: from 5.5 MB on,
+#: a body may use all of `columnar_cpu_s_max`.
+CPU_S_MIN = 5
+CPU_BYTES_PER_S = 100_000
+#: Rows that any body may declare, whatever its size.
+ROWS_FREE = 1_000_000
 #: The arguments with which this interpreter runs the child.
 COMMAND = ("-I", "-m", "bronze.api.columnar_worker")
 #: The whole environment of the child: an allocator that returns memory to the system, with one arena.
@@ -81,7 +87,9 @@ class ColumnarReaders:
                 body=body.file.fileno(),
                 spool=spool.fileno(),
                 memory_bytes_max=self._settings.columnar_memory_bytes_max,
-                cpu_s_max=self._settings.columnar_cpu_s_max,
+                cpu_s_max=min(self._settings.columnar_cpu_s_max, CPU_S_MIN + body.tally.bytes // CPU_BYTES_PER_S),
+                rows_max=ROWS_FREE + self._settings.body_expansion_max * body.tally.bytes,
+                classifications_max=self._settings.classifications_max,
             )
             async with self._reader():
                 read = await self._read(job)
@@ -131,7 +139,7 @@ class ColumnarReaders:
             async with asyncio.timeout(wall_s_max):
                 output, _ = await child.communicate(msgspec.json.encode(job))
         except TimeoutError as error:
-            raise _too_costly(f"{wall_s_max:g} s") from error
+            raise _too_costly(f"{wall_s_max:g} s", job.cpu_s_max, "BRONZE_COLUMNAR_CPU_S_MAX") from error
         finally:
             if child.returncode is None:
                 child.kill()
@@ -140,9 +148,11 @@ class ColumnarReaders:
             case 0:
                 return _parse_result(output, job)
             case code if code in {EXIT_MEMORY, -signal.SIGKILL}:  # SIGKILL: the kernel, if the machine is out of memory
-                raise _too_costly(f"{job.memory_bytes_max} bytes of memory")
+                raise _too_costly(
+                    f"{job.memory_bytes_max} bytes of memory", job.memory_bytes_max, "BRONZE_COLUMNAR_MEMORY_BYTES_MAX"
+                )
             case code if code == -signal.SIGXCPU:
-                raise _too_costly(f"{job.cpu_s_max} s of CPU time")
+                raise _too_costly(f"{job.cpu_s_max} s of CPU time", job.cpu_s_max, "BRONZE_COLUMNAR_CPU_S_MAX")
             case code if code == EXIT_DISK:
                 raise OSError(
                     "a columnar body could not be written to a temporary file: check the free disk space of the "
@@ -167,9 +177,10 @@ def _crashed(job: ReadJob, reason: str) -> Refused:
     return unreadable_body(job.format, "its reader crashed")
 
 
-def _too_costly(limit: str) -> Refused:
-    return Refused(
-        Refusal.BODY_TOO_COSTLY,
-        f"Reading the body takes more than {limit}. Write it with smaller row groups, pages or batches, or send it as "
-        "several submissions.",
+def _too_costly(amount: str, limit: int, setting: str) -> Refused:
+    return too_costly(
+        f"Reading the body takes more than {amount}",
+        limit,
+        setting,
+        "Write it with smaller row groups, pages or batches, or send it as several submissions.",
     )

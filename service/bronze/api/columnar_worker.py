@@ -21,7 +21,7 @@ from bronze.errors import Refusal, Refused
 from bronze.protocol.message import MESSAGE_BYTES_MAX, MESSAGES_MAX
 from bronze.records.columnar_intake import ColumnarIntake, ReadBody
 from bronze.records.media import ColumnarType
-from bronze.records.refusals import unreadable_body
+from bronze.records.refusals import too_costly, unreadable_body
 from bronze.records.sources import Source
 
 #: The size of the batches in which a body is read.
@@ -48,6 +48,8 @@ class ReadJob(msgspec.Struct, frozen=True, kw_only=True):
     spool: int
     memory_bytes_max: int
     cpu_s_max: int
+    rows_max: int
+    classifications_max: int
 
 
 class RefusedBody(msgspec.Struct, frozen=True, tag=True):
@@ -96,8 +98,8 @@ def read(job: ReadJob) -> ReadBody:
     path = f"/proc/self/fd/{job.body}"
     size = os.fstat(job.body).st_size
     with _unreadable(job.format), _open(path, job.format) as file, os.fdopen(job.spool, "wb") as spool:
-        names, batches = (_parquet if job.format is ColumnarType.PARQUET else _stream)(file, size)
-        intake = ColumnarIntake(job.source, names, spool)
+        names, batches = (_parquet if job.format is ColumnarType.PARQUET else _stream)(file, size, job.rows_max)
+        intake = ColumnarIntake(job.source, names, spool, classifications_max=job.classifications_max)
         for batch in batches:
             intake.add(batch)
         return intake.finish()
@@ -120,7 +122,7 @@ def _open(path: str, form: ColumnarType) -> pa.NativeFile:
     return pa.OSFile(path) if form is ColumnarType.PARQUET else pa.memory_map(path)
 
 
-def _stream(file: pa.NativeFile, size: int) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
+def _stream(file: pa.NativeFile, size: int, rows_max: int) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
     if file.read_at(len(FILE_START), 0) == FILE_START:
         raise unreadable_body(
             ColumnarType.ARROW_STREAM,
@@ -129,7 +131,10 @@ def _stream(file: pa.NativeFile, size: int) -> tuple[pa.Schema, Iterator[pa.Reco
     reader = pa.ipc.open_stream(file)
 
     def batches() -> Iterator[pa.RecordBatch]:
+        rows = 0
         for batch in reader:
+            rows += batch.num_rows
+            _check_rows(rows, rows_max)
             batch.validate(full=True)
             step = _rows_at_once(batch.nbytes, batch.num_rows)
             yield from (batch.slice(start, step) for start in range(0, batch.num_rows, step))
@@ -143,7 +148,7 @@ def _stream(file: pa.NativeFile, size: int) -> tuple[pa.Schema, Iterator[pa.Reco
     return reader.schema, batches()
 
 
-def _parquet(file: pa.NativeFile, _: int) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
+def _parquet(file: pa.NativeFile, _: int, rows_max: int) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
     reader = pq.ParquetFile(
         file,
         pre_buffer=False,
@@ -152,6 +157,7 @@ def _parquet(file: pa.NativeFile, _: int) -> tuple[pa.Schema, Iterator[pa.Record
         thrift_container_size_limit=FOOTER_ITEMS_MAX,
         page_checksum_verification=True,
     )
+    _check_rows(reader.metadata.num_rows, rows_max)
     groups = [reader.metadata.row_group(number) for number in range(reader.metadata.num_row_groups)]
     step = min((_rows_at_once(group.total_byte_size, group.num_rows) for group in groups), default=1)
 
@@ -167,6 +173,17 @@ def _parquet(file: pa.NativeFile, _: int) -> tuple[pa.Schema, Iterator[pa.Record
             )
 
     return reader.schema_arrow, batches()
+
+
+def _check_rows(rows: int, rows_max: int) -> None:
+    """Refuse rows that take next to no bytes: columns of nulls or of one value can declare billions of them."""
+    if rows > rows_max:
+        raise too_costly(
+            f"The body declares more than {rows_max} rows, which are too many for its size",
+            rows_max,
+            "BRONZE_BODY_EXPANSION_MAX",
+            "Send several submissions.",
+        )
 
 
 def _rows_at_once(size: int, rows: int) -> int:

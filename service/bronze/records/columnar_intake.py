@@ -4,6 +4,7 @@ A batch of the body becomes rows of `columns.columnar_schema(source)`: the decla
 each value unaltered, and the undeclared columns as a JSON object in `_payload`.
 """
 
+import sys
 from typing import IO
 
 import msgspec
@@ -29,6 +30,7 @@ from bronze.records.refusals import (
     ERROR_CHARS_MAX,
     empty,
     record_too_large,
+    too_many_classifications,
     too_many_messages,
     violation,
 )
@@ -53,8 +55,11 @@ class ReadBody(msgspec.Struct, frozen=True, tag=True):
 class ColumnarIntake:
     """Checks the batches of a columnar body and packs their rows into messages; raises `Refused`."""
 
-    def __init__(self, source: Source, body_schema: pa.Schema, spool: IO[bytes]) -> None:
+    def __init__(
+        self, source: Source, body_schema: pa.Schema, spool: IO[bytes], *, classifications_max: int = sys.maxsize
+    ) -> None:
         self._source = source
+        self._classifications_max = classifications_max
         self._body_schema = body_schema
         self._schema = columnar_schema(source)
         self._packer = RowPacker(self._schema, spool)
@@ -139,6 +144,8 @@ class ColumnarIntake:
             if name not in self._classifications:
                 self._classifications[name] = None
                 self._classifications_bytes += len(name.encode())
+        if len(self._classifications) > self._classifications_max:
+            raise too_many_classifications(self._classifications_max)
         if self._classifications_bytes > CLASSIFICATIONS_BYTES_MAX:
             raise Refused(
                 Refusal.BODY_TOO_LARGE,

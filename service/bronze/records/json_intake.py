@@ -2,9 +2,11 @@
 
 import datetime as dt
 import re
+import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from operator import attrgetter
 from tempfile import SpooledTemporaryFile
 from typing import Any
@@ -21,16 +23,32 @@ from bronze.protocol.message import (
     MessageKind,
     compress,
 )
-from bronze.records.refusals import CALENDAR_ERROR, empty, not_utf8, record_too_large, too_many_messages, violation
+from bronze.records.refusals import (
+    CALENDAR_ERROR,
+    empty,
+    not_utf8,
+    record_too_large,
+    too_costly,
+    too_many_classifications,
+    too_many_messages,
+    too_many_rejected,
+    violation,
+)
 from bronze.records.sources import CLASSIFICATION_ID, Field, FieldType, Source
 from bronze.records.spool import BodyDigest, CheckedSubmission, MessageSlice
 
 #: How much of a body is checked at once, in bytes: the decoded records, ten times as large, stay in the CPU's cache.
 BLOCK_BYTES = 64 * 2**10
+#: How much of a JSON array is parsed at once at most, unless all its rest is: larger than any accepted record.
+PIECE_BYTES_MAX = 2 * MESSAGE_BYTES_MAX
+#: How many records of a JSON array are decoded at once.
+RECORDS_AT_ONCE = 4096
 #: A record with at most this many brackets cannot be nested too deeply for any decoder.
 NESTING_UNCHECKED = 256
 #: Additional levels in which a record must be decodable: a consumer decodes it in an array, with another stack.
 NESTING_MARGIN = 64
+#: Between two objects, unless it is in a string. `group(1)` is the comma.
+_BOUNDARY = re.compile(rb"\}[ \t\r\n]*(,)[ \t\r\n]*\{")
 _FIELD_SUFFIX = re.compile(r" - at `\$\.([^`\[]+)[^`]*`$")
 _MISSING_FIELD = re.compile(r"missing required field `([^`]+)`")
 
@@ -45,6 +63,20 @@ class _RejectedRecord(Exception):
         self.field = field
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IntakeBounds:
+    """What the check of one body may cost. Without a bound, nothing but its size limits the work.
+
+    `blank_lines_max` is in addition to one blank line per record; `rejected_bytes_max` includes the reasons.
+    """
+
+    blank_lines_max: int = sys.maxsize
+    json_values_max: int = sys.maxsize
+    classifications_max: int = sys.maxsize
+    rejected_records_max: int = sys.maxsize
+    rejected_bytes_max: int = sys.maxsize
+
+
 class JsonIntake:
     """Accepts a decoded body in pieces, checks each record against the source, and packs whole records into messages.
 
@@ -54,9 +86,16 @@ class JsonIntake:
     """
 
     def __init__(
-        self, source: Source, *, body_bytes_max: int, spool_memory_bytes_max: int, quarantine_rejected: bool = False
+        self,
+        source: Source,
+        *,
+        body_bytes_max: int,
+        spool_memory_bytes_max: int,
+        quarantine_rejected: bool = False,
+        bounds: IntakeBounds = IntakeBounds(),
     ) -> None:
         self._source = source
+        self._bounds = bounds
         self._quarantine_rejected = quarantine_rejected
         self._decoder = msgspec.json.Decoder(source.record_type)
         self._timestamps = [field.name for field in source.fields if field.type is FieldType.TIMESTAMP]
@@ -77,7 +116,9 @@ class JsonIntake:
         self._notes: list[bytes] = []
         self._rejected: list[bytes] = []
         self._rejected_bytes = 0
+        self._rejected_bytes_in_all = 0
         self._rejected_first = 0
+        self._blank_lines = 0
         self._incomplete_line = b""
         self._kind = MessageKind.LINES  # of messages without placeholders
         self._classifications: dict[str, None] = {}
@@ -87,6 +128,16 @@ class JsonIntake:
     def records(self) -> int:
         """The number of records so far."""
         return self._records
+
+    @property
+    def spooled_bytes(self) -> int:
+        """The size of the messages so far."""
+        return self._spooled_bytes
+
+    @property
+    def pending_bytes(self) -> int:
+        """The size of what is not in a message yet."""
+        return self._pending_bytes + self._rejected_bytes + len(self._incomplete_line)
 
     def close(self) -> None:
         self._spool.close()
@@ -110,19 +161,54 @@ class JsonIntake:
     def add_document(self, body: bytes) -> None:
         """Add a JSON document: one record, or an array of records."""
         self._tally.add(body)
-        if not body.strip():
+        document = body.strip(b" \t\r\n")
+        if not document:
             return
-        try:
-            body.decode("utf-8")
-            array = body.lstrip(b" \t\r\n").startswith(b"[")
-            records = msgspec.json.decode(body, type=list[msgspec.Raw]) if array else [body.strip(b" \t\r\n")]
-        except UnicodeDecodeError as error:
-            raise not_utf8(error.reason) from error
-        except (msgspec.DecodeError, RecursionError) as error:
-            raise Refused(Refusal.MALFORMED_JSON, f"The body is not JSON: {error}.") from error
         if b"\n" in body:
             self._kind = MessageKind.RECORDS
-        self._add_records([bytes(record) for record in records])
+        if not document.startswith(b"["):
+            _check_utf8(document)
+            self._add_records([document])
+            return
+        for records in self._array(document):
+            for start in range(0, len(records), RECORDS_AT_ONCE):
+                self._add_records([bytes(record) for record in records[start : start + RECORDS_AT_ONCE]])
+
+    def _array(self, document: bytes) -> Iterator[list[msgspec.Raw]]:
+        """The records of a JSON array, piece by piece: all at once, they can take 60 times the memory of the document.
+
+        A piece ends where an object is followed by a comma and an object. If that is in a string or deeper in the
+        array, the piece is not JSON, and a larger one is tried. If none is, the rest is parsed at once, within a bound.
+        """
+        start = 1
+        size = BLOCK_BYTES
+        while size <= PIECE_BYTES_MAX and (end := _BOUNDARY.search(document, start + size)):
+            comma = end.start(1)
+            if comma - start > PIECE_BYTES_MAX:
+                break
+            try:
+                records = self._decode_array(document[start:comma] + b"]")
+            except (msgspec.DecodeError, RecursionError):
+                size *= 2
+            else:
+                yield records
+                start, size = comma + 1, BLOCK_BYTES
+        try:
+            yield self._decode_array(document[start:])
+        except (msgspec.DecodeError, RecursionError) as error:
+            raise Refused(Refusal.MALFORMED_JSON, f"The body is not JSON: {error}.") from error
+
+    def _decode_array(self, elements: bytes) -> list[msgspec.Raw]:
+        limit = self._bounds.json_values_max
+        if len(elements) > limit and elements.count(b",") >= limit:
+            raise too_costly(
+                f"The document has more than {limit} values that cannot be parsed one after the other",
+                limit,
+                "BRONZE_JSON_VALUES_MAX",
+                "Send NDJSON (application/x-ndjson), which is streamed.",
+            )
+        _check_utf8(elements)
+        return msgspec.json.decode(b"[" + elements, type=list[msgspec.Raw])
 
     def finish(self) -> CheckedSubmission:
         """The submission, at the end of its body; raises `Refused` if the body has no record."""
@@ -151,8 +237,21 @@ class JsonIntake:
             utf8 = False
         lines = block.split(b"\n")
         if not all(lines) or list(map(bytes.strip, lines)) != lines:
-            lines = [record for line in lines if (record := line.strip(b" \t\r"))]
+            records = [record for line in lines if (record := line.strip(b" \t\r"))]
+            self._blank_lines += len(lines) - len(records)
+            self._check_blank_lines(len(records))
+            lines = records
         self._add_records(lines, utf8=utf8)
+
+    def _check_blank_lines(self, records: int) -> None:
+        limit = self._bounds.blank_lines_max
+        if self._blank_lines - self._records - records > limit:
+            raise too_costly(
+                f"The body has more than {limit} blank lines in addition to one per record",
+                limit,
+                "BRONZE_BLANK_LINES_MAX",
+                "Send one record per line.",
+            )
 
     def _add_records(self, records: Sequence[bytes], *, utf8: bool = True) -> None:
         """Add records: all together, which is faster, unless a record may not fit and each has to be checked."""
@@ -217,6 +316,8 @@ class JsonIntake:
         classification_ids = list(map(attrgetter(CLASSIFICATION_ID), decoded))
         self._unclassified += classification_ids.count(None)
         self._classifications.update(dict.fromkeys(filter(None, classification_ids)))
+        if len(self._classifications) > self._bounds.classifications_max:
+            raise too_many_classifications(self._bounds.classifications_max)
 
     def _pack(self, records: Sequence[bytes]) -> None:
         bytes_max = MESSAGE_BYTES_MAX - HEADER_BYTES_MAX - 1
@@ -267,6 +368,7 @@ class JsonIntake:
             raise self._refusal(rejection) from rejection
         note = rejected_records.encode_note(self._records, rejection.code, rejection.reason, rejection.field, record)
         size = rejected_records.packed_bytes(note, record)
+        self._bound_rejected(size)
         bytes_max = MESSAGE_BYTES_MAX - HEADER_BYTES_MAX - rejected_records.HEAD_BYTES_MAX - len(b"[]\n")
         if self._rejected_bytes + size > bytes_max:
             if size > bytes_max:
@@ -280,6 +382,15 @@ class JsonIntake:
         self._rejected_by_code[rejection.code] += 1
         self._records += 1
         self._rejected_after += 1
+
+    def _bound_rejected(self, size: int) -> None:
+        limit = self._bounds.rejected_records_max
+        if self._rejected_by_code.total() >= limit:
+            raise too_many_rejected(f"{limit} records", limit, "BRONZE_REJECTED_RECORDS_MAX")
+        self._rejected_bytes_in_all += size
+        limit = self._bounds.rejected_bytes_max
+        if self._rejected_bytes_in_all > limit:
+            raise too_many_rejected(f"{limit} bytes of records", limit, "BRONZE_REJECTED_BYTES_MAX")
 
     def _flush_rejected(self) -> None:
         """Make a message of the rejected records."""
@@ -316,6 +427,13 @@ class JsonIntake:
 
     def _record_too_large(self, limit: int = MESSAGE_BYTES_MAX - HEADER_BYTES_MAX - 2) -> Refused:
         return record_too_large(self._records, limit)
+
+
+def _check_utf8(document: bytes) -> None:
+    try:
+        document.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise not_utf8(error.reason) from error
 
 
 def _violation(message: str) -> _RejectedRecord:

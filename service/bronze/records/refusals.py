@@ -3,7 +3,7 @@
 from bronze.errors import Refusal, Refused
 from bronze.protocol.message import MESSAGES_MAX
 from bronze.records.media import ColumnarType
-from bronze.records.sources import Source
+from bronze.records.sources import CLASSIFICATION_ID, Source
 
 #: How much of a library's error text is repeated, in characters.
 ERROR_CHARS_MAX = 300
@@ -45,12 +45,38 @@ def empty(advice: str) -> Refused:
     return Refused(Refusal.EMPTY_BODY, f"The body contains no record. {advice}")
 
 
-def too_large(limit: int, advice: str = "Send it as several submissions.") -> Refused:
+def too_large(limit: int, setting: str, advice: str = "Send it as several submissions.") -> Refused:
     return Refused(
         Refusal.BODY_TOO_LARGE,
-        f"The decoded body is larger than {limit} bytes. {advice}",
+        f"The decoded body is larger than {limit} bytes ({setting}). {advice}",
         limit=limit,
+        setting=setting,
     )
+
+
+def too_many_classifications(limit: int) -> Refused:
+    return Refused(
+        Refusal.BODY_TOO_LARGE,
+        f"The body has more than {limit} different values of {CLASSIFICATION_ID} (BRONZE_CLASSIFICATIONS_MAX). Send it "
+        "as several submissions.",
+        limit=limit,
+        setting="BRONZE_CLASSIFICATIONS_MAX",
+    )
+
+
+def too_many_rejected(amount: str, limit: int, setting: str) -> Refused:
+    return Refused(
+        Refusal.TOO_MANY_REJECTED,
+        f"More than {amount} do not fit the source ({setting}). Check that source and format are the right ones, or "
+        "send the body as several submissions.",
+        limit=limit,
+        setting=setting,
+    )
+
+
+def too_costly(reason: str, limit: float, setting: str, advice: str = "") -> Refused:
+    """The refusal of a body whose work is out of proportion to its size."""
+    return Refused(Refusal.BODY_TOO_COSTLY, f"{reason} ({setting}). {advice}".rstrip(), limit=limit, setting=setting)
 
 
 def not_utf8(reason: str, *, record: int | None = None) -> Refused:

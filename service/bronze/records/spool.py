@@ -1,7 +1,7 @@
 """A checked submission: the payloads of its messages in a spool, and the size and digest of its body."""
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO
 
@@ -48,6 +48,7 @@ class CheckedSubmission:
         self.unclassified = unclassified
         #: the number of rejected records, by error code
         self.rejected_by_code = rejected_by_code
+        self._on_close: list[Callable[[], None]] = []
 
     @property
     def rejected(self) -> int:
@@ -67,8 +68,17 @@ class CheckedSubmission:
                 payload = msgspec.json.encode(accepted) + b"\n" + payload
             yield Part(accepted, number, count, place.first_record, place.records, place.kind, place.zstd), payload
 
+    @property
+    def spooled_bytes(self) -> int:
+        return max((place.end for place in self._slices), default=0)
+
+    def on_close(self, act: Callable[[], None]) -> None:
+        self._on_close.append(act)
+
     def close(self) -> None:
         self._spool.close()
+        for act in self._on_close:
+            act()
 
 
 class BodyDigest:
@@ -83,7 +93,7 @@ class BodyDigest:
         """Add a piece of the body; raises `Refused` if the body is larger than the bound."""
         self.bytes += len(piece)
         if self.bytes > self._bytes_max:
-            raise too_large(self._bytes_max)
+            raise too_large(self._bytes_max, "BRONZE_BODY_BYTES_MAX")
         self._sha.update(piece)
 
     def digest(self) -> str:
