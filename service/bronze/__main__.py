@@ -9,7 +9,7 @@ import sys
 from functools import partial
 
 from bronze import __version__, publisher, settings
-from bronze.admin import lineage_command, objects_command, verify_command
+from bronze.admin import keys_command, lineage_command, objects_command, verify_command
 from bronze.admin.quarantine_command import arguments
 from bronze.errors import Halted, Misconfigured, Unavailable
 from bronze.settings import Settings
@@ -26,8 +26,8 @@ def parser() -> argparse.ArgumentParser:
         description="Accepts raw data over HTTP and writes it through a durable queue to a bucket, as Parquet. Each "
         "write can be traced.",
         epilog="Settings are environment variables: BRONZE_* (docs/settings.md lists them), OTEL_* for telemetry, "
-        "AWS_* for the bucket. The exit codes of publish, lineage, quarantine, objects and verify are in their own "
-        "--help, those of the other commands in docs/operations.md.",
+        "AWS_* for the bucket. The exit codes of publish, lineage, quarantine, objects, verify and keys are in their "
+        "own --help, those of the other commands in docs/operations.md.",
     )
     top.add_argument("--version", action="version", version=f"bronze {__version__}")
     roles = top.add_subparsers(dest="role", required=True, metavar="COMMAND")
@@ -67,6 +67,7 @@ def parser() -> argparse.ArgumentParser:
     verify_command.arguments(
         roles.add_parser("verify", help="check that telemetry, catalog and bucket agree, for a range of time")
     )
+    keys_command.arguments(roles.add_parser("keys", help="create, list, rotate and revoke the API keys of principals"))
     lanes = roles.add_parser(
         "lanes",
         help="change the number of lanes per source",
@@ -140,6 +141,10 @@ def run(args: argparse.Namespace, chosen: Settings) -> int:
         return asyncio.run(wiring.run_objects(args, chosen))
     if args.role == "verify":
         return run_verify(args, chosen)
+    if args.role == "keys":
+        from bronze import wiring
+
+        return asyncio.run(wiring.run_keys(args, chosen))
     if args.role in {"lanes", "catalog"}:
         from bronze import wiring
 

@@ -31,12 +31,16 @@ class Problem(msgspec.Struct, frozen=True):
 
 def connect(settings: Settings, url: str | None = None, *, timeout_s: float | None = None) -> httpx.Client:
     """A client of the API at `url`, else at `BRONZE_API_URL`. Raises `Misconfigured` for an invalid address."""
-    return httpx.Client(base_url=_address(settings, url), timeout=timeout_s or TIMEOUT)
+    return httpx.Client(base_url=_address(settings, url), timeout=timeout_s or TIMEOUT, headers=_credentials(settings))
 
 
 def connect_async(settings: Settings, timeout_s: float | None = None) -> httpx.AsyncClient:
     """The same, for a command that runs in an event loop."""
-    return httpx.AsyncClient(base_url=_address(settings), timeout=timeout_s or TIMEOUT)
+    return httpx.AsyncClient(base_url=_address(settings), timeout=timeout_s or TIMEOUT, headers=_credentials(settings))
+
+
+def _credentials(settings: Settings) -> dict[str, str]:
+    return {"Authorization": f"Bearer {settings.api_key.get_secret_value()}"} if settings.api_key else {}
 
 
 def _address(settings: Settings, url: str | None = None) -> httpx.URL:

@@ -36,6 +36,8 @@ class ErrorCode(StrEnum):
 class Refusal(ErrorCode):
     """Errors that the sender has to correct."""
 
+    UNAUTHENTICATED = "unauthenticated", 401
+    FORBIDDEN = "forbidden", 403
     UNKNOWN_SOURCE = "unknown-source", 404
     MALFORMED_JSON = "malformed-json", 400
     INVALID_UTF8 = "invalid-utf8", 400

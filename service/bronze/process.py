@@ -7,8 +7,10 @@ Libraries: pyarrow.
 import asyncio
 import ctypes
 import gc
+import ipaddress
 import logging
 import signal
+import socket
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
@@ -60,6 +62,15 @@ def on_stop_signals(act: Callable[[], None]) -> None:
     """Call a function on SIGTERM and SIGINT, in the event loop."""
     for signum in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(signum, act)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can connect to an address to listen on, or to all addresses of a name."""
+    try:
+        found = socket.getaddrinfo(host or None, None, flags=socket.AI_PASSIVE)
+    except OSError:
+        return False
+    return all(ipaddress.ip_address(str(address[0]).partition("%")[0]).is_loopback for *_, address in found)
 
 
 def freeze_startup_objects() -> None:

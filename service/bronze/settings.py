@@ -4,7 +4,7 @@ Settings that have a standard variable are not here: `OTEL_*` for telemetry (exp
 `OTEL_EXPORTER_PROMETHEUS_HOST` and `_PORT` for `/metrics` of consumer and publisher), and `AWS_*` for the bucket's
 endpoint, region and credentials (which boto3 reads).
 
-Imports: errors, objectives.
+Imports: errors, objectives, protocol.
 Libraries: pydantic, pydantic_settings.
 """
 
@@ -12,11 +12,12 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Self
 
-from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, field_validator, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from bronze.errors import Misconfigured
 from bronze.objectives import delivery_s_max
+from bronze.protocol.principals import parse_key
 
 MIB = 2**20
 #: The placeholder of the trace id in `trace_url`.
@@ -27,6 +28,14 @@ _HTTP = r"^https?://[^\s/]"
 class LogFormat(StrEnum):
     JSON = "json"
     CONSOLE = "console"
+
+
+class Auth(StrEnum):
+    """Who may send requests to the API."""
+
+    OPEN = "open"
+    KEYS = "keys"
+    DELEGATED = "delegated"
 
 
 class Settings(BaseSettings):
@@ -66,6 +75,12 @@ class Settings(BaseSettings):
 
     api_host: str = Field("127.0.0.1", description="Address that the API listens on.")
     api_port: int = Field(8000, description="Port that the API listens on.")
+    auth: Auth = Field(
+        Auth.OPEN,
+        description="Who may send requests to the API: keys (clients with an API key, docs/security.md), open "
+        "(everybody on this machine; BRONZE_API_HOST must be a loopback address), or delegated (everybody who reaches "
+        "the API: something in front of it authenticates).",
+    )
     connections_max: PositiveInt = Field(
         512,
         description="Connections to the API. Above that, the one that has waited longest for a request is closed; if "
@@ -167,6 +182,9 @@ class Settings(BaseSettings):
     )
 
     api_url: str = Field("http://127.0.0.1:8000", description="Address of the API, for publishers and commands.")
+    api_key: SecretStr | None = Field(
+        None, description="API key that publishers and commands send, if the API needs one (BRONZE_AUTH=keys)."
+    )
 
     prometheus_url: Annotated[str, Field(pattern=_HTTP)] | None = Field(
         None,
@@ -216,10 +234,17 @@ class Settings(BaseSettings):
             raise ValueError("BRONZE_TEMPO_URL and BRONZE_ZIPKIN_URL are both set: set the one that has the traces")
         return self
 
-    @field_validator("tempo_url", "zipkin_url", mode="before")
+    @field_validator("tempo_url", "zipkin_url", "api_key", mode="before")
     @classmethod
-    def _empty_is_unset(cls, url: object) -> object:
-        return None if url == "" else url  # compose passes on variables that are not set
+    def _empty_is_unset(cls, value: object) -> object:
+        return None if value == "" else value  # compose passes on variables that are not set
+
+    @field_validator("api_key")
+    @classmethod
+    def _api_key_has_the_form_of_a_key(cls, key: SecretStr | None) -> SecretStr | None:
+        if key is not None and parse_key(key.get_secret_value()) is None:
+            raise ValueError("it does not have the form of a key: use one that `bronze keys create` has printed")
+        return key
 
     @field_validator("trace_url")
     @classmethod

@@ -16,7 +16,7 @@ import httpx
 from aiorwlock import RWLock
 
 from bronze import client, process
-from bronze.admin import objects_command, verify_command
+from bronze.admin import keys_command, objects_command, verify_command
 from bronze.admin.acknowledge import Acknowledgement
 from bronze.admin.change_lanes import LaneChange
 from bronze.admin.progress import Progress
@@ -24,12 +24,14 @@ from bronze.admin.quarantine_command import run
 from bronze.admin.rebuild_catalog import BucketContents, Rebuild
 from bronze.admin.reports import report_lanes, report_rebuilt
 from bronze.api.app import Parts, create_app
+from bronze.api.audit import AuditLog
 from bronze.api.body import BodyReader
 from bronze.api.budget import Budget
 from bronze.api.columnar_reader import ColumnarReaders
 from bronze.api.connection import create_server
 from bronze.api.glance import ASK_S_MAX, GlanceReader
 from bronze.api.ingest import Ingest
+from bronze.api.key_ring import KeyRing
 from bronze.api.manual import Manual
 from bronze.api.page import Page
 from bronze.api.readiness import Readiness
@@ -50,7 +52,7 @@ from bronze.ledger.report import LedgerReport
 from bronze.lineage.catalog_index import CatalogIndex
 from bronze.lineage.lookup import LineageLookup
 from bronze.lineage.submission import SubmissionLookup
-from bronze.process import STOP_GRACE_S, StopRequested, on_stop_signals, retry_until_available
+from bronze.process import STOP_GRACE_S, StopRequested, is_loopback, on_stop_signals, retry_until_available
 from bronze.protocol.lane import Lane
 from bronze.protocol.limits import Limits
 from bronze.publisher import Batch, Sender
@@ -64,11 +66,12 @@ from bronze.servers.catalog_rebuild import CatalogReplacement
 from bronze.servers.jetstream import JetStream
 from bronze.servers.key_value import KeyValueStore
 from bronze.servers.lane_lock import Lock, NatsLock
+from bronze.servers.principal_store import PrincipalStore
 from bronze.servers.prometheus import Prometheus
 from bronze.servers.queue import LaneAdmin, NatsQueue, Queue, boot_time_s
 from bronze.servers.s3 import S3Bucket
 from bronze.servers.trace_store import Tempo, TraceStore, Zipkin
-from bronze.settings import Settings
+from bronze.settings import Auth, Settings
 from bronze.telemetry import sdk
 from bronze.telemetry.sampling import always_sampled
 from bronze.telemetry.sdk import Telemetry
@@ -92,6 +95,7 @@ class Servers:
     catalog: Catalog
     feed: Feed
     lock: Callable[[Lane], Lock]
+    principals: PrincipalStore
 
 
 @asynccontextmanager
@@ -130,6 +134,7 @@ async def open_servers(
             catalog,
             Feed(jetstream),
             lambda lane: NatsLock(key_values, lane, owner, settings.lock_expiry_s),
+            PrincipalStore(key_values),
         )
     finally:
         bucket.close()
@@ -175,6 +180,16 @@ def limits(settings: Settings) -> Limits:
     )
 
 
+def check_exposure(settings: Settings) -> None:
+    """Raises `Misconfigured` if everybody on the network could send requests and no setting says that this is meant."""
+    if settings.auth is Auth.OPEN and not is_loopback(settings.api_host):
+        raise Misconfigured(
+            f"BRONZE_API_HOST={settings.api_host} is reachable from other machines, and with BRONZE_AUTH=open the API "
+            "accepts requests from everybody. Set BRONZE_AUTH=keys and create keys with `bronze keys create`; or set "
+            "BRONZE_AUTH=delegated if something in front of the API authenticates (docs/security.md)"
+        )
+
+
 def _listen(settings: Settings) -> socket.socket:
     try:
         return socket.create_server((settings.api_host, settings.api_port))
@@ -195,7 +210,8 @@ def api_parts(
     on_gone: Callable[[Gone], None],
     now_s: Callable[[], float] = boot_time_s,
 ) -> Parts:
-    """The parts of the API, on these servers."""
+    """The parts of the API, on these servers. If it needs keys, they still have to be read."""
+    audit = AuditLog()
     lanes = {(lane.source, lane.number): lane for lane in servers.lanes}
     submissions = SubmissionLookup(lanes, settings.lanes, servers.queue, servers.catalog, servers.bucket)
     lookups = LineageLookup(index, servers.bucket, submissions.find, settings.prefix)
@@ -218,6 +234,8 @@ def api_parts(
         readiness=Readiness(servers.lanes, servers.queue, servers.catalog, servers.bucket, telemetry.instance_id),
         telemetry=telemetry,
         on_gone=on_gone,
+        audit=audit,
+        keys=KeyRing(servers.principals, audit) if settings.auth is Auth.KEYS else None,
     )
 
 
@@ -226,6 +244,7 @@ async def serve(settings: Settings, substitute: Callable[[Servers], Servers] = l
 
     `substitute` may replace servers, as the kill test does.
     """
+    check_exposure(settings)
     process.tune_malloc()
     declared = sources.load(settings.sources)
     telemetry = sdk.start(Role.API, settings)
@@ -247,6 +266,8 @@ async def serve(settings: Settings, substitute: Callable[[Servers], Servers] = l
 
             index = CatalogIndex(settings.view_dir, f"view-{settings.api_port}")
             parts = api_parts(settings, declared, servers, index, prometheus, telemetry, stop_on_gone)
+            if parts.keys:
+                await retry_until_available(parts.keys.read, stop)
             server = create_server(OwnContext(create_app(parts)), settings, STOP_GRACE_S)
 
             def stop_serving() -> None:
@@ -262,7 +283,7 @@ async def serve(settings: Settings, substitute: Callable[[Servers], Servers] = l
                 report = ledger_report(servers, declared, telemetry)
                 async with (
                     _following(index, servers.feed, telemetry.instruments.catalog_lag.set),
-                    _in_background(report.run()),
+                    _in_background(report.run(), *([parts.keys.follow()] if parts.keys else [])),
                 ):
                     process.freeze_startup_objects()
                     await server.serve(sockets=[listener])
@@ -348,6 +369,15 @@ async def run_objects(args: argparse.Namespace, settings: Settings) -> int:
         catalog = await NatsCatalog.find(jetstream, settings)
         acknowledgement = Acknowledgement(catalog, feed, bucket, settings.prefix)
         return await objects_command.run(args, feed, bucket, settings.prefix, acknowledgement)
+
+
+async def run_keys(args: argparse.Namespace, settings: Settings) -> int:
+    """Run a command of `bronze keys`, which needs only the queue. Returns the exit code."""
+    jetstream = await JetStream.connect(settings.nats_url, server_name=settings.nats_server_name)
+    try:
+        return await keys_command.run(args, PrincipalStore(KeyValueStore(jetstream, settings.queue_replicas)))
+    finally:
+        await jetstream.close()
 
 
 async def consume_role(settings: Settings, substitute: Callable[[Servers], Servers] = lambda servers: servers) -> int:

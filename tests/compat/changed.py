@@ -45,6 +45,10 @@ ADDED: Sequence[tuple[re.Pattern[str], str]] = (
         "Whether an object of a lineage is in the bucket: clients ignore members that they do not know.",
     ),
     (
+        re.compile(r',\s?\\?"principal\\?":\s?null(?=})'),
+        "Who sent a submission, if the API has keys: clients ignore members that they do not know.",
+    ),
+    (
         re.compile(r',\s?\\?"removed\\?":\s?null(?=})'),
         "Why an object of a lineage was removed: clients ignore members that they do not know.",
     ),

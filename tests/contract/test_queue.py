@@ -18,6 +18,7 @@ from bronze.protocol.message import (
     Message,
     Part,
 )
+from bronze.protocol.principals import NAME_BYTES_MAX
 from bronze.records.sources import CLASSIFICATION_ID_CHARS_MAX
 from bronze.servers.jetstream import JetStream, Outgoing
 from bronze.servers.key_value import KeyValueStore
@@ -202,6 +203,7 @@ async def test_the_largest_message_with_the_longest_headers_fits(
         classification_id=longest,
         classification_default=longest,
         origin="\N{PILE OF POO}" * FILE_NAME_CHARS_MAX,
+        principal="p" * NAME_BYTES_MAX,
     )
     assert await submit(queue, lane, submitted) is None
     assert await queue.find_submission(lane, submitted.id) == submitted.accepted

@@ -36,6 +36,7 @@ from bronze.protocol.message import (
     Part,
     unix_time_s,
 )
+from bronze.protocol.principals import NAME_BYTES_MAX
 from tests import factories
 
 LANE = Lane("vehicles", 0, "20261124T120000000")
@@ -312,6 +313,7 @@ def test_the_largest_entry_fits_one_message() -> None:
                 classification_id=short if number else long,
                 classification_count=10**8,
                 origin=short if number else long,
+                principal="p" * NAME_BYTES_MAX,
             ),
             first_sequence=10**12,
             parts=1_000,

@@ -11,6 +11,7 @@ from local.builds import REPOSITORY
 
 PAGES = {
     "catalog": "delivery.md",
+    "keys": "security.md",
     "lineage": "lineage.md",
     "objects": "operations.md",
     "publish": "publishing.md",

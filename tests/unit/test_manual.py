@@ -9,6 +9,7 @@ import pytest
 from fastapi import FastAPI
 
 from bronze.api import manual, problems
+from bronze.api.audit import AuditLog
 from bronze.api.manual import Manual
 from bronze.api.page import Page
 from bronze.api.routes import manual as routes
@@ -60,7 +61,7 @@ class Outline(HTMLParser):
 def api() -> httpx.AsyncClient:
     app = FastAPI()
     routes.add(app, Manual(None))
-    problems.add_handlers(app, lambda gone: None)
+    problems.add_handlers(app, AuditLog(), lambda gone: None)
     return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://api")
 
 

@@ -4,8 +4,10 @@ import os
 
 import pytest
 
-from bronze import settings
+from bronze import client, settings
 from bronze.errors import Misconfigured
+from bronze.protocol.principals import new_key
+from bronze.wiring import check_exposure
 
 
 @pytest.fixture(autouse=True)
@@ -40,6 +42,8 @@ def test_a_variable_sets_its_setting(monkeypatch: pytest.MonkeyPatch) -> None:
         ("BRONZE_BODY_BYTES_MAX", "-1"),
         ("BRONZE_LOG_FORMAT", "xml"),
         ("BRONZE_PROMETHEUS_URL", "prometheus:9090"),
+        ("BRONZE_AUTH", "none"),
+        ("BRONZE_API_KEY", "hunter2"),
         ("BRONZE_TRACE_URL", "javascript:alert('{trace_id}')"),
         ("BRONZE_TRACE_URL", "http://127.0.0.1:9411/zipkin/traces/"),
     ],
@@ -50,6 +54,53 @@ def test_an_invalid_value_is_refused_with_the_name_of_its_variable(
     monkeypatch.setenv(name, value)
     with pytest.raises(Misconfigured, match=name):
         settings.load()
+
+
+def test_an_api_key_is_in_no_error_and_no_output(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither one that cannot be valid, nor a valid one where the settings are printed."""
+    monkeypatch.setenv("BRONZE_API_KEY", "hunter2")
+    with pytest.raises(Misconfigured) as refused:
+        settings.load()
+    assert "hunter2" not in str(refused.value)
+    key, _ = new_key([], "", None)
+    monkeypatch.setenv("BRONZE_API_KEY", key)
+    loaded = settings.load()
+    assert key not in f"{loaded!r} {loaded} {loaded.model_dump()}"
+    with client.connect(loaded) as http:
+        assert http.headers["Authorization"] == f"Bearer {key}"
+        assert key not in repr(http.headers)
+    monkeypatch.setenv("BRONZE_API_KEY", "")
+    with client.connect(settings.load()) as http:
+        assert "Authorization" not in http.headers
+
+
+@pytest.mark.parametrize(
+    ("host", "auth", "starts"),
+    [
+        ("127.0.0.1", "open", True),
+        ("127.9.9.9", "open", True),
+        ("::1", "open", True),
+        ("localhost", "open", True),
+        ("0.0.0.0", "open", False),
+        ("", "open", False),
+        ("::", "open", False),
+        ("192.0.2.1", "open", False),
+        ("no-such-host.invalid", "open", False),
+        ("0.0.0.0", "keys", True),
+        ("0.0.0.0", "delegated", True),
+    ],
+)
+def test_an_open_api_is_on_the_loopback_only(
+    monkeypatch: pytest.MonkeyPatch, host: str, auth: str, *, starts: bool
+) -> None:
+    monkeypatch.setenv("BRONZE_API_HOST", host)
+    monkeypatch.setenv("BRONZE_AUTH", auth)
+    loaded = settings.load()
+    if starts:
+        check_exposure(loaded)
+    else:
+        with pytest.raises(Misconfigured, match=r"BRONZE_AUTH=keys.*BRONZE_AUTH=delegated"):
+            check_exposure(loaded)
 
 
 def test_all_invalid_variables_are_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""The commands of an operator: lineage, quarantine, objects, verify, lanes and the catalog.
+"""The commands of an operator: lineage, quarantine, objects, verify, keys, lanes and the catalog.
 
 lineage_command     `bronze lineage`: prints the lineage of an id or a path, or follows new objects
 quarantine_command  `bronze quarantine`: its command line
@@ -8,6 +8,8 @@ objects_command     `bronze objects`: its command line
 missing_objects     finds the objects that are in the catalog, but missing or damaged in the bucket
 acknowledge         writes their removal records
 verify_command      `bronze verify`: its command line, and its results as a table and as JSON
+keys_command        `bronze keys`: its command line
+keys                creates, rotates and revokes API keys
 change_lanes        `bronze lanes`: seals the old lanes, drains them, and replaces them
 rebuild_catalog     `bronze catalog rebuild`: rebuilds the catalog from the bucket
 command_error       the error of a command that an operator has to correct

@@ -125,7 +125,9 @@ def _print(lineage: Mapping[str, Any]) -> None:
     for submission in lineage["submissions"]:
         line(f"\n[bold]submission {submission['submission_id']}[/] {submission['status']}")
         origin = f", from {escape(submission['origin'])}" if submission["origin"] else ""
-        line(f"  {counted(submission['records'], 'record')} of {submission['source']}{origin}")
+        principal = submission.get("principal")  # older versions of the API lack it
+        sender = f", sent by {escape(principal)}" if principal else ""
+        line(f"  {counted(submission['records'], 'record')} of {submission['source']}{origin}{sender}")
         line(f"  classification_id {escape(_classification(submission))}")
         stored_at = submission.get("ended_at") or submission["stored_at"]  # older versions of the API lack the end
         queued, stored = (_after(submission["received_at"], at) for at in (submission["queued_at"], stored_at))

@@ -11,13 +11,35 @@ _UNIT_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 def since(text: str) -> str:
     """A time, or a period up to now, as the time format of the queue."""
     try:
-        if ago := _DURATION.fullmatch(text):
-            moment = dt.datetime.now(dt.UTC) - dt.timedelta(seconds=int(ago[1]) * _UNIT_S[ago[2]])
-        else:
-            moment = dt.datetime.fromisoformat(text)
-            moment = moment if moment.tzinfo else moment.replace(tzinfo=dt.UTC)
-        return moment.astimezone(dt.UTC).isoformat().replace("+00:00", "Z")
+        ago = _period(text)
+        moment = _time(text) if ago is None else dt.datetime.now(dt.UTC) - ago
+        return moment.isoformat().replace("+00:00", "Z")
     except (ValueError, OverflowError) as error:
         raise argparse.ArgumentTypeError(
             f"{text!r} is neither a time (2026-11-27T10:00Z) nor a period up to now (30s, 90m, 2h, 7d)"
         ) from error
+
+
+def until(text: str) -> dt.datetime:
+    """A time that is not over, or a period from now on, in UTC."""
+    now = dt.datetime.now(dt.UTC)
+    try:
+        period = _period(text)
+        moment = _time(text) if period is None else now + period
+    except (ValueError, OverflowError) as error:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is neither a time (2026-11-27T10:00Z) nor a period from now on (30s, 90m, 2h, 7d)"
+        ) from error
+    if moment < now:
+        raise argparse.ArgumentTypeError(f"{text!r} is in the past")
+    return moment
+
+
+def _period(text: str) -> dt.timedelta | None:
+    match = _DURATION.fullmatch(text)
+    return dt.timedelta(seconds=int(match[1]) * _UNIT_S[match[2]]) if match else None
+
+
+def _time(text: str) -> dt.datetime:
+    moment = dt.datetime.fromisoformat(text)
+    return (moment if moment.tzinfo else moment.replace(tzinfo=dt.UTC)).astimezone(dt.UTC)

@@ -3,6 +3,9 @@
 app                the application, put together from its routes
 routes/            the routes, one file per subject
 connection         the HTTP server's connections, with bounds on their number and on heads
+authentication     who sends a request, and what that allows
+key_ring           the API keys, which it reads every second
+audit              the audit log
 request_context    a separate context per request
 body               reads the body of a submission, within limits of memory and time
 budget             memory and disk of all bodies together

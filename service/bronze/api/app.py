@@ -8,8 +8,11 @@ from fastapi_offline import FastAPIOffline
 
 from bronze import __version__
 from bronze.api import problems
+from bronze.api.audit import AuditLog
+from bronze.api.authentication import Authentication
 from bronze.api.body import BodyReader
 from bronze.api.ingest import Ingest
+from bronze.api.key_ring import KeyRing
 from bronze.api.manual import Manual
 from bronze.api.page import Page
 from bronze.api.readiness import Readiness
@@ -38,6 +41,9 @@ class Parts:
     readiness: Readiness
     telemetry: Telemetry
     on_gone: Callable[[Gone], None]
+    audit: AuditLog
+    #: None: without keys, everybody may do everything
+    keys: KeyRing | None
 
 
 def create_app(parts: Parts) -> FastAPI:
@@ -57,7 +63,8 @@ def create_app(parts: Parts) -> FastAPI:
     page.add(app, parts.page)
     manual.add(app, parts.manual)
     health.add(app, parts.readiness, parts.telemetry)
-    problems.add_handlers(app, parts.on_gone)
+    problems.add_handlers(app, parts.audit, parts.on_gone)
+    app.add_middleware(Authentication, keys=parts.keys, audit=parts.audit)
     # routes are tried in order, also by the instrumentation: the most frequent one is first, except for the canary's,
     # which it would match too
     order = [ingest.CANARY_PATH, ingest.PATH]

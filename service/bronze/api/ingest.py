@@ -10,6 +10,7 @@ from bronze.api.submit_telemetry import SubmissionTelemetry
 from bronze.errors import Gone, Outage, Refusal, Refused, Unavailable
 from bronze.protocol.lane import Lane
 from bronze.protocol.message import AcceptedSubmission
+from bronze.protocol.principals import OPEN, Caller
 from bronze.protocol.submission_id import keyed_id, lane_of, new_id
 from bronze.records.sources import Source
 from bronze.records.spool import CheckedSubmission
@@ -24,14 +25,15 @@ ATTEMPTS = 3
 class SubmissionHead:
     """The headers of a submission.
 
-    `key` is the `Idempotency-Key`, `classification_id` is for the records that have none of their own, and `file_name`
-    is the sender's own file, stored as `_origin`.
+    `caller` is who sends it, and `key` the `Idempotency-Key`. `classification_id` is for the records that have none of
+    their own, and `file_name` is the sender's own file, stored as `_origin`.
     """
 
     received_at: dt.datetime
     key: str | None = None
     classification_id: str | None = None
     file_name: str | None = None
+    caller: Caller = OPEN
 
 
 class Ingest:
@@ -122,7 +124,7 @@ def _accepted(
     if default is not None and (checked.unclassified or not classifications) and default not in classifications:
         classifications.append(default)
     accepted = AcceptedSubmission(
-        submission_id=keyed_id(source.name, head.key) if head.key else new_id(),
+        submission_id=keyed_id(source.name, head.key, head.caller.namespace) if head.key else new_id(),
         source=source.name,
         digest=checked.digest,
         records=checked.records,
@@ -136,5 +138,6 @@ def _accepted(
         origin=head.file_name,
         schema_version=source.version,
         rejected=checked.rejected,
+        principal=head.caller.principal,
     )
     return accepted, classifications

@@ -89,6 +89,7 @@ class SubmissionStatus(BaseModel):
     origin: str | None
     objects: list[ObjectLink]
     quarantine: list[str]
+    principal: str | None
 
     @classmethod
     def of(cls, accepted: AcceptedSubmission, identity: Identity | None, removed: Mapping[str, Removal]) -> Self:
@@ -102,6 +103,7 @@ class SubmissionStatus(BaseModel):
         return cls.model_validate(
             {
                 **asdict(accepted),
+                "principal": accepted.principal or None,
                 "status": status,
                 "objects": [ObjectLink.of(key, removed.get(key)) for key in objects],
                 "quarantine": identity.quarantined if identity else [],
@@ -119,11 +121,17 @@ class SubmissionInObject(BaseModel):
     classification_count: int
     origin: str | None
     url: str
+    principal: str | None
 
     @classmethod
     def of(cls, stored: StoredSubmission) -> Self:
         return cls.model_validate(
-            {**asdict(stored.accepted), "records": stored.records, "url": status_url(stored.accepted.submission_id)}
+            {
+                **asdict(stored.accepted),
+                "principal": stored.accepted.principal or None,
+                "records": stored.records,
+                "url": status_url(stored.accepted.submission_id),
+            }
         )
 
 

@@ -11,8 +11,9 @@ from fastapi.responses import JSONResponse
 from opentelemetry.trace import Status, StatusCode, get_current_span
 from starlette.exceptions import HTTPException
 
+from bronze.api.audit import AuditLog
 from bronze.api.models import Problem
-from bronze.errors import Fault, Gone, Outage, Refused, Unavailable
+from bronze.errors import Fault, Gone, Outage, Refusal, Refused, Unavailable
 from bronze.telemetry.context import trace_id_hex, traceparent
 
 log = logging.getLogger(__name__)
@@ -36,12 +37,31 @@ def document(status: int, code: str, detail: str, members: Mapping[str, object])
     }
 
 
-def add_handlers(app: FastAPI, on_gone: Callable[[Gone], None]) -> None:
+def refusal(error: Refused) -> Response:
+    """The answer to a request that its sender has to correct."""
+    return _problem(error.status, error.code, error.detail, error.members, _challenge(error))
+
+
+def _challenge(error: Refused) -> Mapping[str, str]:
+    """How to authenticate (RFC 6750, RFC 7617); the second way is for browsers, which ask for the password."""
+    match error.code:
+        case Refusal.UNAUTHENTICATED:
+            return {"WWW-Authenticate": 'Bearer realm="bronze", Basic realm="bronze", charset="UTF-8"'}
+        case Refusal.FORBIDDEN:
+            scope = error.members["scope"]
+            return {"WWW-Authenticate": f'Bearer realm="bronze", error="insufficient_scope", scope="{scope}"'}
+        case _:
+            return {}
+
+
+def add_handlers(app: FastAPI, audit: AuditLog, on_gone: Callable[[Gone], None]) -> None:
     """Answer each error with its problem document. `on_gone` is called if the queue or the catalog was replaced."""
 
     @app.exception_handler(Refused)
-    async def refused(_: Request, error: Refused) -> Response:
-        return _problem(error.status, error.code, error.detail, error.members)
+    async def refused(request: Request, error: Refused) -> Response:
+        if error.code is Refusal.FORBIDDEN:
+            audit.refused(request.scope, error)
+        return refusal(error)
 
     @app.exception_handler(Unavailable)
     async def unavailable(_: Request, error: Unavailable) -> Response:

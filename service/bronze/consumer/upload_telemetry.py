@@ -111,6 +111,7 @@ class UploadTelemetry:
                 **self._source,
                 **self._messaging,
                 **_classification(accepted),
+                **({attribute.enduser_id: accepted.principal} if accepted.principal else {}),
                 attribute.messaging_operation_name: PROCESS,
                 attribute.messaging_operation_type: PROCESS,
                 attribute.messaging_batch_message_count: len(messages),

@@ -26,16 +26,20 @@ T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
+#: The sources of which a look-up finds entries; None: all.
+Sources = frozenset[str] | None
+
 POLL_S = 0.2
 RETRY_S = 1.0
 CACHE_KIB = 32 * 1024
 #: The version of the tables below. A file with another version is rebuilt.
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 SCHEMA = """
 CREATE TABLE place (stream TEXT NOT NULL, sequence INTEGER NOT NULL);
 CREATE TABLE entries (
     sequence INTEGER PRIMARY KEY,
     file_path TEXT NOT NULL,
+    source TEXT NOT NULL,
     time TEXT NOT NULL,
     entry BLOB NOT NULL,
     searched INTEGER NOT NULL,  -- 1: search the object's column; its ids are in this range (NULL: unknown)
@@ -130,7 +134,9 @@ class CatalogIndex:
                 self._db.execute("DELETE FROM ids")
             self._db.execute("DELETE FROM place")
             self._db.execute("INSERT INTO place VALUES (?, ?)", (page.position.stream, page.position.sequence))
-            self._db.executemany("INSERT OR REPLACE INTO entries VALUES (?, ?, ?, ?, ?, ?, ?)", map(_row, page.entries))
+            self._db.executemany(
+                "INSERT OR REPLACE INTO entries VALUES (?, ?, ?, ?, ?, ?, ?, ?)", map(_row, page.entries)
+            )
             self._db.executemany(
                 "INSERT OR IGNORE INTO ids VALUES (?, ?)",
                 ((_hash(*key), item.sequence) for item in page.entries for key in _ids(item.entry)),
@@ -138,40 +144,50 @@ class CatalogIndex:
 
     # --- look-ups. `select` runs in the index's thread, once per entry, so that it limits what is kept in memory
 
-    async def by_id(self, kind: IdKind, text: str, limit: int, select: Callable[[FeedEntry], T]) -> list[T]:
+    async def by_id(
+        self, kind: IdKind, text: str, limit: int, select: Callable[[FeedEntry], T], sources: Sources = None
+    ) -> list[T]:
         """The results of `select` for the entries with an id, in the order of the catalog."""
         return await self._run(
             self._query,
-            "SELECT sequence, time, entry FROM ids JOIN entries USING (sequence) "
-            "WHERE hash = ? ORDER BY sequence LIMIT ?",
-            (_hash(text, kind), limit),
+            "SELECT sequence, time, entry FROM ids JOIN entries USING (sequence) WHERE hash = ?1 "
+            "AND (?2 IS NULL OR source IN (SELECT value FROM json_each(?2))) ORDER BY sequence LIMIT ?3",
+            (_hash(text, kind), _encoded(sources), limit),
             lambda item: select(item) if (text, kind) in _ids(item.entry) else None,
         )
 
-    async def by_path(self, file_path: str, select: Callable[[FeedEntry], T]) -> list[T]:
+    async def by_path(self, file_path: str, select: Callable[[FeedEntry], T], sources: Sources = None) -> list[T]:
         """The result of `select` for the entry of an object; empty if there is no entry."""
         return await self._run(
             self._query,
-            "SELECT sequence, time, entry FROM entries WHERE file_path = ? ORDER BY sequence LIMIT 1",
-            (file_path,),
+            "SELECT sequence, time, entry FROM entries WHERE file_path = ?1 "
+            "AND (?2 IS NULL OR source IN (SELECT value FROM json_each(?2))) ORDER BY sequence LIMIT 1",
+            (file_path, _encoded(sources)),
             select,
         )
 
-    async def candidates(self, classification_id: str, limit: int) -> list[str]:
+    async def candidates(self, classification_id: str, limit: int, sources: Sources = None) -> list[str]:
         """The objects, newest first, of which only the column shows whether they have rows of a classification."""
-        return await self._run(self._candidates, classification_id, limit)
+        return await self._run(self._candidates, classification_id, limit, sources)
 
-    def _candidates(self, classification_id: str, limit: int) -> list[str]:
+    def _candidates(self, classification_id: str, limit: int, sources: Sources) -> list[str]:
         rows = self._db.execute(
             """
             SELECT file_path FROM (
-                SELECT sequence, file_path FROM entries
+                SELECT sequence, file_path, source FROM entries
                 WHERE searched AND (least IS NULL OR least <= ?1) AND (greatest IS NULL OR greatest >= ?1)
                 UNION
-                SELECT sequence, file_path FROM ids JOIN entries USING (sequence) WHERE hash = ?2
-            ) ORDER BY sequence DESC LIMIT ?3
+                SELECT sequence, file_path, source FROM ids JOIN entries USING (sequence) WHERE hash = ?2
+            )
+            WHERE ?4 IS NULL OR source IN (SELECT value FROM json_each(?4))
+            ORDER BY sequence DESC LIMIT ?3
             """,
-            (classification_id, _hash(classification_id, IdKind.CLASSIFICATION_IN_COLUMN), limit),
+            (
+                classification_id,
+                _hash(classification_id, IdKind.CLASSIFICATION_IN_COLUMN),
+                limit,
+                _encoded(sources),
+            ),
         )
         return [file_path for (file_path,) in rows]
 
@@ -222,16 +238,22 @@ class CatalogIndex:
         return db
 
 
+def _encoded(sources: Sources) -> str | None:
+    """The sources as a value of a query, which SQLite decodes."""
+    return None if sources is None else msgspec.json.encode(sorted(sources)).decode()
+
+
 def _is_corrupt(error: Exception) -> bool:
     """Whether the file itself is corrupt, and not only locked by another process, or its disk full."""
     return isinstance(error, sqlite3.DatabaseError) and not isinstance(error, sqlite3.OperationalError)
 
 
-def _row(item: FeedEntry) -> tuple[int, str, str, bytes, bool, str | None, str | None]:
+def _row(item: FeedEntry) -> tuple[int, str, str, str, bytes, bool, str | None, str | None]:
     entry = item.entry
     return (
         item.sequence,
         entry.file_path,
+        entry.source,
         item.time,
         msgspec.json.encode(entry),
         _has_several_classifications(entry) and not _lists_classifications(entry),

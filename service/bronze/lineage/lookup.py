@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, Literal, Self
 from uuid import UUID
 
 from bronze.errors import Halted, Outage, Refusal, Refused, Unavailable
-from bronze.lineage.catalog_index import CatalogIndex, IdKind
+from bronze.lineage.catalog_index import CatalogIndex, IdKind, Sources
 from bronze.objects.footer import NotABronzeObject
 from bronze.objects.reader import read_contents, read_in_thread
 from bronze.objects.removals import read_removal
@@ -63,8 +63,8 @@ class LineageSubmission:
     """A submission of a lineage. Times are RFC 3339 in UTC, None if not known (yet).
 
     `received_at`: the API received its request; `queued_at`: the queue stored its first message; `stored_at`: the write
-    of the last of its objects so far began; `ended_at`: that write had ended. `trace_id` is that of its request.
-    `objects` are all that contain a part of it.
+    of the last of its objects so far began; `ended_at`: that write had ended. `trace_id` is that of its request,
+    and `principal` who sent it. `objects` are all that contain a part of it.
     """
 
     submission_id: str
@@ -80,6 +80,7 @@ class LineageSubmission:
     stored_at: str | None
     objects: list[ObjectShare] = field(default_factory=list)
     ended_at: str | None = None
+    principal: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,21 +165,24 @@ class LineageLookup:
         self._lag_s_max = lag_s_max
         self._searches = asyncio.Semaphore(SEARCHED_AT_ONCE)
 
-    async def lineage(self, by: By, value: str, limit: int = LIMIT) -> Lineage:
-        """The lineage of an id or a path, with at most `limit` submissions and `limit` objects."""
+    async def lineage(self, by: By, value: str, limit: int = LIMIT, sources: Sources = None) -> Lineage:
+        """The lineage of an id or a path, with at most `limit` submissions and `limit` objects, of these sources."""
         complete, waiting = True, None
         match by:
             case "file_path":
-                found = await self._by_path(value)
+                found = await self._by_path(value, sources)
             case "submission_id":
-                found = await self._index.by_id(IdKind.SUBMISSION, value, limit + 1, partial(_of_submission, value))
+                of_submission = partial(_of_submission, value)
+                found = await self._index.by_id(IdKind.SUBMISSION, value, limit + 1, of_submission, sources)
                 if not found:
-                    found, waiting = await self._not_indexed(value)
+                    found, waiting = await self._not_indexed(value, sources)
             case "trace_id":
                 trace_id = full_trace_id(value)
-                found = await self._index.by_id(IdKind.TRACE, trace_id, limit + 1, partial(_of_trace, trace_id))
+                found = await self._index.by_id(
+                    IdKind.TRACE, trace_id, limit + 1, partial(_of_trace, trace_id), sources
+                )
             case "classification_id":
-                found, complete = await self._by_classification(value, limit)
+                found, complete = await self._by_classification(value, limit, sources)
         if not found and not waiting:
             raise self._not_found(by, value, complete=complete)
         # in the order of the objects' own times: a rebuilt catalog may have the lanes' entries in another order
@@ -188,7 +192,7 @@ class LineageLookup:
             for part in match.parts:
                 parts.setdefault(part.submission_id, []).append((match.object, part))
         truncated = len(found) > limit or len(parts) > limit
-        submissions = [await self._submission(of_submission, limit) for of_submission in list(parts.values())[:limit]]
+        submissions = [await self._submission(in_objects, limit) for in_objects in list(parts.values())[:limit]]
         return Lineage(
             by=by,
             value=value,
@@ -199,11 +203,11 @@ class LineageLookup:
             lag_s=round(self._index.lag_s, 3),
         )
 
-    async def guess(self, text: str, limit: int = LIMIT) -> Lineage:
+    async def guess(self, text: str, limit: int = LIMIT, sources: Sources = None) -> Lineage:
         """The lineage of an id of any kind, a path, an `s3://` address or a `traceparent`."""
         for by, value in guesses(text):
             with suppress(Refused):
-                return await self.lineage(by, value, limit)
+                return await self.lineage(by, value, limit, sources)
         kinds = " or ".join(by for by, _ in guesses(text))
         raise Refused(Refusal.NOT_FOUND, f"Nothing is known of {text!r}: no {kinds} has this value.")
 
@@ -228,28 +232,34 @@ class LineageLookup:
 
     # --- catalog entries, each with the submissions that match
 
-    async def _by_path(self, file_path: str) -> list["_Match"]:
-        found = await self._index.by_path(file_path, _Match.of)
+    async def _by_path(self, file_path: str, sources: Sources) -> list["_Match"]:
+        found = await self._index.by_path(file_path, _Match.of, sources)
         if not found:
-            entry = await self._read_entry(file_path)
+            entry = await self._read_entry(file_path, sources)
             return [_Match.of(FeedEntry(0, "", entry))] if entry else []
         return found
 
-    async def _not_indexed(self, submission_id: str) -> tuple[list["_Match"], LineageSubmission | None]:
+    async def _not_indexed(
+        self, submission_id: str, sources: Sources
+    ) -> tuple[list["_Match"], LineageSubmission | None]:
         """A new submission: in objects that are not in the index yet, or waiting in the queue."""
         with suppress(Refused):
             accepted, identity = await self._find_submission(submission_id)
-            entries = [await self._read_entry(key) for key in (identity.objects if identity else [])]
+            if sources is not None and accepted.source not in sources:
+                return [], None
+            entries = [await self._read_entry(key, sources) for key in (identity.objects if identity else [])]
             found = [_of_submission(submission_id, FeedEntry(0, "", entry)) for entry in entries if entry]
             return found, None if found else _waiting(accepted)
         return [], None
 
-    async def _by_classification(self, classification_id: str, limit: int) -> tuple[list["_Match"], bool]:
+    async def _by_classification(
+        self, classification_id: str, limit: int, sources: Sources
+    ) -> tuple[list["_Match"], bool]:
         """The matches in the index and in the columns of other objects; False: not all of these were searched."""
         found = await self._index.by_id(
-            IdKind.CLASSIFICATION, classification_id, limit + 1, partial(_of_classification, classification_id)
+            IdKind.CLASSIFICATION, classification_id, limit + 1, partial(_of_classification, classification_id), sources
         )
-        candidates = await self._index.candidates(classification_id, self._searched_max + 1)
+        candidates = await self._index.candidates(classification_id, self._searched_max + 1, sources)
         searched: dict[str, Mapping[str, int]] = {}
 
         async def search(file_path: str) -> None:
@@ -266,8 +276,10 @@ class LineageLookup:
                 found += await self._index.by_path(file_path, partial(_of_ids, rows))
         return sorted(found, key=lambda match: match.sequence), len(searched) == len(candidates)
 
-    async def _read_entry(self, file_path: str) -> CatalogEntry | None:
-        """The catalog entry by the object's own footer, or by its removal record; None if Bronze did not write it."""
+    async def _read_entry(self, file_path: str, sources: Sources) -> CatalogEntry | None:
+        """The catalog entry by the object's own footer, or by its removal record; None if Bronze did not write it, or
+        if it is of another source.
+        """
         if not may_be_object(self._prefix, file_path):
             return None
         try:
@@ -275,7 +287,8 @@ class LineageLookup:
             removal = None if contents else await read_removal(self._bucket, self._prefix, file_path)
         except Halted:
             return None
-        return entry_of(contents) if contents else removal.entry if removal else None
+        entry = entry_of(contents) if contents else removal.entry if removal else None
+        return entry if entry and (sources is None or entry.source in sources) else None
 
     # --- the answer's submissions and objects
 
@@ -298,6 +311,7 @@ class LineageLookup:
             classification_count=first.classification_count,
             trace_id=first.trace_id,
             origin=first.origin,
+            principal=first.principal or None,
             received_at=first.received_at or None,
             queued_at=first.queued_at or None,
             stored_at=last_object.stored_at,
@@ -444,6 +458,7 @@ def _waiting(accepted: AcceptedSubmission) -> LineageSubmission:
         classification_count=accepted.classification_count,
         trace_id=accepted.trace_id,
         origin=accepted.origin,
+        principal=accepted.principal or None,
         received_at=accepted.received_at,
         queued_at=None,
         stored_at=None,

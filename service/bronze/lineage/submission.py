@@ -35,7 +35,7 @@ class SubmissionLookup:
         try:
             number = lane_of(submission_id, self._lanes_per_source)
         except ValueError as error:
-            raise _unknown(submission_id) from error
+            raise not_found(submission_id) from error
         identity = await self._catalog.identity(submission_id)
         if identity is not None:
             return identity.accepted, identity
@@ -44,7 +44,7 @@ class SubmissionLookup:
                 accepted = await self._queue.find_submission(lane, submission_id)
                 if accepted is not None:
                     return accepted, None
-        raise _unknown(submission_id)
+        raise not_found(submission_id)
 
     async def removed(self, identity: Identity | None) -> Mapping[str, Removal]:
         """The objects of a submission that were removed, by path.
@@ -63,7 +63,8 @@ class SubmissionLookup:
         return head is None or removal.bytes not in {None, head.size}
 
 
-def _unknown(submission_id: str) -> Refused:
+def not_found(submission_id: str) -> Refused:
+    """The error for a submission that is not known, or that the caller may not see."""
     return Refused(
         Refusal.NOT_FOUND,
         f"Submission {submission_id!r} is not known. Either it was never accepted, or its identity has expired "

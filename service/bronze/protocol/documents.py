@@ -145,7 +145,7 @@ class EntrySubmission(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=T
 
     `records` counts its records in this object, `records_accepted` all its records; None if both are the same.
     `classification_id` is the classification of all its records. It is None if there are several (see the object's
-    column) or, like `origin`, if it is too long for an entry.
+    column) or, like `origin`, if it is too long for an entry. `principal` is never too long.
     """
 
     submission_id: str
@@ -160,6 +160,7 @@ class EntrySubmission(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=T
     classification_id: str | None = None
     classification_count: int | None = None
     origin: str | None = None
+    principal: str = ""
 
 
 class CatalogEntry(msgspec.Struct, frozen=True, kw_only=True):
@@ -252,6 +253,7 @@ def _entry_submission(stored: StoredSubmission) -> EntrySubmission:
         classification_id=_short_text(accepted.classification_id),
         classification_count=accepted.classification_count,
         origin=_short_text(accepted.origin),
+        principal=accepted.principal,
     )
 
 

@@ -52,7 +52,7 @@ class AcceptedSubmission(msgspec.Struct, frozen=True, kw_only=True, omit_default
     `classification_id` is the classification of all its records, None if there are several; `classification_default`
     applies to records that name none. `records` counts the records that become rows, `rejected` the records that go to
     quarantine at the sender's request. `schema_version` is the version of the source that the records were checked
-    against.
+    against. `principal` is who sent it; empty if the API had no keys.
     """
 
     submission_id: str
@@ -69,6 +69,7 @@ class AcceptedSubmission(msgspec.Struct, frozen=True, kw_only=True, omit_default
     origin: str | None = None
     schema_version: int = 1
     rejected: int = 0
+    principal: str = ""
 
 
 class MessageKind(StrEnum):

@@ -11,6 +11,7 @@ catalog          the catalog: which objects exist, and the identities of their s
 catalog_feed     the catalog's entries in order, for readers that follow new objects
 catalog_rebuild  the stream of a catalog that is being rebuilt
 schema_registry  the registered versions of the sources
+principal_store  the principals and their API keys
 prometheus       instant queries and exemplars
 trace_store      traces, from Tempo or Zipkin
 http_json        the requests of these two

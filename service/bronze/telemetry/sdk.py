@@ -155,6 +155,8 @@ class Telemetry:
             meter_provider=self._meters,
             excluded_urls=_PROBES,
             exclude_spans=["receive", "send"],
+            # also if the standard variables ask for all headers
+            http_capture_headers_sanitize_fields=["authorization", "cookie"],
         )
 
     def metrics(self) -> tuple[bytes, str]:

@@ -143,6 +143,7 @@ class Attributes:
     bronze_sequence_last: str
 
     # of the semantic conventions
+    enduser_id: str
     error_type: str
     messaging_system: str
     messaging_destination_name: str

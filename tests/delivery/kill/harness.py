@@ -266,6 +266,8 @@ class Clients:
         self.accepted: list[tuple[Submission, Mapping[str, Any]]] = []
         #: ids of submissions with a late copy, which has to be listed as a duplicate
         self.late: set[str] = set()
+        #: added to each request
+        self.headers: Mapping[str, str] = {}
         self._system = system
         self._rng = rng
         self._numbers = itertools.count()
@@ -327,7 +329,7 @@ class Clients:
 
     async def post(self, submission: Submission) -> httpx.Response | None:
         """Send one request; None if there is no answer."""
-        headers = {"Content-Type": "application/x-ndjson"}
+        headers = {"Content-Type": "application/x-ndjson", **self.headers}
         if submission.key:
             headers["Idempotency-Key"] = submission.key
         try:
@@ -342,7 +344,9 @@ class Clients:
     async def status(self, submission_id: str) -> str | None:
         """`accepted`, `stored` or `quarantined`; None if the API does not answer."""
         with suppress(httpx.TransportError):
-            answer = await self._http.get(f"{self._system.api_url}/v1/submissions/{submission_id}")
+            answer = await self._http.get(
+                f"{self._system.api_url}/v1/submissions/{submission_id}", headers=self.headers
+            )
             if answer.status_code == 200:
                 status: str = answer.json()["status"]
                 return status

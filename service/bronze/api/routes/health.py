@@ -2,9 +2,11 @@
 
 import asyncio
 
-from fastapi import FastAPI, Response
+from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
 
+from bronze.api import problems
+from bronze.api.authentication import require_read_every
 from bronze.api.readiness import Readiness
 from bronze.telemetry.sdk import Telemetry
 
@@ -25,7 +27,9 @@ def add(app: FastAPI, readiness: Readiness, telemetry: Telemetry) -> None:
         "/metrics",
         summary="This process's metrics, in Prometheus' text format",
         response_class=PlainTextResponse,
+        responses=problems.responses(401, 403),
     )
-    async def metrics() -> Response:
+    async def metrics(request: Request) -> Response:
+        require_read_every(request)
         body, content_type = await asyncio.to_thread(telemetry.metrics)
         return Response(body, media_type=content_type)

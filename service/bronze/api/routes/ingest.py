@@ -7,6 +7,7 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 
 from bronze.api import problems
+from bronze.api.authentication import require_ingest
 from bronze.api.body import BodyReader
 from bronze.api.ingest import Ingest, SubmissionHead
 from bronze.api.models import SubmissionAccepted, status_url
@@ -15,6 +16,7 @@ from bronze.api.submit_telemetry import SubmissionTelemetry
 from bronze.errors import Refusal, Refused
 from bronze.protocol import request_headers
 from bronze.protocol.message import FILE_NAME_CHARS_MAX
+from bronze.protocol.principals import Caller
 from bronze.records.media import JSON, NDJSON, ColumnarType
 from bronze.records.sources import CANARY, CLASSIFICATION_ID_CHARS_MAX, Source, without_canary
 from bronze.telemetry.context import traceparent
@@ -94,7 +96,10 @@ def add(app: FastAPI, sources: Mapping[str, Source], bodies: BodyReader, ingest:
         PATH,
         status_code=202,
         summary="Send one submission",
-        responses={202: {"model": SubmissionAccepted}, **problems.responses(400, 404, 409, 413, 415, 422, 503)},
+        responses={
+            202: {"model": SubmissionAccepted},
+            **problems.responses(400, 401, 403, 404, 409, 413, 415, 422, 503),
+        },
         openapi_extra=_openapi(sources),
     )
     async def submit(request: Request) -> Response:
@@ -102,7 +107,7 @@ def add(app: FastAPI, sources: Mapping[str, Source], bodies: BodyReader, ingest:
         submission = SubmissionTelemetry(telemetry, name if name in sources else None)
         with submission.refusals_counted():
             source = declared(sources, name)
-            head = _head(request)
+            head = _head(request, require_ingest(request, name))
             checked = await bodies.read(
                 source,
                 request.headers.get("content-type", "").partition(";")[0].strip().lower(),
@@ -125,9 +130,10 @@ def add(app: FastAPI, sources: Mapping[str, Source], bodies: BodyReader, ingest:
     app.add_api_route(CANARY_PATH, submit, methods=["POST"], status_code=202, include_in_schema=False)
 
 
-def _head(request: Request) -> SubmissionHead:
+def _head(request: Request, caller: Caller) -> SubmissionHead:
     """The headers and query parameters of a submission. Raises `Refused`."""
     return SubmissionHead(
+        caller=caller,
         received_at=dt.datetime.now(dt.UTC),
         key=_key(request),
         classification_id=_text(request, request_headers.CLASSIFICATION_ID, CLASSIFICATION_ID_CHARS_MAX),

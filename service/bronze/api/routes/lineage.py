@@ -2,9 +2,10 @@
 
 from typing import Annotated
 
-from fastapi import FastAPI, Query
+from fastapi import FastAPI, Query, Request
 
 from bronze.api import problems
+from bronze.api.authentication import caller
 from bronze.errors import Refusal, Refused
 from bronze.lineage.lookup import LIMIT, LIMIT_MAX, By, Lineage, LineageLookup
 
@@ -15,9 +16,10 @@ def add(app: FastAPI, lookups: LineageLookup) -> None:
     @app.get(
         "/v1/lineage",
         summary="The lineage of an id or a path: all submissions and objects that belong to it",
-        responses=problems.responses(400, 404, 422, 503),
+        responses=problems.responses(400, 401, 404, 422, 503),
     )
     async def lineage(
+        request: Request,
         id: Annotated[str | None, Query(description="An id of any of the four kinds.")] = None,  # noqa: A002 - its name
         classification_id: Annotated[str | None, Query(description="The id of a classification.")] = None,
         file_path: Annotated[str | None, Query(description="The key of an object.")] = None,
@@ -38,4 +40,5 @@ def add(app: FastAPI, lookups: LineageLookup) -> None:
             raise Refused(
                 Refusal.INVALID_QUERY, f"Give exactly one of {', '.join(by)}; or id, which may be any of these."
             )
-        return await (lookups.guess(id, limit) if id else lookups.lineage(*given[0], limit))
+        sources = caller(request).readable
+        return await (lookups.guess(id, limit, sources) if id else lookups.lineage(*given[0], limit, sources))

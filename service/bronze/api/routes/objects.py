@@ -2,15 +2,16 @@
 
 from dataclasses import asdict
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
 
 from bronze.api import problems
+from bronze.api.authentication import require_read, require_read_every
 from bronze.api.models import ObjectContents
 from bronze.errors import Halted, Refusal, Refused
 from bronze.lineage.lookup import LineageRemoval
 from bronze.objects.reader import read_contents
 from bronze.objects.removals import read_removal
-from bronze.protocol.keys import may_be_object
+from bronze.protocol.keys import lane_of_key, may_be_object
 from bronze.servers.bucket import Bucket
 
 
@@ -18,14 +19,21 @@ def add(app: FastAPI, bucket: Bucket, prefix: str) -> None:
     """Add the route that describes the objects under a prefix."""
 
     @app.get(
-        "/v1/objects/{file_path:path}", summary="The contents of an object", responses=problems.responses(404, 410, 503)
+        "/v1/objects/{file_path:path}",
+        summary="The contents of an object",
+        responses=problems.responses(401, 403, 404, 410, 503),
     )
-    async def contents(file_path: str) -> ObjectContents:
-        return await _contents(bucket, prefix, file_path)
+    async def contents(request: Request, file_path: str) -> ObjectContents:
+        return await _contents(request, bucket, prefix, file_path)
 
 
-async def _contents(bucket: Bucket, prefix: str, file_path: str) -> ObjectContents:
+async def _contents(request: Request, bucket: Bucket, prefix: str, file_path: str) -> ObjectContents:
     missing = Refused(Refusal.NOT_FOUND, f"There is no object {file_path!r} in the bucket.")
+    lane = lane_of_key(file_path)
+    if lane is None or not may_be_object(prefix, file_path):
+        require_read_every(request)
+    else:
+        require_read(request, lane[0].source)
     if not may_be_object(prefix, file_path):
         raise missing
     head = await bucket.head(file_path)
@@ -43,4 +51,5 @@ async def _contents(bucket: Bucket, prefix: str, file_path: str) -> ObjectConten
             f"The object {file_path!r} was removed ({removal.reason}): {removal.note}.",
             removed=asdict(LineageRemoval.of(removal)),
         )
+    require_read(request, contents.source)  # it may have been copied
     return ObjectContents.of(contents, head)

@@ -1,8 +1,9 @@
 """`/`: the page for people without Grafana."""
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse
 
+from bronze.api.authentication import require_read_every
 from bronze.api.page import Page
 
 
@@ -10,6 +11,7 @@ def add(app: FastAPI, page: Page) -> None:
     """Add the route of the page."""
 
     @app.get("/", include_in_schema=False)
-    async def show(q: str = "") -> HTMLResponse:
+    async def show(request: Request, q: str = "") -> HTMLResponse:
+        require_read_every(request)
         rendered = await page.show(q)
         return HTMLResponse(rendered.html, rendered.status, page.headers)

@@ -1,0 +1,252 @@
+"""`bronze keys create | list | rotate | revoke`. It needs the queue; not the API."""
+
+import argparse
+import datetime as dt
+import json
+import sys
+from collections.abc import Callable
+from typing import TypeVar
+
+from rich.console import Console
+
+from bronze.admin import keys, time_argument
+from bronze.admin.command_error import CommandError
+from bronze.admin.keys import NewKey
+from bronze.errors import Unavailable
+from bronze.plurals import counted
+from bronze.protocol.principals import NAME_BYTES_MAX, ApiKey, Principal, Principals, is_name, is_scope
+from bronze.servers.key_value import KeyChanged
+from bronze.servers.principal_store import PrincipalStore
+
+EXPIRES_DAYS = 365
+OVERLAP_HOURS = 24
+NEVER = "never"
+
+_T = TypeVar("_T")
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """The command line of `bronze keys`."""
+    parser.description = (
+        "Create, list, rotate and revoke API keys. A key belongs to a principal and allows what its scopes name. It is "
+        "printed once; the queue stores only its hash. Every API (with BRONZE_AUTH=keys) follows a change within "
+        "seconds. A principal has at most two keys at a time, so that one can replace the other without a pause."
+    )
+    parser.epilog = (
+        "Exit codes: 1 if the command is not possible (standard error says why; nothing was changed), 2 if an argument "
+        "or a setting cannot work, 3 if the queue does not answer, 130 if it was interrupted (Ctrl-C)."
+    )
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    create = actions.add_parser(
+        "create",
+        help="create a key, and its principal if there is none of this name",
+        description="Create a key, and its principal if there is none of this name. Standard output is the key alone.",
+    )
+    _principal(create)
+    create.add_argument(
+        "--scope",
+        dest="scopes",
+        action="append",
+        required=True,
+        type=_scope,
+        metavar="SCOPE",
+        help="what it allows: ingest:SOURCE or read:SOURCE (*: every source), or admin (everything); may be repeated",
+    )
+    _expires(create)
+    create.add_argument(
+        "--inherit-open",
+        action="store_true",
+        help="the new principal takes over the submissions of the time without keys: a retry of one of them under the "
+        "same Idempotency-Key is still the same submission. Possible for one principal",
+    )
+    _json(create, "print the key and its facts as JSON")
+    listed = actions.add_parser("list", help="list the principals and their keys, without the keys themselves")
+    _json(listed, "print one line of JSON per key")
+    rotate = actions.add_parser(
+        "rotate",
+        help="create a second key with the same scopes; the first one expires after an overlap",
+        description="Create a second key with the same scopes; the first one expires after an overlap. Standard output "
+        "is the new key alone.",
+    )
+    _principal(rotate)
+    rotate.add_argument(
+        "--overlap",
+        type=_overlap,
+        default=dt.timedelta(hours=OVERLAP_HOURS),
+        metavar="PERIOD",
+        help=f"how long the first key can still be used (30s, 90m, 2h, 7d; default {OVERLAP_HOURS}h)",
+    )
+    _expires(rotate)
+    _json(rotate, "print the new key and its facts as JSON")
+    revoke = actions.add_parser("revoke", help="end a key at once, or all keys of a principal")
+    which = revoke.add_mutually_exclusive_group(required=True)
+    which.add_argument("key_id", nargs="?", metavar="KEY_ID", help="the id of a key, as `list` prints it")
+    which.add_argument("--principal", metavar="NAME", help="all keys of this principal")
+    _json(revoke, "print one line of JSON per key that was revoked")
+
+
+def _principal(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("principal", type=_name, metavar="PRINCIPAL", help="the name of a person, a team or a program")
+
+
+def _expires(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--expires",
+        type=_expiry,
+        default=f"{EXPIRES_DAYS}d",
+        metavar="TIME",
+        help=f"when the key expires: a time (2027-11-27T10:00Z), a period from now on (90m, 2h, 90d), or {NEVER} "
+        f"(default {EXPIRES_DAYS}d)",
+    )
+
+
+def _json(parser: argparse.ArgumentParser, text: str) -> None:
+    parser.add_argument("--json", action="store_true", help=text)
+
+
+def _name(text: str) -> str:
+    if not is_name(text):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a name: 1 to {NAME_BYTES_MAX} letters, digits and ._:@/+=-; the first is no mark"
+        )
+    return text
+
+
+def _scope(text: str) -> str:
+    if not is_scope(text):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a scope: use ingest:SOURCE, read:SOURCE, ingest:*, read:*, admin"
+        )
+    return text
+
+
+def _expiry(text: str) -> dt.datetime | None:
+    return None if text == NEVER else time_argument.until(text)
+
+
+def _overlap(text: str) -> dt.timedelta:
+    return time_argument.until(text) - dt.datetime.now(dt.UTC)
+
+
+async def run(args: argparse.Namespace, store: PrincipalStore) -> int:
+    """Run the command. The exit code is 1 if it is not possible. Raises `Unavailable`."""
+    await store.open()
+    try:
+        match args.action:
+            case "create":
+                await _create(args, store)
+            case "list":
+                await _list(args, store)
+            case "rotate":
+                await _rotate(args, store)
+            case _:
+                await _revoke(args, store)
+    except CommandError as error:
+        print(f"bronze keys: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+async def _create(args: argparse.Namespace, store: PrincipalStore) -> None:
+    def change(principals: Principals, now: dt.datetime) -> tuple[NewKey, Principals]:
+        new = keys.create(
+            principals, args.principal, args.scopes, expires_at=args.expires, inherit_open=args.inherit_open, now=now
+        )
+        return new, new.principals
+
+    _print_new(await _change(store, change), as_json=args.json)
+
+
+async def _rotate(args: argparse.Namespace, store: PrincipalStore) -> None:
+    def change(principals: Principals, now: dt.datetime) -> tuple[tuple[NewKey, ApiKey], Principals]:
+        new, old = keys.rotate(principals, args.principal, overlap=args.overlap, expires_at=args.expires, now=now)
+        return (new, old), new.principals
+
+    new, old = await _change(store, change)
+    _print_new(new, as_json=args.json)
+    print(f"The key {old.id} can be used until {old.expires_at}.", file=sys.stderr)
+
+
+async def _revoke(args: argparse.Namespace, store: PrincipalStore) -> None:
+    def change(principals: Principals, now: dt.datetime) -> tuple[list[tuple[Principal, ApiKey]], Principals]:
+        return keys.revoke(principals, key_id=args.key_id, name=args.principal, now=now)
+
+    revoked = await _change(store, change)
+    now = dt.datetime.now(dt.UTC)
+    for principal, key in revoked:
+        print(
+            json.dumps(_facts(principal, key, now))
+            if args.json
+            else f"The key {key.id} of {principal.name} is revoked."
+        )
+    if not revoked and not args.json:
+        print("No key was alive; nothing was changed.")
+
+
+async def _list(args: argparse.Namespace, store: PrincipalStore) -> None:
+    principals, _ = await store.read()
+    now = dt.datetime.now(dt.UTC)
+    listed = [(principal, key) for principal in principals.principals for key in principal.keys]
+    if args.json:
+        for principal, key in listed:
+            print(json.dumps(_facts(principal, key, now)))
+        return
+    console = Console(highlight=False)
+    for principal, key in listed:
+        inherits = "" if principal.namespace else ", inherits the submissions of the time without keys"
+        console.print(f"[bold]{principal.name}[/]{inherits}", soft_wrap=True)
+        console.print(f"  key {key.id}, {_state(key, now)}: {' '.join(key.scopes)}", soft_wrap=True)
+        console.print(f"  created {key.created_at}, {_expiry_text(key)}", soft_wrap=True)
+    console.print(f"{counted(len(listed), 'key')} of {counted(len(principals.principals), 'principal')}.")
+
+
+async def _change(store: PrincipalStore, change: Callable[[Principals, dt.datetime], tuple[_T, Principals]]) -> _T:
+    """Change the stored principals; again from the start if another command changed them meanwhile."""
+    while True:
+        principals, revision = await store.read()
+        result, changed = change(principals, dt.datetime.now(dt.UTC))
+        if changed == principals:
+            return result
+        try:
+            await store.write(changed, revision)
+        except KeyChanged:
+            continue
+        except Unavailable as error:
+            raise Unavailable(
+                error.code, f"{error.detail}. It is not known whether the change was made: `bronze keys list` shows it"
+            ) from error
+        return result
+
+
+def _print_new(new: NewKey, *, as_json: bool) -> None:
+    """Print the key to standard output; the facts about it to standard error, unless they are JSON too."""
+    if as_json:
+        print(json.dumps(_facts(new.principal, new.key, dt.datetime.now(dt.UTC)) | {"key": new.text}))
+        return
+    print(
+        f"The key {new.key.id} of {new.principal.name} ({' '.join(new.key.scopes)}) {_expiry_text(new.key)}. It is not "
+        "shown again:",
+        file=sys.stderr,
+    )
+    print(new.text)
+
+
+def _expiry_text(key: ApiKey) -> str:
+    return f"expires {key.expires_at}" if key.expires_at else "does not expire"
+
+
+def _state(key: ApiKey, now: dt.datetime) -> str:
+    return "revoked" if key.revoked_at else "expired" if key.expired(now) else "alive"
+
+
+def _facts(principal: Principal, key: ApiKey, now: dt.datetime) -> dict[str, object]:
+    return {
+        "principal": principal.name,
+        "inherits_open": not principal.namespace,
+        "key_id": key.id,
+        "state": _state(key, now),
+        "scopes": key.scopes,
+        "created_at": key.created_at,
+        "expires_at": key.expires_at,
+        "revoked_at": key.revoked_at,
+    }
