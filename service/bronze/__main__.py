@@ -74,8 +74,8 @@ def parser() -> argparse.ArgumentParser:
         description="Change the number of lanes per source. First the old lanes are sealed: from then until an API "
         "runs with the new number, submissions get a 503. Then consumers with the old BRONZE_LANES store all messages "
         "of the old lanes. Then new lanes replace the old lanes. Afterwards set BRONZE_LANES to the new number and "
-        "restart the API and the consumers. If the command is interrupted, run it again. The canary is refused "
-        "meanwhile, too: after more than three minutes, BronzeCanaryNotAccepted is sent.",
+        "restart the API and the consumers. If the command is interrupted, run it again. The canary is refused, too: "
+        "after more than three minutes, BronzeCanaryNotAccepted is sent.",
     )
     lanes.add_argument("number", metavar="N", type=int, help="new number of lanes per source, at least 1")
     catalog = roles.add_parser("catalog", help="maintain the catalog: rebuild it", description="Maintain the catalog.")
