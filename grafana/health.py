@@ -371,7 +371,10 @@ def accepted() -> Timeseries:
         "the collector has not reported yet",
         ["BronzeTelemetryMissing", "BronzeCollectorRefuses"],
     )
-    refused = _by_signal("otelcol_receiver_refused", "refused ")
+    refused = (
+        query(f"{rate(f'otelcol_receiver_refused_{items}{{{COLLECTOR}}}')} > 0", f"refused {signal}")
+        for items, signal in _SIGNALS.items()
+    )
     panel = graph(info, COUNTS_PER_S, *_by_signal("otelcol_receiver_accepted"), *refused, width=12)
     return components.colours(panel, {"^refused": BAD})
 
@@ -599,11 +602,8 @@ def service_graph() -> Panel:
     return components.plugin("nodeGraph", info, TempoQuery().query_type("serviceMap"), height=14)
 
 
-def _by_signal(name: str, prefix: str = "") -> list[components.Target]:
-    return [
-        query(or_zero(rate(f"{name}_{items}{{{COLLECTOR}}}")), f"{prefix}{signal}")
-        for items, signal in _SIGNALS.items()
-    ]
+def _by_signal(name: str) -> list[components.Target]:
+    return [query(or_zero(rate(f"{name}_{items}{{{COLLECTOR}}}")), signal) for items, signal in _SIGNALS.items()]
 
 
 def _in_range(counters: tuple[str, ...]) -> str:
