@@ -258,6 +258,8 @@ def states(info: PanelInfo, *targets: Target, width: int = 24, height: int = 6) 
     panel = statetimeline.Panel().unit(COUNT).show_value(VisibilityMode.NEVER).merge_values(True).row_height(0.8)
     panel = panel.tooltip(common.VizTooltipOptions().mode(TooltipDisplayMode.MULTI)).fill_opacity(80).line_width(0)
     panel = panel.legend(common.VizLegendOptions().show_legend(False))
+    # Grafana's default for this kind of panel is a gradient from the smallest to the largest value
+    panel = panel.color_scheme(build.FieldColor().mode(model.FieldColorModeId.THRESHOLDS))
     return _finished(panel, info, targets, width, height)
 
 

@@ -237,7 +237,7 @@ def firing(severity: str, title: str, meaning: str) -> Table:
     alerts = [alert for alert in all_alerts() if alert.severity == severity]
     runbook = f"{components.RUNBOOK_URL}#${{__data.fields.anchor}}"
     return components.columns(
-        components.listing(info, rows, width=24, height=7),
+        components.listing(info, rows, width=24, height=5),
         {
             "Value": ("Since", [components.width_px(130), components.in_unit("dateTimeFromNow")]),
             "alertstate": (

@@ -123,10 +123,10 @@ def board() -> Board:
             Row(
                 "Comparison with the previous ${period:text}",
                 [
-                    change_of_count("Uploads in the range", _OBJECTS, _COMPARED_UPLOADS),
-                    change_of_count("Records accepted in the range", _ACCEPTED_IN_ALL, "Load and latency"),
-                    change_of_p95("p95 upload of the range", UPLOADS, _COMPARED_P95),
-                    change_of_p95("p95 delivery of the range", DELIVERIES, "Time by stage, p95"),
+                    change_of_count("Uploads", _OBJECTS, _COMPARED_UPLOADS),
+                    change_of_count("Records", _ACCEPTED_IN_ALL, "Load and latency"),
+                    change_of_p95("p95 upload", UPLOADS, _COMPARED_P95),
+                    change_of_p95("p95 delivery", DELIVERIES, "Time by stage, p95"),
                     compared_p95(),
                     compared_uploads(),
                 ],
@@ -351,8 +351,8 @@ def change_of_count(title: str, ledger: str, explained_by: str) -> Stat:
     return _change(
         PanelInfo(
             f"{title}, and {_EARLIER}",
-            f"{title}, and in the same range {_EARLIER}, and how many times as many these are now. The counts are "
-            "exact, from the catalog and the queue. Less load is a fault only if the senders are as busy as before.",
+            f"{title} of the range, and of the same range {_EARLIER}, and how many times as many these are now. The "
+            "counts are exact, from the catalog and the queue. Less load is a fault only if the senders are as busy as before.",
             "no process has reported yet",
             explained_by=("bronze-latency", explained_by),
         ),
@@ -366,8 +366,8 @@ def change_of_p95(title: str, histogram: str, explained_by: str) -> Stat:
     return _change(
         PanelInfo(
             f"{title}, and {_EARLIER}",
-            f"{title}, and of the same range {_EARLIER}, and how many times as long it is now. Yellow: a quarter "
-            "longer; red: twice as long.",
+            f"{title} of the range, and of the same range {_EARLIER}, and how many times as long it is now. Yellow: "
+            "a quarter longer; red: twice as long.",
             "no upload",
             explained_by=("bronze-latency", explained_by),
         ),

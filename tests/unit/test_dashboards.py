@@ -206,6 +206,13 @@ def test_a_panel_says_what_it_means_and_what_it_is_without_data(uid: str, panel:
 
 
 @each_panel
+def test_states_have_the_colours_of_their_thresholds(uid: str, panel: dict[str, Any]) -> None:
+    """Grafana's default is a gradient, in which a red state can be orange."""
+    if panel["type"] == "state-timeline":
+        assert panel["fieldConfig"]["defaults"]["color"]["mode"] == "thresholds"
+
+
+@each_panel
 def test_a_tile_without_data_has_no_colour_that_judges(uid: str, panel: dict[str, Any]) -> None:
     if panel["type"] != "stat":
         return
