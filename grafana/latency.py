@@ -352,7 +352,8 @@ def change_of_count(title: str, ledger: str, explained_by: str) -> Stat:
         PanelInfo(
             f"{title}, and {_EARLIER}",
             f"{title} of the range, and of the same range {_EARLIER}, and how many times as many these are now. The "
-            "counts are exact, from the catalog and the queue. Less load is a fault only if the senders are as busy as before.",
+            "counts are exact, from the catalog and the queue. Less load is a fault only if the senders are as busy as "
+            "before.",
             "no process has reported yet",
             explained_by=("bronze-latency", explained_by),
         ),
