@@ -25,6 +25,7 @@ from bronze.admin.rebuild_catalog import BucketContents, Rebuild
 from bronze.admin.reports import report_lanes, report_rebuilt
 from bronze.api.app import Parts, create_app
 from bronze.api.audit import AuditLog
+from bronze.api.authentication import ForeignTraces
 from bronze.api.body import BodyReader
 from bronze.api.budget import Budget
 from bronze.api.columnar_reader import ColumnarReaders
@@ -268,7 +269,7 @@ async def serve(settings: Settings, substitute: Callable[[Servers], Servers] = l
             parts = api_parts(settings, declared, servers, index, prometheus, telemetry, stop_on_gone)
             if parts.keys:
                 await retry_until_available(parts.keys.read, stop)
-            server = create_server(OwnContext(create_app(parts)), settings, STOP_GRACE_S)
+            server = create_server(OwnContext(ForeignTraces(create_app(parts), parts.keys)), settings, STOP_GRACE_S)
 
             def stop_serving() -> None:
                 server.should_exit = True

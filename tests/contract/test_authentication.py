@@ -17,6 +17,7 @@ from bronze.admin import keys
 from bronze.api import key_ring
 from bronze.api.app import Parts, create_app
 from bronze.api.audit import LINES_PER_MINUTE_MAX
+from bronze.api.authentication import ForeignTraces
 from bronze.errors import Outage, Unavailable
 from bronze.lineage.catalog_index import CatalogIndex
 from bronze.objects.reader import read_contents
@@ -106,7 +107,8 @@ class Site:
         if parts.keys:
             await parts.keys.read()
             following.append(asyncio.create_task(parts.keys.follow()))
-        transport = httpx.ASGITransport(create_app(parts), raise_app_exceptions=False)
+        app = ForeignTraces(create_app(parts), parts.keys)
+        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://api") as client:
             yield Api(client, parts)
         for task in following:
@@ -454,6 +456,34 @@ async def test_refusals_and_changes_are_in_the_audit_log(site: Site, caplog: pyt
         lines = [record for record in caplog.records if "refused with" in record.getMessage()]
         assert len(lines) <= 2 * LINES_PER_MINUTE_MAX  # the minute may change meanwhile
         assert "\x1b" not in caplog.text
+
+
+@pytest.mark.parametrize("flag", ["00", "01"])
+async def test_a_trace_is_continued_only_for_those_who_may(site: Site, flag: str) -> None:
+    """Else a client could switch tracing off, or put its requests into the trace of somebody else."""
+    foreign, parent = "c" * 32, "d" * 16
+    plain = await site.keys.create("plain", "ingest:*")
+    trusted = await site.keys.create("trusted", "ingest:*", "trace")
+    header = {"traceparent": f"00-{foreign}-{parent}-{flag}"}
+    async with site.api() as api:
+        own = await api.post(plain, A, INGEST, **header)
+        refused = await api.post(None, A, INGEST, **header)
+        continued = await api.post(trusted, A, INGEST, **header)
+    assert continued.json()["trace_id"] == foreign
+    assert foreign not in own.text + refused.text
+    requests = [span for span in site.heard.spans() if span.name == "POST /v1/ingest/{source}"]
+    begun = [span for span in requests if span.context and span.context.trace_id != int(foreign, 16)]
+    assert len(requests) == (3 if flag == "01" else 2)
+    assert len(begun) == 2
+    for span in begun:
+        assert [link.context.trace_id for link in span.links] == [int(foreign, 16)]
+        assert span.parent is None
+
+
+async def test_an_open_api_continues_each_trace(site: Site) -> None:
+    async with site.api(Auth.OPEN) as api:
+        answer = await api.post(None, A, INGEST, traceparent=f"00-{'c' * 32}-{'d' * 16}-01")
+        assert answer.json()["trace_id"] == "c" * 32
 
 
 # --- idempotency and status per principal

@@ -78,7 +78,7 @@ def test_names_are_plain_and_short(name: str, *, valid: bool) -> None:
     assert is_name(name) == valid
 
 
-@pytest.mark.parametrize("scope", ["admin", "ingest:*", "read:*", "ingest:vehicles", "read:own_2"])
+@pytest.mark.parametrize("scope", ["admin", "trace", "ingest:*", "read:*", "ingest:vehicles", "read:own_2"])
 def test_scopes(scope: str) -> None:
     assert is_scope(scope)
 

@@ -50,7 +50,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         required=True,
         type=_scope,
         metavar="SCOPE",
-        help="what it allows: ingest:SOURCE or read:SOURCE (*: every source), or admin (everything); may be repeated",
+        help="what it allows: ingest:SOURCE or read:SOURCE (*: every source), trace (the API continues its traces), or "
+        "admin (everything); may be repeated",
     )
     _expires(create)
     create.add_argument(
@@ -115,7 +116,7 @@ def _name(text: str) -> str:
 def _scope(text: str) -> str:
     if not is_scope(text):
         raise argparse.ArgumentTypeError(
-            f"{text!r} is not a scope: use ingest:SOURCE, read:SOURCE, ingest:*, read:*, admin"
+            f"{text!r} is not a scope: use ingest:SOURCE, read:SOURCE, ingest:*, read:*, trace, admin"
         )
     return text
 

@@ -8,6 +8,7 @@ import base64
 import binascii
 
 from fastapi import Request
+from opentelemetry.propagate import get_global_textmap
 from opentelemetry.trace import get_current_span
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -16,13 +17,43 @@ from bronze.api.audit import CALLER, AuditLog
 from bronze.api.key_ring import KeyRing, unauthenticated
 from bronze.errors import Refusal, Refused
 from bronze.protocol.principals import OPEN, Caller
+from bronze.telemetry.context import extract, span_context
 from bronze.telemetry.signals import attribute
 
 #: Supervisors and load balancers have no keys.
 PROBES = frozenset({"/livez", "/readyz"})
+#: The `traceparent` that is hidden from the instrumentation, in the ASGI scope.
+FOREIGN_TRACE = "bronze.foreign_trace"
 _NOBODY = Caller(principal="", namespace="", key_id="")
 _BEARER = b"bearer "
 _BASIC = b"basic "
+
+
+class ForeignTraces:
+    """Hides the trace context of clients whose traces the API does not continue; their trace becomes a link.
+
+    It surrounds the instrumentation, which begins the span of a request. Else a client could decide that its requests
+    are not traced, or that they belong to the trace of somebody else.
+    """
+
+    def __init__(self, app: ASGIApp, keys: KeyRing | None) -> None:
+        self._app = app
+        self._keys = keys
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and self._keys is not None:
+            fields = {field.lower().encode("latin-1") for field in get_global_textmap().fields}
+            sent = [(name, value) for name, value in scope["headers"] if name in fields]
+            if sent and not self._may_trace(scope):
+                scope["headers"] = [header for header in scope["headers"] if header[0] not in fields]
+                scope[FOREIGN_TRACE] = dict(sent).get(b"traceparent", b"").decode("latin-1")
+        await self._app(scope, receive, send)
+
+    def _may_trace(self, scope: Scope) -> bool:
+        try:
+            return _caller(self._keys, scope).may_trace
+        except Refused:
+            return False
 
 
 class Authentication:
@@ -35,22 +66,31 @@ class Authentication:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
+            _link(scope)
             try:
-                scope[CALLER] = self._caller(scope)
+                scope[CALLER] = found = _caller(self._keys, scope)
             except Refused as error:
                 self._audit.refused(scope, error)
                 await problems.refusal(error)(scope, receive, send)
                 return
+            if found.principal:
+                get_current_span().set_attribute(attribute.enduser_id, found.principal)
         await self._app(scope, receive, send)
 
-    def _caller(self, scope: Scope) -> Caller:
-        if self._keys is None:
-            return OPEN
-        if scope["path"] in PROBES:
-            return _NOBODY
-        caller = self._keys.find(_key(scope))
-        get_current_span().set_attribute(attribute.enduser_id, caller.principal)
-        return caller
+
+def _caller(keys: KeyRing | None, scope: Scope) -> Caller:
+    """The caller of a request. Raises `Refused` (401)."""
+    if keys is None:
+        return OPEN
+    return _NOBODY if scope["path"] in PROBES else keys.find(_key(scope))
+
+
+def _link(scope: Scope) -> None:
+    """Link the request's span to the trace that the client named, if the API does not continue it."""
+    if FOREIGN_TRACE in scope:
+        foreign = span_context(extract({"traceparent": scope[FOREIGN_TRACE]}))
+        if foreign.is_valid:
+            get_current_span().add_link(foreign)
 
 
 def _key(scope: Scope) -> str:

@@ -16,8 +16,10 @@ from typing import Self
 
 import msgspec
 
-#: The scope for everything: ingest and read of every source, and the status of every submission.
+#: The scope for everything: ingest and read of every source, the status of every submission, and traces.
 ADMIN = "admin"
+#: The scope of those whose traces the API continues. It trusts their decisions about sampling.
+TRACE = "trace"
 #: Stands for every source.
 EVERY = "*"
 #: A name has at most so many bytes, so that the names of 999 submissions fit into the catalog entry of an object.
@@ -27,7 +29,7 @@ ALIVE_MAX = 2
 SECRET_BYTES = 32
 
 _NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._:@/+=-]{{0,{NAME_BYTES_MAX - 1}}}")
-_SCOPE = re.compile(r"admin|(?:ingest|read):(?:\*|[a-z][a-z0-9_]*)")
+_SCOPE = re.compile(r"admin|trace|(?:ingest|read):(?:\*|[a-z][a-z0-9_]*)")
 _KEY = re.compile(r"bronze_([0-9a-f]{12})_([A-Za-z0-9_-]{43})")
 
 
@@ -37,7 +39,7 @@ def is_name(text: str) -> bool:
 
 
 def is_scope(text: str) -> bool:
-    """Whether a text is a scope: `ingest:SOURCE`, `read:SOURCE`, with `*` for every source, or `admin`."""
+    """Whether a text is a scope: `ingest:SOURCE`, `read:SOURCE`, with `*` for every source; `trace` or `admin`."""
     return _SCOPE.fullmatch(text) is not None
 
 
@@ -132,6 +134,10 @@ class Caller:
     @property
     def admin(self) -> bool:
         return ADMIN in self.scopes
+
+    @property
+    def may_trace(self) -> bool:
+        return not self.scopes.isdisjoint((ADMIN, TRACE))
 
     def may_ingest(self, source: str) -> bool:
         return self._may("ingest", source)
