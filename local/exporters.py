@@ -21,6 +21,8 @@ PROMETHEUS = ("prometheus", "prometheus-remote-write", "prometheus-scrape")
 
 SIGNALS = ("metrics", "traces", "logs")
 SAMPLING_VARIABLE = "BRONZE_TRACES_SAMPLING"
+#: The share of the traces that the sampling `tail` keeps in addition.
+SHARE_VARIABLE = "COLLECTOR_TRACES_PERCENTAGE"
 EVERY_TRACE = "all"
 
 _VARIABLE = re.compile(r"\$\{env:(\w+)")
@@ -111,6 +113,8 @@ class Exporters:
             raise LocalError(
                 f"{SAMPLING_VARIABLE}={sampling}: {sampling!r} is unknown; known are: {', '.join(known_samplings())}"
             )
+        if sampling == "tail":
+            _check_share(settings.get(SHARE_VARIABLE, ""))
         exporters = cls(**chosen, sampling=sampling)
         if "tempo" in exporters.traces and not tempo:
             raise LocalError(
@@ -126,6 +130,16 @@ class Exporters:
     def __str__(self) -> str:
         destinations = "; ".join(f"{signal} to {', '.join(getattr(self, signal))}" for signal in SIGNALS)
         return destinations if self.sampling == EVERY_TRACE else f"{destinations}; traces sampled by {self.sampling}"
+
+
+def _check_share(text: str) -> None:
+    """Raises `LocalError` unless a share in percent is not set, or a number from 0 to 100."""
+    try:
+        valid = not text or 0 <= float(text) <= 100
+    except ValueError:
+        valid = False
+    if not valid:
+        raise LocalError(f"{SHARE_VARIABLE}={text} is not a share in percent: use a number from 0 to 100, such as 10")
 
 
 def _chosen(signal: str, text: str) -> tuple[str, ...]:

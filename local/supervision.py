@@ -154,6 +154,7 @@ def configuration(root: Path, socket: Path, programs: Iterable[Program], *, rest
         "rpcinterface:supervisor": {
             "supervisor.rpcinterface_factory": "supervisor.rpcinterface:make_main_rpcinterface"
         },
+        "supervisorctl": {"serverurl": f"unix://{socket}"},  # for people
         "supervisord": {
             "logfile": root / "logs" / "supervisord.log",
             "pidfile": root / "supervisord.pid",

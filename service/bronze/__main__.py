@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import sys
+from contextlib import suppress
 from functools import partial
 
 from bronze import __version__, publisher, settings
@@ -108,11 +109,14 @@ def main() -> None:
     except Halted as error:
         print(f"bronze {args.role}: {error}", file=sys.stderr)
         code = 1
+    except BrokenPipeError:  # nobody reads standard output any more, as after `| head`
+        code = 0
     except KeyboardInterrupt:
         code = 128 + signal.SIGINT
     logging.shutdown()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(BrokenPipeError):
+            stream.flush()
     os._exit(code)  # not sys.exit: a thread that still waits for the bucket would delay the exit until its time-out
 
 
@@ -170,15 +174,11 @@ def run_lineage(args: argparse.Namespace, chosen: Settings) -> int:
     logging.getLogger("bronze.servers.jetstream").setLevel(
         logging.ERROR
     )  # follow itself reports once that the queue does not answer
-    try:
-        if not lineage_command.wants_follow(args):
-            return lineage_command.run_lookup(args, chosen)
-        from bronze import wiring
+    if not lineage_command.wants_follow(args):
+        return lineage_command.run_lookup(args, chosen)
+    from bronze import wiring
 
-        return asyncio.run(wiring.with_feed(chosen, partial(lineage_command.follow, args)))
-    except BrokenPipeError:  # such as `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    return asyncio.run(wiring.with_feed(chosen, partial(lineage_command.follow, args)))
 
 
 def run_verify(args: argparse.Namespace, chosen: Settings) -> int:

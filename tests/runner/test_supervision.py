@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -35,3 +36,28 @@ def test_what_dies_is_started_again(tmp_path: Path, restarts: bool, state: str) 
     assert not supervisor.runs()
     with pytest.raises(ProcessLookupError):
         os.kill(started()[-1], 0)
+
+
+def test_one_program_can_be_stopped_and_started_by_hand(tmp_path: Path) -> None:
+    """As docs/operations.md says: with the supervisor's own command, and only that program."""
+    sleepers = [Program(name, (sys.executable, "-c", "import time; time.sleep(60)"), {}, lambda: None) for name in "ab"]
+
+    def control(*words: str) -> None:
+        command = [sys.executable, "-m", "supervisor.supervisorctl", "-c", str(tmp_path / "supervisord.conf"), *words]
+        subprocess.run(command, check=True, capture_output=True)
+
+    supervisor = Supervisor(tmp_path)
+    supervisor.launch(sleepers, restarts=True)
+    try:
+        for sleeper in sleepers:
+            supervisor.start(sleeper)
+        for sleeper in sleepers:
+            until("both run", lambda name=sleeper.name: supervisor.state(name).state == "RUNNING")  # type: ignore[misc]
+        control("stop", "a")
+        assert [supervisor.state(name).state for name in "ab"] == ["STOPPED", "RUNNING"]
+        control("start", "a")
+        assert [supervisor.state(name).state for name in "ab"] == ["RUNNING", "RUNNING"]
+        control("restart", "b")
+        assert supervisor.state("b").state == "RUNNING"
+    finally:
+        supervisor.shutdown()

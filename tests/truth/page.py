@@ -101,8 +101,8 @@ got.
 
 {_table(("stage", "faults", "settled and read, s", "wrong numbers", "error of *Requests*"), map(row, r["stages"]))}
 
-The time includes reading the new objects. A killed API takes along the requests that it counted since its last \
-export."""
+The time includes reading the new objects. Requests that a killed API counted since its last \
+export are lost."""
 
 
 def _events(stage: Mapping[str, Any]) -> str:
@@ -133,7 +133,7 @@ PromQL over the samples by OTLP. The ledger has no error in any stage, or the ta
 
 {_table(("stage", "records", "true", "ledger", "OTLP", "scrape", "`increase(… anchored)`", "`increase`"), rows())}
 
-A process that is killed takes along what it counted since its last export or scrape, at most 5 s here. A retry \
+What a killed process counted since its last export or scrape, at most 5 s here, is lost. A retry \
 after a lost answer counts as replayed, not as accepted."""
 
 
@@ -183,8 +183,8 @@ in the bucket.
 {_table(head, map(row, r["stages"]))}
 
 Without a kill, every span that was sent is stored, and each missing span is among those counted as dropped. The \
-collector's own spans, of 1 % of the requests to it, are in its counts and in the store. A killed role takes along \
-the spans of its last second and of open requests, which nothing counts. Counts end with the last export or scrape \
+collector's own spans, of 1 % of the requests to it, are in its counts and in the store. The spans of the last \
+second and of open requests of a killed role are lost, which nothing counts. Counts end with the last export or scrape \
 of a process: in the stage of a restart or a kill, more spans can be stored than were counted as sent. \
 {r["spans_repeated"]:,} spans came more than once: an export whose answer was lost is repeated."""
 

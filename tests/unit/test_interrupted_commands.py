@@ -45,6 +45,28 @@ def test_ctrl_c_is_how_to_end_a_command_that_follows() -> None:
     assert interrupt(["lineage", "follow"]) == (0, "", "")
 
 
+def test_a_closed_pipe_is_quiet() -> None:
+    """As after `| head`: neither the command's own output nor its log prints a traceback."""
+    code = """
+import logging, os, sys
+reading, writing = os.pipe()
+os.dup2(writing, 1)
+os.close(reading)
+from bronze import __main__ as command
+from bronze.settings import LogFormat
+from bronze.telemetry import logs
+logs.configure(LogFormat.CONSOLE, "INFO", {})
+logging.getLogger("bronze").info("a record")
+def run(args, settings):
+    print("x" * 100_000, flush=True)
+command.run = run
+sys.argv = ["bronze", "objects", "missing"]
+command.main()
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
 def interrupt(command: Sequence[str]) -> tuple[int, str, str]:
     """The exit code and the output of a command that is interrupted while it waits for a server's answer."""
     with socket.create_server(("127.0.0.1", 0)) as silent:

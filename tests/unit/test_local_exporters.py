@@ -65,6 +65,9 @@ def test_the_sampling_is_a_file_in_front_of_the_layers() -> None:
     share = {"COLLECTOR_TRACES_PERCENTAGE": "5"}
     assert environment(tail.layers, share, tail.sampling) == share
     assert environment(tail.layers, share) == {}
+    for wrong in ("most", "101", "-1", "nan"):
+        with pytest.raises(LocalError, match=f"COLLECTOR_TRACES_PERCENTAGE={wrong} is not a share in percent"):
+            Exporters.configured({"BRONZE_TRACES_SAMPLING": "tail", "COLLECTOR_TRACES_PERCENTAGE": wrong}, tempo=False)
     with pytest.raises(LocalError, match="BRONZE_TRACES_SAMPLING=head: 'head' is unknown; known are: all, tail"):
         Exporters.configured({"BRONZE_TRACES_SAMPLING": "head"}, tempo=False)
 

@@ -32,7 +32,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """The command line of `bronze lineage`."""
     parser.epilog = (
         "Exit codes: 1 if nothing is known of the id, 2 if the API refuses the request, 3 if the API does not answer, "
-        f"130 if it was interrupted (Ctrl-C). {FOLLOW} runs until Ctrl-C or SIGTERM, and then ends with 0."
+        f"130 if it was interrupted (Ctrl-C). {FOLLOW} runs until Ctrl-C or SIGTERM, and then ends with 0; it "
+        "waits for a queue that does not answer."
     )
     parser.description = (
         "Print the lineage of an id or a path: the submissions, traces and objects that belong to it. "

@@ -23,12 +23,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "List the records and messages in quarantine, export them so that you can correct them, and replay them: send "
         "them to the API as new submissions."
     )
-    parser.epilog = (
-        "Exit codes: 1 if the command cannot be executed (standard error says why), 2 if an argument or a setting "
-        "cannot work, 3 if the bucket or the API does not answer, 130 if it was interrupted (Ctrl-C)."
+    parser.epilog = codes = (
+        "Exit codes: 0 if it is done, 1 if the command cannot be executed (standard error says why), 2 if an argument "
+        "or a setting cannot work, 3 if the bucket or the API does not answer, 130 if it was interrupted (Ctrl-C)."
     )
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
-    show = actions.add_parser("list", help="list the records in quarantine, with the reason of each")
+    show = actions.add_parser("list", help="list the records in quarantine, with the reason of each", epilog=codes)
     show.add_argument("--source", help="list this source only (default: all sources)")
     show.add_argument(
         "--since",
@@ -38,7 +38,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     show.add_argument("--json", action="store_true", help="print one line of JSON per quarantine object")
     export = actions.add_parser(
-        "export", help="write the records as received, one per line, so that you can correct them"
+        "export", help="write the records as received, one per line, so that you can correct them", epilog=codes
     )
     _add_selection(export)
     export.add_argument(
@@ -48,6 +48,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "replay",
         help="send the corrected records to the API, with their classification and file name; each quarantine object "
         "is replayed once",
+        epilog=codes,
     )
     _add_selection(resend)
     resend.add_argument(
@@ -85,6 +86,8 @@ async def run(args: argparse.Namespace, settings: Settings, bucket: Bucket) -> i
                 _export(args.output, await _selected(args, bucket))
             case _:
                 await _replay(args.file, await _selected(args, bucket), settings, bucket)
+    except BrokenPipeError:
+        raise
     except (CommandError, OSError) as error:
         print(f"bronze quarantine: {error}", file=sys.stderr)
         return 1

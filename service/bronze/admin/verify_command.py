@@ -27,7 +27,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Check that telemetry, catalog and bucket agree. Each exemplar of the upload duration leads to a trace, the "
         "trace to an object, and the object to its catalog entry; each entry to an object with its size and rows; each "
-        "object to an entry; and the entries of a lane follow one another without a gap. It reads only. Needs the "
+        "object to an entry; and the entries of a lane follow one another without a gap. It changes nothing. Needs the "
         "queue and the bucket; and for exemplars BRONZE_PROMETHEUS_URL, and BRONZE_TEMPO_URL or BRONZE_ZIPKIN_URL."
     )
     parser.epilog = (

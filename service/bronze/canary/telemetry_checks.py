@@ -55,7 +55,9 @@ class LedgerCheck(CanaryCheck):
             elif time.monotonic() - since_s >= self._settled_s:
                 return ledger
             await asyncio.sleep(POLL_S)
-        raise Unavailable(Outage.TIMEOUT, "the ledger of the canary is not in Prometheus, or does not come to rest")
+        raise Unavailable(
+            Outage.TIMEOUT, "the ledger of the canary is not in Prometheus, or records of the canary wait in the queue"
+        )
 
     async def check(self, run: Run) -> None:
         sent = len(run.lines)

@@ -236,7 +236,7 @@ def with_canary(declared: Mapping[str, Source]) -> Mapping[str, Source]:
     """The declared sources, and the source of `bronze canary`."""
     canary = Source(
         CANARY,
-        "Records that `bronze canary` sends and looks for again. They are no data.",
+        "Records that `bronze canary` sends and looks for again. They are not data of a sender.",
         1,
         (
             Field("run_id", FieldType.STRING, "The run of the canary.", required=True),

@@ -38,7 +38,7 @@ def configure(log_format: LogFormat, level: str, resource: Mapping[str, str], st
     number = logging.getLevelNamesMapping().get(level.upper())
     if number is None:
         raise Misconfigured(f"BRONZE_LOG_LEVEL: {level!r} is not a log level; use DEBUG, INFO, WARNING or ERROR")
-    handler = logging.StreamHandler(stream or sys.stdout)
+    handler = Output(stream or sys.stdout)
     handler.setFormatter(Json(resource) if log_format is LogFormat.JSON else Console())
     handler.addFilter(RepetitionFilter())
     root = logging.getLogger()
@@ -54,6 +54,16 @@ def configure(log_format: LogFormat, level: str, resource: Mapping[str, str], st
         uvicorn.handlers.clear()
         uvicorn.propagate = True
     logging.getLogger("uvicorn.access").setLevel(logging.CRITICAL)  # spans and metrics show requests
+
+
+class Output(logging.StreamHandler[TextIO]):
+    """Writes records to a stream. Once nobody reads it any more, as after `| head`, they are lost without a traceback
+    for each.
+    """
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  the library's name
+        if not isinstance(sys.exception(), BrokenPipeError):
+            super().handleError(record)
 
 
 class Json(logging.Formatter):

@@ -3,8 +3,8 @@
 #: Three exports of metrics, in seconds.
 REPORTED_WITHIN_S = 15
 
-#: Leaves out the records of `bronze canary`, which are no data. Each sum over sources has it. The server's metrics have
-#: no source; there, the canary has a route of its own.
+#: Leaves out the records of `bronze canary`, which are not data of a sender. Each sum over sources has it. The server's
+#: metrics have no source; there, the canary has a route of its own.
 NO_CANARY = 'bronze_source!="canary"'
 
 
