@@ -153,7 +153,10 @@ class Running:
         folder = self.system.stack.root / "prometheus" / "targets"
         for role in ROLES:
             listed = [{"targets": [f"{LOOPBACK}:{member.port}" for member in self.of(role)]}]
-            (folder / f"scrape-{role}.yaml").write_text(json.dumps(listed))
+            # replaced as a whole: Prometheus would drop all targets of a file that it reads half-written
+            written = folder / f"scrape-{role}.new"
+            written.write_text(json.dumps(listed))
+            written.replace(folder / f"scrape-{role}.yaml")
 
     def supervise(self, over: threading.Event) -> None:
         while not over.wait(SUPERVISE_S):
