@@ -12,7 +12,8 @@ import pytest
 from local.builds import REPOSITORY, build_all
 from tests.truth import day
 from tests.truth.page import written
-from tests.truth.series import Prometheus
+from tests.truth.run import NUMBERS
+from tests.truth.series import Prometheus, tiles
 
 STEPS = 720
 
@@ -41,6 +42,12 @@ def test_each_firing_of_an_alert_counts_once() -> None:
         ("BronzeX", {"bronze_source": "status"}, 0, 45),
         ("BronzeX", {"bronze_source": "status"}, 300, 315),
     ]
+
+
+def test_the_numbers_that_are_compared_are_on_the_dashboard() -> None:
+    """By the titles of their panels. The requests are those of submissions, without look-ups and the canary's."""
+    assert set(NUMBERS) <= tiles().keys()
+    assert 'http_route="/v1/ingest/{source}"' in tiles()["Requests"]
 
 
 def test_the_expressions_are_exact_on_a_synthetic_day(tmp_path: Path) -> None:

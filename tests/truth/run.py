@@ -29,6 +29,20 @@ SETTLE_S_MAX = 120.0
 QUIET_S = 14.0
 TAKE_S = 5.0
 
+#: The numbers of things on *Bronze overview* that no reset of a counter may change.
+NUMBERS = (
+    "Accepted in all",
+    "Records that wait",
+    "Records in rows",
+    "Objects",
+    "Bytes of objects",
+    "Records in no row",
+    "Records that wait now",
+    "Missing objects and messages",
+    "Successful uploads",
+    "Requests",
+)
+
 Values = Mapping[str, float]
 
 
@@ -285,21 +299,9 @@ def _counted(sent: list[Sent], prometheus: Prometheus, window_s: float) -> dict[
 
 def _numbers(prometheus: Prometheus, window_s: float) -> Values:
     """Every number of things that tiles and page show; for a range, the time since the run began."""
-    names = (
-        "Accepted in all",
-        "Records that wait",
-        "Records in rows",
-        "Objects",
-        "Bytes of objects",
-        "Records in no row",
-        "Records that wait now",
-        "Missing objects and messages",
-        "Successful uploads",
-        "Requests",
-    )
     found = {
         f"{title} {labels}".strip(): value
-        for title in names
+        for title in NUMBERS
         for labels, value in prometheus.vector(asked(tiles()[title], window_s)).items()
     }
     for name in ("uploads", "stored", "quarantined", "missing", "queue_depth"):
