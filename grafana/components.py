@@ -649,7 +649,8 @@ def _several(variable: build.QueryVariable) -> build.QueryVariable:
 
 def _api_url() -> build.QueryVariable:
     """The address at which browsers reach the API. It is a setting of Prometheus, whose Watchdog has it as a label."""
-    known = 'group by (api_url) (ALERTS{alertname="Watchdog", api_url!=""})'
+    # without the external label, the label is its unexpanded template
+    known = 'group by (api_url) (ALERTS{alertname="Watchdog", api_url=~"http.+"})'
     expr = f'{known} or on () label_replace(vector(1), "api_url", "{_API_URL}", "", "")'
     variable = from_result("api_url", "API", expr, 'api_url="([^"]+)"')
     return variable.current(model.VariableOption(selected=True, text=_API_URL, value=_API_URL))

@@ -148,7 +148,7 @@ def test_the_address_of_the_api_comes_from_a_setting(uid: str) -> None:
     (variable,) = (one for one in DOCUMENTS[uid]["templating"]["list"] if one["name"] == "api_url")
     (watchdog,) = (rule for rule in RULES if isinstance(rule, Alert) and rule.name == "Watchdog")
     (name,) = watchdog.labels
-    assert f'(ALERTS{{alertname="Watchdog", {name}!=""}})' in variable["query"]["query"]
+    assert f'(ALERTS{{alertname="Watchdog", {name}=~"http.+"}})' in variable["query"]["query"]
     found = re.search(variable["regex"].strip("/"), f'{{{name}="https://bronze.your.company"}} 1 1764413000000')
     assert found
     assert found[1] == "https://bronze.your.company"
