@@ -14,7 +14,7 @@ from grafana.promql import LEDGER, RANGE, THRESHOLDS
 from prometheus import rules, verdict
 from prometheus.verdict import Level, Part
 
-OVERVIEW, HEALTH = "bronze-overview", "bronze-health"
+OVERVIEW, LATENCY, HEALTH = "bronze-overview", "bronze-latency", "bronze-health"
 
 _LIMITS = rules.verdict_limits(THRESHOLDS)
 #: The text of each verdict.
@@ -54,7 +54,7 @@ def upload() -> Stat:
         "none ends while messages are late.",
         "no consumer has reported yet",
         ["BronzeUploadsFail", "BronzeUploadsSlow", "BronzeUploadAttemptsFail", "BronzeUploadsMissing"],
-        (OVERVIEW, "Uploads, succeeded and failed"),
+        (LATENCY, "Upload duration, percentiles"),
     )
     return _verdict(info, Part.UPLOAD)
 
