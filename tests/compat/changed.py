@@ -37,16 +37,16 @@ ADDED: Sequence[tuple[re.Pattern[str], str]] = (
         "The totals of a lane: readers ignore fields that they do not know, and count totals that are missing.",
     ),
     (
+        re.compile(r',\s?\\?"principal\\?":\s?null(?=})'),
+        "Who sent a submission, if the API has keys: clients ignore members that they do not know.",
+    ),
+    (
         re.compile(r',\s?\\?"ended_at\\?":\s?(\\?"[^"\\]*\\?"|null)(?=})'),
         "When the write of an object of a lineage ended: clients ignore members that they do not know.",
     ),
     (
         re.compile(r',\s?\\?"in_bucket\\?":\s?(true|false|null)(?=})'),
         "Whether an object of a lineage is in the bucket: clients ignore members that they do not know.",
-    ),
-    (
-        re.compile(r',\s?\\?"principal\\?":\s?null(?=})'),
-        "Who sent a submission, if the API has keys: clients ignore members that they do not know.",
     ),
     (
         re.compile(r',\s?\\?"removed\\?":\s?null(?=})'),
