@@ -29,7 +29,7 @@ from tests.drill.site import Site, disjoint_ports, running
 from tests.incidents import page
 from tests.incidents.claims import CLAIMS, TITLES, Look, lies
 from tests.incidents.faults import INCIDENTS, REST, Incident, Scene
-from tests.incidents.numbers import Number, Rest, numbers
+from tests.incidents.numbers import Number, Rest, numbers, uploads_in_traces
 from tests.incidents.page import Result, Seen
 from tests.incidents.readings import Readings
 from tests.incidents.senders import steady
@@ -47,8 +47,8 @@ LOOK_S = 5.0
 #: Before an incident, and after it: what was red may be yellow for five minutes, and metrics arrive later.
 BEFORE_S, AFTER_S = 60.0, 400.0
 CALM_S_MAX = 300.0
-#: After the last submission: it is stored, and the metrics have arrived.
-SETTLED_S = 25.0
+#: After the last submission: it is stored; and the metrics have arrived.
+STORED_S, SETTLED_S = 10.0, 25.0
 #: A rate looks back by 20 s, at metrics that are up to 5 s old.
 RATE_S = 30.0
 
@@ -129,30 +129,41 @@ def run(incident: Incident, ports: Ports, built: Built, starting: threading.Lock
         with scene.fault("incident"):
             _told(scene, incident, looking, say)
         say(f"it is over ({looking.verdicts})")
-        bucket, found = Bucket(site.system), []
+        found: list[Number] = []
         if incident is REST:
             senders.close()
             scene.wait(SETTLED_S)
-            found = _numbers(scene, bucket.read(), began)
+            found = _numbers(scene, began)
         else:
             scene.wait(AFTER_S)
+        ended = time.time()
         say(f"at the end: {looking.verdicts}")
-        readings = _readings(scene, bucket.read(), began)
-    seen = Seen(readings, looking.looks, looking.errors, found)
+        senders.close()
+        scene.wait(STORED_S)
+        readings = _readings(scene, began, ended)
+        looks = [look for look in looking.looks if look.at <= ended]
+    seen = Seen(readings, looks, looking.errors, found)
     _seen(incident).write_bytes(pickle.dumps(seen))
     say(f"took {time.time() - began:.0f} s")
     return judged(incident, seen, say)
 
 
-def _readings(scene: Scene, bucket: Bucket, began: float) -> Readings:
-    return Readings.of(began, time.time(), scene.attempts, scene.site.bucket.puts, bucket, scene.faults)
+def _readings(scene: Scene, began: float, ended: float) -> Readings:
+    bucket = Bucket(scene.site.system).read()
+    return Readings.of(began, ended, scene.attempts, scene.site.bucket.puts, bucket, scene.faults)
 
 
-def _numbers(scene: Scene, bucket: Bucket, began: float) -> list[Number]:
+def _numbers(scene: Scene, began: float) -> list[Number]:
     ((_, steady_from, steady_to),) = [fault for fault in scene.faults if fault[0] == "incident"]
-    readings = _readings(scene, bucket, began)
+    readings = _readings(scene, began, time.time())
     first = min(a.began for a in readings.attempts) - LOOK_S
-    rest = Rest(readings, bucket, first, (steady_from + RATE_S, steady_to))
+    rest = Rest(
+        readings,
+        Bucket(scene.site.system).read(),
+        first,
+        (steady_from + RATE_S, steady_to),
+        uploads_in_traces(scene.site.system),
+    )
     return numbers(Grafana(scene.site.system), rest)
 
 

@@ -25,10 +25,15 @@ AGE_ERROR_S = 1
 LOOK_S_MAX = 5
 #: What a killed process has counted since its last export, in seconds.
 LOST_S = 10
-#: An upload includes the encoding of its object, which the proxy does not see.
-ENCODE_S_MAX = 0.15
+#: An upload includes the encoding of its object, which the proxy does not see. On a busy machine it takes long.
+ENCODE_S_MAX = 0.3
 #: The share of slow uploads and deliveries of which p95 is red, and how far a tile may be from it.
 SLOW_SHARE, SHARE_ERROR = 0.05, 0.01
+
+_UNFINISHED = "not ended yet"
+
+#: What the senders send in two seconds.
+SENT = 40
 
 TITLES = {"Ingest": Part.INGEST, "Queue": Part.QUEUE, "Upload": Part.UPLOAD, "Telemetry": Part.TELEMETRY}
 
@@ -48,20 +53,30 @@ class Moment:
 
     readings: Readings
     looks: Sequence[Look]
+    #: a look takes time, in which a verdict may change
+    next_look: Look | None = None
 
     @property
     def at(self) -> float:
         return self.looks[-1].at
 
     def last(self, numbers: Sequence[float], seconds: float = LAG_S) -> Sequence[float]:
-        """The numbers of the last seconds."""
+        """The numbers of the last seconds, and while the look was taken."""
         second = int(self.at - self.readings.began)
-        return numbers[max(0, second - int(seconds)) : second + 1]
+        return numbers[max(0, second - int(seconds)) : second + LOOK_S_MAX + 1]
 
     def was_bad(self, part: Part, seconds: float) -> bool:
         late = part is Part.QUEUE and max(self.last(self.readings.oldest_s, seconds)) > LATE_S - AGE_ERROR_S
+        slow = part is Part.UPLOAD and self._may_be_slow(seconds)
         started = self.at - self.readings.ready < seconds
-        return late or started or any(self.last(self.readings.bad[part], seconds))
+        return late or slow or started or any(self.last(self.readings.bad[part], seconds))
+
+    def _may_be_slow(self, seconds: float) -> bool:
+        """The proxy does not see how long the consumer encodes and waits for a processor. A delivery includes it."""
+        return any(
+            duration_s > DURATION_S_MAX and self.at - seconds - LOOK_S_MAX < end <= self.at
+            for end, duration_s in self.readings.deliveries
+        )
 
     def is_bad(self, part: Part) -> bool:
         """For long enough that it has to be seen, and not about to end."""
@@ -133,27 +148,31 @@ def _waiting(moment: Moment, shown: Shown) -> str:
     waiting = moment.last(moment.readings.waiting)
     if not moment.knows:
         return ""
-    return _between(shown, min(waiting) - 20, max(waiting) + 20, "wait")
+    return _between(shown, min(waiting) - SENT, max(waiting) + SENT, "wait")
 
 
 def _since(moment: Moment, shown: Shown) -> str:
-    red = [look.at for look in moment.looks if any(look.tiles[title].colour == "red" for title in TITLES)]
-    if not red:
-        return "" if shown.colour != "red" else "is red, and no verdict was"
+    red = [look.at for look in moment.looks if _is_red(look)]
+    ago_s = [moment.at - at for at in red[-3:]]
     if shown.text == "it goes on":
-        return (
-            ""
-            if moment.at - red[-1] <= LAG_S
-            else f"goes on, and the last red verdict was {moment.at - red[-1]:.0f} s ago"
-        )
+        soon = moment.next_look is not None and _is_red(moment.next_look)
+        return "" if soon or min(ago_s, default=math.inf) <= LAG_S else "goes on, and no verdict is red"
+    if not red:  # before the first look, the system started
+        return ""
     if not shown.values or shown.text == "none in this range":
         return "knows of no incident"
-    return _between(shown, moment.at - red[-1] - LAG_S, moment.at - red[-1] + LAG_S, "the last red verdict was before")
+    return _between(shown, min(ago_s) - LAG_S, max(ago_s) + LAG_S, "the last red verdict was before")
 
 
-def _count(counts: Callable[[Moment], tuple[float, float]]) -> Claim:
+def _is_red(look: Look) -> bool:
+    return any(look.tiles[title].colour == "red" for title in TITLES)
+
+
+def _count(counts: Callable[[Moment], tuple[float, float]], series: str = "") -> Claim:
     def claim(moment: Moment, shown: Shown) -> str:
         low, high = counts(moment)
+        if series:
+            shown = Shown({k: v for k, v in shown.values.items() if k == series}, shown.text, shown.colours)
         return _between(shown, low if moment.knows else 0, high, "are true")
 
     return claim
@@ -190,6 +209,8 @@ def _share(of: Callable[[Readings], Sequence[tuple[float, float]]], limit_s: flo
     def claim(moment: Moment, shown: Shown) -> str:
         if not moment.knows:
             return ""
+        if _UNFINISHED in shown.values:
+            return _unfinished(moment, shown)
         shares = []
         for before_s in range(-LOOK_S_MAX, LAG_S, LOOK_S_MAX):
             durations = [seconds for end, seconds in of(moment.readings) if end <= moment.at - before_s]
@@ -203,6 +224,13 @@ def _share(of: Callable[[Readings], Sequence[tuple[float, float]]], limit_s: flo
     return claim
 
 
+def _unfinished(moment: Moment, shown: Shown) -> str:
+    """Beside what has ended, a tile shows for how long something goes on that is over its limit."""
+    ages = moment.last(moment.readings.oldest_s, 2 * LAG_S)
+    only = Shown({"": shown.values[_UNFINISHED]}, shown.text, shown.colours)
+    return _between(only, min(ages) - AGE_ERROR_S - DURATION_S_MAX, max(ages) + AGE_ERROR_S, "is the oldest")
+
+
 def _mean(moment: Moment, shown: Shown) -> str:
     means = []
     for before_s in range(-LOOK_S_MAX, LAG_S, LOOK_S_MAX):
@@ -210,6 +238,8 @@ def _mean(moment: Moment, shown: Shown) -> str:
         means.append(math.fsum(durations) / max(1, len(durations)))
     if not moment.knows or not shown.values:
         return ""
+    if _UNFINISHED in shown.values:
+        return _unfinished(moment, shown)
     return _between(shown, min(means) * 0.9 - 0.02, max(means) * 1.1 + ENCODE_S_MAX, "s is the mean")
 
 
@@ -233,7 +263,7 @@ CLAIMS: Mapping[str, Claim] = {
     "Successful uploads": _count(_uploads),
     "Failed upload attempts": _failed,
     "Mean upload duration": _mean,
-    "Requests": _count(_requests),
+    "Requests": _count(_requests, "submissions"),
     "p95 upload": _share(lambda readings: readings.writes, DURATION_S_MAX),
     "p95 delivery": _share(lambda readings: readings.deliveries, LATE_S),
     "Missing objects and messages": _missing,
@@ -245,7 +275,7 @@ def lies(readings: Readings, looks: Sequence[Look]) -> list[tuple[float, str, st
     """Each time at which a tile showed what was not true: the time, its title, and why."""
     found = []
     for number, look in enumerate(looks, 1):
-        moment = Moment(readings, looks[:number])
+        moment = Moment(readings, looks[:number], looks[number] if number < len(looks) else None)
         for title, claim in CLAIMS.items():
             if title in look.tiles and (why := claim(moment, look.tiles[title])):
                 found.append((look.at, title, why))

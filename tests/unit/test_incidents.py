@@ -70,7 +70,8 @@ def test_red_may_last_a_minute_and_yellow_five(title: str) -> None:
     ],
 )
 def test_a_wrong_number_is_a_lie(title: str, shown: float) -> None:
-    assert found(title, lambda _: Shown({"": shown}, f"{shown:g}", frozenset({"blue"})), readings()) is not None
+    tile = Shown({"submissions": shown}, f"{shown:g}", frozenset({"blue"}))
+    assert found(title, lambda _: tile, readings()) is not None
 
 
 def test_a_percentile_has_the_colour_of_the_share_above_its_limit() -> None:
