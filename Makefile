@@ -9,7 +9,7 @@ READY := $(VENV)/.ready
 LOCAL := $(BIN)/python -m local
 
 .DEFAULT_GOAL := help
-.PHONY: help up status logs down demo unit test kill-test mixed fuzz outage-test prove truth drill incidents coverage bench check generate lock
+.PHONY: help up status logs down demo unit test kill-test mixed fuzz outage-test attack prove truth drill incidents coverage bench check generate lock
 MAKEFLAGS += --no-print-directory
 
 help: ## show this list
@@ -56,6 +56,9 @@ fuzz: N ?= 500
 fuzz: SEED ?= 1
 fuzz: $(READY) ## send valid and invalid requests to every operation of the OpenAPI document; N=...: requests each, SEED=...: others
 	BRONZE_FUZZ_EXAMPLES=$(N) BRONZE_FUZZ_SEED=$(SEED) $(BIN)/python -m pytest tests/system/test_fuzz.py $(T)
+
+attack: $(READY) ## send what once stopped the API, measure what it costs, and what it costs others; ONLY=..., S=...: seconds of the last part
+	@$(BIN)/python -m tests.attack $(if $(ONLY),--only "$(ONLY)") $(if $(S),--seconds $(S)) $(if $(BRONZE),--bronze $(BRONZE))
 
 outage-test: S ?= 180
 outage-test: $(READY) ## stop each part of the telemetry pipeline under load, for three minutes each; S=...: seconds

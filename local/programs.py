@@ -28,6 +28,9 @@ PORT_VARIABLE = "BRONZE_LOCAL_PORT_"
 READY_S_MAX = 60.0
 PROBE_TIMEOUT_S = 5.0
 
+#: Variables that SeaweedFS takes for its options, but programs use for their own.
+_OBEYED_BY_WEED = {"DEBUG", "FILER"}
+
 # Below the range of ports for outgoing connections, so that no connection takes the port of a killed server by chance.
 _PORTS = range(12_000, 32_000)
 
@@ -62,7 +65,11 @@ def environment(program: Program | None = None) -> dict[str, str]:
 
     Accounts and telemetry settings of the user's shell are removed, so that the system runs the same on every machine.
     """
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("AWS_", "OTEL_", "WEED_"))}
+    inherited = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("AWS_", "OTEL_", "WEED_")) and name not in _OBEYED_BY_WEED
+    }
     unproxied = {"NO_PROXY": "127.0.0.1,localhost", "no_proxy": "127.0.0.1,localhost"}
     return {**inherited, **unproxied, **(program.env if program else {})}
 

@@ -75,6 +75,7 @@ class Stack:
     def create(cls, root: Path, ports: Ports, built: Built, chosen: Exporters = Exporters()) -> Self:  # noqa: B008  frozen
         """Creates and saves a stack for a new start, with an existing or a new state directory."""
         root.mkdir(parents=True, exist_ok=True)
+        root.chmod(0o700)  # it has the accounts of the servers, and all data
         stack = cls(root, f"{root.name}-{secrets.token_hex(4)}", ports, built, chosen)
         stack.save()
         return stack

@@ -1,6 +1,6 @@
 """The HTTP client of all commands that call the API, and the errors that its answers stand for.
 
-Imports: errors, settings.
+Imports: errors, printable, settings.
 Libraries: httpx, msgspec.
 """
 
@@ -13,6 +13,7 @@ import httpx
 import msgspec
 
 from bronze.errors import ErrorCode, Fault, Misconfigured, Outage, Refused, Unavailable, error_code
+from bronze.printable import printable
 from bronze.settings import Settings
 
 #: Longer than the API's own deadline, so that the API reports how a submission ended.
@@ -72,7 +73,7 @@ def failure(response: httpx.Response, place: Callable[[int | None], str]) -> Ref
     status = response.status_code
     problem = problem_of(response)
     code = _code(status, problem)
-    text = f"{status} {problem.detail or problem.title or response.reason_phrase}"
+    text = printable(f"{status} {problem.detail or problem.title or response.reason_phrase}")
     if status == httpx.codes.TOO_MANY_REQUESTS or response.is_server_error:
         detail = f"{response.url.host} answers {text}"
         return Unavailable(code, detail, retry_after_s=_retry_after_s(response), status=status)

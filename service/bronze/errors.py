@@ -58,6 +58,7 @@ class Refusal(ErrorCode):
     MALFORMED_REQUEST = "malformed-request", 400
     HEAD_TOO_LARGE = "head-too-large", 431
     HEAD_TOO_SLOW = "head-too-slow", 408
+    UNKNOWN_HOST = "unknown-host", 421
     INVALID_QUERY = "invalid-query", 400
     NOT_FOUND = "not-found", 404
     REMOVED = "removed", 410

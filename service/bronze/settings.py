@@ -81,6 +81,11 @@ class Settings(BaseSettings):
         "(everybody on this machine; BRONZE_API_HOST must be a loopback address), or delegated (everybody who reaches "
         "the API: something in front of it authenticates).",
     )
+    hosts: str = Field(
+        "",
+        description="Names under which the API is called, separated by commas; * for any. Addresses and localhost are "
+        "always allowed. Without it: any name, but only those if the API listens on a loopback address.",
+    )
     connections_max: PositiveInt = Field(
         512,
         description="Connections to the API. Above that, the one that has waited longest for a request is closed; if "

@@ -31,6 +31,7 @@ from bronze.api.budget import Budget
 from bronze.api.columnar_reader import ColumnarReaders
 from bronze.api.connection import create_server
 from bronze.api.glance import ASK_S_MAX, GlanceReader
+from bronze.api.guard import Guard
 from bronze.api.ingest import Ingest
 from bronze.api.key_ring import KeyRing
 from bronze.api.manual import Manual
@@ -269,7 +270,8 @@ async def serve(settings: Settings, substitute: Callable[[Servers], Servers] = l
             parts = api_parts(settings, declared, servers, index, prometheus, telemetry, stop_on_gone)
             if parts.keys:
                 await retry_until_available(parts.keys.read, stop)
-            server = create_server(OwnContext(ForeignTraces(create_app(parts), parts.keys)), settings, STOP_GRACE_S)
+            app = Guard(ForeignTraces(create_app(parts), parts.keys), settings)
+            server = create_server(OwnContext(app), settings, STOP_GRACE_S)
 
             def stop_serving() -> None:
                 server.should_exit = True

@@ -1,6 +1,7 @@
 """The page's queries to Prometheus: they equal those of the dashboards and have a time limit."""
 
 import asyncio
+import json
 import socket
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -9,7 +10,7 @@ from contextlib import asynccontextmanager, contextmanager
 import httpx
 import pytest
 
-from bronze.api import glance
+from bronze.api import glance, page
 from bronze.api.glance import ASK_S_MAX, GlanceReader, slowest
 from bronze.errors import Unavailable
 from bronze.objectives import DURATION_S_MAX
@@ -121,3 +122,27 @@ async def test_another_server_in_place_of_prometheus_is_reported() -> None:
     async with server, reader_at(server.sockets[0].getsockname()[1]) as glances:
         with pytest.raises(Unavailable, match=r"the server that answers at .* is not Prometheus"):
             await glances.read()
+
+
+@pytest.mark.parametrize("reported", ["+Inf", "-Inf", "NaN", "1e300", "-1e300"])
+async def test_a_number_that_nobody_can_have_measured_does_not_break_the_page(reported: str) -> None:
+    """Whoever can send telemetry can send any number; the page shows the others."""
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.url.path.endswith("query_exemplars"):
+            labels = {"trace_id": "0" * 31 + "1"}
+            exemplars = [
+                {"labels": labels, "value": reported, "timestamp": 1.0},
+                {"labels": labels, "value": "1", "timestamp": float(reported.replace("NaN", "1e300")) * 1e3},
+            ]
+            series = [{"seriesLabels": {"bronze_source": "vehicles"}, "exemplars": exemplars}]
+            # not JSON by its standard, but what Python's parser accepts from a server
+            return httpx.Response(200, content=json.dumps({"data": series}).encode())
+        return httpx.Response(200, json={"data": {"result": [{"metric": {}, "value": [0, reported]}]}})
+
+    async with httpx.AsyncClient(transport=httpx.MockTransport(answer), base_url="http://prometheus") as client:
+        found = await GlanceReader(Prometheus(client)).read()
+    for tile in page.tiles(found):
+        assert tile.value
+    for write in found.slowest:
+        assert page.format_duration(write.duration_s)

@@ -44,6 +44,23 @@ def test_which_files_are_found(tmp_path: Path) -> None:
     assert names_found("*", FileFormat.CSV) == {"a.csv", "b.parquet", "c.csv.part", "e.txt"}
 
 
+def test_links_are_not_followed(tmp_path: Path) -> None:
+    """Neither to files nor to directories; the watched directory itself may be a link."""
+    outside = tmp_path / "outside"
+    watched = tmp_path / "watched"
+    for directory in (outside, watched):
+        directory.mkdir()
+        (directory / "own.ndjson").write_text("{}")
+    (watched / "file.ndjson").symlink_to(outside / "own.ndjson")
+    (watched / "inside.ndjson").symlink_to(watched / "own.ndjson")
+    (watched / "directory").symlink_to(outside)
+    link = tmp_path / "link"
+    link.symlink_to(watched)
+    for pattern in ("*", "**/*", "directory/*"):
+        found = find_files(link, pattern, None)
+        assert list(found) == ([str(link / "own.ndjson")] if pattern != "directory/*" else [])
+
+
 def test_a_state_remembers(tmp_path: Path) -> None:
     """After a restart, files are known until they change; files that were sent are also known by their content."""
     file = tmp_path / "deep" / "state.sqlite"

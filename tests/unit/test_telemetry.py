@@ -821,3 +821,13 @@ def test_exporters_use_the_provider_of_credentials_that_the_standard_variables_n
     os.environ[f"OTEL_PYTHON_EXPORTER_OTLP_HTTP_{signal}CREDENTIAL_PROVIDER"] = "none-of-this-name"
     with pytest.raises(RuntimeError, match="none-of-this-name"):
         losses.CountedSpans(NoOpMeterProvider())
+
+
+def test_a_long_value_of_a_span_is_cut(start: Start) -> None:
+    """A User-Agent may be as long as a head: a batch of such spans would be too large for the collector, and lost."""
+    telemetry = start(Role.API)
+    span = telemetry.tracer.start_span("request", attributes={"user_agent.original": "x" * 60_000})
+    assert isinstance(span, ReadableSpan)
+    assert span.attributes is not None
+    assert len(str(span.attributes["user_agent.original"])) == 4096
+    span.end()

@@ -16,6 +16,6 @@ command_error       the error of a command that an operator has to correct
 time_argument       a time in the arguments of a command
 progress, reports   the progress bar, and the final output of lanes and the catalog
 
-A role. Imports: client, errors, objects, plurals, protocol, records, servers, settings, verify.
+A role. Imports: client, errors, objects, plurals, printable, protocol, records, servers, settings, verify.
 Libraries: httpx, msgspec, rich.
 """

@@ -20,6 +20,7 @@ from bronze import client
 from bronze.admin.time_argument import since
 from bronze.errors import Misconfigured, Outage, Unavailable
 from bronze.plurals import counted
+from bronze.printable import printable
 from bronze.servers.catalog_feed import Feed, FeedEntry, FeedPosition
 from bronze.settings import Settings
 
@@ -106,7 +107,8 @@ def run_lookup(args: argparse.Namespace, settings: Settings) -> int:
             f"the answer of {url} is not JSON: {error}. Check that --url or BRONZE_API_URL is the address of the API",
         ) from error
     if failure:
-        print(f"bronze lineage: {client.problem_of(response).detail or failure.detail}", file=sys.stderr)
+        detail = printable(client.problem_of(response).detail or failure.detail)
+        print(f"bronze lineage: {detail}", file=sys.stderr)
         return 1 if failure.status == httpx.codes.NOT_FOUND else 2
     if args.json:
         print(response.text)
@@ -120,11 +122,12 @@ def _print(lineage: Mapping[str, Any]) -> None:
     console = Console(highlight=False)
 
     def line(text: str) -> None:
-        console.print(text, soft_wrap=True)
+        console.print(printable(text), soft_wrap=True)
 
     line(f"{lineage['by']} {escape(lineage['value'])}")
     for submission in lineage["submissions"]:
-        line(f"\n[bold]submission {submission['submission_id']}[/] {submission['status']}")
+        line("")
+        line(f"[bold]submission {submission['submission_id']}[/] {submission['status']}")
         origin = f", from {escape(submission['origin'])}" if submission["origin"] else ""
         principal = submission.get("principal")  # older versions of the API lack it
         sender = f", sent by {escape(principal)}" if principal else ""
@@ -137,7 +140,8 @@ def _print(lineage: Mapping[str, Any]) -> None:
         for share in submission["objects"]:
             line(f"  {counted(share['records'], 'record')} in {escape(share['file_path'])}")
     for written in lineage["objects"]:
-        line(f"\n[bold]object {escape(written['file_path'])}")
+        line("")
+        line(f"[bold]object {escape(written['file_path'])}")
         removed = written.get("removed")  # older versions of the API lack it
         size = "size not known" if written["bytes"] is None else counted(written["bytes"], "byte")
         records, submissions = counted(written["records"], "record"), counted(written["submissions"], "submission")

@@ -12,6 +12,7 @@ import msgspec
 
 from bronze.admin.command_error import CommandError
 from bronze.errors import DeadLetter, Halted
+from bronze.printable import printable
 from bronze.protocol import rejected_records
 from bronze.protocol.message import PLACEHOLDER, AcceptedSubmission, MessageKind, Part, split_records
 from bronze.protocol.quarantine import (
@@ -78,11 +79,13 @@ class QuarantinedObject:
     def as_text(self) -> Iterator[str]:
         """The same for people, in lines."""
         replay = f", replayed as {self.replayed.submission_id}" if self.replayed else ""
-        yield f"{self.key}\n  submission {self.submission_id}, {self.stored_at}{replay}\n  {self.reason}"
+        yield printable(self.key)
+        yield f"  submission {printable(self.submission_id)}, {self.stored_at}{replay}"
+        yield f"  {printable(self.reason)}"
         for record in self.records:
             if record.reason:
                 place = f"record {record.index}" + (f", field {record.field}" if record.field else "")
-                yield f"  {place}: {record.reason} ({record.kind})"
+                yield printable(f"  {place}: {record.reason} ({record.kind})")
 
     def lines(self) -> list[bytes]:
         """Each record as one line: a line break is white space to JSON outside of strings, and an error inside."""

@@ -6,6 +6,7 @@ connection         the HTTP server's connections, with bounds on their number an
 authentication     who sends a request, and what that allows
 key_ring           the API keys, which it reads every second
 audit              the audit log
+guard              the names under which the API is called, and the policy of FastAPI's pages
 request_context    a separate context per request
 body               reads the body of a submission, within limits of memory and time
 budget             memory and disk of all bodies together

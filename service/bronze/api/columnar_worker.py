@@ -34,6 +34,8 @@ FOOTER_ITEMS_MAX = 1_000_000
 #: The end-of-stream marker of an Arrow IPC stream, and the first bytes of an Arrow IPC file.
 STREAM_END = b"\xff\xff\xff\xff\x00\x00\x00\x00"
 FILE_START = b"ARROW1"
+#: Files that the child may have open: the two of the job, and the modules that are loaded late.
+OPEN_FILES_MAX = 64
 #: The exit codes if memory or disk space ran out: a result would need more of it.
 EXIT_MEMORY = 7
 EXIT_DISK = 8
@@ -79,9 +81,10 @@ def main() -> NoReturn:
 
 
 def confine(job: ReadJob) -> None:
-    """Set limits that cannot be raised again (memory, CPU, size of the spool), a low priority, and no core dump."""
+    """Set limits that cannot be raised again (memory, CPU, files, size of the spool), low priority, no core dump."""
     for limit, soft, hard in (
         (resource.RLIMIT_CORE, 0, 0),
+        (resource.RLIMIT_NOFILE, OPEN_FILES_MAX, OPEN_FILES_MAX),
         (resource.RLIMIT_DATA, job.memory_bytes_max, job.memory_bytes_max),
         (resource.RLIMIT_CPU, job.cpu_s_max, job.cpu_s_max + 1),  # SIGXCPU, which the parent recognizes, then SIGKILL
         (resource.RLIMIT_FSIZE, MESSAGES_MAX * MESSAGE_BYTES_MAX, MESSAGES_MAX * MESSAGE_BYTES_MAX),

@@ -14,6 +14,7 @@ from markupsafe import Markup, escape
 
 from bronze.api.glance import BronzeWrite, Glance, GlanceReader
 from bronze.api.layout import load_templates, security_headers
+from bronze.api.problems import without_addresses
 from bronze.errors import Refused, Unavailable
 from bronze.lineage.lookup import By, Lineage, LineageObject, LineageSubmission
 from bronze.objectives import DURATION_S_MAX
@@ -123,7 +124,7 @@ class Page:
             # not a 404: to a browser, that would mean that the page itself does not exist
             return await self._render(200, q=q, problem=PageProblem("Nothing found", error.detail))
         except (Unavailable, TimeoutError) as error:
-            reason = str(error).rstrip(".") or "The search took too long"
+            reason = without_addresses(str(error)).rstrip(".") or "The search took too long"
             detail = f"{reason}. Try again."
             return await self._render(503, q=q, problem=PageProblem("Temporarily unavailable", detail))
         preview, no_preview = await self._rows(lineage)
@@ -175,7 +176,7 @@ class Page:
         try:
             glance = await self._glances.read()
         except Unavailable as error:
-            return await self._render(outage=error.detail)
+            return await self._render(outage=without_addresses(error.detail))
         return await self._render(glance=glance, tiles=tiles(glance), writes=await self._objects_of(glance.slowest))
 
     async def _objects_of(
@@ -287,8 +288,14 @@ def seconds_between(start: str, end: str) -> float:
     return (_parse(end) - _parse(start)).total_seconds()
 
 
+#: About 30 years: no duration of Bronze, but a number that somebody else reported.
+LONG_S = 1e9
+
+
 def format_duration(seconds: float) -> str:
     """A duration with the unit and precision that suit its size."""
+    if abs(seconds) >= LONG_S:
+        return f"{seconds:.3g} s"
     if abs(seconds) < 1:
         return f"{seconds * 1000:.0f} ms"
     if abs(seconds) < 120:

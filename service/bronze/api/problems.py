@@ -1,6 +1,7 @@
 """Problem documents (RFC 9457): the bodies of all error responses."""
 
 import logging
+import re
 from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from typing import Any
@@ -19,6 +20,15 @@ from bronze.telemetry.context import trace_id_hex, traceparent
 log = logging.getLogger(__name__)
 
 PROBLEM = "application/problem+json"
+
+
+#: An address with its scheme, or a host with its port.
+_ADDRESS = re.compile(r"""[a-z][a-z0-9+.-]*://[^\s"')]+|(?:\[[0-9a-f:]+\]|[a-z0-9_.-]+):\d{2,5}\b""", re.IGNORECASE)
+
+
+def without_addresses(detail: str) -> str:
+    """The text of an error for people who need not know where Bronze's servers are; the log has the addresses."""
+    return _ADDRESS.sub("(address)", detail)
 
 
 def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
@@ -68,7 +78,7 @@ def add_handlers(app: FastAPI, audit: AuditLog, on_gone: Callable[[Gone], None])
         get_current_span().set_status(Status(StatusCode.ERROR, error.detail))
         log.warning("503 %s: %s", error.code, error.detail)
         headers = {"Retry-After": str(error.retry_after_s)}
-        return _problem(error.code.status, error.code, error.detail, error.members, headers)
+        return _problem(error.code.status, error.code, without_addresses(error.detail), error.members, headers)
 
     @app.exception_handler(Gone)
     async def gone(request: Request, error: Gone) -> Response:

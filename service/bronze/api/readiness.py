@@ -1,13 +1,17 @@
 """Whether the API can accept submissions."""
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Sequence
 
+from bronze.api.problems import without_addresses
 from bronze.errors import Unavailable
 from bronze.protocol.lane import Lane
 from bronze.servers.bucket import Bucket
 from bronze.servers.catalog import Catalog
 from bronze.servers.queue import Queue
+
+log = logging.getLogger(__name__)
 
 TIMEOUT_S = 3.0
 OK = "ok"
@@ -50,5 +54,6 @@ async def _probe(check: Awaitable[object]) -> str:
         async with asyncio.timeout(TIMEOUT_S):
             await check
     except (Unavailable, TimeoutError) as error:
-        return f"unavailable: {error}"
+        log.warning("not ready: %s", error)
+        return f"unavailable: {without_addresses(str(error))}"
     return OK

@@ -58,15 +58,19 @@ def find_files(directory: Path, pattern: str, chosen: FileFormat | None) -> Sign
     """The files in a directory whose format is known, by path.
 
     Ignores hidden files, files in hidden directories and files of unknown format: a file that is being copied often has
-    such a name. Raises `OSError` if the directory does not exist.
+    such a name. Ignores links, too: whoever may write to the directory could have any file of the machine sent. Raises
+    `OSError` if the directory does not exist.
     """
     directory.stat()
+    real = directory.resolve()
     signatures = {}
     for path in directory.glob(pattern):
         hidden = any(part.startswith(".") for part in path.relative_to(directory).parts)
         if hidden or format_of(path.name, chosen) is None:
             continue
         try:
+            if path.resolve() != real / path.relative_to(directory):
+                continue  # it, or a directory in its path, is a link
             status = path.stat()
         except OSError:  # deleted meanwhile
             continue

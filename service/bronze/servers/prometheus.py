@@ -21,6 +21,10 @@ class Sample:
     value: float
 
 
+#: The end of the year 9999: whoever may send telemetry may send any number.
+AT_S_MAX = 253_402_300_799
+
+
 @dataclass(frozen=True, slots=True)
 class Exemplar:
     """A measured value with the trace that it is from. `labels` are those of its series."""
@@ -51,7 +55,7 @@ class Prometheus:
     async def value(self, query: str, at_s: float | None = None) -> float | None:
         """The value of an instant query with at most one series; None if there is no series, or no number."""
         result = await self.vector(query, at_s)
-        return None if not result or math.isnan(result[0].value) else result[0].value
+        return None if not result or not math.isfinite(result[0].value) else result[0].value
 
     async def exemplars(self, selector: str, start_s: float, end_s: float) -> Sequence[Exemplar]:
         """The exemplars of a time range that have a trace id.
@@ -72,6 +76,8 @@ class Prometheus:
                 for series in answer
                 for exemplar in series["exemplars"]
                 if "trace_id" in exemplar["labels"]
+                and math.isfinite(float(exemplar["value"]))
+                and 0 <= float(exemplar["timestamp"]) < AT_S_MAX
             ]
         except (ValueError, KeyError, TypeError) as error:
             raise other_server(self._client, SERVER) from error

@@ -60,6 +60,8 @@ FASTAPI_TELEMETRY_OFF: Final["TelemetryConfig"] = {
 _DEFAULTS: Final = {
     "OTEL_METRIC_EXPORT_INTERVAL": "5000",
     "OTEL_PYTHON_SDK_INTERNAL_METRICS_ENABLED": "true",  # counts what is dropped
+    # a header may have 64 KiB, and a batch has hundreds of spans: one that is too large for the collector is lost
+    "OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT": "4096",
     "OTEL_BSP_SCHEDULE_DELAY": "1000",
     "OTEL_BSP_MAX_QUEUE_SIZE": "16384",  # one upload ends up to 1,000 spans at once, and a backlog has many uploads
 }
