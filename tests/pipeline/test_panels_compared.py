@@ -52,10 +52,10 @@ def test_a_tile_has_the_exact_number_of_each_period_and_how_many_times_as_large_
         shown.setdefault(tile.panel.partition(",")[0], {})[tile.legend] = round(value, 4)
     p95 = {"now": 0.975, EARLIER: 0.0975, "change": 10}
     assert shown == {
-        "Uploads in the range": {"now": 120, EARLIER: 60, "change": 2},
-        "Records accepted in the range": {"now": 12_000, EARLIER: 6_000, "change": 2},
-        "p95 upload of the range": p95,
-        "p95 delivery of the range": p95,
+        "Uploads": {"now": 120, EARLIER: 60, "change": 2},
+        "Records": {"now": 12_000, EARLIER: 6_000, "change": 2},
+        "p95 upload": p95,
+        "p95 delivery": p95,
     }
 
 

@@ -154,7 +154,7 @@ def test_a_body_without_an_end_does_not_delay_a_stop(branch: System, mark: str, 
     nothing of that body is stored.
     """
     request = (
-        b"POST /v1/ingest/vehicles HTTP/1.1\r\nHost: bronze\r\nContent-Type: application/x-ndjson\r\n"
+        b"POST /v1/ingest/vehicles HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/x-ndjson\r\n"
         b"Content-Length: 1000000\r\n\r\n" + ndjson(vehicles(mark))
     )
     roles = branch.role("api", OTEL_EXPORTER_OTLP_ENDPOINT=url(silent)), branch.role("consumer")
