@@ -10,7 +10,8 @@ from contextlib import suppress
 from functools import partial
 
 from bronze import __version__, publisher, settings
-from bronze.admin import keys_command, lineage_command, objects_command, verify_command
+from bronze.admin import confirmation, keys_command, lineage_command, objects_command, verify_command
+from bronze.admin.command_error import CommandError
 from bronze.admin.quarantine_command import arguments
 from bronze.errors import Halted, Misconfigured, Unavailable
 from bronze.settings import Settings
@@ -79,6 +80,7 @@ def parser() -> argparse.ArgumentParser:
         "after more than three minutes, BronzeCanaryNotAccepted is sent.",
     )
     lanes.add_argument("number", metavar="N", type=int, help="new number of lanes per source, at least 1")
+    confirmation.add_yes(lanes)
     catalog = roles.add_parser("catalog", help="maintain the catalog: rebuild it", description="Maintain the catalog.")
     catalog_commands = catalog.add_subparsers(dest="command", required=True, metavar="COMMAND")
     rebuild = catalog_commands.add_parser(
@@ -88,14 +90,15 @@ def parser() -> argparse.ArgumentParser:
         "old catalog stop: restart them. If the command is interrupted, run it again.",
     )
     rebuild.add_argument("--dry-run", action="store_true", help="read and check the bucket only; change nothing")
+    confirmation.add_yes(rebuild)
     return top
 
 
 def main() -> None:
     """Run a role or a command.
 
-    The exit code is 2 if the settings cannot work, 3 if a server that is needed does not answer, 1 if it must stop, and
-    130 if it was interrupted (Ctrl-C).
+    The exit code is 2 if the settings cannot work or nobody can be asked to confirm a change, 3 if a server that is
+    needed does not answer, 1 if it must stop, and 130 if it was interrupted (Ctrl-C).
     """
     args = parser().parse_args()
     try:
@@ -106,7 +109,7 @@ def main() -> None:
     except Unavailable as error:
         print(f"bronze {args.role}: stopped trying: {error}", file=sys.stderr)
         code = 3
-    except Halted as error:
+    except (Halted, CommandError) as error:
         print(f"bronze {args.role}: {error}", file=sys.stderr)
         code = 1
     except BrokenPipeError:  # nobody reads standard output any more, as after `| head`
@@ -121,6 +124,7 @@ def main() -> None:
 
 
 def run(args: argparse.Namespace, chosen: Settings) -> int:
+    confirmation.check_answerable(args)
     if args.role in {"serve", "consume", "canary"}:
         import uvloop
 
@@ -154,8 +158,8 @@ def run(args: argparse.Namespace, chosen: Settings) -> int:
 
         try:
             if args.role == "lanes":
-                return asyncio.run(wiring.change_lanes(chosen, args.number))
-            return asyncio.run(wiring.rebuild_catalog(chosen, dry_run=args.dry_run))
+                return asyncio.run(wiring.change_lanes(chosen, args.number, yes=args.yes))
+            return asyncio.run(wiring.rebuild_catalog(chosen, dry_run=args.dry_run, yes=args.yes))
         except KeyboardInterrupt:
             print(f"bronze {args.role}: interrupted. Run the command again to finish the work", file=sys.stderr)
             raise

@@ -19,6 +19,7 @@ from bronze import client, process
 from bronze.admin import keys_command, objects_command, verify_command
 from bronze.admin.acknowledge import Acknowledgement
 from bronze.admin.change_lanes import LaneChange
+from bronze.admin.confirmation import Confirmation, address
 from bronze.admin.progress import Progress
 from bronze.admin.quarantine_command import run
 from bronze.admin.rebuild_catalog import BucketContents, Rebuild
@@ -54,7 +55,10 @@ from bronze.ledger.report import LedgerReport
 from bronze.lineage.catalog_index import CatalogIndex
 from bronze.lineage.lookup import LineageLookup
 from bronze.lineage.submission import SubmissionLookup
+from bronze.plurals import counted
+from bronze.printable import printable
 from bronze.process import STOP_GRACE_S, StopRequested, is_loopback, on_stop_signals, retry_until_available
+from bronze.protocol import quarantine
 from bronze.protocol.lane import Lane
 from bronze.protocol.limits import Limits
 from bronze.publisher import Batch, Sender
@@ -341,11 +345,25 @@ async def with_feed(settings: Settings, follow: Callable[[Feed, asyncio.Event], 
     return 0
 
 
+def _confirmation(args: argparse.Namespace, targets: Sequence[str]) -> Confirmation:
+    """Of a command whose actions that change something have the option --yes."""
+    return Confirmation(targets, yes=getattr(args, "yes", False))
+
+
+def _queue_target(jetstream: JetStream) -> str:
+    return f"queue at {address(jetstream.address)}, server {printable(str(jetstream.server_name))}"
+
+
+def _bucket_target(bucket: S3Bucket, prefix: str) -> str:
+    return f"bucket {bucket.name} at {address(bucket.address)}, prefix {prefix}"
+
+
 async def run_quarantine(args: argparse.Namespace, settings: Settings) -> int:
     """Run a command of `bronze quarantine`, which needs only the bucket. Returns the exit code."""
     bucket = S3Bucket(settings)
     try:
-        return await run(args, settings, bucket)
+        targets = [_bucket_target(bucket, quarantine.FOLDER), f"API at {address(settings.api_url)}"]
+        return await run(args, settings, bucket, _confirmation(args, targets))
     finally:
         bucket.close()
 
@@ -371,14 +389,16 @@ async def run_objects(args: argparse.Namespace, settings: Settings) -> int:
         feed = Feed(jetstream)
         catalog = await NatsCatalog.find(jetstream, settings)
         acknowledgement = Acknowledgement(catalog, feed, bucket, settings.prefix)
-        return await objects_command.run(args, feed, bucket, settings.prefix, acknowledgement)
+        confirmation = _confirmation(args, [_queue_target(jetstream), _bucket_target(bucket, settings.prefix)])
+        return await objects_command.run(args, feed, bucket, settings.prefix, acknowledgement, confirmation)
 
 
 async def run_keys(args: argparse.Namespace, settings: Settings) -> int:
     """Run a command of `bronze keys`, which needs only the queue. Returns the exit code."""
     jetstream = await JetStream.connect(settings.nats_url, server_name=settings.nats_server_name)
     try:
-        return await keys_command.run(args, PrincipalStore(KeyValueStore(jetstream, settings.queue_replicas)))
+        store = PrincipalStore(KeyValueStore(jetstream, settings.queue_replicas))
+        return await keys_command.run(args, store, _confirmation(args, [_queue_target(jetstream)]))
     finally:
         await jetstream.close()
 
@@ -550,17 +570,26 @@ async def open_canary_checks(
 
 
 async def change_lanes(
-    settings: Settings, number: int, substitute: Callable[[LaneAdmin], LaneAdmin] = lambda queue: queue
+    settings: Settings,
+    number: int,
+    substitute: Callable[[LaneAdmin], LaneAdmin] = lambda queue: queue,
+    *,
+    yes: bool,
 ) -> int:
     """Run `bronze lanes`: change the number of lanes of each source. Returns the exit code.
 
-    `substitute`: as for `serve`, for the queue.
+    `substitute`: as for `serve`, for the queue. `yes`: it does not ask.
     """
     if number < 1:
         raise Misconfigured(f"{number} lanes: a source needs at least one lane")
     new_settings = settings.model_copy(update={"lanes": number})
     jetstream = await JetStream.connect(settings.nats_url, server_name=settings.nats_server_name)
     try:
+        targets = [_queue_target(jetstream), f"lanes of the bucket {settings.bucket}, prefix {settings.prefix}"]
+        await Confirmation(targets, yes).ask(
+            f"Change each source to {counted(number, 'lane')}? Submissions are refused until an API runs with this "
+            "number."
+        )
         key_values = KeyValueStore(jetstream, settings.queue_replicas)
         catalog = await NatsCatalog.open(jetstream, key_values, settings)
         queue = substitute(NatsQueue(jetstream, key_values, new_settings))
@@ -574,11 +603,19 @@ async def change_lanes(
     return 0
 
 
-async def rebuild_catalog(settings: Settings, *, dry_run: bool) -> int:
-    """Run `bronze catalog rebuild`: rebuild the catalog from the bucket. Returns the exit code."""
+async def rebuild_catalog(settings: Settings, *, dry_run: bool, yes: bool) -> int:
+    """Run `bronze catalog rebuild`: rebuild the catalog from the bucket. Returns the exit code.
+
+    `yes`: it does not ask.
+    """
     found = BucketContents()
     async with _queue_and_bucket(settings) as (jetstream, bucket):
         await bucket.check()
+        confirmation = Confirmation([_queue_target(jetstream), _bucket_target(bucket, settings.prefix)], yes)
+        if dry_run:
+            confirmation.show_targets()
+        else:
+            await confirmation.ask("Replace the catalog? API and consumers that use it end and have to be restarted.")
         with Progress("objects read") as progress, tempfile.TemporaryFile() as spool:
             rebuild = Rebuild(bucket, settings.prefix, progress.step)
             await rebuild.read_bucket(spool, found)

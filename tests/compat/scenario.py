@@ -308,7 +308,7 @@ class Player:
         mended = self._site.root / "mended.ndjson"
         mended.write_text(MENDED)
         mixed = next(answer for sending, answer in self.played.stored if sending is MIXED)
-        replay = ("quarantine", "replay", "--submission", mixed["submission_id"], "--file", str(mended))
+        replay = ("quarantine", "replay", "--submission", mixed["submission_id"], "--yes", "--file", str(mended))
         self.played.said["replayed"] = self._run(*replay, api=api)
 
     def _watch(self, api: Api) -> None:

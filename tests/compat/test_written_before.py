@@ -190,7 +190,7 @@ def test_the_catalog_is_rebuilt_unchanged(site: Site, written: Written) -> None:
 
     dry = site.run("catalog", "rebuild", "--dry-run")
     assert entries(state.read_queue(site.nats_port)) == entries(written["queue"]), dry
-    said = site.run("catalog", "rebuild")
+    said = site.run("catalog", "rebuild", "--yes")
     assert "will halt" not in said
     queue = state.read_queue(site.nats_port)
     assert rebuilt() == entries(written["queue"])
@@ -233,7 +233,7 @@ def test_quarantine_is_listed_exported_and_replayed(site: Site, written: Written
 
         def replay(key: str, lines: str) -> str:
             mended.write_text(lines)
-            return site.run("quarantine", "replay", key, "--file", str(mended), BRONZE_API_URL=api.url)
+            return site.run("quarantine", "replay", "--yes", key, "--file", str(mended), BRONZE_API_URL=api.url)
 
         waiting = state.lanes(site.nats_port)
         assert replayed["replayed_as"] in replay(replayed["key"], MENDED)
@@ -243,7 +243,7 @@ def test_quarantine_is_listed_exported_and_replayed(site: Site, written: Written
         records = [LEGACY[0].replace("legacy", f"mended-{number}") for number in range(40)]
         for _ in range(2):
             replay(many_bad, "".join(f"{record}\n" for record in records))
-            site.run("quarantine", "replay", late, BRONZE_API_URL=api.url)
+            site.run("quarantine", "replay", "--yes", late, BRONZE_API_URL=api.url)
     drain(site)
     payloads, _ = stored(site)
     assert Counter(payloads) & Counter(records) == Counter(records)

@@ -9,6 +9,7 @@ import pytest
 
 from bronze.__main__ import parser
 from bronze.admin import keys_command
+from bronze.admin.confirmation import Confirmation
 from bronze.protocol.principals import parse_key
 from bronze.servers.jetstream import JetStream
 from bronze.servers.key_value import KeyValueStore
@@ -26,7 +27,7 @@ def parse(*words: str) -> argparse.Namespace:
 
 
 async def run(store: PrincipalStore, *words: str) -> int:
-    return await keys_command.run(parse(*words), store)
+    return await keys_command.run(parse(*words), store, Confirmation([], yes=True))
 
 
 @on_both

@@ -15,6 +15,7 @@ from bronze.__main__ import parser
 from bronze.admin import objects_command
 from bronze.admin.acknowledge import Acknowledged, Acknowledgement, Statement
 from bronze.admin.command_error import CommandError
+from bronze.admin.confirmation import Confirmation
 from bronze.errors import Misconfigured, Unavailable
 from bronze.objects.reader import read_object
 from bronze.objects.removals import read_removal, read_removals
@@ -51,7 +52,12 @@ def parse(*words: str) -> argparse.Namespace:
 async def run(parts: Parts, *words: str) -> int:
     """The exit code of a command."""
     return await objects_command.run(
-        parse(*words), Feed(parts.jetstream), parts.bucket, parts.settings.prefix, await acknowledgement(parts)
+        parse(*words),
+        Feed(parts.jetstream),
+        parts.bucket,
+        parts.settings.prefix,
+        await acknowledgement(parts),
+        Confirmation([], yes=True),
     )
 
 

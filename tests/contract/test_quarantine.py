@@ -16,6 +16,7 @@ import pytest_asyncio
 from aiorwlock import RWLock
 
 from bronze.admin.command_error import CommandError
+from bronze.admin.confirmation import Confirmation
 from bronze.admin.quarantine import find, load
 from bronze.admin.quarantine_command import run
 from bronze.admin.quarantine_replay import match_lines, replay
@@ -261,7 +262,7 @@ async def test_a_dead_letter_is_listed_and_replayed_by_its_headers(
         mark = await replay(served.bucket, served.client, corrected)
         assert (await served.client.get(f"/v1/submissions/{mark.submission_id}")).json()["classification_id"] == "run"
     args = Namespace(action="list", source="vehicles", since="", json=True)
-    assert await run(args, served.settings, served.bucket) == 0
+    assert await run(args, served.settings, served.bucket, Confirmation([], yes=True)) == 0
     listed = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     ours = {item["submission_id"]: item for item in listed if served.lane.epoch in item["key"]}
     assert ours[other]["replayed_as"] == mark.submission_id

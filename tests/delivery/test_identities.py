@@ -58,7 +58,7 @@ class TwoApis(System):
         """Run `bronze keys`, and return its output."""
         command = await asyncio.create_subprocess_exec(
             sys.executable,
-            *("-m", "bronze", "keys", *words),
+            *("-m", "bronze", "keys", *words, "--yes"),
             env=programs.environment(self._roles["consumer-1"].program),
             stdout=asyncio.subprocess.PIPE,
         )

@@ -119,7 +119,7 @@ def test_a_classification_is_found_by_each_of_its_ids_also_after_loss_of_index_a
         with branch.running(api):
             assert chains(branch, ids) == before
         rebuilt = subprocess.run(
-            [servers.executable("bronze"), "catalog", "rebuild"],
+            [servers.executable("bronze"), "catalog", "rebuild", "--yes"],
             env={**environment(), **branch.role("consumer").env},
             capture_output=True,
             text=True,

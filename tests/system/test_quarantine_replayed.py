@@ -58,16 +58,16 @@ def test_rejected_records_are_corrected_and_replayed_once(system: System, mark: 
     file = tmp_path / "mended.ndjson"
     bronze(system, "export", "--submission", accepted["submission_id"], "-o", str(file))
     assert file.read_bytes().splitlines() == bad
-    assert "seats" in bronze(system, "replay", key, code=1)
+    assert "seats" in bronze(system, "replay", "--yes", key, code=1)
     mended = [bad[0].replace(b'"two"', b"2"), bad[1] + b"}"]
     file.write_bytes(b"\n".join(mended) + b"\n")
     for _ in range(2):
-        replayed_id = bronze(system, "replay", key, "--file", str(file)).split()[-1]
+        replayed_id = bronze(system, "replay", "--yes", key, "--file", str(file)).split()[-1]
     assert system.stored(replayed_id)["classification_id"] == RUN
     system.fence()
     assert system.payloads(mark) == sorted([*good, *mended])
     assert f"replayed as {replayed_id}" in bronze(system, "list", "--source", "vehicles")
 
     file.write_bytes(mended[0] + b"\n\n")
-    assert replayed_id in bronze(system, "replay", key, "--file", str(file), code=1)
+    assert replayed_id in bronze(system, "replay", "--yes", key, "--file", str(file), code=1)
     assert "is not in quarantine" in bronze(system, "export", f"{key}x", code=1)

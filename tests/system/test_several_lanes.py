@@ -76,7 +76,7 @@ def test_several_lanes_and_another_number_of_them(branch: System, mark: str) -> 
             assert send(branch, mark, range(6)) == {number: sent[number] for number in range(6)}
             assert lanes_in_use(branch, sent) == of_three
 
-            output = bronze(branch, "lanes", "2")
+            output = bronze(branch, "lanes", "2", "--yes")
             assert "now has 2 lanes" in output
             assert "BRONZE_LANES=2" in output
             assert_ended(branch, running)
@@ -94,7 +94,7 @@ def test_several_lanes_and_another_number_of_them(branch: System, mark: str) -> 
             assert not of_two & of_three
             statuses = {number: branch.stored(answer["submission_id"]) for number, answer in (sent | more).items()}
 
-            output = bronze(branch, "catalog", "rebuild")
+            output = bronze(branch, "catalog", "rebuild", "--yes")
             assert f"{len(branch.keys())} entries" in output
             assert_ended(branch, running)
         with branch.running(*roles(2)):

@@ -12,6 +12,7 @@ from local.builds import REPOSITORY
 PAGES = {
     "catalog": "delivery.md",
     "keys": "security.md",
+    "lanes": "delivery.md",
     "lineage": "lineage.md",
     "objects": "operations.md",
     "publish": "publishing.md",

@@ -21,9 +21,9 @@ STOP_S_MAX = 2
     [
         ["quarantine", "list"],
         ["quarantine", "export", "--submission", "s"],
-        ["quarantine", "replay", "--submission", "s"],
+        ["quarantine", "replay", "--yes", "--submission", "s"],
         ["objects", "missing"],
-        ["objects", "acknowledge", "--all-missing", "--reason", "lost"],
+        ["objects", "acknowledge", "--yes", "--all-missing", "--reason", "lost"],
         ["lineage", "2013-02-08-UA-1018-EWR-IAH"],
         ["verify"],
         ["publish", "vehicles", __file__, "--format", "ndjson", "--dry-run"],
@@ -34,7 +34,7 @@ def test_ctrl_c_is_quiet(command: Sequence[str]) -> None:
     assert interrupt(command) == (130, "", "")
 
 
-@pytest.mark.parametrize("command", [["lanes", "2"], ["catalog", "rebuild"]], ids=" ".join)
+@pytest.mark.parametrize("command", [["lanes", "2", "--yes"], ["catalog", "rebuild", "--yes"]], ids=" ".join)
 def test_ctrl_c_says_that_work_is_left(command: Sequence[str]) -> None:
     """These commands may have begun a change."""
     told = f"bronze {command[0]}: interrupted. Run the command again to finish the work\n"

@@ -12,6 +12,7 @@ keys_command        `bronze keys`: its command line
 keys                creates, rotates and revokes API keys
 change_lanes        `bronze lanes`: seals the old lanes, drains them, and replaces them
 rebuild_catalog     `bronze catalog rebuild`: rebuilds the catalog from the bucket
+confirmation        says what a command acts on, and asks before it changes something
 command_error       the error of a command that an operator has to correct
 time_argument       a time in the arguments of a command
 progress, reports   the progress bar, and the final output of lanes and the catalog

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from bronze.admin import keys, time_argument
 from bronze.admin.command_error import CommandError
+from bronze.admin.confirmation import Confirmation, add_yes
 from bronze.admin.keys import NewKey
 from bronze.errors import Unavailable
 from bronze.plurals import counted
@@ -33,8 +34,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "seconds. A principal has at most two keys at a time, so that one can replace the other without a pause."
     )
     parser.epilog = (
-        "Exit codes: 1 if the command is not possible (standard error says why; nothing was changed), 2 if an argument "
-        "or a setting cannot work, 3 if the queue does not answer, 130 if it was interrupted (Ctrl-C)."
+        "Exit codes: 1 if the command is not possible or not confirmed (standard error says why; nothing was changed), "
+        "2 if an argument or a setting cannot work or nobody can be asked, 3 if the queue does not answer, 130 if it "
+        "was interrupted (Ctrl-C)."
     )
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     create = actions.add_parser(
@@ -61,6 +63,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "same Idempotency-Key is still the same submission. Possible for one principal",
     )
     _json(create, "print the key and its facts as JSON")
+    add_yes(create)
     listed = actions.add_parser("list", help="list the principals and their keys, without the keys themselves")
     _json(listed, "print one line of JSON per key")
     rotate = actions.add_parser(
@@ -79,11 +82,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     _expires(rotate)
     _json(rotate, "print the new key and its facts as JSON")
+    add_yes(rotate)
     revoke = actions.add_parser("revoke", help="end a key at once, or all keys of a principal")
     which = revoke.add_mutually_exclusive_group(required=True)
     which.add_argument("key_id", nargs="?", metavar="KEY_ID", help="the id of a key, as `list` prints it")
     which.add_argument("--principal", metavar="NAME", help="all keys of this principal")
     _json(revoke, "print one line of JSON per key that was revoked")
+    add_yes(revoke)
 
 
 def _principal(parser: argparse.ArgumentParser) -> None:
@@ -129,10 +134,14 @@ def _overlap(text: str) -> dt.timedelta:
     return time_argument.until(text) - dt.datetime.now(dt.UTC)
 
 
-async def run(args: argparse.Namespace, store: PrincipalStore) -> int:
+async def run(args: argparse.Namespace, store: PrincipalStore, confirmation: Confirmation) -> int:
     """Run the command. The exit code is 1 if it is not possible. Raises `Unavailable`."""
-    await store.open()
     try:
+        if args.action == "list":
+            confirmation.show_targets()
+        else:
+            await confirmation.ask(_question(args))
+        await store.open()
         match args.action:
             case "create":
                 await _create(args, store)
@@ -146,6 +155,16 @@ async def run(args: argparse.Namespace, store: PrincipalStore) -> int:
         print(f"bronze keys: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _question(args: argparse.Namespace) -> str:
+    match args.action:
+        case "create":
+            return f"Create a key of {args.principal} ({' '.join(args.scopes)})?"
+        case "rotate":
+            return f"Create another key of {args.principal}?"
+        case _:
+            return f"Revoke {f'the key {args.key_id}' if args.key_id else f'all keys of {args.principal}'}?"
 
 
 async def _create(args: argparse.Namespace, store: PrincipalStore) -> None:

@@ -9,6 +9,7 @@ import msgspec
 
 from bronze.admin.acknowledge import Acknowledged, Acknowledgement, LostMessages, Statement
 from bronze.admin.command_error import CommandError
+from bronze.admin.confirmation import Confirmation, add_yes
 from bronze.admin.missing_objects import find_missing
 from bronze.admin.progress import Progress
 from bronze.admin.time_argument import since
@@ -74,6 +75,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     acknowledge.add_argument("--reason", type=_text, required=True, metavar="TEXT", help="why they are missing")
     acknowledge.add_argument("--by", type=_text, metavar="NAME", help="who acknowledges it (default: the user's name)")
     acknowledge.add_argument("--dry-run", action="store_true", help="check and print everything; write nothing")
+    add_yes(acknowledge)
 
 
 def _messages(text: str) -> LostMessages:
@@ -93,13 +95,18 @@ def _text(text: str) -> str:
 
 
 async def run(
-    args: argparse.Namespace, feed: Feed, bucket: Bucket, prefix: str, acknowledgement: Acknowledgement
+    args: argparse.Namespace,
+    feed: Feed,
+    bucket: Bucket,
+    prefix: str,
+    acknowledgement: Acknowledgement,
+    confirmation: Confirmation,
 ) -> int:
     """Run the command. The exit code is 1 if objects are missing, or if one cannot be acknowledged."""
     try:
         if args.action == "missing":
             return await _missing(args, feed, bucket, prefix)
-        await _acknowledge(args, acknowledgement)
+        await _acknowledge(args, acknowledgement, confirmation)
     except CommandError as error:
         print(f"bronze objects: {error}", file=sys.stderr)
         return 1
@@ -119,7 +126,7 @@ async def _missing(args: argparse.Namespace, feed: Feed, bucket: Bucket, prefix:
     return 1 if missing else 0
 
 
-async def _acknowledge(args: argparse.Namespace, acknowledgement: Acknowledgement) -> None:
+async def _acknowledge(args: argparse.Namespace, acknowledgement: Acknowledgement, confirmation: Confirmation) -> None:
     if bool(args.file_paths) + args.all_missing + bool(args.messages) != 1:
         raise Misconfigured("objects acknowledge: give one or more objects, or --all-missing, or --messages")
     statement = Statement(args.reason, args.by or _user())
@@ -130,6 +137,10 @@ async def _acknowledge(args: argparse.Namespace, acknowledgement: Acknowledgemen
             found = await acknowledgement.of_all_missing(statement, progress.step)
         else:
             found = await acknowledgement.of_objects(args.file_paths, statement, progress.step)
+    if found and not args.dry_run:
+        await confirmation.ask(f"Write {counted(len(found), 'removal record')}? With --dry-run, they are listed.")
+    else:
+        confirmation.show_targets()
     for acknowledged in found:
         if not args.dry_run:
             await acknowledgement.write(acknowledged)

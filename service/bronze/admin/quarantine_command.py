@@ -10,6 +10,7 @@ import msgspec
 
 from bronze import client
 from bronze.admin.command_error import CommandError
+from bronze.admin.confirmation import Confirmation, add_yes
 from bronze.admin.quarantine import QuarantinedObject, find, load
 from bronze.admin.quarantine_replay import match_lines, replay
 from bronze.plurals import counted
@@ -58,6 +59,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="read the corrected export from this file; an empty line discards its record (default: send the records "
         "as received)",
     )
+    add_yes(resend)
 
 
 def _add_selection(parser: argparse.ArgumentParser) -> None:
@@ -76,7 +78,7 @@ def _time(text: str) -> str:
     return moment.astimezone(dt.UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
-async def run(args: argparse.Namespace, settings: Settings, bucket: Bucket) -> int:
+async def run(args: argparse.Namespace, settings: Settings, bucket: Bucket, confirmation: Confirmation) -> int:
     """Run the command. The exit code is 1 if it cannot be executed."""
     try:
         match args.action:
@@ -85,7 +87,7 @@ async def run(args: argparse.Namespace, settings: Settings, bucket: Bucket) -> i
             case "export":
                 _export(args.output, await _selected(args, bucket))
             case _:
-                await _replay(args.file, await _selected(args, bucket), settings, bucket)
+                await _replay(args.file, await _selected(args, bucket), settings, bucket, confirmation)
     except BrokenPipeError:
         raise
     except (CommandError, OSError) as error:
@@ -124,10 +126,26 @@ def _export(output: Path | None, objects: Sequence[QuarantinedObject]) -> None:
         sys.stdout.buffer.write(content)
 
 
-async def _replay(file: Path | None, objects: Sequence[QuarantinedObject], settings: Settings, bucket: Bucket) -> None:
+async def _replay(
+    file: Path | None,
+    objects: Sequence[QuarantinedObject],
+    settings: Settings,
+    bucket: Bucket,
+    confirmation: Confirmation,
+) -> None:
     lines = _read_lines(file) if file else [line for quarantined in objects for line in quarantined.lines()]
+    replays = match_lines(objects, lines)
+    unsent = [corrected for corrected in replays if corrected.lines and not corrected.quarantined.replayed]
     async with client.connect_async(settings) as http:
-        for corrected in match_lines(objects, lines):
+        if unsent:
+            total = sum(len(corrected.lines) for corrected in unsent)
+            await confirmation.ask(
+                f"Send {counted(total, 'record')} of {counted(len(unsent), 'quarantine object')} to the API? Each "
+                "quarantine object can be replayed once."
+            )
+        else:
+            confirmation.show_targets()
+        for corrected in replays:
             if not corrected.lines:
                 print(f"{corrected.quarantined.key}: discarded, because every line is empty")
                 continue

@@ -157,13 +157,24 @@ class JetStream:
             ) from error
         jetstream = cls(client)
         if server_name is not None:
-            actual = client._server_info.get("server_name")  # noqa: SLF001 - nats-py has no public way
+            actual = jetstream.server_name
             if actual != server_name:
                 await client.close()
                 raise Misconfigured(
                     f"the server at {url} has the name {actual!r}, but BRONZE_NATS_SERVER_NAME requires {server_name!r}"
                 )
         return jetstream
+
+    @property
+    def address(self) -> str:
+        """The address of the server that the connection leads to; empty without a connection."""
+        url = self._client.connected_url
+        return url.geturl() if url else ""
+
+    @property
+    def server_name(self) -> str | None:
+        name: str | None = self._client._server_info.get("server_name")  # noqa: SLF001 - nats-py has no public way
+        return name
 
     @property
     def connected(self) -> bool:

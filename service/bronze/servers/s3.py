@@ -82,6 +82,10 @@ class S3Bucket:
             ),
         )
 
+    @property
+    def address(self) -> str:
+        return self._s3.meta.endpoint_url
+
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
 

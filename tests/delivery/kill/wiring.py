@@ -210,7 +210,7 @@ def main(role: str, *arguments: str) -> int:
     chosen = settings.load()
     if role == "lanes":
         (number,) = map(int, arguments)
-        return asyncio.run(wiring.change_lanes(chosen, number, lambda queue: cast(LaneAdmin, Doomed(queue))))
+        return asyncio.run(wiring.change_lanes(chosen, number, lambda queue: cast(LaneAdmin, Doomed(queue)), yes=True))
     if role == "serve":
         return asyncio.run(wiring.serve(chosen, wire))
     return asyncio.run(wiring.consume_role(chosen, wire))
