@@ -85,7 +85,7 @@ class Stack:
         saved = asdict(self)
         del saved["root"]  # the folder may be moved
         _file(self.root).write_text(json.dumps(saved, indent=2, default=str))
-        variables = {**self.client_env, **self.queue_env, **self.trace_store_env}
+        variables = {**sources_file(), **self.client_env, **self.queue_env, **self.trace_store_env}
         exports = (f"export {k}={shlex.quote(v)}\n" for k, v in sorted(variables.items()))
         (self.root / "env").touch(mode=0o600)
         commands = shlex.quote(str(Path(servers.executable("bronze")).parent))

@@ -1,11 +1,14 @@
 import configparser
 import os
+import re
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from supervisor.datatypes import dict_of_key_value_pairs  # type: ignore[import-untyped]
 
+from bronze.settings import Settings
 from grafana.traces import LINEAGE, TRACE_PANEL
 from local import __main__ as commands
 from local.builds import Built
@@ -13,6 +16,9 @@ from local.exporters import Exporters
 from local.programs import LocalError, Program
 from local.stack import Ports, Stack
 from local.supervision import SOCKET_PATH_BYTES_MAX, Supervisor, configuration
+
+#: Addresses in the settings that no command acts on: those that the API listens on, and those that pages link to.
+NOT_ACTED_ON = {"api_host", "runbook_url", "trace_url"}
 
 BUILT = Built(Path("/x/otelcol"), Path("/x/prometheus"), Path("/x/promtool"), Path("/x/zipkin.jar"), Path("/x/bbolt"))
 
@@ -94,6 +100,39 @@ def test_a_place_of_traces_that_is_set_is_kept(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setenv("BRONZE_TRACE_URL", "https://traces.example/{trace_id}")
     env = next(one.env for one in Stack.create(tmp_path, Ports(), BUILT).roles if one.name == "api")
     assert env["BRONZE_TRACE_URL"] == "https://traces.example/{trace_id}"
+
+
+def test_the_file_for_commands_sets_every_address(tmp_path: Path) -> None:
+    """So that no command acts on what listens on a default port: each address has a port of this stack."""
+    ports = Ports.free()
+    built = replace(BUILT, tempo=Path("/x/tempo"))
+    addresses = {
+        f"BRONZE_{name.upper()}"
+        for name, setting in Settings.model_fields.items()
+        if name not in NOT_ACTED_ON and (name.endswith("_url") or str(setting.description).startswith("Address"))
+    } | {"AWS_ENDPOINT_URL_S3", "OTEL_EXPORTER_OTLP_ENDPOINT"}
+    for traces, unset in ("tempo", "BRONZE_ZIPKIN_URL"), ("zipkin", "BRONZE_TEMPO_URL"):
+        stack = Stack.create(tmp_path, ports, built, Exporters(traces=(traces,)))
+        variables = variables_in(tmp_path / "env")
+        taken = {str(port) for port in vars(ports).values()}
+        not_ours = {name for name in addresses if variables.get(name, "").rpartition(":")[2] not in taken}
+        assert not_ours == {unset}
+        assert variables[unset] == "", "an address of the shell does not stay"
+        assert variables["BRONZE_NATS_SERVER_NAME"] == stack.name
+        assert (variables["BRONZE_BUCKET"], variables["BRONZE_PREFIX"]) == (stack.account.bucket, "bronze")
+
+
+def test_the_file_for_commands_has_the_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`bronze lanes` changes the lanes of the declared sources."""
+    monkeypatch.setenv("BRONZE_SOURCES", str(tmp_path / "own.toml"))
+    Stack.create(tmp_path, Ports(), BUILT)
+    assert variables_in(tmp_path / "env")["BRONZE_SOURCES"] == str(tmp_path / "own.toml")
+
+
+def variables_in(file: Path) -> dict[str, str]:
+    """The variables that a file for a shell exports."""
+    exported = re.findall(r"^export (\w+)=(.*)$", file.read_text(), re.MULTILINE)
+    return {name: "".join(shlex.split(value)) for name, value in exported}
 
 
 def test_configuration_keeps_every_character() -> None:
