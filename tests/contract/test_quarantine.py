@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 from argparse import Namespace
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -15,6 +16,8 @@ import pytest
 import pytest_asyncio
 from aiorwlock import RWLock
 
+from bronze import wiring
+from bronze.__main__ import parser
 from bronze.admin.command_error import CommandError
 from bronze.admin.confirmation import Confirmation
 from bronze.admin.quarantine import find, load
@@ -32,7 +35,11 @@ from bronze.servers.s3 import S3Bucket
 from bronze.settings import Settings
 from bronze.telemetry.signals import Role
 from bronze.wiring import limits
+from local.servers import S3Account
 from tests.contract.making import SOURCES, Heard, app_on, until
+from tests.contract.test_what_commands_act_on import terminal
+
+__all__ = ["terminal"]
 
 INGEST = "/v1/ingest/vehicles?on_invalid=quarantine"
 GOOD = b'{"vehicle_id":"good"}'
@@ -269,6 +276,27 @@ async def test_a_dead_letter_is_listed_and_replayed_by_its_headers(
     assert ours["x"]["records"] == [{"index": None, "kind": None, "field": None, "reason": None}]
     with pytest.raises(CommandError, match="cannot be separated"):
         match_lines([await load(served.bucket, ours["x"]["key"])], [b"{}"])
+
+
+async def test_a_replay_names_bucket_and_api_and_asks(
+    served: Served, terminal: int, s3_account: S3Account, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Declined, it sends nothing: no API listens at the address. The address is shown without its password."""
+    async with served.consuming():
+        (key,) = (await served.done(await served.post(WRONG_TYPE)))["quarantine"]
+    os.write(terminal, b"n\n")
+    settings = served.settings.model_copy(
+        update={"bucket": s3_account.bucket, "api_url": "http://user:word@127.0.0.1:1"}
+    )
+    args = parser().parse_args(["quarantine", "replay", key])
+    assert await wiring.run_quarantine(args, settings) == 1
+    endpoint = s3_account.env["AWS_ENDPOINT_URL_S3"]
+    assert capsys.readouterr().err == (
+        f"Acts on the bucket {s3_account.bucket} at {endpoint}, prefix quarantine/\n"
+        "Acts on the API at http://127.0.0.1:1\n"
+        "Send 1 record of 1 quarantine object to the API? Each quarantine object can be replayed once. [y/N] "
+        "bronze quarantine: not confirmed: nothing was changed\n"
+    )
 
 
 async def test_a_replay_is_retried_until_the_api_answers(served: Served) -> None:
