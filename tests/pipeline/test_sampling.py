@@ -73,7 +73,8 @@ def unsampled() -> str:
 async def submit(port: int, count: int, traceparent: Callable[[], str | None]) -> None:
     """Sends so many submissions of one record over `CONNECTIONS` connections. Each has to be accepted."""
     (record,) = vehicles("load")
-    head = f"POST /v1/ingest/vehicles HTTP/1.1\r\nHost: localhost\r\nContent-Type: {NDJSON}\r\nContent-Length: {len(record)}"
+    head = "POST /v1/ingest/vehicles HTTP/1.1\r\nHost: localhost\r\n"
+    head += f"Content-Type: {NDJSON}\r\nContent-Length: {len(record)}"
 
     async def connection(share: int) -> None:
         reader, writer = await asyncio.open_connection(LOOPBACK, port)

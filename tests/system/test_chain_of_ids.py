@@ -69,6 +69,16 @@ def still(chain: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in chain.items() if name != "lag_s"}
 
 
+def without_ends(tree: Any) -> Any:
+    """A rebuild appends the entries again, and when an entry was appended is when its write had ended."""
+    match tree:
+        case dict():
+            return {name: without_ends(value) for name, value in tree.items() if name != "ended_at"}
+        case list():
+            return [without_ends(value) for value in tree]
+    return tree
+
+
 def chains(system: System, ids: Mapping[str, str]) -> dict[str, dict[str, Any]]:
     return {by: lineage_of(system, by, value, 2 if by == "classification_id" else 1) for by, value in ids.items()}
 
@@ -128,7 +138,7 @@ def test_a_classification_is_found_by_each_of_its_ids_also_after_loss_of_index_a
         )
         assert rebuilt.returncode == 0, rebuilt.stderr
         with branch.running(api):
-            assert chains(branch, ids) == before
+            assert without_ends(chains(branch, ids)) == without_ends(before)
     assert command(branch, mark).returncode == 3  # no API answers
 
     run = before["classification_id"]
