@@ -142,8 +142,8 @@ REFUSED: dict[str, tuple[str, Callable[[str], bytes], dict[str, str], int, str, 
         {"Content_Encoding": "gzip"},
         413,
         "body-too-costly",
-        ["250", "less compression"],
-        {"limit": 250, "setting": "BRONZE_BODY_EXPANSION_MAX"},
+        ["10000", "blank lines"],
+        {"limit": 10_000, "setting": "BRONZE_BLANK_LINES_MAX"},
     ),
     "body over the limit": (
         "vehicles",
@@ -246,7 +246,7 @@ def test_a_bomb_costs_little_memory(branch: System, mark: str) -> None:
 
 def test_a_small_bomb_does_not_hold_up_others(branch: System, mark: str) -> None:
     """A body that is large only after decompression is checked outside of the event loop: other requests are served."""
-    body = gzip.compress(ndjson(vehicles(mark, 200_000)) + b"no JSON", 9)
+    body = gzip.compress(ndjson(vehicles(mark, 80_000)) + b"no JSON", 9)
     with branch.queue(), branch.running(branch.role("api")):
         answers: list[int] = []
         bombing = threading.Thread(
