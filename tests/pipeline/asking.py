@@ -150,6 +150,8 @@ class Parsed:
                 return node["func"]["name"].startswith("absent") or any(map(self._finds, node["args"]))
             case "binaryExpr" if node["op"] == "or":
                 return self._finds(node["lhs"]) and self._finds(node["rhs"])
+            case "binaryExpr" if node["op"] == "and":
+                return self._finds(node["lhs"]) or self._finds(node["rhs"])
             case "binaryExpr" if node["op"] == "unless":
                 return True
             case "binaryExpr" if node["op"] in _COMPARISONS:
