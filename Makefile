@@ -103,11 +103,12 @@ generate: $(READY) ## write the generated files: Prometheus rules, dashboards, d
 	$(BIN)/python -m docs.telemetry
 	$(BIN)/python -m docs.settings
 
-lock: $(READY) ## pin the dependencies of pyproject.toml; U=--upgrade: newer versions
-	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
-		--no-header --all-extras $(U) pyproject.toml --output-file requirements.lock
+COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header
+lock: $(READY) ## pin the dependencies of pyproject.toml, and uv; U=--upgrade: newer versions
+	$(COMPILE) --all-extras $(U) pyproject.toml --output-file requirements.lock
+	echo uv==$(UV_VERSION) | $(COMPILE) --no-annotate - --output-file requirements-uv.lock
 
-$(READY): requirements.lock pyproject.toml
+$(READY): requirements-uv.lock requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 		echo "error: Python 3.11 or later is needed, but $(PYTHON) is $$($(PYTHON) --version 2>&1);" \
 			"choose another with make PYTHON=..." >&2; exit 1; }
@@ -115,7 +116,7 @@ $(READY): requirements.lock pyproject.toml
 		echo "error: $(PYTHON) cannot create virtual environments; on Debian and Ubuntu, install it with" \
 			"apt-get install python3-venv" >&2; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps --requirement requirements-uv.lock
 	@echo "installing the pinned packages into $(VENV)"
 	@VIRTUAL_ENV=$(VENV) $(BIN)/uv pip sync --quiet --require-hashes --compile-bytecode requirements.lock
 	@VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --no-deps --no-build-isolation --editable .

@@ -218,7 +218,8 @@ def test_the_image_is_pinned_and_takes_what_is_locked() -> None:
     assert f"ARG VERSION={bronze.__version__}\n" in DOCKERFILE
     assert "--require-hashes --constraints requirements.lock" in DOCKERFILE
     (uv,) = re.findall(r"^UV_VERSION := (\S+)$", (TOP / "Makefile").read_text(), re.MULTILINE)
-    assert f"uv=={uv}\n" in DOCKERFILE
+    assert (TOP / "requirements-uv.lock").read_text().startswith(f"uv=={uv} \\\n    --hash=sha256:")
+    assert "--require-hashes --no-deps --requirement requirements-uv.lock" in DOCKERFILE
 
 
 def test_the_page_knows_where_figures_and_traces_are() -> None:
