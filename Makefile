@@ -104,8 +104,9 @@ generate: $(READY) ## write the generated files: Prometheus rules, dashboards, d
 	$(BIN)/python -m docs.settings
 
 COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header
-lock: $(READY) ## pin the dependencies of pyproject.toml, and uv; U=--upgrade: newer versions
+lock: $(READY) ## pin the dependencies of pyproject.toml, uv, and the Go modules of what is built; U=--upgrade: newer versions
 	$(COMPILE) --all-extras $(U) pyproject.toml --output-file requirements.lock
+	@$(LOCAL) modules
 	echo uv==$(UV_VERSION) | $(COMPILE) --no-annotate - --output-file requirements-uv.lock
 
 $(READY): requirements-uv.lock requirements.lock pyproject.toml

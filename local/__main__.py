@@ -20,7 +20,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from local import checks, evidence, samples, servers
-from local.builds import REPOSITORY, Built, build_all
+from local.builds import REPOSITORY, Built, build_all, pin_modules
 from local.exporters import Exporters
 from local.programs import LOOPBACK, LocalError, NotReady, Program, check_ports, wait_ready
 from local.queues import unsent
@@ -240,6 +240,12 @@ def check() -> int:
     return 0
 
 
+def modules() -> int:
+    """Writes local/go.sum: the checksums of all modules that the built programs are compiled from."""
+    pin_modules(say)
+    return 0
+
+
 def show_urls(stack: Stack) -> None:
     ports = stack.ports
     rows = {
@@ -287,7 +293,7 @@ def _alone(root: Path) -> Iterator[None]:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m local", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    for command in (status, down, check):
+    for command in (status, down, check, modules):
         commands.add_parser(command.__name__, help=command.__doc__).set_defaults(
             run=lambda _, command=command: command()
         )

