@@ -9,7 +9,7 @@ READY := $(VENV)/.ready
 LOCAL := $(BIN)/python -m local
 
 .DEFAULT_GOAL := help
-.PHONY: help up status logs down demo unit test kill-test mixed fuzz outage-test attack prove truth drill incidents coverage bench check generate lock
+.PHONY: help up status logs down demo unit test kill-test mixed fuzz outage-test attack prove truth drill incidents coverage bench check generate lock sbom audit pin-images
 MAKEFLAGS += --no-print-directory
 
 help: ## show this list
@@ -108,6 +108,15 @@ lock: $(READY) ## pin the dependencies of pyproject.toml, uv, and the Go modules
 	$(COMPILE) --all-extras $(U) pyproject.toml --output-file requirements.lock
 	@$(LOCAL) modules
 	echo uv==$(UV_VERSION) | $(COMPILE) --no-annotate - --output-file requirements-uv.lock
+
+sbom: $(READY) ## write all components with their licences to .local/sbom/ (CycloneDX); fails on AGPL and the like
+	@$(LOCAL) sbom
+
+audit: $(READY) ## look up known vulnerabilities of packages and programs; fails if one could not be looked up
+	@$(LOCAL) audit
+
+pin-images: $(READY) ## pin the images of compose.yaml and the Dockerfile by digest; needs Docker and the internet
+	@$(LOCAL) images
 
 $(READY): requirements-uv.lock requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \

@@ -20,8 +20,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from local import checks, evidence, samples, servers
+from local.audit import audit as audit_all
 from local.builds import REPOSITORY, Built, build_all, pin_modules
+from local.components import write_sbom
 from local.exporters import Exporters
+from local.images import pin_images
 from local.programs import LOOPBACK, LocalError, NotReady, Program, check_ports, wait_ready
 from local.queues import unsent
 from local.settings import settings
@@ -246,6 +249,24 @@ def modules() -> int:
     return 0
 
 
+def sbom() -> int:
+    """Writes what the system consists of, and under which licences, to .local/sbom/."""
+    write_sbom(STATE / "sbom", say)
+    return 0
+
+
+def audit() -> int:
+    """Looks for known vulnerabilities in packages and programs. Exit code 1 also if one could not be looked up."""
+    audit_all(say)
+    return 0
+
+
+def images() -> int:
+    """Pins the images of compose.yaml and of the Dockerfile by digest."""
+    pin_images(say)
+    return 0
+
+
 def show_urls(stack: Stack) -> None:
     ports = stack.ports
     rows = {
@@ -293,7 +314,7 @@ def _alone(root: Path) -> Iterator[None]:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m local", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    for command in (status, down, check, modules):
+    for command in (status, down, check, modules, sbom, audit, images):
         commands.add_parser(command.__name__, help=command.__doc__).set_defaults(
             run=lambda _, command=command: command()
         )

@@ -160,9 +160,13 @@ def ensure(build: Build, say: Callable[[str], None] = print) -> Path:
     return target
 
 
+def collector_version() -> str:
+    version: str = yaml.safe_load(BUILDER.read_bytes())["dist"]["version"]
+    return version
+
+
 def _collector() -> Build:
-    recipe = BUILDER.read_bytes()
-    version = yaml.safe_load(recipe)["dist"]["version"]
+    recipe, version = BUILDER.read_bytes(), collector_version()
 
     def make(result: Path, log: Path) -> None:
         output = result.parent / "sources"
@@ -180,8 +184,8 @@ def _collector() -> Build:
 
 def _builder(folder: Path, log: Path) -> Path:
     """The program that writes the collector's source, and compiles it."""
-    version = yaml.safe_load(BUILDER.read_bytes())["dist"]["version"]
-    _go(log, "install", "-trimpath", f"go.opentelemetry.io/collector/cmd/builder@v{version}", GOBIN=str(folder))
+    package = f"go.opentelemetry.io/collector/cmd/builder@v{collector_version()}"
+    _go(log, "install", "-trimpath", package, GOBIN=str(folder))
     return folder / "builder"
 
 
