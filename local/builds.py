@@ -37,8 +37,8 @@ GO_SUM = REPOSITORY / "local" / "go.sum"
 PROMETHEUS_VERSION = "v0.316.0"
 PROMETHEUS_TAGS = "netgo,remove_all_sd"  # without service discovery for clouds
 BBOLT_VERSION = "v1.5.0"  # reads the collector's queues: the version of its file storage
-ZIPKIN_VERSION = "3.5.1"
-ZIPKIN_SHA256 = "7956e7f2c64b7073e1362b81e697fceb5fe61e121ad3cb48d545461026964b0f"
+ZIPKIN_VERSION = "3.6.1"
+ZIPKIN_SHA256 = "981b1de6139b4f8f787a909c308028732f9713ae5284353d2a5aa404d1094775"
 
 CYCLONEDX_GOMOD_VERSION = "v1.10.0"  # lists the modules and licences of a program: `make sbom`
 GOVULNCHECK_VERSION = "v1.8.0"  # looks for known vulnerabilities in a program: `make audit`
