@@ -48,12 +48,12 @@ class Past:
 
 
 @contextmanager
-def filled(built: Built, state: Path, ended: float, lines: Iterable[str]) -> Iterator[Past]:
-    """`lines` are samples in OpenMetrics, series by series."""
+def filled(built: Built, state: Path, lines: Iterable[str]) -> Iterator[str]:
+    """The URL of the API of a Prometheus with these samples: lines of OpenMetrics, series by series."""
     past = state / "past.om"
     past.write_text("".join(f"{line}\n" for line in (*lines, "# EOF")))
     made = [str(built.promtool), "tsdb", "create-blocks-from", "openmetrics", str(past), str(state / "data")]
-    subprocess.run(made, check=True, capture_output=True, timeout=limit_s(60))
+    subprocess.run(made, check=True, capture_output=True, timeout=limit_s(120))
     port = programs.free_ports()
     with programs.start(servers.prometheus(state, port, {}, executable=built.prometheus), state / "log"):
-        yield Past(f"http://{LOOPBACK}:{port}/api/v1/", ended)
+        yield f"http://{LOOPBACK}:{port}/api/v1/"

@@ -17,8 +17,8 @@ DIFFERENCES = {"bronze_records_total": (5, 5, 700), "bronze_uploads_total": (2, 
 
 @pytest.fixture(scope="module")
 def past(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Past]:
-    with filled(built, tmp_path_factory.mktemp("health"), NOW, _series()) as past:
-        yield past
+    with filled(built, tmp_path_factory.mktemp("health"), _series()) as api:
+        yield Past(api, NOW)
 
 
 def test_the_tile_says_how_many_counters_differ_now(past: Past) -> None:

@@ -3,7 +3,6 @@ of the time in which nothing ended.
 """
 
 import json
-import subprocess
 import time
 import urllib.parse
 import urllib.request
@@ -15,14 +14,12 @@ from itertools import accumulate
 import pytest
 
 from bronze.telemetry.schema import registry
-from local import programs, servers
 from local.builds import Built
-from local.machine import limit_s
-from local.programs import LOOPBACK
 from prometheus import rules, verdict
 from prometheus.rules import Thresholds
 from tests import panels
 from tests.panels import Query
+from tests.pipeline.past import filled
 
 STEP_S = 5
 OUTAGE_S = 150
@@ -135,13 +132,8 @@ def prometheus(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     for name, at in sorted(begins.items(), key=lambda item: item[1]):
         for series, value, time_s in _samples(outages[name], at):
             samples.setdefault(series, []).append(f"{series} {value:.12g} {time_s:.0f}")
-    past = state / "past.om"
-    past.write_text("\n".join(line for lines in samples.values() for line in lines) + "\n# EOF\n")
-    made = [str(built.promtool), "tsdb", "create-blocks-from", "openmetrics", str(past), str(state / "data")]
-    subprocess.run(made, check=True, capture_output=True, timeout=limit_s(120))
-    port = programs.free_ports()
-    with programs.start(servers.prometheus(state, port, {}, executable=built.prometheus), state / "log"):
-        yield f"http://{LOOPBACK}:{port}/api/v1/query", begins
+    with filled(built, state, (line for lines in samples.values() for line in lines)) as api:
+        yield f"{api}query", begins
 
 
 @pytest.mark.parametrize("name", OUTAGES)

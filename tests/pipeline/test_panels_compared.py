@@ -1,7 +1,6 @@
 """The panels that compare two periods, on a real Prometheus that was filled with a past."""
 
 import json
-import subprocess
 import time
 import urllib.parse
 import urllib.request
@@ -10,12 +9,10 @@ from typing import Any
 
 import pytest
 
-from local import programs, servers
 from local.builds import Built
-from local.machine import limit_s
-from local.programs import LOOPBACK
 from tests import panels
 from tests.panels import Query
+from tests.pipeline.past import filled
 
 NOW = time.time() // 15 * 15
 LATENCY = [query for query in panels.queries() if query.dashboard == "bronze-latency"]
@@ -35,13 +32,8 @@ _SUCCEEDED = f'{_CONSUMER},bronze_outcome="success"'
 def prometheus(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Half an hour until now, and half an hour that ended an hour ago, with half as many and faster uploads."""
     state = tmp_path_factory.mktemp("compared")
-    past = state / "past.om"
-    past.write_text("".join(f"{line}\n" for line in (*_series(), "# EOF")))
-    made = [str(built.promtool), "tsdb", "create-blocks-from", "openmetrics", str(past), str(state / "data")]
-    subprocess.run(made, check=True, capture_output=True, timeout=limit_s(60))
-    port = programs.free_ports()
-    with programs.start(servers.prometheus(state, port, {}, executable=built.prometheus), state / "log"):
-        yield f"http://{LOOPBACK}:{port}/api/v1/"
+    with filled(built, state, _series()) as api:
+        yield api
 
 
 def test_a_tile_has_the_exact_number_of_each_period_and_how_many_times_as_large_it_is_now(prometheus: str) -> None:

@@ -23,8 +23,8 @@ WRITES: Mapping[str, Mapping[str, int]] = {
 
 @pytest.fixture(scope="module")
 def past(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Past]:
-    with filled(built, tmp_path_factory.mktemp("slowest"), NOW, _series()) as past:
-        yield past
+    with filled(built, tmp_path_factory.mktemp("slowest"), _series()) as api:
+        yield Past(api, NOW)
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,8 @@ QUERIES = {(query.panel, query.legend): query for query in panels.queries() if q
 
 @pytest.fixture(scope="module")
 def past(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Past]:
-    with filled(built, tmp_path_factory.mktemp("source"), NOW, _series()) as past:
-        yield past
+    with filled(built, tmp_path_factory.mktemp("source"), _series()) as api:
+        yield Past(api, NOW)
 
 
 def test_the_errors_are_those_of_the_chosen_source(past: Past) -> None:

@@ -3,7 +3,6 @@ after how many seconds, and that none is red before, or without a reason, or for
 """
 
 import json
-import subprocess
 import time
 import urllib.parse
 import urllib.request
@@ -13,14 +12,12 @@ from typing import Any
 
 import pytest
 
-from local import programs, servers
 from local.builds import Built
-from local.machine import limit_s
-from local.programs import LOOPBACK
 from prometheus import rules, verdict
 from prometheus.rules import Thresholds
 from prometheus.verdict import Level, Part
 from tests import panels
+from tests.pipeline.past import filled
 
 STEP_S = 5
 #: The rate interval of a graph over 30 minutes.
@@ -163,13 +160,8 @@ def prometheus(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Iterat
             samples.setdefault(series, []).append(f"{series} {value:g} {time_s:.0f}")
     short = _short(next(iter(begins.values())))
     samples[VERDICT] = [f"{VERDICT} {Level.FAILING + 1 if at == short else 0} {at:.0f}" for at in _around(short)]
-    past = state / "past.om"
-    past.write_text("\n".join(line for lines in samples.values() for line in lines) + "\n# EOF\n")
-    made = [str(built.promtool), "tsdb", "create-blocks-from", "openmetrics", str(past), str(state / "data")]
-    subprocess.run(made, check=True, capture_output=True, timeout=limit_s(120))
-    port = programs.free_ports()
-    with programs.start(servers.prometheus(state, port, {}, executable=built.prometheus), state / "log"):
-        yield f"http://{LOOPBACK}:{port}/api/v1/", begins
+    with filled(built, state, (line for lines in samples.values() for line in lines)) as api:
+        yield api, begins
 
 
 @pytest.mark.parametrize("name", INCIDENTS)
