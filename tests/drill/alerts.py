@@ -6,13 +6,13 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import httpx
 import yaml
 
 from local.builds import REPOSITORY
+from tests.background import InThread
 
 POLL_S = 1.0
 #: This alert always fires: only its absence means something.
@@ -91,7 +91,7 @@ class Course:
     url: str = ""
 
 
-class Watch:
+class Watch(InThread):
     """Reads the alerts from Prometheus until the context ends. `courses` are by name and severity."""
 
     def __init__(self, url: str, routing: Routing, say: Callable[[str], None]) -> None:
@@ -100,17 +100,7 @@ class Watch:
         self.current: list[Mapping[str, Any]] | None = None
         self.began_at = time.time()
         self._url, self._routing, self._say = url, routing, say
-        self._over = threading.Event()
         self._lock = threading.Lock()
-
-    def __enter__(self) -> Self:
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._over.set()
-        self._thread.join()
 
     def begin(self) -> None:
         """The fault happens now: what was seen before is forgotten, and times count from here."""

@@ -6,13 +6,10 @@ import json
 import os
 import re
 import signal
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
-from types import TracebackType
-from typing import Self
 
 import httpx
 import nats
@@ -20,6 +17,7 @@ import nats
 from bronze.protocol.lane import lane_subject
 from local.evidence import trace_store
 from local.programs import LOOPBACK
+from tests.background import InThread
 from tests.drill.alerts import WATCHDOG
 from tests.drill.site import Site, values
 from tests.system.blackbox import until
@@ -108,22 +106,12 @@ def killed(*parts: str) -> Callable[[Site], Repair]:
     return begin
 
 
-class Sending:
+class Sending(InThread):
     """Sends bodies in the context, at a rate, whatever the answers are; `statuses` counts these."""
 
     def __init__(self, site: Site, submission: Callable[[], tuple[str, bytes, Headers]], per_s: float) -> None:
         self.statuses: dict[int, int] = {}
         self._site, self._submission, self._per_s = site, submission, per_s
-        self._over = threading.Event()
-
-    def __enter__(self) -> Self:
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._over.set()
-        self._thread.join()
 
     def stop(self) -> None:
         self.__exit__(None, None, None)

@@ -13,9 +13,9 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from local.builds import REPOSITORY, Built, build_all
 from local.programs import LocalError
 from local.stack import Ports
 from local.watch import leave_nothing
+from tests.background import InThread
 from tests.drill.site import Site, disjoint_ports, running
 from tests.incidents import page
 from tests.incidents.claims import CLAIMS, TITLES, Look, lies
@@ -53,7 +54,7 @@ STORED_S, SETTLED_S = 10.0, 25.0
 RATE_S = 30.0
 
 
-class Looking:
+class Looking(InThread):
     """Looks at the tiles in the context, as Grafana does when it refreshes."""
 
     def __init__(self, site: Site) -> None:
@@ -61,17 +62,6 @@ class Looking:
         self.errors: list[str] = []
         self._site, self._grafana = site, Grafana(site.system)
         self._tiles = [tile for tile in tiles(DASHBOARD) if tile["title"] in CLAIMS]
-        self._over = threading.Event()
-
-    @contextmanager
-    def running(self) -> Iterator[None]:
-        thread = threading.Thread(target=self._run, daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            self._over.set()
-            thread.join()
 
     def _run(self) -> None:
         due = time.monotonic()
@@ -122,7 +112,7 @@ def run(incident: Incident, ports: Ports, built: Built, starting: threading.Lock
         senders = ending.enter_context(ExitStack())
         for sender in steady(site.system.url, scene.attempts):
             senders.enter_context(sender)
-        ending.enter_context(looking.running())
+        ending.enter_context(looking)
         until("all is well", lambda: looking.calm, CALM_S_MAX)
         scene.wait(BEFORE_S)
         say(f"the incident begins ({looking.verdicts})")

@@ -1,17 +1,15 @@
 """Senders that keep a record of their own of every attempt, independent of all telemetry."""
 
 import itertools
-import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from types import TracebackType
-from typing import Self
+from dataclasses import dataclass
 from uuid import uuid4
 
 import httpx
 
 from local.evidence import SOURCES, sample_file
+from tests.background import InThread
 
 RETRY_S = 0.5
 TIMEOUT_S = 10.0
@@ -49,7 +47,7 @@ class Attempt:
 
 
 @dataclass
-class Sender:
+class Sender(InThread):
     """Sends one submission per interval, each until it has a 202 if `repeats`, from a thread in the context."""
 
     url: str
@@ -57,16 +55,6 @@ class Sender:
     interval_s: float
     attempts: list[Attempt]
     repeats: bool = False
-    _over: threading.Event = field(default_factory=threading.Event)
-
-    def __enter__(self) -> Self:
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._over.set()
-        self._thread.join()
 
     def _run(self) -> None:
         due = time.monotonic()
