@@ -45,7 +45,7 @@ BEGINS_WITH_A_FAILURE = {
     r'"otelcol_exporter_(send|enqueue)_failed_': "the Collector makes a counter of failures at the first one",
     r'http_response_status_code=~"5': "the API has the series of a status once it has answered it",
     r'code=~"4\.\.".+"prometheus_http_requests_total"': "Prometheus counts a status once it has answered it",
-    r'job!="bronze/verify".*"bronze_verify_share"': "only a role that verifies all the time has this series",
+    r'job!="bronze/verify".*"bronze_verify_(share|last_run)': "only a role that verifies all the time has these series",
     r'alertstate="firing", severity="(page|ticket)".*"ALERTS"': "an alert has a series only while it fires",
     r'otel_metric_overflow="true"': "the SDK makes this series of what is too much for it",
 }
