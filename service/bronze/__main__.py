@@ -128,38 +128,43 @@ def run(args: argparse.Namespace, chosen: Settings) -> int:
     if args.role in {"serve", "consume", "canary"}:
         import uvloop
 
-        from bronze import wiring  # imported late: a publisher does not need the libraries that it loads
-
+        # imported late, as below: a command or a role does not need the libraries that another one loads
         match args.role:
             case "serve":
-                return uvloop.run(wiring.serve(chosen))
+                from bronze.wiring.api import serve
+
+                return uvloop.run(serve(chosen))
             case "consume":
-                return uvloop.run(wiring.consume_role(chosen))
+                from bronze.wiring.consumer import run_consumer
+
+                return uvloop.run(run_consumer(chosen))
             case _:
-                return uvloop.run(wiring.canary_role(chosen))
+                from bronze.wiring.canary import run_canary
+
+                return uvloop.run(run_canary(chosen))
     if args.role == "lineage":
         return run_lineage(args, chosen)
     if args.role == "quarantine":
-        from bronze import wiring
+        from bronze.wiring import commands
 
-        return asyncio.run(wiring.run_quarantine(args, chosen))
+        return asyncio.run(commands.run_quarantine(args, chosen))
     if args.role == "objects":
-        from bronze import wiring
+        from bronze.wiring import commands
 
-        return asyncio.run(wiring.run_objects(args, chosen))
+        return asyncio.run(commands.run_objects(args, chosen))
     if args.role == "verify":
         return run_verify(args, chosen)
     if args.role == "keys":
-        from bronze import wiring
+        from bronze.wiring import commands
 
-        return asyncio.run(wiring.run_keys(args, chosen))
+        return asyncio.run(commands.run_keys(args, chosen))
     if args.role in {"lanes", "catalog"}:
-        from bronze import wiring
+        from bronze.wiring import commands
 
         try:
             if args.role == "lanes":
-                return asyncio.run(wiring.change_lanes(chosen, args.number, yes=args.yes))
-            return asyncio.run(wiring.rebuild_catalog(chosen, dry_run=args.dry_run, yes=args.yes))
+                return asyncio.run(commands.change_lanes(chosen, args.number, yes=args.yes))
+            return asyncio.run(commands.rebuild_catalog(chosen, dry_run=args.dry_run, yes=args.yes))
         except KeyboardInterrupt:
             print(f"bronze {args.role}: interrupted. Run the command again to finish the work", file=sys.stderr)
             raise
@@ -180,17 +185,17 @@ def run_lineage(args: argparse.Namespace, chosen: Settings) -> int:
     )  # follow itself reports once that the queue does not answer
     if not lineage_command.wants_follow(args):
         return lineage_command.run_lookup(args, chosen)
-    from bronze import wiring
+    from bronze.wiring import commands
 
-    return asyncio.run(wiring.with_feed(chosen, partial(lineage_command.follow, args)))
+    return asyncio.run(commands.with_feed(chosen, partial(lineage_command.follow, args)))
 
 
 def run_verify(args: argparse.Namespace, chosen: Settings) -> int:
     telemetry = sdk.start(Role.VERIFY, chosen, log_stream=sys.stderr)
     try:
-        from bronze import wiring
+        from bronze.wiring import commands
 
-        return asyncio.run(wiring.verify(args, chosen, telemetry))
+        return asyncio.run(commands.verify(args, chosen, telemetry))
     finally:
         telemetry.shutdown()
 

@@ -29,7 +29,8 @@ from bronze.settings import Settings
 from bronze.telemetry import sdk
 from bronze.telemetry.sdk import Telemetry
 from bronze.telemetry.signals import Role, attribute
-from bronze.wiring import Servers, api_parts
+from bronze.wiring.api import api_parts
+from bronze.wiring.servers import Servers
 from local.machine import limit_s
 from tests import factories
 

@@ -32,7 +32,8 @@ from bronze.servers.queue import NatsQueue
 from bronze.servers.s3 import S3Bucket
 from bronze.settings import Auth, Settings
 from bronze.telemetry.signals import Role
-from bronze.wiring import Servers, api_parts
+from bronze.wiring.api import api_parts
+from bronze.wiring.servers import Servers
 from tests.contract.making import SOURCES, Heard, until, vehicle
 from tests.contract.test_quarantine import Served
 

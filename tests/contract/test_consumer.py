@@ -18,7 +18,6 @@ import zstandard
 from aiorwlock import RWLock
 from opentelemetry.trace import SpanKind
 
-from bronze import wiring
 from bronze.consumer.lane_writer import LaneWriter
 from bronze.consumer.ledger import Comparison
 from bronze.errors import Outage, Unavailable
@@ -40,6 +39,7 @@ from bronze.servers.lane_lock import Lock, NatsLock
 from bronze.servers.queue import NatsQueue, boot_time_s
 from bronze.servers.s3 import S3Bucket
 from bronze.settings import Settings
+from bronze.wiring.consumer import limits
 from local.machine import limit_s
 from local.programs import Process
 from tests import factories
@@ -151,7 +151,7 @@ async def parts(
         catalog,
         lambda: NatsLock(key_values, lane, object().__repr__(), settings.lock_expiry_s),
         heard,
-        wiring.limits(settings),
+        limits(settings),
     )
 
 

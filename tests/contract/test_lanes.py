@@ -11,7 +11,6 @@ import pytest
 import pytest_asyncio
 from aiorwlock import RWLock
 
-from bronze import wiring
 from bronze.admin.change_lanes import LaneChange
 from bronze.consumer.lane_writer import LaneWriter
 from bronze.consumer.run import consume
@@ -26,6 +25,7 @@ from bronze.servers.lane_lock import NatsLock
 from bronze.servers.queue import LaneAdmin, NatsQueue, boot_time_s
 from bronze.servers.s3 import S3Bucket
 from bronze.settings import Settings
+from bronze.wiring.consumer import limits
 from local.machine import limit_s
 from tests.contract.making import SOURCES, Heard, Submission, submission, vehicle, wide
 
@@ -79,7 +79,7 @@ class Parts:
                 self.heard.telemetry,
                 decoding,
                 prefix=self.settings.prefix,
-                limits=wiring.limits(self.settings),
+                limits=limits(self.settings),
                 purge_grace_s=60,
             )
             for lane in lanes

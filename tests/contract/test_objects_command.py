@@ -10,7 +10,6 @@ from dataclasses import replace
 
 import pytest
 
-from bronze import wiring
 from bronze.__main__ import parser
 from bronze.admin import objects_command
 from bronze.admin.acknowledge import Acknowledged, Acknowledgement, Statement
@@ -27,6 +26,7 @@ from bronze.servers.jetstream import JetStream
 from bronze.servers.key_value import KeyValueStore
 from bronze.servers.stream_metadata import REBUILDING, of_catalog
 from bronze.settings import Settings
+from bronze.wiring.commands import run_objects
 from local.servers import S3Account
 from tests.contract.test_lanes import Parts, parts
 from tests.contract.test_rebuild import catalog_contents, store
@@ -366,10 +366,10 @@ async def test_the_command_compares_only_the_bucket_of_the_catalog(
     """In another bucket or below another prefix, every object would be missing. It creates no catalog."""
     settings = settings.model_copy(update={"bucket": s3_account.bucket})
     with pytest.raises(Unavailable, match="no catalog"):
-        await wiring.run_objects(parse("missing"), settings)
+        await run_objects(parse("missing"), settings)
     assert await jetstream.stream_names("catalog.>") == []
     await NatsCatalog.open(jetstream, KeyValueStore(jetstream, 1), settings)
-    assert await wiring.run_objects(parse("missing"), settings) == 0
+    assert await run_objects(parse("missing"), settings) == 0
     assert capsys.readouterr().out == "0 objects missing.\n"
     with pytest.raises(Misconfigured, match="BRONZE_PREFIX is"):
-        await wiring.run_objects(parse("missing"), settings.model_copy(update={"prefix": "another"}))
+        await run_objects(parse("missing"), settings.model_copy(update={"prefix": "another"}))

@@ -16,7 +16,6 @@ import pytest
 import pytest_asyncio
 from aiorwlock import RWLock
 
-from bronze import wiring
 from bronze.__main__ import parser
 from bronze.admin.command_error import CommandError
 from bronze.admin.confirmation import Confirmation
@@ -34,7 +33,8 @@ from bronze.servers.queue import NatsQueue
 from bronze.servers.s3 import S3Bucket
 from bronze.settings import Settings
 from bronze.telemetry.signals import Role
-from bronze.wiring import limits
+from bronze.wiring.commands import run_quarantine
+from bronze.wiring.consumer import limits
 from local.servers import S3Account
 from tests.contract.making import SOURCES, Heard, app_on, until
 from tests.contract.test_what_commands_act_on import terminal
@@ -289,7 +289,7 @@ async def test_a_replay_names_bucket_and_api_and_asks(
         update={"bucket": s3_account.bucket, "api_url": "http://user:word@127.0.0.1:1"}
     )
     args = parser().parse_args(["quarantine", "replay", key])
-    assert await wiring.run_quarantine(args, settings) == 1
+    assert await run_quarantine(args, settings) == 1
     endpoint = s3_account.env["AWS_ENDPOINT_URL_S3"]
     assert capsys.readouterr().err == (
         f"Acts on the bucket {s3_account.bucket} at {endpoint}, prefix quarantine/\n"

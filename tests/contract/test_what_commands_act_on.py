@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from bronze import wiring
 from bronze.__main__ import parser
 from bronze.admin.command_error import CommandError
 from bronze.servers.catalog import NatsCatalog
 from bronze.servers.jetstream import JetStream
 from bronze.servers.key_value import KeyValueStore
 from bronze.settings import Settings
+from bronze.wiring import commands
 from local.servers import S3Account
 
 
@@ -41,9 +41,9 @@ def parse(*words: str) -> argparse.Namespace:
 
 Command = Callable[[Settings], Coroutine[Any, Any, int]]
 COMMANDS: dict[str, Command] = {
-    "lanes": lambda chosen: wiring.change_lanes(chosen, 2, yes=False),
-    "rebuild": lambda chosen: wiring.rebuild_catalog(chosen, dry_run=False, yes=False),
-    "keys": lambda chosen: wiring.run_keys(parse("keys", "create", "a", "--scope", "admin"), chosen),
+    "lanes": lambda chosen: commands.change_lanes(chosen, 2, yes=False),
+    "rebuild": lambda chosen: commands.rebuild_catalog(chosen, dry_run=False, yes=False),
+    "keys": lambda chosen: commands.run_keys(parse("keys", "create", "a", "--scope", "admin"), chosen),
 }
 
 
@@ -78,9 +78,9 @@ async def test_the_bucket_is_named(
     """With its address and the prefix, also by a dry run."""
     queue = f"Acts on the queue at {chosen.nats_url}, server {chosen.nats_server_name}\n"
     bucket = f"Acts on the bucket {chosen.bucket} at {s3_account.env['AWS_ENDPOINT_URL_S3']}, prefix {chosen.prefix}\n"
-    assert await wiring.rebuild_catalog(chosen, dry_run=True, yes=False) == 0
+    assert await commands.rebuild_catalog(chosen, dry_run=True, yes=False) == 0
     assert queue + bucket in capsys.readouterr().err
     await NatsCatalog.open(jetstream, KeyValueStore(jetstream, 1), chosen)
     acknowledge = parse("objects", "acknowledge", "--all-missing", "--reason", "x", "--by", "y", "--dry-run")
-    assert await wiring.run_objects(acknowledge, chosen) == 0
+    assert await commands.run_objects(acknowledge, chosen) == 0
     assert queue + bucket in capsys.readouterr().err

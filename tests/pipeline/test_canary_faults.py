@@ -24,7 +24,7 @@ from bronze.servers.trace_store import Span, TraceStore
 from bronze.settings import Settings
 from bronze.telemetry import Telemetry, losses, sdk
 from bronze.telemetry.signals import Check, Outcome, Role
-from bronze.wiring import open_canary_checks
+from bronze.wiring.canary import open_canary_checks
 from local.builds import Built
 from local.programs import Process
 from tests.contract import making

@@ -7,7 +7,7 @@ import pytest
 from bronze import client, settings
 from bronze.errors import Misconfigured
 from bronze.protocol.principals import new_key
-from bronze.wiring import check_exposure
+from bronze.wiring.api import check_exposure
 
 
 @pytest.fixture(autouse=True)

@@ -17,7 +17,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, cast
 
-from bronze import settings, wiring
+from bronze import settings
 from bronze.objects import encoder
 from bronze.objects.encoder import Encoded
 from bronze.objects.footer import CONTENT_TYPE, TAIL_BYTES, contents_of_footer, footer_start
@@ -30,7 +30,10 @@ from bronze.records.spool import CheckedSubmission
 from bronze.servers.bucket import Bucket
 from bronze.servers.catalog import Catalog
 from bronze.servers.queue import LaneAdmin, Queue
-from bronze.wiring import Servers
+from bronze.wiring.api import serve
+from bronze.wiring.commands import change_lanes
+from bronze.wiring.consumer import run_consumer
+from bronze.wiring.servers import Servers
 
 NAME = "BRONZE_KILL_NAME"
 ORDERS = "BRONZE_KILL_ORDERS"
@@ -210,10 +213,10 @@ def main(role: str, *arguments: str) -> int:
     chosen = settings.load()
     if role == "lanes":
         (number,) = map(int, arguments)
-        return asyncio.run(wiring.change_lanes(chosen, number, lambda queue: cast(LaneAdmin, Doomed(queue)), yes=True))
+        return asyncio.run(change_lanes(chosen, number, lambda queue: cast(LaneAdmin, Doomed(queue)), yes=True))
     if role == "serve":
-        return asyncio.run(wiring.serve(chosen, wire))
-    return asyncio.run(wiring.consume_role(chosen, wire))
+        return asyncio.run(serve(chosen, wire))
+    return asyncio.run(run_consumer(chosen, wire))
 
 
 if __name__ == "__main__":

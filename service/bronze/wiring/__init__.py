@@ -1,0 +1,8 @@
+"""The composition root: the only folder that creates the parts of the roles and connects them.
+
+servers    connections to the servers that roles and commands use, and what several of them make
+api        the API
+consumer   the consumer
+canary     the canary and its checks
+commands   the commands that need a server
+"""

@@ -1,0 +1,170 @@
+"""The API: its parts, and its run."""
+
+import asyncio
+import logging
+import socket
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+
+from bronze import process
+from bronze.api.app import Parts, create_app
+from bronze.api.audit import AuditLog
+from bronze.api.authentication import ForeignTraces
+from bronze.api.body import BodyReader
+from bronze.api.budget import Budget
+from bronze.api.columnar_reader import ColumnarReaders
+from bronze.api.connection import create_server
+from bronze.api.glance import ASK_S_MAX, GlanceReader
+from bronze.api.guard import Guard
+from bronze.api.ingest import Ingest
+from bronze.api.key_ring import KeyRing
+from bronze.api.manual import Manual
+from bronze.api.page import Page
+from bronze.api.readiness import Readiness
+from bronze.api.request_context import OwnContext
+from bronze.errors import Gone, Misconfigured
+from bronze.lineage.catalog_index import CatalogIndex
+from bronze.lineage.lookup import LineageLookup
+from bronze.lineage.submission import SubmissionLookup
+from bronze.process import STOP_GRACE_S, StopRequested, is_loopback, on_stop_signals, retry_until_available
+from bronze.records import sources
+from bronze.records.sources import Source
+from bronze.servers.catalog_feed import Feed
+from bronze.servers.prometheus import Prometheus
+from bronze.servers.queue import boot_time_s
+from bronze.settings import Auth, Settings
+from bronze.telemetry import sdk
+from bronze.telemetry.sdk import Telemetry
+from bronze.telemetry.signals import Role
+from bronze.wiring.servers import Servers, in_background, ledger_report, open_prometheus, open_servers
+
+log = logging.getLogger(__name__)
+
+
+def check_exposure(settings: Settings) -> None:
+    """Raises `Misconfigured` if everybody on the network could send requests and no setting says that this is meant."""
+    if settings.auth is Auth.OPEN and not is_loopback(settings.api_host):
+        raise Misconfigured(
+            f"BRONZE_API_HOST={settings.api_host} is reachable from other machines, and with BRONZE_AUTH=open the API "
+            "accepts requests from everybody. Set BRONZE_AUTH=keys and create keys with `bronze keys create`; or set "
+            "BRONZE_AUTH=delegated if something in front of the API authenticates (docs/security.md)"
+        )
+
+
+def _listen(settings: Settings) -> socket.socket:
+    try:
+        return socket.create_server((settings.api_host, settings.api_port))
+    except OSError as error:
+        raise Misconfigured(
+            f"cannot listen on {settings.api_host}:{settings.api_port}: {error.strerror}. "
+            "Choose another address with BRONZE_API_HOST and BRONZE_API_PORT"
+        ) from error
+
+
+def api_parts(
+    settings: Settings,
+    declared: Mapping[str, Source],
+    servers: Servers,
+    index: CatalogIndex,
+    prometheus: Prometheus | None,
+    telemetry: Telemetry,
+    on_gone: Callable[[Gone], None],
+    now_s: Callable[[], float] = boot_time_s,
+) -> Parts:
+    """The parts of the API, on these servers. If it needs keys, they still have to be read."""
+    audit = AuditLog()
+    lanes = {(lane.source, lane.number): lane for lane in servers.lanes}
+    submissions = SubmissionLookup(lanes, settings.lanes, servers.queue, servers.catalog, servers.bucket)
+    lookups = LineageLookup(index, servers.bucket, submissions.find, settings.prefix)
+    return Parts(
+        sources=declared,
+        bodies=BodyReader(settings, ColumnarReaders(settings), Budget(settings)),
+        ingest=Ingest(lanes, settings.lanes, servers.queue, servers.catalog, settings.deadline_s, now_s),
+        submissions=submissions,
+        lookups=lookups,
+        bucket=servers.bucket,
+        prefix=settings.prefix,
+        page=Page(
+            lookups,
+            servers.bucket,
+            None if prometheus is None else GlanceReader(prometheus),
+            settings.trace_url,
+            settings.runbook_url,
+        ),
+        manual=Manual(settings.runbook_url),
+        readiness=Readiness(servers.lanes, servers.queue, servers.catalog, servers.bucket, telemetry.instance_id),
+        telemetry=telemetry,
+        on_gone=on_gone,
+        audit=audit,
+        keys=KeyRing(servers.principals, audit) if settings.auth is Auth.KEYS else None,
+    )
+
+
+async def serve(settings: Settings, substitute: Callable[[Servers], Servers] = lambda servers: servers) -> int:
+    """Run the API until a stop signal; requests in progress are answered first. Returns the exit code.
+
+    `substitute` may replace servers, as the kill test does.
+    """
+    check_exposure(settings)
+    process.tune_malloc()
+    declared = sources.load(settings.sources)
+    telemetry = sdk.start(Role.API, settings)
+    telemetry.export_zeros(declared)
+    failed: list[Gone] = []
+    stop = asyncio.Event()
+    on_stop_signals(stop.set)
+    try:
+        async with (
+            open_servers(settings, declared, telemetry.instance_id, stop) as opened,
+            open_prometheus(settings, ASK_S_MAX) as prometheus,
+        ):
+            servers = substitute(opened)
+
+            def stop_on_gone(error: Gone) -> None:
+                log.critical("%s", error)
+                failed.append(error)
+                server.should_exit = True
+
+            index = CatalogIndex(settings.view_dir, f"view-{settings.api_port}")
+            parts = api_parts(settings, declared, servers, index, prometheus, telemetry, stop_on_gone)
+            if parts.keys:
+                await retry_until_available(parts.keys.read, stop)
+            app = Guard(ForeignTraces(create_app(parts), parts.keys), settings)
+            server = create_server(OwnContext(app), settings, STOP_GRACE_S)
+
+            def stop_serving() -> None:
+                server.should_exit = True
+
+            # until uvicorn handles the signals itself; when it ends, it raises them again, before the rest of this
+            # function is done
+            on_stop_signals(stop_serving)
+            if stop.is_set():
+                stop_serving()
+            with _listen(settings) as listener:
+                log.info("listening on http://%s:%d", settings.api_host, settings.api_port)
+                report = ledger_report(servers, declared, telemetry)
+                async with (
+                    _following(index, servers.feed, telemetry.instruments.catalog_lag.set),
+                    in_background(report.run(), *([parts.keys.follow()] if parts.keys else [])),
+                ):
+                    process.freeze_startup_objects()
+                    await server.serve(sockets=[listener])
+    except StopRequested:
+        log.info("stopped before the start was complete")
+    finally:
+        await asyncio.to_thread(telemetry.shutdown)
+    return 1 if failed else 0
+
+
+@asynccontextmanager
+async def _following(index: CatalogIndex, feed: Feed, report: Callable[[float], None]) -> AsyncIterator[None]:
+    """Keep the index up to date in the block. An event ends it, since the NATS client may lose a cancellation."""
+    stop = asyncio.Event()
+    await index.open()
+    following = asyncio.create_task(index.follow(feed, stop, report))
+    try:
+        yield
+    finally:
+        stop.set()
+        await following
+        await index.close()

@@ -1,0 +1,148 @@
+"""Connections to the servers that roles and commands use, and what several of them make."""
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import httpx
+
+from bronze.consumer.tasks import cancel
+from bronze.errors import Misconfigured
+from bronze.ledger.report import LedgerReport
+from bronze.process import retry_until_available
+from bronze.protocol.lane import Lane
+from bronze.records.sources import Source
+from bronze.servers import schema_registry
+from bronze.servers.bucket import Bucket
+from bronze.servers.catalog import Catalog, NatsCatalog
+from bronze.servers.catalog_feed import Feed
+from bronze.servers.jetstream import JetStream
+from bronze.servers.key_value import KeyValueStore
+from bronze.servers.lane_lock import Lock, NatsLock
+from bronze.servers.principal_store import PrincipalStore
+from bronze.servers.prometheus import Prometheus
+from bronze.servers.queue import NatsQueue, Queue
+from bronze.servers.s3 import S3Bucket
+from bronze.servers.trace_store import Tempo, TraceStore, Zipkin
+from bronze.settings import Settings
+from bronze.telemetry.sdk import Telemetry
+
+#: Time limit of each request to Prometheus and the trace store, in seconds.
+TELEMETRY_S_MAX = 30.0
+
+
+@dataclass(frozen=True)
+class Servers:
+    """The servers that the roles use."""
+
+    lanes: list[Lane]
+    queue: Queue
+    bucket: Bucket
+    catalog: Catalog
+    feed: Feed
+    lock: Callable[[Lane], Lock]
+    principals: PrincipalStore
+
+
+@asynccontextmanager
+async def open_servers(
+    settings: Settings,
+    declared: Mapping[str, Source],
+    instance_id: str,
+    stop: asyncio.Event,
+    *,
+    creates_objects: bool = False,
+) -> AsyncIterator[Servers]:
+    """Connect to the servers; wait for those that do not answer.
+
+    A role that creates objects also tests the bucket's create-only PUT. Raises `StopRequested`, `Unavailable` or
+    `Misconfigured`.
+    """
+    # an instance id may be preset and then stays the same after a restart; the lock has to notice that its owner died
+    owner = f"{instance_id}-{secrets.token_hex(4)}"
+    jetstream = await retry_until_available(
+        lambda: JetStream.connect(settings.nats_url, server_name=settings.nats_server_name), stop
+    )
+    bucket = S3Bucket(settings)
+    try:
+        key_values = KeyValueStore(jetstream, settings.queue_replicas)
+        queue = NatsQueue(jetstream, key_values, settings)
+        origin = str(settings.sources or "the built-in sources.toml")
+        await retry_until_available(lambda: schema_registry.register(key_values, declared, origin), stop)
+        lanes = await retry_until_available(lambda: queue.open(declared), stop)
+        catalog = await retry_until_available(lambda: NatsCatalog.open(jetstream, key_values, settings), stop)
+        if creates_objects:
+            await retry_until_available(bucket.check_create_only, stop)
+        yield Servers(
+            lanes,
+            queue,
+            bucket,
+            catalog,
+            Feed(jetstream),
+            lambda lane: NatsLock(key_values, lane, owner, settings.lock_expiry_s),
+            PrincipalStore(key_values),
+        )
+    finally:
+        bucket.close()
+        await jetstream.close()
+
+
+@asynccontextmanager
+async def open_prometheus(settings: Settings, timeout_s: float) -> AsyncIterator[Prometheus | None]:
+    """A client of the Prometheus in the settings, if there is one. Raises `Misconfigured` for an invalid address."""
+    if settings.prometheus_url is None:
+        yield None
+        return
+    async with _client("BRONZE_PROMETHEUS_URL", settings.prometheus_url, timeout_s) as client:
+        yield Prometheus(client)
+
+
+@asynccontextmanager
+async def open_trace_store(settings: Settings, timeout_s: float) -> AsyncIterator[TraceStore | None]:
+    """A client of the trace store in the settings, if there is one. Raises `Misconfigured` for an invalid address."""
+    if settings.tempo_url:
+        async with _client("BRONZE_TEMPO_URL", settings.tempo_url, timeout_s) as client:
+            yield Tempo(client)
+    elif settings.zipkin_url:
+        async with _client("BRONZE_ZIPKIN_URL", settings.zipkin_url, timeout_s) as client:
+            yield Zipkin(client)
+    else:
+        yield None
+
+
+def _client(variable: str, url: str, timeout_s: float) -> httpx.AsyncClient:
+    try:
+        return httpx.AsyncClient(base_url=url, timeout=timeout_s)
+    except httpx.InvalidURL as error:
+        raise Misconfigured(f"{variable}: {url!r}: {error}") from error
+
+
+@asynccontextmanager
+async def queue_and_bucket(settings: Settings) -> AsyncIterator[tuple[JetStream, S3Bucket]]:
+    """The queue and the bucket, for a command. Raises `Unavailable` if the queue does not answer."""
+    jetstream = await JetStream.connect(settings.nats_url, server_name=settings.nats_server_name)
+    try:
+        bucket = S3Bucket(settings)
+        try:
+            yield jetstream, bucket
+        finally:
+            bucket.close()
+    finally:
+        await jetstream.close()
+
+
+def ledger_report(servers: Servers, declared: Iterable[str], telemetry: Telemetry) -> LedgerReport:
+    """The report of the ledger's metrics, which every role makes."""
+    return LedgerReport(servers.catalog, servers.bucket, servers.queue, telemetry.instruments, servers.lanes, declared)
+
+
+@asynccontextmanager
+async def in_background(*work: Coroutine[None, None, None]) -> AsyncIterator[None]:
+    """Do work, which ends only by cancellation, during the block."""
+    tasks = [asyncio.create_task(one) for one in work]
+    try:
+        yield
+    finally:
+        await cancel(*tasks)
