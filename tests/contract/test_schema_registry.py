@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 
 from bronze.errors import Misconfigured
-from bronze.records.sources import Field, FieldType, Source
+from bronze.records.fields import Field, FieldType
+from bronze.records.sources import Source
 from bronze.servers import schema_registry
 from bronze.servers.jetstream import JetStream
 from bronze.servers.key_value import KeyValueStore

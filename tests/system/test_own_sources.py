@@ -242,8 +242,8 @@ def test_a_breaking_change_is_refused_with_its_reason(upgrade: Upgrade) -> None:
     )
     assert upgrade.refused("consume", changed) == (
         "source things, field pieces: the registered version 2 has int64, optional, since version 1; "
-        "the declared version 3 has float64, optional, since version 1; you cannot remove a field or change its type, "
-        "`required` or `since`: use a new field name instead"
+        "the declared version 3 has float64, optional, since version 1; you cannot remove a field or change it, except "
+        "for a wider type (widened_from): use a new field name instead"
     )
 
 

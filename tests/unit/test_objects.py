@@ -37,8 +37,9 @@ from bronze.protocol.message import HEADER_ENCODING, ZSTD, AcceptedSubmission, M
 from bronze.protocol.quarantine import quarantine_key
 from bronze.records import sources
 from bronze.records.columns import columnar_schema, object_schema
+from bronze.records.fields import Field, FieldType
 from bronze.records.json_intake import JsonIntake
-from bronze.records.sources import RESERVED, Field, FieldType, Source
+from bronze.records.sources import RESERVED, Source
 from tests import factories
 
 #: A source whose second version added fields.

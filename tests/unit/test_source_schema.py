@@ -12,8 +12,9 @@ from bronze.api import source_schema
 from bronze.errors import Refused
 from bronze.records import sources
 from bronze.records.columns import object_schema
+from bronze.records.fields import Field, FieldType
 from bronze.records.json_intake import JsonIntake
-from bronze.records.sources import Field, FieldType, Source
+from bronze.records.sources import Source
 
 FIELDS = (
     Field("s", FieldType.STRING, "d", required=True),

@@ -12,11 +12,18 @@ from hypothesis import strategies as st
 
 from bronze.errors import Misconfigured
 from bronze.records import sources
-from bronze.records.sources import Field, FieldType, RegisteredField, RegisteredSchema, Source, incompatibility
+from bronze.records.fields import WIDER, Field, FieldType
+from bronze.records.sources import RegisteredField, RegisteredSchema, Source, incompatibility
 
 FIELD = '{ name = "a", type = "string", description = "d" }'
 #: Each type, as in a declaration.
-TYPES = [f"{kind}(4, 2)" if kind is FieldType.DECIMAL else kind.value for kind in FieldType]
+PARAMETERS = {
+    FieldType.DECIMAL: "(4, 2)",
+    FieldType.LIST: "<string>",
+    FieldType.STRUCT: "<x: int64, when: timestamp>",
+    FieldType.MAP: "<string, list<float64>>",
+}
+TYPES = [f"{kind}{PARAMETERS.get(kind, '')}" for kind in FieldType]
 
 
 def declare(fields: str, name: str = "things", more: str = "") -> str:
@@ -31,11 +38,15 @@ def test_four_sources_are_built_in() -> None:
 
 def test_each_type_is_decoded_as_declared() -> None:
     """A field that is not required may be absent or null; undeclared fields are no error."""
-    fields = ", ".join(f'{{ name = "f_{t.partition("(")[0]}", type = "{t}", description = "d" }}' for t in TYPES)
+    fields = ", ".join(
+        f'{{ name = "f_{kind}", type = "{t}", description = "d" }}' for kind, t in zip(FieldType, TYPES, strict=True)
+    )
     source = sources.parse(declare(fields), "test")["things"]
     sent = (
         b'{"f_string": "s", "f_bool": true, "f_int64": 1, "f_float64": 2, "f_date32": "2013-01-02",'
-        b' "f_timestamp": "2013-01-02T03:04:05+01:00", "f_decimal128": 12.30, "other": {}}'
+        b' "f_timestamp": "2013-01-02T03:04:05+01:00", "f_decimal128": 12.30, "other": {}, "f_int32": -1,'
+        b' "f_float32": 1.5, "f_binary": "AP8=", "f_json": [1, {"a": 2.50}], "f_list": ["a", null],'
+        b' "f_struct": {"x": 1, "when": "2013-01-02T03:04:05Z", "more": 0}, "f_map": {"a": [1, null], "b": null}}'
     )
     record = msgspec.structs.asdict(msgspec.json.decode(sent, type=source.record_type))
     assert record == {
@@ -46,6 +57,13 @@ def test_each_type_is_decoded_as_declared() -> None:
         "f_decimal128": Decimal("12.30"),
         "f_timestamp": dt.datetime(2013, 1, 2, 2, 4, 5, tzinfo=dt.UTC),
         "f_date32": dt.date(2013, 1, 2),
+        "f_int32": -1,
+        "f_float32": 1.5,
+        "f_binary": b"\x00\xff",
+        "f_json": msgspec.Raw(b'[1, {"a": 2.50}]'),
+        "f_list": ["a", None],
+        "f_struct": {"x": 1, "when": dt.datetime(2013, 1, 2, 3, 4, 5, tzinfo=dt.UTC)},
+        "f_map": {"a": [1.0, None], "b": None},
         "classification_id": None,
     }
     empty = msgspec.json.decode(b'{"f_string": null}', type=source.record_type)
@@ -62,11 +80,56 @@ def test_a_version_counts_changes_and_begins_at_1() -> None:
     [
         ("", "declares no source"),
         ("[things", "table declaration"),
-        (declare(""), "things: declares no field"),
+        ('[things]\ndescription = "d"', "things: declares no field: add at least one, or raw = true"),
+        (declare(FIELD, more="raw = true"), "things: raw = true is for a source without fields"),
         (declare(FIELD, name="Things"), "'Things'"),
         (declare(FIELD, name='"a.b"'), "'a.b'"),
         (declare(f"{FIELD}, {FIELD}"), "things, field a: is declared twice"),
-        (declare(FIELD.replace('"string"', '"decimal"')), "no type 'decimal'; the types are string, bool, int64"),
+        (declare(FIELD.replace('"string"', '"decimal"')), "no type 'decimal'; the types are string, bool, int32"),
+        *(
+            (declare(FIELD.replace('"string"', f'"{declared}"')), reason)
+            for declared, reason in (
+                ("list", "no type 'list'"),
+                ("list<>", "field a: there is no type ''"),
+                ("list<string, int64>", "a list has one type: list<type>"),
+                ("list<decimal128(39, 0)>", "the precision must be 1 to 38"),
+                ("map<int64, string>", "the keys of a map are strings: map<string, type>"),
+                ("map<string>", "the keys of a map are strings: map<string, type>"),
+                ("struct<>", "each field of a struct has a name of its own and a type"),
+                ("struct<a: int64, a: int64>", "each field of a struct has a name of its own and a type"),
+                ("struct<1a: int64>", "each field of a struct has a name of its own and a type"),
+                ("struct<a: int64, b>", "each field of a struct has a name of its own and a type"),
+                ("list<struct<a: list<text>>>", "no type 'text'"),
+                ("list<" * 9 + "string" + ">" * 9, "types are nested more than 8 deep"),
+            )
+        ),
+        *(
+            (declare(FIELD.replace('"string"', f'"{declared}"')), reason)
+            for declared, reason in (
+                ('string", timezone = "Europe/Lisbon', "timezone and unit belong to fields of the type timestamp"),
+                ('int64", unit = "ms', "timezone and unit belong to fields of the type timestamp"),
+                ('timestamp", unit = "min', "Invalid enum value 'min'"),
+                ('timestamp", timezone = "Lisbon', "there is no time zone 'Lisbon': use a name of the tz database"),
+                ('timestamp", timezone = "../etc', "there is no time zone '../etc'"),
+                ('timestamp", unit = "s", timezone = "UTC', "a number of s since 1970 has no time zone"),
+                ('int64", widened_from = "int32', "widened_from and widened_since belong together"),
+                ('string", alias = "classification_id', "the alias is reserved"),
+                ('string", alias = "', "Expected `str` of length >= 1"),
+            )
+        ),
+        (
+            declare(FIELD + ", " + FIELD.replace('"a"', '"b"').replace(" }", ', alias = "a" }')),
+            "field b: has the same name in records as the field a: a",
+        ),
+        *(
+            (declare(FIELD.replace('"string"', f'"{declared}"'), more="version = 3"), reason)
+            for declared, reason in (
+                ('int64", widened_since = 2, widened_from = "float32', "float32 cannot become int64; what can be"),
+                ('int32", widened_since = 2, widened_from = "int64', "int64 cannot become int32; what can be widened"),
+                ('int64", widened_since = 1, widened_from = "int32', "widened_since = 1 must be higher than its since"),
+                ('int64", widened_since = 4, widened_from = "int32', "and not higher than the version of the source"),
+            )
+        ),
         (declare(FIELD.replace('"string"', '"decimal128"')), "decimal128(precision, scale)"),
         *(
             (declare(FIELD.replace('"string"', f'"decimal128({digits})"')), f"decimal128({digits})")
@@ -87,7 +150,7 @@ def test_a_version_counts_changes_and_begins_at_1() -> None:
         ),
         (declare(FIELD.replace('"a"', '"A"')), "things, field 'A'"),
         (declare(FIELD.replace('"a"', '"_payload"')), "things, field '_payload'"),
-        (declare(FIELD.replace(" }", ", unit = 1 }")), "unit"),
+        (declare(FIELD.replace(" }", ", units = 1 }")), "units"),
         (declare('{ name = "a", type = "string" }'), "source things, field a: Object missing required field `desc"),
         (
             declare('{ type = "string", description = "d" }'),
@@ -154,6 +217,8 @@ def test_a_decimal_is_stored_exactly_or_refused(value: Decimal, precision: int, 
 
 INT = RegisteredField("int64", required=False, since=1)
 NEW = RegisteredField("string", required=False, since=2)
+INT32 = RegisteredField("int32", required=False, since=1)
+WIDENED = RegisteredField("int64", required=False, since=1, widened_from="int32", widened_since=2)
 
 
 @pytest.mark.parametrize(
@@ -177,6 +242,29 @@ NEW = RegisteredField("string", required=False, since=2)
         ),
         pytest.param(
             RegisteredSchema(1, {"a": INT}), RegisteredSchema(2, {"a": INT}), None, id="a version without a change"
+        ),
+        pytest.param(RegisteredSchema(1, {"a": INT32}), RegisteredSchema(2, {"a": WIDENED}), None, id="widened"),
+        pytest.param(
+            RegisteredSchema(3, {"a": WIDENED}), RegisteredSchema(1, {"a": INT32}), None, id="not widened yet"
+        ),
+        pytest.param(
+            RegisteredSchema(2, {"a": INT32}),
+            RegisteredSchema(3, {"a": WIDENED}),
+            "field a: the registered version 2 has int32, optional, since version 1; the declared version 3 has int64, "
+            "optional, since version 1, widened_from int32; you cannot remove a field or change it, except for a wider",
+            id="widened in a version that exists already",
+        ),
+        pytest.param(
+            RegisteredSchema(2, {"a": WIDENED}),
+            RegisteredSchema(3, {"a": INT}),
+            "you cannot remove a field or change it",
+            id="forgets that it was widened",
+        ),
+        pytest.param(
+            RegisteredSchema(1, {"a": INT}),
+            RegisteredSchema(2, {"a": RegisteredField("int64", required=False, since=1, alias="A")}),
+            "the declared version 2 has int64, optional, since version 1, alias A; you cannot remove a field",
+            id="another name in records",
         ),
         pytest.param(
             RegisteredSchema(1, {"a": INT}),
@@ -251,11 +339,23 @@ def test_a_source_at_an_earlier_version_has_no_later_fields() -> None:
 @st.composite
 def versioned_sources(draw: st.DrawFn) -> Source:
     version = draw(st.integers(1, 4))
-    kinds = st.sampled_from([kind for kind in FieldType if kind is not FieldType.DECIMAL])
+    kinds = st.sampled_from([kind for kind in FieldType if kind.value in TYPES])
     fields = []
     for name in draw(st.lists(st.sampled_from("abcdef"), min_size=1, unique=True)):
         since = draw(st.integers(1, version))
-        fields.append(Field(name, draw(kinds), "d", required=since == 1 and draw(st.booleans()), since=since))
+        kind, widened = draw(kinds), draw(st.integers(0, version))
+        narrower = next((narrow for narrow, wider in WIDER.items() if wider is kind and widened > since), None)
+        fields.append(
+            Field(
+                name,
+                kind,
+                "d",
+                required=since == 1 and draw(st.booleans()),
+                since=since,
+                widened_from=narrower,
+                widened_since=widened if narrower else 0,
+            )
+        )
     return Source("things", "d", version, tuple(fields))
 
 

@@ -11,7 +11,8 @@ from pydantic import BaseModel
 from pydantic import Field as Described
 
 from bronze.records.columns import object_schema
-from bronze.records.sources import CLASSIFICATION_ID, CLASSIFICATION_ID_CHARS_MAX, Field, FieldType, Source
+from bronze.records.fields import FLOAT32_MAX, Field, FieldType, TimeUnit
+from bronze.records.sources import CLASSIFICATION_ID, CLASSIFICATION_ID_CHARS_MAX, Source
 
 FLOAT64_MAX = 1.7976931348623157e308
 
@@ -20,7 +21,12 @@ _YEAR = "(?:000[1-9]|00[1-9][0-9]|0[1-9][0-9]{2}|[1-9][0-9]{3})"
 #: Without the first and the last year: in UTC, such a time may be in a year that is out of range.
 _YEAR_INNER = "(?:000[2-9]|00[1-9][0-9]|0[1-9][0-9]{2}|[1-8][0-9]{3}|9[0-8][0-9]{2}|99[0-8][0-9]|999[0-8])"
 _MONTH_DAY = "(?:0[1-9]|1[0-2])-(?:0[1-9]|[12][0-9]|3[01])"
-_TIME = r"(?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](?:\.[0-9]+)?(?:[Zz]|[+-](?:[01][0-9]|2[0-3]):[0-5][0-9])"
+_BASE64 = "^(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$"
+_NUMBER = r"^-?[0-9]{1,20}(?:\.[0-9]+)?$"
+_TIME = rf"{_YEAR_INNER}-{_MONTH_DAY}[Tt](?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](?:\.[0-9]+)?"
+_OFFSET = "(?:[Zz]|[+-](?:[01][0-9]|2[0-3]):[0-5][0-9])"
+#: The years 1 to 9999, in seconds since 1970.
+_SECONDS_MIN, _SECONDS_MAX = -62_135_596_800, 253_402_300_799
 
 
 class DeclaredSource(BaseModel):
@@ -45,6 +51,11 @@ class DeclaredField(BaseModel):
     required: bool
     since: int
     description: str
+    alias: str | None = Described(None, description="The name in records, if it is not that of the column.")
+    timezone: str | None = Described(None, description="The time zone of times without an offset.")
+    unit: TimeUnit | None = Described(None, description="The unit of times that are numbers since 1970, UTC.")
+    widened_from: str | None = Described(None, description="The narrower type before the version `widened_since`.")
+    widened_since: int | None = None
 
 
 class Column(BaseModel):
@@ -93,6 +104,11 @@ def described(source: Source) -> SourceSchema:
                 required=field.required,
                 since=field.since,
                 description=field.description,
+                alias=field.alias,
+                timezone=field.timezone,
+                unit=field.unit,
+                widened_from=field.widened_from,
+                widened_since=field.widened_since or None,
             )
             for field in source.fields
         ],
@@ -117,12 +133,13 @@ def json_schema(source: Source) -> dict[str, Any]:
         "$id": _schema_url(source),
         "title": source.name,
         "description": source.description,
-        "type": "object",
+        # a source without fields takes any JSON value
+        **({} if source.is_raw else {"type": "object"}),
         "properties": {
-            **{field.name: _property(field) for field in source.fields},
+            **{field.name_in_records: _property(field) for field in source.fields},
             CLASSIFICATION_ID: _or_null(classification_id),
         },
-        "required": [field.name for field in source.fields if field.required],
+        "required": [field.name_in_records for field in source.fields if field.required],
         "additionalProperties": True,
     }
 
@@ -133,7 +150,9 @@ def _property(field: Field) -> Mapping[str, Any]:
 
 
 def _or_null(value: Mapping[str, Any]) -> Mapping[str, Any]:
-    kinds = value["type"]
+    kinds = value.get("type", [])
+    if not kinds:  # any value
+        return value
     return {**value, "type": [*([kinds] if isinstance(kinds, str) else kinds), "null"]}
 
 
@@ -143,14 +162,36 @@ def _value(field: Field) -> dict[str, Any]:
             return {"type": "string"}
         case FieldType.BOOL:
             return {"type": "boolean"}
+        case FieldType.INT32:
+            return {"type": "integer", "minimum": -(2**31), "maximum": 2**31 - 1}
         case FieldType.INT64:
             return {"type": "integer", "minimum": -(2**63), "maximum": 2**63 - 1}
+        case FieldType.FLOAT32:
+            return {"type": "number", "minimum": -FLOAT32_MAX, "maximum": FLOAT32_MAX}
         case FieldType.FLOAT64:
             return {"type": "number", "minimum": -FLOAT64_MAX, "maximum": FLOAT64_MAX}
         case FieldType.DECIMAL:
             return _decimal(field.precision, field.scale)
+        case FieldType.BINARY:
+            return {"type": "string", "contentEncoding": "base64", "pattern": _BASE64}
+        case FieldType.JSON:
+            return {"not": {"type": "null"}} if field.required else {}
+        case FieldType.LIST:
+            return {"type": "array", "items": _or_null(_value(field.children[0]))}
+        case FieldType.MAP:
+            return {"type": "object", "additionalProperties": _or_null(_value(field.children[1]))}
+        case FieldType.STRUCT:
+            return {"type": "object", "properties": {child.name: _or_null(_value(child)) for child in field.children}}
+        case FieldType.TIMESTAMP if field.unit:
+            return {"type": ["number", "string"], **_epoch_bounds(field.unit), "pattern": _NUMBER}
+        case FieldType.TIMESTAMP if field.timezone:
+            return {"type": "string", "pattern": f"^{_TIME}{_OFFSET}?$"}
         case FieldType.TIMESTAMP:
-            return {"type": "string", "format": "date-time", "pattern": f"^{_YEAR_INNER}-{_MONTH_DAY}[Tt]{_TIME}$"}
+            return {
+                "type": "string",
+                "format": "date-time",
+                "pattern": f"^{_TIME}{_OFFSET}$",
+            }
         case FieldType.DATE:
             return {"type": "string", "format": "date", "pattern": f"^{_YEAR}-{_MONTH_DAY}$"}
 
@@ -167,6 +208,11 @@ def _decimal(precision: int, scale: int) -> dict[str, Any]:
         "exclusiveMinimum": -(10**before),
         "exclusiveMaximum": 10**before,
     }
+
+
+def _epoch_bounds(unit: TimeUnit) -> dict[str, int]:
+    per_second = int(10**6 / unit.microseconds)
+    return {"minimum": _SECONDS_MIN * per_second, "maximum": _SECONDS_MAX * per_second}
 
 
 def _schema_url(source: Source) -> str:

@@ -1,5 +1,6 @@
 """The first rows of an object, to look at: only a few pages of the object are read."""
 
+import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import BinaryIO
@@ -43,5 +44,5 @@ def first_rows(file: BinaryIO) -> Preview:
 def _text(value: object) -> str | None:
     if value is None:
         return None
-    text = str(value)
+    text = base64.b64encode(value).decode() if isinstance(value, bytes) else str(value)
     return text if len(text) <= CELL_CHARS_MAX else f"{text[:CELL_CHARS_MAX]}…"

@@ -14,9 +14,10 @@ import pyarrow.json
 
 from bronze.errors import DeadLetter
 from bronze.protocol.chain import AcceptedMessage
-from bronze.protocol.message import MessageKind, Part, split_records
+from bronze.protocol.message import PLACEHOLDER, MessageKind, Part, split_records
 from bronze.records.columns import ARROW_TYPES, arrow_type, columnar_schema
-from bronze.records.sources import CLASSIFICATION_ID, Field, FieldType, Source
+from bronze.records.fields import Field, FieldType
+from bronze.records.sources import CLASSIFICATION_ID, Source
 
 #: Messages are collected until they have so many rows or bytes; then they become one batch.
 BATCH_ROWS = 4 * 1024
@@ -45,7 +46,9 @@ def decode_message(source: Source, accepted: AcceptedMessage) -> DecodedMessage:
     record_type: Any = checked_as.record_type_text_times | None if sparse else checked_as.record_type_text_times
     try:
         raw = split_records(part.kind, content)
-        if part.kind is MessageKind.LINES:
+        if checked_as.is_raw:
+            records = [_decode_raw(checked_as, record, sparse=sparse) for record in raw]
+        elif part.kind is MessageKind.LINES:
             records = list(map(msgspec.json.Decoder(record_type).decode, raw))
         else:
             records = msgspec.json.decode(content, type=list[record_type])
@@ -64,6 +67,16 @@ def decode_message(source: Source, accepted: AcceptedMessage) -> DecodedMessage:
     if None in classifications:
         raise DeadLetter("a record has no classification_id, and its submission has none")
     return DecodedMessage(accepted, records, raw, indices, classifications, received_at)
+
+
+def _decode_raw(source: Source, record: bytes, *, sparse: bool) -> Any:
+    """A record of a source without fields: any JSON value, of which only an object can have a classification."""
+    if record.startswith(b"{"):
+        return msgspec.json.decode(record, type=source.record_type)
+    if sparse and record == PLACEHOLDER:
+        return None
+    msgspec.json.decode(record, type=msgspec.Raw)
+    return source.record_type()
 
 
 def record_batch(source: Source, columns: pa.Schema, key: str, messages: Sequence[DecodedMessage]) -> pa.RecordBatch:
@@ -95,7 +108,7 @@ def lines_batch(
     """
     parts = [message.part for message in messages]
     expected = sum(part.records for part in parts)
-    as_checked = all(
+    as_checked = all(field.is_plain for field in source.fields) and all(
         part.kind is MessageKind.LINES and part.accepted.schema_version == source.version for part in parts
     )
     if not as_checked or expected < ARROW_ROWS_MIN:
@@ -109,7 +122,7 @@ def lines_batch(
             pa.json.ParseOptions(explicit_schema=_read_as(source), unexpected_field_behavior="ignore"),
         )
         read = {name: table.column(name).combine_chunks() for name in table.column_names}
-        arrays = [read[field.name].cast(arrow_type(field)) for field in source.fields]
+        arrays = [read[field.name_in_records].cast(arrow_type(field)) for field in source.fields]
         payloads = pc.split_pattern(pa.array([content], pa.binary()), b"\n").values.cast(pa.string())
         received = [dt.datetime.fromisoformat(part.accepted.received_at) for part in parts]
     except (DeadLetter, pa.ArrowException, ValueError):
@@ -131,9 +144,11 @@ def lines_batch(
 
 
 def _read_as(source: Source) -> pa.Schema:
-    """The schema for Arrow's JSON reader: times and dates as text, which is cast later."""
-    texts = {FieldType.TIMESTAMP, FieldType.DATE}
-    fields = [(field.name, pa.string() if field.type in texts else arrow_type(field)) for field in source.fields]
+    """The schema for Arrow's JSON reader: times and dates as text, and float32 as the decoder reads it. They are cast
+    later.
+    """
+    other = {FieldType.TIMESTAMP: pa.string(), FieldType.DATE: pa.string(), FieldType.FLOAT32: pa.float64()}
+    fields = [(field.name_in_records, other.get(field.type) or arrow_type(field)) for field in source.fields]
     return pa.schema([*fields, (CLASSIFICATION_ID, pa.string())])
 
 
@@ -165,7 +180,10 @@ def columnar_batch(source: Source, columns: pa.Schema, key: str, message: Accept
         if accepted.classification_default is None:
             raise DeadLetter("a record has no classification_id, and its submission has none")
         ids = ids.fill_null(accepted.classification_default)
-    arrays = [read[field.name] if field.name in read else pa.nulls(count, arrow_type(field)) for field in source.fields]
+    arrays = [
+        read[field.name].cast(arrow_type(field)) if field.name in read else pa.nulls(count, arrow_type(field))
+        for field in source.fields
+    ]
     indices = range(part.first_record, part.first_record + count)
     return _rows(columns, key, [part], indices, [received_at], arrays, ids, read["_payload"])
 
@@ -207,11 +225,33 @@ def _column(field: Field, records: Sequence[Any], versions: Sequence[int]) -> pa
         values = list(map(attrgetter(field.name), records))
     else:
         values = [getattr(record, field.name, None) for record in records]
-    if field.type is FieldType.TIMESTAMP:
+    if field.type is FieldType.TIMESTAMP and field.is_plain:
         return _times(values)
-    if field.type is FieldType.DECIMAL:
-        values = [None if value is None else field.quantize(value) for value in values]
+    if field.is_checked_by_value or not field.is_plain:
+        values = [_stored(field, value) for value in values]
     return pa.array(values, arrow_type(field))
+
+
+def _stored(field: Field, value: Any) -> Any:
+    """The value of a column for a decoded value."""
+    if value is None:
+        return None
+    match field.type:
+        case FieldType.DECIMAL:
+            return field.quantize(value)
+        case FieldType.TIMESTAMP:
+            return field.time(value)
+        case FieldType.JSON:
+            text = bytes(value).decode()
+            return None if text == "null" else text
+        case FieldType.LIST:
+            return [_stored(field.children[0], item) for item in value]
+        case FieldType.MAP:
+            return [(key, _stored(field.children[1], item)) for key, item in value.items()]
+        case FieldType.STRUCT:
+            return {child.name: _stored(child, value.get(child.name)) for child in field.children}
+        case _:
+            return value
 
 
 def _times(texts: Sequence[str | None]) -> pa.Array:

@@ -13,7 +13,7 @@ from bronze.protocol.message import MESSAGE_BYTES_MAX
 from bronze.publisher.formats import FileFormat, Record, SourceGetter, too_long, unreadable
 from bronze.publisher.text_files import json_line
 from bronze.records.arrow_json import json_values
-from bronze.records.sources import FieldType
+from bronze.records.fields import FieldType
 
 _ARROW_FILE = b"ARROW1"
 #: Rows that are held as Python objects at the same time.
@@ -63,7 +63,7 @@ def _rows(file: str, schema: Any, batches: Iterator[Any], source: SourceGetter) 
     """The rows of record batches as JSON."""
     if len({*schema.names}) < len(schema.names):
         raise unreadable(file, Refusal.MALFORMED_JSON, "has two columns with the same name")
-    types = {field.name: field.type for field in source().fields}
+    types = {field.name_in_records: field.type for field in source().fields}
     slices = (batch.slice(start, _ROWS) for batch in batches for start in range(0, batch.num_rows, _ROWS))
     number = 1
     for rows in slices:

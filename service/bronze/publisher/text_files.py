@@ -17,7 +17,7 @@ from bronze.errors import Refusal, Refused
 from bronze.plurals import counted
 from bronze.protocol.message import MESSAGE_BYTES_MAX
 from bronze.publisher.formats import FileFormat, Record, SourceGetter, too_long, unreadable
-from bronze.records.sources import FieldType
+from bronze.records.fields import FieldType
 
 CHUNK_BYTES = 2**18
 #: An error within this many characters of the end can be a token that is only incomplete, such as `tru`.
@@ -131,7 +131,7 @@ def csv_records(file: str, stream: BinaryIO, source: SourceGetter) -> Iterator[R
     """One record per row below the header row. Empty values are null; others get the type that the source declares."""
     csv.field_size_limit(MESSAGE_BYTES_MAX)
     rows = csv.reader(_text_lines(file, stream), strict=True)
-    types = {field.name: field.type for field in source().fields}
+    types = {field.name_in_records: field.type for field in source().fields}
     first_line = 1
 
     def malformed(reason: str) -> Refused:
@@ -168,9 +168,9 @@ def _text_lines(file: str, stream: BinaryIO) -> Iterator[str]:
 def _converter(declared: FieldType | None) -> Callable[[str], object]:
     """Converts text to a declared type. A value that does not fit stays text, so that the API says what is wrong."""
     match declared:
-        case FieldType.INT64:
+        case FieldType.INT32 | FieldType.INT64:
             return _int
-        case FieldType.FLOAT64:
+        case FieldType.FLOAT32 | FieldType.FLOAT64:
             return _float
         case FieldType.BOOL:
             return _bool

@@ -43,12 +43,26 @@ def is_any(given: pa.DataType, *kinds: Callable[[pa.DataType], Any]) -> bool:
 TEXT_TYPES = (types.is_string, types.is_large_string, types.is_string_view)
 BYTES_TYPES = (types.is_binary, types.is_large_binary, types.is_binary_view)
 NUMBER_TYPES = (types.is_integer, types.is_floating)
+LIST_TYPES = (
+    types.is_list,
+    types.is_large_list,
+    types.is_fixed_size_list,
+    types.is_list_view,
+    types.is_large_list_view,
+)
 
 
 def castable(given: pa.DataType, wanted: pa.DataType) -> bool:
     """Whether the wanted type can hold some values of the given type unaltered; the cast then checks each value."""
+    given = storage_type(given)
     if types.is_null(given):
         return True
+    if types.is_nested(wanted):
+        return _nested_castable(given, wanted)
+    if types.is_binary(wanted):
+        return is_any(given, *BYTES_TYPES, types.is_fixed_size_binary)
+    if types.is_float32(wanted):
+        return is_any(given, types.is_integer, types.is_float16, types.is_float32)
     if types.is_string(wanted):
         return is_any(given, *TEXT_TYPES, *BYTES_TYPES)
     if types.is_boolean(wanted):
@@ -62,6 +76,34 @@ def castable(given: pa.DataType, wanted: pa.DataType) -> bool:
     if types.is_date(wanted):
         return is_any(given, types.is_date)
     return is_any(wanted, types.is_decimal) and is_any(given, types.is_decimal, types.is_integer)
+
+
+def _nested_castable(given: pa.DataType, wanted: pa.DataType) -> bool:
+    if types.is_map(wanted):
+        return types.is_map(given) and all(
+            castable(*pair) for pair in ((given.key_type, wanted.key_type), (given.item_type, wanted.item_type))
+        )
+    if types.is_list(wanted):
+        return is_any(given, *LIST_TYPES) and castable(given.value_type, wanted.value_type)
+    if not types.is_struct(given):
+        return False
+    names = [child.name for child in given]
+    return len({*names}) == len(names) and all(
+        castable(given.field(child.name).type, child.type) for child in wanted if child.name in names
+    )
+
+
+def casts_all(given: pa.DataType, wanted: pa.DataType) -> bool:
+    """Whether the wanted type has a place for every part of the given one: its structs lack no field."""
+    given = storage_type(given)
+    if types.is_null(given) or not types.is_nested(wanted):
+        return True
+    if types.is_map(wanted):
+        return casts_all(given.item_type, wanted.item_type)
+    if types.is_list(wanted):
+        return casts_all(given.value_type, wanted.value_type)
+    places = {child.name: child.type for child in wanted}
+    return all(child.name in places and casts_all(child.type, places[child.name]) for child in given)
 
 
 def cast_unaltered(column: pa.Array, wanted: pa.DataType) -> pa.Array:
@@ -78,14 +120,6 @@ def cast_unaltered(column: pa.Array, wanted: pa.DataType) -> pa.Array:
     return column.cast(wanted)
 
 
-def fails_to_cast(column: pa.Array, wanted: pa.DataType) -> bool:
-    try:
-        cast_unaltered(column, wanted)
-    except pa.ArrowInvalid:
-        return True
-    return False
-
-
 def first_failing(fails: Callable[[int], bool], count: int) -> int:
     """The index of the first failing item: the last item of the shortest prefix, by its length, for which `fails`."""
     low, high = 1, count
@@ -96,10 +130,14 @@ def first_failing(fails: Callable[[int], bool], count: int) -> int:
 
 
 def first_outside_calendar(column: pa.Array) -> int | None:
-    """The index of the first time outside the years 1 to 9999 in UTC.
+    """The index of the first value with a time outside the years 1 to 9999 in UTC.
 
     Arrow could store such a time, but most readers could not read it.
     """
+    if types.is_nested(column.type):
+        if not _has_outside_calendar(column):
+            return None
+        return first_failing(lambda count: _has_outside_calendar(column.slice(0, count)), len(column))
     if types.is_timestamp(column.type):
         integers, units_per_day = column.cast(pa.int64()), _DAY_US
     elif types.is_date32(column.type):
@@ -111,3 +149,14 @@ def first_outside_calendar(column: pa.Array) -> int | None:
     )
     index: int = outside.index(pa.scalar(value=True)).as_py()
     return index if index >= 0 else None
+
+
+def _has_outside_calendar(column: pa.Array) -> bool:
+    kind = column.type
+    if types.is_map(kind):
+        column = column.cast(pa.list_(pa.struct([kind.key_field, kind.item_field])))
+    if types.is_list(column.type):
+        return _has_outside_calendar(pc.list_flatten(column))
+    if types.is_struct(kind):
+        return any(map(_has_outside_calendar, column.flatten()))
+    return first_outside_calendar(column) is not None

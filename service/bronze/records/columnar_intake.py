@@ -15,18 +15,18 @@ from pyarrow import types
 from bronze.errors import Refusal, Refused
 from bronze.protocol.message import HEADER_BYTES_MAX, MESSAGE_BYTES_MAX, MESSAGES_MAX, MessageKind, compress
 from bronze.records.arrow_cast import (
-    cast_unaltered,
     castable,
-    fails_to_cast,
+    casts_all,
     first_failing,
     first_outside_calendar,
     storage,
     storage_type,
 )
+from bronze.records.arrow_fields import convert, convertible
 from bronze.records.arrow_json import json_values
-from bronze.records.columns import columnar_schema
+from bronze.records.columns import arrow_type, columnar_schema
+from bronze.records.fields import CALENDAR_ERROR, Field, FieldType
 from bronze.records.refusals import (
-    CALENDAR_ERROR,
     ERROR_CHARS_MAX,
     empty,
     record_too_large,
@@ -42,6 +42,8 @@ PAYLOAD_BYTES_MAX = MESSAGE_BYTES_MAX - HEADER_BYTES_MAX
 PAYLOAD_ROWS_MAX = 16 * 2**10
 #: Bound of all the different classification ids in one body, in bytes of UTF-8.
 CLASSIFICATIONS_BYTES_MAX = 16 * 2**20
+
+_CLASSIFICATION = Field(CLASSIFICATION_ID, FieldType.STRING, "")
 
 
 class ReadBody(msgspec.Struct, frozen=True, tag=True):
@@ -71,17 +73,23 @@ class ColumnarIntake:
         repeated = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) != len(names) else []
         if repeated:
             raise self._violation("several columns have this name", field=repeated[0][:ERROR_CHARS_MAX])
-        for field in self._schema.names[:-2]:
+        for field in source.fields:
             self._check_column(field)
         if CLASSIFICATION_ID in names and not castable(self._body_type(CLASSIFICATION_ID), pa.string()):
             raise self._violation(f"Expected string, got {self._body_type(CLASSIFICATION_ID)}", field=CLASSIFICATION_ID)
-        self._undeclared = [name for name in names if name not in self._schema.names[:-1]]
+        declared = {field.name_in_records: field for field in source.fields}
+        self._undeclared = [
+            name
+            for name in names
+            if name != CLASSIFICATION_ID
+            and (name not in declared or not casts_all(self._body_type(name), arrow_type(declared[name])))
+        ]
 
     def add(self, batch: pa.RecordBatch) -> None:
         """Add a batch that was validated."""
         if not batch.num_rows:
             return
-        columns = [self._declared_column(batch, field) for field in self._schema.names[:-2]]
+        columns = [self._declared_column(batch, field) for field in self._source.fields]
         rows = [*columns, self._classification_column(batch), self._payload_column(batch)]
         self._packer.add(pa.RecordBatch.from_arrays(rows, schema=self._schema))
         self._records += batch.num_rows
@@ -95,43 +103,44 @@ class ColumnarIntake:
     def _body_type(self, name: str) -> pa.DataType:
         return storage_type(self._body_schema.field(name).type)
 
-    def _check_column(self, name: str) -> None:
-        wanted = self._schema.field(name)
+    def _check_column(self, field: Field) -> None:
+        name = field.name_in_records
         if name not in self._body_schema.names:
-            if not wanted.nullable:
+            if field.required:
                 raise self._violation("the column is missing, but the field is required", field=name)
             return
         given = self._body_type(name)
-        if not castable(given, wanted.type):
+        if not convertible(given, field):
             zone = " (without a time zone)" if types.is_timestamp(given) and given.tz is None else ""
-            raise self._violation(f"Expected {wanted.type}, got {str(given)[:ERROR_CHARS_MAX]}{zone}", field=name)
+            wanted = _described(field)
+            raise self._violation(f"Expected {wanted}, got {str(given)[:ERROR_CHARS_MAX]}{zone}", field=name)
 
-    def _declared_column(self, batch: pa.RecordBatch, name: str) -> pa.Array:
-        wanted = self._schema.field(name)
+    def _declared_column(self, batch: pa.RecordBatch, field: Field) -> pa.Array:
+        name = field.name_in_records
         if name not in self._body_schema.names:
-            return pa.nulls(batch.num_rows, wanted.type)
-        column = self._cast(storage(batch.column(name)), wanted)
-        if not wanted.nullable and column.null_count:
+            return pa.nulls(batch.num_rows, arrow_type(field))
+        column = self._convert(storage(batch.column(name)), field)
+        if field.required and column.null_count:
             row = column.is_null().index(pa.scalar(value=True)).as_py()
-            raise self._violation(f"Expected {wanted.type}, got null", row=row, field=name)
+            raise self._violation(f"Expected {_described(field)}, got null", row=row, field=name)
         row = first_outside_calendar(column)
         if row is not None:
             raise self._violation(CALENDAR_ERROR, row=row, field=name)
         return column
 
-    def _cast(self, column: pa.Array, wanted: pa.Field) -> pa.Array:
+    def _convert(self, column: pa.Array, field: Field) -> pa.Array:
         try:
-            return cast_unaltered(column, wanted.type)
+            return convert(column, field)
         except pa.ArrowInvalid as error:
-            row = first_failing(lambda count: fails_to_cast(column.slice(0, count), wanted.type), len(column))
-            reason = f"Expected {wanted.type}: {str(error)[:ERROR_CHARS_MAX].rstrip('.')}"
-            raise self._violation(reason, row=row, field=wanted.name) from error
+            row = first_failing(lambda count: _fails(column.slice(0, count), field), len(column))
+            reason = f"Expected {_described(field)}: {str(error)[:ERROR_CHARS_MAX].rstrip('.')}"
+            raise self._violation(reason, row=row, field=field.name_in_records) from error
 
     def _classification_column(self, batch: pa.RecordBatch) -> pa.Array:
         if CLASSIFICATION_ID not in self._body_schema.names:
             self._unclassified += batch.num_rows
             return pa.nulls(batch.num_rows, pa.string())
-        column = self._cast(storage(batch.column(CLASSIFICATION_ID)), self._schema.field(CLASSIFICATION_ID))
+        column = self._convert(storage(batch.column(CLASSIFICATION_ID)), _CLASSIFICATION)
         length = pc.utf8_length(column)
         out_of_bounds = pc.or_(pc.equal(length, 0), pc.greater(length, CLASSIFICATION_ID_CHARS_MAX))
         if pc.any(out_of_bounds).as_py():
@@ -168,6 +177,23 @@ class ColumnarIntake:
     def _violation(self, reason: str, *, row: int | None = None, field: str | None = None) -> Refused:
         """The refusal of the body; `row` is an index in the current batch."""
         return violation(self._source, reason, record=None if row is None else self._records + row, field=field)
+
+
+def _described(field: Field) -> str:
+    """The type of a field's column, for the sender."""
+    if field.type is FieldType.JSON:
+        return field.type.value
+    if field.unit:
+        return f"a number of {field.unit} since 1970"
+    return str(arrow_type(field))
+
+
+def _fails(column: pa.Array, field: Field) -> bool:
+    try:
+        convert(column, field)
+    except pa.ArrowInvalid:
+        return True
+    return False
 
 
 class RowPacker:

@@ -5,15 +5,20 @@ from collections.abc import Mapping
 import pyarrow as pa
 import pyarrow.json
 
-from bronze.records.sources import CLASSIFICATION_ID, Field, FieldType, Source
+from bronze.records.fields import Field, FieldType
+from bronze.records.sources import CLASSIFICATION_ID, Source
 
 ARROW_TYPES: Mapping[FieldType, pa.DataType] = {
     FieldType.STRING: pa.string(),
     FieldType.BOOL: pa.bool_(),
+    FieldType.INT32: pa.int32(),
     FieldType.INT64: pa.int64(),
+    FieldType.FLOAT32: pa.float32(),
     FieldType.FLOAT64: pa.float64(),
     FieldType.TIMESTAMP: pa.timestamp("us", tz="UTC"),
     FieldType.DATE: pa.date32(),
+    FieldType.BINARY: pa.binary(),
+    FieldType.JSON: pa.string(),
 }
 
 _BRONZE_COLUMNS = [
@@ -31,7 +36,17 @@ _BRONZE_COLUMNS = [
 
 def arrow_type(field: Field) -> pa.DataType:
     """The Arrow type of a declared field's column."""
-    return pa.decimal128(field.precision, field.scale) if field.type is FieldType.DECIMAL else ARROW_TYPES[field.type]
+    match field.type:
+        case FieldType.DECIMAL:
+            return pa.decimal128(field.precision, field.scale)
+        case FieldType.LIST:
+            return pa.list_(arrow_type(field.children[0]))
+        case FieldType.MAP:
+            return pa.map_(pa.string(), arrow_type(field.children[1]))
+        case FieldType.STRUCT:
+            return pa.struct([(child.name, arrow_type(child)) for child in field.children])
+        case _:
+            return ARROW_TYPES[field.type]
 
 
 def object_schema(source: Source) -> pa.Schema:

@@ -23,8 +23,8 @@ from bronze.protocol.message import (
     MessageKind,
     compress,
 )
+from bronze.records.fields import Field, FieldType, Unfit
 from bronze.records.refusals import (
-    CALENDAR_ERROR,
     empty,
     not_utf8,
     record_too_large,
@@ -34,7 +34,7 @@ from bronze.records.refusals import (
     too_many_rejected,
     violation,
 )
-from bronze.records.sources import CLASSIFICATION_ID, Field, FieldType, Source
+from bronze.records.sources import CLASSIFICATION_ID, Source
 from bronze.records.spool import BodyDigest, CheckedSubmission, MessageSlice
 
 #: How much of a body is checked at once, in bytes: the decoded records, ten times as large, stay in the CPU's cache.
@@ -98,8 +98,10 @@ class JsonIntake:
         self._bounds = bounds
         self._quarantine_rejected = quarantine_rejected
         self._decoder = msgspec.json.Decoder(source.record_type)
-        self._timestamps = [field.name for field in source.fields if field.type is FieldType.TIMESTAMP]
-        self._decimals = [field for field in source.fields if field.type is FieldType.DECIMAL]
+        self._checked = [field for field in source.fields if field.is_checked_by_value]
+        #: the year of a time with an offset tells whether it has to be checked
+        self._timestamps = [field.name for field in self._checked if _is_plain_time(field)]
+        self._checked_each = [field for field in self._checked if not _is_plain_time(field)]
         self._spool: SpooledTemporaryFile[bytes] = SpooledTemporaryFile(spool_memory_bytes_max)  # noqa: SIM115
         self._tally = BodyDigest(body_bytes_max)
         self._records = 0
@@ -263,7 +265,7 @@ class JsonIntake:
             not decoded
             or _any_may_be_too_deep(records)
             or self._at_calendar_boundary(decoded)
-            or self._inexact_decimals(decoded)
+            or not self._all_fit(decoded)
         ):
             for record in records:
                 try:
@@ -281,7 +283,7 @@ class JsonIntake:
         """The decoded record; raises `_RejectedRecord`."""
         try:
             record.decode("utf-8")
-            decoded = self._decoder.decode(record)
+            decoded = self._decode(record)
             if _may_be_too_deep(record):
                 msgspec.json.decode(b"[" * NESTING_MARGIN + record + b"]" * NESTING_MARGIN, type=msgspec.Raw)
         except UnicodeDecodeError as error:
@@ -290,15 +292,20 @@ class JsonIntake:
             raise _violation(str(error)) from error
         except (msgspec.DecodeError, RecursionError) as error:
             raise _RejectedRecord(Refusal.MALFORMED_JSON, str(error)) from error
-        for name in self._timestamps:
-            if _outside_calendar(getattr(decoded, name)):
-                raise _violation(f"{CALENDAR_ERROR} - at `$.{name}`")
-        for field in self._inexact_decimals([decoded]):
-            raise _violation(
-                f"Expected a number with at most {field.precision - field.scale} digits before the decimal point and "
-                f"{field.scale} after it ({field.declared_type}) - at `$.{field.name}`"
-            )
+        for field in self._checked:
+            try:
+                field.check(getattr(decoded, field.name))
+            except Unfit as error:
+                raise _RejectedRecord(Refusal.SCHEMA_VIOLATION, str(error), field.name_in_records) from error
         return decoded
+
+    def _decode(self, record: bytes) -> Any:
+        if self._source.is_raw and not record.startswith(b"{"):
+            if record == PLACEHOLDER:
+                raise msgspec.ValidationError("Expected a value, got `null`")
+            msgspec.json.decode(record, type=msgspec.Raw)
+            return self._source.record_type()
+        return self._decoder.decode(record)
 
     def _at_calendar_boundary(self, decoded: Sequence[Any]) -> bool:
         """Whether a time is in the first or the last year, so that it may have no date in UTC."""
@@ -308,9 +315,9 @@ class JsonIntake:
                 return True
         return False
 
-    def _inexact_decimals(self, decoded: Sequence[Any]) -> Sequence[Field]:
-        """The decimal fields with a value that would change if it were stored."""
-        return [field for field in self._decimals if not all(map(field.fits, map(attrgetter(field.name), decoded)))]
+    def _all_fit(self, decoded: Sequence[Any]) -> bool:
+        """Whether no value of the fields that need more than the decoder would change if it were stored."""
+        return all(all(map(field.fits, map(attrgetter(field.name), decoded))) for field in self._checked_each)
 
     def _classify(self, decoded: Sequence[Any]) -> None:
         classification_ids = list(map(attrgetter(CLASSIFICATION_ID), decoded))
@@ -452,12 +459,5 @@ def _may_be_too_deep(record: bytes) -> bool:
     return len(record) > NESTING_UNCHECKED and record.count(b"[") + record.count(b"{") > NESTING_UNCHECKED
 
 
-def _outside_calendar(time: dt.datetime | None) -> bool:
-    """Whether a time is outside the years 1 to 9999 in UTC: Arrow could store it, most readers could not read it."""
-    if time is None or dt.MINYEAR < time.year < dt.MAXYEAR:
-        return False
-    try:
-        time.astimezone(dt.UTC)
-    except OverflowError:
-        return True
-    return False
+def _is_plain_time(field: Field) -> bool:
+    return field.type is FieldType.TIMESTAMP and field.is_plain

@@ -9,8 +9,6 @@ from bronze.records.sources import CLASSIFICATION_ID, Source
 ERROR_CHARS_MAX = 300
 #: Begins the advice that follows the reason of a violation.
 NOTHING_ACCEPTED = "Nothing of the submission was accepted"
-#: Why a time does not fit that Arrow could store, but most readers could not read.
-CALENDAR_ERROR = "Expected a time from year 1 to year 9999 in UTC"
 
 
 def violation(source: Source, reason: str, *, record: int | None = None, field: str | None = None) -> Refused:

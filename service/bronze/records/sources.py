@@ -1,16 +1,15 @@
 """Sources: the declared kinds of data. They are data, not code: one TOML file declares them.
 
 A source's fields have Arrow types. A record's undeclared fields are never lost: they stay in `_payload`. `version`
-counts the changes of a source's fields; only fields may be added, every other change is refused (`docs/sources.md`).
+counts the changes of a source's fields; fields may be added and types widened, every other change is refused
+(`docs/sources.md`).
 """
 
-import datetime as dt
 import re
 import tomllib
+import zoneinfo
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from decimal import Context, Decimal, Inexact, InvalidOperation
-from enum import StrEnum
 from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 
 from bronze.errors import Misconfigured
+from bronze.records.fields import WIDER, Field, FieldType, InvalidType, TimeUnit, parse_type
 
 CLASSIFICATION_ID = "classification_id"
 CLASSIFICATION_ID_CHARS_MAX = 256
@@ -26,93 +26,63 @@ CLASSIFICATION_ID_CHARS_MAX = 256
 #: The name of the source of `bronze canary`, which exists in addition to the declared sources.
 CANARY = "canary"
 
+#: The longest name that a field can have in records.
+ALIAS_CHARS_MAX = 256
+
 #: Names that a declared field must not have: columns that Bronze adds, and the partition keys of the object's path.
 RESERVED = frozenset({CLASSIFICATION_ID, "file_path", "source", "date", "hour"})
-#: The most digits that a decimal128 can have.
-PRECISION_MAX = 38
 
 _T = TypeVar("_T")
 
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
 _NAME_RULE = "a name must begin with a-z and have at most 63 characters of a-z, 0-9 and _"
-_DECIMAL = re.compile(r"decimal128\((\d{1,2}), ?(\d{1,2})\)")
-_INT64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 _Version = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
 
 
-class FieldType(StrEnum):
-    """The Arrow types that a field can be declared with, by their names in Arrow."""
-
-    STRING = "string"
-    BOOL = "bool"
-    INT64 = "int64"
-    FLOAT64 = "float64"
-    DECIMAL = "decimal128"  # (precision, scale), exact, from a number or a string of digits
-    TIMESTAMP = "timestamp"  # [us, UTC], from RFC 3339 with an offset
-    DATE = "date32"
-
-
-_DECODED: Mapping[FieldType, Any] = {
-    FieldType.STRING: str,
-    FieldType.BOOL: bool,
-    FieldType.INT64: _INT64,
-    FieldType.FLOAT64: float,
-    FieldType.DECIMAL: Decimal,
-    FieldType.TIMESTAMP: Annotated[dt.datetime, msgspec.Meta(tz=True)],
-    FieldType.DATE: dt.date,
-}
-
-
-class Field(msgspec.Struct, frozen=True):
-    """One typed column of a source; a field that is not required may be absent or null.
-
-    `since` is the version of the source that added the field. A decimal has `precision` digits, `scale` of them after
-    the decimal point.
-    """
-
-    name: str
-    type: FieldType
-    description: str
-    required: bool = False
-    since: int = 1
-    precision: int = 0
-    scale: int = 0
-
-    @property
-    def declared_type(self) -> str:
-        """The type as it is declared, with its parameters."""
-        return f"{self.type}({self.precision}, {self.scale})" if self.type is FieldType.DECIMAL else self.type.value
-
-    def quantize(self, value: Decimal) -> Decimal:
-        """The value with the scale of this decimal field; raises `ValueError` if that would change the value."""
-        context = Context(prec=self.precision, traps=[Inexact, InvalidOperation])
-        try:
-            quantized = value.quantize(Decimal(1).scaleb(-self.scale), context=context)
-        except (Inexact, InvalidOperation) as error:
-            raise ValueError(f"{value} does not fit {self.declared_type}") from error
-        if not quantized.is_finite():
-            raise ValueError(f"{value} is not a finite number")
-        return quantized
-
-    def fits(self, value: Decimal | None) -> bool:
-        """Whether this decimal field can store the value unchanged."""
-        try:
-            if value is not None:
-                self.quantize(value)
-        except ValueError:
-            return False
-        return True
-
-
-class RegisteredField(msgspec.Struct, frozen=True):
-    """The properties of a field that readers depend on, and that therefore never change."""
+class RegisteredField(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The properties of a field that readers depend on, and that therefore never change, except for a wider type."""
 
     type: str
     required: bool
     since: int
+    alias: str | None = None
+    timezone: str | None = None
+    unit: TimeUnit | None = None
+    widened_from: str | None = None
+    widened_since: int = 0
+
+    @classmethod
+    def of(cls, field: Field) -> "RegisteredField":
+        return cls(
+            field.declared_type,
+            field.required,
+            field.since,
+            field.alias,
+            field.timezone,
+            field.unit,
+            field.widened_from,
+            field.widened_since,
+        )
+
+    def succeeds(self, older: "RegisteredField", version: int) -> bool:
+        """Whether it may take the place of the field of an older version: it is the same, or widened since."""
+        widened = self.widened_from == older.type and self.widened_since > version
+        return self == older or (widened and self.before_it_was_widened == older)
+
+    @property
+    def before_it_was_widened(self) -> "RegisteredField":
+        return msgspec.structs.replace(self, type=self.widened_from or self.type, widened_from=None, widened_since=0)
 
     def __str__(self) -> str:
-        return f"{self.type}, {'required' if self.required else 'optional'}, since version {self.since}"
+        properties = {
+            "alias": self.alias,
+            "timezone": self.timezone,
+            "unit": self.unit,
+            "widened_from": self.widened_from,
+        }
+        more = [f"{name} {value}" for name, value in properties.items() if value]
+        required = "required" if self.required else "optional"
+        return ", ".join([self.type, required, f"since version {self.since}", *more])
 
 
 class RegisteredSchema(msgspec.Struct, frozen=True):
@@ -131,38 +101,52 @@ class Source:
     version: int
     fields: tuple[Field, ...]
 
+    @property
+    def is_raw(self) -> bool:
+        """Whether it declares no field: any JSON value is a record of it, whole in `_payload`."""
+        return not self.fields
+
     @cached_property
     def record_type(self) -> type[msgspec.Struct]:
         """The struct that a JSON record decodes into: the declared fields, then `classification_id`."""
-        return self._struct(_DECODED)
+        return self._struct(text_times=False)
 
     @cached_property
     def record_type_text_times(self) -> type[msgspec.Struct]:
-        """The same, but with times as strings: for records that were already checked, to convert them to columns."""
-        return self._struct({**_DECODED, FieldType.TIMESTAMP: str})
+        """The same, but with RFC 3339 times as strings: for records that were already checked, to convert them to
+        columns.
+        """
+        return self._struct(text_times=True)
 
-    def _struct(self, decoded_types: Mapping[FieldType, Any]) -> type[msgspec.Struct]:
+    def _struct(self, *, text_times: bool) -> type[msgspec.Struct]:
         fields: list[tuple[str, Any] | tuple[str, Any, Any]] = []
         for field in self.fields:
-            decoded = decoded_types[field.type]
-            fields.append((field.name, decoded) if field.required else (field.name, decoded | None, None))
+            if text_times and field.type is FieldType.TIMESTAMP and field.is_plain:
+                decoded, optional = str, str | None
+            else:
+                decoded, optional = field.decoded_type, field.optional_type
+            fields.append((field.name, decoded) if field.required else (field.name, optional, None))
         classification = Annotated[str, msgspec.Meta(min_length=1, max_length=CLASSIFICATION_ID_CHARS_MAX)]
         fields.append((CLASSIFICATION_ID, classification | None, None))
-        return msgspec.defstruct(f"{self.name}_record", fields, kw_only=True, gc=False)
+        # a list or an object of a record is in no cycle
+        return msgspec.defstruct(
+            f"{self.name}_record",
+            fields,
+            rename={field.name: field.name_in_records for field in self.fields},
+            kw_only=True,
+            gc=False,
+        )
 
     @property
     def schema(self) -> RegisteredSchema:
-        fields = {
-            field.name: RegisteredField(field.declared_type, field.required, field.since) for field in self.fields
-        }
-        return RegisteredSchema(self.version, fields)
+        return RegisteredSchema(self.version, {field.name: RegisteredField.of(field) for field in self.fields})
 
     def at_version(self, version: int) -> "Source":
         """The source as it was at an earlier version, for records that were checked against that version."""
         if version >= self.version:
             return self
         if version not in self._earlier_versions:
-            fields = tuple(field for field in self.fields if field.since <= version)
+            fields = tuple(field.at_version(version) for field in self.fields if field.since <= version)
             self._earlier_versions[version] = replace(self, version=version, fields=fields)
         return self._earlier_versions[version]
 
@@ -174,15 +158,18 @@ class Source:
 def incompatibility(registered: RegisteredSchema, declared: RegisteredSchema) -> str | None:
     """Why two versions of a source cannot be read together: the field, and both values. None if they can.
 
-    They can if the newer version equals the older version plus the fields that were added since.
+    They can if the newer version equals the older version plus the fields that were added, and the types that were
+    widened since.
     """
     older, newer = (registered, declared) if registered.version <= declared.version else (declared, registered)
     for name in {**registered.fields, **declared.fields}:
         old_field, new_field = older.fields.get(name), newer.fields.get(name)
-        if old_field == new_field or (old_field is None and new_field and new_field.since > older.version):
+        added = old_field is None and new_field is not None and new_field.since > older.version
+        if added or (old_field and new_field and new_field.succeeds(old_field, older.version)):
             continue
         advice = (
-            "you cannot remove a field or change its type, `required` or `since`: use a new field name instead"
+            "you cannot remove a field or change it, except for a wider type (widened_from): use a new field name "
+            "instead"
             if old_field
             else f"a new field must be optional, with since = {older.version + 1} or higher, and the version of the "
             "source must be raised to that number"
@@ -204,12 +191,19 @@ class _FieldDeclaration(msgspec.Struct, forbid_unknown_fields=True):
     description: str
     required: bool = False
     since: _Version = 1
+    alias: Annotated[str, msgspec.Meta(min_length=1, max_length=ALIAS_CHARS_MAX)] | None = None
+    timezone: str | None = None
+    unit: TimeUnit | None = None
+    widened_from: str | None = None
+    widened_since: _Version | None = None
 
 
 class _Declaration(msgspec.Struct, forbid_unknown_fields=True):
     description: str
-    fields: list[dict[str, Any]]
+    fields: list[dict[str, Any]] | None = None
     version: _Version = 1
+    raw: bool = False
+    timezone: str | None = None
 
 
 def load(file: Path | None) -> Mapping[str, Source]:
@@ -276,18 +270,27 @@ def source_from_table(name: str, table: object, origin: str) -> Source:
         raise Misconfigured(f"{origin}: source {name!r}: {_NAME_RULE}")
     place = f"{origin}: source {name}"
     declared = _convert(place, table, _Declaration)
-    if not declared.fields:
-        raise Misconfigured(f"{place}: declares no field: add at least one")
+    if declared.raw and declared.fields:
+        raise Misconfigured(f"{place}: raw = true is for a source without fields: remove it, or the fields")
+    if declared.fields is None and not declared.raw:
+        raise Misconfigured(f"{place}: declares no field: add at least one, or raw = true to take any record as it is")
     fields: dict[str, Field] = {}
-    for number, entry in enumerate(declared.fields, start=1):
-        field = _field(place, number, entry, declared.version)
+    in_records: dict[str, str] = {}
+    for number, entry in enumerate(declared.fields or [], start=1):
+        field = _field(place, number, entry, declared)
         if field.name in fields:
             raise Misconfigured(f"{place}, field {field.name}: is declared twice: remove or rename one of them")
+        if field.name_in_records in in_records:
+            raise Misconfigured(
+                f"{place}, field {field.name}: has the same name in records as the field "
+                f"{in_records[field.name_in_records]}: {field.name_in_records}"
+            )
         fields[field.name] = field
+        in_records[field.name_in_records] = field.name
     return Source(name, declared.description, declared.version, tuple(fields.values()))
 
 
-def _field(source: str, number: int, entry: dict[str, Any], version: int) -> Field:
+def _field(source: str, number: int, entry: dict[str, Any], of: _Declaration) -> Field:
     place = f"{source}, field {entry.get('name', number)}"
     declared = _convert(place, entry, _FieldDeclaration)
     name, since = declared.name, declared.since
@@ -295,26 +298,68 @@ def _field(source: str, number: int, entry: dict[str, Any], version: int) -> Fie
         raise Misconfigured(f"{source}, field {name!r}: {_NAME_RULE}")
     if name in RESERVED:
         raise Misconfigured(f"{place}: the name is reserved: choose another name")
-    if since > version:
+    if declared.alias == CLASSIFICATION_ID:
+        raise Misconfigured(f"{place}: the alias is reserved: records have their {CLASSIFICATION_ID} in it")
+    if since > of.version:
         raise Misconfigured(
-            f"{place}: since = {since} is higher than the version of the source ({version}): raise the version"
+            f"{place}: since = {since} is higher than the version of the source ({of.version}): raise the version"
         )
     if since > 1 and declared.required:
         raise Misconfigured(
             f"{place}: cannot be required, because older records do not have it (since = {since}): set required = false"
         )
-    kind, precision, scale = declared.type, 0, 0
-    if decimal := _DECIMAL.fullmatch(declared.type):
-        kind, precision, scale = FieldType.DECIMAL, int(decimal[1]), int(decimal[2])
-        if not 1 <= precision <= PRECISION_MAX or scale > precision:
+    try:
+        typed = parse_type(declared.type, name, declared.description)
+    except InvalidType as error:
+        raise Misconfigured(f"{place}: {error}") from error
+    field = msgspec.structs.replace(
+        typed,
+        required=declared.required,
+        since=since,
+        alias=None if declared.alias == name else declared.alias,
+        **_time_properties(place, typed, declared, of.timezone),
+    )
+    return _widened(place, field, declared, of.version)
+
+
+def _time_properties(
+    place: str, field: Field, declared: _FieldDeclaration, timezone: str | None
+) -> dict[str, str | TimeUnit | None]:
+    """Of a timestamp: its zone, by default that of the source, or its unit."""
+    if field.type is not FieldType.TIMESTAMP:
+        if declared.timezone or declared.unit:
+            raise Misconfigured(f"{place}: timezone and unit belong to fields of the type timestamp")
+        return {}
+    if declared.timezone and declared.unit:
+        raise Misconfigured(f"{place}: a number of {declared.unit} since 1970 has no time zone: remove one of them")
+    zone = None if declared.unit else declared.timezone or timezone
+    if zone:
+        try:
+            zoneinfo.ZoneInfo(zone)
+        except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError) as error:
             raise Misconfigured(
-                f"{place}: {declared.type}: the precision must be 1 to {PRECISION_MAX}, and the scale must not be "
-                "larger than the precision"
-            )
-    elif kind not in set(FieldType) - {FieldType.DECIMAL}:
-        known = [f"{t}(precision, scale)" if t is FieldType.DECIMAL else t.value for t in FieldType]
-        raise Misconfigured(f"{place}: there is no type {declared.type!r}; the types are {', '.join(known)}")
-    return Field(name, FieldType(kind), declared.description, declared.required, since, precision, scale)
+                f"{place}: there is no time zone {zone!r}: use a name of the tz database, such as Europe/Lisbon"
+            ) from error
+    return {"timezone": zone, "unit": declared.unit}
+
+
+def _widened(place: str, field: Field, declared: _FieldDeclaration, version: int) -> Field:
+    if declared.widened_from is None and declared.widened_since is None:
+        return field
+    if declared.widened_from is None or declared.widened_since is None:
+        raise Misconfigured(f"{place}: widened_from and widened_since belong together: give both or none")
+    narrower = next((kind for kind, wider in WIDER.items() if wider is field.type), None)
+    if declared.widened_from != narrower:
+        known = ", ".join(f"{kind} to {wider}" for kind, wider in WIDER.items())
+        raise Misconfigured(
+            f"{place}: {declared.widened_from} cannot become {field.declared_type}; what can be widened is {known}"
+        )
+    if not field.since < declared.widened_since <= version:
+        raise Misconfigured(
+            f"{place}: widened_since = {declared.widened_since} must be higher than its since ({field.since}), and not "
+            f"higher than the version of the source ({version})"
+        )
+    return msgspec.structs.replace(field, widened_from=narrower, widened_since=declared.widened_since)
 
 
 def _convert(place: str, value: object, kind: type[_T]) -> _T:

@@ -30,6 +30,11 @@ def add(app: FastAPI, sources: Mapping[str, Source]) -> None:
     async def all_sources() -> DeclaredSources:
         return source_schema.listed(without_canary(sources).values())
 
-    @app.get("/v1/sources/{source}/schema", summary="The schema of a source", responses=problems.responses(404))
+    @app.get(
+        "/v1/sources/{source}/schema",
+        summary="The schema of a source",
+        responses=problems.responses(404),
+        response_model_exclude_none=True,  # an older `bronze publish` refuses properties that it does not know
+    )
     async def schema(source: str) -> SourceSchema:
         return source_schema.described(declared(sources, source))
