@@ -9,7 +9,7 @@ READY := $(VENV)/.ready
 LOCAL := $(BIN)/python -m local
 
 .DEFAULT_GOAL := help
-.PHONY: help up status logs down demo unit test kill-test mixed fuzz outage-test attack prove truth drill incidents coverage bench check generate lock sbom audit pin-images
+.PHONY: help up status logs down demo unit test kill-test mixed fuzz outage-test attack prove truth drill incidents coverage bench secrets check generate lock sbom audit pin-images
 MAKEFLAGS += --no-print-directory
 
 help: ## show this list
@@ -90,6 +90,9 @@ coverage: $(READY) ## measure the test coverage of the service; fails if the pur
 
 bench: $(READY) ## measure speed, sizes and costs; writes .local/bench.json; B=bulk,small,telemetry: only these, B=--help
 	@$(BIN)/python -m benchmarks $(B)
+
+secrets: ## add random secrets for compose to .env; those that it has are kept
+	@$(PYTHON) -m local.secret_files
 
 check: $(READY) ## check format, lint, types and configurations
 	$(BIN)/ruff format --check

@@ -25,7 +25,7 @@ from local.builds import REPOSITORY, Built, build_all, pin_modules
 from local.components import write_sbom
 from local.exporters import Exporters
 from local.images import pin_images
-from local.programs import LOOPBACK, LocalError, NotReady, Program, check_ports, wait_ready
+from local.programs import LOOPBACK, UMASK, LocalError, NotReady, Program, check_ports, wait_ready
 from local.queues import unsent
 from local.settings import settings
 from local.stack import Ports, Stack, collector_state
@@ -303,6 +303,7 @@ def _relative(path: Path) -> str:
 def _alone(root: Path) -> Iterator[None]:
     """Allows one command at a time on a state directory."""
     STATE.mkdir(exist_ok=True)
+    STATE.chmod(0o700)
     with (STATE / f"{root.name}.lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -328,6 +329,7 @@ def main() -> int:
     following.add_argument("program", nargs="?")
     following.set_defaults(run=lambda args: logs(args.program))
     args = parser.parse_args()
+    os.umask(UMASK)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM stops the started programs, too
     try:
         code: int = args.run(args)

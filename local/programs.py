@@ -28,8 +28,13 @@ PORT_VARIABLE = "BRONZE_LOCAL_PORT_"
 READY_S_MAX = 60.0
 PROBE_TIMEOUT_S = 5.0
 
-#: Variables that SeaweedFS takes for its options, but programs use for their own.
-_OBEYED_BY_WEED = {"DEBUG", "FILER"}
+#: Of the user's environment, a program gets these variables, and those that begin with one of `_PREFIXES`. Servers take
+#: many others for options of their own: SeaweedFS even DEBUG and FILER, Grafana GF_*, Zipkin STORAGE_TYPE.
+_INHERITED = frozenset({"HOME", "LANG", "LOGNAME", "PATH", "SHELL", "TERM", "TMPDIR", "TZ", "USER"})
+_PREFIXES = ("BRONZE_", "LC_", "SSL_CERT_")
+#: For requests beyond this machine.
+_PROXIES = frozenset({"http_proxy", "https_proxy"})
+UMASK = 0o077
 
 # Below the range of ports for outgoing connections, so that no connection takes the port of a killed server by chance.
 _PORTS = range(12_000, 32_000)
@@ -63,12 +68,13 @@ class Program:
 def environment(program: Program | None = None) -> dict[str, str]:
     """The environment of a program.
 
-    Accounts and telemetry settings of the user's shell are removed, so that the system runs the same on every machine.
+    It has little of the user's shell: no accounts, no settings of telemetry, and nothing that a server could take for
+    its options, so that the system runs the same on every machine.
     """
     inherited = {
         name: value
         for name, value in os.environ.items()
-        if not name.startswith(("AWS_", "OTEL_", "WEED_")) and name not in _OBEYED_BY_WEED
+        if name in _INHERITED or name.startswith(_PREFIXES) or name.lower() in _PROXIES
     }
     unproxied = {"NO_PROXY": "127.0.0.1,localhost", "no_proxy": "127.0.0.1,localhost"}
     return {**inherited, **unproxied, **(program.env if program else {})}
@@ -178,6 +184,7 @@ class Process:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                umask=UMASK,
             )
 
     @property

@@ -21,7 +21,7 @@ from typing import Any
 from supervisor.xmlrpc import SupervisorTransport  # type: ignore[import-untyped]
 
 from local.machine import Deadline
-from local.programs import LocalError, Program, environment, log_tail
+from local.programs import UMASK, LocalError, Program, environment, log_tail
 
 #: The path of a socket may have at most 107 bytes, and the supervisor appends to it.
 SOCKET_PATH_BYTES_MAX = 90
@@ -160,6 +160,7 @@ def configuration(root: Path, socket: Path, programs: Iterable[Program], *, rest
             "pidfile": root / "supervisord.pid",
             "childlogdir": root / "logs",
             "directory": root,
+            "umask": f"{UMASK:03o}",
         },
     }
     for program in programs:

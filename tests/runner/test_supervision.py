@@ -61,3 +61,21 @@ def test_one_program_can_be_stopped_and_started_by_hand(tmp_path: Path) -> None:
         assert supervisor.state("b").state == "RUNNING"
     finally:
         supervisor.shutdown()
+
+
+def test_what_programs_write_is_for_this_user_alone(tmp_path: Path) -> None:
+    """Files, folders and logs, whatever the umask of the shell is."""
+    code = "import os; os.mkdir('data'); open('data/file', 'w').write('x'); print('up', flush=True)"
+    program = Program("writer", (sys.executable, "-c", f"{code}; import time; time.sleep(60)"), {}, lambda: None)
+    before = os.umask(0)
+    supervisor = Supervisor(tmp_path)
+    try:
+        supervisor.launch([program], restarts=False)
+        supervisor.start(program)
+        log = supervisor.log("writer")
+        until("it has written", lambda: log.exists() and log.read_text() == "up\n")
+        modes = [path.stat().st_mode & 0o777 for path in (tmp_path / "data", tmp_path / "data" / "file", log)]
+    finally:
+        os.umask(before)
+        supervisor.shutdown()
+    assert modes == [0o700, 0o600, 0o600]

@@ -1,5 +1,6 @@
 """The system as containers, as far as its files say: pinned, bounded, on loopback, and the same as `make up`."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -23,8 +24,9 @@ TOP = builds.REPOSITORY
 FILE = TOP / "compose.yaml"
 DOCKERFILE = (TOP / "service/Dockerfile").read_text()
 #: `${NAME}`, `${NAME:-default}`, `${NAME-default}` (which may be set to nothing), where the default may have another;
-#: `$${NAME}` is not for Compose.
-VARIABLE = re.compile(r"(?<!\$)\$\{(\w+)(?::?-((?:\$\{(?:\$\{[^}]*\}|[^}])*\}|[^}])*))?\}")
+#: `${NAME:?what to do}` has none, and `$${NAME}` is not for Compose.
+VARIABLE = re.compile(r"(?<!\$)\$\{(\w+)(?::\?[^}]*|:?-((?:\$\{(?:\$\{[^}]*\}|[^}])*\}|[^}])*))?\}")
+SECRETS = set(re.findall(r"\$\{(\w+):\?run make secrets\}", FILE.read_text()))
 
 COMPOSE = yaml.safe_load(FILE.read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
@@ -206,6 +208,14 @@ def test_the_example_names_every_setting() -> None:
     assert example == natively | settings()
 
 
+def test_there_is_no_secret_in_the_file() -> None:
+    """Every account's secret is required. What is called secret, password or token has no default."""
+    read = {found[1]: found[0] for text in tree(COMPOSE) for found in VARIABLE.finditer(text)}
+    secret = {name for name in read if re.search("SECRET|PASSWORD|TOKEN", name)}
+    assert {name for name in secret if ":?run make secrets}" not in read[name]} == set()
+    assert secret == SECRETS != set()
+
+
 def test_profiles_are_named() -> None:
     """What does not start by itself is told where one looks for it."""
     example = (TOP / ".env.example").read_text()
@@ -285,5 +295,9 @@ def test_compose_takes_the_file() -> None:
     if found.returncode:
         pytest.skip("Docker has no Compose")
     command = ["docker", "compose", "--file", str(FILE), "--profile", "*", "config", "--quiet"]
-    checked = subprocess.run(command, capture_output=True, text=True, check=False)
+    env = {name: value for name, value in os.environ.items() if name not in SECRETS}
+    without = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert (without.returncode != 0, "run make secrets" in without.stderr) == (True, True)
+    env |= dict.fromkeys(SECRETS, "x")
+    checked = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     assert (checked.returncode, checked.stderr) == (0, "")

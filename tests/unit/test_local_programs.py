@@ -1,3 +1,4 @@
+import os
 import socket
 import subprocess
 import sys
@@ -85,13 +86,20 @@ def test_ports_lie_together() -> None:
 
 
 def test_accounts_stay_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A shell's own cloud account and telemetry settings do not reach the programs; what a program sets does."""
-    monkeypatch.setenv("AWS_PROFILE", "production")
-    monkeypatch.setenv("OTEL_SDK_DISABLED", "true")
+    """A shell's own cloud account, its settings of telemetry, and what servers take for options of theirs do not reach
+    the programs; what a program sets does, and so do settings of ours and certificates.
+    """
+    foreign = ["AWS_PROFILE", "OTEL_SDK_DISABLED", "DEBUG", "FILER", "WEED_S3_PORT", "GF_AUTH_ANONYMOUS_ORG_ROLE"]
+    foreign += ["STORAGE_TYPE", "QUERY_PORT", "JAVA_TOOL_OPTIONS", "GODEBUG", "LD_PRELOAD", "PYTHONPATH"]
+    for name in foreign:
+        monkeypatch.setenv(name, "1")
+    monkeypatch.setenv("BRONZE_LANES", "2")
+    monkeypatch.setenv("SSL_CERT_FILE", "/ca.pem")
     program = Program("p", ("true",), {}, lambda: None, env={"AWS_ACCESS_KEY_ID": "bronze"})
     seen = environment(program)
     assert seen["AWS_ACCESS_KEY_ID"] == "bronze"
-    assert not seen.keys() & {"AWS_PROFILE", "OTEL_SDK_DISABLED"}
+    assert not seen.keys() & {*foreign}
+    assert (seen["BRONZE_LANES"], seen["SSL_CERT_FILE"]) == ("2", "/ca.pem")
 
 
 def test_logs_are_kept(tmp_path: Path) -> None:
@@ -106,3 +114,18 @@ def test_logs_are_kept(tmp_path: Path) -> None:
     with start(Program("p", (sys.executable, "-c", code + "; import time; time.sleep(60)"), {}, ready), log):
         pass
     assert subprocess.run(["cat", str(log)], capture_output=True, check=True).stdout == b"out\nerr\n"
+
+
+def test_what_a_program_writes_is_for_this_user_alone(tmp_path: Path) -> None:
+    code = f"open({str(tmp_path / 'file')!r}, 'w').close(); import time; time.sleep(60)"
+
+    def ready() -> None:
+        if not (tmp_path / "file").exists():
+            raise NotReady("it has written nothing")
+
+    before = os.umask(0)
+    try:
+        with start(Program("p", (sys.executable, "-c", code), {}, ready), tmp_path / "log"):
+            assert (tmp_path / "file").stat().st_mode & 0o777 == 0o600
+    finally:
+        os.umask(before)
