@@ -62,6 +62,7 @@ _RECORDS = f"bronze_records_total{{{CONSUMER}, {SOURCE}, bronze_outcome="
 _ACCEPTED = f'bronze_records_total{{{API}, {SOURCE}, bronze_outcome="accepted"}}'
 _REJECTED = f'bronze_records_total{{{API}, {NO_CANARY}, bronze_outcome="rejected"}}'
 _INVALID = f"bronze_records_invalid_total{{{API}, {NO_CANARY}}}"
+_REFUSED_REQUESTS = f"bronze_requests_refused_total{{{API}}}"
 _ENDED = f'{_RECORDS}~"stored|quarantined|duplicate"}}'
 _PROCESSED = f"messaging_process_duration_seconds{{{CONSUMER}, {DESTINATION}}}"
 _DEPTH = promql.newest(f"bronze_queue_depth{{{CONSUMER}, {SOURCE}}}", _LANE)
@@ -347,7 +348,8 @@ def requests_by_status() -> Timeseries:
     info = PanelInfo(
         "Requests by status",
         "How many submissions were answered in each interval of the graph, by status. 4xx: the sender has to correct "
-        "them (see *Refused by reason*). 503: the queue is full or does not answer, and the sender retries. Other 5xx: "
+        "them (see *Refused by reason*); 429: it sends faster than it may. 503: the queue is full or does not answer, "
+        "and the sender retries. Other 5xx: "
         "a bug in Bronze.",
         "no submission yet",
         ["BronzeRequestsSlow", "BronzeRequestsFail"],
@@ -374,7 +376,9 @@ def refused() -> Timeseries:
     info = PanelInfo(
         "Refused by reason",
         "Refused records per second, by the `type` of the problem document in the response. Nothing of them is stored. "
-        "*quarantined*: rejected records that were accepted for quarantine, because their senders asked for that.",
+        "*quarantined*: rejected records that were accepted for quarantine, because their senders asked for that. "
+        "*request*: requests per second of which no record was read, such as those without a valid key or with more "
+        "requests than a principal may send.",
         "no submission yet",
     )
     return components.expected_zero(
@@ -384,6 +388,7 @@ def refused() -> Timeseries:
             query(rate(_REJECTED), "all"),
             query(f"{rate(_REJECTED, 'error_type')} > 0", "{{error_type}}"),
             query(f"{rate(_INVALID, 'error_type')} > 0", "quarantined: {{error_type}}"),
+            query(f"{rate(_REFUSED_REQUESTS, 'error_type')} > 0", "request: {{error_type}}"),
             width=6,
         )
     )

@@ -72,6 +72,7 @@ class Outage(ErrorCode):
     OUTCOME_UNKNOWN = "outcome-unknown", 503
     READERS_BUSY = "readers-busy", 503
     OVERLOADED = "overloaded", 503
+    QUOTA_EXCEEDED = "quota-exceeded", 429
     UNDECIDED = "undecided", 503
     UNAVAILABLE = "unavailable", 503
     THROTTLED = "throttled", 503

@@ -81,6 +81,18 @@ class Settings(BaseSettings):
         "(everybody on this machine; BRONZE_API_HOST must be a loopback address), or delegated (everybody who reaches "
         "the API: something in front of it authenticates).",
     )
+    requests_per_s_max: PositiveFloat | None = Field(
+        None,
+        description="Requests per second of a principal, averaged over BRONZE_RATE_WINDOW_S, and for each API process. "
+        "Above that, requests get a 429. `bronze keys limit` sets another one for a principal. Without it: any number.",
+    )
+    bytes_per_s_max: PositiveFloat | None = Field(
+        None, description="The same for the bytes of bodies, as they are sent (compressed, for example)."
+    )
+    rate_window_s: PositiveInt = Field(
+        10,
+        description="Time over which the rates of a principal are averaged, in seconds: so much it can send at once.",
+    )
     hosts: str = Field(
         "",
         description="Names under which the API is called, separated by commas; * for any. Addresses and localhost are "

@@ -21,7 +21,7 @@ from bronze.api.authentication import ForeignTraces
 from bronze.errors import Outage, Unavailable
 from bronze.lineage.catalog_index import CatalogIndex
 from bronze.objects.reader import read_contents
-from bronze.protocol.principals import Principals, parse_key
+from bronze.protocol.principals import Principals, Rates, parse_key
 from bronze.records.media import NDJSON
 from bronze.servers.catalog import NatsCatalog
 from bronze.servers.catalog_feed import Feed, FeedPosition
@@ -258,6 +258,7 @@ async def test_other_headers_are_refused(site: Site, header: str) -> None:
     async with site.api() as api:
         answer = await api.client.get("/v1/sources", headers=[(b"authorization", header.encode("latin-1"))])
         assert answer.status_code == 401
+    assert site.heard.count("bronze.requests.refused", error_type="unauthenticated") == 1
 
 
 async def test_a_browser_asks_for_the_key_as_password(site: Site) -> None:
@@ -366,6 +367,56 @@ async def test_keys_that_cannot_be_read_do_not_open_the_api(site: Site) -> None:
             await api.parts.keys.read()  # type: ignore[union-attr]
         assert (await api.get("/v1/sources", key)).status_code == 200
         assert (await api.get("/v1/sources")).status_code == 401
+
+
+# --- rates
+
+
+async def test_a_principal_that_sends_too_fast_gets_a_429(site: Site) -> None:
+    """With the fields of its rates, and when to come again; others and the probes are not limited by it."""
+    site.settings = site.settings.model_copy(update={"requests_per_s_max": 0.3, "bytes_per_s_max": 1000.0})
+    fast, other = await site.keys.create("fast", "ingest:*"), await site.keys.create("other", "ingest:*")
+    async with site.api() as api:
+        accepted = [await api.post(fast) for _ in range(3)]
+        refused = await api.post(fast)
+        assert [answer.status_code for answer in accepted] == [202] * 3
+        assert accepted[0].headers["ratelimit-policy"] == (
+            '"requests";q=3;w=10;qu="requests", "bytes";q=10000;w=10;qu="content-bytes"'
+        )
+        assert accepted[0].headers["ratelimit"].startswith('"requests";r=2;t=')
+        problem = refused.json()
+        assert (refused.status_code, problem["type"]) == (429, "/problems/quota-exceeded")
+        assert refused.headers["content-type"] == "application/problem+json"
+        assert problem["violated-policies"] == ["requests"]
+        assert 1 <= int(refused.headers["retry-after"]) <= 4
+        assert refused.headers["ratelimit"].startswith('"requests";r=0;t=')
+        assert (await api.get("/v1/sources", fast)).status_code == 429
+        assert (await api.post(other)).status_code == 202
+        for _ in range(10):
+            probe = await api.get("/livez", fast)
+            assert (probe.status_code, "ratelimit" in probe.headers) == (200, False)
+    assert site.heard.count("bronze.requests.refused", error_type="quota-exceeded") == 2
+    assert site.heard.count("bronze.records", bronze_outcome="accepted") == 4
+
+
+async def test_a_limit_of_a_principal_holds_in_every_api_within_5_s(site: Site) -> None:
+    key = await site.keys.create("fleet", "ingest:*")
+    async with site.api() as api:
+        assert "ratelimit" not in (await api.get("/v1/sources", key)).headers
+        principals, revision = await site.store.read()
+        _, changed = keys.limit(principals, "fleet", Rates(requests_per_s=0.1))
+        await site.store.write(changed, revision)
+
+        async def limited() -> bool:
+            return (await api.get("/v1/sources", key)).status_code == 429
+
+        await until(limited, within_s=5)
+
+
+async def test_without_keys_all_clients_share_the_rate(site: Site) -> None:
+    site.settings = site.settings.model_copy(update={"requests_per_s_max": 0.1})
+    async with site.api(Auth.OPEN) as api:
+        assert [(await api.post()).status_code for _ in range(2)] == [202, 429]
 
 
 # --- what is recorded

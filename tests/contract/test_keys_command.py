@@ -52,6 +52,23 @@ async def test_a_key_is_printed_once_and_never_stored(
     assert secret.encode() not in message.payload
 
 
+async def test_a_principal_is_limited(store: PrincipalStore, capsys: pytest.CaptureFixture[str]) -> None:
+    """With all its keys, until the limit is set anew; a rate that is not given is that of the settings again."""
+    assert await run(store, "create", "fleet", "--scope", "ingest:*") == 0
+    assert await run(store, "limit", "fleet", "--requests-per-s", "2.5", "--bytes-per-s", "1e6") == 0
+    assert "limited to 2.5 requests per second, 1e+06 bytes per second" in capsys.readouterr().out
+    assert await run(store, "rotate", "fleet") == 0
+    capsys.readouterr()
+    assert await run(store, "limit", "fleet", "--requests-per-s", "3", "--json") == 0
+    assert one_line(capsys) == {"principal": "fleet", "requests_per_s": 3.0, "bytes_per_s": None}
+    assert await run(store, "list") == 0
+    assert "fleet, limited to 3 requests per second, the bytes per second of the settings" in capsys.readouterr().out
+    assert await run(store, "limit", "nobody") == 1
+    for rate in ("0", "-1", "nan", "inf", "x"):
+        with pytest.raises(SystemExit):
+            parse("limit", "fleet", "--requests-per-s", rate)
+
+
 async def test_the_life_of_a_principal(store: PrincipalStore, capsys: pytest.CaptureFixture[str]) -> None:
     assert await run(store, "create", "fleet", "--scope", "ingest:*", "--scope", "read:status", "--json") == 0
     first = one_line(capsys)

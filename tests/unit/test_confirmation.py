@@ -24,6 +24,7 @@ CHANGES = [
     ["objects", "acknowledge", "--all-missing", "--reason", "lost"],
     ["keys", "create", "fleet", "--scope", "admin"],
     ["keys", "rotate", "fleet"],
+    ["keys", "limit", "fleet", "--requests-per-s", "1"],
     ["keys", "revoke", "0123456789ab"],
 ]
 QUESTION = "Change it?"

@@ -32,6 +32,7 @@ class Server:
     answer: asyncio.Event = field(default_factory=asyncio.Event)
     requests: int = 0
     clients: list["Client"] = field(default_factory=list)
+    refused: list[str] = field(default_factory=list)
 
     async def app(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.requests += 1
@@ -91,7 +92,7 @@ async def server(request: pytest.FixtureRequest) -> AsyncIterator[Server]:
     settings: Settings = getattr(request, "param", SLOW)
     made = Server(0, settings)
     made.answer.set()
-    running = create_server(made.app, settings, 1)
+    running = create_server(made.app, settings, 1, made.refused.append)
     listener = socket.create_server(("127.0.0.1", 0))
     made.port = listener.getsockname()[1]
     serving = asyncio.create_task(running._serve([listener]))
@@ -128,6 +129,7 @@ async def test_a_head_is_not_larger_than_its_bound(server: Server, head: bytes, 
     problem = await client.problem()
     assert (problem["type"], problem["status"]) == ("/problems/head-too-large", 431)
     assert (problem["limit"], problem["setting"]) == (HEAD_BYTES_MAX, "BRONZE_HEAD_BYTES_MAX")
+    assert server.refused == ["head-too-large"]
 
 
 async def test_a_request_has_a_bounded_number_of_headers(server: Server) -> None:
@@ -160,6 +162,7 @@ async def test_half_a_head_is_refused_after_its_time(server: Server, sent: bytes
     problem = await client.problem()
     assert (problem["type"], problem["status"]) == ("/problems/head-too-slow", 408)
     assert problem["setting"] == "BRONZE_HEAD_S_MAX"
+    assert server.refused == ["head-too-slow"]
 
 
 @pytest.mark.parametrize("server", [HASTY], indirect=True)
@@ -218,6 +221,7 @@ async def test_above_the_number_of_connections_in_progress_the_answer_is_503(ser
     one_more = await server.connect()
     problem = await one_more.problem()
     assert (problem["type"], problem["status"]) == ("/problems/overloaded", 503)
+    assert server.refused == ["overloaded"]
     assert (problem["limit"], problem["setting"]) == (3, "BRONZE_CONNECTIONS_MAX")
     server.answer.set()
     for client in busy:
@@ -227,3 +231,4 @@ async def test_above_the_number_of_connections_in_progress_the_answer_is_503(ser
 async def test_what_is_not_http_is_a_problem_document(server: Server) -> None:
     client = await server.connect(b"\x16\x03\x01\x02\x00\r\n\r\n")
     assert (await client.problem())["type"] == "/problems/malformed-request"
+    assert server.refused == ["malformed-request"]

@@ -15,15 +15,19 @@ from bronze.settings import Settings
 
 
 async def get(path: str, host: str, **settings: Any) -> httpx.Response:
+    """The answer; a refusal is counted."""
+    refused: list[str] = []
     app = FastAPIOffline()
 
     @app.get("/")
     async def root() -> str:
         return "ok"
 
-    transport = httpx.ASGITransport(Guard(app, Settings(**settings)))
+    transport = httpx.ASGITransport(Guard(app, Settings(**settings), refused.append))
     async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
-        return await client.get(path, headers={"Host": host})
+        answer = await client.get(path, headers={"Host": host})
+    assert refused == ([] if answer.is_success else ["unknown-host"])
+    return answer
 
 
 @pytest.mark.parametrize(

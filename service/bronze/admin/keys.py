@@ -1,4 +1,7 @@
-"""Creates, rotates and revokes API keys. Each function returns the principals as they are afterwards. Pure."""
+"""Creates, rotates and revokes API keys, and limits principals.
+
+Each function returns the principals as they are afterwards. Pure.
+"""
 
 import datetime as dt
 from collections.abc import Sequence
@@ -7,7 +10,7 @@ from dataclasses import dataclass
 import msgspec
 
 from bronze.admin.command_error import CommandError
-from bronze.protocol.principals import ALIVE_MAX, ApiKey, Principal, Principals, new_key
+from bronze.protocol.principals import ALIVE_MAX, ApiKey, Principal, Principals, Rates, new_key
 
 #: The largest document that is stored, in bytes: the API reads it every second. It has space for 1,500 principals.
 DOCUMENT_BYTES_MAX = 512 * 2**10
@@ -88,6 +91,12 @@ def revoke(
         principal = _replaced(principal, ended)
         revoked.append((principal, ended))
     return revoked, principals.with_(principal)
+
+
+def limit(principals: Principals, name: str, rates: Rates) -> tuple[Principal, Principals]:
+    """A principal with these rates. Raises `CommandError`."""
+    principal = msgspec.structs.replace(_find(principals, name), rates=rates)
+    return principal, principals.with_(principal)
 
 
 def _find(principals: Principals, name: str) -> Principal:

@@ -1,4 +1,4 @@
-"""`bronze keys create | list | rotate | revoke`. It needs the queue; not the API."""
+"""`bronze keys create | list | rotate | limit | revoke`. It needs the queue; not the API."""
 
 import argparse
 import datetime as dt
@@ -15,13 +15,15 @@ from bronze.admin.confirmation import Confirmation, add_yes
 from bronze.admin.keys import NewKey
 from bronze.errors import Unavailable
 from bronze.plurals import counted
-from bronze.protocol.principals import NAME_BYTES_MAX, ApiKey, Principal, Principals, is_name, is_scope
+from bronze.protocol.principals import NAME_BYTES_MAX, ApiKey, Principal, Principals, Rates, is_name, is_scope
 from bronze.servers.key_value import KeyChanged
 from bronze.servers.principal_store import PrincipalStore
 
 EXPIRES_DAYS = 365
 OVERLAP_HOURS = 24
 NEVER = "never"
+#: One request per day; more than any machine can do.
+RATE_MIN, RATE_MAX = 1e-5, 1e12
 
 _T = TypeVar("_T")
 
@@ -29,9 +31,10 @@ _T = TypeVar("_T")
 def arguments(parser: argparse.ArgumentParser) -> None:
     """The command line of `bronze keys`."""
     parser.description = (
-        "Create, list, rotate and revoke API keys. A key belongs to a principal and allows what its scopes name. It is "
-        "printed once; the queue stores only its hash. Every API (with BRONZE_AUTH=keys) follows a change within "
-        "seconds. A principal has at most two keys at a time, so that one can replace the other without a pause."
+        "Create, list, rotate and revoke API keys, and limit their principals. A key belongs to a principal and allows "
+        "what its scopes name. It is printed once; the queue stores only its hash. Every API (with BRONZE_AUTH=keys) "
+        "follows a change within seconds. A principal has at most two keys at a time, so that one can replace the "
+        "other without a pause."
     )
     parser.epilog = (
         "Exit codes: 1 if the command is not possible or not confirmed (standard error says why; nothing was changed), "
@@ -83,6 +86,17 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     _expires(rotate)
     _json(rotate, "print the new key and its facts as JSON")
     add_yes(rotate)
+    limit = actions.add_parser(
+        "limit",
+        help="set how fast a principal may send",
+        description="Set how fast a principal may send, with all its keys, to each API process. A rate that is not "
+        "given is that of the API's settings BRONZE_REQUESTS_PER_S_MAX and BRONZE_BYTES_PER_S_MAX.",
+    )
+    _principal(limit)
+    limit.add_argument("--requests-per-s", type=_rate, metavar="RATE", help="requests per second")
+    limit.add_argument("--bytes-per-s", type=_rate, metavar="RATE", help="bytes of bodies per second, as they are sent")
+    _json(limit, "print the principal and its rates as JSON")
+    add_yes(limit)
     revoke = actions.add_parser("revoke", help="end a key at once, or all keys of a principal")
     which = revoke.add_mutually_exclusive_group(required=True)
     which.add_argument("key_id", nargs="?", metavar="KEY_ID", help="the id of a key, as `list` prints it")
@@ -134,6 +148,13 @@ def _overlap(text: str) -> dt.timedelta:
     return time_argument.until(text) - dt.datetime.now(dt.UTC)
 
 
+def _rate(text: str) -> float:
+    rate = float(text)
+    if not RATE_MIN <= rate <= RATE_MAX:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a rate: use {RATE_MIN:g} to {RATE_MAX:g}")
+    return rate
+
+
 async def run(args: argparse.Namespace, store: PrincipalStore, confirmation: Confirmation) -> int:
     """Run the command. The exit code is 1 if it is not possible. Raises `Unavailable`."""
     try:
@@ -149,6 +170,8 @@ async def run(args: argparse.Namespace, store: PrincipalStore, confirmation: Con
                 await _list(args, store)
             case "rotate":
                 await _rotate(args, store)
+            case "limit":
+                await _limit(args, store)
             case _:
                 await _revoke(args, store)
     except CommandError as error:
@@ -163,6 +186,8 @@ def _question(args: argparse.Namespace) -> str:
             return f"Create a key of {args.principal} ({' '.join(args.scopes)})?"
         case "rotate":
             return f"Create another key of {args.principal}?"
+        case "limit":
+            return f"Limit {args.principal} to {_rates_text(_rates(args))}?"
         case _:
             return f"Revoke {f'the key {args.key_id}' if args.key_id else f'all keys of {args.principal}'}?"
 
@@ -185,6 +210,30 @@ async def _rotate(args: argparse.Namespace, store: PrincipalStore) -> None:
     new, old = await _change(store, change)
     _print_new(new, as_json=args.json)
     print(f"The key {old.id} can be used until {old.expires_at}.", file=sys.stderr)
+
+
+async def _limit(args: argparse.Namespace, store: PrincipalStore) -> None:
+    rates = _rates(args)
+    principal = await _change(store, lambda principals, _: keys.limit(principals, args.principal, rates))
+    print(
+        json.dumps({"principal": principal.name, **_rates_facts(principal)})
+        if args.json
+        else f"{principal.name} is limited to {_rates_text(principal.rates)}."
+    )
+
+
+def _rates(args: argparse.Namespace) -> Rates:
+    return Rates(args.requests_per_s, args.bytes_per_s)
+
+
+def _rates_text(rates: Rates) -> str:
+    requests, sent = rates.requests_per_s, rates.bytes_per_s
+    return ", ".join(
+        [
+            "the requests per second of the settings" if requests is None else f"{requests:,.6g} requests per second",
+            "the bytes per second of the settings" if sent is None else f"{sent:,.6g} bytes per second",
+        ]
+    )
 
 
 async def _revoke(args: argparse.Namespace, store: PrincipalStore) -> None:
@@ -214,7 +263,8 @@ async def _list(args: argparse.Namespace, store: PrincipalStore) -> None:
     console = Console(highlight=False)
     for principal, key in listed:
         inherits = "" if principal.namespace else ", inherits the submissions of the time without keys"
-        console.print(f"[bold]{principal.name}[/]{inherits}", soft_wrap=True)
+        limited = "" if principal.rates == Rates() else f", limited to {_rates_text(principal.rates)}"
+        console.print(f"[bold]{principal.name}[/]{inherits}{limited}", soft_wrap=True)
         console.print(f"  key {key.id}, {_state(key, now)}: {' '.join(key.scopes)}", soft_wrap=True)
         console.print(f"  created {key.created_at}, {_expiry_text(key)}", soft_wrap=True)
     console.print(f"{counted(len(listed), 'key')} of {counted(len(principals.principals), 'principal')}.")
@@ -263,6 +313,7 @@ def _facts(principal: Principal, key: ApiKey, now: dt.datetime) -> dict[str, obj
     return {
         "principal": principal.name,
         "inherits_open": not principal.namespace,
+        **_rates_facts(principal),
         "key_id": key.id,
         "state": _state(key, now),
         "scopes": key.scopes,
@@ -270,3 +321,7 @@ def _facts(principal: Principal, key: ApiKey, now: dt.datetime) -> dict[str, obj
         "expires_at": key.expires_at,
         "revoked_at": key.revoked_at,
     }
+
+
+def _rates_facts(principal: Principal) -> dict[str, float | None]:
+    return {"requests_per_s": principal.rates.requests_per_s, "bytes_per_s": principal.rates.bytes_per_s}

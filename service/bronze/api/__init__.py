@@ -5,6 +5,7 @@ routes/            the routes, one file per subject
 connection         the HTTP server's connections, with bounds on their number and on heads
 authentication     who sends a request, and what that allows
 key_ring           the API keys, which it reads every second
+rates              how fast each principal may send
 audit              the audit log
 guard              the names under which the API is called, and the policy of FastAPI's pages
 request_context    a separate context per request

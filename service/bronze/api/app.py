@@ -15,9 +15,10 @@ from bronze.api.ingest import Ingest
 from bronze.api.key_ring import KeyRing
 from bronze.api.manual import Manual
 from bronze.api.page import Page
+from bronze.api.rates import RateLimiter
 from bronze.api.readiness import Readiness
 from bronze.api.routes import health, ingest, lineage, manual, objects, page, sources, submissions
-from bronze.errors import Gone
+from bronze.errors import ErrorCode, Gone
 from bronze.lineage.lookup import LineageLookup
 from bronze.lineage.submission import SubmissionLookup
 from bronze.records.sources import Source
@@ -44,6 +45,9 @@ class Parts:
     audit: AuditLog
     #: None: without keys, everybody may do everything
     keys: KeyRing | None
+    rates: RateLimiter
+    #: Called for each request that is refused before it reaches a route.
+    on_refused: Callable[[ErrorCode], None]
 
 
 def create_app(parts: Parts) -> FastAPI:
@@ -64,7 +68,9 @@ def create_app(parts: Parts) -> FastAPI:
     manual.add(app, parts.manual)
     health.add(app, parts.readiness, parts.telemetry)
     problems.add_handlers(app, parts.audit, parts.on_gone)
-    app.add_middleware(Authentication, keys=parts.keys, audit=parts.audit)
+    app.add_middleware(
+        Authentication, keys=parts.keys, audit=parts.audit, rates=parts.rates, on_refused=parts.on_refused
+    )
     # routes are tried in order, also by the instrumentation: the most frequent one is first, except for the canary's,
     # which it would match too
     order = [ingest.CANARY_PATH, ingest.PATH]

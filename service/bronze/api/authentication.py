@@ -1,4 +1,4 @@
-"""Who sends a request, and what that allows.
+"""Who sends a request, what that allows, and whether it comes too fast.
 
 Each request except the probes needs an API key (if `BRONZE_AUTH` is `keys`), also one of a route that checks nothing
 else; the routes check the scopes.
@@ -6,6 +6,7 @@ else; the routes check the scopes.
 
 import base64
 import binascii
+from collections.abc import Callable
 
 from fastapi import Request
 from opentelemetry.propagate import get_global_textmap
@@ -15,7 +16,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from bronze.api import problems
 from bronze.api.audit import CALLER, AuditLog
 from bronze.api.key_ring import KeyRing, unauthenticated
-from bronze.errors import Refusal, Refused
+from bronze.api.rates import RateLimiter
+from bronze.errors import ErrorCode, Refusal, Refused, Unavailable
 from bronze.protocol.principals import OPEN, Caller
 from bronze.telemetry.context import extract, span_context
 from bronze.telemetry.signals import attribute
@@ -57,12 +59,24 @@ class ForeignTraces:
 
 
 class Authentication:
-    """Finds the caller of each request, or answers with 401. Without `keys`, everybody may do everything."""
+    """Finds the caller of each request, or answers with 401; and with 429, if the caller sends too fast.
 
-    def __init__(self, app: ASGIApp, keys: KeyRing | None, audit: AuditLog) -> None:
+    Without `keys`, everybody may do everything, and all are one caller. `on_refused` is called for each such answer.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        keys: KeyRing | None,
+        audit: AuditLog,
+        rates: RateLimiter,
+        on_refused: Callable[[ErrorCode], None],
+    ) -> None:
         self._app = app
         self._keys = keys
         self._audit = audit
+        self._rates = rates
+        self._on_refused = on_refused
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
@@ -71,10 +85,19 @@ class Authentication:
                 scope[CALLER] = found = _caller(self._keys, scope)
             except Refused as error:
                 self._audit.refused(scope, error)
+                self._on_refused(error.code)
                 await problems.refusal(error)(scope, receive, send)
                 return
             if found.principal:
                 get_current_span().set_attribute(attribute.enduser_id, found.principal)
+            if scope["path"] not in PROBES and (rates := self._rates.of(found)):
+                send = rates.reporting(send)
+                try:
+                    receive = rates.admit(scope, receive)
+                except Unavailable as error:
+                    self._on_refused(error.code)
+                    await problems.too_fast(error)(scope, receive, send)
+                    return
         await self._app(scope, receive, send)
 
 

@@ -6,7 +6,7 @@ its client, so if there are too many connections, the one that has waited longes
 
 import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import httptools
 import uvicorn
@@ -23,13 +23,18 @@ PIPELINED_MAX = 16
 SEPARATORS_BYTES = len(b": \r\n")
 
 
-def create_server(app: ASGIApp, settings: Settings, stop_grace_s: float) -> uvicorn.Server:
-    """The HTTP server. Requests in progress have `stop_grace_s` to end when it stops."""
+def create_server(
+    app: ASGIApp, settings: Settings, stop_grace_s: float, on_refused: Callable[[ErrorCode], None]
+) -> uvicorn.Server:
+    """The HTTP server. Requests in progress have `stop_grace_s` to end when it stops.
+
+    `on_refused` is called for each answer that is given without a request.
+    """
     return uvicorn.Server(
         uvicorn.Config(
             app,
             interface="asgi3",
-            http=connection_class(settings),
+            http=connection_class(settings, on_refused),
             log_config=None,
             access_log=False,
             lifespan="off",
@@ -38,11 +43,12 @@ def create_server(app: ASGIApp, settings: Settings, stop_grace_s: float) -> uvic
     )
 
 
-def connection_class(settings: Settings) -> type[HttpToolsProtocol]:
+def connection_class(settings: Settings, on_refused: Callable[[ErrorCode], None]) -> type[HttpToolsProtocol]:
     """The connections of one server, which share their number."""
 
     class Connection(BoundedConnection):
         bounds = settings
+        count_refused = staticmethod(on_refused)
         waiting: dict[BoundedConnection, None] = {}  # noqa: RUF012  shared by the connections of one server
 
     return Connection
@@ -55,6 +61,7 @@ class BoundedConnection(HttpToolsProtocol):
     """
 
     bounds: Settings
+    count_refused: Callable[[ErrorCode], None]
     waiting: dict["BoundedConnection", None]
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn
@@ -212,6 +219,7 @@ class BoundedConnection(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         code, detail, members = self._refused or (Refusal.MALFORMED_REQUEST, msg, {})
+        self.count_refused(code)
         if self.cycle is None or self.cycle.response_complete or not self.cycle.response_started:
             body = json.dumps(document(code.status, code, detail, members)).encode()
             retry = b"retry-after: 1\r\n" if isinstance(code, Outage) else b""

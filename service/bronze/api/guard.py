@@ -4,13 +4,14 @@ import base64
 import hashlib
 import ipaddress
 import re
+from collections.abc import Callable
 
 from fastapi.responses import JSONResponse
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from bronze.api.problems import PROBLEM, document
-from bronze.errors import Refusal
+from bronze.errors import ErrorCode, Refusal
 from bronze.settings import Settings
 
 #: Any name.
@@ -27,8 +28,9 @@ class Guard:
     address (DNS rebinding), and the browser takes the API for a part of that site. The `Host` still has its name.
     """
 
-    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+    def __init__(self, app: ASGIApp, settings: Settings, on_refused: Callable[[ErrorCode], None]) -> None:
         self._app = app
+        self._on_refused = on_refused
         names = {name.strip().lower() for name in settings.hosts.split(",") if name.strip()}
         if not names and not _is_loopback(settings.api_host):
             names = {ANY}
@@ -39,6 +41,7 @@ class Guard:
         if scope["type"] == "http":
             host = Headers(scope=scope).get("host")
             if not self._any and host is not None and not self._is_known(host):
+                self._on_refused(Refusal.UNKNOWN_HOST)
                 await _refuse(host)(scope, receive, send)
                 return
             if scope["path"] in DOCS:

@@ -52,6 +52,15 @@ def refusal(error: Refused) -> Response:
     return _problem(error.status, error.code, error.detail, error.members, _challenge(error))
 
 
+def too_fast(error: Unavailable) -> Response:
+    """The answer to a request of a principal that sends faster than it may."""
+    return _problem(error.code.status, error.code, error.detail, error.members, _retry_after(error))
+
+
+def _retry_after(error: Unavailable) -> Mapping[str, str]:
+    return {"Retry-After": str(error.retry_after_s)}
+
+
 def _challenge(error: Refused) -> Mapping[str, str]:
     """How to authenticate (RFC 6750, RFC 7617); the second way is for browsers, which ask for the password."""
     match error.code:
@@ -77,8 +86,8 @@ def add_handlers(app: FastAPI, audit: AuditLog, on_gone: Callable[[Gone], None])
     async def unavailable(_: Request, error: Unavailable) -> Response:
         get_current_span().set_status(Status(StatusCode.ERROR, error.detail))
         log.warning("503 %s: %s", error.code, error.detail)
-        headers = {"Retry-After": str(error.retry_after_s)}
-        return _problem(error.code.status, error.code, without_addresses(error.detail), error.members, headers)
+        detail = without_addresses(error.detail)
+        return _problem(error.code.status, error.code, detail, error.members, _retry_after(error))
 
     @app.exception_handler(Gone)
     async def gone(request: Request, error: Gone) -> Response:

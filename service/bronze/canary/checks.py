@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import ClassVar, TypeVar
 
-from bronze.errors import Mismatch, Unavailable
+from bronze.errors import Mismatch, Outage, Unavailable
 from bronze.telemetry.signals import Check
 
 T = TypeVar("T")
@@ -69,12 +69,19 @@ def found(value: T | None) -> T:
 
 
 async def within(deadline_s: float, look: Callable[[], Awaitable[T]]) -> T:
-    """Call a function until it returns; after the deadline, its last `Mismatch` or `Unavailable` is raised."""
+    """Call a function until it returns; after the deadline, its last `Mismatch` or `Unavailable` is raised.
+
+    A server that limits the rate is asked again when it says.
+    """
     until_s = time.monotonic() + deadline_s
     while True:
+        delay_s = POLL_S
         try:
             return await look()
-        except (Mismatch, Unavailable):
-            if time.monotonic() >= until_s:
+        except (Mismatch, Unavailable) as error:
+            left_s = until_s - time.monotonic()
+            if left_s <= 0:
                 raise
-        await asyncio.sleep(POLL_S)
+            if isinstance(error, Unavailable) and error.code in {Outage.QUOTA_EXCEEDED, Outage.THROTTLED}:
+                delay_s = min(max(POLL_S, error.retry_after_s), left_s)
+        await asyncio.sleep(delay_s)

@@ -67,6 +67,22 @@ class ApiKey(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         return hmac.compare_digest(self.sha256, _hash(secret))
 
 
+class Rates(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How fast a principal may send, per API process; None: as the API's settings say."""
+
+    requests_per_s: float | None = None
+    bytes_per_s: float | None = None
+
+    def or_else(self, other: Self) -> Self:
+        """With the rates of another for those that are None."""
+        if self == _NO_RATES:
+            return other
+        return type(self)(self.requests_per_s or other.requests_per_s, self.bytes_per_s or other.bytes_per_s)
+
+
+_NO_RATES = Rates()
+
+
 class Principal(msgspec.Struct, frozen=True, kw_only=True):
     """Who sends or reads. `namespace` is its part of the `submission_id` of a keyed submission, and never changes.
 
@@ -76,6 +92,7 @@ class Principal(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     namespace: str
     keys: list[ApiKey] = []
+    rates: Rates = Rates()
 
     def alive(self, now: datetime) -> list[ApiKey]:
         return [key for key in self.keys if key.alive(now)]
@@ -124,12 +141,13 @@ def _hash(secret: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who sends a request: the principal, its namespace, and what the key allows."""
+    """Who sends a request: the principal, its namespace, what the key allows, and how fast it may send."""
 
     principal: str
     namespace: str
     key_id: str
     scopes: frozenset[str] = field(default_factory=frozenset)
+    rates: Rates = _NO_RATES
 
     @property
     def admin(self) -> bool:
@@ -167,7 +185,7 @@ OPEN = Caller(principal="", namespace="", key_id="", scopes=frozenset({ADMIN}))
 def callers(principals: Iterable[Principal]) -> dict[str, tuple[ApiKey, Caller]]:
     """All keys by their ids, each with its caller."""
     return {
-        key.id: (key, Caller(principal.name, principal.namespace, key.id, frozenset(key.scopes)))
+        key.id: (key, Caller(principal.name, principal.namespace, key.id, frozenset(key.scopes), principal.rates))
         for principal in principals
         for key in principal.keys
     }

@@ -38,6 +38,7 @@ class Instruments:
 
     records: Counter
     records_invalid: Counter
+    requests_refused: Counter
     bytes: Counter
     publisher_submissions: Counter
     uploads: Counter

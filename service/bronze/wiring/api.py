@@ -20,13 +20,15 @@ from bronze.api.ingest import Ingest
 from bronze.api.key_ring import KeyRing
 from bronze.api.manual import Manual
 from bronze.api.page import Page
+from bronze.api.rates import RateLimiter
 from bronze.api.readiness import Readiness
 from bronze.api.request_context import OwnContext
-from bronze.errors import Gone, Misconfigured
+from bronze.errors import ErrorCode, Gone, Misconfigured
 from bronze.lineage.catalog_index import CatalogIndex
 from bronze.lineage.lookup import LineageLookup
 from bronze.lineage.submission import SubmissionLookup
 from bronze.process import STOP_GRACE_S, StopRequested, is_loopback, on_stop_signals, retry_until_available
+from bronze.protocol.principals import Rates
 from bronze.records import sources
 from bronze.records.sources import Source
 from bronze.servers.catalog_feed import Feed
@@ -35,7 +37,7 @@ from bronze.servers.queue import boot_time_s
 from bronze.settings import Auth, Settings
 from bronze.telemetry import sdk
 from bronze.telemetry.sdk import Telemetry
-from bronze.telemetry.signals import Role
+from bronze.telemetry.signals import Role, attribute
 from bronze.wiring.servers import Servers, in_background, ledger_report, open_prometheus, open_servers
 
 log = logging.getLogger(__name__)
@@ -73,6 +75,10 @@ def api_parts(
 ) -> Parts:
     """The parts of the API, on these servers. If it needs keys, they still have to be read."""
     audit = AuditLog()
+
+    def count_refused(code: ErrorCode) -> None:
+        telemetry.instruments.requests_refused.add(1, {attribute.error_type: code})
+
     lanes = {(lane.source, lane.number): lane for lane in servers.lanes}
     submissions = SubmissionLookup(lanes, settings.lanes, servers.queue, servers.catalog, servers.bucket)
     lookups = LineageLookup(index, servers.bucket, submissions.find, settings.prefix)
@@ -97,6 +103,8 @@ def api_parts(
         on_gone=on_gone,
         audit=audit,
         keys=KeyRing(servers.principals, audit) if settings.auth is Auth.KEYS else None,
+        rates=RateLimiter(Rates(settings.requests_per_s_max, settings.bytes_per_s_max), settings.rate_window_s),
+        on_refused=count_refused,
     )
 
 
@@ -129,8 +137,8 @@ async def serve(settings: Settings, substitute: Callable[[Servers], Servers] = l
             parts = api_parts(settings, declared, servers, index, prometheus, telemetry, stop_on_gone)
             if parts.keys:
                 await retry_until_available(parts.keys.read, stop)
-            app = Guard(ForeignTraces(create_app(parts), parts.keys), settings)
-            server = create_server(OwnContext(app), settings, STOP_GRACE_S)
+            app = Guard(ForeignTraces(create_app(parts), parts.keys), settings, parts.on_refused)
+            server = create_server(OwnContext(app), settings, STOP_GRACE_S, parts.on_refused)
 
             def stop_serving() -> None:
                 server.should_exit = True

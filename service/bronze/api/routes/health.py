@@ -27,7 +27,7 @@ def add(app: FastAPI, readiness: Readiness, telemetry: Telemetry) -> None:
         "/metrics",
         summary="This process's metrics, in Prometheus' text format",
         response_class=PlainTextResponse,
-        responses=problems.responses(401, 403),
+        responses=problems.responses(401, 403, 429),
     )
     async def metrics(request: Request) -> Response:
         require_read_every(request)

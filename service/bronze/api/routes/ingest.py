@@ -98,7 +98,7 @@ def add(app: FastAPI, sources: Mapping[str, Source], bodies: BodyReader, ingest:
         summary="Send one submission",
         responses={
             202: {"model": SubmissionAccepted},
-            **problems.responses(400, 401, 403, 404, 409, 413, 415, 422, 503),
+            **problems.responses(400, 401, 403, 404, 409, 413, 415, 422, 429, 503),
         },
         openapi_extra=_openapi(sources),
     )

@@ -16,7 +16,7 @@ def add(app: FastAPI, lookups: LineageLookup) -> None:
     @app.get(
         "/v1/lineage",
         summary="The lineage of an id or a path: all submissions and objects that belong to it",
-        responses=problems.responses(400, 401, 404, 422, 503),
+        responses=problems.responses(400, 401, 404, 422, 429, 503),
     )
     async def lineage(
         request: Request,

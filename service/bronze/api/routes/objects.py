@@ -21,7 +21,7 @@ def add(app: FastAPI, bucket: Bucket, prefix: str) -> None:
     @app.get(
         "/v1/objects/{file_path:path}",
         summary="The contents of an object",
-        responses=problems.responses(401, 403, 404, 410, 503),
+        responses=problems.responses(401, 403, 404, 410, 429, 503),
     )
     async def contents(request: Request, file_path: str) -> ObjectContents:
         return await _contents(request, bucket, prefix, file_path)

@@ -26,14 +26,14 @@ def declared(sources: Mapping[str, Source], name: str) -> Source:
 def add(app: FastAPI, sources: Mapping[str, Source]) -> None:
     """Add the routes that describe the declared sources."""
 
-    @app.get("/v1/sources", summary="The declared sources")
+    @app.get("/v1/sources", summary="The declared sources", responses=problems.responses(401, 429))
     async def all_sources() -> DeclaredSources:
         return source_schema.listed(without_canary(sources).values())
 
     @app.get(
         "/v1/sources/{source}/schema",
         summary="The schema of a source",
-        responses=problems.responses(404),
+        responses=problems.responses(401, 404, 429),
         response_model_exclude_none=True,  # an older `bronze publish` refuses properties that it does not know
     )
     async def schema(source: str) -> SourceSchema:

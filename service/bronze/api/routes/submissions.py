@@ -16,7 +16,7 @@ def add(app: FastAPI, submissions: SubmissionLookup) -> None:
     @app.get(
         "/v1/submissions/{submission_id}",
         summary="The status of a submission",
-        responses=problems.responses(401, 404, 503),
+        responses=problems.responses(401, 404, 429, 503),
     )
     async def status(request: Request, submission_id: str) -> SubmissionStatus:
         accepted, identity = await submissions.find(submission_id)
