@@ -73,8 +73,8 @@ REQUESTS_PER_S, RECORDS_PER_S, MESSAGES_PER_S, WRITES_PER_S, COUNTS_PER_S = "req
 
 #: Colours that are readable in the light and the dark theme. Blue (neutral) is for values without a limit.
 GOOD, FAIR, BAD, NEUTRAL = "green", "yellow", "red", "blue"
-#: The colour of what is not known, for example because its telemetry does not arrive.
-UNKNOWN = "gray"
+#: The colours of what is not known although something runs, and of what does not exist.
+UNKNOWN, NOTHING = "purple", "gray"
 
 #: The name of what has not ended, and is over the limit, beside what has.
 NOT_ENDED = "not ended yet"
@@ -349,7 +349,7 @@ def colours(panel: timeseries.Panel, by_name: Mapping[str, str]) -> timeseries.P
 def shades(panel: timeseries.Panel, colour: str) -> timeseries.Panel:
     """For series of one meaning: each has a shade of the colour, and the sum of all is grey."""
     panel = panel.color_scheme(build.FieldColor().mode(model.FieldColorModeId.SHADES).fixed_color(colour))
-    return colours(panel, {"^all": UNKNOWN})
+    return colours(panel, {"^all": NOTHING})
 
 
 def columns(panel: table.Panel, shown: Mapping[str, tuple[str, Sequence[model.DynamicConfigValue]]]) -> table.Panel:
@@ -390,7 +390,7 @@ def value_names(panel: _ValuePanel, names: Mapping[str, str], colour: str | None
 
 def _no_value(text: str) -> model.SpecialValueMap:
     """An empty result is neither good nor bad. Without this, it has the colour of the first threshold."""
-    result = model.ValueMappingResult(text=text, color=UNKNOWN)
+    result = model.ValueMappingResult(text=text, color=NOTHING)
     return model.SpecialValueMap(
         model.DashboardSpecialValueMapOptions(match=model.SpecialValueMatch.NULL_AND_NAN, result=result)
     )
@@ -681,13 +681,14 @@ def text_variable(name: str, label: str, default: str = "") -> build.TextBoxVari
 
 
 def _annotation(name: str, colour: str, expr: str, title: str, text_format: str) -> dict[str, Any]:
-    """The SDK has no builder for the title format that annotations from Prometheus need."""
+    """The SDK has no builder for the title format that annotations from Prometheus need. The name is shown beside the
+    variables.
+    """
     return {
         "name": name,
         "datasource": PROMETHEUS.to_json(),
         "enable": True,
         "hide": False,
-        "placement": "inControlsMenu",
         "iconColor": colour,
         "target": {"refId": "Anno", "expr": expr, "interval": "", "legendFormat": ""},
         "titleFormat": title,
@@ -697,7 +698,7 @@ def _annotation(name: str, colour: str, expr: str, title: str, text_format: str)
 
 _ANNOTATIONS = [
     _annotation(
-        "Alerts",
+        "Alerts (red)",
         BAD,
         'ALERTS{alertname=~"Bronze.+", alertstate="firing"}',
         "{{alertname}} ({{severity}})",
@@ -705,8 +706,8 @@ _ANNOTATIONS = [
     ),
     # A process started if it is new since the last step, or if its counters were reset under the same name.
     _annotation(
-        "Starts",
-        "purple",
+        "Starts (blue)",
+        NEUTRAL,
         f"""\
 group by (job, instance) ({_PROCESSES}) unless group by (job, instance) ({_PROCESSES} offset {STEP})
 or max by (job, instance) (resets({_PROCESSES}[{STEP}])) > 0""",
@@ -714,10 +715,12 @@ or max by (job, instance) (resets({_PROCESSES}[{STEP}])) > 0""",
         "{{instance}}",
     ),
     _annotation(
-        "Deployments",
-        NEUTRAL,
+        "New versions (teal)",
+        "#4CB5AE",
         f"""\
-group by (job, service_version) ({_PROCESSES}) unless group by (job, service_version) ({_PROCESSES} offset {STEP})""",
+group by (job, service_version) ({_PROCESSES})
+unless group by (job, service_version) (last_over_time({_PROCESSES}[{RANGE}] offset {STEP}))
+and on (job) group by (job) (last_over_time({_PROCESSES}[{RANGE}] offset {STEP}))""",
         "{{job}} is at version {{service_version}}",
         "",
     ),

@@ -81,8 +81,12 @@ def board() -> Board:
                     collector_drops(),
                     verified(),
                     verification_age(),
-                    firing("page", "Alerts: pages", "Alerts that need somebody to act now."),
-                    firing("ticket", "Alerts: tickets", "Alerts that need somebody to act in the next days."),
+                    firing("page", "Alerts: urgent", "Alerts with the severity *page*: they need somebody to act now."),
+                    firing(
+                        "ticket",
+                        "Alerts: other",
+                        "Alerts with the severity *ticket*: they need somebody to act in the next days.",
+                    ),
                     targets(),
                 ],
             ),
@@ -111,19 +115,19 @@ def board() -> Board:
 def alerts() -> Stat:
     info = PanelInfo(
         "Alerts firing",
-        "Alerts that fire now: pages need somebody at once, tickets in the next days. The tables below list them.",
+        "Alerts that fire now: the urgent ones need somebody at once, the others in the next days. The tables below "
+        "list them.",
         "the rules are not evaluated",
-        explained_by=("bronze-health", "Alerts: pages"),
+        explained_by=("bronze-health", "Alerts: urgent"),
     )
-    pages, tickets = (
+    urgent, other = (
         single_value(
-            or_zero(f'count(ALERTS{{alertname=~"Bronze.+", alertstate="firing", severity="{severity}"}})'),
-            f"{severity}s",
+            or_zero(f'count(ALERTS{{alertname=~"Bronze.+", alertstate="firing", severity="{severity}"}})'), name
         )
-        for severity in ("page", "ticket")
+        for severity, name in (("page", "urgent"), ("ticket", "other"))
     )
-    panel = tile(info, COUNT, pages, tickets, width=6).thresholds(components.zero_is_good(bad=1))
-    return components.of_field(panel, "tickets", COUNT, components.steps(NEUTRAL, (0, GOOD), (1, FAIR)))
+    panel = tile(info, COUNT, urgent, other, width=6).thresholds(components.zero_is_good(bad=1))
+    return components.of_field(panel, "other", COUNT, components.steps(NEUTRAL, (0, GOOD), (1, FAIR)))
 
 
 def targets_down() -> Stat:
@@ -227,7 +231,7 @@ def firing(severity: str, title: str, meaning: str) -> Table:
         f"{meaning} Those that are pending fire if their condition goes on. A click on one opens its entry in the "
         f"[runbook]({components.RUNBOOK_URL}). [Watchdog]({components.RUNBOOK_URL}#watchdog) always fires, and is not "
         "listed.",
-        f"no {severity} fires",
+        "none fires",
     )
     matchers = f'alertname=~"Bronze.+", severity="{severity}"'
     since = f"ALERTS{{{matchers}}} * ignoring (alertstate) group_left () ALERTS_FOR_STATE{{{matchers}}} * 1000"

@@ -21,11 +21,11 @@ from grafana.components import (
     FAIR,
     GOOD,
     NEUTRAL,
+    NOTHING,
     RECORDS_PER_S,
     SECONDS,
     SHARE,
     TIMES,
-    UNKNOWN,
     Board,
     PanelInfo,
     Row,
@@ -74,6 +74,8 @@ from prometheus import rules
 _STAGES = f'bronze_stage_duration_seconds{{job=~"bronze/.+", {INSTANCE}, {SOURCE}}}'
 _ACCEPTED = f'bronze_records_total{{{API}, {SOURCE}, bronze_outcome="accepted"}}'
 _SUCCEEDED = f'bronze_uploads_total{{{CONSUMER}, {SOURCE}, bronze_outcome="success"}}'
+#: What every process of a role reports from its first export on.
+_BY_API, _BY_CONSUMER = (f"bronze_records_total{{{role}, {SOURCE}}}" for role in (API, CONSUMER))
 _OBJECTS = f"bronze_ledger_objects{{{LEDGER}, {SOURCE}}}"
 _ACCEPTED_IN_ALL = f'bronze_ledger_records{{{LEDGER}, {SOURCE}, bronze_outcome="accepted"}}'
 _EARLIER = "one ${period:text} earlier"
@@ -304,9 +306,9 @@ def share_above() -> Timeseries:
     return graph(
         info,
         SHARE,
-        query(all_above(share_failed_or_slow(), REQUESTS_STOOD), "requests"),
-        query(all_above(share_above_limit(UPLOADS), UPLOADS_STOOD), "uploads"),
-        query(all_above(share_delivered_late(), DELIVERIES_STOOD), "deliveries"),
+        query(all_above(share_failed_or_slow(), REQUESTS_STOOD, _BY_API), "requests"),
+        query(all_above(share_above_limit(UPLOADS), UPLOADS_STOOD, _BY_CONSUMER), "uploads"),
+        query(all_above(share_delivered_late(), DELIVERIES_STOOD, _BY_CONSUMER), "deliveries"),
         limit_line(f"vector({THRESHOLDS.uploads_budget:g})", f"limit: {THRESHOLDS.uploads_budget:.0%}"),
         width=12,
     )
@@ -390,7 +392,7 @@ def _change(info: PanelInfo, unit: str, value: str, of_change: ThresholdsConfig)
         width=6,
         height=4,
     )
-    return components.of_field(components.value_names(panel, {"-1": "no data"}, UNKNOWN), _CHANGE, FACTOR, of_change)
+    return components.of_field(components.value_names(panel, {"-1": "no data"}, NOTHING), _CHANGE, FACTOR, of_change)
 
 
 def compared_p95() -> Timeseries:

@@ -97,7 +97,7 @@ def board() -> Board:
                     verdict.queue(),
                     verdict.upload(),
                     verdict.telemetry(),
-                    verdict.pages(),
+                    verdict.urgent_alerts(),
                     verdict.oldest_waiting(),
                     verdict.waiting(),
                     verdict.since_incident(),
@@ -174,7 +174,7 @@ def uploads_in_range() -> Stat:
 
 def mean_upload() -> Stat:
     info = PanelInfo(
-        "Mean upload duration",
+        "Mean upload in the range",
         f"Mean duration of one Bronze write (encode and PutObject) in the range. The limit is {DURATION_S_MAX:g} s. "
         "*not ended yet*: an upload that is over it at the end of the range.",
         "no upload",
@@ -248,7 +248,7 @@ def failed_uploads() -> Stat:
 
 def p95_upload() -> Stat:
     info = PanelInfo(
-        "p95 upload",
+        "p95 upload in the range",
         f"95 % of the uploads in the range took at most this long. Red from {DURATION_S_MAX:g} s on. *not ended yet*: "
         "an upload that is over it at the end of the range.",
         "no upload",
@@ -262,7 +262,7 @@ def p95_upload() -> Stat:
 
 def p95_delivery() -> Stat:
     info = PanelInfo(
-        "p95 delivery",
+        "p95 delivery in the range",
         "95 % of the submissions in the range took at most this long from accepted to stored. Red from the objective "
         f"on, which is flush age + {DURATION_S_MAX:g} s. *not ended yet*: a message that is older at the end of the "
         "range.",
@@ -334,7 +334,7 @@ def sources() -> Table:
             "Value #C": ("Oldest message", [components.in_unit(SECONDS), components.absent("not known")]),
             "Value #D": (
                 "Since the last upload",
-                [components.in_unit(SECONDS), components.absent("none in this range")],
+                [components.in_unit(SECONDS), components.absent("none seen")],
             ),
             "Value #E": ("Missing", [components.in_unit(EXACT)]),
         },

@@ -11,7 +11,7 @@ from bronze.telemetry import promql
 from bronze.telemetry.promql import NO_CANARY, histogram_series
 from prometheus import rules
 from prometheus.rules import Thresholds
-from prometheus.verdict import down
+from prometheus.verdict import does_not_answer
 
 #: The window of one point of a graph, and the whole time range of the dashboard, which single values are for.
 STEP, RANGE = "$__rate_interval", "$__range"
@@ -51,13 +51,13 @@ _OLDEST_S = f"max(\n{promql.newest(_AGES, 'bronze_source, bronze_lane')}\n)"
 UNFINISHED_DELIVERY_S = f"{_OLDEST_S} > {OBJECTIVE_S}"
 UNFINISHED_UPLOAD_S = f"{_OLDEST_S} - ({OBJECTIVE_S} - {DURATION_S_MAX:g}) > {DURATION_S_MAX:g}"
 
-_UNATTENDED = f"sum({promql.waiting(f'{LEDGER}, {SOURCE}')}) > 0 and on () {down('consumer')}"
+_UNATTENDED = f"sum({promql.waiting(f'{LEDGER}, {SOURCE}')}) > 0 and on () {does_not_answer('consumer')}"
 _OPEN = f'http_server_active_requests{{{API}, http_request_method="POST"}}'
 _ENDED = histogram_series(REQUESTS, "count")
 #: True in times in which nothing ended, although something waited.
 REQUESTS_STOOD = (
     f"sum(min_over_time({_OPEN}[{STEP}])) > 0 unless on () sum(rate({_ENDED}[{STEP}])) > 0",
-    down("api"),
+    does_not_answer("api"),
 )
 UPLOADS_STOOD, DELIVERIES_STOOD = (UNFINISHED_UPLOAD_S, _UNATTENDED), (UNFINISHED_DELIVERY_S, _UNATTENDED)
 
@@ -192,10 +192,13 @@ def seconds_above(expr: str, limit: str, stood: Sequence[str]) -> str:
     )
 
 
-def all_above(share: str, stood: Sequence[str]) -> str:
-    """The share, 1 in times in which nothing ended, and 0 in times without events."""
+def all_above(share: str, stood: Sequence[str], counter: str) -> str:
+    """The share, 1 in times in which nothing ended, and 0 in times without events, if a process reported its counter
+    then.
+    """
     nothing_ended = "\nor ".join(f"({condition})" for condition in stood)
-    return or_zero(f"({nothing_ended}) * 0 + 1\nor {share}")
+    reported = f"group(present_over_time({counter}[{STEP}]))"
+    return f"({nothing_ended}) * 0 + 1\nor {share}\nor {reported} - 1"
 
 
 def _by(labels: str) -> str:

@@ -9,7 +9,7 @@ from bronze.objectives import DURATION_S_MAX
 from bronze.telemetry import promql
 from bronze.telemetry.promql import NO_CANARY
 from grafana import components
-from grafana.components import BAD, COUNT, EXACT, FAIR, GOOD, NEUTRAL, SECONDS, UNKNOWN, PanelInfo, query, tile
+from grafana.components import BAD, COUNT, EXACT, FAIR, GOOD, NEUTRAL, NOTHING, SECONDS, UNKNOWN, PanelInfo, query, tile
 from grafana.promql import LEDGER, RANGE, THRESHOLDS
 from prometheus import rules, verdict
 from prometheus.verdict import Level, Part
@@ -19,8 +19,12 @@ OVERVIEW, LATENCY, HEALTH = "bronze-overview", "bronze-latency", "bronze-health"
 _LIMITS = rules.verdict_limits(THRESHOLDS)
 #: The text of each verdict.
 TEXTS = {f"{number}": text for number, text in verdict.texts(_LIMITS).items()}
-COLOURS = components.steps(UNKNOWN, (0, GOOD), (Level.WARNING, FAIR), (Level.FAILING, BAD), (Level.UNKNOWN, UNKNOWN))
+COLOURS = components.steps(NOTHING, (0, GOOD), (Level.WARNING, FAIR), (Level.FAILING, BAD), (Level.UNKNOWN, UNKNOWN))
 _FAILING = f"{verdict.RECORD} >= {Level.FAILING:d} < {Level.UNKNOWN:d}"
+_QUEUE_FAILS = f'{verdict.RECORD}{{part="{Part.QUEUE}"}} >= {Level.FAILING:d} < {Level.UNKNOWN:d}'
+#: What was reported so long ago says nothing about now.
+_REPORTED = f"> time() - {THRESHOLDS.telemetry_age_s_max:g}"
+_NOT_KNOWN = "not known"
 
 
 def ingest() -> Stat:
@@ -70,14 +74,14 @@ def telemetry() -> Stat:
     return _verdict(info, Part.TELEMETRY)
 
 
-def pages() -> Stat:
+def urgent_alerts() -> Stat:
     info = PanelInfo(
-        "Pages",
-        "The alerts that fire now and need somebody to act now. *Telemetry health* lists all, with their runbook "
-        "entries.",
+        "Urgent alerts",
+        "The alerts that fire now and need somebody to act now. They fire when a fault lasts, so later than the "
+        "verdicts. *Telemetry health* lists all, with their runbook entries.",
         "the rules are not evaluated",
         ["Watchdog"],
-        (HEALTH, "Alerts: pages"),
+        (HEALTH, "Alerts: urgent"),
     )
     fires = 'ALERTS{alertname=~"Bronze.+", alertstate="firing", severity="page"}'
     named = components.single_value(f"group by (alertname) ({fires})", "{{alertname}}")
@@ -85,7 +89,7 @@ def pages() -> Stat:
         f'(group(ALERTS{{alertname="Watchdog", alertstate="firing"}}) - 1) unless on () {fires}', "none"
     )
     panel = tile(info, COUNT, named, none, height=4).text_mode(BigValueTextMode.NAME)
-    return panel.thresholds(components.steps(UNKNOWN, (0, GOOD), (1, BAD)))
+    return panel.thresholds(components.steps(NOTHING, (0, GOOD), (1, BAD)))
 
 
 def oldest_waiting() -> Stat:
@@ -98,26 +102,30 @@ def oldest_waiting() -> Stat:
         (OVERVIEW, "Age of the oldest message"),
     )
     gauge = f'bronze_queue_oldest_age_seconds{{job="bronze/consumer", {NO_CANARY}}}'
-    # the last value of a consumer that reports no more says nothing about now
-    reported = f"max({gauge} and timestamp({gauge}) > time() - {THRESHOLDS.telemetry_age_s_max:g})"
-    age = components.single_value(f"{reported}\nor group(bronze:verdict) - 2")
+    age = components.single_value(f"max({gauge} and timestamp({gauge}) {_REPORTED})\nor group({verdict.RECORD}) - 2")
     limit = components.single_value(
         f'max(bronze_delivery_objective_seconds{{job="bronze/consumer", {NO_CANARY}}})', "limit"
     )
-    panel = components.value_names(tile(info, SECONDS, age, limit, height=4), {"-1": "not known"}, UNKNOWN)
+    panel = components.value_names(tile(info, SECONDS, age, limit, height=4), {"-1": _NOT_KNOWN}, UNKNOWN)
     return components.red_from_query(panel, "B")
 
 
 def waiting() -> Stat:
     info = PanelInfo(
         "Records that wait now",
-        "Accepted records that are not done: neither in the bucket, nor in quarantine, nor known to be copies.",
+        "Accepted records that are not done: neither in the bucket, nor in quarantine, nor known to be copies. Red if "
+        "some wait and *Queue* is red.",
         "no process has reported yet",
         ["BronzeBacklogLarge"],
         (OVERVIEW, "Queue depth"),
     )
-    number = components.single_value(f"sum({promql.waiting(f'{LEDGER}, {NO_CANARY}')})")
-    return tile(info, EXACT, number, height=4).decimals(0)
+    reported = f"max(timestamp(bronze_ledger_records{{{LEDGER}, {NO_CANARY}}})) {_REPORTED}"
+    number = components.single_value(
+        f"sum(\n{promql.waiting(f'{LEDGER}, {NO_CANARY}')}\n) and on () {reported}\nor group({verdict.RECORD}) - 2"
+    )
+    some = components.single_value(f"max({_QUEUE_FAILS}) * 0 + 1", "limit")
+    panel = components.value_names(tile(info, EXACT, number, some, height=4), {"-1": _NOT_KNOWN}, UNKNOWN)
+    return components.red_from_query(panel, "B").decimals(0)
 
 
 def since_incident() -> Stat:
@@ -129,10 +137,12 @@ def since_incident() -> Stat:
     )
     # a step of the rules' interval, so that none is missed
     last = f"max(max_over_time(timestamp({_FAILING})[{RANGE}:5s]))"
-    none = f"group(last_over_time({verdict.RECORD}[{RANGE}])) - 2"
-    since = components.single_value(f"max({_FAILING}) * 0\nor ({last} - time()) * -1\nor {none}")
+    none = f"group({verdict.RECORD} offset {RANGE}) - 2"
+    none_recorded = f"group(last_over_time({verdict.RECORD}[{RANGE}])) - 3"
+    since = components.single_value(f"max({_FAILING}) * 0\nor ({last} - time()) * -1\nor {none}\nor {none_recorded}")
     panel = components.value_names(
-        tile(info, SECONDS, since, height=4), {"-1": "none in this range", "0": "it goes on"}
+        tile(info, SECONDS, since, height=4),
+        {"-2": "none since recording began", "-1": "none in this range", "0": "ongoing"},
     )
     return panel.decimals(0).thresholds(components.steps(GOOD, (0, BAD), (1, NEUTRAL)))
 
@@ -141,11 +151,13 @@ def over_time() -> StateTimeline:
     info = PanelInfo(
         "Verdicts over time",
         "The verdict on each part, in the range: when something failed or was slow, and when it ended. Move over a "
-        "block to see the reason.",
+        "block to see the reason. Grey: nothing was recorded, for example because the system did not run.",
         "the rules are not evaluated",
     )
-    panel = components.states(info, query(f"max by (part) ({verdict.RECORD})", "{{part}}"))
-    return components.value_names(panel, TEXTS).thresholds(COLOURS)
+    nothing = (f'label_replace(vector(-1), "part", "{part}", "", "")' for part in Part)
+    by_part = "\nor ".join((f"max by (part) ({verdict.RECORD})", *nothing))
+    panel = components.states(info, query(by_part, "{{part}}"))
+    return components.value_names(panel, {**TEXTS, "-1": "nothing recorded"}).thresholds(COLOURS)
 
 
 def as_cells() -> list[DynamicConfigValue]:

@@ -61,6 +61,8 @@ class Limits:
 #: over which a verdict judges.
 _WINDOWS = ("20s", "40s", "1m", "2m", "5m")
 _JUST_NOW, _NOW, _RECENTLY = _WINDOWS[0], "1m", "5m"
+#: A process that does not answer starts, if Prometheus has had it as a target for less than this.
+_STARTS_S = 25
 
 _API, _CONSUMER = 'job="bronze/api"', 'job="bronze/consumer"'
 _FAULTS = f"bronze_records_total{{{_API}, error_type=~"
@@ -76,7 +78,7 @@ _UPLOADS = f'bronze_upload_duration_seconds{{{_CONSUMER}, bronze_outcome="succes
 _AGE = f"bronze_queue_oldest_age_seconds{{{_CONSUMER}}}"
 _LANE = "bronze_source, bronze_lane"
 _OBJECTIVE = f"max by (bronze_source) (bronze_delivery_objective_seconds{{{_CONSUMER}}})"
-_NOT_KNOWN = "not known: no metrics arrive"
+_NOT_KNOWN = "not known: see Telemetry"
 _OVER_LIMIT, _AGAIN = f"take over {DURATION_S_MAX:g} s", "in the last 5 minutes, now well"
 _OVERDUE = f"{newest(_AGE, _LANE)}\n- on (bronze_source) group_left () {_OBJECTIVE} > 0"
 
@@ -107,16 +109,20 @@ unless on (bronze_source) sum by (bronze_source) (increase({_ATTEMPTS}"success"}
 
 
 def causes(at: Limits) -> Mapping[Part, Sequence[Cause]]:
-    """The causes of each part, the weightiest first."""
+    """The causes of each part, the weightiest first. A cause that two parts share is named once: the other part says
+    where.
+    """
     failing, warning = Level.FAILING, Level.WARNING
-    no_consumer = Cause(failing, "failing: no consumer answers", down("consumer"))
     # a consumer that has just started exports its counters before it knows its lanes
-    no_lanes = Cause(Level.UNKNOWN, "not known: no lane has reported", _late("consumer", at, _AGE))
+    no_lanes = _late("consumer", at, _AGE)
+    queue_away = _queue_away()
     return {
         Part.INGEST: (
             Cause(failing, "failing: no API answers", down("api")),
+            Cause(Level.UNKNOWN, "not known: the API starts", does_not_answer("api")),
             Cause(Level.UNKNOWN, _NOT_KNOWN, _late("api", at)),
-            Cause(failing, "failing: the queue is full", _submissions_fail(Outage.QUEUE_FULL, at)),
+            Cause(failing, "failing: see Queue", _submissions_fail(Outage.QUEUE_FULL, at)),
+            Cause(failing, "failing: see Queue", f"{queue_away}\nand on () ({_submissions_fail(_QUEUE_AWAY, at)})"),
             Cause(failing, "failing: the queue does not answer", _submissions_fail(_QUEUE_AWAY, at)),
             Cause(failing, "failing: submissions get a 5xx", _submissions_fail(f"internal|{Outage.READERS_BUSY}", at)),
             Cause(failing, f"slow: submissions {_OVER_LIMIT}", _slow(_REQUESTS, at.requests_budget)),
@@ -125,9 +131,10 @@ def causes(at: Limits) -> Mapping[Part, Sequence[Cause]]:
             Cause(warning, f"slow {_AGAIN}", _was_slow(_REQUESTS, at.requests_budget)),
         ),
         Part.QUEUE: (
-            no_consumer,
+            Cause(failing, "failing: no consumer answers", down("consumer")),
+            Cause(Level.UNKNOWN, "not known: the consumer starts", does_not_answer("consumer")),
             Cause(Level.UNKNOWN, _NOT_KNOWN, _late("consumer", at)),
-            Cause(failing, "failing: the queue does not answer", _queue_away()),
+            Cause(failing, "failing: the queue does not answer", queue_away),
             Cause(failing, "failing: a lane is halted", f'sum({_ERRORS}error_type="halted"}}) > 0'),
             Cause(
                 failing,
@@ -135,6 +142,7 @@ def causes(at: Limits) -> Mapping[Part, Sequence[Cause]]:
                 f"max by ({_LANE}) (bronze_missing_messages{{{_CONSUMER}}}) > 0",
             ),
             Cause(failing, "failing: the queue is full", _submissions_fail(Outage.QUEUE_FULL, at)),
+            Cause(failing, "late: see Upload", _uploads_are_late(at)),
             Cause(failing, f"late: a message waits over flush age + {DURATION_S_MAX:g} s", _OVERDUE),
             Cause(
                 warning,
@@ -147,10 +155,11 @@ def causes(at: Limits) -> Mapping[Part, Sequence[Cause]]:
                 f"max by ({_LANE}) (max_over_time({_AGE}[{_RECENTLY}]))"
                 f"\n- on (bronze_source) group_left () {_OBJECTIVE} > 0",
             ),
-            no_lanes,
+            Cause(Level.UNKNOWN, "not known: no lane has reported", no_lanes),
         ),
         Part.UPLOAD: (
-            no_consumer,
+            Cause(failing, "failing: see Queue", down("consumer")),
+            Cause(Level.UNKNOWN, "not known: see Queue", does_not_answer("consumer")),
             Cause(Level.UNKNOWN, _NOT_KNOWN, _late("consumer", at)),
             Cause(
                 failing,
@@ -168,7 +177,7 @@ def causes(at: Limits) -> Mapping[Part, Sequence[Cause]]:
             Cause(warning, "some attempts fail", f'sum(increase({_ATTEMPTS}"failure"}}[{_JUST_NOW}])) > 0'),
             Cause(warning, f"attempts failed {_AGAIN}", f'sum(increase({_ATTEMPTS}"failure"}}[{_RECENTLY}])) > 0'),
             Cause(warning, f"slow {_AGAIN}", _was_slow(_UPLOADS, at.uploads_budget, "bronze_source")),
-            no_lanes,
+            Cause(Level.UNKNOWN, "not known: see Queue", no_lanes),
         ),
         Part.TELEMETRY: (
             Cause(failing, "blind: the collector does not answer", down("collector")),
@@ -196,7 +205,8 @@ def causes_of_source(at: Limits) -> Sequence[Cause]:
     reported = f"group by (bronze_source) ({_OBJECTIVE} or bronze_ledger_records{{{LEDGER}}})"
     return (
         Cause(failing, "failing: no consumer answers", f"{reported} and on () ({down('consumer')})"),
-        Cause(Level.UNKNOWN, "not known", f"{reported} and on () {_late('consumer', at)}"),
+        Cause(Level.UNKNOWN, "not known: the consumer starts", f"{reported} and on () ({does_not_answer('consumer')})"),
+        Cause(Level.UNKNOWN, _NOT_KNOWN, f"{reported} and on () {_late('consumer', at)}"),
         Cause(failing, "failing: uploads fail", _UPLOADS_FAIL),
         Cause(failing, "failing: no upload ends, and messages wait", _UPLOADS_HANG),
         Cause(failing, f"slow: uploads {_OVER_LIMIT}", _slow(_UPLOADS, at.uploads_budget, "bronze_source")),
@@ -255,7 +265,13 @@ def _indented(expr: str) -> str:
 
 
 def down(role: str) -> str:
-    """No process of the role answers, although there is one."""
+    """No process of the role answers, and it has been a target for longer than a start takes."""
+    before = f'group(present_over_time(up{{job="scrape-{role}"}}[20s] offset {_STARTS_S}s))'
+    return f"{does_not_answer(role)} and on () {before}"
+
+
+def does_not_answer(role: str) -> str:
+    """No process of the role answers, although there should be one."""
     return f'max(up{{job="scrape-{role}"}}) == 0'
 
 
@@ -272,6 +288,12 @@ def _queue_away() -> str:
     """The state of the lanes could not be read, of no source."""
     away = f'{_ERRORS}bronze_step="purge", error_type=~"queue-away|timeout"}}'
     return f"min(sum by (bronze_source) (increase({away}[{_JUST_NOW}]))) > 0"
+
+
+def _uploads_are_late(at: Limits) -> str:
+    """Messages are late, and the uploads of their source fail, hang or are slow."""
+    slow = _slow(_UPLOADS, at.uploads_budget, "bronze_source")
+    return f"{_OVERDUE}\nand on (bronze_source) (\n{_UPLOADS_FAIL}\nor {_UPLOADS_HANG}\nor {slow})"
 
 
 def _slow(histogram: str, budget: float, by: str = "") -> str:

@@ -11,7 +11,7 @@ from tests import panels
 from tests.pipeline.asking import Grafana
 
 #: A tile with several values has the colour that says most.
-_ORDER = ("red", "yellow", "gray", "blue", "green")
+_ORDER = ("red", "yellow", "purple", "gray", "blue", "green")
 _FROM_DATA = "configFromData"
 
 _QUERIES = panels.queries()

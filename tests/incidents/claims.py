@@ -103,8 +103,8 @@ Claim = Callable[[Moment, Shown], str]
 
 def _part(part: Part) -> Claim:
     def claim(moment: Moment, shown: Shown) -> str:
-        if shown.colour == "gray":
-            return "" if not moment.knows and part is not Part.TELEMETRY else "is grey, although metrics arrive"
+        if shown.colour == "purple":
+            return "" if not moment.knows and part is not Part.TELEMETRY else "says not known, although metrics arrive"
         if shown.colour == "red":
             return "" if moment.was_bad(part, RED_AFTER_S_MAX) else f"is red ({shown.text}) without a reason"
         if moment.is_bad(part):
@@ -122,7 +122,7 @@ def _is_warned(moment: Moment, part: Part) -> bool:
     return part is Part.UPLOAD and max(recent, default=0) > DURATION_S_MAX / 2
 
 
-def _pages(moment: Moment, shown: Shown) -> str:
+def _urgent(moment: Moment, shown: Shown) -> str:
     named = set(shown.values) - {"none"}
     listed = [look.pages for look in moment.looks[-3:]]
     if named <= frozenset.union(*listed) and named >= frozenset.intersection(*listed):
@@ -146,20 +146,27 @@ def _oldest(moment: Moment, shown: Shown) -> str:
 
 def _waiting(moment: Moment, shown: Shown) -> str:
     waiting = moment.last(moment.readings.waiting)
+    if shown.text == "not known":
+        known = moment.knows and not moment.was_bad(Part.INGEST, 2 * SEEN_S_MAX)
+        return "is not known, although metrics arrive" if known else ""
     if not moment.knows:
         return ""
+    if shown.colour == "red" and not moment.was_bad(Part.QUEUE, RED_AFTER_S_MAX):
+        return "is red, and the queue was well"
+    if shown.colour == "green" and moment.is_bad(Part.QUEUE) and min(waiting) > SENT:
+        return f"is green, and {min(waiting):.0f} wait"
     return _between(shown, min(waiting) - SENT, max(waiting) + SENT, "wait")
 
 
 def _since(moment: Moment, shown: Shown) -> str:
     red = [look.at for look in moment.looks if _is_red(look)]
     ago_s = [moment.at - at for at in red[-3:]]
-    if shown.text == "it goes on":
+    if shown.text == "ongoing":
         soon = moment.next_look is not None and _is_red(moment.next_look)
-        return "" if soon or min(ago_s, default=math.inf) <= LAG_S else "goes on, and no verdict is red"
+        return "" if soon or min(ago_s, default=math.inf) <= LAG_S else "says ongoing, and no verdict is red"
     if not red:  # before the first look, the system started
         return ""
-    if not shown.values or shown.text == "none in this range":
+    if not shown.values or shown.text.startswith("none "):
         return "knows of no incident"
     return _between(shown, min(ago_s) - LAG_S, max(ago_s) + LAG_S, "the last red verdict was before")
 
@@ -256,16 +263,16 @@ def _between(shown: Shown, low: float, high: float, what: str) -> str:
 
 CLAIMS: Mapping[str, Claim] = {
     **{title: _part(part) for title, part in TITLES.items()},
-    "Pages": _pages,
+    "Urgent alerts": _urgent,
     "Oldest waiting message": _oldest,
     "Records that wait now": _waiting,
     "Since the last incident": _since,
     "Successful uploads": _count(_uploads),
     "Failed upload attempts": _failed,
-    "Mean upload duration": _mean,
+    "Mean upload in the range": _mean,
     "Requests": _count(_requests, "submissions"),
-    "p95 upload": _share(lambda readings: readings.writes, DURATION_S_MAX),
-    "p95 delivery": _share(lambda readings: readings.deliveries, LATE_S),
+    "p95 upload in the range": _share(lambda readings: readings.writes, DURATION_S_MAX),
+    "p95 delivery in the range": _share(lambda readings: readings.deliveries, LATE_S),
     "Missing objects and messages": _missing,
     "Refused records": _count(_refused),
 }

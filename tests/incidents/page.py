@@ -68,7 +68,7 @@ def result(
     courses = [
         course
         for title in CLAIMS
-        for colour in ("red", "yellow", "gray")
+        for colour in ("red", "yellow", "purple")
         if (course := _course(looks, title, colour, began, ended))
     ]
     red = {TITLES[course.tile] for course in courses if course.colour == "red" and course.tile in TITLES}
@@ -203,14 +203,14 @@ def _row(result: Result) -> tuple[str, ...]:
         result.fault,
         f"{result.seconds} s",
         "; ".join(_turned(c) for c in red if c.tile in TITLES) or "none",
-        "; ".join(_turned(c) for c in result.courses if c.colour == "gray") or "none",
+        "; ".join(_turned(c) for c in result.courses if c.colour == "purple") or "none",
         "; ".join(_turned(c) for c in red if c.tile not in TITLES) or "none",
         _over(result),
     )
 
 
 def _turned(course: Course) -> str:
-    says = course.tile in TITLES or course.colour == "gray"
+    says = course.tile in TITLES or course.colour == "purple"
     return f"*{course.tile}* after {course.first_s} s" + (f" ({course.text})" if says else "")
 
 
@@ -273,8 +273,8 @@ the fault. The statements are in `tests/incidents/claims.py`; a verdict lies if
 - it is not red although its part was bad, without a pause, for 30 s: requests failed or took over 2 s; a submission
   waited over flush age + 2 s, or no consumer ran; uploads failed, took over 2 s, or none ended while submissions were
   late; no metrics arrived;
-- it is red although its part was well for the last 75 s, yellow although it was well for 375 s, or grey although
-  metrics arrive.
+- it is red although its part was well for the last 75 s, yellow although it was well for 375 s, or not known
+  although metrics arrive.
 
 Each number must have been true within the last 20 s, and each other colour must agree with its number. The mean upload
 may be up to 0.3 s above what the proxy saw, since the proxy does not see the encoding.
@@ -285,13 +285,13 @@ that was interrupted, `CASE=--judge` judges what the last runs saw once more. Ea
 _HEAD = """\
 ## Which tile turned red, and after how many seconds
 
-- *Red*, *grey*: the verdicts, in seconds from the begin of the incident until the first look that showed it, with the
-  text of the tile. The dashboard refreshes every 10 s, which is not included.
+- *Red*, *not known*: the verdicts, in seconds from the begin of the incident until the first look that showed it, with
+  the text of the tile. The dashboard refreshes every 10 s, which is not included.
 - *Other tiles*: those that were red from then on. A tile of the range stays red as long as the range has the incident.
 - *Over*: the last look with a red and with a yellow verdict, in seconds from the end of the incident. On a machine
   that is busy with something else, uploads over 2 s may follow; then a later red is true.
 
-| incident | what happened | lasted | red | grey | other tiles | over |
+| incident | what happened | lasted | red | not known | other tiles | over |
 |---|---|---|---|---|---|---|
 """
 

@@ -35,15 +35,15 @@ def test_the_table_says_by_how_much_which_counter_differed_and_of_how_many(past:
 
 
 def test_pages_and_tickets_are_apart_and_say_since_when(past: Past) -> None:
-    for title, severity, since_s in (("Alerts: pages", "page", 600), ("Alerts: tickets", "ticket", 60)):
+    for title, severity, since_s in (("Alerts: urgent", "page", 600), ("Alerts: other", "ticket", 60)):
         (query,) = (query for query in HEALTH if query.panel == title)
         ((labels, [since_ms]),) = past.answer(query)
         assert since_ms == (NOW - since_s) * 1000
         assert labels["severity"] == severity
         assert labels["summary"] == labels["anchor"] == labels["alertname"]
-    (tile,) = (query for query in HEALTH if query.panel == "Alerts firing" and query.legend == "pages")
+    (tile,) = (query for query in HEALTH if query.panel == "Alerts firing" and query.legend == "urgent")
     assert past.values(tile) == [1]
-    (tile,) = (query for query in HEALTH if query.panel == "Alerts firing" and query.legend == "tickets")
+    (tile,) = (query for query in HEALTH if query.panel == "Alerts firing" and query.legend == "other")
     assert past.values(tile) == [0]
 
 

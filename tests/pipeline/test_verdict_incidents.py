@@ -171,7 +171,7 @@ def test_an_incident_is_seen_soon_and_its_end_too(prometheus: tuple[str, Mapping
     end_s, is_over = incident.lasts_s, False
     for part in Part:
         shown = _shown(url, part, begins[name], incident)
-        seen = {colour: shown.first(colour) for colour in ("red", "gray", "yellow")}
+        seen = {colour: shown.first(colour) for colour in ("red", "purple", "yellow")}
         print(f"{name}: {part}: {seen}")  # noqa: T201
         assert shown.within(-300, -STEP_S) == {"green"}, "before"
         assert shown.within(end_s + YELLOW_AFTER_S_MAX, end_s + AFTER_S) == {"green"}, "long after"
@@ -184,10 +184,10 @@ def test_an_incident_is_seen_soon_and_its_end_too(prometheus: tuple[str, Mapping
             for at_s in incident.after:
                 assert "green" not in shown.within(end_s + at_s, end_s + at_s), "not yet well"
         elif part in incident.unknown:
-            first = shown.first("gray")
+            first = shown.first("purple")
             assert first is not None
             assert first <= UNKNOWN_S_MAX
-            assert shown.within(first, end_s - STEP_S) == {"gray"}
+            assert shown.within(first, end_s - STEP_S) == {"purple"}
             assert "red" not in shown.within(-300, end_s + AFTER_S)
         else:
             assert shown.within(-300, end_s + AFTER_S) == {"green"}

@@ -266,9 +266,9 @@ def test_every_alert_is_linked_from_a_panel() -> None:
     assert linked == ALERTS
 
 
-def test_alerts_are_listed_as_pages_and_tickets_each_with_since_when_its_summary_and_its_runbook_entry() -> None:
+def test_alerts_are_listed_as_urgent_and_other_each_with_since_when_its_summary_and_its_runbook_entry() -> None:
     tables = {panel["title"]: panel for uid, panel in PANELS if uid == "bronze-health" and panel["type"] == "table"}
-    for severity, title in (("page", "Alerts: pages"), ("ticket", "Alerts: tickets")):
+    for severity, title in (("page", "Alerts: urgent"), ("ticket", "Alerts: other")):
         table = tables[title]
         (target,) = table["targets"]
         assert f'severity="{severity}"' in target["expr"]

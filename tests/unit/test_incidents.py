@@ -19,7 +19,7 @@ WRONG_AT, WRONG_S = 200.0, 100.0
 GREEN = Shown({"": 0.0}, "OK", frozenset({"green"}))
 YELLOW = Shown({"": 100.0}, "now well", frozenset({"yellow"}))
 RED = Shown({"": 200.0}, "failing", frozenset({"red"}))
-GREY = Shown({"": 300.0}, "not known", frozenset({"gray"}))
+UNKNOWN = Shown({"": 300.0}, "not known: see Telemetry", frozenset({"purple"}))
 
 Colours = Callable[[float], Shown]
 
@@ -40,7 +40,7 @@ def test_green_is_a_lie_when_something_is_wrong_for_thirty_seconds(title: str) -
 
 
 @pytest.mark.parametrize("title", TITLES)
-@pytest.mark.parametrize("shown", [RED, YELLOW, GREY])
+@pytest.mark.parametrize("shown", [RED, YELLOW, UNKNOWN])
 def test_another_colour_is_a_lie_when_nothing_is_wrong(title: str, shown: Shown) -> None:
     assert found(title, lambda at: shown if at >= 500 else GREEN, readings()) == 500
 
@@ -63,7 +63,7 @@ def test_red_may_last_a_minute_and_yellow_five(title: str) -> None:
     [
         ("Successful uploads", 100.0),
         ("Requests", 1000.0),
-        ("Mean upload duration", 1.0),
+        ("Mean upload in the range", 1.0),
         ("Missing objects and messages", 1.0),
         ("Records that wait now", 50.0),
         ("Refused records", 1.0),
@@ -76,8 +76,8 @@ def test_a_wrong_number_is_a_lie(title: str, shown: float) -> None:
 
 def test_a_percentile_has_the_colour_of_the_share_above_its_limit() -> None:
     slow = [Put(f"bronze/source=status/{at}.parquet", at, at + 3, 200) for at in range(100, 500)]
-    assert found("p95 upload", lambda _: GREEN, readings(slow)) == pytest.approx(105, abs=30)
-    assert found("p95 upload", lambda _: RED, readings()) is not None
+    assert found("p95 upload in the range", lambda _: GREEN, readings(slow)) == pytest.approx(105, abs=30)
+    assert found("p95 upload in the range", lambda _: RED, readings()) is not None
 
 
 def test_the_page_says_what_did_not_hold() -> None:
