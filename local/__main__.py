@@ -25,7 +25,7 @@ from local.builds import REPOSITORY, Built, build_all, pin_modules
 from local.components import write_sbom
 from local.exporters import Exporters
 from local.images import pin_images
-from local.programs import LOOPBACK, UMASK, LocalError, NotReady, Program, check_ports, wait_ready
+from local.programs import LOOPBACK, UMASK, LocalError, NotReady, Program, check_ports, environment, wait_ready
 from local.queues import unsent
 from local.settings import settings
 from local.stack import Ports, Stack, collector_state
@@ -48,7 +48,8 @@ def say(text: str) -> None:
 def up(sample: str | None = None) -> int:
     """Starts everything in the background on its usual ports, sends the sample and shows the result.
 
-    If the system is up, it keeps running; if other exporters are chosen now, the collector is restarted with them.
+    If the system is up, it keeps running. If other exporters are chosen now, the collector is restarted with them; if
+    the file of sources was edited, API and consumer take it, unless they would not start with it.
     """
     supervisor = Supervisor(UP)
     with _alone(UP):
@@ -59,7 +60,10 @@ def up(sample: str | None = None) -> int:
                     "the system is up, but a sample is only sent at its start: run `make down` first, then this command"
                 )
             stack = replace(running, built=built, exporters=exporters)
+            check_sources(stack)
             reconcile(supervisor, running, stack)
+            for role in stack.roles:
+                supervisor.reload(role.name)
             warn_of_unsent(built, exporters)
             show_urls(stack)
             return 0
@@ -152,6 +156,19 @@ def reconcile(supervisor: Supervisor, running: Stack, stack: Stack) -> None:
         say(f"{name} is no longer needed: stopping it")
         supervisor.remove(name)
     say("the system is up: `make status` shows it, `make down` stops it")
+
+
+def check_sources(stack: Stack) -> None:
+    """Raises `LocalError` if the roles would not start with the declared sources."""
+    outcome = subprocess.run(
+        [servers.executable("bronze"), "sources", "check"],
+        env=environment(stack.roles[0]),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if outcome.returncode in {1, 2}:
+        raise LocalError(f"the sources stay as they are: {(outcome.stdout + outcome.stderr).strip()}")
 
 
 def warn_of_unsent(built: Built, exporters: Exporters) -> None:

@@ -117,6 +117,11 @@ class Supervisor:
         self._call("stopProcessGroup", name)
         self._call("removeProcessGroup", name)
 
+    def reload(self, name: str) -> None:
+        """Sends SIGHUP to a program that runs."""
+        with suppress(xmlrpc.client.Fault):  # it does not run; it reads its files when it starts
+            self._call("signalProcess", name, "HUP")
+
     def states(self) -> list[State]:
         return [State(s["name"], s["statename"], s["description"]) for s in self._call("getAllProcessInfo")]
 

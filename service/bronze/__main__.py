@@ -10,7 +10,7 @@ from contextlib import suppress
 from functools import partial
 
 from bronze import __version__, publisher, settings
-from bronze.admin import confirmation, keys_command, lineage_command, objects_command, verify_command
+from bronze.admin import confirmation, keys_command, lineage_command, objects_command, sources_command, verify_command
 from bronze.admin.command_error import CommandError
 from bronze.admin.quarantine_command import arguments
 from bronze.errors import Halted, Misconfigured, Unavailable
@@ -28,8 +28,8 @@ def parser() -> argparse.ArgumentParser:
         description="Accepts raw data over HTTP and writes it through a durable queue to a bucket, as Parquet. Each "
         "write can be traced.",
         epilog="Settings are environment variables: BRONZE_* (docs/settings.md lists them), OTEL_* for telemetry, "
-        "AWS_* for the bucket. The exit codes of publish, lineage, quarantine, objects, verify and keys are in their "
-        "own --help, those of the other commands in docs/operations.md.",
+        "AWS_* for the bucket. The exit codes of publish, lineage, quarantine, objects, verify, keys and sources are "
+        "in their own --help, those of the other commands in docs/operations.md.",
     )
     top.add_argument("--version", action="version", version=f"bronze {__version__}")
     roles = top.add_subparsers(dest="role", required=True, metavar="COMMAND")
@@ -70,6 +70,7 @@ def parser() -> argparse.ArgumentParser:
         roles.add_parser("verify", help="check that telemetry, catalog and bucket agree, for a range of time")
     )
     keys_command.arguments(roles.add_parser("keys", help="create, list, rotate and revoke the API keys of principals"))
+    sources_command.arguments(roles.add_parser("sources", help="check what a declaration of sources would change"))
     lanes = roles.add_parser(
         "lanes",
         help="change the number of lanes per source",
@@ -154,6 +155,12 @@ def run(args: argparse.Namespace, chosen: Settings) -> int:
         return asyncio.run(commands.run_objects(args, chosen))
     if args.role == "verify":
         return run_verify(args, chosen)
+    if args.role == "sources":
+        if args.action == "diff":
+            return sources_command.diff(args)
+        from bronze.wiring import commands
+
+        return asyncio.run(commands.check_sources(args, chosen))
     if args.role == "keys":
         from bronze.wiring import commands
 

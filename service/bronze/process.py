@@ -64,6 +64,11 @@ def on_stop_signals(act: Callable[[], None]) -> None:
         asyncio.get_running_loop().add_signal_handler(signum, act)
 
 
+def on_reload_signal(act: Callable[[], None]) -> None:
+    """Call a function on SIGHUP, in the event loop."""
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, act)
+
+
 def is_loopback(host: str) -> bool:
     """Whether only this machine can connect to an address to listen on, or to all addresses of a name."""
     try:

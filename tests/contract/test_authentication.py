@@ -95,7 +95,7 @@ class Site:
     async def parts(self, auth: Auth) -> Parts:
         lanes = await self.queue.open(SOURCES)
         unused = cast(Any, None)
-        servers = Servers(lanes, self.queue, self.bucket, self.catalog, self.feed, unused, self.store)
+        servers = Servers(lanes, self.queue, self.bucket, self.catalog, self.feed, unused, self.store, unused)
         settings = self.settings.model_copy(update={"auth": auth})
         index = await CatalogIndex().open()
         return api_parts(settings, SOURCES, servers, index, None, self.heard.telemetry, lambda _: None)

@@ -18,6 +18,7 @@ PAGES = {
     "publish": "publishing.md",
     "quarantine": "api.md",
     "simulate": "publishing.md",
+    "sources": "sources.md",
     "verify": "operations.md",
 }
 

@@ -1,4 +1,5 @@
-"""The commands of an operator: lineage, quarantine, objects, verify, keys, lanes and the catalog.
+"""The commands of an operator: lineage, quarantine, objects, verify, keys, sources, lanes and the
+catalog.
 
 lineage_command     `bronze lineage`: prints the lineage of an id or a path, or follows new objects
 quarantine_command  `bronze quarantine`: its command line
@@ -10,6 +11,8 @@ acknowledge         writes their removal records
 verify_command      `bronze verify`: its command line, and its results as a table and as JSON
 keys_command        `bronze keys`: its command line
 keys                creates, rotates and revokes API keys
+sources_command     `bronze sources`: its command line
+source_changes      the differences between two declarations of the sources
 change_lanes        `bronze lanes`: seals the old lanes, drains them, and replaces them
 rebuild_catalog     `bronze catalog rebuild`: rebuilds the catalog from the bucket
 confirmation        says what a command acts on, and asks before it changes something

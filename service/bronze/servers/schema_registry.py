@@ -11,6 +11,7 @@ import msgspec
 
 from bronze.errors import Misconfigured
 from bronze.records.sources import RegisteredSchema, Source, incompatibility
+from bronze.servers.jetstream import Missing
 from bronze.servers.key_value import KeyChanged, KeyValueStore
 
 log = logging.getLogger(__name__)
@@ -34,6 +35,24 @@ async def register(key_values: KeyValueStore, declared: Mapping[str, Source], or
                 origin,
                 name,
             )
+
+
+async def registered(key_values: KeyValueStore) -> Mapping[str, RegisteredSchema]:
+    """The registered schemas, by source. Creates nothing."""
+    try:
+        names = await key_values.names(PREFIX)
+        values = {name: (await key_values.get(f"{PREFIX}{name}"))[0] for name in names}
+    except Missing:
+        return {}
+    return {name: _decode(value, f"source {name}") for name, value in values.items() if value}
+
+
+async def check(key_values: KeyValueStore, declared: Mapping[str, Source], origin: str) -> None:
+    """Raises as `register` does, without registering anything."""
+    found = await registered(key_values)
+    for source in declared.values():
+        if source.name in found and (reason := incompatibility(found[source.name], source.schema)):
+            raise Misconfigured(f"{origin}: source {source.name}, {reason}")
 
 
 async def _register(key_values: KeyValueStore, source: Source, place: str) -> None:

@@ -4,5 +4,6 @@ servers    connections to the servers that roles and commands use, and what seve
 api        the API
 consumer   the consumer
 canary     the canary and its checks
+reload     takes an edited file of sources
 commands   the commands that need a server
 """

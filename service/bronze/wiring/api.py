@@ -38,6 +38,7 @@ from bronze.settings import Auth, Settings
 from bronze.telemetry import sdk
 from bronze.telemetry.sdk import Telemetry
 from bronze.telemetry.signals import Role, attribute
+from bronze.wiring.reload import SourcesReload, inherited_listener, start_again
 from bronze.wiring.servers import Servers, in_background, ledger_report, open_prometheus, open_servers
 
 log = logging.getLogger(__name__)
@@ -54,6 +55,8 @@ def check_exposure(settings: Settings) -> None:
 
 
 def _listen(settings: Settings) -> socket.socket:
+    if listener := inherited_listener():
+        return listener
     try:
         return socket.create_server((settings.api_host, settings.api_port))
     except OSError as error:
@@ -119,6 +122,7 @@ async def serve(settings: Settings, substitute: Callable[[Servers], Servers] = l
     telemetry = sdk.start(Role.API, settings)
     telemetry.export_zeros(declared)
     failed: list[Gone] = []
+    kept: socket.socket | None = None
     stop = asyncio.Event()
     on_stop_signals(stop.set)
     try:
@@ -143,17 +147,25 @@ async def serve(settings: Settings, substitute: Callable[[Servers], Servers] = l
             def stop_serving() -> None:
                 server.should_exit = True
 
+            reload = SourcesReload(settings.sources, servers.check_sources, stop_serving)
+
+            def stop_for_good() -> None:
+                reload.cancel()
+                stop_serving()
+
             # until uvicorn handles the signals itself; when it ends, it raises them again, before the rest of this
             # function is done
-            on_stop_signals(stop_serving)
+            on_stop_signals(stop_for_good)
             if stop.is_set():
                 stop_serving()
+            reload.listen()
             with _listen(settings) as listener:
+                kept = listener.dup()  # uvicorn closes the other one
                 log.info("listening on http://%s:%d", settings.api_host, settings.api_port)
                 report = ledger_report(servers, declared, telemetry)
                 async with (
                     _following(index, servers.feed, telemetry.instruments.catalog_lag.set),
-                    in_background(report.run(), *([parts.keys.follow()] if parts.keys else [])),
+                    in_background(report.run(), reload.notice_edits(), *([parts.keys.follow()] if parts.keys else [])),
                 ):
                     process.freeze_startup_objects()
                     await server.serve(sockets=[listener])
@@ -161,6 +173,8 @@ async def serve(settings: Settings, substitute: Callable[[Servers], Servers] = l
         log.info("stopped before the start was complete")
     finally:
         await asyncio.to_thread(telemetry.shutdown)
+    if kept and reload.requested and not failed:
+        start_again(kept)
     return 1 if failed else 0
 
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 
-from bronze.admin import keys_command, objects_command, verify_command
+from bronze.admin import keys_command, objects_command, sources_command, verify_command
 from bronze.admin.acknowledge import Acknowledgement
 from bronze.admin.change_lanes import LaneChange
 from bronze.admin.confirmation import Confirmation, address
@@ -22,6 +22,7 @@ from bronze.printable import printable
 from bronze.process import StopRequested, on_stop_signals, retry_until_available
 from bronze.protocol import quarantine
 from bronze.records import sources
+from bronze.servers import schema_registry
 from bronze.servers.catalog import NatsCatalog
 from bronze.servers.catalog_feed import Feed
 from bronze.servers.catalog_rebuild import CatalogReplacement
@@ -76,6 +77,18 @@ async def run_objects(args: argparse.Namespace, settings: Settings) -> int:
         acknowledgement = Acknowledgement(catalog, feed, bucket, settings.prefix)
         confirmation = _confirmation(args, [_queue_target(jetstream), _bucket_target(bucket, settings.prefix)])
         return await objects_command.run(args, feed, bucket, settings.prefix, acknowledgement, confirmation)
+
+
+async def check_sources(args: argparse.Namespace, settings: Settings) -> int:
+    """Run `bronze sources check`. Returns the exit code."""
+    declared = sources.load(args.file or settings.sources)
+    jetstream = await JetStream.connect(settings.nats_url, server_name=settings.nats_server_name)
+    try:
+        _confirmation(args, [_queue_target(jetstream)]).show_targets()
+        registered = await schema_registry.registered(KeyValueStore(jetstream, settings.queue_replicas))
+    finally:
+        await jetstream.close()
+    return sources_command.report(args, registered, declared)
 
 
 async def run_keys(args: argparse.Namespace, settings: Settings) -> int:

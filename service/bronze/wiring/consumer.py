@@ -17,6 +17,7 @@ from bronze.records import sources
 from bronze.settings import Settings
 from bronze.telemetry import sdk
 from bronze.telemetry.signals import Role, attribute
+from bronze.wiring.reload import SourcesReload, start_again
 from bronze.wiring.servers import Servers, in_background, ledger_report, open_servers
 
 log = logging.getLogger(__name__)
@@ -49,6 +50,14 @@ async def run_consumer(settings: Settings, substitute: Callable[[Servers], Serve
         try:
             async with open_servers(settings, declared, telemetry.instance_id, stop, creates_objects=True) as opened:
                 servers = substitute(opened)
+                reload = SourcesReload(settings.sources, servers.check_sources, stop.set)
+
+                def stop_for_good() -> None:
+                    reload.cancel()
+                    stop.set()
+
+                on_stop_signals(stop_for_good)
+                reload.listen()
                 decoding = RWLock()
                 writers = [
                     LaneWriter(
@@ -72,15 +81,18 @@ async def run_consumer(settings: Settings, substitute: Callable[[Servers], Serve
                 log.info("consuming %d lanes", len(writers))
                 process.freeze_startup_objects()
                 report = ledger_report(servers, declared, telemetry)
-                async with in_background(report.run(), comparison.run(), comparison.run_all()):
+                async with in_background(report.run(), comparison.run(), comparison.run_all(), reload.notice_edits()):
                     await consume(writers, stop)
         finally:
             metrics_server.close()
     except StopRequested:
         log.info("stopped before the start was complete")
+        return 0
     except Gone as error:
         log.critical("%s", error)
         return 1
     finally:
         await asyncio.to_thread(telemetry.shutdown)
+    if reload.requested:
+        start_again()
     return 0

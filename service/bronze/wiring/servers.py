@@ -2,7 +2,7 @@
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -44,6 +44,7 @@ class Servers:
     feed: Feed
     lock: Callable[[Lane], Lock]
     principals: PrincipalStore
+    check_sources: Callable[[Mapping[str, Source], str], Awaitable[None]]
 
 
 @asynccontextmanager
@@ -83,6 +84,7 @@ async def open_servers(
             Feed(jetstream),
             lambda lane: NatsLock(key_values, lane, owner, settings.lock_expiry_s),
             PrincipalStore(key_values),
+            lambda edited, file: schema_registry.check(key_values, edited, file),
         )
     finally:
         bucket.close()

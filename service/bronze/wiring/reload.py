@@ -1,0 +1,103 @@
+"""Takes an edited file of sources, on SIGHUP: it is checked, and the role begins again with it, in the same process."""
+
+import asyncio
+import logging
+import os
+import socket
+import sys
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import NoReturn
+
+from bronze.errors import Misconfigured, Unavailable
+from bronze.process import on_reload_signal
+from bronze.records import sources
+from bronze.records.sources import Source
+
+log = logging.getLogger(__name__)
+
+#: How often the file is read, to say that it was edited.
+POLL_S = 5.0
+#: The first file descriptor that is passed on, by the protocol of sd_listen_fds(3).
+LISTEN_FD = 3
+
+
+class SourcesReload:
+    """The file of sources of a running role.
+
+    `check` raises `Misconfigured` if declared sources contradict the registered ones; `restart` ends the role.
+    """
+
+    def __init__(
+        self,
+        file: Path | None,
+        check: Callable[[Mapping[str, Source], str], Awaitable[None]],
+        restart: Callable[[], None],
+    ) -> None:
+        self._file = file
+        self._check = check
+        self._restart = restart
+        self._taken = self._noticed = self._read()
+        self._checking: asyncio.Task[None] | None = None
+        self.requested = False
+
+    def listen(self) -> None:
+        """Handle SIGHUP from now on."""
+        on_reload_signal(self._on_signal)
+
+    def cancel(self) -> None:
+        """Forget a request: the role ends for good."""
+        self.requested = False
+
+    async def notice_edits(self) -> None:
+        """Say once for each edit of the file that it does not hold yet; ends by cancellation."""
+        while self._file:
+            await asyncio.sleep(POLL_S)
+            content = await asyncio.to_thread(self._read)
+            if content not in {self._noticed, self._taken}:
+                log.warning("%s was edited: `bronze sources check` checks it, SIGHUP or `make up` takes it", self._file)
+            self._noticed = content
+
+    def _read(self) -> bytes | None:
+        try:
+            return self._file.read_bytes() if self._file else None
+        except OSError:
+            return None
+
+    def _on_signal(self) -> None:
+        if self._checking is None or self._checking.done():
+            self._checking = asyncio.create_task(self._reload())
+
+    async def _reload(self) -> None:
+        content = await asyncio.to_thread(self._read)
+        if content is not None and content == self._taken:
+            log.info("SIGHUP: %s is the same as at the start", self._file)
+            return
+        try:
+            await self._check(sources.load(self._file), str(self._file))
+        except (Misconfigured, Unavailable) as error:
+            log.error("SIGHUP: the sources stay as they are: %s", error)
+            return
+        log.info("SIGHUP: starting again with %s", self._file)
+        self.requested = True
+        self._restart()
+
+
+def inherited_listener() -> socket.socket | None:
+    """The socket that this process was given to listen on, by itself before or by systemd; None without one."""
+    given = os.environ.pop("LISTEN_PID", None), os.environ.pop("LISTEN_FDS", None)
+    if given != (str(os.getpid()), "1"):
+        return None
+    listener = socket.socket(fileno=LISTEN_FD)
+    listener.set_inheritable(False)
+    return listener
+
+
+def start_again(listener: socket.socket | None = None) -> NoReturn:
+    """Replace this program by itself, with the same arguments. Connections to `listener` wait meanwhile."""
+    if listener:
+        os.dup2(listener.fileno(), LISTEN_FD, inheritable=True)
+        os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS="1")
+    logging.shutdown()
+    sys.stdout.flush()
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606  its own arguments
