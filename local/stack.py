@@ -108,7 +108,14 @@ class Stack:
 
     @cached_property
     def account(self) -> servers.S3Account:
+        """The bucket, with the account of the commands."""
         return servers.s3_account(self.root / "seaweedfs", self.ports.s3, BUCKET)
+
+    def _bucket_env(self, role: str) -> Mapping[str, str]:
+        """The variables of the bucket for a role, which has an account of its own; none for one that needs none."""
+        if role not in servers.S3_RIGHTS:
+            return {}
+        return servers.s3_account(self.root / "seaweedfs", self.ports.s3, BUCKET, role).env
 
     def instance(self, role: str) -> str:
         """The `service.instance.id` of a role, in its telemetry and its `/livez`."""
@@ -116,9 +123,12 @@ class Stack:
 
     @cached_property
     def client_env(self) -> Mapping[str, str]:
-        """The variables that clients need: a publisher, a reader of the bucket, any role."""
+        """The variables that commands need, except those of the queue and the trace store."""
+        return {**self.account.env, **self._addresses}
+
+    @property
+    def _addresses(self) -> Mapping[str, str]:
         return {
-            **self.account.env,
             "BRONZE_API_URL": f"http://{LOOPBACK}:{self.ports.api}",
             "BRONZE_PROMETHEUS_URL": f"http://{LOOPBACK}:{self.ports.prometheus}",
             "BRONZE_BUCKET": self.account.bucket,
@@ -294,7 +304,8 @@ class Stack:
                 **service_settings(),
                 **_flush_age(),
                 **sources_file(),
-                **self.client_env,
+                **self._addresses,
+                **self._bucket_env(role),
                 **self.queue_env,
                 "OTEL_RESOURCE_ATTRIBUTES": f"service.instance.id={instance}",
                 "OTEL_EXPORTER_PROMETHEUS_HOST": LOOPBACK,

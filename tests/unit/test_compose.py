@@ -1,5 +1,6 @@
 """The system as containers, as far as its files say: pinned, bounded, on loopback, and the same as `make up`."""
 
+import json
 import os
 import re
 import shutil
@@ -7,6 +8,7 @@ import subprocess
 from dataclasses import fields
 from functools import cache
 from importlib.metadata import version
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +35,12 @@ SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 ROLES = {"api", "consumer", "canary", "publisher"}
 #: Runs once and is waited for until it is done.
 ONCE = {"prepare"}
+#: For `docker compose run`.
+COMMANDS = {"admin"}
 #: Compose writes their inline configurations into the container, which takes a root that can be written.
-WRITABLE_ROOT = {"nats", "alertmanager"}
+WRITABLE_ROOT = {"nats", "seaweedfs", "alertmanager"}
 #: Their images set a user of their own.
-USER_OF_IMAGE = ROLES | {"zipkin"}
+USER_OF_IMAGE = ROLES | COMMANDS | {"zipkin"}
 
 each_service = pytest.mark.parametrize("name", sorted(SERVICES))
 
@@ -71,7 +75,7 @@ def settings() -> dict[str, str]:
 def test_images_are_pinned(name: str) -> None:
     """By a version, which never moves; ours by the project's."""
     assert re.fullmatch(r"[\w./-]+:v?\d+\.\d+(\.\d+)?(-[a-z]+)?(@sha256:[0-9a-f]{64})?", SERVICES[name]["image"])
-    if name in ROLES:
+    if name in ROLES | COMMANDS:
         assert SERVICES[name]["image"] == f"bronze:{bronze.__version__}"
 
 
@@ -83,7 +87,7 @@ def test_ports_are_on_the_loopback_address(name: str) -> None:
 @each_service
 def test_health_is_checked_by_function(name: str) -> None:
     """By a request to what the program is for: an open port says nothing."""
-    if name in ONCE:
+    if name in ONCE | COMMANDS:
         assert SERVICES[name]["restart"] == "no"
         return
     test = " ".join(SERVICES[name]["healthcheck"]["test"])
@@ -187,6 +191,26 @@ def test_seaweedfs_runs_as_make_up_runs_it(tmp_path: Path) -> None:
     assert {flag for flag in natively[1:] if not places.match(flag)} == {
         flag for flag in SERVICES["seaweedfs"]["entrypoint"][1:] if not places.match(flag)
     }
+
+
+def test_the_bucket_has_the_identities_of_make_up() -> None:
+    """With the same rights, each with a secret of its own, which only that role and the bucket's server get."""
+    secrets = {
+        identity: f"${{SEAWEEDFS_{identity.upper()}_SECRET:?run make secrets}}" for identity in servers.S3_RIGHTS
+    }
+    content = COMPOSE["configs"]["seaweedfs"]["content"].replace("${BRONZE_BUCKET:-bronze}", "bronze")
+    natively = servers.s3_identities(secrets, "bronze")["identities"]
+    key = itemgetter("name")
+    assert sorted(json.loads(content)["identities"], key=key) == sorted(natively, key=key)
+    for name, service in SERVICES.items():
+        expected = {secrets[name]} if name in secrets else set()
+        if name == "seaweedfs":
+            expected = {secrets["admin"]}
+        assert {
+            found[0] for text in tree(service) for found in VARIABLE.finditer(text) if "SEAWEED" in text
+        } == expected
+        if name in secrets:
+            assert service["environment"]["AWS_ACCESS_KEY_ID"] == f"bronze-{name}"
 
 
 def test_nats_runs_as_make_up_runs_it(tmp_path: Path) -> None:

@@ -109,6 +109,7 @@ class System:
     def start(self, name: str, command: str, **env: str) -> None:
         """Start a role. It is restarted whenever it dies."""
         port = programs.free_ports()
+        identity = "api" if command == "serve" else "consumer"
         if command == "serve":
             self.api_url = f"http://{LOOPBACK}:{port}"
         program = Program(
@@ -118,7 +119,7 @@ class System:
             ready=lambda: http_get(port, "/livez"),
             env={
                 **SETTINGS,
-                **self._account.env,
+                **servers.s3_account(self.root / "seaweedfs", self._account.port, identity=identity).env,
                 "BRONZE_NATS_URL": f"nats://{LOOPBACK}:{self._queue_port}",
                 "BRONZE_NATS_SERVER_NAME": self.root.name,
                 "BRONZE_API_PORT": str(port),
