@@ -60,6 +60,7 @@ class Refusal(ErrorCode):
     HEAD_TOO_SLOW = "head-too-slow", 408
     UNKNOWN_HOST = "unknown-host", 421
     INVALID_QUERY = "invalid-query", 400
+    INVALID_CURSOR = "invalid-cursor", 400
     NOT_FOUND = "not-found", 404
     REMOVED = "removed", 410
 

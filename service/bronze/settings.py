@@ -119,6 +119,15 @@ class Settings(BaseSettings):
         "which the API itself is busy does not count.",
     )
     body_s_max: PositiveFloat = Field(1800, description="Time within which a body has to arrive, in seconds.")
+    answer_stall_s_max: PositiveFloat = Field(
+        30,
+        description="Longest time for which a client may read nothing of an answer that waits for it, in seconds. Then "
+        "the connection is closed.",
+    )
+    followers_max: PositiveInt = Field(
+        256,
+        description="Requests that wait for new objects at the same time (GET /v1/feed). Above that, one gets a 503.",
+    )
     bodies_memory_bytes_max: Annotated[int, Field(ge=16 * MIB)] = Field(
         256 * MIB,
         description="Memory of all bodies together, in bytes. Above that, a large body gets a 503; small ones do not.",

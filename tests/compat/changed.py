@@ -33,6 +33,10 @@ def as_changed(text: str) -> str:
 #: What was added since, at the end of its document or list, and why readers that do not know it go on to work.
 ADDED: Sequence[tuple[re.Pattern[str], str]] = (
     (
+        re.compile(r',\s?\\?"schema_versions\\?":\s?(\[[0-9, ]*\]|null)(?=})'),
+        "The versions of its source that an object's rows have: readers ignore fields that they do not know.",
+    ),
+    (
         re.compile(r',\s?\\?"(totals_before|totals)\\?":\s?({[^{}]*}|null)(?=})'),
         "The totals of a lane: readers ignore fields that they do not know, and count totals that are missing.",
     ),

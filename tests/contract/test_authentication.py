@@ -195,6 +195,8 @@ ROUTES: dict[str, tuple[int, int, int, Sequence[str]]] = {
     "GET /v1/sources": (401, 200, 200, ["read:*"]),
     "GET /v1/sources/vehicles/schema": (401, 200, 200, ["read:*"]),
     "GET /v1/lineage?trace_id=1": (401, 404, 404, ["read:vehicles"]),
+    "GET /v1/feed": (401, 200, 200, ["read:vehicles"]),
+    "GET /v1/feed?source=vehicles": (401, 403, 200, ["read:vehicles"]),
     f"GET /v1/objects/bronze/{OBJECT}": (401, 403, 404, ["read:vehicles"]),
     "GET /v1/objects/other": (401, 403, 404, ["read:*"]),
     "GET /v1/submissions/0": (401, 404, 404, ["read:vehicles"]),

@@ -33,6 +33,7 @@ PRINTED = {
     "status": r"^stored bronze/source=vehicles/date=",
     "object": r"^\d+ rows in \d+ bytes, trace [0-9a-f]{32}$",
     "lineage": r"^1 submission in \['bronze/source=vehicles/date=.*\.parquet'\]$",
+    "feed": r"^True$",
     "health": r'"status":"ready"',
 }
 

@@ -22,6 +22,9 @@ HEADERS_MAX = 20
 REQUEST = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 SLOW = Settings(head_bytes_max=HEAD_BYTES_MAX, headers_max=HEADERS_MAX, connections_max=3)
 HASTY = SLOW.model_copy(update={"head_s_max": 0.3})
+IMPATIENT = SLOW.model_copy(update={"answer_stall_s_max": 0.3})
+#: More than the buffers of both ends hold.
+PIECES, PIECE = 1_000, b"x" * 2**16
 
 
 @dataclass
@@ -33,10 +36,18 @@ class Server:
     requests: int = 0
     clients: list["Client"] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
+    #: set when a large answer was sent, or its client was closed
+    large: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def app(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.requests += 1
         await self.answer.wait()
+        if scope["path"] == "/large":
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            for number in range(PIECES):
+                await send({"type": "http.response.body", "body": PIECE, "more_body": number < PIECES - 1})
+            self.large.set()
+            return
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
         await send({"type": "http.response.body", "body": b"ok"})
 
@@ -136,6 +147,21 @@ async def test_a_request_has_a_bounded_number_of_headers(server: Server) -> None
     client = await server.connect(b"GET / HTTP/1.1\r\n" + b"a:b\r\n" * (HEADERS_MAX + 1) + b"\r\n")
     problem = await client.problem()
     assert (problem["type"], problem["setting"]) == ("/problems/head-too-large", "BRONZE_HEADERS_MAX")
+
+
+@pytest.mark.parametrize("server", [IMPATIENT], indirect=True)
+async def test_a_client_that_reads_nothing_of_its_answer_is_closed(server: Server) -> None:
+    """Its answer then needs no memory any more."""
+    await server.connect(b"GET /large HTTP/1.1\r\nHost: a\r\n\r\n")
+    async with asyncio.timeout(limit_s(10)):
+        await server.large.wait()
+
+
+async def test_a_client_has_a_time_in_which_it_may_read_nothing(server: Server) -> None:
+    await server.connect(b"GET /large HTTP/1.1\r\nHost: a\r\n\r\n")
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(1):
+            await server.large.wait()
 
 
 async def test_bounds_are_per_request(server: Server) -> None:

@@ -16,6 +16,7 @@ columnar_worker    that child process
 ingest             makes a checked submission durable in the queue, then accepts it
 submit_telemetry   the spans and measurements of that
 models, problems   the response bodies, and those of errors
+feed               the feed of new objects, for followers
 source_schema      the declared sources, as the API describes them
 readiness          whether the API can accept submissions
 page               what the page at `/` shows

@@ -11,14 +11,16 @@ from bronze.api import problems
 from bronze.api.audit import AuditLog
 from bronze.api.authentication import Authentication
 from bronze.api.body import BodyReader
+from bronze.api.feed import Followers
 from bronze.api.ingest import Ingest
 from bronze.api.key_ring import KeyRing
 from bronze.api.manual import Manual
 from bronze.api.page import Page
 from bronze.api.rates import RateLimiter
 from bronze.api.readiness import Readiness
-from bronze.api.routes import health, ingest, lineage, manual, objects, page, sources, submissions
+from bronze.api.routes import feed, health, ingest, lineage, manual, objects, page, sources, submissions
 from bronze.errors import ErrorCode, Gone
+from bronze.lineage.catalog_index import CatalogIndex
 from bronze.lineage.lookup import LineageLookup
 from bronze.lineage.submission import SubmissionLookup
 from bronze.records.sources import Source
@@ -35,6 +37,8 @@ class Parts:
     ingest: Ingest
     submissions: SubmissionLookup
     lookups: LineageLookup
+    index: CatalogIndex
+    followers: Followers
     bucket: Bucket
     prefix: str
     page: Page
@@ -64,6 +68,7 @@ def create_app(parts: Parts) -> FastAPI:
     submissions.add(app, parts.submissions)
     objects.add(app, parts.bucket, parts.prefix)
     lineage.add(app, parts.lookups)
+    feed.add(app, parts.sources, parts.index, parts.followers)
     page.add(app, parts.page)
     manual.add(app, parts.manual)
     health.add(app, parts.readiness, parts.telemetry)

@@ -73,6 +73,7 @@ class BoundedConnection(HttpToolsProtocol):
         self._in_body = False
         self._refused: tuple[ErrorCode, str, Mapping[str, object]] | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._stalled: asyncio.TimerHandle | None = None
         self._wait_for_head()
         if len(self.connections) > self.bounds.connections_max:
             self._make_room()
@@ -80,7 +81,23 @@ class BoundedConnection(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self.waiting.pop(self, None)
         self._stop_timer()
+        self._stop_stalled()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """The answer waits for the client. A client that reads nothing must not hold its memory forever."""
+        super().pause_writing()
+        self._stop_stalled()
+        self._stalled = self.loop.call_later(self.bounds.answer_stall_s_max, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._stop_stalled()
+
+    def _stop_stalled(self) -> None:
+        if self._stalled is not None:
+            self._stalled.cancel()
+            self._stalled = None
 
     def data_received(self, data: bytes) -> None:
         self._unparsed_bytes += len(data)

@@ -4,6 +4,6 @@ catalog_index  an API process's copy of the catalog in SQLite, searchable by eve
 lookup         finds all submissions and objects that belong to an id or a path
 submission     finds a submission by its id, also before it is stored
 
-Imports: errors, objects, protocol, servers.
+Imports: errors, objects, protocol, records, servers.
 Libraries: msgspec.
 """

@@ -12,15 +12,20 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from pathlib import Path
 from typing import Self, TypeVar
 
 import msgspec
 
-from bronze.errors import Unavailable
+from bronze.errors import Refusal, Refused, Unavailable
 from bronze.protocol.documents import CatalogEntry, trace_id_of
-from bronze.servers.catalog_feed import Feed, FeedEntry, FeedPage, FeedPosition
+from bronze.protocol.feed_cursor import FeedCursor, Ranges
+from bronze.protocol.feed_event import FeedEvent, ObjectEvent, RemovalEvent
+from bronze.protocol.lane import Lane
+from bronze.records.sources import CANARY
+from bronze.servers.catalog_feed import Feed, FeedEntry, FeedPage, FeedPosition, RemovalsPage
 
 T = TypeVar("T")
 
@@ -30,12 +35,25 @@ log = logging.getLogger(__name__)
 Sources = frozenset[str] | None
 
 POLL_S = 0.2
+#: Removals are rare.
+POLL_REMOVALS_S = 1.0
+#: No messages.
+NO_RANGES = Ranges()
+#: Removals that one page of the feed looks at; a cursor of before a rebuild has received most of them.
+REMOVALS_MAX = 10_000
 RETRY_S = 1.0
 CACHE_KIB = 32 * 1024
 #: The version of the tables below. A file with another version is rebuilt.
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 SCHEMA = """
-CREATE TABLE place (stream TEXT NOT NULL, sequence INTEGER NOT NULL);
+CREATE TABLE place (stream TEXT NOT NULL, sequence INTEGER NOT NULL, removals_sequence INTEGER NOT NULL);
+CREATE TABLE lanes (
+    id INTEGER PRIMARY KEY,
+    source TEXT NOT NULL,
+    number INTEGER NOT NULL,
+    epoch TEXT NOT NULL,
+    UNIQUE (source, number, epoch)
+);
 CREATE TABLE entries (
     sequence INTEGER PRIMARY KEY,
     file_path TEXT NOT NULL,
@@ -44,8 +62,21 @@ CREATE TABLE entries (
     entry BLOB NOT NULL,
     searched INTEGER NOT NULL,  -- 1: search the object's column; its ids are in this range (NULL: unknown)
     least TEXT,
-    greatest TEXT
+    greatest TEXT,
+    lane INTEGER NOT NULL,
+    last INTEGER NOT NULL,
+    bytes_total INTEGER,  -- of the lane, with this object
+    event BLOB NOT NULL
 );
+CREATE INDEX by_lane ON entries (lane, last);
+CREATE TABLE removals (
+    sequence INTEGER PRIMARY KEY,
+    source TEXT NOT NULL,
+    file_path TEXT,
+    event BLOB NOT NULL
+);
+CREATE INDEX removals_by_source ON removals (source, sequence);
+CREATE INDEX removals_by_path ON removals (file_path);
 CREATE INDEX by_path ON entries (file_path);
 CREATE INDEX by_run ON entries (sequence, least, greatest) WHERE searched;
 CREATE TABLE ids (  -- hashes, since each submission has several ids; the entry shows whether the id itself matches
@@ -65,6 +96,19 @@ class IdKind(IntEnum):
     CLASSIFICATION_IN_COLUMN = 4  # a classification_id of some rows; the object's column shows of which
 
 
+@dataclass(frozen=True, slots=True)
+class EventPage:
+    """Events of the feed in order, the cursor after each of them, and the one after all; `more`: others follow."""
+
+    events: Sequence[FeedEvent]
+    cursors: Sequence[FeedCursor]
+    cursor: FeedCursor
+    more: bool
+
+    def with_event(self, event: FeedEvent, cursor: FeedCursor) -> Self:
+        return replace(self, events=[*self.events, event], cursors=[*self.cursors, cursor], cursor=cursor)
+
+
 class CatalogIndex:
     """The catalog by id. A single thread uses the database, so no lock is needed."""
 
@@ -76,7 +120,13 @@ class CatalogIndex:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="view")
         self._file = folder / f"{name}.sqlite" if folder else None
         self._complete_s = time.monotonic()
+        #: whether it has had the complete catalog, as it is now
+        self._complete = False
+        self._changed = asyncio.Event()
+        self._removals: RemovalsPage | None = None
+        self._removals_read_s = -POLL_REMOVALS_S
         self.position = FeedPosition()
+        self.removals_position = FeedPosition()
 
     async def open(self) -> Self:
         """Open the database and read its position."""
@@ -116,31 +166,206 @@ class CatalogIndex:
     async def catch_up(self, feed: Feed) -> bool:
         """Read one page of the feed; True if there are no more entries."""
         start_s = time.monotonic()
+        if self._removals is None and start_s - self._removals_read_s >= POLL_REMOVALS_S:
+            # before the entries, so that the entry of a removed object is here when its removal is
+            self._removals = await feed.read_removals(self.removals_position)
         page = await feed.read(self.position)
         if page.entries or page.position != self.position:
+            self._complete = self._complete and page.position.stream == self.position.stream
             await self._run(self._store, page)
+            if page.position.stream != self.position.stream:
+                self.removals_position = FeedPosition(page.position.stream)
             self.position = page.position
+            self._notify()
         if page.remaining:
             return False
+        removals, self._removals = self._removals, None
+        if removals is not None and removals.position.stream == page.position.stream:
+            if removals.position != self.removals_position:
+                await self._run(self._store_removals, removals)
+                self.removals_position = removals.position
+                self._notify()
+            if removals.remaining:
+                return False
+            self._removals_read_s = start_s
         self._complete_s = start_s
+        if not self._complete:
+            self._complete = True
+            self._notify()
         return True
+
+    @property
+    def changed(self) -> asyncio.Event:
+        """An event that is set when the index changes for the next time."""
+        return self._changed
+
+    def _notify(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
 
     def _store(self, page: FeedPage) -> None:
         """Store a page in one transaction."""
         with self._db:
             self._db.execute("BEGIN")
+            removals_sequence = self.removals_position.sequence
             if page.position.stream != self.position.stream:
-                self._db.execute("DELETE FROM entries")
-                self._db.execute("DELETE FROM ids")
-            self._db.execute("DELETE FROM place")
-            self._db.execute("INSERT INTO place VALUES (?, ?)", (page.position.stream, page.position.sequence))
-            self._db.executemany(
-                "INSERT OR REPLACE INTO entries VALUES (?, ?, ?, ?, ?, ?, ?, ?)", map(_row, page.entries)
-            )
+                for table in ("entries", "ids", "lanes", "removals"):
+                    self._db.execute(f"DELETE FROM {table}")  # noqa: S608  the names above
+                removals_sequence = 0
+            self._store_position(page.position, removals_sequence)
+            for item in page.entries:
+                self._db.execute(
+                    "INSERT OR REPLACE INTO entries VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                    (*_row(item), *self._feed_columns(item.entry)),
+                )
             self._db.executemany(
                 "INSERT OR IGNORE INTO ids VALUES (?, ?)",
                 ((_hash(*key), item.sequence) for item in page.entries for key in _ids(item.entry)),
             )
+
+    def _feed_columns(self, entry: CatalogEntry) -> tuple[int, int, int | None, bytes]:
+        """The lane of an entry, its last message, the total of the lane's bytes, and its event."""
+        lane = (entry.source, entry.lane, entry.epoch)
+        self._db.execute("INSERT OR IGNORE INTO lanes (source, number, epoch) VALUES (?, ?, ?)", lane)
+        (lane_id,) = self._db.execute(
+            "SELECT id FROM lanes WHERE source = ? AND number = ? AND epoch = ?", lane
+        ).fetchone()
+        total = entry.totals.bytes if entry.totals else None
+        before = self._db.execute(
+            "SELECT bytes_total FROM entries WHERE lane = ? AND last = ?", (lane_id, entry.first - 1)
+        ).fetchone()
+        total_before = 0 if entry.first == 1 else before[0] if before else None
+        size = None if total is None or total_before is None else total - total_before
+        return lane_id, entry.last, total, msgspec.json.encode(ObjectEvent.of(entry, size))
+
+    def _store_removals(self, page: RemovalsPage) -> None:
+        """Store a page of removals in one transaction."""
+        with self._db:
+            self._db.execute("BEGIN")
+            self._store_position(self.position, page.position.sequence)
+            self._db.executemany(
+                "INSERT OR REPLACE INTO removals VALUES (?, ?, ?, ?)",
+                (
+                    (sequence, removal.source, removal.file_path, msgspec.json.encode(RemovalEvent.of(removal)))
+                    for sequence, removal in page.removals
+                ),
+            )
+
+    def _store_position(self, position: FeedPosition, removals_sequence: int) -> None:
+        self._db.execute("DELETE FROM place")
+        self._db.execute("INSERT INTO place VALUES (?, ?, ?)", (position.stream, position.sequence, removals_sequence))
+
+    # --- the feed
+
+    async def events(self, cursor: FeedCursor, sources: Sources, limit: int, encode: Callable[[EventPage], T]) -> T:
+        """The next events of a follower, encoded in the index's thread.
+
+        Raises `Refused` if the cursor is of another system.
+        """
+        return await self._run(lambda: encode(self._events(cursor, sources, limit)))
+
+    async def latest(self, sources: Sources) -> FeedCursor | None:
+        """The cursor of a follower who has received everything; None while the catalog is still being read."""
+        return await self._run(self._latest, sources) if self._complete else None
+
+    async def has_source(self, source: str) -> bool:
+        """Whether a source has objects."""
+        return bool(await self._run(self._lanes, frozenset({source})))
+
+    def _lanes(self, sources: Sources) -> dict[int, Lane]:
+        """The lanes of these sources that have entries, by their ids; of all sources but the canary's, without any."""
+        return {
+            lane_id: Lane(source, number, epoch)
+            for lane_id, source, number, epoch in self._db.execute(
+                "SELECT id, source, number, epoch FROM lanes WHERE iif(?1 IS NULL, source != ?2, source IN "
+                "(SELECT value FROM json_each(?1)))",
+                (_encoded(sources), CANARY),
+            )
+        }
+
+    def _events(self, cursor: FeedCursor, sources: Sources, limit: int) -> EventPage:
+        if self._complete and cursor.positions and not self._has_any(cursor.positions):
+            raise Refused(
+                Refusal.INVALID_CURSOR,
+                "The cursor is of another system, or of one whose data was deleted: the catalog has none of its lanes. "
+                "Begin without a cursor.",
+            )
+        page = self._new_objects(cursor, sources, limit)
+        # a removal comes after its object
+        return page if page.more else self._new_removals(page, sources, limit)
+
+    def _new_objects(self, cursor: FeedCursor, sources: Sources, limit: int) -> EventPage:
+        found: list[int] = []
+        for lane_id, lane in self._lanes(sources).items():
+            entries = self._db.execute(
+                "SELECT sequence FROM entries WHERE lane = ? AND last > ? ORDER BY last LIMIT ?",
+                (lane_id, cursor.positions.get(lane, 0), limit + 1),
+            )
+            found += (sequence for (sequence,) in entries)
+        found.sort()
+        page = EventPage([], [], cursor, more=len(found) > limit)
+        for sequence in found[:limit]:
+            event, removed = self._db.execute(
+                "SELECT event, EXISTS (SELECT 1 FROM removals WHERE removals.file_path = entries.file_path) "
+                "FROM entries WHERE sequence = ?",
+                (sequence,),
+            ).fetchone()
+            written = msgspec.json.decode(event, type=ObjectEvent)
+            page = page.with_event(
+                replace(written, removed=bool(removed)), page.cursor.after_object(written.of_lane, written.last)
+            )
+        return page
+
+    def _new_removals(self, page: EventPage, sources: Sources, limit: int) -> EventPage:
+        stream = self.position.stream
+        read: dict[str, int] = {}
+        for source in sorted(self._sources_with_removals() if sources is None else sources):
+            rows = self._db.execute(
+                "SELECT sequence, event FROM removals WHERE source = ? AND sequence > ? ORDER BY sequence LIMIT ?",
+                (source, page.cursor.removals_read(stream, source), REMOVALS_MAX),
+            ).fetchall()
+            for sequence, event in rows:
+                removal = msgspec.json.decode(event, type=RemovalEvent)
+                if removal.first not in page.cursor.removed.get(removal.of_lane, NO_RANGES):
+                    if len(page.events) == limit:
+                        break
+                    cursor = page.cursor.after_removal(removal.of_lane, removal.first, removal.last)
+                    page = page.with_event(removal, cursor.with_removals_read(stream, {**read, source: sequence}))
+                read[source] = sequence
+            if (rows and read.get(source) != rows[-1][0]) or len(rows) == REMOVALS_MAX:
+                page = replace(page, more=True)
+                break
+        return replace(page, cursor=page.cursor.with_removals_read(stream, read)) if read else page
+
+    def _sources_with_removals(self) -> set[str]:
+        """All but the canary's."""
+        return {source for (source,) in self._db.execute("SELECT DISTINCT source FROM removals")} - {CANARY}
+
+    def _latest(self, sources: Sources) -> FeedCursor:
+        positions = {
+            lane: self._db.execute("SELECT max(last) FROM entries WHERE lane = ?", (lane_id,)).fetchone()[0]
+            for lane_id, lane in self._lanes(sources).items()
+        }
+        removed: dict[Lane, Ranges] = {}
+        read: dict[str, int] = {}
+        for source in self._sources_with_removals() if sources is None else sources:
+            for sequence, event in self._db.execute(
+                "SELECT sequence, event FROM removals WHERE source = ? ORDER BY sequence", (source,)
+            ):
+                removal = msgspec.json.decode(event, type=RemovalEvent)
+                lane = removal.of_lane
+                removed[lane] = removed.get(lane, NO_RANGES).with_range(removal.first, removal.last)
+                read[source] = sequence
+        return FeedCursor(positions, removed, self.position.stream, read)
+
+    def _has_any(self, lanes: Iterable[Lane]) -> bool:
+        return any(
+            self._db.execute(
+                "SELECT 1 FROM lanes WHERE source = ? AND number = ? AND epoch = ?",
+                (lane.source, lane.number, lane.epoch),
+            ).fetchone()
+            for lane in lanes
+        )
 
     # --- look-ups. `select` runs in the index's thread, once per entry, so that it limits what is kept in memory
 
@@ -218,6 +443,7 @@ class CatalogIndex:
             self._db = self._connect("")
 
     def _recreate(self) -> None:
+        self._complete = False
         self._db.close()
         if self._file is not None:
             self._file.unlink(missing_ok=True)
@@ -233,8 +459,9 @@ class CatalogIndex:
             tables = db.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
             script = "".join(f'DROP TABLE "{name}";' for (name,) in tables)
             db.executescript(f"BEGIN; {script} {SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT")
-        position = db.execute("SELECT stream, sequence FROM place").fetchone()
-        self.position = FeedPosition(*position) if position else FeedPosition()
+        stream, sequence, removals_sequence = db.execute("SELECT * FROM place").fetchone() or ("", 0, 0)
+        self.position = FeedPosition(stream, sequence)
+        self.removals_position = FeedPosition(stream, removals_sequence)
         return db
 
 

@@ -166,8 +166,9 @@ class EntrySubmission(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=T
 class CatalogEntry(msgspec.Struct, frozen=True, kw_only=True):
     """The catalog's note that an object exists; `last` is the chain's position, `last_time` identifies its anchor.
 
-    `totals` are those of the lane up to and including this object; entries of older versions lack them. The other
-    fields, which are as in `Contents`, are for readers of the feed and for look-ups of objects.
+    `totals` are those of the lane up to and including this object, `schema_versions` the versions of the source that
+    its rows were checked against; entries of older versions lack them. The other fields, which are as in `Contents`,
+    are for readers of the feed and for look-ups of objects.
     """
 
     file_path: str
@@ -189,6 +190,7 @@ class CatalogEntry(msgspec.Struct, frozen=True, kw_only=True):
     classification_least: str | None = None
     classification_greatest: str | None = None
     totals: Totals | None = None
+    schema_versions: list[int] | None = None
 
 
 class Identity(msgspec.Struct, frozen=True, kw_only=True):
@@ -235,6 +237,7 @@ def entry_of(contents: Contents, totals: Totals | None = None) -> CatalogEntry:
         duplicates=len(contents.duplicates),
         classifications=[name for name in contents.classifications if _short_text(name)],
         totals=totals,
+        schema_versions=sorted({stored.accepted.schema_version for stored in contents.submissions if stored.records}),
     )
 
 

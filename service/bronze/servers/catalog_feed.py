@@ -1,4 +1,4 @@
-"""The catalog's entries in order, for readers that follow new objects."""
+"""The catalog's entries and removals in order, for readers that follow them."""
 
 import datetime as dt
 import logging
@@ -7,8 +7,10 @@ from dataclasses import dataclass
 
 from bronze.errors import Halted, Outage, Unavailable
 from bronze.protocol.documents import CatalogEntry
+from bronze.protocol.message import Message
+from bronze.protocol.removal import Removal
 from bronze.servers import stream_metadata
-from bronze.servers.catalog import ENTRIES, decode
+from bronze.servers.catalog import ENTRIES, REMOVALS, decode
 from bronze.servers.jetstream import JetStream
 
 #: Bounds of one read of the feed.
@@ -63,6 +65,15 @@ class FeedPage:
     remaining: int
 
 
+@dataclass(frozen=True, slots=True)
+class RemovalsPage:
+    """Removals after a position, in order, each with its sequence; the position after them, and how many remain."""
+
+    position: FeedPosition
+    removals: Sequence[tuple[int, Removal]]
+    remaining: int
+
+
 class Feed:
     """The catalog's entries in order, for the catalog index and for followers of new objects."""
 
@@ -75,12 +86,39 @@ class Feed:
 
         `since`, a time of the server, is where to begin instead. Raises `Unavailable`.
         """
+        position, messages, remaining = await self._read(ENTRIES, after, since)
+        entries: list[FeedEntry] = []
+        for message in messages:
+            try:
+                entries.append(FeedEntry(message.sequence, message.time, decode(message, CatalogEntry)))
+            except Halted as error:
+                log.error("skipped a catalog entry: %s", error)
+        return FeedPage(position, entries, remaining)
+
+    async def read_removals(self, after: FeedPosition) -> RemovalsPage:
+        """One page of removals after a position; from the beginning if the catalog was replaced since.
+
+        Raises `Unavailable`.
+        """
+        position, messages, remaining = await self._read(REMOVALS, after)
+        removals: list[tuple[int, Removal]] = []
+        for message in messages:
+            try:
+                removals.append((message.sequence, decode(message, Removal)))
+            except Halted as error:
+                log.error("skipped a removal: %s", error)
+        return RemovalsPage(position, removals, remaining)
+
+    async def _read(
+        self, subject: str, after: FeedPosition, since: str | None = None
+    ) -> tuple[FeedPosition, Sequence[Message], int]:
+        """One page of the messages of a subject, the position after them, and how many remain."""
         stream = await self._find_stream()
         position = after if after.stream == stream else FeedPosition(stream)
         try:
             messages, remaining = await self._js.read_subject(
                 stream,
-                ENTRIES,
+                subject,
                 since or position.sequence + 1,
                 messages_max=FEED_MESSAGES_MAX,
                 bytes_max=FEED_BYTES_MAX,
@@ -88,13 +126,7 @@ class Feed:
         except Unavailable:
             self._stream = None  # it may have been replaced
             raise
-        entries: list[FeedEntry] = []
-        for message in messages:
-            try:
-                entries.append(FeedEntry(message.sequence, message.time, decode(message, CatalogEntry)))
-            except Halted as error:
-                log.error("skipped a catalog entry: %s", error)
-        return FeedPage(FeedPosition(stream, messages[-1].sequence) if messages else position, entries, remaining)
+        return FeedPosition(stream, messages[-1].sequence) if messages else position, messages, remaining
 
     async def end(self) -> FeedPosition:
         """The position after the last entry that exists now."""

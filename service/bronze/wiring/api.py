@@ -14,6 +14,7 @@ from bronze.api.body import BodyReader
 from bronze.api.budget import Budget
 from bronze.api.columnar_reader import ColumnarReaders
 from bronze.api.connection import create_server
+from bronze.api.feed import Followers
 from bronze.api.glance import ASK_S_MAX, GlanceReader
 from bronze.api.guard import Guard
 from bronze.api.ingest import Ingest
@@ -28,6 +29,7 @@ from bronze.lineage.catalog_index import CatalogIndex
 from bronze.lineage.lookup import LineageLookup
 from bronze.lineage.submission import SubmissionLookup
 from bronze.process import STOP_GRACE_S, StopRequested, is_loopback, on_stop_signals, retry_until_available
+from bronze.protocol.feed_cursor import system_of
 from bronze.protocol.principals import Rates
 from bronze.records import sources
 from bronze.records.sources import Source
@@ -75,6 +77,7 @@ def api_parts(
     telemetry: Telemetry,
     on_gone: Callable[[Gone], None],
     now_s: Callable[[], float] = boot_time_s,
+    stopping: Callable[[], bool] = lambda: False,
 ) -> Parts:
     """The parts of the API, on these servers. If it needs keys, they still have to be read."""
     audit = AuditLog()
@@ -91,6 +94,8 @@ def api_parts(
         ingest=Ingest(lanes, settings.lanes, servers.queue, servers.catalog, settings.deadline_s, now_s),
         submissions=submissions,
         lookups=lookups,
+        index=index,
+        followers=Followers(index, system_of(settings.bucket, settings.prefix), settings.followers_max, stopping),
         bucket=servers.bucket,
         prefix=settings.prefix,
         page=Page(
@@ -138,7 +143,16 @@ async def serve(settings: Settings, substitute: Callable[[Servers], Servers] = l
                 server.should_exit = True
 
             index = CatalogIndex(settings.view_dir, f"view-{settings.api_port}")
-            parts = api_parts(settings, declared, servers, index, prometheus, telemetry, stop_on_gone)
+            parts = api_parts(
+                settings,
+                declared,
+                servers,
+                index,
+                prometheus,
+                telemetry,
+                stop_on_gone,
+                stopping=lambda: server.should_exit,
+            )
             if parts.keys:
                 await retry_until_available(parts.keys.read, stop)
             app = Guard(ForeignTraces(create_app(parts), parts.keys), settings, parts.on_refused)

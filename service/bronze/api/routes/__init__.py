@@ -4,6 +4,7 @@ ingest       `POST /v1/ingest/{source}`: one submission
 submissions  `GET /v1/submissions/{submission_id}`: its status
 objects      `GET /v1/objects/{file_path}`: the contents of an object
 lineage      `GET /v1/lineage`: what belongs to an id or a path
+feed         `GET /v1/feed`: new objects and removals
 sources      `GET /v1/sources`: the declared sources, and their schemas
 page         `/`: the page for people without Grafana
 manual       `/runbook`, and `/manual/{name}`: the pages of docs/
