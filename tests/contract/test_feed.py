@@ -222,7 +222,7 @@ async def test_a_request_waits_for_the_first_event(parts: Parts) -> None:
         await follower.catch_up(api.client)
 
         async def wait(wait_s: float) -> dict[str, Any]:
-            query = {"after": follower.cursor, "source": "vehicles", "wait": wait_s}
+            query: dict[str, str | float] = {"after": follower.cursor, "source": "vehicles", "wait": wait_s}
             answer: dict[str, Any] = (await api.client.get("/v1/feed", params=query)).json()
             return answer
 
@@ -307,7 +307,7 @@ class Stream:
 
 @asynccontextmanager
 async def served(app: Any, parts_settings: Any) -> AsyncIterator[tuple[httpx.AsyncClient, uvicorn.Server]]:
-    server = create_server(app, parts_settings.model_copy(update={"api_port": 0}), 5)
+    server = create_server(app, parts_settings.model_copy(update={"api_port": 0}), 5, lambda _code: None)
     server.config.port, server.config.host = 0, LOOPBACK
     serving = asyncio.create_task(server.serve())
     await until(lambda: server.started)
