@@ -14,8 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from bronze.api.columnar_reader import ColumnarReaders, SpooledBody
-from bronze.api.columnar_worker import EXIT_DISK, STREAM_END, ReadJob
+from bronze.api.columnar_worker import EXIT_DISK, ReadJob
 from bronze.errors import Refusal, Refused, Unavailable
+from bronze.records.columnar_reading import STREAM_END
 from bronze.records.media import ColumnarType
 from bronze.records.spool import CheckedSubmission
 from bronze.settings import Settings

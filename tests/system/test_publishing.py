@@ -81,7 +81,9 @@ def test_files_of_every_format(system: System, mark: str, tmp_path: Path) -> Non
     for file in files:
         rows = rows_of_file(system, file.name)
         payloads: list[Mapping[str, Any]] = [json.loads(row["_payload"]) for row in rows]
-        assert [dict(payload) for payload in payloads] == fleet(file.name), file.name
+        undeclared = [{"note": record["note"]} for record in fleet(file.name)]  # all that a columnar file has there
+        columnar = file.suffix in {".parquet", ".arrow", ".arrows"}
+        assert payloads == (undeclared if columnar else fleet(file.name)), file.name
         assert [(row["seats"], row["engine"], row["classification_id"]) for row in rows] == [
             (i, None, f"run {mark}") for i in range(3)
         ]

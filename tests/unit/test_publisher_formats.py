@@ -1,4 +1,4 @@
-"""Files of every format become JSON records without loss, and errors have a position."""
+"""Text files of every format become JSON records without loss, and errors have a position."""
 
 import csv
 import datetime as dt
@@ -10,9 +10,6 @@ from decimal import Decimal
 from typing import Any
 
 import msgspec
-import pyarrow as pa
-import pyarrow.ipc
-import pyarrow.parquet as pq
 import pytest
 import zstandard
 from hypothesis import given
@@ -176,96 +173,6 @@ def test_malformed_csv(text: bytes, reason: str) -> None:
     assert reason in refusal(text, FileFormat.CSV)
 
 
-# --- columns
-
-TIME = dt.datetime(2013, 2, 8, 5, 17, 0, 123456, tzinfo=dt.UTC)
-ZONED = pa.array([TIME, None]).cast(pa.timestamp("us", "America/New_York"))
-COLUMNS: dict[str, tuple[pa.Array, object]] = {
-    "big": (pa.array([2**64 - 1, None], pa.uint64()), 2**64 - 1),
-    "decimal": (pa.array([Decimal("12345678901234567890.10"), None]), "12345678901234567890.10"),
-    "zoned": (ZONED, "2013-02-08T05:17:00.123456Z"),
-    "nanoseconds": (
-        pa.array([1_360_300_620_123_456_789, None], pa.timestamp("ns", "UTC")),
-        "2013-02-08T05:17:00.123456789Z",
-    ),
-    "naive": (pa.array([TIME.replace(tzinfo=None), None], pa.timestamp("ms")), "2013-02-08T05:17:00.123"),
-    "date": (pa.array([TIME.date(), None]), "2013-02-08"),
-    "time": (pa.array([TIME.time(), None]), "05:17:00.123456"),
-    "duration": (pa.array([dt.timedelta(seconds=1), None], pa.duration("ms")), 1000),
-    "binary": (pa.array([b"\x00\xff", None]), "AP8="),
-    "word": (pa.array(["é\n", None]).dictionary_encode(), "é\n"),
-    "flag": (pa.array([True, None]), True),
-    "float": (pa.array([0.1, None]), Decimal("0.1")),
-    "infinite": (pa.array([float("-inf"), None]), "-Infinity"),
-    "nothing": (pa.nulls(2), None),
-    "list": (pa.array([[ZONED[0].as_py(), None], None], pa.list_(ZONED.type)), ["2013-02-08T05:17:00.123456Z", None]),
-    "struct": (pa.array([{"a": {"b": [Decimal("1.50")]}}, None]), {"a": {"b": ["1.50"]}}),
-    "map": (pa.array([[("k", dt.date(2013, 2, 8))], None], pa.map_(pa.string(), pa.date32())), [["k", "2013-02-08"]]),
-}
-TABLE = pa.table({name: column for name, (column, _) in COLUMNS.items()})
-
-
-def parquet(table: pa.Table) -> bytes:
-    out = io.BytesIO()
-    pq.write_table(table, out)
-    return out.getvalue()
-
-
-def arrow(table: pa.Table, open_writer: Any) -> bytes:
-    out = io.BytesIO()
-    with open_writer(out, table.schema) as writer:
-        writer.write_table(table)
-    return out.getvalue()
-
-
-FILES = {
-    "parquet": (parquet, FileFormat.PARQUET),
-    "arrow file": (lambda table: arrow(table, pa.ipc.new_file), FileFormat.ARROW),
-    "arrow stream": (lambda table: arrow(table, pa.ipc.new_stream), FileFormat.ARROW),
-}
-
-
-@pytest.mark.parametrize("file", FILES)
-def test_columns_become_records(file: str) -> None:
-    """Each type is converted to JSON without loss, nulls stay null, and rows are numbered from 1."""
-    write, form = FILES[file]
-    first, second = values(write(TABLE), form)
-    assert first == {name: value for name, (_, value) in COLUMNS.items()}
-    assert second == dict.fromkeys(COLUMNS)
-    assert [number for number, _ in read(write(TABLE), form)] == [1, 2]
-
-
-@pytest.mark.parametrize("file", FILES)
-def test_many_rows_come_in_order(file: str) -> None:
-    """More rows than are held as Python objects at the same time."""
-    write, form = FILES[file]
-    table = pa.table({"n": pa.array(range(2_500))})
-    assert [record["n"] for record in values(write(table), form)] == list(range(2_500))
-
-
-def test_decimals_have_the_declared_type() -> None:
-    """A decimal column whose field is declared as a number is sent as a number, if the conversion is exact."""
-    table = pa.table(
-        {"delay_min": pa.array([Decimal("1.50")]), "run_number": pa.array([Decimal(7)]), "x": [Decimal(1)]}
-    )
-    assert values(parquet(table), FileFormat.PARQUET, STATUS) == [
-        {"delay_min": Decimal("1.5"), "run_number": 7, "x": "1"}
-    ]
-
-
-def test_unreadable_columnar_files() -> None:
-    """Other content, an incomplete file and two columns with the same name are refused, each with the file's name."""
-    complete = parquet(TABLE)
-    assert "is not a readable parquet file" in refusal(complete[:100], FileFormat.PARQUET)
-    assert "is not a readable parquet file" in refusal(complete[:100] + complete[-8:], FileFormat.PARQUET)
-    assert "is not a readable arrow file" in refusal(b"hello", FileFormat.ARROW)
-    assert "is not a readable arrow file" in refusal(arrow(TABLE, pa.ipc.new_stream)[:3000], FileFormat.ARROW)
-    duplicate_columns = pa.Table.from_arrays([pa.array([1]), pa.array([2])], names=["a", "a"])
-    assert "two columns with the same name" in refusal(parquet(duplicate_columns), FileFormat.PARQUET)
-    large = pa.table({"a": ["x" * MESSAGE_BYTES_MAX]})
-    assert "record 1 is longer than" in refusal(parquet(large), FileFormat.PARQUET)
-
-
 # --- compression
 
 
@@ -278,7 +185,6 @@ def test_compressed_text() -> None:
         assert len(read(data, FileFormat.JSON, file=file)) == 2
         assert "cannot be decompressed" in refusal(data[:-3], FileFormat.NDJSON, file=file)
         assert "cannot be decompressed" in refusal(b"hello", FileFormat.NDJSON, file=file)
-        assert "decompress the file first" in refusal(data, FileFormat.PARQUET, file=file)
 
 
 # --- the classification

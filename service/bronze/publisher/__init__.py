@@ -5,8 +5,8 @@ plan                        the options of a publish run
 files                       opens a file and identifies its content
 formats                     recognizes the format of a file
 declared                    fetches the declaration of the source from the API
-reading                     reads the records of a file of any format
-text_files, columnar_files  read those of NDJSON, JSON and CSV, and those of Parquet and Arrow
+reading                     reads the records of a text file, or the bodies of a Parquet or Arrow file
+text_files, columnar_files  read the records of NDJSON, JSON and CSV, and the rows of Parquet and Arrow
 batches                     makes submissions of the records
 sending                     sends one submission, with retries
 publishing                  sends the files that are given

@@ -3,16 +3,25 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from bronze.errors import Refused
+from bronze.errors import Refusal, Refused
 from bronze.publisher.files import OpenFile
-from bronze.publisher.formats import Record, SourceGetter, display_name, required_format
-from bronze.publisher.plan import Plan
-from bronze.publisher.reading import records, with_classification_id
+from bronze.publisher.formats import (
+    COLUMNAR_AS_A_WHOLE,
+    FileFormat,
+    Record,
+    SourceGetter,
+    display_name,
+    required_format,
+    unreadable,
+)
+from bronze.publisher.plan import BATCH_BYTES, BATCH_RECORDS, COLUMNAR_BATCH_BYTES, COLUMNAR_BATCH_RECORDS, Plan
+from bronze.publisher.reading import columnar_bodies, records, with_classification_id
+from bronze.records.media import NDJSON, ColumnarType
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """The content of one submission: records of one file, as lines of JSON.
+    """The content of one submission: records of one file, as lines of JSON or as an Arrow stream.
 
     `numbers` are the positions of the records in the file, from 1, in units of `unit` (line or record). `bytes_read` is
     the number of bytes of the file that were read for this batch.
@@ -23,6 +32,7 @@ class Batch:
     numbers: Sequence[int]
     bytes_read: int
     unit: str = "line"
+    media_type: str = NDJSON
 
     @property
     def records(self) -> int:
@@ -41,17 +51,38 @@ def batches_of(file: OpenFile, plan: Plan, source: SourceGetter) -> Iterator[Bat
     Raises `Misconfigured` if the file's format is unknown, and `Refused` if the file cannot be read.
     """
     form = required_format(file.path, plan.format)
+    if not form.is_text:
+        return _columnar_batches(file, form, plan)
     numbered = records(file.path, file.stream, form, source)
     if column := plan.classification_column:
         numbered = ((number, with_classification_id(record, column)) for number, record in numbered)
     return batches(
         file.path,
         numbered,
-        records_max=plan.records_max,
-        bytes_max=plan.bytes_max,
+        records_max=plan.records_max or BATCH_RECORDS,
+        bytes_max=plan.bytes_max or BATCH_BYTES,
         unit=form.unit,
         position=file.position,
     )
+
+
+def _columnar_batches(file: OpenFile, form: FileFormat, plan: Plan) -> Iterator[Batch]:
+    if plan.on_invalid == "quarantine":
+        raise unreadable(file.path, Refusal.UNSUPPORTED_MEDIA_TYPE, COLUMNAR_AS_A_WHOLE)
+    first, position = 1, 0
+    for count, body in columnar_bodies(
+        file.path,
+        file.stream,
+        form,
+        records_max=plan.records_max or COLUMNAR_BATCH_RECORDS,
+        bytes_max=plan.bytes_max or COLUMNAR_BATCH_BYTES,
+        classification_column=plan.classification_column,
+    ):
+        bytes_read = file.position() - position
+        numbers = range(first, first + count)
+        yield Batch(file.path, body, numbers, bytes_read, form.unit, ColumnarType.ARROW_STREAM)
+        first += count
+        position += bytes_read
 
 
 def batches(

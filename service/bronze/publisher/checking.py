@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from io import BytesIO
 
 from bronze.errors import Refused
 from bronze.plurals import counted
@@ -10,6 +11,7 @@ from bronze.publisher.batches import Batch, batches_of
 from bronze.publisher.files import open_file
 from bronze.publisher.plan import Plan
 from bronze.records.json_intake import JsonIntake
+from bronze.records.media import ColumnarType
 from bronze.records.refusals import NOTHING_ACCEPTED
 from bronze.records.sources import Source
 
@@ -63,6 +65,37 @@ def check(plan: Plan, source: Source, files: Sequence[str]) -> Findings:
 
 
 def _problems(source: Source, batch: Batch) -> Iterator[str]:
+    return (
+        _row_problems(source, batch) if batch.media_type == ColumnarType.ARROW_STREAM else _line_problems(source, batch)
+    )
+
+
+def _row_problems(source: Source, batch: Batch) -> Iterator[str]:
+    import pyarrow as pa  # slow to import, and most files are text
+
+    from bronze.records.columnar_intake import ColumnarIntake
+
+    row = 0
+    with pa.ipc.open_stream(batch.body) as stream:
+        for rows in stream:
+            try:
+                intake = ColumnarIntake(source, stream.schema, BytesIO())
+                invalid = intake.invalid_rows(rows)
+            except Refused as error:  # a column does not fit
+                yield from (f"{batch.place(index)}{_reason(error)}" for index in range(batch.records))
+                return
+            for index, (name, reason) in sorted(invalid.items()):
+                yield f"{batch.place(row + index)}, field {name}: {reason}"
+            valid = [index for index in range(rows.num_rows) if index not in invalid]
+            try:
+                intake.add(rows.take(pa.array(valid, pa.int64())) if invalid else rows)
+            except Refused as error:  # a row is too large
+                record = error.members.get("record")
+                yield f"{batch.place(row + valid[record] if isinstance(record, int) else None)}{_reason(error)}"
+            row += rows.num_rows
+
+
+def _line_problems(source: Source, batch: Batch) -> Iterator[str]:
     lines = batch.body.splitlines(keepends=True)
     start = 0
     while start < len(lines):

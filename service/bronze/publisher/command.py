@@ -15,8 +15,15 @@ from bronze.errors import BronzeError, Misconfigured
 from bronze.plurals import counted
 from bronze.publisher import checking
 from bronze.publisher.declared import RemoteSource
-from bronze.publisher.formats import EXTENSIONS, STDIN, FileFormat, required_format
-from bronze.publisher.plan import BATCH_BYTES, BATCH_RECORDS, RETRY_FOR_S, Plan
+from bronze.publisher.formats import COLUMNAR_AS_A_WHOLE, EXTENSIONS, STDIN, FileFormat, required_format
+from bronze.publisher.plan import (
+    BATCH_BYTES,
+    BATCH_RECORDS,
+    COLUMNAR_BATCH_BYTES,
+    COLUMNAR_BATCH_RECORDS,
+    RETRY_FOR_S,
+    Plan,
+)
 from bronze.publisher.progress import Summary
 from bronze.publisher.publishing import publish
 from bronze.publisher.simulating import INTERVAL_S, simulate
@@ -82,7 +89,7 @@ def _record_arguments(parser: argparse.ArgumentParser) -> None:
         "--on-invalid",
         choices=["refuse", "quarantine"],
         help="what happens to records that do not fit the source: the whole submission is refused (default), or these "
-        "records go to quarantine and the others are accepted",
+        "records go to quarantine and the others are accepted (of text files only)",
     )
 
 
@@ -92,15 +99,15 @@ def _sending_arguments(parser: argparse.ArgumentParser) -> None:
         "--records",
         metavar="N",
         type=_positive,
-        default=BATCH_RECORDS,
-        help="maximum number of records per submission (%(default)s)",
+        help=f"maximum number of records per submission ({BATCH_RECORDS}; of Parquet and Arrow files "
+        f"{COLUMNAR_BATCH_RECORDS})",
     )
     group.add_argument(
         "--bytes",
         metavar="N",
         type=_positive,
-        default=BATCH_BYTES,
-        help="maximum size of a submission in bytes (%(default)s)",
+        help=f"maximum size of a submission in bytes ({BATCH_BYTES}; of Parquet and Arrow files "
+        f"{COLUMNAR_BATCH_BYTES})",
     )
     group.add_argument(
         "--rate", metavar="N", type=_rate, help="maximum number of records per second, for all files together"
@@ -261,7 +268,8 @@ def _check(args: argparse.Namespace, plan: Plan) -> None:
     if args.watch and (args.dry_run or args.again):
         raise Misconfigured("--watch sends each file once: --dry-run and --again cannot be used with it")
     for file in args.files:
-        required_format(file, plan.format)
+        if not required_format(file, plan.format).is_text and plan.on_invalid == "quarantine":
+            raise Misconfigured(f"{file} {COLUMNAR_AS_A_WHOLE}")
 
 
 def _report(args: argparse.Namespace, stack: ExitStack) -> TextIO | None:

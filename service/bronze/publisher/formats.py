@@ -47,6 +47,11 @@ EXTENSIONS: Mapping[str, FileFormat] = {
     ".feather": FileFormat.ARROW,
     ".ipc": FileFormat.ARROW,
 }
+#: Why a columnar file cannot be sent with `--on-invalid quarantine`.
+COLUMNAR_AS_A_WHOLE = (
+    "is Parquet or Arrow, whose submissions are accepted or refused as a whole: --on-invalid quarantine works for "
+    "NDJSON, JSON and CSV"
+)
 #: Content encodings by file name extension.
 COMPRESSIONS: Mapping[str, str] = {".gz": "gzip", ".zst": "zstd"}
 

@@ -1,4 +1,4 @@
-"""Reading: the records of a file in any format, decompressed and in order, with bounded memory."""
+"""Reading: the records of a text file, decompressed and in order, with bounded memory."""
 
 import io
 from collections.abc import Callable, Iterator, Mapping
@@ -15,7 +15,7 @@ from bronze.records.sources import CLASSIFICATION_ID
 
 
 def records(file: str, stream: BinaryIO, form: FileFormat, source: SourceGetter) -> Iterator[Record]:
-    """The records of an open file, in order.
+    """The records of an open text file, in order.
 
     `source` is called only for a format whose values must be converted to the declared types. Raises `Refused` for
     what cannot be read, after it has yielded the records before it.
@@ -92,22 +92,15 @@ def with_classification_id(record: bytes, column: str) -> bytes:
     return json_line(fields)
 
 
-def _parquet(file: str, stream: BinaryIO, source: SourceGetter) -> Iterator[Record]:
+def columnar_bodies(file: str, stream: BinaryIO, form: FileFormat, **bounds: Any) -> Iterator[tuple[int, bytes]]:
+    """The rows of a Parquet or Arrow file as bodies of submissions, each with its number of rows; raises `Refused`."""
     from bronze.publisher import columnar_files  # slow to import, and most files are text
 
-    return columnar_files.parquet(file, stream, source)
-
-
-def _arrow(file: str, stream: BinaryIO, source: SourceGetter) -> Iterator[Record]:
-    from bronze.publisher import columnar_files
-
-    return columnar_files.arrow(file, stream, source)
+    return columnar_files.bodies(file, _decompressed(file, stream, form), form, **bounds)
 
 
 _READERS: Mapping[FileFormat, Callable[[str, BinaryIO, SourceGetter], Iterator[Record]]] = {
     FileFormat.NDJSON: ndjson,
     FileFormat.JSON: json_records,
     FileFormat.CSV: csv_records,
-    FileFormat.PARQUET: _parquet,
-    FileFormat.ARROW: _arrow,
 }

@@ -19,7 +19,6 @@ from bronze.errors import BronzeError, Misconfigured, Outage, Refused, Unavailab
 from bronze.protocol import request_headers
 from bronze.publisher.batches import Batch
 from bronze.publisher.formats import STDIN
-from bronze.records.media import NDJSON
 from bronze.telemetry import Telemetry
 from bronze.telemetry.context import inject, trace_id_hex
 from bronze.telemetry.signals import Outcome, attribute, error_type, events, spans
@@ -71,7 +70,7 @@ class Sender:
         self._clock = clock
         self._on_retry = on_retry
         self._jitter = random.Random()  # noqa: S311  only spreads retries; not for cryptography
-        self._headers = {"Content-Type": NDJSON}
+        self._headers: dict[str, str] = {}
         if classification_id is not None:
             self._headers[request_headers.CLASSIFICATION_ID] = request_headers.encode(classification_id)
         self._query = {"on_invalid": on_invalid} if on_invalid else {}
@@ -87,7 +86,7 @@ class Sender:
         """
         url = self._http.base_url.join(f"v1/ingest/{urllib.parse.quote(source, safe='')}")
         url = url.copy_merge_params(self._query) if self._query else url
-        headers = self._headers | {request_headers.IDEMPOTENCY_KEY: key}
+        headers = self._headers | {request_headers.IDEMPOTENCY_KEY: key, "Content-Type": batch.media_type}
         if batch.file != STDIN:
             headers[request_headers.FILE_NAME] = file_name(batch.file)
         with self._tracer.start_as_current_span(

@@ -24,16 +24,46 @@ def storage_type(given: pa.DataType) -> pa.DataType:
 
 
 def storage(column: pa.Array) -> pa.Array:
-    """The plain values of an extension, dictionary or run-end encoded column."""
-    while True:
-        if isinstance(column.type, pa.BaseExtensionType):
-            column = column.storage
-        elif types.is_dictionary(column.type):
-            column = column.dictionary_decode()
-        elif types.is_run_end_encoded(column.type):
-            column = pc.run_end_decode(column)
-        else:
-            return column
+    """The plain values of a column: without extension types, dictionaries, runs and views, at any depth.
+
+    Arrow lacks functions for some of them, and its cast of list views is wrong.
+    """
+    kind = column.type
+    if not is_encoded(kind):
+        return column
+    if isinstance(kind, pa.BaseExtensionType):
+        return storage(column.storage)
+    if types.is_dictionary(kind):
+        return storage(column.dictionary).take(column.indices)
+    if types.is_run_end_encoded(kind):
+        # Arrow expands runs of few types, numbers among them, and takes items of nearly all
+        numbers = pa.array(range(len(column.values)), pa.int64())
+        runs = pa.RunEndEncodedArray.from_arrays(column.run_ends, numbers).slice(column.offset, len(column))
+        return storage(column.values).take(pc.run_end_decode(runs))
+    if types.is_string_view(kind):
+        return column.cast(pa.string())
+    if types.is_binary_view(kind):
+        return column.cast(pa.binary())
+    if types.is_struct(kind):
+        columns = list(map(storage, column.flatten()))
+        return pa.StructArray.from_arrays(columns, [field.name for field in kind], mask=column.is_null())
+    pairs = column.cast(pa.list_(pa.struct([kind.key_field, kind.item_field]))) if types.is_map(kind) else column
+    lengths = pc.list_value_length(pairs).fill_null(0)
+    offsets = pa.concat_arrays([pa.array([0], lengths.type), pc.cumulative_sum(lengths)])
+    values = storage(pc.list_flatten(pairs))
+    if types.is_map(kind):
+        return pa.MapArray.from_arrays(offsets, *values.flatten(), mask=column.is_null())
+    lists = pa.LargeListArray if types.is_int64(lengths.type) else pa.ListArray
+    return lists.from_arrays(offsets, values, mask=column.is_null())
+
+
+def is_encoded(given: pa.DataType) -> bool:
+    """Whether a type, or one in it, is an extension, dictionary or run-end encoded type, or a view."""
+    if storage_type(given) != given or is_any(given, *_VIEW_TYPES):
+        return True
+    if not types.is_nested(given) or types.is_union(given):
+        return False
+    return any(is_encoded(given.field(index).type) for index in range(given.num_fields))
 
 
 def is_any(given: pa.DataType, *kinds: Callable[[pa.DataType], Any]) -> bool:
@@ -43,6 +73,7 @@ def is_any(given: pa.DataType, *kinds: Callable[[pa.DataType], Any]) -> bool:
 TEXT_TYPES = (types.is_string, types.is_large_string, types.is_string_view)
 BYTES_TYPES = (types.is_binary, types.is_large_binary, types.is_binary_view)
 NUMBER_TYPES = (types.is_integer, types.is_floating)
+_VIEW_TYPES = (types.is_string_view, types.is_binary_view, types.is_list_view, types.is_large_list_view)
 LIST_TYPES = (
     types.is_list,
     types.is_large_list,
@@ -109,8 +140,6 @@ def casts_all(given: pa.DataType, wanted: pa.DataType) -> bool:
 def cast_unaltered(column: pa.Array, wanted: pa.DataType) -> pa.Array:
     """The column in the wanted type; raises `ArrowInvalid` if a value would be altered."""
     given = column.type
-    if types.is_binary_view(given):
-        column = column.cast(pa.binary())
     if types.is_float16(given):
         column = column.cast(pa.float64())
     if types.is_decimal(wanted) and types.is_integer(given):

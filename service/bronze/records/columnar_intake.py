@@ -28,6 +28,7 @@ from bronze.records.columns import arrow_type, columnar_schema
 from bronze.records.fields import CALENDAR_ERROR, Field, FieldType
 from bronze.records.refusals import (
     ERROR_CHARS_MAX,
+    NOTHING_ACCEPTED,
     empty,
     record_too_large,
     too_many_classifications,
@@ -126,7 +127,17 @@ class ColumnarIntake:
         row = first_outside_calendar(column)
         if row is not None:
             raise self._violation(CALENDAR_ERROR, row=row, field=name)
+        if field is _CLASSIFICATION:
+            self._check_length(column)
         return column
+
+    def _check_length(self, ids: pa.Array) -> None:
+        length = pc.utf8_length(ids)
+        outside = pc.or_(pc.equal(length, 0), pc.greater(length, CLASSIFICATION_ID_CHARS_MAX))
+        if pc.any(outside).as_py():
+            row = outside.index(pa.scalar(value=True)).as_py()
+            reason = f"Expected 1 to {CLASSIFICATION_ID_CHARS_MAX} characters"
+            raise self._violation(reason, row=row, field=CLASSIFICATION_ID)
 
     def _convert(self, column: pa.Array, field: Field) -> pa.Array:
         try:
@@ -136,18 +147,32 @@ class ColumnarIntake:
             reason = f"Expected {_described(field)}: {str(error)[:ERROR_CHARS_MAX].rstrip('.')}"
             raise self._violation(reason, row=row, field=field.name_in_records) from error
 
+    def invalid_rows(self, batch: pa.RecordBatch) -> dict[int, tuple[str, str]]:
+        """The rows of a batch that do not fit the source, each with its first such field and the reason."""
+        found: dict[int, tuple[str, str]] = {}
+        for field in [*self._source.fields, _CLASSIFICATION]:
+            if field.name_in_records in self._body_schema.names:
+                self._find_invalid(batch, field, 0, found)
+        return found
+
+    def _find_invalid(self, batch: pa.RecordBatch, field: Field, start: int, found: dict[int, tuple[str, str]]) -> None:
+        """Halves the batch until each part fits, or is one row."""
+        try:
+            self._declared_column(batch, field)
+        except Refused as error:
+            middle = batch.num_rows // 2
+            if middle:
+                self._find_invalid(batch.slice(0, middle), field, start, found)
+                self._find_invalid(batch.slice(middle), field, start + middle, found)
+            else:
+                reason = error.detail.partition(": ")[2].partition(f". {NOTHING_ACCEPTED}")[0]
+                found.setdefault(start, (field.name_in_records, reason))
+
     def _classification_column(self, batch: pa.RecordBatch) -> pa.Array:
         if CLASSIFICATION_ID not in self._body_schema.names:
             self._unclassified += batch.num_rows
             return pa.nulls(batch.num_rows, pa.string())
-        column = self._convert(storage(batch.column(CLASSIFICATION_ID)), _CLASSIFICATION)
-        length = pc.utf8_length(column)
-        out_of_bounds = pc.or_(pc.equal(length, 0), pc.greater(length, CLASSIFICATION_ID_CHARS_MAX))
-        if pc.any(out_of_bounds).as_py():
-            row = out_of_bounds.index(pa.scalar(value=True)).as_py()
-            raise self._violation(
-                f"Expected 1 to {CLASSIFICATION_ID_CHARS_MAX} characters", row=row, field=CLASSIFICATION_ID
-            )
+        column = self._declared_column(batch, _CLASSIFICATION)
         self._unclassified += column.null_count
         for name in column.unique().drop_null().to_pylist():
             if name not in self._classifications:

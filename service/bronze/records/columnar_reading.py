@@ -1,0 +1,97 @@
+"""Reads Parquet files, Arrow IPC streams and Arrow IPC files in batches of bounded size.
+
+Each function returns the schema and the batches, which are valid. What is no such data, or is incomplete, raises
+`pa.ArrowException` or `OSError`, as PyArrow does.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+
+import pyarrow as pa
+import pyarrow.ipc
+import pyarrow.parquet as pq
+
+#: The size of the batches.
+BATCH_BYTES = 4 * 2**20
+BATCH_ROWS_MAX = 8 * 2**10
+#: The read buffer of a Parquet file, and the limits of the texts and lists in its footer.
+READ_BYTES = 64 * 2**10
+FOOTER_TEXT_BYTES_MAX = 16 * 2**20
+FOOTER_ITEMS_MAX = 1_000_000
+#: The end-of-stream marker of an Arrow IPC stream; streams before Arrow 0.15 end with its last four bytes.
+STREAM_END = b"\xff\xff\xff\xff\x00\x00\x00\x00"
+#: The first bytes of an Arrow IPC file.
+FILE_START = b"ARROW1"
+
+Columns = tuple[pa.Schema, Iterator[pa.RecordBatch]]
+#: Is given the number of rows before they are read, and may raise an error.
+RowsCheck = Callable[[int], None]
+
+
+def _any_number(_rows: int) -> None:
+    pass
+
+
+def read_parquet(file: pa.NativeFile, check_rows: RowsCheck = _any_number) -> Columns:
+    reader = pq.ParquetFile(
+        file,
+        pre_buffer=False,
+        buffer_size=READ_BYTES,
+        thrift_string_size_limit=FOOTER_TEXT_BYTES_MAX,
+        thrift_container_size_limit=FOOTER_ITEMS_MAX,
+        page_checksum_verification=True,
+    )
+    check_rows(reader.metadata.num_rows)
+    groups = [reader.metadata.row_group(number) for number in range(reader.metadata.num_row_groups)]
+    step = min((_rows_at_once(group.total_byte_size, group.num_rows) for group in groups), default=1)
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        rows = 0
+        for batch in reader.iter_batches(batch_size=step, use_threads=False):
+            batch.validate(full=True)
+            rows += batch.num_rows
+            yield batch
+        if rows != reader.metadata.num_rows:
+            raise pa.ArrowInvalid(f"it has {rows} rows, but its footer says {reader.metadata.num_rows}")
+
+    return reader.schema_arrow, batches()
+
+
+def read_stream(
+    file: pa.NativeFile, last_bytes: Callable[[int], bytes], check_rows: RowsCheck = _any_number
+) -> Columns:
+    """An IPC stream. `last_bytes` returns this number of bytes before the position of the file."""
+    reader = pa.ipc.open_stream(file)
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        end = file.tell()
+        for batch in reader:
+            yield batch
+            end = file.tell()
+        # a stream that was cut off between two batches reads as if it had ended
+        if last_bytes(min(file.tell() - end, len(STREAM_END) + 1)) not in {STREAM_END, STREAM_END[4:]}:
+            raise pa.ArrowInvalid("its end-of-stream marker is missing: close the writer before you send the body")
+        if file.read(1):
+            raise pa.ArrowInvalid("more bytes follow its end-of-stream marker: send one stream only")
+
+    return reader.schema, _small(batches(), check_rows)
+
+
+def read_file(file: pa.NativeFile) -> Columns:
+    """An IPC file."""
+    reader = pa.ipc.open_file(file)
+    return reader.schema, _small(map(reader.get_batch, range(reader.num_record_batches)), _any_number)
+
+
+def _small(batches: Iterable[pa.RecordBatch], check_rows: RowsCheck) -> Iterator[pa.RecordBatch]:
+    rows = 0
+    for batch in batches:
+        rows += batch.num_rows
+        check_rows(rows)
+        batch.validate(full=True)
+        step = _rows_at_once(batch.nbytes, batch.num_rows)
+        yield from (batch.slice(start, step) for start in range(0, batch.num_rows, step))
+
+
+def _rows_at_once(size: int, rows: int) -> int:
+    """The number of rows in about `BATCH_BYTES`, if `rows` rows have `size` bytes."""
+    return min(BATCH_ROWS_MAX, max(1, BATCH_BYTES * rows // max(1, size)))
