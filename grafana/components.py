@@ -51,6 +51,7 @@ from grafana_foundation_sdk.models.tempo import SearchTableType
 from bronze.objectives import DURATION_S_MAX
 from bronze.telemetry.promql import NO_CANARY, histogram_series
 from grafana.promql import OBJECTIVE_S, RANGE, STEP, quantile, rate
+from prometheus.verdict import does_not_answer
 
 TAG = "bronze"
 
@@ -75,9 +76,13 @@ REQUESTS_PER_S, RECORDS_PER_S, MESSAGES_PER_S, WRITES_PER_S, COUNTS_PER_S = "req
 GOOD, FAIR, BAD, NEUTRAL = "green", "yellow", "red", "blue"
 #: The colours of what is not known although something runs, and of what does not exist.
 UNKNOWN, NOTHING = "purple", "gray"
+#: Of an area in which there is nothing.
+FAINT = "rgba(128, 128, 128, 0.2)"
 
 #: The name of what has not ended, and is over the limit, beside what has.
 NOT_ENDED = "not ended yet"
+#: What a graph says while nothing answers that reports its values, by role.
+_NO_ANSWER = {"consumer": "no consumer answers", "collector": "the collector does not answer"}
 
 Target: TypeAlias = prometheus.Dataquery | tempo.TempoQuery
 Panel: TypeAlias = (
@@ -156,6 +161,12 @@ def not_ended(expr: str) -> prometheus.Dataquery:
     return query(expr, NOT_ENDED)
 
 
+def no_answer(role: str, at: float = 0) -> prometheus.Dataquery:
+    """When no process of the role answered, as a thick red line at a value. Not while the first one starts."""
+    before = f'group(up{{job="scrape-{role}"}} offset {STEP})'
+    return query(f"({does_not_answer(role)} and on () {before}) * 0 + {at:g}", _NO_ANSWER[role])
+
+
 def percentiles(
     histogram: str, quantiles: Sequence[float] = (0.5, 0.95, 0.99), *, exemplars: bool = False
 ) -> list[prometheus.Dataquery]:
@@ -184,6 +195,8 @@ def graph(info: PanelInfo, unit: str, *targets: Target, width: int = 8, height: 
     )
     if any(target.build().legend_format == NOT_ENDED for target in targets if isinstance(target, prometheus.Dataquery)):
         panel = panel.override_by_name(NOT_ENDED, [_fixed_colour(BAD), _override("custom.lineWidth", 2)])
+    named = f"/^({'|'.join(_NO_ANSWER.values())})$/"
+    panel = panel.override_by_regexp(named, [_fixed_colour(BAD), _override("custom.lineWidth", 4)])
     return _finished(panel, info, targets, width, height)
 
 
@@ -220,6 +233,7 @@ def tile(info: PanelInfo, unit: str, *targets: prometheus.Dataquery, width: int 
     """One large number, or one per source. A click opens the panel that explains it."""
     panel = stat.Panel().unit(unit).graph_mode(BigValueGraphMode.NONE).color_mode(BigValueColorMode.VALUE)
     panel = panel.reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]).values(False))
+    panel = panel.text(common.VizTextDisplayOptions().title_size(13))  # the names of several values
     panel = panel.orientation(VizOrientation.VERTICAL).text_mode(BigValueTextMode.AUTO).thresholds(steps(NEUTRAL))
     panel = panel.mappings([_no_value(info.no_data)])
     if info.explained_by:
@@ -696,13 +710,15 @@ def _annotation(name: str, colour: str, expr: str, title: str, text_format: str)
     }
 
 
+_FIRING = 'ALERTS{alertname=~"Bronze.+", alertstate="firing"}'
 _ANNOTATIONS = [
     _annotation(
         "Alerts (red)",
         BAD,
-        'ALERTS{alertname=~"Bronze.+", alertstate="firing"}',
+        # Grafana shows the name of a label that an alert lacks
+        f'label_join({_FIRING}, "of", " ", "bronze_source", "instance", "exporter")',
         "{{alertname}} ({{severity}})",
-        "{{bronze_source}}{{instance}}{{exporter}}",
+        "{{of}}",
     ),
     # A process started if it is new since the last step, or if its counters were reset under the same name.
     _annotation(

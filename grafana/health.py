@@ -25,6 +25,7 @@ from grafana.components import (
     Row,
     graph,
     limit_line,
+    no_answer,
     query,
     single_value,
     tile,
@@ -42,7 +43,7 @@ from grafana.promql import (
     or_zero,
     rate,
 )
-from prometheus.rules import CANARY_ALERTS, COMMAND, PERMANENT, Alert, all_alerts
+from prometheus.rules import CANARY_ALERTS, COMMAND, PERMANENT, Alert, all_alerts, canary_age_limit
 
 _SIGNALS = {"spans": "spans", "metric_points": "metric points", "log_records": "logs"}
 _DROPPED_BY_SDK = tuple(
@@ -303,15 +304,15 @@ def targets() -> Table:
 def canary_age() -> Stat:
     info = PanelInfo(
         "Time since the last run",
-        "Time since the canary completed a run, whatever its outcome. Without a run, nothing is checked.",
+        "Time since the canary completed a run, whatever its outcome. Without a run, nothing is checked. Red from "
+        f"{THRESHOLDS.canary_age_s_max / 60:g} minutes plus the objective of its source on, as the alert.",
         "the canary has not completed a run",
         ["BronzeCanaryMissing"],
         explained_by=("bronze-health", "Checks of the canary"),
     )
     age = single_value(f"time() - max(bronze_canary_last_run_time_seconds{{{_CANARY}}})")
-    return tile(info, SECONDS, age, width=8, height=8).thresholds(
-        components.limit_thresholds(THRESHOLDS.canary_age_s_max)
-    )
+    limit = single_value(canary_age_limit(THRESHOLDS), "limit")
+    return components.red_from_query(tile(info, SECONDS, age, limit, width=8, height=8), "B")
 
 
 def canary_checks() -> Table:
@@ -379,7 +380,9 @@ def accepted() -> Timeseries:
         query(f"{rate(f'otelcol_receiver_refused_{items}{{{COLLECTOR}}}')} > 0", f"refused {signal}")
         for items, signal in _SIGNALS.items()
     )
-    panel = graph(info, COUNTS_PER_S, *_by_signal("otelcol_receiver_accepted"), *refused, width=12)
+    panel = graph(
+        info, COUNTS_PER_S, *_by_signal("otelcol_receiver_accepted"), *refused, no_answer("collector"), width=12
+    )
     return components.colours(panel, {"^refused": BAD})
 
 
@@ -607,7 +610,10 @@ def service_graph() -> Panel:
 
 
 def _by_signal(name: str) -> list[components.Target]:
-    return [query(or_zero(rate(f"{name}_{items}{{{COLLECTOR}}}")), signal) for items, signal in _SIGNALS.items()]
+    reports = f"max(up{{{COLLECTOR}}} == 1) - 1"  # nothing is known while it does not
+    return [
+        query(f"{rate(f'{name}_{items}{{{COLLECTOR}}}')} or {reports}", signal) for items, signal in _SIGNALS.items()
+    ]
 
 
 def _in_range(counters: tuple[str, ...]) -> str:

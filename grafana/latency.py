@@ -31,6 +31,7 @@ from grafana.components import (
     Row,
     graph,
     limit_line,
+    no_answer,
     not_ended,
     query,
     single_value,
@@ -162,14 +163,15 @@ def upload_percentiles() -> Timeseries:
         "Upload duration, percentiles",
         "p50 far below p99: some writes are slow, for example those of large objects. All high: the bucket is slow. "
         "*failed attempts*: p95 of attempts that failed. *not ended yet*: how long the upload that is due has taken, "
-        "if that is over the limit.",
+        "if that is over the limit. A mark links to the trace of an upload, or of an attempt that failed.",
         "no upload yet",
         ["BronzeUploadsSlow"],
     )
     targets = components.percentiles(UPLOADS, exemplars=True)
     # the first failure begins a series, which a rate does not show
-    failed = query(promql.quantile_counted(0.95, FAILED_UPLOADS, STEP), "failed attempts")
-    panel = graph(info, SECONDS, *targets, failed, not_ended(UNFINISHED_UPLOAD_S), limit_line(), width=10, height=10)
+    failed = query(promql.quantile_counted(0.95, FAILED_UPLOADS, STEP), "failed attempts", exemplars=True)
+    others = failed, not_ended(UNFINISHED_UPLOAD_S), limit_line(), no_answer("consumer", DURATION_S_MAX)
+    panel = graph(info, SECONDS, *targets, *others, width=10, height=10)
     return components.colours(components.percentile_graph(panel), {"^failed attempts": BAD})
 
 

@@ -23,6 +23,7 @@ from grafana.components import (
     Row,
     graph,
     limit_line,
+    no_answer,
     not_ended,
     query,
     single_value,
@@ -52,6 +53,7 @@ from grafana.promql import (
     quantile,
     quantile_counted,
     rate,
+    reported,
     since,
 )
 
@@ -65,8 +67,8 @@ _INVALID = f"bronze_records_invalid_total{{{API}, {NO_CANARY}}}"
 _REFUSED_REQUESTS = f"bronze_requests_refused_total{{{API}}}"
 _ENDED = f'{_RECORDS}~"stored|quarantined|duplicate"}}'
 _PROCESSED = f"messaging_process_duration_seconds{{{CONSUMER}, {DESTINATION}}}"
-_DEPTH = promql.newest(f"bronze_queue_depth{{{CONSUMER}, {SOURCE}}}", _LANE)
-_AGE = promql.newest(f"bronze_queue_oldest_age_seconds{{{CONSUMER}, {SOURCE}}}", _LANE)
+_DEPTH = reported(f"bronze_queue_depth{{{CONSUMER}, {SOURCE}}}", _LANE)
+_AGE = reported(f"bronze_queue_oldest_age_seconds{{{CONSUMER}, {SOURCE}}}", _LANE)
 _POSITION = f"max by ({_LANE}) (bronze_lane_position{{{CONSUMER}, {SOURCE}}})"
 
 _TO_SOURCE = components.links(components.source_link("__value.raw"))
@@ -278,7 +280,7 @@ def p95_delivery() -> Stat:
 
 def missing() -> Stat:
     info = PanelInfo(
-        "Missing objects and messages",
+        "Missing data",
         "Objects that are in the catalog, but not in the bucket, or not with their size; and messages that are missing "
         "in the queue. Both are proven, not calculated from counters. If it is not 0, act now: see the runbook.",
         "no consumer has reported yet",
@@ -473,12 +475,15 @@ def queue_depth() -> Timeseries:
 def oldest_age() -> Timeseries:
     info = PanelInfo(
         "Age of the oldest message",
-        f"Age of the oldest message that is not in the bucket yet. The limit is flush age + {DURATION_S_MAX:g} s.",
+        f"Age of the oldest message that is not in the bucket yet. The limit is flush age + {DURATION_S_MAX:g} s. "
+        "While no consumer answers, nobody knows it.",
         "no lane has reported yet",
         ["BronzeBacklogOverdue", "BronzeLaneStuck"],
     )
     by_lane = query(_AGE, "{{bronze_source}}/{{bronze_lane}}")
-    return components.by_source(graph(info, SECONDS, by_lane, components.delivery_limit_line(), width=12))
+    return components.by_source(
+        graph(info, SECONDS, by_lane, components.delivery_limit_line(), no_answer("consumer"), width=12)
+    )
 
 
 # --- upload

@@ -122,6 +122,12 @@ def earlier(expr: str) -> str:
     return f"last_over_time((\n{expr}\n)[1s:1s] offset {PERIOD})"
 
 
+def reported(gauge: str, by: str) -> str:
+    """As `promql.newest`, but only while a process reports: its last value says nothing about later."""
+    now = f"max by ({by}) (timestamp({gauge})) > time() - {THRESHOLDS.telemetry_age_s_max:g}"
+    return f"{promql.newest(gauge, by)}\nand on ({by}) ({now})"
+
+
 def since(time_s: str) -> str:
     """The seconds since a time that a process reported. Its clock may be ahead of Prometheus'."""
     return f"clamp_min(time() - {time_s}, 0)"

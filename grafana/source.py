@@ -51,6 +51,7 @@ from grafana.promql import (
     mean,
     mean_counted,
     rate,
+    reported,
     since,
 )
 from prometheus.verdict import SOURCE_RECORD
@@ -72,7 +73,7 @@ _PROCESSED = f'messaging_process_duration_seconds{{job="bronze/consumer", {DESTI
 _UPLOADS = f'bronze_upload_duration_seconds{{{_CONSUMER}, bronze_outcome="success"}}'
 _DELIVERIES = f"bronze_delivery_duration_seconds{{{_CONSUMER}}}"
 _LANE = "bronze_source, bronze_lane"
-_DEPTH, _AGE = (promql.newest(f"bronze_queue_{name}{{{_CONSUMER}}}", _LANE) for name in ("depth", "oldest_age_seconds"))
+_DEPTH, _AGE = (reported(f"bronze_queue_{name}{{{_CONSUMER}}}", _LANE) for name in ("depth", "oldest_age_seconds"))
 _POSITION = f"max by ({_LANE}) (bronze_lane_position{{{_CONSUMER}}})"
 
 #: No colour that means good, fair or bad for what senders have to correct.

@@ -1,5 +1,6 @@
 """Is all well now? The tiles of the verdicts, which `prometheus/verdict.py` defines and Prometheus records."""
 
+from grafana_foundation_sdk.builders.dashboard import ThresholdsConfig
 from grafana_foundation_sdk.builders.stat import Panel as Stat
 from grafana_foundation_sdk.builders.statetimeline import Panel as StateTimeline
 from grafana_foundation_sdk.models.common import BigValueColorMode, BigValueTextMode
@@ -9,7 +10,21 @@ from bronze.objectives import DURATION_S_MAX
 from bronze.telemetry import promql
 from bronze.telemetry.promql import NO_CANARY
 from grafana import components
-from grafana.components import BAD, COUNT, EXACT, FAIR, GOOD, NEUTRAL, NOTHING, SECONDS, UNKNOWN, PanelInfo, query, tile
+from grafana.components import (
+    BAD,
+    COUNT,
+    EXACT,
+    FAINT,
+    FAIR,
+    GOOD,
+    NEUTRAL,
+    NOTHING,
+    SECONDS,
+    UNKNOWN,
+    PanelInfo,
+    query,
+    tile,
+)
 from grafana.promql import LEDGER, RANGE, THRESHOLDS
 from prometheus import rules, verdict
 from prometheus.verdict import Level, Part
@@ -19,12 +34,19 @@ OVERVIEW, LATENCY, HEALTH = "bronze-overview", "bronze-latency", "bronze-health"
 _LIMITS = rules.verdict_limits(THRESHOLDS)
 #: The text of each verdict.
 TEXTS = {f"{number}": text for number, text in verdict.texts(_LIMITS).items()}
-COLOURS = components.steps(NOTHING, (0, GOOD), (Level.WARNING, FAIR), (Level.FAILING, BAD), (Level.UNKNOWN, UNKNOWN))
 _FAILING = f"{verdict.RECORD} >= {Level.FAILING:d} < {Level.UNKNOWN:d}"
 _QUEUE_FAILS = f'{verdict.RECORD}{{part="{Part.QUEUE}"}} >= {Level.FAILING:d} < {Level.UNKNOWN:d}'
 #: What was reported so long ago says nothing about now.
 _REPORTED = f"> time() - {THRESHOLDS.telemetry_age_s_max:g}"
 _NOT_KNOWN = "not known"
+
+
+def _colours(nothing: str) -> ThresholdsConfig:
+    of_levels = (0, GOOD), (Level.WARNING, FAIR), (Level.FAILING, BAD), (Level.UNKNOWN, UNKNOWN)
+    return components.steps(nothing, *of_levels)
+
+
+COLOURS = _colours(NOTHING)
 
 
 def ingest() -> Stat:
@@ -157,7 +179,8 @@ def over_time() -> StateTimeline:
     nothing = (f'label_replace(vector(-1), "part", "{part}", "", "")' for part in Part)
     by_part = "\nor ".join((f"max by (part) ({verdict.RECORD})", *nothing))
     panel = components.states(info, query(by_part, "{{part}}"))
-    return components.value_names(panel, {**TEXTS, "-1": "nothing recorded"}).thresholds(COLOURS)
+    panel = components.value_names(panel, {**TEXTS, "-1": "nothing recorded"})
+    return panel.thresholds(_colours(FAINT))
 
 
 def as_cells() -> list[DynamicConfigValue]:

@@ -36,6 +36,17 @@ def sources_file(file: Path = FILE) -> dict[str, str]:
     return {"BRONZE_SOURCES": str(REPOSITORY / path)} if path else {}
 
 
+def role_settings(file: Path = FILE) -> dict[str, str]:
+    """The settings that the service's roles have, from the file or the environment. Commands on their queue and bucket
+    need the same. A client's API key is left out: it is a secret of the user.
+    """
+    return {
+        name: value
+        for name, value in settings(file).items()
+        if name.startswith("BRONZE_") and not name.startswith((*_RUNNER, "BRONZE_API_KEY"))
+    }
+
+
 def service_settings(file: Path = FILE) -> dict[str, str]:
     """The settings in the file that the service's roles read. They inherit the environment in any case."""
     values = settings(file)

@@ -14,7 +14,7 @@ from local import exporters, servers
 from local.builds import Built
 from local.exporters import SIGNALS, Exporters
 from local.programs import LOOPBACK, PORT_VARIABLE, LocalError, NotReady, Program, environment, free_ports, get_json
-from local.settings import service_settings, settings, sources_file
+from local.settings import role_settings, service_settings, settings, sources_file
 
 FLUSH_AGE_S = 1
 BUCKET = "bronze"
@@ -85,7 +85,8 @@ class Stack:
         saved = asdict(self)
         del saved["root"]  # the folder may be moved
         _file(self.root).write_text(json.dumps(saved, indent=2, default=str))
-        variables = {**sources_file(), **self.client_env, **self.queue_env, **self.trace_store_env}
+        own = {**sources_file(), **self.client_env, **self.queue_env, **self.trace_store_env}
+        variables = {**role_settings(), **_flush_age(), **own}
         exports = (f"export {k}={shlex.quote(v)}\n" for k, v in sorted(variables.items()))
         (self.root / "env").touch(mode=0o600)
         commands = shlex.quote(str(Path(servers.executable("bronze")).parent))

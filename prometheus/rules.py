@@ -482,11 +482,16 @@ CANARY_ALERTS: Mapping[Check, tuple[str, str, str]] = {
 }
 
 
+def canary_age_limit(at: Thresholds) -> str:
+    """How long ago the canary's last run may be: a run lasts until its records are stored."""
+    objective = 'max(bronze_delivery_objective_seconds{job="bronze/consumer", bronze_source="canary"})'
+    return f"{at.canary_age_s_max:g} + ({objective} or vector(0))"
+
+
 def _canary(at: Thresholds) -> Group:
     canary = 'job="bronze/canary"'
     last_run = f"bronze_canary_last_run_time_seconds{{{canary}}}"
     target = 'up{job="scrape-canary"}'
-    objective = 'max(bronze_delivery_objective_seconds{job="bronze/consumer", bronze_source="canary"})'
 
     def fails(check: Check) -> str:
         """Several runs failed, and one of the latest."""
@@ -504,7 +509,7 @@ def _canary(at: Thresholds) -> Group:
                 "BronzeCanaryMissing",
                 "page",
                 f"""\
-time() - max({last_run}) > {at.canary_age_s_max:g} + ({objective} or vector(0))
+time() - max({last_run}) > {canary_age_limit(at)}
 or absent({last_run})
   # the first run takes longer than the flush age
   unless on () (max({target}) unless max({target} offset {at.canary_age_s_max:g}s))""",

@@ -168,13 +168,9 @@ def run(args: argparse.Namespace, chosen: Settings) -> int:
     if args.role in {"lanes", "catalog"}:
         from bronze.wiring import commands
 
-        try:
-            if args.role == "lanes":
-                return asyncio.run(commands.change_lanes(chosen, args.number, yes=args.yes))
-            return asyncio.run(commands.rebuild_catalog(chosen, dry_run=args.dry_run, yes=args.yes))
-        except KeyboardInterrupt:
-            print(f"bronze {args.role}: interrupted. Run the command again to finish the work", file=sys.stderr)
-            raise
+        if args.role == "lanes":
+            return asyncio.run(commands.change_lanes(chosen, args.number, yes=args.yes))
+        return asyncio.run(commands.rebuild_catalog(chosen, dry_run=args.dry_run, yes=args.yes))
     # the standard output of `publish` is its summary
     telemetry = sdk.start(Role.PUBLISHER, chosen, log_stream=sys.stderr if args.role == "publish" else sys.stdout)
     try:

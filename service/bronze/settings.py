@@ -233,7 +233,7 @@ class Settings(BaseSettings):
         "anchor. Without it: /runbook of the API.",
     )
 
-    canary_interval_s: PositiveFloat = Field(
+    canary_interval_s: Annotated[float, Field(gt=0, le=240)] = Field(
         60, description="Interval of the canary's runs, in seconds. Alerts expect a run within five minutes."
     )
 

@@ -405,6 +405,34 @@ async def test_a_removed_object_says_why(
     assert there.bytes
 
 
+async def test_what_is_left_of_a_damaged_object_is_not_the_object(
+    settings: Settings, data: Data, lookup: LineageLookup, index: CatalogIndex, feed: Feed, heard: Heard
+) -> None:
+    """Its removal record counts, as for the rebuild and the consumers: also if what is there is an object itself."""
+    damaged, other = await data.store(submission_of("run")), await data.store(submission_of(*map(str, range(50))))
+    await catch_up(index, feed)
+    s3, name = data.bucket._s3, data.bucket.name
+    size = (await asyncio.to_thread(s3.head_object, Bucket=name, Key=damaged.file_path))["ContentLength"]
+    removal = factories.removal(damaged, bytes=size)
+    await write_removal(data.bucket, data.prefix, removal)
+    another = (await asyncio.to_thread(s3.get_object, Bucket=name, Key=other.file_path))["Body"].read()
+    app = app_on(settings, [data.lane], data.queue, data.bucket, data.catalog, heard.telemetry, view=index)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://api") as client:
+
+        async def contents() -> int:
+            return (await client.get(f"/v1/objects/{damaged.file_path}")).status_code
+
+        (there,) = (await lookup.lineage("file_path", damaged.file_path)).objects
+        assert (there.in_bucket, there.removed, there.bytes) == (True, None, size)
+        assert await contents() == httpx.codes.OK
+        for left in (b"damaged", another):
+            await asyncio.to_thread(s3.put_object, Bucket=name, Key=damaged.file_path, Body=left)
+            (found,) = (await lookup.lineage("file_path", damaged.file_path)).objects
+            assert (found.in_bucket, found.bytes) == (False, size)
+            assert found.removed == LineageRemoval.of(removal)
+            assert await contents() == httpx.codes.GONE
+
+
 async def test_an_object_that_is_missing_is_told_from_one_that_is_not_known(
     data: Data, lookup: LineageLookup, index: CatalogIndex, feed: Feed, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -402,7 +402,7 @@ CASES: Sequence[Case] = (
         variables=_missing_path,
         prints={"/v1/lineage": '"submissions"', "objects missing": ".parquet"},
         logs={"consumer": _MISSING_LINE},
-        cause=Panel("bronze-overview", "Missing objects and messages"),
+        cause=Panel("bronze-overview", "Missing data"),
         deadline_s=300,
     ),
     Case(

@@ -273,7 +273,7 @@ CLAIMS: Mapping[str, Claim] = {
     "Requests": _count(_requests, "submissions"),
     "p95 upload in the range": _share(lambda readings: readings.writes, DURATION_S_MAX),
     "p95 delivery in the range": _share(lambda readings: readings.deliveries, LATE_S),
-    "Missing objects and messages": _missing,
+    "Missing data": _missing,
     "Refused records": _count(_refused),
 }
 

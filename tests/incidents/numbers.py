@@ -215,7 +215,7 @@ def _readings(rest: Rest) -> Mapping[tuple[str, str], Reading]:
         "p95 delivery in the range": Reading(
             {"ended": _quantile(0.95, deliveries)}, BOTH, error=0.2, histogram=delivery
         ),
-        "Missing objects and messages": Reading(now, "the submissions of the 202s are in the bucket's objects"),
+        "Missing data": Reading(now, "the submissions of the 202s are in the bucket's objects"),
         "Refused records": Reading(now, CLIENTS),
         "Sources": Reading({f"{column} {s}": 0 for column in "ABCE" for s in SOURCES}, BOTH, slack=0.5),
         "Records and objects of each source": Reading(

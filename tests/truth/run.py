@@ -38,7 +38,7 @@ NUMBERS = (
     "Bytes of objects",
     "Records in no row",
     "Records that wait now",
-    "Missing objects and messages",
+    "Missing data",
     "Successful uploads",
     "Requests",
 )
@@ -284,7 +284,7 @@ def _exact(accepted: Counter[str], bucket: Bucket, prometheus: Prometheus, began
         "Bytes of objects": by_source("Bytes of objects", sizes),
         "Records in no row": (sum(no_row.values()), rejected),
         "Records that wait now": (prometheus.value(asked(found["Records that wait now"], 3600)), 0.0),
-        "Missing objects and messages": (prometheus.value(asked(found["Missing objects and messages"], 3600)), 0.0),
+        "Missing data": (prometheus.value(asked(found["Missing data"], 3600)), 0.0),
         "the canary's records in the ledger": (prometheus.value(canary), float(records[CANARY])),
         **{f"page: {name}": (shown_of_page[name], true) for name, true in true_of_page.items()},
     }

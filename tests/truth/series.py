@@ -94,7 +94,7 @@ def _risen(samples: list[tuple[float, float]], began: float) -> float:
 def tiles() -> Mapping[str, str]:
     """The queries of the tiles of *Bronze overview*, by title, and of the columns of its table of the ledger, from the
     file that Grafana reads. A tile with several queries is left out, as is one that is not a number of things; of
-    *Requests*, it is the first, which counts submissions.
+    *Requests* and *Records that wait now*, it is the first, which counts submissions, and the records.
     """
     found: dict[str, list[str]] = {}
     stats = {(uid, panel["title"]) for uid, panel in panels.panels() if panel["type"] == "stat"}
@@ -102,7 +102,7 @@ def tiles() -> Mapping[str, str]:
         if query.dashboard == "bronze-overview" and (query.dashboard, query.panel) in stats:
             found.setdefault(query.panel, []).append(query.expr)
     of_tiles = {title: queries[0] for title, queries in found.items() if len(queries) == 1}
-    of_tiles["Requests"] = found["Requests"][0]
+    of_tiles |= {title: found[title][0] for title in ("Requests", "Records that wait now")}
     return {**of_tiles, **_columns("Records and objects of each source")}
 
 

@@ -64,7 +64,7 @@ def test_red_may_last_a_minute_and_yellow_five(title: str) -> None:
         ("Successful uploads", 100.0),
         ("Requests", 1000.0),
         ("Mean upload in the range", 1.0),
-        ("Missing objects and messages", 1.0),
+        ("Missing data", 1.0),
         ("Records that wait now", 50.0),
         ("Refused records", 1.0),
     ],

@@ -26,6 +26,8 @@ STOP_S_MAX = 2
         ["objects", "acknowledge", "--yes", "--all-missing", "--reason", "lost"],
         ["lineage", "2013-02-08-UA-1018-EWR-IAH"],
         ["verify"],
+        ["lanes", "2", "--yes"],
+        ["catalog", "rebuild", "--yes"],
         ["publish", "vehicles", __file__, "--format", "ndjson", "--dry-run"],
     ],
     ids=lambda command: " ".join(command[:2]),
@@ -34,11 +36,30 @@ def test_ctrl_c_is_quiet(command: Sequence[str]) -> None:
     assert interrupt(command) == (130, "", "")
 
 
-@pytest.mark.parametrize("command", [["lanes", "2", "--yes"], ["catalog", "rebuild", "--yes"]], ids=" ".join)
-def test_ctrl_c_says_that_work_is_left(command: Sequence[str]) -> None:
-    """These commands may have begun a change."""
-    told = f"bronze {command[0]}: interrupted. Run the command again to finish the work\n"
-    assert interrupt(command) == (130, "", told)
+def test_ctrl_c_says_that_work_is_left_once_a_change_has_begun() -> None:
+    """`bronze lanes` and `catalog rebuild` change something step by step."""
+    code = """
+import asyncio, sys
+from bronze import __main__ as command
+from bronze.admin.confirmation import unfinished_if_interrupted
+async def change():
+    with unfinished_if_interrupted("lanes"):
+        print("begun", flush=True)
+        await asyncio.Event().wait()
+command.run = lambda args, settings: asyncio.run(change())
+sys.argv = ["bronze", "lanes", "2", "--yes"]
+command.main()
+"""
+    with subprocess.Popen([sys.executable, "-c", code], stdout=-1, stderr=-1, text=True) as process:
+        try:
+            assert process.stdout
+            assert process.stdout.readline() == "begun\n"
+            process.send_signal(signal.SIGINT)
+            _, err = process.communicate(timeout=limit_s(STOP_S_MAX))
+        finally:
+            process.kill()
+    told = "bronze lanes: interrupted. Run the command again to finish the work\n"
+    assert (process.returncode, err) == (130, told)
 
 
 def test_ctrl_c_is_how_to_end_a_command_that_follows() -> None:

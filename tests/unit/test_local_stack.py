@@ -129,6 +129,18 @@ def test_the_file_for_commands_has_the_sources(tmp_path: Path, monkeypatch: pyte
     assert variables_in(tmp_path / "env")["BRONZE_SOURCES"] == str(tmp_path / "own.toml")
 
 
+def test_the_file_for_commands_has_the_settings_of_the_roles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`bronze lanes` creates streams of the same size as a consumer does."""
+    of_roles = {"BRONZE_QUEUE_BYTES_MAX": "4194304", "BRONZE_QUEUE_REPLICAS": "3", "BRONZE_LANES": "2"}
+    for name, value in {**of_roles, "BRONZE_API_KEY": "secret", "BRONZE_LOCAL_PORT_API": "8001"}.items():
+        monkeypatch.setenv(name, value)
+    Stack.create(tmp_path, Ports(), BUILT)
+    variables = variables_in(tmp_path / "env")
+    assert of_roles.items() <= variables.items()
+    assert "BRONZE_FLUSH_AGE_S" in variables
+    assert not {"BRONZE_API_KEY", "BRONZE_LOCAL_PORT_API"} & variables.keys()
+
+
 def variables_in(file: Path) -> dict[str, str]:
     """The variables that a file for a shell exports."""
     exported = re.findall(r"^export (\w+)=(.*)$", file.read_text(), re.MULTILINE)

@@ -39,6 +39,7 @@ def test_a_variable_sets_its_setting(monkeypatch: pytest.MonkeyPatch) -> None:
         ("BRONZE_OBJECT_SUBMISSIONS_MAX", "1000"),
         ("BRONZE_OBJECT_MESSAGES_MAX", "4097"),
         ("BRONZE_OPEN_BATCHES_MAX", "41"),
+        ("BRONZE_CANARY_INTERVAL_S", "241"),
         ("BRONZE_BODY_BYTES_MAX", "-1"),
         ("BRONZE_LOG_FORMAT", "xml"),
         ("BRONZE_PROMETHEUS_URL", "prometheus:9090"),

@@ -1,10 +1,11 @@
-"""What a command acts on, and the question before it changes something."""
+"""What a command acts on, the question before it changes something, and what it says if the change is interrupted."""
 
 import argparse
 import asyncio
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from bronze.admin.command_error import CommandError
@@ -56,6 +57,16 @@ class Confirmation:
         print(f"{question} [y/N] ", end="", flush=True, file=sys.stderr)
         if (await _read_line()).strip().lower() not in {"y", "yes"}:
             raise CommandError("not confirmed: nothing was changed")
+
+
+@contextmanager
+def unfinished_if_interrupted(command: str) -> Iterator[None]:
+    """The part of a command that changes something step by step. If Ctrl-C ends it, standard error says so."""
+    try:
+        yield
+    except asyncio.CancelledError:
+        print(f"bronze {command}: interrupted. Run the command again to finish the work", file=sys.stderr)
+        raise
 
 
 async def _read_line() -> str:

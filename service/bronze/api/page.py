@@ -147,6 +147,8 @@ class Page:
             return None, None
         if len(self._previews) >= PREVIEWS_MAX:
             return None, "Too many previews are being read. Try again later."
+        if lineage.objects[0].removed:
+            return None, "The object was removed."
         reading = asyncio.create_task(read_in_thread(self._bucket, lineage.objects[0].file_path, first_rows))
         self._previews.add(reading)
         reading.add_done_callback(self._forget)
@@ -156,8 +158,7 @@ class Page:
         match reading.exception():
             case None:
                 preview = reading.result()
-                gone = "was removed" if lineage.objects[0].removed else "is not in the bucket any more"
-                return preview, None if preview else f"The object {gone}."
+                return preview, None if preview else "The object is not in the bucket any more."
             case NoPreview() as error:
                 return None, str(error)
             case Unavailable():

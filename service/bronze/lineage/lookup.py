@@ -16,7 +16,7 @@ from bronze.errors import Halted, Outage, Refusal, Refused, Unavailable
 from bronze.lineage.catalog_index import CatalogIndex, IdKind, Sources
 from bronze.objects.footer import NotABronzeObject
 from bronze.objects.reader import read_contents, read_in_thread
-from bronze.objects.removals import read_removal
+from bronze.objects.removals import read_effective_removal, read_removal
 from bronze.objects.search import submissions_with
 from bronze.protocol.documents import (
     CatalogEntry,
@@ -102,8 +102,9 @@ class LineageObject:
     """An object of a lineage: messages `first` to `last` of its lane.
 
     `trace_id` is that of its upload, the Bronze write. `in_bucket` says whether it is in the bucket; None if the bucket
-    did not answer in time. `removed` is its removal record, if it is not and has one. `bytes` is its size in the
-    bucket, or the one that it had by that record; else None.
+    did not answer in time. An object of another size than its removal record says is damaged, so it is not. `removed`
+    is its removal record, if it is not in the bucket and has one. `bytes` is its size in the bucket, or the one that it
+    had by that record; else None.
 
     The write, which is encoding and upload, began at `stored_at`, and had ended at `ended_at`, when the catalog had the
     object; None if that is not known.
@@ -326,10 +327,12 @@ class LineageLookup:
 
         async def read_size(file_path: str) -> None:
             head = await self._bucket.head(file_path)
-            if head:
-                sizes[file_path] = head.size
+            size = head.size if head else None
+            removal = await read_effective_removal(self._bucket, self._prefix, file_path, size)
+            if size is None or removal:
+                removed[file_path] = removal
             else:
-                removed[file_path] = await read_removal(self._bucket, self._prefix, file_path)
+                sizes[file_path] = size
 
         reads = [asyncio.ensure_future(read_size(written.file_path)) for written in objects]
         await finish_in_time(reads, SIZES_S_MAX)

@@ -18,6 +18,14 @@ async def read_removal(bucket: Bucket, prefix: str, file_path: str) -> Removal |
     return await _read(bucket, removal_key(prefix, file_path))
 
 
+async def read_effective_removal(bucket: Bucket, prefix: str, file_path: str, size: int | None) -> Removal | None:
+    """The removal record that counts, by the size of the object in the bucket, None if it is gone. If it is there, its
+    record counts only if it says another size: what is left of the object is then damaged.
+    """
+    removal = await read_removal(bucket, prefix, file_path)
+    return removal if removal and (size is None or removal.bytes not in {None, size}) else None
+
+
 async def write_removal(bucket: Bucket, prefix: str, removal: Removal) -> Removal:
     """Create a removal record, and return the record that counts: an existing one is never replaced."""
     key = removal.key(prefix)

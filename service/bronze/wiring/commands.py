@@ -11,7 +11,7 @@ from contextlib import suppress
 from bronze.admin import keys_command, objects_command, sources_command, verify_command
 from bronze.admin.acknowledge import Acknowledgement
 from bronze.admin.change_lanes import LaneChange
-from bronze.admin.confirmation import Confirmation, address
+from bronze.admin.confirmation import Confirmation, address, unfinished_if_interrupted
 from bronze.admin.progress import Progress
 from bronze.admin.quarantine_command import run
 from bronze.admin.rebuild_catalog import BucketContents, Rebuild
@@ -158,12 +158,12 @@ async def change_lanes(
         targets = [_queue_target(jetstream), f"lanes of the bucket {settings.bucket}, prefix {settings.prefix}"]
         await Confirmation(targets, yes).ask(
             f"Change each source to {counted(number, 'lane')}? Submissions are refused until an API runs with this "
-            "number."
+            "number. If that takes over two minutes, alerts on refused submissions are sent."
         )
         key_values = KeyValueStore(jetstream, settings.queue_replicas)
         catalog = await NatsCatalog.open(jetstream, key_values, settings)
         queue = substitute(NatsQueue(jetstream, key_values, new_settings))
-        with Progress("messages to be stored") as progress:
+        with unfinished_if_interrupted("lanes"), Progress("messages to be stored") as progress:
             changed = await LaneChange(
                 queue, catalog, list(sources.load(settings.sources)), number, progress.left
             ).run()
@@ -191,7 +191,8 @@ async def rebuild_catalog(settings: Settings, *, dry_run: bool, yes: bool) -> in
             await rebuild.read_bucket(spool, found)
             if not dry_run:
                 key_values = KeyValueStore(jetstream, settings.queue_replicas)
-                await rebuild.run(CatalogReplacement(jetstream, key_values, settings), spool, found, time.time())
+                with unfinished_if_interrupted("catalog"):
+                    await rebuild.run(CatalogReplacement(jetstream, key_values, settings), spool, found, time.time())
                 queue = NatsQueue(jetstream, key_values, settings)
                 declared = sources.load(settings.sources)
                 lanes = [state.lane for source in declared for state in await queue.lanes_of(source)]

@@ -10,7 +10,7 @@ from bronze.api.models import ObjectContents
 from bronze.errors import Halted, Refusal, Refused
 from bronze.lineage.lookup import LineageRemoval
 from bronze.objects.reader import read_contents
-from bronze.objects.removals import read_removal
+from bronze.objects.removals import read_effective_removal, read_removal
 from bronze.protocol.keys import lane_of_key, may_be_object
 from bronze.servers.bucket import Bucket
 
@@ -44,12 +44,15 @@ async def _contents(request: Request, bucket: Bucket, prefix: str, file_path: st
         missing = Refused(Refusal.NOT_FOUND, f"{error}.")
     if head is None or contents is None:
         removal = await read_removal(bucket, prefix, file_path)
-        if removal is None:
-            raise missing
+    else:
+        removal = await read_effective_removal(bucket, prefix, file_path, head.size)
+    if removal:
         raise Refused(
             Refusal.REMOVED,
             f"The object {file_path!r} was removed ({removal.reason}): {removal.note}.",
             removed=asdict(LineageRemoval.of(removal)),
         )
+    if head is None or contents is None:
+        raise missing
     require_read(request, contents.source)  # it may have been copied
     return ObjectContents.of(contents, head)
