@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from itertools import product
 
 from bronze.api.glance import QUERIES
-from bronze.telemetry.promql import waiting
+from bronze.telemetry.promql import in_ledger, waiting
 from local.evidence import SOURCES
 from prometheus import rules
 from prometheus.rules import Alert, Thresholds
@@ -17,7 +17,7 @@ from tests.truth.series import EVALUATION_S, Prometheus, Unanswered
 _ROLES = 'job=~"bronze/(api|consumer)", bronze_source!="canary"'
 #: What each source's lanes have got and what is stored of it.
 LEDGER = {
-    outcome: f'max by (bronze_source) (bronze_ledger_records{{{_ROLES}, bronze_outcome="{outcome}"}})'
+    outcome: in_ledger(f'bronze_ledger_records{{{_ROLES}, bronze_outcome="{outcome}"}}')
     for outcome in ("accepted", "stored")
 }
 _OF_PROCESS = "sum by (job, instance, bronze_source)"
@@ -39,7 +39,7 @@ class Watch:
     stage: str = ""
     evaluations: int = 0
     unanswered: int = 0
-    #: Times at which a number had no series: no process had reported for five minutes.
+    #: Times at which a number had no series: no process had reported for some minutes.
     absent: Counter[str] = field(default_factory=Counter)
     problems: list[str] = field(default_factory=list)
     _last: dict[tuple[str, str], float] = field(default_factory=dict)

@@ -34,8 +34,17 @@ sum{grouping} (
 LEDGER = 'job=~"bronze/(api|consumer)"'
 
 
+#: For how long a number of the ledger is one of now, in seconds. Prometheus forgets a process after five minutes: if
+#: all stop at once, the last one that it forgets may have a number that is a second older, and it would fall.
+LEDGER_AGE_S_MAX = 240
+
+
 def in_ledger(series: str) -> str:
-    """A number of each source now. A process that stopped reporting does not hold it back, since it never falls."""
+    """A number of each source now, if a process reports it. One that stopped does not hold it back: it never falls."""
+    return f"({_greatest(series)} and {_greatest(f'timestamp({series})')} > time() - {LEDGER_AGE_S_MAX})"
+
+
+def _greatest(series: str) -> str:
     return f"max by (bronze_source) ({series})"
 
 
@@ -46,7 +55,7 @@ def added(series: str, window: str) -> str:
     """
     return f"""\
 {in_ledger(series)} - (
-  {in_ledger(f"{series} offset {window}")}
+  {_greatest(f"{series} offset {window}")}
   or min by (bronze_source) (min_over_time({series}[{window}]))
 )"""
 
@@ -58,7 +67,7 @@ def waiting(matchers: str) -> str:
     """
     done = f'bronze_ledger_records{{{matchers}, bronze_outcome=~"stored|quarantined|rejected|duplicate"}}'
     accepted = f'bronze_ledger_records{{{matchers}, bronze_outcome="accepted"}}'
-    return f"{in_ledger(accepted)} - {in_ledger(f'sum by (bronze_source, job, instance) ({done})')}"
+    return f"{in_ledger(accepted)} - {_greatest(f'sum by (bronze_source, job, instance) ({done})')}"
 
 
 def quantile_counted(q: float, histogram: str, window: str) -> str:
