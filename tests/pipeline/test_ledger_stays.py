@@ -1,4 +1,4 @@
-"""The number of the ledger when all processes stop reporting at once: it stays, until it is not known. It never falls."""
+"""The ledger's number when all processes stop reporting at once: it stays until it is not known, and never falls."""
 
 import json
 import time
