@@ -70,7 +70,10 @@ def parser() -> argparse.ArgumentParser:
         roles.add_parser("verify", help="check that telemetry, catalog and bucket agree, for a range of time")
     )
     keys_command.arguments(roles.add_parser("keys", help="create, list, rotate and revoke the API keys of principals"))
-    sources_command.arguments(roles.add_parser("sources", help="check what a declaration of sources would change"))
+    actions = sources_command.arguments(
+        roles.add_parser("sources", help="check what a declaration of sources would change, or make one from files")
+    )
+    publisher.infer_arguments(actions.add_parser("infer", help="make a declaration that takes the records of files"))
     lanes = roles.add_parser(
         "lanes",
         help="change the number of lanes per source",
@@ -158,6 +161,8 @@ def run(args: argparse.Namespace, chosen: Settings) -> int:
     if args.role == "sources":
         if args.action == "diff":
             return sources_command.diff(args)
+        if args.action == "infer":
+            return publisher.run_infer(args)
         from bronze.wiring import commands
 
         return asyncio.run(commands.check_sources(args, chosen))

@@ -114,7 +114,8 @@ def test_a_version_counts_changes_and_begins_at_1() -> None:
                 ('timestamp", unit = "s", timezone = "UTC', "a number of s since 1970 has no time zone"),
                 ('int64", widened_from = "int32', "widened_from and widened_since belong together"),
                 ('string", alias = "classification_id', "the alias is reserved"),
-                ('string", alias = "', "Expected `str` of length >= 1"),
+                ('string", alias = "', "the alias must have 1 to 256 characters"),
+                ('string", alias = "a\\\\b', "the alias must have 1 to 256 characters, none of which is a quotation"),
             )
         ),
         (

@@ -16,9 +16,9 @@ from bronze.records.sources import RegisteredSchema, Source
 _CODES = "1 if a change is refused, 2 if a file cannot work"
 
 
-def arguments(parser: argparse.ArgumentParser) -> None:
-    """The command line of `bronze sources`."""
-    parser.description = "Check declarations of sources. It changes nothing."
+def arguments(parser: argparse.ArgumentParser) -> "argparse._SubParsersAction[argparse.ArgumentParser]":
+    """The command line of `bronze sources`. Returns its actions, to which others can be added."""
+    parser.description = "Check declarations of sources, or make one from sample files. It changes nothing."
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     check = actions.add_parser(
         "check",
@@ -40,6 +40,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     diff.add_argument("new", type=Path, metavar="NEW", help="the one that would take its place")
     for action in (check, diff):
         action.add_argument("--json", action="store_true", help="print one line of JSON per source")
+    return actions
 
 
 def diff(args: argparse.Namespace) -> int:

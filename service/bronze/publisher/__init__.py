@@ -11,6 +11,7 @@ batches                     makes submissions of the records
 sending                     sends one submission, with retries
 publishing                  sends the files that are given
 watching                    sends each file that arrives in a directory, once
+inferring                   infers a declaration from files (`bronze sources infer`)
 checking                    checks the records of files and sends nothing (`--dry-run`)
 simulating, fleet           send records slowly, and invent them
 stopping                    what a stop signal does
@@ -26,6 +27,7 @@ Libraries: httpx, msgspec, opentelemetry, pyarrow, rich.
 from bronze.publisher.batches import Batch, batches
 from bronze.publisher.command import publish_arguments, run_publish, run_simulate, simulate_arguments
 from bronze.publisher.formats import STDIN, FileFormat
+from bronze.publisher.inferring import infer_arguments, run_infer
 from bronze.publisher.plan import BATCH_BYTES, BATCH_RECORDS, RETRY_FOR_S, Plan
 from bronze.publisher.progress import Summary
 from bronze.publisher.publishing import publish
@@ -50,8 +52,10 @@ __all__ = [
     "Summary",
     "batches",
     "file_name",
+    "infer_arguments",
     "publish",
     "publish_arguments",
+    "run_infer",
     "run_publish",
     "run_simulate",
     "simulate",

@@ -88,6 +88,13 @@ def bodies(
         yield from _packed(expanded, records_max, bytes_max)
 
 
+@contextmanager
+def columns(file: str, stream: BinaryIO, form: FileFormat) -> Iterator[Columns]:
+    """The schema and the batches of a file, as they are. Raises `Refused` for what cannot be read."""
+    with _readable(file, form):
+        yield _columns(file, stream, form)
+
+
 def _columns(file: str, stream: BinaryIO, form: FileFormat) -> Columns:
     if form is FileFormat.PARQUET:
         if not stream.seekable():

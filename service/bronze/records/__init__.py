@@ -7,6 +7,7 @@ encodings         decodes the content encodings of bodies
 json_intake       checks the records of JSON bodies, and packs them into messages
 columnar_reading  reads Parquet and Arrow in batches, in the API and in the publisher
 columnar_intake   checks those batches, and packs their rows into messages
+inference         infers fields from records and columns
 columns           the Arrow schemas of a source
 arrow_cast        casts Arrow columns without loss
 arrow_fields      converts Arrow columns to those of declared fields
@@ -14,6 +15,6 @@ arrow_json        converts the values of Arrow columns to JSON
 spool             a checked submission: its messages, size and digest
 refusals          the refusals that JSON and columnar bodies have in common
 
-Pure. Imports: errors, protocol.
+Pure. Imports: errors, plurals, protocol.
 Libraries: msgspec, pyarrow, zstandard.
 """

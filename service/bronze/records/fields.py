@@ -20,7 +20,7 @@ FLOAT32_MAX = 3.4028234663852886e38
 CALENDAR_ERROR = "Expected a time from year 1 to year 9999 in UTC"
 
 _DECIMAL = re.compile(r"decimal128\((\d{1,2}), ?(\d{1,2})\)")
-_CHILD_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}")
+CHILD_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}")
 _EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 
 
@@ -295,7 +295,7 @@ def _children(kind: FieldType, parts: list[str], text: str, depth: int) -> Itera
             names: set[str] = set()
             for part in parts:
                 name, colon, child = (piece.strip() for piece in part.partition(":"))
-                if not colon or not _CHILD_NAME.fullmatch(name) or name in names:
+                if not colon or not CHILD_NAME.fullmatch(name) or name in names:
                     raise InvalidType(
                         f"{text}: each field of a struct has a name of its own and a type: struct<name: type, ...>. A "
                         "name has letters, digits and _, and does not begin with a digit"

@@ -26,8 +26,8 @@ CLASSIFICATION_ID_CHARS_MAX = 256
 #: The name of the source of `bronze canary`, which exists in addition to the declared sources.
 CANARY = "canary"
 
-#: The longest name that a field can have in records.
-ALIAS_CHARS_MAX = 256
+#: A name that a field can have in records; the decoder cannot look for others.
+ALIAS = re.compile(r'[^"\\\x00-\x1f]{1,256}')
 
 #: Names that a declared field must not have: columns that Bronze adds, and the partition keys of the object's path.
 RESERVED = frozenset({CLASSIFICATION_ID, "file_path", "source", "date", "hour"})
@@ -191,7 +191,7 @@ class _FieldDeclaration(msgspec.Struct, forbid_unknown_fields=True):
     description: str
     required: bool = False
     since: _Version = 1
-    alias: Annotated[str, msgspec.Meta(min_length=1, max_length=ALIAS_CHARS_MAX)] | None = None
+    alias: str | None = None
     timezone: str | None = None
     unit: TimeUnit | None = None
     widened_from: str | None = None
@@ -298,6 +298,11 @@ def _field(source: str, number: int, entry: dict[str, Any], of: _Declaration) ->
         raise Misconfigured(f"{source}, field {name!r}: {_NAME_RULE}")
     if name in RESERVED:
         raise Misconfigured(f"{place}: the name is reserved: choose another name")
+    if declared.alias is not None and not ALIAS.fullmatch(declared.alias):
+        raise Misconfigured(
+            f"{place}: the alias must have 1 to 256 characters, none of which is a quotation mark, a backslash or a "
+            "control character"
+        )
     if declared.alias == CLASSIFICATION_ID:
         raise Misconfigured(f"{place}: the alias is reserved: records have their {CLASSIFICATION_ID} in it")
     if since > of.version:
