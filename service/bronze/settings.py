@@ -11,17 +11,23 @@ Libraries: pydantic, pydantic_settings.
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Self
+from urllib.parse import urlsplit
 
 from pydantic import Field, PositiveFloat, PositiveInt, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from bronze.errors import Misconfigured
 from bronze.objectives import delivery_s_max
-from bronze.protocol.principals import parse_key
+from bronze.protocol.principals import is_issuer, parse_key
 
 MIB = 2**20
 #: The placeholder of the trace id in `trace_url`.
 TRACE_ID = "{trace_id}"
+#: The algorithms of tokens that may be allowed: all with a public key.
+JWT_ALGORITHMS = (
+    *("RS256", "RS384", "RS512", "PS256", "PS384", "PS512"),
+    *("ES256", "ES384", "ES512", "EdDSA", "Ed25519"),
+)
 _HTTP = r"^https?://[^\s/]"
 
 
@@ -80,6 +86,25 @@ class Settings(BaseSettings):
         description="Who may send requests to the API: keys (clients with an API key, docs/security.md), open "
         "(everybody on this machine; BRONZE_API_HOST must be a loopback address), or delegated (everybody who reaches "
         "the API: something in front of it authenticates).",
+    )
+    session_s_max: PositiveInt = Field(
+        12 * 3600, description="Longest session of a browser, in seconds. It also ends when its API key does."
+    )
+    jwt_issuer: str | None = Field(
+        None,
+        description="Issuer whose tokens (JWT) the API accepts in addition to API keys: their claim iss. Needs "
+        "BRONZE_AUTH=keys, BRONZE_JWT_AUDIENCE and BRONZE_JWT_KEYS.",
+    )
+    jwt_audience: str | None = Field(None, description="The audience that tokens must have: their claim aud.")
+    jwt_keys: str | None = Field(
+        None, description="The issuer's public keys (JWK Set): a URL (https, or http on this machine), or a file."
+    )
+    jwt_algorithms: str = Field(
+        "RS256,ES256,EdDSA",
+        description=f"Algorithms with which tokens may be signed, separated by commas: {', '.join(JWT_ALGORITHMS)}.",
+    )
+    jwt_leeway_s: Annotated[int, Field(ge=0, le=300)] = Field(
+        30, description="Difference of the issuer's clock that is accepted, in seconds."
     )
     requests_per_s_max: PositiveFloat | None = Field(
         None,
@@ -260,7 +285,38 @@ class Settings(BaseSettings):
             raise ValueError("BRONZE_TEMPO_URL and BRONZE_ZIPKIN_URL are both set: set the one that has the traces")
         return self
 
-    @field_validator("tempo_url", "zipkin_url", "api_key", mode="before")
+    @model_validator(mode="after")
+    def _tokens_need_all_their_settings(self) -> Self:
+        given = (self.jwt_issuer, self.jwt_audience, self.jwt_keys)
+        if any(given) and not (all(given) and self.auth is Auth.KEYS):
+            raise ValueError(
+                "tokens need BRONZE_JWT_ISSUER, BRONZE_JWT_AUDIENCE and BRONZE_JWT_KEYS, and BRONZE_AUTH=keys"
+            )
+        return self
+
+    @field_validator("jwt_issuer")
+    @classmethod
+    def _issuer_is_a_url(cls, issuer: str | None) -> str | None:
+        if issuer is not None and not is_issuer(issuer):
+            raise ValueError(f"{issuer!r} is not a URL without query and fragment")
+        return issuer
+
+    @field_validator("jwt_keys")
+    @classmethod
+    def _keys_cannot_be_exchanged_on_their_way(cls, keys: str | None) -> str | None:
+        if keys and keys.startswith("http://") and urlsplit(keys).hostname not in {"localhost", "127.0.0.1", "::1"}:
+            raise ValueError(f"{keys!r} is not on this machine: use https")
+        return keys
+
+    @field_validator("jwt_algorithms")
+    @classmethod
+    def _algorithms_are_known(cls, algorithms: str) -> str:
+        names = [name.strip() for name in algorithms.split(",")]
+        if unknown := [name for name in names if name not in JWT_ALGORITHMS]:
+            raise ValueError(f"{', '.join(unknown)}: use one or more of {', '.join(JWT_ALGORITHMS)}")
+        return ",".join(names)
+
+    @field_validator("tempo_url", "zipkin_url", "api_key", "jwt_issuer", "jwt_audience", "jwt_keys", mode="before")
     @classmethod
     def _empty_is_unset(cls, value: object) -> object:
         return None if value == "" else value  # compose passes on variables that are not set

@@ -1,9 +1,9 @@
 """Identity at the API, in process, on a real queue and a real bucket: who may do what, and what is recorded of it."""
 
 import asyncio
-import base64
 import datetime as dt
 import logging
+import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import httpx
 import pytest
+from cryptography.fernet import Fernet
 from fastapi.routing import APIRoute
 
 from bronze.admin import keys
@@ -18,6 +19,7 @@ from bronze.api import key_ring
 from bronze.api.app import Parts, create_app
 from bronze.api.audit import LINES_PER_MINUTE_MAX
 from bronze.api.authentication import ForeignTraces
+from bronze.api.tokens import TokenVerifier, Trust
 from bronze.errors import Outage, Unavailable
 from bronze.lineage.catalog_index import CatalogIndex
 from bronze.objects.reader import read_contents
@@ -36,6 +38,7 @@ from bronze.wiring.api import api_parts
 from bronze.wiring.servers import Servers
 from tests.contract.making import SOURCES, Heard, until, vehicle
 from tests.contract.test_quarantine import Served
+from tests.unit.test_tokens import AUDIENCE, ISSUER, LEEWAY_S, Issuer, jwks, rsa, token
 
 INGEST = "/v1/ingest/vehicles"
 A = vehicle("a")
@@ -91,6 +94,7 @@ class Site:
     consumer: Heard
     store: Unsteady
     keys: Keys
+    tokens: TokenVerifier | None = None
 
     async def parts(self, auth: Auth) -> Parts:
         lanes = await self.queue.open(SOURCES)
@@ -98,17 +102,19 @@ class Site:
         servers = Servers(lanes, self.queue, self.bucket, self.catalog, self.feed, unused, self.store, unused)
         settings = self.settings.model_copy(update={"auth": auth})
         index = await CatalogIndex().open()
-        return api_parts(settings, SOURCES, servers, index, None, self.heard.telemetry, lambda _: None)
+        return api_parts(
+            settings, SOURCES, servers, index, None, self.heard.telemetry, lambda _: None, tokens=self.tokens
+        )
 
     @asynccontextmanager
     async def api(self, auth: Auth = Auth.KEYS) -> AsyncIterator["Api"]:
         """An API that has read the keys and follows them."""
         parts = await self.parts(auth)
         following: list[asyncio.Task[None]] = []
-        if parts.keys:
-            await parts.keys.read()
-            following.append(asyncio.create_task(parts.keys.follow()))
-        app = ForeignTraces(create_app(parts), parts.keys)
+        if parts.callers:
+            await parts.callers.read()
+            following.append(asyncio.create_task(parts.callers.follow()))
+        app = ForeignTraces(create_app(parts), parts.callers)
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://api") as client:
             yield Api(client, parts)
@@ -203,6 +209,9 @@ ROUTES: dict[str, tuple[int, int, int, Sequence[str]]] = {
     "POST /v1/ingest/vehicles": (401, 403, 202, ["ingest:vehicles"]),
     "POST /v1/ingest/canary": (401, 403, 422, ["ingest:canary"]),
     "GET /nothing": (401, 404, 404, ["admin"]),
+    "GET /login": (200, 200, 200, ["read:*"]),
+    "POST /login": (401, 401, 401, ["read:*"]),
+    "POST /logout": (303, 303, 303, ["read:*"]),
 }
 
 
@@ -218,7 +227,7 @@ async def test_each_route_answers_to_each_identity(site: Site, route: str) -> No
 
     async def status(api: Api, key: str | None) -> int:
         answer = await (api.get(path, key) if method == "GET" else api.post(key, path=path))
-        if answer.status_code in {401, 403}:
+        if answer.status_code in {401, 403} and path != "/login":
             problem = answer.json()
             kind = {401: "unauthenticated", 403: "forbidden"}[answer.status_code]
             assert problem["type"] == f"/problems/{kind}"
@@ -231,7 +240,7 @@ async def test_each_route_answers_to_each_identity(site: Site, route: str) -> No
         statuses = [await status(api, key) for key in (None, unknown, without, it, admin)]
     assert statuses == [to_nobody, to_nobody, to_others, to_it, to_it]
     async with site.api(Auth.OPEN) as api:
-        assert await status(api, None) == to_it
+        assert await status(api, None) == (404 if path in {"/login", "/logout"} else to_it)
 
 
 async def test_the_table_has_every_route(site: Site) -> None:
@@ -254,24 +263,13 @@ async def test_the_table_has_every_route(site: Site) -> None:
 
 @pytest.mark.parametrize(
     "header",
-    ["", "Bearer", "Bearer ", "Basic !", "Basic Og==", "Bearer é", "Digest x", "bearer " + "a" * 5_000],
+    ["", "Bearer", "Bearer ", "Basic Og==", "Bearer é", "Digest x", "bearer " + "a" * 5_000],
 )
 async def test_other_headers_are_refused(site: Site, header: str) -> None:
     async with site.api() as api:
         answer = await api.client.get("/v1/sources", headers=[(b"authorization", header.encode("latin-1"))])
         assert answer.status_code == 401
     assert site.heard.count("bronze.requests.refused", error_type="unauthenticated") == 1
-
-
-async def test_a_browser_asks_for_the_key_as_password(site: Site) -> None:
-    """For pages only: a browser sends such a password with a request that another site causes, too."""
-    key = await site.keys.create("person", "admin")
-    header = {"Authorization": "Basic " + base64.b64encode(f"anything:{key}".encode()).decode()}
-    async with site.api() as api:
-        assert "Basic" in (await api.get("/")).headers["www-authenticate"]
-        assert (await api.client.get("/", headers=header)).status_code == 200
-        answer = await api.client.post(INGEST, content=A, headers={"Content-Type": NDJSON, **header})
-        assert answer.status_code == 401
 
 
 async def test_a_refused_submission_leaves_nothing(site: Site) -> None:
@@ -347,9 +345,9 @@ async def test_the_known_keys_hold_while_the_queue_is_away(site: Site, caplog: p
         await until(lambda: sources(key, 401), within_s=5)
         site.store.away = True
         parts = await site.parts(Auth.KEYS)
-        assert parts.keys
+        assert parts.callers
         with pytest.raises(Unavailable):
-            await parts.keys.read()
+            await parts.callers.read()
 
 
 async def revoked(site: Site, key: str) -> tuple[Principals, int]:
@@ -366,9 +364,265 @@ async def test_keys_that_cannot_be_read_do_not_open_the_api(site: Site) -> None:
         _, revision = await site.store.read()
         await site.key_values.put("principals", b"no JSON", revision)
         with pytest.raises(Unavailable, match="cannot be read"):
-            await api.parts.keys.read()  # type: ignore[union-attr]
+            await api.parts.callers.read()  # type: ignore[union-attr]
         assert (await api.get("/v1/sources", key)).status_code == 200
         assert (await api.get("/v1/sources")).status_code == 401
+
+
+# --- sessions
+
+PAGE = {"Accept": "text/html,application/xhtml+xml"}
+
+
+async def log_in(api: Api, key: str, path: str = "/", **headers: str) -> httpx.Response:
+    return await api.client.post("/login", data={"key": key, "path": path}, headers=headers)
+
+
+async def test_a_browser_logs_in_reads_and_logs_out(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+    """With a cookie that no script can read and that no other site's request has; it does not contain the key."""
+    caplog.set_level(logging.INFO)
+    key = await site.keys.create("person", "admin")
+    async with site.api() as api:
+        asked = await api.client.get("/v1/sources?a=1", headers=PAGE)
+        assert asked.status_code == 401
+        assert asked.headers["content-type"].startswith("text/html")
+        assert 'name="path" value="/v1/sources?a=1"' in asked.text
+        assert "form-action 'self'" in asked.headers["content-security-policy"]
+        assert asked.headers["cache-control"] == "no-store"
+        assert "Not possible" not in asked.text
+        begun = await log_in(api, f" {key}\n", "/v1/sources?a=1")
+        assert (begun.status_code, begun.headers["location"]) == (303, "/v1/sources?a=1")
+        name, *attributes = begun.headers["set-cookie"].split("; ")
+        assert name.startswith("bronze-session=")
+        assert attributes == ["Path=/", "Max-Age=43200", "HttpOnly", "SameSite=Strict"]
+        parsed = parse_key(key)
+        assert parsed
+        assert parsed[1] not in begun.headers["set-cookie"]
+        page = await api.client.get("/", headers=PAGE)
+        assert page.status_code == 200
+        assert '<span>person</span> <button type="submit">Log out</button>' in page.text
+        assert "person logged in" in caplog.text
+        assert key not in caplog.text
+        ended = await api.client.post("/logout")
+        assert (ended.status_code, ended.headers["location"]) == (303, "/login")
+        assert "Max-Age=0" in ended.headers["set-cookie"]
+        assert (await api.client.get("/", headers=PAGE)).status_code == 401
+
+
+async def test_a_session_is_for_reading_only(site: Site) -> None:
+    """Also if its key may do everything."""
+    key = await site.keys.create("person", "admin")
+    async with site.api() as api:
+        await log_in(api, key)
+        assert (await api.get("/v1/sources")).status_code == 200
+        assert (await api.post()).status_code == 401
+        assert (await api.client.request("HEAD", "/v1/sources")).status_code == 405
+        for method in ("PUT", "DELETE", "PATCH", "OPTIONS"):
+            assert (await api.client.request(method, "/v1/sources")).status_code == 401
+
+
+async def test_a_session_holds_in_every_api_and_ends_with_its_key(site: Site) -> None:
+    """Within 5 s of the revocation, in all of them."""
+    key = await site.keys.create("person", "read:*")
+    async with site.api() as first, site.api() as second:
+        await log_in(first, key)
+        second.client.cookies = first.client.cookies
+
+        async def both_answer(status: int) -> bool:
+            return [(await api.get("/")).status_code for api in (first, second)] == [status, status]
+
+        assert await both_answer(200)
+        await site.keys.revoke(key)
+        await until(lambda: both_answer(401), within_s=5)
+        assert "was revoked" in (await first.client.get("/", headers=PAGE)).text
+
+
+async def test_a_session_ends_after_its_time(site: Site) -> None:
+    site.settings = site.settings.model_copy(update={"session_s_max": 1})
+    key = await site.keys.create("person", "read:*")
+    async with site.api() as api:
+        await log_in(api, key)
+        cookie = dict(api.client.cookies)
+        assert (await api.get("/")).status_code == 200
+
+        async def ended() -> bool:
+            api.client.cookies.update(cookie)  # the browser would have removed it
+            return (await api.get("/")).status_code == 401
+
+        await until(ended, within_s=10)
+
+
+async def test_only_a_valid_key_begins_a_session(site: Site) -> None:
+    key = await site.keys.create("person", "read:*")
+    async with site.api() as api:
+        for wrong in ("", "hunter2", key[:-1] + ("A" if key[-1] != "A" else "B"), "x" * 10_000, "é\x00"):
+            answer = await log_in(api, wrong)
+            assert answer.status_code == 401
+            assert "set-cookie" not in answer.headers
+            assert not wrong or wrong not in answer.text
+        garbage = await api.client.post("/login", content=b"\xff" * 100)
+        assert garbage.status_code == 401
+
+
+@pytest.mark.parametrize(
+    "value", ["", "x", "gAAAAA", "é", "x" * 5_000, "gAAAAABm" + "A" * 200, "bronze_0123456789ab_" + "A" * 43]
+)
+async def test_a_forged_cookie_is_refused(site: Site, value: str) -> None:
+    await site.keys.create("person", "read:*")
+    async with site.api() as api:
+        cookie = [(b"cookie", f"bronze-session={value}".encode())]
+        assert (await api.client.get("/v1/sources", headers=cookie)).status_code == 401
+
+
+async def test_what_the_queue_stores_does_not_make_a_session(site: Site) -> None:
+    """Who reads the secret of the sessions there still needs a key."""
+    key = await site.keys.create("person", "read:*")
+    principals, _ = await site.store.read()
+    stored = principals.principals[0].keys[0]
+    for text in (stored.id, stored.sha256, f"bronze_{stored.id}_{stored.sha256[:43]}"):
+        forged = Fernet(principals.session_key).encrypt(text.encode()).decode()
+        async with site.api() as api:
+            api.client.cookies.set("bronze-session", forged)
+            assert (await api.get("/v1/sources")).status_code == 401
+    assert key not in principals.encode().decode()
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Sec-Fetch-Site": "same-origin", "Origin": "http://other"}, 303),
+        ({"Sec-Fetch-Site": "none"}, 303),
+        ({"Sec-Fetch-Site": "same-site"}, 403),
+        ({"Sec-Fetch-Site": "cross-site"}, 403),
+        ({"Origin": "http://api"}, 303),
+        ({"Origin": "http://evil.example"}, 403),
+        ({"Origin": "http://api.evil.example"}, 403),
+        ({"Origin": "null"}, 403),
+        ({}, 303),
+    ],
+)
+async def test_another_site_can_neither_log_in_nor_out(site: Site, headers: dict[str, str], status: int) -> None:
+    key = await site.keys.create("person", "read:*")
+    async with site.api() as api:
+        answer = await log_in(api, key, **headers)
+        assert (answer.status_code, "set-cookie" in answer.headers) == (status, status == 303)
+        answer = await api.client.post("/logout", headers=headers)
+        assert (answer.status_code, "set-cookie" in answer.headers) == (status, status == 303)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "//evil.example",
+        "https://evil.example",
+        "/\\evil.example",
+        "\\evil",
+        "evil",
+        "",
+        "/\tx",
+        "/é",
+        "/login",
+        "/logout",
+        "/" + "x" * 3000,
+        "/a\r\nSet-Cookie: x=1",
+    ],
+)
+async def test_a_login_leads_to_the_api_only(site: Site, path: str) -> None:
+    key = await site.keys.create("person", "read:*")
+    async with site.api() as api:
+        assert (await log_in(api, key, path)).headers["location"] == "/"
+
+
+async def test_behind_tls_the_cookie_is_for_tls_and_this_host_only(site: Site) -> None:
+    key = await site.keys.create("person", "read:*")
+    async with site.api() as api:
+        api.client.base_url = httpx.URL("https://api")
+        cookie = (await log_in(api, key)).headers["set-cookie"]
+        assert cookie.startswith("__Host-bronze-session=")
+        assert cookie.endswith("HttpOnly; SameSite=Strict; Secure")
+        assert (await api.get("/")).status_code == 200
+        value = api.client.cookies["__Host-bronze-session"]
+        api.client.cookies.clear()
+        api.client.cookies.set("bronze-session", value)
+        assert (await api.get("/")).status_code == 401
+
+
+async def test_a_session_without_the_scope_says_which_is_missing(site: Site) -> None:
+    key = await site.keys.create("person", "read:status")
+    async with site.api() as api:
+        await log_in(api, key)
+        page = await api.client.get("/", headers=PAGE)
+        assert page.status_code == 403
+        assert "it needs the scope read:*" in page.text
+
+
+async def test_a_header_comes_before_a_cookie(site: Site) -> None:
+    """A wrong key is refused though the cookie is valid: else a client would not notice that its key has expired."""
+    key = await site.keys.create("person", "read:*")
+    async with site.api() as api:
+        await log_in(api, key)
+        assert (await api.get("/v1/sources", "hunter2")).status_code == 401
+        twice = [(b"authorization", f"Bearer {key}".encode())] * 2
+        assert (await api.client.get("/v1/sources", headers=twice)).status_code == 401
+        empty = [(b"authorization", b"Bearer ")]
+        assert (await api.client.get("/v1/sources", headers=empty)).status_code == 401
+
+
+# --- tokens of an issuer
+
+
+async def test_a_token_may_send_what_its_scopes_say(site: Site) -> None:
+    """Its principal is recorded, and it does not share submissions with a key's principal of the same subject."""
+    trust = Trust(ISSUER, AUDIENCE, ["RS256"], LEEWAY_S)
+    site.tokens = TokenVerifier(Issuer(jwks(rsa())), trust)
+    now_s = int(time.time())
+    text = token(None, scope="ingest:vehicles", sub="fleet", iat=now_s, exp=now_s + 60)
+    key = await site.keys.create("fleet", "ingest:vehicles")
+    async with site.api() as api:
+        sent = await api.post(text, Idempotency_Key="k")
+        assert sent.status_code == 202
+        assert (await api.post(text, Idempotency_Key="k")).json() == sent.json()
+        assert (await api.post(key, Idempotency_Key="k")).json()["submission_id"] != sent.json()["submission_id"]
+        status = await api.get(sent.json()["status_url"], text)
+        assert status.json()["principal"] == "@issuer.example/realms/a#fleet"
+        assert (await api.get(sent.json()["status_url"], key)).status_code == 404
+        refused = await api.get("/v1/lineage", text)
+        assert refused.status_code == 400
+        forbidden = await api.post(text, path="/v1/ingest/status")
+        assert forbidden.status_code == 403
+        assert "The token of @issuer.example" in forbidden.json()["detail"]
+        assert (await api.post(token(None, iat=now_s, exp=now_s - 60))).status_code == 401
+    async with site.api() as api:
+        site.tokens = None
+    async with site.api() as api:
+        assert (await api.post(text)).status_code == 401
+
+
+# --- the OpenAPI document
+
+
+async def test_the_openapi_document_says_which_scope_each_operation_needs(site: Site) -> None:
+    """In the form of OpenAPI 3.1; the probes need none. Without keys, nothing is said."""
+    key = await site.keys.create("person", "read:*")
+    async with site.api() as api:
+        document = (await api.get("/openapi.json", key)).json()
+    assert document["components"]["securitySchemes"]["bearer"]["scheme"] == "bearer"
+    needs = {
+        f"{method} {path}": operation.get("security")
+        for path, operations in document["paths"].items()
+        for method, operation in operations.items()
+    }
+    assert needs.pop("get /livez") is needs.pop("get /readyz") is None
+    assert needs.pop("post /v1/ingest/{source}") == [{"bearer": ["ingest:{source}"]}]
+    for operation, security in needs.items():
+        assert [*map(list, security)] == [["bearer"], ["session"]], operation
+    for path, operations in document["paths"].items():
+        for operation in operations.values():
+            assert ("401" in operation["responses"]) == ("security" in operation), path
+    async with site.api(Auth.OPEN) as api:
+        document = (await api.get("/openapi.json")).json()
+    assert "securitySchemes" not in document["components"]
+    assert not any("security" in operation for item in document["paths"].values() for operation in item.values())
 
 
 # --- rates
@@ -478,7 +732,8 @@ async def test_keys_are_in_no_log_span_or_answer(site: Site, caplog: pytest.LogC
         for sent in (key, wrong, "hunter2"):
             answers += [await api.post(sent), await api.get("/metrics", sent), await api.get("/v1/lineage", sent)]
             answers.append(await api.post(sent, b"no JSON"))
-        assert secrets[0] not in repr(vars(api.parts.keys))
+        assert api.parts.callers
+        assert secrets[0] not in repr(vars(api.parts.callers.keys))
     spans = " ".join(span.to_json() for span in site.heard.spans())
     for secret in secrets:
         assert secret not in spans
@@ -577,7 +832,7 @@ async def test_principals_do_not_share_idempotency_keys(site: Site) -> None:
         assert retried.json() == sent.json()
         assert (await api.post(one, vehicle("b"), Idempotency_Key="k")).status_code == 409
         second = await site.keys.create("one", "ingest:*")
-        await api.parts.keys.read()  # type: ignore[union-attr]
+        await api.parts.callers.read()  # type: ignore[union-attr]
         assert (await api.post(second, A, Idempotency_Key="k")).json() == sent.json()
 
 

@@ -10,6 +10,7 @@ from fastapi import FastAPI
 
 from bronze.api import manual, problems
 from bronze.api.audit import AuditLog
+from bronze.api.login_page import LoginPage
 from bronze.api.manual import Manual
 from bronze.api.page import Page
 from bronze.api.routes import manual as routes
@@ -61,7 +62,7 @@ class Outline(HTMLParser):
 def api() -> httpx.AsyncClient:
     app = FastAPI()
     routes.add(app, Manual(None))
-    problems.add_handlers(app, AuditLog(), lambda gone: None)
+    problems.add_handlers(app, AuditLog(), lambda gone: None, LoginPage(None))
     return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://api")
 
 

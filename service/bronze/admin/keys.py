@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import msgspec
 
 from bronze.admin.command_error import CommandError
-from bronze.protocol.principals import ALIVE_MAX, ApiKey, Principal, Principals, Rates, new_key
+from bronze.protocol.principals import ALIVE_MAX, ApiKey, Principal, Principals, Rates, new_key, new_session_key
 
 #: The largest document that is stored, in bytes: the API reads it every second. It has space for 1,500 principals.
 DOCUMENT_BYTES_MAX = 512 * 2**10
@@ -124,6 +124,8 @@ def _with_new_key(
     kept = [one for one in principal.keys if one.alive(now) or one in ended]
     principal = msgspec.structs.replace(principal, keys=[*kept, key])
     changed = principals.with_(principal)
+    if not changed.session_key:
+        changed = msgspec.structs.replace(changed, session_key=new_session_key())
     if len(changed.encode()) > DOCUMENT_BYTES_MAX:
         raise CommandError(
             f"there is no space for another key: the keys of all principals need {DOCUMENT_BYTES_MAX} bytes"

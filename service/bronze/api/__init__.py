@@ -4,7 +4,11 @@ app                the application, put together from its routes
 routes/            the routes, one file per subject
 connection         the HTTP server's connections, with bounds on their number and on heads
 authentication     who sends a request, and what that allows
+callers            finds who sends a request
 key_ring           the API keys, which it reads every second
+tokens             the tokens of an issuer, and its keys
+sessions           the sessions of browsers
+login_page         the page with which a browser begins one
 rates              how fast each principal may send
 audit              the audit log
 guard              the names under which the API is called, and the policy of FastAPI's pages
@@ -15,6 +19,7 @@ columnar_reader    has Arrow and Parquet bodies read by columnar_worker, in a ch
 columnar_worker    that child process
 ingest             makes a checked submission durable in the queue, then accepts it
 submit_telemetry   the spans and measurements of that
+openapi_security   what the OpenAPI document says about that
 models, problems   the response bodies, and those of errors
 feed               the feed of new objects, for followers
 source_schema      the declared sources, as the API describes them
@@ -27,6 +32,6 @@ layout             what all pages share
 templates/         their HTML and CSS
 
 A role. Imports: errors, lineage, objectives, objects, protocol, records, servers, settings, telemetry.
-Libraries: fastapi, fastapi_offline, httptools, jinja2, markdown_it, markupsafe, msgspec, opentelemetry, pyarrow,
-pydantic, starlette, uvicorn.
+Libraries: cryptography, fastapi, fastapi_offline, httptools, jinja2, joserfc, markdown_it, markupsafe, msgspec,
+opentelemetry, pyarrow, pydantic, starlette, uvicorn.
 """

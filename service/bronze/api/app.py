@@ -11,14 +11,16 @@ from bronze.api import problems
 from bronze.api.audit import AuditLog
 from bronze.api.authentication import Authentication
 from bronze.api.body import BodyReader
+from bronze.api.callers import Callers
 from bronze.api.feed import Followers
 from bronze.api.ingest import Ingest
-from bronze.api.key_ring import KeyRing
+from bronze.api.login_page import LoginPage
 from bronze.api.manual import Manual
+from bronze.api.openapi_security import describe_security
 from bronze.api.page import Page
 from bronze.api.rates import RateLimiter
 from bronze.api.readiness import Readiness
-from bronze.api.routes import feed, health, ingest, lineage, manual, objects, page, sources, submissions
+from bronze.api.routes import feed, health, ingest, lineage, manual, objects, page, session, sources, submissions
 from bronze.errors import ErrorCode, Gone
 from bronze.lineage.catalog_index import CatalogIndex
 from bronze.lineage.lookup import LineageLookup
@@ -47,9 +49,10 @@ class Parts:
     telemetry: Telemetry
     on_gone: Callable[[Gone], None]
     audit: AuditLog
-    #: None: without keys, everybody may do everything
-    keys: KeyRing | None
+    #: None: everybody may do everything
+    callers: Callers | None
     rates: RateLimiter
+    login: LoginPage
     #: Called for each request that is refused before it reaches a route.
     on_refused: Callable[[ErrorCode], None]
 
@@ -72,9 +75,17 @@ def create_app(parts: Parts) -> FastAPI:
     page.add(app, parts.page)
     manual.add(app, parts.manual)
     health.add(app, parts.readiness, parts.telemetry)
-    problems.add_handlers(app, parts.audit, parts.on_gone)
+    if parts.callers:
+        session.add(app, parts.callers.sessions, parts.login, parts.audit)
+    describe_security(app, needs_keys=parts.callers is not None)
+    problems.add_handlers(app, parts.audit, parts.on_gone, parts.login)
     app.add_middleware(
-        Authentication, keys=parts.keys, audit=parts.audit, rates=parts.rates, on_refused=parts.on_refused
+        Authentication,
+        callers=parts.callers,
+        audit=parts.audit,
+        rates=parts.rates,
+        login=parts.login,
+        on_refused=parts.on_refused,
     )
     # routes are tried in order, also by the instrumentation: the most frequent one is first, except for the canary's,
     # which it would match too

@@ -47,6 +47,15 @@ class AuditLog:
             },
         )
 
+    def logged_in(self, scope: Scope, caller: Caller) -> None:
+        """A session that began."""
+        client = scope.get("client")
+        log.info(
+            "%s logged in",
+            caller.principal,
+            extra={"client": client[0] if client else "", "principal": caller.principal, "key_id": caller.key_id},
+        )
+
     def _admits(self) -> bool:
         minute = int(self._now_s() // 60)
         if minute != self._minute:

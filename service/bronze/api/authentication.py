@@ -1,11 +1,9 @@
 """Who sends a request, what that allows, and whether it comes too fast.
 
-Each request except the probes needs an API key (if `BRONZE_AUTH` is `keys`), also one of a route that checks nothing
-else; the routes check the scopes.
+Each request except the probes needs an API key or a token (if `BRONZE_AUTH` is `keys`), also one of a route that
+checks nothing else; the routes check the scopes.
 """
 
-import base64
-import binascii
 from collections.abc import Callable
 
 from fastapi import Request
@@ -15,7 +13,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from bronze.api import problems
 from bronze.api.audit import CALLER, AuditLog
-from bronze.api.key_ring import KeyRing, unauthenticated
+from bronze.api.callers import Callers
+from bronze.api.login_page import LOGIN_PATH, LOGOUT_PATH, LoginPage
 from bronze.api.rates import RateLimiter
 from bronze.errors import ErrorCode, Refusal, Refused, Unavailable
 from bronze.protocol.principals import OPEN, Caller
@@ -24,13 +23,13 @@ from bronze.telemetry.signals import attribute
 
 #: Supervisors and load balancers have no keys.
 PROBES = frozenset({"/livez", "/readyz"})
+#: What needs no key; a browser without a session begins one.
+OPEN_PATHS = PROBES | {LOGIN_PATH, LOGOUT_PATH}
 #: The `traceparent` that is hidden from the instrumentation, in the ASGI scope.
 FOREIGN_TRACE = "bronze.foreign_trace"
-#: The keys that requests are checked against, in the ASGI scope.
-KEYS = "bronze.keys"
+#: What requests are checked against, in the ASGI scope.
+CALLERS = "bronze.callers"
 _NOBODY = Caller(principal="", namespace="", key_id="")
-_BEARER = b"bearer "
-_BASIC = b"basic "
 
 
 class ForeignTraces:
@@ -40,12 +39,12 @@ class ForeignTraces:
     are not traced, or that they belong to the trace of somebody else.
     """
 
-    def __init__(self, app: ASGIApp, keys: KeyRing | None) -> None:
+    def __init__(self, app: ASGIApp, callers: Callers | None) -> None:
         self._app = app
-        self._keys = keys
+        self._callers = callers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and self._keys is not None:
+        if scope["type"] == "http" and self._callers is not None:
             fields = {field.lower().encode("latin-1") for field in get_global_textmap().fields}
             sent = [(name, value) for name, value in scope["headers"] if name in fields]
             if sent and not self._may_trace(scope):
@@ -55,7 +54,7 @@ class ForeignTraces:
 
     def _may_trace(self, scope: Scope) -> bool:
         try:
-            return _caller(self._keys, scope).may_trace
+            return _caller(self._callers, scope).may_trace
         except Refused:
             return False
 
@@ -63,37 +62,39 @@ class ForeignTraces:
 class Authentication:
     """Finds the caller of each request, or answers with 401; and with 429, if the caller sends too fast.
 
-    Without `keys`, everybody may do everything, and all are one caller. `on_refused` is called for each such answer.
+    Without `callers`, everybody may do everything, and all are one caller. `on_refused` is called for each such answer.
     """
 
     def __init__(
         self,
         app: ASGIApp,
-        keys: KeyRing | None,
+        callers: Callers | None,
         audit: AuditLog,
         rates: RateLimiter,
+        login: LoginPage,
         on_refused: Callable[[ErrorCode], None],
     ) -> None:
         self._app = app
-        self._keys = keys
+        self._callers = callers
         self._audit = audit
         self._rates = rates
+        self._login = login
         self._on_refused = on_refused
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             _link(scope)
-            scope[KEYS] = self._keys
+            scope[CALLERS] = self._callers
             try:
-                scope[CALLER] = found = _caller(self._keys, scope)
+                scope[CALLER] = found = _caller(self._callers, scope)
             except Refused as error:
                 self._audit.refused(scope, error)
                 self._on_refused(error.code)
-                await problems.refusal(error)(scope, receive, send)
+                await problems.denial(scope, error, self._login)(scope, receive, send)
                 return
             if found.principal:
                 get_current_span().set_attribute(attribute.enduser_id, found.principal)
-            if scope["path"] not in PROBES and (rates := self._rates.of(found)):
+            if scope["path"] not in OPEN_PATHS and (rates := self._rates.of(found)):
                 send = rates.reporting(send)
                 try:
                     receive = rates.admit(scope, receive)
@@ -104,11 +105,11 @@ class Authentication:
         await self._app(scope, receive, send)
 
 
-def _caller(keys: KeyRing | None, scope: Scope) -> Caller:
+def _caller(callers: Callers | None, scope: Scope) -> Caller:
     """The caller of a request. Raises `Refused` (401)."""
-    if keys is None:
+    if callers is None:
         return OPEN
-    return _NOBODY if scope["path"] in PROBES else keys.find(_key(scope))
+    return _NOBODY if scope["path"] in OPEN_PATHS else callers.find(scope)
 
 
 def _link(scope: Scope) -> None:
@@ -119,26 +120,6 @@ def _link(scope: Scope) -> None:
             get_current_span().add_link(foreign)
 
 
-def _key(scope: Scope) -> str:
-    """The key in the header `Authorization`: as bearer token, or as the password that a browser asks for.
-
-    Browsers send such a password with requests that other sites cause: it is for reading only. Raises `Refused`.
-    """
-    values: list[bytes] = [value for name, value in scope["headers"] if name == b"authorization"]
-    if not values:
-        raise unauthenticated("Send an API key: in the header Authorization, as Bearer token.")
-    scheme = values[0][:7].lower()
-    try:
-        if len(values) == 1 and scheme == _BEARER:
-            return values[0][7:].strip().decode("ascii")
-        if len(values) == 1 and scheme.startswith(_BASIC) and scope["method"] in {"GET", "HEAD"}:
-            _, _, password = base64.b64decode(values[0][6:].strip(), validate=True).partition(b":")
-            return password.decode("ascii")
-    except (UnicodeDecodeError, binascii.Error):
-        pass
-    raise unauthenticated("The header Authorization is not valid: send it once, with an API key as Bearer token.")
-
-
 def caller(request: Request) -> Caller:
     """The caller of a request."""
     found: Caller = request.scope[CALLER]
@@ -147,7 +128,7 @@ def caller(request: Request) -> Caller:
 
 def caller_now(request: Request) -> Caller:
     """The caller of a request that takes long, as the keys are now. Raises `Refused` (401)."""
-    return _caller(request.scope[KEYS], request.scope)
+    return _caller(request.scope[CALLERS], request.scope)
 
 
 def require_ingest(request: Request, source: str) -> Caller:
@@ -175,8 +156,9 @@ def require_read_every(request: Request) -> Caller:
 
 
 def forbidden(found: Caller, scope: str) -> Refused:
+    credential = f"API key {found.key_id}" if found.key_id else "token"
     return Refused(
         Refusal.FORBIDDEN,
-        f"The API key {found.key_id} of {found.principal} does not allow this: it needs the scope {scope}.",
+        f"The {credential} of {found.principal} does not allow this: it needs the scope {scope}.",
         scope=scope,
     )

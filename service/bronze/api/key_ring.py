@@ -55,6 +55,13 @@ class KeyRing:
                     log.info("the API keys can be read again")
                 failing = False
 
+    @property
+    def session_key(self) -> str:
+        """The secret with which sessions are encrypted. Raises `Refused` if there is none yet."""
+        if not self._principals.session_key:
+            raise unauthenticated("Sessions are possible after `bronze keys create`.")
+        return self._principals.session_key
+
     def find(self, text: str) -> Caller:
         """Who has this key. Raises `Refused` (401); the reason is given only to those who have its secret."""
         parsed = parse_key(text)

@@ -26,6 +26,7 @@ def load_templates(runbook_url: str | None) -> Environment:
         "css": Markup(templates.get_template("page.css").render()),  # noqa: S704  a file of this package
         "runbook_url": runbook_url or RUNBOOK_PATH,
         "version": __version__,
+        "logged_in": "",  # the principal of a session
     }
     return templates
 

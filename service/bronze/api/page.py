@@ -109,27 +109,28 @@ class Page:
         self._template = templates.get_template("page.html")
         self.headers: Mapping[str, str] = {**security_headers(templates), "Cache-Control": "no-store"}
 
-    async def show(self, text: str) -> RenderedPage:
-        """The lineage of an id or a path; if the text is empty, the overview."""
+    async def show(self, text: str, logged_in: str = "") -> RenderedPage:
+        """The lineage of an id or a path; if the text is empty, the overview. `logged_in` is who has a session."""
         q = text.strip()
         if not q:
-            return await self._overview()
+            return await self._overview(logged_in)
         if len(q) > Q_CHARS_MAX:
             problem = PageProblem("Search text too long", f"An id or a path has at most {Q_CHARS_MAX:,} characters.")
-            return await self._render(400, q=q[:Q_CHARS_MAX], problem=problem)
+            return await self._render(logged_in, 400, q=q[:Q_CHARS_MAX], problem=problem)
         try:
             async with asyncio.timeout(self._look_up_s_max):
                 lineage = await self._lookups.guess(q, LISTED_MAX)
         except Refused as error:
             # not a 404: to a browser, that would mean that the page itself does not exist
-            return await self._render(200, q=q, problem=PageProblem("Nothing found", error.detail))
+            return await self._render(logged_in, 200, q=q, problem=PageProblem("Nothing found", error.detail))
         except (Unavailable, TimeoutError) as error:
             reason = without_addresses(str(error)).rstrip(".") or "The search took too long"
             detail = f"{reason}. Try again."
-            return await self._render(503, q=q, problem=PageProblem("Temporarily unavailable", detail))
+            return await self._render(logged_in, 503, q=q, problem=PageProblem("Temporarily unavailable", detail))
         preview, no_preview = await self._rows(lineage)
         submission = lineage.submissions[0] if len(lineage.submissions) == 1 else None
         return await self._render(
+            logged_in,
             q=q,
             lineage=lineage,
             steps=timeline(submission, lineage.objects) if submission else (),
@@ -171,14 +172,16 @@ class Page:
         if not reading.cancelled():
             reading.exception()  # mark it as retrieved: after a time-out, nobody awaits the task
 
-    async def _overview(self) -> RenderedPage:
+    async def _overview(self, logged_in: str) -> RenderedPage:
         if self._glances is None:
-            return await self._render()
+            return await self._render(logged_in)
         try:
             glance = await self._glances.read()
         except Unavailable as error:
-            return await self._render(outage=without_addresses(error.detail))
-        return await self._render(glance=glance, tiles=tiles(glance), writes=await self._objects_of(glance.slowest))
+            return await self._render(logged_in, outage=without_addresses(error.detail))
+        return await self._render(
+            logged_in, glance=glance, tiles=tiles(glance), writes=await self._objects_of(glance.slowest)
+        )
 
     async def _objects_of(
         self, writes: Sequence[BronzeWrite]
@@ -202,9 +205,9 @@ class Page:
             for write, task in zip(writes, tasks, strict=True)
         ]
 
-    async def _render(self, status: int = 200, **values: object) -> RenderedPage:
+    async def _render(self, logged_in: str, status: int = 200, **values: object) -> RenderedPage:
         unset = dict.fromkeys(("problem", "lineage", "glance", "outage", "preview", "no_preview"), None)
-        html = await asyncio.to_thread(self._template.render, unset | {"q": ""} | values)
+        html = await asyncio.to_thread(self._template.render, unset | {"q": "", "logged_in": logged_in} | values)
         return RenderedPage(html, status)
 
 

@@ -11,9 +11,12 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from opentelemetry.trace import Status, StatusCode, get_current_span
 from starlette.exceptions import HTTPException
+from starlette.types import Scope
 
 from bronze.api.audit import AuditLog
+from bronze.api.login_page import LoginPage, requested_path, wants_page
 from bronze.api.models import Problem
+from bronze.api.sessions import cookie_of
 from bronze.errors import Fault, Gone, Outage, Refusal, Refused, Unavailable
 from bronze.telemetry.context import trace_id_hex, traceparent
 
@@ -52,6 +55,15 @@ def refusal(error: Refused) -> Response:
     return _problem(error.status, error.code, error.detail, error.members, _challenge(error))
 
 
+def denial(scope: Scope, error: Refused, login: LoginPage) -> Response:
+    """The answer to a request without an identity that allows it: a browser gets the page with which it logs in."""
+    if not wants_page(scope):
+        return refusal(error)
+    page = login.show(error.status, requested_path(scope), error.detail if cookie_of(scope) else "")
+    page.headers.update({**_challenge(error), "traceresponse": traceparent()})
+    return page
+
+
 def too_fast(error: Unavailable) -> Response:
     """The answer to a request of a principal that sends faster than it may."""
     return _problem(error.code.status, error.code, error.detail, error.members, _retry_after(error))
@@ -62,10 +74,10 @@ def _retry_after(error: Unavailable) -> Mapping[str, str]:
 
 
 def _challenge(error: Refused) -> Mapping[str, str]:
-    """How to authenticate (RFC 6750, RFC 7617); the second way is for browsers, which ask for the password."""
+    """How to authenticate (RFC 6750)."""
     match error.code:
         case Refusal.UNAUTHENTICATED:
-            return {"WWW-Authenticate": 'Bearer realm="bronze", Basic realm="bronze", charset="UTF-8"'}
+            return {"WWW-Authenticate": 'Bearer realm="bronze"'}
         case Refusal.FORBIDDEN:
             scope = error.members["scope"]
             return {"WWW-Authenticate": f'Bearer realm="bronze", error="insufficient_scope", scope="{scope}"'}
@@ -73,13 +85,14 @@ def _challenge(error: Refused) -> Mapping[str, str]:
             return {}
 
 
-def add_handlers(app: FastAPI, audit: AuditLog, on_gone: Callable[[Gone], None]) -> None:
+def add_handlers(app: FastAPI, audit: AuditLog, on_gone: Callable[[Gone], None], login: LoginPage) -> None:
     """Answer each error with its problem document. `on_gone` is called if the queue or the catalog was replaced."""
 
     @app.exception_handler(Refused)
     async def refused(request: Request, error: Refused) -> Response:
         if error.code is Refusal.FORBIDDEN:
             audit.refused(request.scope, error)
+            return denial(request.scope, error, login)
         return refusal(error)
 
     @app.exception_handler(Unavailable)

@@ -5,6 +5,7 @@ An API key is shown once, when it is created; the SHA-256 of its secret is store
 computes its hash for each request.
 """
 
+import base64
 import hashlib
 import hmac
 import re
@@ -29,13 +30,32 @@ ALIVE_MAX = 2
 SECRET_BYTES = 32
 
 _NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._:@/+=-]{{0,{NAME_BYTES_MAX - 1}}}")
+_TOKEN_NAME = re.compile(rf"@[A-Za-z0-9._:@/+=#|-]{{1,{NAME_BYTES_MAX - 1}}}")
+_ISSUER = re.compile(r"https?://[^\s/?#][^\s?#]*")
 _SCOPE = re.compile(r"admin|trace|(?:ingest|read):(?:\*|[a-z][a-z0-9_]*)")
-_KEY = re.compile(r"bronze_([0-9a-f]{12})_([A-Za-z0-9_-]{43})")
+#: The beginning of each API key.
+KEY_PREFIX = "bronze_"
+_KEY = re.compile(rf"{KEY_PREFIX}([0-9a-f]{{12}})_([A-Za-z0-9_-]{{43}})")
 
 
 def is_name(text: str) -> bool:
     """Whether a text may be a principal's name: plain ASCII, so that logs and terminals show it as it is."""
     return _NAME.fullmatch(text) is not None
+
+
+def token_principal(issuer: str, subject: str) -> str:
+    """The name of the principal of an issuer's tokens: `@` + issuer + `#` + subject, or `@` + their SHA-256 if that is
+    too long or not plain.
+
+    No principal of API keys begins with `@`, and an issuer has no `#`: two pairs never have the same name.
+    """
+    name = f"@{issuer.removeprefix('https://')}#{subject}"
+    return name if _TOKEN_NAME.fullmatch(name) else f"@{_hash(name)}"
+
+
+def is_issuer(text: str) -> bool:
+    """Whether a text may be an issuer: a URL without query and fragment (OpenID Connect)."""
+    return _ISSUER.fullmatch(text) is not None
 
 
 def is_scope(text: str) -> bool:
@@ -99,9 +119,10 @@ class Principal(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Principals(msgspec.Struct, frozen=True):
-    """The document: all principals, in the order of their names."""
+    """The document: all principals, in the order of their names, and the secret of the sessions."""
 
     principals: list[Principal] = []
+    session_key: str = ""
 
     def find(self, name: str) -> Principal | None:
         return next((principal for principal in self.principals if principal.name == name), None)
@@ -126,7 +147,12 @@ def new_key(scopes: Sequence[str], created_at: str, expires_at: str | None) -> t
     stored = ApiKey(
         id=key_id, sha256=_hash(secret), scopes=sorted(set(scopes)), created_at=created_at, expires_at=expires_at
     )
-    return f"bronze_{key_id}_{secret}", stored
+    return f"{KEY_PREFIX}{key_id}_{secret}", stored
+
+
+def new_session_key() -> str:
+    """A new secret of the sessions, in the form of Fernet."""
+    return base64.urlsafe_b64encode(secrets.token_bytes(SECRET_BYTES)).decode()
 
 
 def parse_key(text: str) -> tuple[str, str] | None:
@@ -141,7 +167,10 @@ def _hash(secret: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who sends a request: the principal, its namespace, what the key allows, and how fast it may send."""
+    """Who sends a request: the principal, its namespace, what the key or token allows, and how fast it may send.
+
+    `key_id` is empty for a token.
+    """
 
     principal: str
     namespace: str

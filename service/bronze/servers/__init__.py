@@ -12,6 +12,7 @@ catalog_feed     the catalog's entries in order, for readers that follow new obj
 catalog_rebuild  the stream of a catalog that is being rebuilt
 schema_registry  the registered versions of the sources
 principal_store  the principals and their API keys
+issuer_keys      the public keys of the issuer of tokens
 prometheus       instant queries and exemplars
 trace_store      traces, from Tempo or Zipkin
 http_json        the requests of these two

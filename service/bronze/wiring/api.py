@@ -12,6 +12,7 @@ from bronze.api.audit import AuditLog
 from bronze.api.authentication import ForeignTraces
 from bronze.api.body import BodyReader
 from bronze.api.budget import Budget
+from bronze.api.callers import Callers
 from bronze.api.columnar_reader import ColumnarReaders
 from bronze.api.connection import create_server
 from bronze.api.feed import Followers
@@ -19,11 +20,14 @@ from bronze.api.glance import ASK_S_MAX, GlanceReader
 from bronze.api.guard import Guard
 from bronze.api.ingest import Ingest
 from bronze.api.key_ring import KeyRing
+from bronze.api.login_page import LoginPage
 from bronze.api.manual import Manual
 from bronze.api.page import Page
 from bronze.api.rates import RateLimiter
 from bronze.api.readiness import Readiness
 from bronze.api.request_context import OwnContext
+from bronze.api.sessions import Sessions
+from bronze.api.tokens import TokenVerifier, Trust
 from bronze.errors import ErrorCode, Gone, Misconfigured
 from bronze.lineage.catalog_index import CatalogIndex
 from bronze.lineage.lookup import LineageLookup
@@ -41,7 +45,14 @@ from bronze.telemetry import sdk
 from bronze.telemetry.sdk import Telemetry
 from bronze.telemetry.signals import Role, attribute
 from bronze.wiring.reload import SourcesReload, inherited_listener, start_again
-from bronze.wiring.servers import Servers, in_background, ledger_report, open_prometheus, open_servers
+from bronze.wiring.servers import (
+    Servers,
+    in_background,
+    ledger_report,
+    open_issuer_keys,
+    open_prometheus,
+    open_servers,
+)
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +65,16 @@ def check_exposure(settings: Settings) -> None:
             "accepts requests from everybody. Set BRONZE_AUTH=keys and create keys with `bronze keys create`; or set "
             "BRONZE_AUTH=delegated if something in front of the API authenticates (docs/security.md)"
         )
+
+
+def trust(settings: Settings) -> Trust:
+    """Which tokens are accepted, by settings that name an issuer."""
+    return Trust(
+        issuer=settings.jwt_issuer or "",
+        audience=settings.jwt_audience or "",
+        algorithms=settings.jwt_algorithms.split(","),
+        leeway_s=settings.jwt_leeway_s,
+    )
 
 
 def _listen(settings: Settings) -> socket.socket:
@@ -78,6 +99,7 @@ def api_parts(
     on_gone: Callable[[Gone], None],
     now_s: Callable[[], float] = boot_time_s,
     stopping: Callable[[], bool] = lambda: False,
+    tokens: TokenVerifier | None = None,
 ) -> Parts:
     """The parts of the API, on these servers. If it needs keys, they still have to be read."""
     audit = AuditLog()
@@ -85,6 +107,7 @@ def api_parts(
     def count_refused(code: ErrorCode) -> None:
         telemetry.instruments.requests_refused.add(1, {attribute.error_type: code})
 
+    keys = KeyRing(servers.principals, audit)
     lanes = {(lane.source, lane.number): lane for lane in servers.lanes}
     submissions = SubmissionLookup(lanes, settings.lanes, servers.queue, servers.catalog, servers.bucket)
     lookups = LineageLookup(index, servers.bucket, submissions.find, settings.prefix)
@@ -110,8 +133,9 @@ def api_parts(
         telemetry=telemetry,
         on_gone=on_gone,
         audit=audit,
-        keys=KeyRing(servers.principals, audit) if settings.auth is Auth.KEYS else None,
+        callers=Callers(keys, tokens, Sessions(keys, settings.session_s_max)) if settings.auth is Auth.KEYS else None,
         rates=RateLimiter(Rates(settings.requests_per_s_max, settings.bytes_per_s_max), settings.rate_window_s),
+        login=LoginPage(settings.runbook_url),
         on_refused=count_refused,
     )
 
@@ -134,6 +158,7 @@ async def serve(settings: Settings, substitute: Callable[[Servers], Servers] = l
         async with (
             open_servers(settings, declared, telemetry.instance_id, stop) as opened,
             open_prometheus(settings, ASK_S_MAX) as prometheus,
+            open_issuer_keys(settings) as issuer_keys,
         ):
             servers = substitute(opened)
 
@@ -152,10 +177,11 @@ async def serve(settings: Settings, substitute: Callable[[Servers], Servers] = l
                 telemetry,
                 stop_on_gone,
                 stopping=lambda: server.should_exit,
+                tokens=None if issuer_keys is None else TokenVerifier(issuer_keys, trust(settings)),
             )
-            if parts.keys:
-                await retry_until_available(parts.keys.read, stop)
-            app = Guard(ForeignTraces(create_app(parts), parts.keys), settings, parts.on_refused)
+            if parts.callers:
+                await retry_until_available(parts.callers.read, stop)
+            app = Guard(ForeignTraces(create_app(parts), parts.callers), settings, parts.on_refused)
             server = create_server(OwnContext(app), settings, STOP_GRACE_S, parts.on_refused)
 
             def stop_serving() -> None:
@@ -179,7 +205,9 @@ async def serve(settings: Settings, substitute: Callable[[Servers], Servers] = l
                 report = ledger_report(servers, declared, telemetry)
                 async with (
                     _following(index, servers.feed, telemetry.instruments.catalog_lag.set),
-                    in_background(report.run(), reload.notice_edits(), *([parts.keys.follow()] if parts.keys else [])),
+                    in_background(
+                        report.run(), reload.notice_edits(), *([parts.callers.follow()] if parts.callers else [])
+                    ),
                 ):
                     process.freeze_startup_objects()
                     await server.serve(sockets=[listener])

@@ -18,6 +18,7 @@ from bronze.servers import schema_registry
 from bronze.servers.bucket import Bucket
 from bronze.servers.catalog import Catalog, NatsCatalog
 from bronze.servers.catalog_feed import Feed
+from bronze.servers.issuer_keys import IssuerKeys
 from bronze.servers.jetstream import JetStream
 from bronze.servers.key_value import KeyValueStore
 from bronze.servers.lane_lock import Lock, NatsLock
@@ -112,6 +113,16 @@ async def open_trace_store(settings: Settings, timeout_s: float) -> AsyncIterato
             yield Zipkin(client)
     else:
         yield None
+
+
+@asynccontextmanager
+async def open_issuer_keys(settings: Settings) -> AsyncIterator[IssuerKeys | None]:
+    """The keys of the issuer in the settings, if there is one."""
+    if settings.jwt_keys is None:
+        yield None
+        return
+    async with httpx.AsyncClient() as client:
+        yield IssuerKeys(client, settings.jwt_keys)
 
 
 def _client(variable: str, url: str, timeout_s: float) -> httpx.AsyncClient:

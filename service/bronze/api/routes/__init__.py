@@ -7,6 +7,7 @@ lineage      `GET /v1/lineage`: what belongs to an id or a path
 feed         `GET /v1/feed`: new objects and removals
 sources      `GET /v1/sources`: the declared sources, and their schemas
 page         `/`: the page for people without Grafana
+session      `/login` and `/logout`: the session of a browser
 manual       `/runbook`, and `/manual/{name}`: the pages of docs/
 health       `/livez`, `/readyz` and `/metrics`
 

@@ -8,6 +8,7 @@ from fastapi import FastAPI, Header, Query, Request, Response
 from bronze.api import problems
 from bronze.api.authentication import caller_now, forbidden
 from bronze.api.feed import HEADERS, LATEST, LIMIT, LIMIT_MAX, WAIT_S_MAX, FeedAnswer, Followers
+from bronze.api.openapi_security import reading
 from bronze.api.routes.sources import declared
 from bronze.lineage.catalog_index import CatalogIndex, Sources
 from bronze.protocol.principals import Caller
@@ -27,8 +28,9 @@ def add(app: FastAPI, known: Mapping[str, Source], index: CatalogIndex, follower
         "/v1/feed",
         summary="New objects and removals after a cursor",
         description=f"With `Accept: {EVENT_STREAM}`, the events are a stream: each has its cursor as `id`.",
-        responses=_STREAM | problems.responses(400, 401, 403, 404, 422, 503),
+        responses=_STREAM | problems.responses(400, 401, 403, 404, 422, 429, 503),
         response_class=Response,
+        openapi_extra=reading("read:{source}"),
     )
     async def feed(
         request: Request,

@@ -7,6 +7,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse
 
 from bronze.api import problems
 from bronze.api.authentication import require_read_every
+from bronze.api.openapi_security import reading
 from bronze.api.readiness import Readiness
 from bronze.telemetry.sdk import Telemetry
 
@@ -28,6 +29,7 @@ def add(app: FastAPI, readiness: Readiness, telemetry: Telemetry) -> None:
         summary="This process's metrics, in Prometheus' text format",
         response_class=PlainTextResponse,
         responses=problems.responses(401, 403, 429),
+        openapi_extra=reading("read:*"),
     )
     async def metrics(request: Request) -> Response:
         require_read_every(request)

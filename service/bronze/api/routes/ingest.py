@@ -11,6 +11,7 @@ from bronze.api.authentication import require_ingest
 from bronze.api.body import BodyReader
 from bronze.api.ingest import Ingest, SubmissionHead
 from bronze.api.models import SubmissionAccepted, status_url
+from bronze.api.openapi_security import writing
 from bronze.api.routes.sources import declared
 from bronze.api.submit_telemetry import SubmissionTelemetry
 from bronze.errors import Refusal, Refused
@@ -100,7 +101,7 @@ def add(app: FastAPI, sources: Mapping[str, Source], bodies: BodyReader, ingest:
             202: {"model": SubmissionAccepted},
             **problems.responses(400, 401, 403, 404, 409, 413, 415, 422, 429, 503),
         },
-        openapi_extra=_openapi(sources),
+        openapi_extra={**_openapi(sources), **writing("ingest:{source}")},
     )
     async def submit(request: Request) -> Response:
         name = request.path_params.get("source", CANARY)

@@ -6,6 +6,7 @@ from fastapi import FastAPI, Query, Request
 
 from bronze.api import problems
 from bronze.api.authentication import caller
+from bronze.api.openapi_security import reading
 from bronze.errors import Refusal, Refused
 from bronze.lineage.lookup import LIMIT, LIMIT_MAX, By, Lineage, LineageLookup
 
@@ -17,6 +18,7 @@ def add(app: FastAPI, lookups: LineageLookup) -> None:
         "/v1/lineage",
         summary="The lineage of an id or a path: all submissions and objects that belong to it",
         responses=problems.responses(400, 401, 404, 422, 429, 503),
+        openapi_extra=reading("read:{source}"),
     )
     async def lineage(
         request: Request,

@@ -7,6 +7,7 @@ from fastapi import FastAPI, Request
 from bronze.api import problems
 from bronze.api.authentication import require_read, require_read_every
 from bronze.api.models import ObjectContents
+from bronze.api.openapi_security import reading
 from bronze.errors import Halted, Refusal, Refused
 from bronze.lineage.lookup import LineageRemoval
 from bronze.objects.reader import read_contents
@@ -22,6 +23,7 @@ def add(app: FastAPI, bucket: Bucket, prefix: str) -> None:
         "/v1/objects/{file_path:path}",
         summary="The contents of an object",
         responses=problems.responses(401, 403, 404, 410, 429, 503),
+        openapi_extra=reading("read:{source}"),
     )
     async def contents(request: Request, file_path: str) -> ObjectContents:
         return await _contents(request, bucket, prefix, file_path)

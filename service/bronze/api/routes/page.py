@@ -5,6 +5,7 @@ from fastapi.responses import HTMLResponse
 
 from bronze.api.authentication import require_read_every
 from bronze.api.page import Page
+from bronze.api.sessions import cookie_of
 
 
 def add(app: FastAPI, page: Page) -> None:
@@ -12,6 +13,6 @@ def add(app: FastAPI, page: Page) -> None:
 
     @app.get("/", include_in_schema=False)
     async def show(request: Request, q: str = "") -> HTMLResponse:
-        require_read_every(request)
-        rendered = await page.show(q)
+        found = require_read_every(request)
+        rendered = await page.show(q, found.principal if cookie_of(request.scope) else "")
         return HTMLResponse(rendered.html, rendered.status, page.headers)

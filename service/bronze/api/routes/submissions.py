@@ -5,6 +5,7 @@ from fastapi import FastAPI, Request
 from bronze.api import problems
 from bronze.api.authentication import caller
 from bronze.api.models import SubmissionStatus
+from bronze.api.openapi_security import reading
 from bronze.lineage.submission import SubmissionLookup, not_found
 from bronze.protocol.message import AcceptedSubmission
 from bronze.protocol.principals import Caller
@@ -17,6 +18,7 @@ def add(app: FastAPI, submissions: SubmissionLookup) -> None:
         "/v1/submissions/{submission_id}",
         summary="The status of a submission",
         responses=problems.responses(401, 404, 429, 503),
+        openapi_extra=reading(),
     )
     async def status(request: Request, submission_id: str) -> SubmissionStatus:
         accepted, identity = await submissions.find(submission_id)
