@@ -14,7 +14,7 @@ MAKEFLAGS += --no-print-directory
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
-	@echo "make up SAMPLE=year sends all flights of 2013 (676,874 records) instead of a few days."
+	@echo "make up SAMPLE=year sends all flights of 2013 (687,074 records) instead of a few days."
 	@echo "BRONZE_{METRICS,TRACES,LOGS}_EXPORTER choose the destinations of telemetry: files of otel-collector/exporters/, separated by commas."
 	@echo "BRONZE_LOCAL_PORT_{NATS,S3,OTLP,PROMETHEUS,ZIPKIN,TEMPO,GRAFANA,API,CONSUMER,PUBLISHER,CANARY} change the ports of \`make up\`."
 

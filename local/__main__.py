@@ -339,7 +339,7 @@ def main() -> int:
     for command in (up, demo):
         sampling = commands.add_parser(command.__name__, help=command.__doc__)
         sampling.add_argument(
-            "--sample", choices=["year"], help="send all of 2013 (676,874 records) instead of a few days"
+            "--sample", choices=["year"], help="send all of 2013 (687,074 records) instead of a few days"
         )
         sampling.set_defaults(run=lambda args, command=command: command(args.sample))
     following = commands.add_parser("logs", help=logs.__doc__)

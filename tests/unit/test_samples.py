@@ -56,12 +56,18 @@ def test_undeclared_fields(source: str) -> None:
 
 
 def test_runs() -> None:
-    """A run has one status and ends either in one result or in one failure; vehicles belong to no run."""
+    """A run has one status, and one result, one failure or, if it was very late, both; vehicles belong to no run."""
     status, results, failures = (
         Counter(record.classification_id for record in decoded(source)) for source in ("status", "results", "failures")
     )
     assert max(status.values()) == 1
-    assert status == results + failures
+    assert status == results | failures
+    both = results & failures
+    assert len(both) > 20
+    late = {record.classification_id for record in decoded("results") if (record.delay_min or 0) >= 120}
+    assert both.keys() == late
+    reasons = {record.classification_id: record.reason for record in decoded("failures")}
+    assert {leg for leg, reason in reasons.items() if reason == "late"} == late
     assert {record.classification_id for record in decoded("vehicles")} == {None}
 
 

@@ -10,6 +10,8 @@ Record = dict[str, object]
 
 VEHICLES = 40
 FAILURES_SHARE = 0.1
+#: Of the trips that arrive: a failure on the way, so that results and failures share classification ids.
+FAILURES_ON_THE_WAY_SHARE = 0.1
 LATE_MIN = 15
 
 _PLACES = ("BER", "CDG", "HEL", "LIS", "OSL", "PRG", "VIE", "WAW")
@@ -40,7 +42,7 @@ def fleet(
 ) -> Iterator[tuple[str, list[Record]]]:
     """Submissions without end, each a source and its records: first vehicles, then status, results and failures.
 
-    Each trip has one status and either one result or one failure, with the same classification_id.
+    Each trip has one status, and one result, one failure or both, with the same classification_id.
     """
     vehicles: list[Record] = [
         {"vehicle_id": f"SIM-{n:02}", "year_built": dice.randint(1995, 2024)} | dice.choice(_MODELS)
@@ -58,8 +60,10 @@ def fleet(
             # the first trip fails and the second arrives, so that each source has a record
             if number == first or (number > first + 1 and dice.random() < FAILURES_SHARE):
                 failures.append(_failure(dice, trip))
-            else:
-                results.append(_result(dice, trip))
+                continue
+            results.append(_result(dice, trip))
+            if dice.random() < FAILURES_ON_THE_WAY_SHARE:
+                failures.append(_failure(dice, trip))
         yield "status", status
         yield "results", results
         yield "failures", failures
