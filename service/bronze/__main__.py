@@ -10,7 +10,15 @@ from contextlib import suppress
 from functools import partial
 
 from bronze import __version__, publisher, settings
-from bronze.admin import confirmation, keys_command, lineage_command, objects_command, sources_command, verify_command
+from bronze.admin import (
+    confirmation,
+    keys_command,
+    lineage_command,
+    objects_command,
+    read_command,
+    sources_command,
+    verify_command,
+)
 from bronze.admin.command_error import CommandError
 from bronze.admin.quarantine_command import arguments
 from bronze.errors import Halted, Misconfigured, Unavailable
@@ -28,8 +36,8 @@ def parser() -> argparse.ArgumentParser:
         description="Accepts raw data over HTTP and writes it through a durable queue to a bucket, as Parquet. Each "
         "write can be traced.",
         epilog="Settings are environment variables: BRONZE_* (docs/settings.md lists them), OTEL_* for telemetry, "
-        "AWS_* for the bucket. The exit codes of publish, lineage, quarantine, objects, verify, keys and sources are "
-        "in their own --help, those of the other commands in docs/operations.md.",
+        "AWS_* for the bucket. The exit codes of publish, lineage, read, quarantine, objects, verify, keys and sources "
+        "are in their own --help, those of the other commands in docs/operations.md.",
     )
     top.add_argument("--version", action="version", version=f"bronze {__version__}")
     roles = top.add_subparsers(dest="role", required=True, metavar="COMMAND")
@@ -56,6 +64,7 @@ def parser() -> argparse.ArgumentParser:
             "lineage", help="print the submissions, traces and objects of an id or a path; or follow new objects"
         )
     )
+    read_command.arguments(roles.add_parser("read", help="write the rows of a source to a file, or show them"))
     arguments(
         roles.add_parser(
             "quarantine", help="list the records in quarantine, export them for correction, and replay them"
@@ -148,6 +157,10 @@ def run(args: argparse.Namespace, chosen: Settings) -> int:
                 return uvloop.run(run_canary(chosen))
     if args.role == "lineage":
         return run_lineage(args, chosen)
+    if args.role == "read":
+        from bronze.admin import read_rows
+
+        return read_rows.run(args)
     if args.role == "quarantine":
         from bronze.wiring import commands
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import datetime as dt
 import json
 import random
 from collections.abc import AsyncIterator, Sequence
@@ -27,7 +28,7 @@ from bronze.servers.jetstream import Outgoing
 from local.machine import limit_s
 from local.programs import LOOPBACK, Process
 from tests import factories
-from tests.contract.making import app_on, until
+from tests.contract.making import RECEIVED_AT, app_on, until
 from tests.contract.test_authentication import Site, consumer, site
 from tests.contract.test_lanes import Parts, parts
 from tests.contract.test_objects_command import acknowledge, delete
@@ -193,6 +194,25 @@ async def test_a_follower_gets_only_the_sources_that_it_names(parts: Parts) -> N
         assert follower.paths() == [vehicles, status]
         unknown = await api.client.get("/v1/feed", params={"source": "nothing"})
         assert (unknown.status_code, unknown.json()["type"]) == (404, "/problems/unknown-source")
+
+
+async def test_since_leaves_out_what_was_received_before(parts: Parts) -> None:
+    """To the microsecond, and in any zone. Objects of which nobody knows when they were received are there."""
+    lanes = await parts.open(1)
+    async with parts.consuming(lanes):
+        await store(parts, lanes, [1, 2])
+    unknown = await append(parts, Lane("status", 0, EPOCH), 1)
+    known = await keys_of(parts)
+    at = dt.datetime.fromisoformat(RECEIVED_AT)
+    async with api_of(parts, lanes) as api:
+        await api.update()
+        for since, paths in ((at, [*known, unknown]), (at + dt.timedelta(microseconds=1), [unknown])):
+            for zone in (dt.UTC, dt.timezone(dt.timedelta(hours=5))):
+                follower = Follower(limit=1)
+                await follower.catch_up(api.client, since=since.astimezone(zone).isoformat())
+                assert sorted(follower.paths()) == sorted(paths)
+        local = await api.client.get("/v1/feed", params={"since": "2026-11-24T12:34:56"})
+        assert local.status_code == 422
 
 
 async def test_latest_begins_with_what_comes_from_now_on(parts: Parts) -> None:
@@ -397,6 +417,7 @@ async def test_too_many_followers_get_a_503(parts: Parts) -> None:
         async with stream(client) as one, stream(client) as two:
             await one.next()
             await two.next()
+            assert [point.value for point in parts.heard.points("bronze.feed.followers")] == [2]
             with pytest.raises(httpx.HTTPStatusError) as caught:
                 async with stream(client):
                     pass

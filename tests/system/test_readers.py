@@ -1,4 +1,4 @@
-"""PyArrow and DuckDB read the bucket, with the README's snippets and by each partition key."""
+"""Readers of the bucket: the snippets of README.md and docs/reading.md, each partition key, and `bronze read`."""
 
 import re
 import subprocess
@@ -6,17 +6,22 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import reduce
+from io import BytesIO
 from operator import and_
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import duckdb
 import pyarrow.dataset as ds
+import pyarrow.parquet as pq
 import pytest
 from pyarrow.fs import S3FileSystem
 
+from local import servers
 from local.builds import REPOSITORY
-from tests.system.blackbox import System, ndjson, vehicles
+from local.machine import limit_s
+from tests.system.blackbox import System, ndjson, until, vehicles
 
 README = REPOSITORY / "README.md"
 MARKED = re.compile(r"<!-- test: (\w+) -->\s*```python\n(.*?)```", re.DOTALL)
@@ -107,6 +112,69 @@ def test_without_pruning_the_old_partition_is_opened(name: str, lake: Lake) -> N
     outcome = lake.run(everything)
     assert outcome.returncode != 0
     assert UNREADABLE in outcome.stderr
+
+
+# --- the recipes of docs/reading.md, with objects of different columns
+
+READING = REPOSITORY / "docs" / "reading.md"
+#: A field of the sample's vehicles that is later than the others, in the objects of the test.
+LATER = "seats"
+
+
+def mixed_lake(system: System, *, old_first: bool) -> Lake:
+    """A lake with an object that lacks a column, and one that has it."""
+    lake = Lake.of(system)
+    path = "/".join(f"{name}={value}" for name, value in lake.keys.items())
+    key = f"{system.prefix}/{path}/1.parquet"
+    new = pq.read_table(BytesIO(system.s3.get_object(Bucket=lake.bucket, Key=key)["Body"].read()))
+    for table, hour in ((new.drop_columns(LATER), 0 if old_first else 2), (new, 1)):
+        file = BytesIO()
+        pq.write_table(table, file)
+        lake.put(file.getvalue(), hour=f"{hour:02}")
+    system.s3.delete_object(Bucket=lake.bucket, Key=key)
+    return lake
+
+
+@pytest.mark.parametrize("old_first", [True, False], ids=["old first", "new first"])
+@pytest.mark.parametrize("names", [["pyarrow"], ["pyarrow", "duckdb"], ["polars"]], ids="-".join)
+def test_a_recipe_survives_an_added_field(names: list[str], system: System, *, old_first: bool) -> None:
+    """Every row of both objects, with null where the object lacks the field."""
+    lake = mixed_lake(system, old_first=old_first)
+    recipes = dict(MARKED.findall(READING.read_text(encoding="utf-8")))
+    code = "\n".join(recipes[name] for name in names).replace("/bronze/source", f"/{system.prefix}/source")
+    outcome = lake.run(code)
+    assert outcome.returncode == 0, outcome.stderr
+    expected = sorted(
+        [f"('lake-{n}', {n}, 1)" for n in range(RECORDS)] + [f"('lake-{n}', None, 1)" for n in range(RECORDS)]
+    )
+    assert sorted(outcome.stdout.splitlines()) == sorted(expected * len(names))
+
+
+def test_bronze_read_reads_the_rows_of_a_source(system: System, mark: str, tmp_path: Path) -> None:
+    """By the catalog, with a condition, to a file."""
+    accepted = system.post("vehicles", ndjson(vehicles(mark, RECORDS)))
+    system.stored(accepted.json()["submission_id"])
+    out = tmp_path / "out.parquet"
+    condition = f"_submission_id = '{accepted.json()['submission_id']}' AND seats >= 2"
+
+    def read(*words: str) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            [servers.executable("bronze"), "read", "vehicles", "--since", "1h", "--where", condition, *words],
+            env={**system.client_env, "BRONZE_API_URL": system.url},
+            capture_output=True,
+            text=True,
+            timeout=limit_s(60),
+            check=False,
+        )
+
+    def indexed() -> list[Any]:
+        done = read("--columns", "vehicle_id", "--output", str(out))
+        assert done.returncode == 0, done.stderr
+        return list(pq.read_table(out)["vehicle_id"].to_pylist())
+
+    assert until("the object is in the catalog index", indexed) == [f"{mark}-{n}" for n in range(2, RECORDS)]
+    assert f"{mark}-4" in read("--columns", "vehicle_id").stdout
+    assert read("--columns", "wings").returncode == 2
 
 
 # --- each partition key

@@ -17,6 +17,7 @@ PAGES = {
     "objects": "operations.md",
     "publish": "publishing.md",
     "quarantine": "api.md",
+    "read": "reading.md",
     "simulate": "publishing.md",
     "sources": "sources.md",
     "verify": "operations.md",

@@ -1,7 +1,9 @@
-"""The commands of an operator: lineage, quarantine, objects, verify, keys, sources, lanes and the
+"""The commands of an operator: lineage, read, quarantine, objects, verify, keys, sources, lanes and the
 catalog.
 
 lineage_command     `bronze lineage`: prints the lineage of an id or a path, or follows new objects
+read_command        `bronze read`: its command line
+read_rows           writes the rows of a source to a file, or shows them
 quarantine_command  `bronze quarantine`: its command line
 quarantine          finds and reads quarantine objects
 quarantine_replay   sends their corrected records to the API, once
@@ -21,5 +23,5 @@ time_argument       a time in the arguments of a command
 progress, reports   the progress bar, and the final output of lanes and the catalog
 
 A role. Imports: client, errors, objects, plurals, printable, protocol, records, servers, settings, verify.
-Libraries: httpx, msgspec, rich.
+Libraries: httpx, msgspec, pyarrow, rich.
 """

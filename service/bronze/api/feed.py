@@ -4,6 +4,7 @@ Followers that have received the same share what is read and encoded for them, s
 """
 
 import asyncio
+import datetime as dt
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ LIMIT = 100
 LIMIT_MAX = 500
 WAIT_S_MAX = 30
 #: Events that a stream reads at once.
-STREAM_LIMIT = 50
+STREAM_LIMIT = 20
 #: How often a follower who waits is checked: whether its key still holds, and whether the API is stopping.
 CHECK_S = 2.0
 #: A stream without events sends a comment this often, so that both ends notice a connection that was lost.
@@ -64,18 +65,28 @@ class Followers:
     """Answers the followers of the feed, of a bounded number at the same time."""
 
     def __init__(
-        self, index: CatalogIndex, system: str, followers_max: int, stopping: Callable[[], bool] = lambda: False
+        self,
+        index: CatalogIndex,
+        system: str,
+        followers_max: int,
+        report: Callable[[int], None] = lambda _: None,
+        stopping: Callable[[], bool] = lambda: False,
     ) -> None:
+        """`report` is given the number of followers, whenever it changes."""
         self._index = index
         self._system = system
         self._followers_max = followers_max
         self._stopping = stopping
+        self._report = report
         self._waiting = 0
+        report(0)
         self._reads = asyncio.Semaphore(READS_MAX)
         self._pages: dict[tuple[object, ...], asyncio.Task[_Encoded]] = {}
         self._pages_of: asyncio.Event | None = None
 
-    async def poll(self, after: str, access: Access, limit: int, wait_s: float) -> bytes:
+    async def poll(
+        self, after: str, access: Access, limit: int, wait_s: float, since: dt.datetime | None = None
+    ) -> bytes:
         """The events after a cursor, as JSON; if there are none, the first ones within a time. Raises `Refused`."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + wait_s
@@ -83,7 +94,7 @@ class Followers:
             cursor, text = await self._begin(after, access)
             while True:
                 changed = self._index.changed
-                page = await self._page(self._answer, cursor, text, access(), limit)
+                page = await self._page(self._answer, cursor, text, access(), limit, since)
                 left_s = deadline - loop.time()
                 if page.events or left_s <= 0 or self._stopping():
                     return page.body
@@ -133,24 +144,41 @@ class Followers:
         return (FeedCursor.decode(after, self._system) if after else FeedCursor()), after
 
     async def _page(
-        self, encode: Callable[[EventPage], _Encoded], cursor: FeedCursor, text: str, sources: Sources, limit: int
+        self,
+        encode: Callable[[EventPage], _Encoded],
+        cursor: FeedCursor,
+        text: str,
+        sources: Sources,
+        limit: int,
+        since: dt.datetime | None = None,
     ) -> _Encoded:
         """The next page, which all followers with this cursor and these sources share until the index changes."""
         if self._pages_of is not self._index.changed:
             self._pages_of = self._index.changed
             self._pages.clear()
-        key = (encode, text, sources, limit)
+        key = (encode, text, sources, limit, since)
         if key not in self._pages:
             if len(self._pages) == PAGES_MAX:
                 self._pages.pop(next(iter(self._pages)))
-            self._pages[key] = asyncio.create_task(self._read(encode, cursor, sources, limit))
-        return await asyncio.shield(self._pages[key])
+            self._pages[key] = asyncio.create_task(self._read(encode, cursor, sources, limit, since))
+        reading = self._pages[key]
+        try:
+            return await asyncio.shield(reading)  # others may wait for it too
+        except Exception:
+            if self._pages.get(key) is reading:
+                del self._pages[key]
+            raise
 
     async def _read(
-        self, encode: Callable[[EventPage], _Encoded], cursor: FeedCursor, sources: Sources, limit: int
+        self,
+        encode: Callable[[EventPage], _Encoded],
+        cursor: FeedCursor,
+        sources: Sources,
+        limit: int,
+        since: dt.datetime | None,
     ) -> _Encoded:
         async with self._reads:
-            return await self._index.events(cursor, sources, limit, encode)
+            return await self._index.events(cursor, sources, limit, encode, since)
 
     def _answer(self, page: EventPage) -> _Encoded:
         text = page.cursor.encode(self._system)
@@ -175,16 +203,15 @@ class Followers:
                 limit=self._followers_max,
                 setting="BRONZE_FOLLOWERS_MAX",
             )
-        self._waiting += 1
+        self._count(1)
         try:
             yield
         finally:
-            self._waiting -= 1
+            self._count(-1)
 
-    @property
-    def waiting(self) -> int:
-        """How many followers wait now."""
-        return self._waiting
+    def _count(self, more: int) -> None:
+        self._waiting += more
+        self._report(self._waiting)
 
 
 class EventStream(EventSourceResponse):

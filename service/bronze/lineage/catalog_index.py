@@ -5,6 +5,7 @@ catalog. It is always a little behind the catalog and reports how much.
 """
 
 import asyncio
+import datetime as dt
 import hashlib
 import logging
 import sqlite3
@@ -66,6 +67,7 @@ CREATE TABLE entries (
     lane INTEGER NOT NULL,
     last INTEGER NOT NULL,
     bytes_total INTEGER,  -- of the lane, with this object
+    received_us INTEGER,  -- the last of its submissions
     event BLOB NOT NULL
 );
 CREATE INDEX by_lane ON entries (lane, last);
@@ -215,7 +217,7 @@ class CatalogIndex:
             self._store_position(page.position, removals_sequence)
             for item in page.entries:
                 self._db.execute(
-                    "INSERT OR REPLACE INTO entries VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                    "INSERT OR REPLACE INTO entries VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                     (*_row(item), *self._feed_columns(item.entry)),
                 )
             self._db.executemany(
@@ -223,8 +225,8 @@ class CatalogIndex:
                 ((_hash(*key), item.sequence) for item in page.entries for key in _ids(item.entry)),
             )
 
-    def _feed_columns(self, entry: CatalogEntry) -> tuple[int, int, int | None, bytes]:
-        """The lane of an entry, its last message, the total of the lane's bytes, and its event."""
+    def _feed_columns(self, entry: CatalogEntry) -> tuple[int, int, int | None, int | None, bytes]:
+        """The lane of an entry, its last message, the total of the lane's bytes, when it was received, its event."""
         lane = (entry.source, entry.lane, entry.epoch)
         self._db.execute("INSERT OR IGNORE INTO lanes (source, number, epoch) VALUES (?, ?, ?)", lane)
         (lane_id,) = self._db.execute(
@@ -236,7 +238,10 @@ class CatalogIndex:
         ).fetchone()
         total_before = 0 if entry.first == 1 else before[0] if before else None
         size = None if total is None or total_before is None else total - total_before
-        return lane_id, entry.last, total, msgspec.json.encode(ObjectEvent.of(entry, size))
+        event = ObjectEvent.of(entry, size)
+        received = None if event.last_received_at is None else dt.datetime.fromisoformat(event.last_received_at)
+        received_us = None if received is None else round(received.timestamp() * 1e6)
+        return lane_id, entry.last, total, received_us, msgspec.json.encode(event)
 
     def _store_removals(self, page: RemovalsPage) -> None:
         """Store a page of removals in one transaction."""
@@ -257,12 +262,19 @@ class CatalogIndex:
 
     # --- the feed
 
-    async def events(self, cursor: FeedCursor, sources: Sources, limit: int, encode: Callable[[EventPage], T]) -> T:
-        """The next events of a follower, encoded in the index's thread.
+    async def events(
+        self,
+        cursor: FeedCursor,
+        sources: Sources,
+        limit: int,
+        encode: Callable[[EventPage], T],
+        since: dt.datetime | None = None,
+    ) -> T:
+        """The next events of a follower, encoded in the index's thread; without objects received before `since`.
 
         Raises `Refused` if the cursor is of another system.
         """
-        return await self._run(lambda: encode(self._events(cursor, sources, limit)))
+        return await self._run(lambda: encode(self._events(cursor, sources, limit, since)))
 
     async def latest(self, sources: Sources) -> FeedCursor | None:
         """The cursor of a follower who has received everything; None while the catalog is still being read."""
@@ -283,23 +295,25 @@ class CatalogIndex:
             )
         }
 
-    def _events(self, cursor: FeedCursor, sources: Sources, limit: int) -> EventPage:
+    def _events(self, cursor: FeedCursor, sources: Sources, limit: int, since: dt.datetime | None) -> EventPage:
         if self._complete and cursor.positions and not self._has_any(cursor.positions):
             raise Refused(
                 Refusal.INVALID_CURSOR,
                 "The cursor is of another system, or of one whose data was deleted: the catalog has none of its lanes. "
                 "Begin without a cursor.",
             )
-        page = self._new_objects(cursor, sources, limit)
+        page = self._new_objects(cursor, sources, limit, since)
         # a removal comes after its object
         return page if page.more else self._new_removals(page, sources, limit)
 
-    def _new_objects(self, cursor: FeedCursor, sources: Sources, limit: int) -> EventPage:
+    def _new_objects(self, cursor: FeedCursor, sources: Sources, limit: int, since: dt.datetime | None) -> EventPage:
+        since_us = None if since is None else round(since.timestamp() * 1e6)
         found: list[int] = []
         for lane_id, lane in self._lanes(sources).items():
             entries = self._db.execute(
-                "SELECT sequence FROM entries WHERE lane = ? AND last > ? ORDER BY last LIMIT ?",
-                (lane_id, cursor.positions.get(lane, 0), limit + 1),
+                "SELECT sequence FROM entries WHERE lane = ?1 AND last > ?2 "
+                "AND (?3 IS NULL OR received_us IS NULL OR received_us >= ?3) ORDER BY last LIMIT ?4",
+                (lane_id, cursor.positions.get(lane, 0), since_us, limit + 1),
             )
             found += (sequence for (sequence,) in entries)
         found.sort()

@@ -24,7 +24,7 @@ VERSION = "1"
 #: The longest text of a cursor, which has to fit into the line of a request.
 CURSOR_CHARS_MAX = 24 * 2**10
 #: The largest document in it, so that a small text cannot expand without a limit.
-DOCUMENT_BYTES_MAX = 256 * 2**10
+DOCUMENT_BYTES_MAX = 96 * 2**10
 #: Separate ranges of removed messages that a cursor remembers; of more, it forgets the first ones. After the catalog
 #: was rebuilt, their removals are sent again.
 RANGES_MAX = 256

@@ -24,6 +24,7 @@ A role. Imports: client, errors, plurals, protocol, records, settings, telemetry
 Libraries: httpx, msgspec, opentelemetry, pyarrow, rich.
 """
 
+from bronze.client.calls import BACK_OFF_S_FIRST, BACK_OFF_S_MAX
 from bronze.publisher.batches import Batch, batches
 from bronze.publisher.command import publish_arguments, run_publish, run_simulate, simulate_arguments
 from bronze.publisher.formats import STDIN, FileFormat
@@ -31,7 +32,7 @@ from bronze.publisher.inferring import infer_arguments, run_infer
 from bronze.publisher.plan import BATCH_BYTES, BATCH_RECORDS, RETRY_FOR_S, Plan
 from bronze.publisher.progress import Summary
 from bronze.publisher.publishing import publish
-from bronze.publisher.sending import BACK_OFF_S_FIRST, BACK_OFF_S_MAX, Receipt, Sender, file_name
+from bronze.publisher.sending import Receipt, Sender, file_name
 from bronze.publisher.simulating import simulate
 from bronze.publisher.stopping import Stop
 from bronze.publisher.watching import watch

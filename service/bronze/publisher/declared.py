@@ -11,8 +11,8 @@ import httpx
 import msgspec
 
 from bronze.client import failure, unreachable
+from bronze.client.calls import back_off_s
 from bronze.errors import Misconfigured, Unavailable
-from bronze.publisher.sending import back_off_s
 from bronze.records import sources
 from bronze.records.sources import Source
 

@@ -15,6 +15,7 @@ from opentelemetry.context import Context
 from opentelemetry.trace import Span, StatusCode
 
 from bronze import client
+from bronze.client.calls import back_off_s
 from bronze.errors import BronzeError, Misconfigured, Outage, Refused, Unavailable
 from bronze.protocol import request_headers
 from bronze.publisher.batches import Batch
@@ -22,9 +23,6 @@ from bronze.publisher.formats import STDIN
 from bronze.telemetry import Telemetry
 from bronze.telemetry.context import inject, trace_id_hex
 from bronze.telemetry.signals import Outcome, attribute, error_type, events, spans
-
-BACK_OFF_S_FIRST = 0.5
-BACK_OFF_S_MAX = 30.0
 
 _log = logging.getLogger(__name__)
 
@@ -164,12 +162,6 @@ class Sender:
         if not response.is_error:
             raise Misconfigured(f"{url} answers {status}, which the ingestion API never does: check BRONZE_API_URL")
         raise client.failure(response, batch.place)
-
-
-def back_off_s(attempt: int, jitter: random.Random) -> float:
-    """How long to wait after this number of attempts."""
-    highest_s = min(BACK_OFF_S_MAX, BACK_OFF_S_FIRST * 2 ** min(attempt - 1, 16))
-    return jitter.uniform(highest_s / 2, highest_s)
 
 
 def file_name(file: str) -> str:

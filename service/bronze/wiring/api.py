@@ -118,7 +118,13 @@ def api_parts(
         submissions=submissions,
         lookups=lookups,
         index=index,
-        followers=Followers(index, system_of(settings.bucket, settings.prefix), settings.followers_max, stopping),
+        followers=Followers(
+            index,
+            system_of(settings.bucket, settings.prefix),
+            settings.followers_max,
+            telemetry.instruments.feed_followers.set,
+            stopping,
+        ),
         bucket=servers.bucket,
         prefix=settings.prefix,
         page=Page(

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Header, Query, Request, Response
+from pydantic import AwareDatetime
 
 from bronze.api import problems
 from bronze.api.authentication import caller_now, forbidden
@@ -44,6 +45,10 @@ def add(app: FastAPI, known: Mapping[str, Source], index: CatalogIndex, follower
         wait: Annotated[
             float, Query(ge=0, le=WAIT_S_MAX, description="How long to wait for the first event, in seconds.")
         ] = 0,
+        since: Annotated[
+            AwareDatetime | None,
+            Query(description="Without objects whose submissions were all received before. Not for streams."),
+        ] = None,
         accept: Annotated[str, Header(include_in_schema=False)] = "",
         last_event_id: Annotated[str, Header(description="The `id` of the last event, instead of `after`.")] = "",
     ) -> Response:
@@ -59,7 +64,7 @@ def add(app: FastAPI, known: Mapping[str, Source], index: CatalogIndex, follower
         begin = last_event_id or after
         if EVENT_STREAM in accept:
             return await followers.stream(begin, access)
-        body = await followers.poll(begin, access, limit, wait)
+        body = await followers.poll(begin, access, limit, wait, since)
         return Response(body, media_type="application/json", headers=HEADERS)
 
 

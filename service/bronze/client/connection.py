@@ -1,8 +1,4 @@
-"""The HTTP client of all commands that call the API, and the errors that its answers stand for.
-
-Imports: errors, printable, settings.
-Libraries: httpx, msgspec.
-"""
+"""The HTTP client of all commands that call the API, and the errors that its answers stand for."""
 
 import math
 import time
@@ -35,9 +31,11 @@ def connect(settings: Settings, url: str | None = None, *, timeout_s: float | No
     return httpx.Client(base_url=_address(settings, url), timeout=timeout_s or TIMEOUT, headers=_credentials(settings))
 
 
-def connect_async(settings: Settings, timeout_s: float | None = None) -> httpx.AsyncClient:
+def connect_async(settings: Settings, timeout_s: float | None = None, *, url: str | None = None) -> httpx.AsyncClient:
     """The same, for a command that runs in an event loop."""
-    return httpx.AsyncClient(base_url=_address(settings), timeout=timeout_s or TIMEOUT, headers=_credentials(settings))
+    return httpx.AsyncClient(
+        base_url=_address(settings, url), timeout=timeout_s or TIMEOUT, headers=_credentials(settings)
+    )
 
 
 def _credentials(settings: Settings) -> dict[str, str]:

@@ -1,0 +1,208 @@
+"""What the clients send, and how answers are read, with retries; the clients do the waiting and the sending.
+
+A call is a generator. It yields a request, and gets its response or the error instead of one; or it yields a number of
+seconds to wait.
+"""
+
+import random
+import time
+import urllib.parse
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import count
+from typing import TYPE_CHECKING, Any, TypeVar, Union
+from uuid import uuid4
+
+import httpx
+import msgspec
+from opentelemetry.propagate import inject
+
+from bronze.client.connection import failure, unreachable
+from bronze.client.results import FeedPage, Status, Submission
+from bronze.errors import Misconfigured, Outage, Refused, Unavailable
+from bronze.protocol import request_headers
+from bronze.protocol.feed_event import FeedEvent, ObjectEvent, RemovalEvent
+from bronze.records.media import NDJSON, ColumnarType
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+T = TypeVar("T")
+Call = Generator[httpx.Request | float, httpx.Response | httpx.RequestError | None, T]
+#: Records of a submission: objects, a body as bytes, or an Arrow table or batch.
+Records = Union[Iterable[Mapping[str, Any]], bytes, "pa.Table", "pa.RecordBatch"]
+
+BACK_OFF_S_FIRST = 0.5
+BACK_OFF_S_MAX = 30.0
+#: Between two looks at the status of a submission, at first and at most.
+STATUS_S_FIRST = 0.1
+STATUS_S_MAX = 2.0
+#: How much longer the answer of a request may take that waits for events.
+ANSWER_S = 15.0
+
+
+@dataclass(frozen=True)
+class Policy:
+    """How long a call is tried again while nothing answers or the answer is temporary (429, 5xx)."""
+
+    retry_for_s: float = 60.0
+    clock: Callable[[], float] = time.monotonic
+    jitter: random.Random = field(default_factory=random.Random)
+
+
+def back_off_s(attempt: int, jitter: random.Random) -> float:
+    """How long to wait after this number of attempts."""
+    highest_s = min(BACK_OFF_S_MAX, BACK_OFF_S_FIRST * 2 ** min(attempt - 1, 16))
+    return jitter.uniform(highest_s / 2, highest_s)
+
+
+def _answered(request: httpx.Request, policy: Policy, what: str) -> Call[httpx.Response]:
+    """The response to a request that may be repeated. Raises `Refused`, `Unavailable` or `Misconfigured`."""
+    started_s = policy.clock()
+    for attempt in count(1):
+        reply = yield request
+        if isinstance(reply, httpx.RequestError):
+            error: Refused | Unavailable = unreachable(reply, request.url)
+        elif reply is None:
+            raise TypeError("a request was not sent")
+        elif reply.is_success:
+            return reply
+        elif not reply.is_error:
+            raise Misconfigured(
+                f"{request.url} answers {reply.status_code}, which the API never does: check BRONZE_API_URL"
+            )
+        else:
+            error = failure(reply, lambda record: what if record is None else f"{what}, record {record}")
+        if isinstance(error, Refused):
+            raise error
+        delay_s = max(back_off_s(attempt, policy.jitter), error.retry_after_s)
+        spent_s = policy.clock() - started_s
+        if spent_s + delay_s > policy.retry_for_s:
+            raise Unavailable(error.code, f"{error.detail}; gave up after {attempt} attempts in {spent_s:.0f} s")
+        yield delay_s
+    raise AssertionError  # count() has no end
+
+
+def _decoded(response: httpx.Response, answer: type[T]) -> T:
+    try:
+        return msgspec.json.decode(response.content, type=answer)
+    except msgspec.DecodeError as error:
+        raise Misconfigured(f"{response.url} does not answer as the API does: {error}. Check BRONZE_API_URL") from error
+
+
+def submit(
+    http: httpx.Client | httpx.AsyncClient,
+    policy: Policy,
+    source: str,
+    records: Records,
+    *,
+    key: str | None,
+    classification_id: str | None,
+    file_name: str | None,
+    on_invalid: str | None,
+    media_type: str | None,
+    traceparent: str | None,
+) -> Call[Submission]:
+    body, its_type = encode(records)
+    headers = {
+        "Content-Type": media_type or its_type,
+        # without a key of the caller's, one for this call: its retries store nothing twice
+        request_headers.IDEMPOTENCY_KEY: key or str(uuid4()),
+    }
+    if classification_id is not None:
+        headers[request_headers.CLASSIFICATION_ID] = request_headers.encode(classification_id)
+    if file_name is not None:
+        headers[request_headers.FILE_NAME] = request_headers.encode(file_name)
+    inject(headers)
+    if traceparent is not None:
+        headers["traceparent"] = traceparent
+    request = http.build_request(
+        "POST",
+        f"v1/ingest/{urllib.parse.quote(source, safe='')}",
+        content=body,
+        headers=headers,
+        params={"on_invalid": on_invalid} if on_invalid else None,
+    )
+    return _decoded((yield from _answered(request, policy, f"the submission to {source}")), Submission)
+
+
+def encode(records: Records) -> tuple[bytes, str]:
+    """The body of records, and its media type."""
+    if isinstance(records, bytes):
+        return records, NDJSON
+    if hasattr(records, "schema"):
+        return _arrow_stream(records), ColumnarType.ARROW_STREAM
+    return msgspec.json.Encoder().encode_lines(records), NDJSON
+
+
+def _arrow_stream(table: Any) -> bytes:
+    import pyarrow as pa
+
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write(table)
+    return bytes(sink.getvalue())
+
+
+def status(http: httpx.Client | httpx.AsyncClient, policy: Policy, submission_id: str) -> Call[Status]:
+    request = http.build_request("GET", f"v1/submissions/{urllib.parse.quote(submission_id, safe='')}")
+    return _decoded((yield from _answered(request, policy, f"the submission {submission_id}")), Status)
+
+
+def wait_until_stored(
+    http: httpx.Client | httpx.AsyncClient, policy: Policy, submission_id: str, timeout_s: float
+) -> Call[Status]:
+    deadline_s = policy.clock() + timeout_s
+    for attempt in count():
+        found = yield from status(http, policy, submission_id)
+        if found.status != "accepted":
+            return found
+        delay_s = min(STATUS_S_MAX, STATUS_S_FIRST * 2 ** min(attempt, 16))
+        if policy.clock() + delay_s > deadline_s:
+            raise Unavailable(Outage.TIMEOUT, f"the submission {submission_id} is not stored after {timeout_s:g} s")
+        yield delay_s
+    raise AssertionError
+
+
+class _Page(msgspec.Struct, frozen=True):
+    events: list[msgspec.Raw]
+    cursor: str
+    more: bool
+
+
+class _Kind(msgspec.Struct, frozen=True):
+    kind: str
+
+
+_EVENTS: Mapping[str, type[FeedEvent]] = {"object": ObjectEvent, "removal": RemovalEvent}
+
+
+def feed(
+    http: httpx.Client | httpx.AsyncClient,
+    policy: Policy,
+    after: str,
+    *,
+    sources: Sequence[str],
+    since: str | None,
+    limit: int,
+    wait_s: float,
+) -> Call[FeedPage]:
+    request = http.build_request(
+        "GET",
+        "v1/feed",
+        params={
+            "after": after,
+            "source": list(sources),
+            "limit": limit,
+            "wait": wait_s,
+            **({"since": since} if since else {}),
+        },
+        timeout=httpx.Timeout(wait_s + ANSWER_S, connect=5),
+    )
+    page = _decoded((yield from _answered(request, policy, "the feed")), _Page)
+    events: list[FeedEvent] = []
+    for raw in page.events:
+        kind = _EVENTS.get(msgspec.json.decode(raw, type=_Kind).kind)
+        if kind is not None:  # a newer API may have others
+            events.append(msgspec.json.decode(raw, type=kind))
+    return FeedPage(events, page.cursor, page.more)
