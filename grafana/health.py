@@ -100,6 +100,7 @@ def board() -> Board:
                     sdk_queue(),
                     sdk_drops_over_time(),
                     catalog_lag(),
+                    followers(),
                     counter_error(),
                     since_compared(),
                 ],
@@ -510,7 +511,18 @@ def catalog_lag() -> Timeseries:
         "no API has reported yet",
     )
     lag = 'max by (instance) (bronze_catalog_lag_seconds{job="bronze/api"})'
-    return graph(info, SECONDS, query(lag, "{{instance}}"), width=12)
+    return graph(info, SECONDS, query(lag, "{{instance}}"), width=6)
+
+
+def followers() -> Timeseries:
+    info = PanelInfo(
+        "Followers of the feed",
+        "Requests of `/v1/feed` that wait for new objects, at each API. Above `BRONZE_FOLLOWERS_MAX`, a further one "
+        "gets a 503.",
+        "no API has reported yet",
+    )
+    waiting = 'max by (instance) (bronze_feed_followers{job="bronze/api"})'
+    return graph(info, COUNT, query(waiting, "{{instance}}"), width=6)
 
 
 def counter_error() -> Stat:

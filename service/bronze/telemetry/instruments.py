@@ -54,6 +54,7 @@ class Instruments:
     queue_oldest_age: Gauge
     lane_position: Gauge
     catalog_lag: Gauge
+    feed_followers: Gauge
     ledger_records: Gauge
     ledger_objects: Gauge
     ledger_bytes: Gauge
