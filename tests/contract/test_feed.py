@@ -5,6 +5,7 @@ import contextlib
 import datetime as dt
 import json
 import random
+import sqlite3
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -297,6 +298,26 @@ async def test_a_cursor_without_a_lane_of_this_system_is_refused(parts: Parts) -
         assert (await api.client.get("/v1/feed", params=known)).json()["events"] == []
         ahead = {"after": other.after_object(lane, 99).encode(system)}  # of an API that has read more
         assert (await api.client.get("/v1/feed", params=ahead)).json()["events"] == []
+
+
+async def test_a_read_that_failed_is_tried_again(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Although followers share what is read until the catalog changes."""
+    path = await append(parts, Lane("vehicles", 0, EPOCH), 1)
+    async with api_of(parts, []) as api:
+        await api.update()
+        events, failures = api.index.events, [sqlite3.OperationalError("disk I/O error")]
+
+        async def fail_once(*arguments: Any) -> Any:
+            if failures:
+                raise failures.pop()
+            return await events(*arguments)
+
+        monkeypatch.setattr(api.index, "events", fail_once)
+        with pytest.raises(sqlite3.OperationalError):
+            await api.client.get("/v1/feed")
+        follower = Follower()
+        await follower.catch_up(api.client)
+        assert follower.paths() == [path]
 
 
 # --- streams, of a real server

@@ -56,6 +56,12 @@ def request(duration_s: float = FAST_S, *, refused: bool = False) -> Made:
     return made(spans.ingest.template, "server", duration_s, refused=refused)
 
 
+def followed() -> Made:
+    """A request of the feed, which waits for events."""
+    route = {"key": "http.route", "value": {"stringValue": "/v1/feed"}}
+    return made("GET /v1/feed", "server", 10 * DURATION_S_MAX) | {"attributes": [route]}
+
+
 def process(*, failed: bool = False) -> Made:
     """It lasts until the submission is stored, so most are longer than any request should be."""
     return made(spans.process.name(SOURCE), "consumer", 10 * DURATION_S_MAX, failed=failed)
@@ -74,6 +80,7 @@ KEPT: Mapping[str, Sequence[Sequence[Made]]] = {
 DROPPED: Mapping[str, Sequence[Sequence[Made]]] = {
     "a fast request": [[made("publish", "client"), request()], [process()]],
     "a request without more": [[request()]],
+    "a request that waits for events": [[followed()]],
 }
 
 

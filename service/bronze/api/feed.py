@@ -5,9 +5,10 @@ Followers that have received the same share what is read and encoded for them, s
 
 import asyncio
 import datetime as dt
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import msgspec
 from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse, format_sse_event
@@ -35,7 +36,9 @@ RETRY_MS = 2_000
 #: Pages that are read at the same time: look-ups use the same thread.
 READS_MAX = 2
 #: Pages that are kept until the index changes.
-PAGES_MAX = 16
+RESULTS_MAX = 16
+
+T = TypeVar("T")
 
 #: The sources that the follower may read and wants to, as its key is now. Raises `Refused`.
 Access = Callable[[], Sources]
@@ -81,8 +84,8 @@ class Followers:
         self._waiting = 0
         report(0)
         self._reads = asyncio.Semaphore(READS_MAX)
-        self._pages: dict[tuple[object, ...], asyncio.Task[_Encoded]] = {}
-        self._pages_of: asyncio.Event | None = None
+        self._results: dict[object, asyncio.Task[Any]] = {}
+        self._results_of: asyncio.Event | None = None
 
     async def poll(
         self, after: str, access: Access, limit: int, wait_s: float, since: dt.datetime | None = None
@@ -133,7 +136,8 @@ class Followers:
     async def _begin(self, after: str, access: Access) -> tuple[FeedCursor, str]:
         """The cursor that a follower begins with, and its text."""
         if after == LATEST:
-            latest = await self._index.latest(access())
+            sources = access()
+            latest = await self._shared((LATEST, sources), lambda: self._index.latest(sources))
             if latest is None:
                 raise Unavailable(
                     Outage.UNDECIDED,
@@ -152,21 +156,25 @@ class Followers:
         limit: int,
         since: dt.datetime | None = None,
     ) -> _Encoded:
-        """The next page, which all followers with this cursor and these sources share until the index changes."""
-        if self._pages_of is not self._index.changed:
-            self._pages_of = self._index.changed
-            self._pages.clear()
+        """The next page, which all followers with this cursor and these sources share."""
         key = (encode, text, sources, limit, since)
-        if key not in self._pages:
-            if len(self._pages) == PAGES_MAX:
-                self._pages.pop(next(iter(self._pages)))
-            self._pages[key] = asyncio.create_task(self._read(encode, cursor, sources, limit, since))
-        reading = self._pages[key]
+        return await self._shared(key, lambda: self._read(encode, cursor, sources, limit, since))
+
+    async def _shared(self, key: object, read: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """What is read for a key, once until the index changes."""
+        if self._results_of is not self._index.changed:
+            self._results_of = self._index.changed
+            self._results.clear()
+        if key not in self._results:
+            if len(self._results) == RESULTS_MAX:
+                self._results.pop(next(iter(self._results)))
+            self._results[key] = asyncio.create_task(read())
+        reading: asyncio.Task[T] = self._results[key]
         try:
             return await asyncio.shield(reading)  # others may wait for it too
         except Exception:
-            if self._pages.get(key) is reading:
-                del self._pages[key]
+            if self._results.get(key) is reading:
+                del self._results[key]
             raise
 
     async def _read(
