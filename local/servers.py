@@ -20,6 +20,8 @@ from local.exporters import EVERY_TRACE, Exporters, arguments
 from local.programs import LOOPBACK, PORT_VARIABLE, PROBE_TIMEOUT_S, LocalError, NotReady, Program, get_json, http_get
 from local.secret_files import SecretFiles
 
+#: The users of the queue, which nats/users.conf declares.
+NATS_USERS = ("admin", "api", "consumer", "reader")
 #: SeaweedFS has a master, a volume server, a filer and an S3 gateway, with two ports each, and a port for metrics.
 SEAWEEDFS_PORTS = 9
 #: The only origin that servers let read their answers: no web page has it. (An empty list would allow every origin.)
@@ -34,10 +36,15 @@ def executable(name: str) -> str:
     return str(path)
 
 
-def nats(state: Path, port: int, name: str) -> Program:
-    """The queue. `name` is its server name, by which clients check that they are connected to this server."""
+def nats(state: Path, port: int, name: str, *, more: str = "", user: tuple[str, str] | None = None) -> Program:
+    """The queue. `name` is its server name, by which clients check that they are connected to this server.
+
+    `more` is a further part of its configuration; `user` has the name and the password of a user who may ask whether
+    JetStream works, if it needs one.
+    """
     state.mkdir(parents=True, exist_ok=True)
     config = state / "nats.conf"
+    config.touch(mode=0o600)  # it may contain passwords
     config.write_text(
         f"""\
 server_name: {json.dumps(name)}
@@ -47,44 +54,65 @@ jetstream {{
     sync_interval: always   # an ack means that the message is on disk
     max_file_store: 64GB    # streams reserve their maximum size; the real limit is the disk
 }}
-"""
+{more}"""
     )
-
-    def ready() -> None:
-        info = _nats_info(port)
-        if info.get("server_name") != name:
-            raise NotReady(f"port {port} is the NATS server {info.get('server_name')!r}, not {name!r}")
-
     return Program(
         name="nats",
         command=(executable("nats-server"), "--config", str(config)),
         ports={"queue": port},
-        ready=ready,
+        ready=lambda: _nats_ready(port, name, user),
         port_variable=f"{PORT_VARIABLE}NATS",
     )
 
 
-def _nats_info(port: int) -> Mapping[str, object]:
-    """The server's INFO, after its JetStream has answered a request."""
-    request = b'CONNECT {"verbose":false}\r\nSUB ready 1\r\nPUB $JS.API.INFO ready 0\r\n\r\n'
+def nats_users(passwords: Mapping[str, str]) -> str:
+    """The part of the queue's configuration that lets only its users in; each of `NATS_USERS` needs a password."""
+    variables = (f"BRONZE_NATS_{user.upper()}_PASSWORD: {json.dumps(passwords[user])}\n" for user in NATS_USERS)
+    return "".join(variables) + (REPOSITORY / "nats" / "users.conf").read_text()
+
+
+def nats_password(state: Path, user: str) -> Path:
+    """The file with the password of one of `NATS_USERS`, which is kept in the server's state."""
+    return SecretFiles(state / "secrets").path(f"nats-{user}")
+
+
+def nats_with_users(state: Path, port: int, name: str, *, more: str = "") -> Program:
+    """The queue, for its users only."""
+    passwords = {user: nats_password(state, user).read_text() for user in NATS_USERS}
+    return nats(state, port, name, more=nats_users(passwords) + more, user=("admin", passwords["admin"]))
+
+
+def _nats_ready(port: int, name: str, user: tuple[str, str] | None) -> None:
+    """Raises `NotReady` until the JetStream of the server with this name answers a request.
+
+    Of a server with TLS, only the name is checked.
+    """
+    options: dict[str, object] = {"verbose": False, "no_responders": True, "headers": True}
+    inbox = "_INBOX.ready"
+    if user:
+        options |= {"user": user[0], "pass": user[1]}
+        inbox = f"_INBOX_{user[0]}.ready"
+    request = f"CONNECT {json.dumps(options)}\r\nSUB {inbox} 1\r\nPUB $JS.API.INFO {inbox} 0\r\n\r\n"
     try:
         with (
             socket.create_connection((LOOPBACK, port), PROBE_TIMEOUT_S) as connection,
             connection.makefile("rwb") as io,
         ):
-            info = io.readline()
-            io.write(request)
+            info = json.loads(io.readline().removeprefix(b"INFO "))
+            if info.get("server_name") != name:
+                raise NotReady(f"port {port} is the NATS server {info.get('server_name')!r}, not {name!r}")
+            if info.get("tls_required"):
+                return
+            io.write(request.encode())
             io.flush()
-            while not (line := io.readline()).startswith(b"MSG ready"):
+            while not (line := io.readline()).startswith((b"MSG ", b"HMSG ")):
                 if not line or line.startswith(b"-ERR"):
                     raise NotReady(f"JetStream on port {port}: {line!r}")
-            answer = json.loads(io.readline())
-        declared: dict[str, object] = json.loads(info.removeprefix(b"INFO "))
+            answer = json.loads(io.readline()) if line.startswith(b"MSG ") else {"error": "it does not run yet"}
     except (OSError, ValueError) as error:
         raise NotReady(f"port {port}: {error}") from error
     if "error" in answer:
         raise NotReady(f"JetStream on port {port}: {answer['error']}")
-    return declared
 
 
 #: What each identity may do with the bucket. `admin` is of the commands, and of the runner, which creates the bucket.

@@ -21,7 +21,7 @@ from bronze.admin import (
 )
 from bronze.admin.command_error import CommandError
 from bronze.admin.quarantine_command import arguments
-from bronze.errors import Halted, Misconfigured, Unavailable
+from bronze.errors import Halted, Misconfigured, NotPermitted, Unavailable
 from bronze.settings import Settings
 from bronze.telemetry import sdk
 from bronze.telemetry.signals import Role
@@ -83,6 +83,15 @@ def parser() -> argparse.ArgumentParser:
         roles.add_parser("sources", help="check what a declaration of sources would change, or make one from files")
     )
     publisher.infer_arguments(actions.add_parser("infer", help="make a declaration that takes the records of files"))
+    init = roles.add_parser(
+        "init",
+        help="create what the roles need in the queue, as a user who may",
+        description="Create the streams that are missing in the queue (the lanes, the catalog and the keys), and "
+        "register the declared sources. Run it before the roles if their users may not create streams, and again after "
+        "a change of the declaration or of the version; it changes nothing else. Roles without users do this "
+        "themselves.",
+    )
+    confirmation.add_yes(init)
     lanes = roles.add_parser(
         "lanes",
         help="change the number of lanes per source",
@@ -116,7 +125,7 @@ def main() -> None:
     args = parser().parse_args()
     try:
         code = run(args, settings.load())
-    except Misconfigured as error:
+    except (Misconfigured, NotPermitted) as error:
         print(f"bronze {args.role}: {error}", file=sys.stderr)
         code = 2
     except Unavailable as error:
@@ -183,6 +192,10 @@ def run(args: argparse.Namespace, chosen: Settings) -> int:
         from bronze.wiring import commands
 
         return asyncio.run(commands.run_keys(args, chosen))
+    if args.role == "init":
+        from bronze.wiring import commands
+
+        return asyncio.run(commands.initialize(chosen, yes=args.yes))
     if args.role in {"lanes", "catalog"}:
         from bronze.wiring import commands
 

@@ -3,6 +3,7 @@
 BronzeError
  ├── Refused         the sender corrects the submission and sends it again
  ├── Unavailable     nobody: the cause is temporary, try again later
+ │    └── NotPermitted   an operator gives the user the right; until then a running role waits
  ├── DeadLetter      an operator looks at the message in quarantine
  ├── Mismatch        an operator finds out why what was found is not what was sent
  ├── Halted          an operator looks at the lane: to continue could lose or duplicate data
@@ -126,6 +127,13 @@ class Unavailable(BronzeError):
         self.detail = detail
         self.retry_after_s = retry_after_s
         self.members: Mapping[str, object] = members
+
+
+class NotPermitted(Unavailable):
+    """A server does not permit the user of this process to do this. Nothing was done."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(Outage.DENIED, detail)
 
 
 class DeadLetter(BronzeError):

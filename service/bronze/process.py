@@ -16,7 +16,7 @@ from typing import TypeVar
 
 import pyarrow as pa
 
-from bronze.errors import Unavailable
+from bronze.errors import Misconfigured, NotPermitted, Unavailable
 
 T = TypeVar("T")
 
@@ -36,7 +36,10 @@ class StopRequested(Exception):
 
 
 async def retry_until_available(step: Callable[[], Awaitable[T]], stop: asyncio.Event) -> T:
-    """Do a step of the start; retry it for `START_WAIT_S` while it raises `Unavailable`. Raises `StopRequested`."""
+    """Do a step of the start; retry it for `START_WAIT_S` while it raises `Unavailable`.
+
+    Raises `StopRequested`, and `Misconfigured` if a server does not permit the step.
+    """
     loop = asyncio.get_running_loop()
     deadline_s = loop.time() + START_WAIT_S
     stopped = asyncio.ensure_future(stop.wait())
@@ -49,6 +52,8 @@ async def retry_until_available(step: Callable[[], Awaitable[T]], stop: asyncio.
                 raise StopRequested
             try:
                 return attempt.result()
+            except NotPermitted as error:
+                raise Misconfigured(str(error)) from error
             except Unavailable as error:
                 if loop.time() >= deadline_s:
                     raise

@@ -4,7 +4,7 @@ Settings that have a standard variable are not here: `OTEL_*` for telemetry (exp
 `OTEL_EXPORTER_PROMETHEUS_HOST` and `_PORT` for `/metrics` of consumer and publisher), and `AWS_*` for the bucket's
 endpoint, region and credentials (which boto3 reads).
 
-Imports: errors, objectives, protocol.
+Imports: errors, objectives, protocol, queue_servers.
 Libraries: pydantic, pydantic_settings.
 """
 
@@ -18,7 +18,12 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from bronze.errors import Misconfigured
 from bronze.objectives import delivery_s_max
+<<<<<<< HEAD
 from bronze.protocol.principals import is_issuer, parse_key
+=======
+from bronze.protocol.principals import parse_key
+from bronze.queue_servers import Addresses, QueueServers
+>>>>>>> 9cf3ab9 (Let the queue have users, and create its streams by bronze init)
 
 MIB = 2**20
 #: The placeholder of the trace id in `trace_url`.
@@ -52,7 +57,28 @@ class Settings(BaseSettings):
         description="TOML file that declares all sources (docs/sources.md). Without it: the four built-in sources.",
     )
 
-    nats_url: str = Field("nats://127.0.0.1:4222", description="Address of the queue.")
+    nats_url: Annotated[str, Field(repr=False)] = Field(
+        "nats://127.0.0.1:4222",
+        description="Address of the queue, or the addresses of its servers, separated by commas. With tls:// instead "
+        "of nats://, the connection is encrypted, and the server has to prove who it is.",
+    )
+    nats_user: str | None = Field(
+        None,
+        description="User of this process at the queue (docs/security.md). Without it: that of the address, or none.",
+    )
+    nats_password: SecretStr | None = Field(None, description="Password of that user.")
+    nats_password_file: Path | None = Field(
+        None, description="File that has the password instead. It is read again for each connection."
+    )
+    nats_ca_file: Path | None = Field(
+        None,
+        description="File with the certificates (PEM) of the authorities that may have signed the certificate of the "
+        "queue's server. Without it: those of the operating system.",
+    )
+    nats_cert_file: Path | None = Field(
+        None, description="Certificate (PEM) of this process, if the queue's server asks for one."
+    )
+    nats_key_file: Path | None = Field(None, description="Key (PEM) of that certificate, without a password.")
     nats_server_name: str | None = Field(
         None, description="Name that the queue's server must have, so that another server on the same port is refused."
     )
@@ -286,6 +312,7 @@ class Settings(BaseSettings):
         return self
 
     @model_validator(mode="after")
+<<<<<<< HEAD
     def _tokens_need_all_their_settings(self) -> Self:
         given = (self.jwt_issuer, self.jwt_audience, self.jwt_keys)
         if any(given) and not (all(given) and self.auth is Auth.KEYS):
@@ -317,9 +344,59 @@ class Settings(BaseSettings):
         return ",".join(names)
 
     @field_validator("tempo_url", "zipkin_url", "api_key", "jwt_issuer", "jwt_audience", "jwt_keys", mode="before")
+=======
+    def _one_way_to_the_queue(self) -> Self:
+        addresses = Addresses.parse(self.nats_url)
+        if self.nats_user and addresses.user:
+            raise ValueError("BRONZE_NATS_USER is set, and BRONZE_NATS_URL has a user, too: remove the latter")
+        if self.nats_password and self.nats_password_file:
+            raise ValueError("BRONZE_NATS_PASSWORD and BRONZE_NATS_PASSWORD_FILE are both set: set one of them")
+        if bool(self.nats_user) != bool(self.nats_password or self.nats_password_file):
+            raise ValueError(
+                "BRONZE_NATS_USER needs BRONZE_NATS_PASSWORD or BRONZE_NATS_PASSWORD_FILE, and these need it"
+            )
+        if bool(self.nats_cert_file) != bool(self.nats_key_file):
+            raise ValueError("BRONZE_NATS_CERT_FILE and BRONZE_NATS_KEY_FILE need each other")
+        if (self.nats_ca_file or self.nats_cert_file) and not self.queue_servers.tls:
+            raise ValueError("BRONZE_NATS_CA_FILE or BRONZE_NATS_CERT_FILE is set: BRONZE_NATS_URL needs tls:// then")
+        return self
+
+    @property
+    def queue_servers(self) -> QueueServers:
+        """The queue's servers, and how to connect to them."""
+        addresses = Addresses.parse(self.nats_url)
+        password = self.nats_password.get_secret_value() if self.nats_password else self.nats_password_file
+        return QueueServers(
+            addresses.urls,
+            self.nats_user or addresses.user,
+            password or addresses.password or "",
+            self.nats_ca_file,
+            self.nats_cert_file,
+            self.nats_key_file,
+        )
+
+    @field_validator(
+        "tempo_url",
+        "zipkin_url",
+        "api_key",
+        "nats_user",
+        "nats_password",
+        "nats_password_file",
+        "nats_ca_file",
+        "nats_cert_file",
+        "nats_key_file",
+        mode="before",
+    )
+>>>>>>> 9cf3ab9 (Let the queue have users, and create its streams by bronze init)
     @classmethod
     def _empty_is_unset(cls, value: object) -> object:
         return None if value == "" else value  # compose passes on variables that are not set
+
+    @field_validator("nats_url")
+    @classmethod
+    def _nats_url_has_addresses(cls, text: str) -> str:
+        Addresses.parse(text)
+        return text
 
     @field_validator("api_key")
     @classmethod

@@ -22,6 +22,7 @@ from pathlib import Path
 import httpx
 import pyarrow as pa
 
+from bronze.queue_servers import QueueServers
 from bronze.servers.jetstream import JetStream
 from local import programs, servers
 from local.builds import REPOSITORY
@@ -225,7 +226,7 @@ async def at_rest(site: Site) -> None:
 
 async def found(site: Site) -> Found:
     """The contents of the servers."""
-    jetstream = await JetStream.connect(site.settings["BRONZE_NATS_URL"])
+    jetstream = await JetStream.connect(QueueServers((site.settings["BRONZE_NATS_URL"],)))
     try:
         entries, identities = await checker.read_catalog(jetstream)
     finally:

@@ -42,7 +42,7 @@ async def jetstream(request: pytest.FixtureRequest) -> AsyncIterator[JetStream]:
         yield ModelJetStream(QueueServer(time.time))
         return
     settings: Settings = request.getfixturevalue("settings")
-    connection = await JetStream.connect(settings.nats_url, server_name=settings.nats_server_name)
+    connection = await JetStream.connect(settings.queue_servers, server_name=settings.nats_server_name)
     yield connection
     await connection.close()
 

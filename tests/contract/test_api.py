@@ -16,7 +16,8 @@ from fastapi import FastAPI
 from opentelemetry.trace import SpanKind
 
 from bronze.api.problems import PROBLEM
-from bronze.errors import Halted
+from bronze.api.readiness import Readiness
+from bronze.errors import Gone, Halted
 from bronze.objects.encoder import encode_object
 from bronze.objects.footer import CONTENT_TYPE, user_metadata
 from bronze.protocol.chain import Position, reconcile
@@ -26,6 +27,7 @@ from bronze.protocol.message import HEADER_BYTES_MAX, MESSAGE_BYTES_MAX, Part
 from bronze.records.media import JSON, MEDIA_TYPES, NDJSON, ColumnarType
 from bronze.servers.catalog import NatsCatalog
 from bronze.servers.jetstream import JetStream
+from bronze.servers.key_value import KeyValueStore
 from bronze.servers.queue import NatsQueue
 from bronze.servers.s3 import S3Bucket
 from bronze.settings import Settings
@@ -443,6 +445,30 @@ async def test_without_the_queue_the_answer_is_503_with_retry_after_and_nothing_
     await until(lambda: jetstream.connected)
     assert (await api.post(A, Idempotency_Key="k")).status_code == 202
     assert await api.queued() == 1
+
+
+async def test_a_deleted_lane_makes_the_api_not_ready(
+    settings: Settings, jetstream: JetStream, bucket: S3Bucket, catalog: NatsCatalog
+) -> None:
+    """Any one of them, by name; and with as few requests for many lanes as for one."""
+    queue = NatsQueue(jetstream, KeyValueStore(jetstream, 1), settings)
+    lanes = await queue.open(SOURCES)
+    readiness = Readiness(lanes, queue, catalog, bucket, "test")
+    assert await readiness.check() == (
+        True,
+        {"status": "ready", "service_instance_id": "test", "queue": "ok", "bucket": "ok"},
+    )
+    sent = jetstream._client.stats["out_msgs"]
+    await readiness.check()
+    assert jetstream._client.stats["out_msgs"] - sent == 3
+    await queue.remove(lanes[-1])
+    ready, body = await readiness.check()
+    assert not ready
+    assert body["status"] == "not ready: the queue lacks streams of lanes"
+    assert body["queue"].endswith(lanes[-1].stream)
+    await queue.create_lane(lanes[-1].source, 0)
+    with pytest.raises(Gone):
+        await readiness.check()
 
 
 async def test_an_unknown_outcome_is_503_and_counted_as_neither_accepted_nor_rejected(

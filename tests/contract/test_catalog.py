@@ -54,7 +54,7 @@ def accepted(name: str, *, keyed: bool = False) -> AcceptedSubmission:
 
 async def entries(jetstream: JetStream, catalog: NatsCatalog) -> list[tuple[int, int]]:
     """The first and last message of each catalog entry, in order."""
-    messages = await jetstream.read(catalog._stream, 1, messages_max=1_000, bytes_max=2**24)
+    messages = await jetstream.read(catalog.stream, 1, messages_max=1_000, bytes_max=2**24)
     decoded = [msgspec.json.decode(message.payload) for message in messages if message.subject == LANE.entry_subject]
     return [(entry["first"], entry["last"]) for entry in decoded]
 
@@ -128,10 +128,10 @@ async def test_identities_of_keyed_submissions_are_kept_longer(catalog: NatsCata
     keyed, unkeyed = accepted("a", keyed=True), accepted("b")
     await catalog.append(LANE, BEGINNING, factories.stored(an_object(1, 2, [keyed, unkeyed])))
     for identified, ttl in ((keyed, KEYED_TTL), (unkeyed, UNKEYED_TTL)):
-        message = await jetstream.get_last(catalog._stream, f"identity.{identified.submission_id}")
+        message = await jetstream.get_last(catalog.stream, f"identity.{identified.submission_id}")
         assert message is not None
         assert message.headers["Nats-TTL"] == ttl
-    entry = await jetstream.get_last(catalog._stream, LANE.entry_subject)
+    entry = await jetstream.get_last(catalog.stream, LANE.entry_subject)
     assert entry is not None
     assert "Nats-TTL" not in entry.headers
 
@@ -155,10 +155,10 @@ async def test_identities_are_never_older_than_the_position(
     """The answer of a lagging replica is not used: it is asked again, then the leader is asked."""
     submitted = accepted("a")
     position = await catalog.append(LANE, BEGINNING, factories.stored(an_object(1, 1, [submitted])))
-    lagging = await LaggingReplica.connect(settings.nats_url)
+    lagging = await LaggingReplica.connect(settings.queue_servers)
     lagging.stale_reads = reads
     try:
-        stored = await NatsCatalog(lagging, catalog._stream).identities(LANE, position, [submitted.submission_id])
+        stored = await NatsCatalog(lagging, catalog.stream).identities(LANE, position, [submitted.submission_id])
     finally:
         await lagging.close()
     assert list(stored) == [submitted.submission_id]
@@ -175,7 +175,7 @@ async def test_the_catalog_of_another_bucket_is_refused(
 
 
 async def test_openers_that_race_open_one_catalog(settings: Settings) -> None:
-    connections = [await JetStream.connect(settings.nats_url) for _ in range(4)]
+    connections = [await JetStream.connect(settings.queue_servers) for _ in range(4)]
     try:
         opened = await asyncio.gather(
             *(NatsCatalog.open(connection, KeyValueStore(connection, 1), settings) for connection in connections)
@@ -183,7 +183,7 @@ async def test_openers_that_race_open_one_catalog(settings: Settings) -> None:
     finally:
         for connection in connections:
             await connection.close()
-    assert len({catalog._stream for catalog in opened}) == 1
+    assert len({catalog.stream for catalog in opened}) == 1
 
 
 async def test_a_replaced_catalog_halts(catalog: NatsCatalog, jetstream: JetStream) -> None:
@@ -194,7 +194,7 @@ async def test_a_replaced_catalog_halts(catalog: NatsCatalog, jetstream: JetStre
         "allow_atomic": True,
         "allow_msg_ttl": True,
     }
-    await jetstream.api(f"STREAM.DELETE.{catalog._stream}")
+    await jetstream.api(f"STREAM.DELETE.{catalog.stream}")
     await jetstream.create_stream(config)
     with pytest.raises(Halted, match="restart this process"):
         await catalog.append(LANE, BEGINNING, factories.stored(an_object(1, 1)))
@@ -231,9 +231,7 @@ async def test_a_removal_record_is_announced_once(catalog: NatsCatalog, jetstrea
     removals = [a_removal(1), a_removal(2)]
     for removal in [*removals, *removals]:
         await catalog.announce(removal)
-    messages, remaining = await jetstream.read_subject(
-        catalog._stream, "removed.>", 1, messages_max=10, bytes_max=2**20
-    )
+    messages, remaining = await jetstream.read_subject(catalog.stream, "removed.>", 1, messages_max=10, bytes_max=2**20)
     assert remaining == 0
     assert [msgspec.json.decode(message.payload, type=Removal) for message in messages] == [
         removal.announcement() for removal in removals
@@ -289,7 +287,7 @@ async def test_a_catalog_that_an_older_version_rebuilds_is_not_changed(
 
 async def test_a_removal_record_for_a_replaced_catalog_is_refused(catalog: NatsCatalog, jetstream: JetStream) -> None:
     """The rebuild has not seen it: it is announced when the command is run again."""
-    await jetstream.delete_stream(catalog._stream)
+    await jetstream.delete_stream(catalog.stream)
     await jetstream.create_stream({"name": "ANOTHER", "subjects": SUBJECTS})
     with pytest.raises(Halted, match="restart this process"):
         await catalog.announce(a_removal(1))
@@ -308,5 +306,5 @@ async def test_the_positions_of_more_lanes_than_the_server_answers_at_once(
         ]
         await jetstream.publish_batch(messages, len(messages))
     with pytest.raises(Unavailable, match="413"):
-        await jetstream.last_messages(catalog._stream, ["catalog.>"])
+        await jetstream.last_messages(catalog.stream, ["catalog.>"])
     assert (await catalog.positions()).keys() == set(lanes)

@@ -257,7 +257,7 @@ class ReplacedWhileOpening(JetStream):
 async def test_lanes_that_did_not_exist_at_one_moment_are_not_opened(parts: Parts) -> None:
     """A role that was paused while it opened them could send the same key to lanes of two different numbers."""
     await parts.open(2)
-    slow = await ReplacedWhileOpening.connect(parts.settings.nats_url)
+    slow = await ReplacedWhileOpening.connect(parts.settings.queue_servers)
 
     async def change_and_change_back() -> None:
         for lanes in (3, 2):

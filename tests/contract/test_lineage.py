@@ -329,7 +329,7 @@ async def test_another_catalog_replaces_the_contents_of_the_index(
     await data.store(submission_of("run"))
     await catch_up(index, feed)
     before = index.position
-    await jetstream.api(f"STREAM.DELETE.{catalog._stream}")
+    await jetstream.api(f"STREAM.DELETE.{catalog.stream}")
     with pytest.raises(Unavailable):
         await index.catch_up(feed)
     config: dict[str, Any] = {"name": "ANOTHER", "subjects": ["catalog.>", "identity.*"], "allow_direct": True}

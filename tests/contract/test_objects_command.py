@@ -243,7 +243,7 @@ async def test_a_command_that_was_killed_is_finished_by_the_next(
     assert [record.file_path for record in after] == keys[:2]
     assert await parts.catalog.announced() == {record.subject for record in after}
     messages, _ = await parts.jetstream.read_subject(
-        parts.catalog._stream, "removed.>", 1, messages_max=10, bytes_max=2**20
+        parts.catalog.stream, "removed.>", 1, messages_max=10, bytes_max=2**20
     )
     assert len(messages) == 2
 
@@ -274,7 +274,7 @@ async def test_messages_of_unknown_objects_are_acknowledged(parts: Parts, capsys
     code, error = await of(2, 2)
     assert code == 1
     assert f"messages 2 to 2 are in {keys[1]}, which is in the catalog: acknowledge it by its path" in error
-    await parts.jetstream.delete_stream(parts.catalog._stream)
+    await parts.jetstream.delete_stream(parts.catalog.stream)
     code, error = await of(2, 3)
     assert code == 1
     assert f"message 3 is in {keys[2]}, which is in the bucket" in error
@@ -301,7 +301,7 @@ async def test_messages_in_a_longer_object_are_not_lost(parts: Parts) -> None:
         await store(parts, lanes, [1])
     (first, _), _ = await catalog_contents(parts, [])
     assert first.last > first.first
-    await parts.jetstream.delete_stream(parts.catalog._stream)
+    await parts.jetstream.delete_stream(parts.catalog.stream)
     args = parse("acknowledge", "--messages", f"vehicles.0.{lanes[0].epoch}:{first.last}-{first.last}", "--reason", "x")
     with pytest.raises(CommandError, match=f"message {first.last} is in {first.file_path}, which is in the bucket"):
         await (await acknowledgement(parts)).of_messages(args.messages, STATEMENT)
@@ -312,7 +312,7 @@ async def test_messages_with_a_removal_record_are_not_unknown(parts: Parts, caps
     (lane,), keys, _ = await stored(parts, 4)
     await delete(parts, *keys[1:])
     assert await acknowledge(parts, keys[1], keys[3]) == 0
-    await parts.jetstream.delete_stream(parts.catalog._stream)
+    await parts.jetstream.delete_stream(parts.catalog.stream)
     assert await acknowledge(parts, "--messages", f"vehicles.0.{lane.epoch}:2-3") == 1
     assert f"message 2 is in {keys[1]}, which has a removal record" in capsys.readouterr().err
     assert await acknowledge(parts, "--messages", f"vehicles.0.{lane.epoch}:3-3") == 0
@@ -322,7 +322,7 @@ async def test_messages_can_be_acknowledged_while_a_rebuild_is_not_finished(part
     """Otherwise a rebuild that finds a gap when it has begun could never be finished."""
     (lane,), keys, _ = await stored(parts, 3)
     await delete(parts, keys[1])
-    await parts.jetstream.delete_stream(parts.catalog._stream)
+    await parts.jetstream.delete_stream(parts.catalog.stream)
     config = {"name": "BRONZE_CATALOG_NEW", "subjects": SUBJECTS, "allow_direct": True}
     metadata = {**of_catalog(parts.settings), REBUILDING: "yes"}
     await parts.jetstream.create_stream({**config, "metadata": metadata})

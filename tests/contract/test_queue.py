@@ -19,6 +19,7 @@ from bronze.protocol.message import (
     Part,
 )
 from bronze.protocol.principals import NAME_BYTES_MAX
+from bronze.queue_servers import QueueServers
 from bronze.records.sources import CLASSIFICATION_ID_CHARS_MAX
 from bronze.servers.jetstream import JetStream, Outgoing
 from bronze.servers.key_value import KeyValueStore
@@ -60,7 +61,7 @@ def payloads(messages: Sequence[Message]) -> list[bytes]:
 async def test_racing_processes_open_the_same_lanes(settings: Settings) -> None:
     """The server accepts one stream per subject, so all get the same epoch."""
     several = settings.model_copy(update={"lanes": 2})
-    connections = [await JetStream.connect(settings.nats_url) for _ in range(4)]
+    connections = [await JetStream.connect(settings.queue_servers) for _ in range(4)]
     try:
         opened = await asyncio.gather(
             *(
@@ -96,12 +97,12 @@ async def test_settings_that_differ_from_those_of_the_lanes_are_refused(
 
 async def test_another_server_on_the_port_is_refused(settings: Settings) -> None:
     with pytest.raises(Misconfigured, match="BRONZE_NATS_SERVER_NAME"):
-        await JetStream.connect(settings.nats_url, server_name="ours")
+        await JetStream.connect(settings.queue_servers, server_name="ours")
 
 
 async def test_no_server_on_the_port_is_unavailable() -> None:
     with pytest.raises(Unavailable, match="does not answer"):
-        await JetStream.connect(f"nats://{LOOPBACK}:{free_ports()}")
+        await JetStream.connect(QueueServers((f"nats://{LOOPBACK}:{free_ports()}",)))
 
 
 # --- submitting
@@ -179,7 +180,7 @@ async def test_a_subject_that_was_purged_after_the_refusal_is_superseded(
     queue: NatsQueue, lane: Lane, settings: Settings
 ) -> None:
     await submit(queue, lane, submission(*ONE, key="k"))
-    connection = await PurgedBeforeGet.connect(settings.nats_url)
+    connection = await PurgedBeforeGet.connect(settings.queue_servers)
     try:
         with pytest.raises(Superseded):
             await submit(

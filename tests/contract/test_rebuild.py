@@ -62,7 +62,7 @@ async def catalog_contents(parts: Parts, ids: Sequence[str]) -> tuple[list[Catal
     """The entries of the catalog that roles open now, in the order of each lane, and the identities of submissions."""
     catalog = await NatsCatalog.open(parts.jetstream, KeyValueStore(parts.jetstream, 1), parts.settings)
     entries, following = [], 1
-    while read := await parts.jetstream.read(catalog._stream, following, messages_max=4_000, bytes_max=2**26):
+    while read := await parts.jetstream.read(catalog.stream, following, messages_max=4_000, bytes_max=2**26):
         entries += [
             msgspec.json.decode(message.payload, type=CatalogEntry)
             for message in read
@@ -187,9 +187,9 @@ class KilledAfter(JetStream):
         await self._act()
         await super().create_stream(config)
 
-    async def update_stream(self, stream: str, **changes: object) -> None:
+    async def update_stream(self, stream: str, **changes: object) -> bool:
         await self._act()
-        await super().update_stream(stream, **changes)
+        return await super().update_stream(stream, **changes)
 
 
 async def test_a_rebuild_that_was_killed_at_any_step_is_finished_by_the_next(parts: Parts) -> None:
@@ -200,7 +200,7 @@ async def test_a_rebuild_that_was_killed_at_any_step_is_finished_by_the_next(par
     before = await catalog_contents(parts, ids)
     refused = 0
     for acts in range(100):
-        killed = await KilledAfter.connect(parts.settings.nats_url)
+        killed = await KilledAfter.connect(parts.settings.queue_servers)
         killed.left = acts
         try:
             await rebuild(replace(parts, jetstream=killed), lanes)

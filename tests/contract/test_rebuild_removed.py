@@ -107,7 +107,7 @@ async def test_a_rebuild_that_was_killed_at_any_step_is_finished_by_the_next(par
     assert len(records) == 1
     refused = 0
     for acts in range(100):
-        killed = await KilledAfter.connect(parts.settings.nats_url)
+        killed = await KilledAfter.connect(parts.settings.queue_servers)
         killed.left = acts
         try:
             await rebuild(replace(parts, jetstream=killed), lanes)
@@ -132,7 +132,7 @@ async def test_acknowledged_messages_of_unknown_objects_bridge_a_gap(parts: Part
     lanes, keys, ids = await stored(parts, 4)
     before, identities = await catalog_contents(parts, ids)
     await delete(parts, keys[1], keys[2])
-    await parts.jetstream.delete_stream(parts.catalog._stream)
+    await parts.jetstream.delete_stream(parts.catalog.stream)
     assert await acknowledge(parts, "--messages", f"vehicles.0.{lanes[0].epoch}:2-3") == 0
     found = await rebuild(parts, lanes)
     assert (found.objects, found.removed, found.warnings) == (2, 0, [])
@@ -150,7 +150,7 @@ async def test_a_part_of_acknowledged_messages_that_is_restored_counts(parts: Pa
     before, _ = await catalog_contents(parts, [])
     body = await parts.bucket.read(keys[2], 0, 2**20)
     await delete(parts, *keys[1:4])
-    await parts.jetstream.delete_stream(parts.catalog._stream)
+    await parts.jetstream.delete_stream(parts.catalog.stream)
     assert await acknowledge(parts, "--messages", f"vehicles.0.{lanes[0].epoch}:2-4") == 0
     await parts.bucket.create(keys[2], body, {}, "application/octet-stream")
     await rebuild(parts, lanes)

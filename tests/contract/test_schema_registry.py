@@ -37,7 +37,7 @@ async def registered(key_values: KeyValueStore, name: str = "things") -> int:
 
 async def race(settings: Settings, sources: Sequence[Source]) -> Mapping[int, str]:
     """Register all at once, each over its own connection; returns the errors, by the index of the source."""
-    connections = [await JetStream.connect(settings.nats_url) for _ in sources]
+    connections = [await JetStream.connect(settings.queue_servers) for _ in sources]
     results = await asyncio.gather(
         *(
             register(KeyValueStore(connection, 1), source)

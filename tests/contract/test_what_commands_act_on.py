@@ -41,6 +41,7 @@ def parse(*words: str) -> argparse.Namespace:
 
 Command = Callable[[Settings], Coroutine[Any, Any, int]]
 COMMANDS: dict[str, Command] = {
+    "init": lambda chosen: commands.initialize(chosen, yes=False),
     "lanes": lambda chosen: commands.change_lanes(chosen, 2, yes=False),
     "rebuild": lambda chosen: commands.rebuild_catalog(chosen, dry_run=False, yes=False),
     "keys": lambda chosen: commands.run_keys(parse("keys", "create", "a", "--scope", "admin"), chosen),

@@ -149,10 +149,12 @@ class Stream:
         self._purged_below = max(self._purged_below, sequence)
         self.last = max(self.last, sequence - 1)
 
-    def update(self, changes: Mapping[str, object]) -> None:
+    def update(self, changes: Mapping[str, object]) -> bool:
         if self.sealed and changes.get("sealed") is False:
             raise Unavailable(Outage.QUEUE_AWAY, "the queue refuses to unseal a sealed stream")
+        changed = not self.config.items() >= changes.items()
         self.config |= changes
+        return changed
 
     def roll_back(self, time: str) -> list[Message]:
         """Reset the stream to an earlier time, without purges; returns the lost messages."""
@@ -261,8 +263,8 @@ class ModelJetStream(JetStream):
     async def create_stream(self, config: Mapping[str, Any]) -> None:
         await self._ask_server("make", lambda _: self._server.create(config), writes=True)
 
-    async def update_stream(self, stream: str, **changes: object) -> None:
-        await self._ask_server("update", lambda _: self._server.stream(stream).update(changes), writes=True)
+    async def update_stream(self, stream: str, **changes: object) -> bool:
+        return await self._ask_server("update", lambda _: self._server.stream(stream).update(changes), writes=True)
 
     async def delete_stream(self, stream: str) -> None:
         await self._ask_server("remove", lambda _: self._server.streams.pop(stream, None), writes=True)

@@ -49,7 +49,11 @@ class Changing(System):
     async def change(self, lanes: int, acts: int | None = None) -> int:
         """Run the command and kill it after so many requests; returns its exit code."""
         program = self._roles["api"].program
-        env = {**programs.environment(program), **({wiring.ACTS: str(acts)} if acts is not None else {})}
+        env = {
+            **programs.environment(program),
+            **self.queue_env("admin"),
+            **({wiring.ACTS: str(acts)} if acts is not None else {}),
+        }
         with (self.root / "lanes.log").open("ab") as log:
             command = await asyncio.create_subprocess_exec(
                 sys.executable, wiring.__file__, "lanes", str(lanes), env=env, stdout=log, stderr=log

@@ -59,7 +59,7 @@ class TwoApis(System):
         command = await asyncio.create_subprocess_exec(
             sys.executable,
             *("-m", "bronze", "keys", *words, "--yes"),
-            env=programs.environment(self._roles["consumer-1"].program),
+            env={**programs.environment(self._roles["consumer-1"].program), **self.queue_env("admin")},
             stdout=asyncio.subprocess.PIPE,
         )
         out, _ = await command.communicate()

@@ -18,6 +18,7 @@ from bronze.admin.confirmation import Confirmation, address, check_answerable
 from local.machine import limit_s
 
 CHANGES = [
+    ["init"],
     ["lanes", "2"],
     ["catalog", "rebuild"],
     ["quarantine", "replay", "--submission", "s"],
@@ -97,7 +98,7 @@ def test_without_a_terminal_a_change_is_refused(command: Sequence[str]) -> None:
     "command",
     [
         *([*command, "--yes"] for command in CHANGES),
-        *([*command, "--dry-run"] for command in CHANGES if command[1] in {"rebuild", "acknowledge"}),
+        *([*command, "--dry-run"] for command in CHANGES if {"rebuild", "acknowledge"} & {*command}),
         ["keys", "list"],
         ["objects", "missing"],
         ["quarantine", "list"],

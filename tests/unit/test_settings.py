@@ -35,6 +35,19 @@ def test_a_variable_sets_its_setting(monkeypatch: pytest.MonkeyPatch) -> None:
     ("name", "value"),
     [
         ("BRONZE_LANES", "0"),
+        ("BRONZE_NATS_URL", "http://127.0.0.1:4222"),
+        ("BRONZE_NATS_URL", "nats://one:4222,"),
+        ("BRONZE_NATS_URL", "nats://one:port"),
+        ("BRONZE_NATS_URL", "nats://one:4222/path"),
+        ("BRONZE_NATS_URL", "nats://one two"),
+        ("BRONZE_NATS_URL", "nats://one,tls://two"),
+        ("BRONZE_NATS_URL", "nats://user@one"),
+        ("BRONZE_NATS_URL", "nats://user:a@one,nats://user:b@two"),
+        ("BRONZE_NATS_USER", "api"),
+        ("BRONZE_NATS_PASSWORD", "secret"),
+        ("BRONZE_NATS_PASSWORD_FILE", "/run/secrets/queue"),
+        ("BRONZE_NATS_CA_FILE", "/etc/ca.pem"),
+        ("BRONZE_NATS_KEY_FILE", "/etc/key.pem"),
         ("BRONZE_FLUSH_AGE_S", "soon"),
         ("BRONZE_OBJECT_SUBMISSIONS_MAX", "1000"),
         ("BRONZE_OBJECT_MESSAGES_MAX", "4097"),
@@ -64,6 +77,36 @@ def test_an_invalid_value_is_refused_with_the_name_of_its_variable(
     monkeypatch.setenv(name, value)
     with pytest.raises(Misconfigured, match=name):
         settings.load()
+
+
+def test_the_queue_has_several_servers_and_one_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The user may be in the addresses, or in settings of its own."""
+    monkeypatch.setenv("BRONZE_NATS_URL", "tls://a%40b:p%3Aw@one, tls://a%40b:p%3Aw@[::1]:4223/")
+    loaded = settings.load()
+    servers = loaded.queue_servers
+    assert servers.urls == ("tls://one:4222", "tls://[::1]:4223")
+    assert (servers.user, servers.read_password(), servers.inbox_prefix) == ("a@b", "p:w", "_INBOX_a_b")
+    assert servers.tls
+    assert "p%3Aw" not in f"{loaded!r} {servers!r} {servers}"
+    monkeypatch.setenv("BRONZE_NATS_URL", "one,nats://two:4223")
+    monkeypatch.setenv("BRONZE_NATS_USER", "api")
+    monkeypatch.setenv("BRONZE_NATS_PASSWORD", "hunter2")
+    servers = settings.load().queue_servers
+    assert servers.urls == ("nats://one:4222", "nats://two:4223")
+    assert (servers.user, servers.read_password(), servers.inbox_prefix) == ("api", "hunter2", "_INBOX_api")
+    assert "hunter2" not in f"{settings.load()!r} {servers!r}"
+    for name in ("BRONZE_NATS_USER", "BRONZE_NATS_PASSWORD"):
+        monkeypatch.setenv(name, "")  # as compose passes on what is not set
+    servers = settings.load().queue_servers
+    assert (servers.user, servers.inbox_prefix) == (None, "_INBOX")
+
+
+def test_a_password_in_an_address_is_in_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    for url in ("nats://u:hunter2@one:port", "nats://u:hunter2@one,nats://two", "nats://:hunter2@one", "u:hunter2@"):
+        monkeypatch.setenv("BRONZE_NATS_URL", url)
+        with pytest.raises(Misconfigured, match="BRONZE_NATS_URL") as refused:
+            settings.load()
+        assert "hunter2" not in str(refused.value)
 
 
 def test_an_api_key_is_in_no_error_and_no_output(monkeypatch: pytest.MonkeyPatch) -> None:

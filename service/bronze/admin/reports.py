@@ -1,9 +1,18 @@
 """The final output of the operator's commands."""
 
 import sys
+from collections.abc import Sequence
 
 from bronze.admin.rebuild_catalog import BucketContents
 from bronze.plurals import counted
+
+
+def report_initialized(lanes: int, created: Sequence[str], protected: Sequence[str]) -> None:
+    for name in created:
+        print(f"Created the stream {name}")
+    for name in protected:
+        print(f"Protected the stream {name}, which an older version created")
+    print(f"The queue has everything that the roles need: {counted(lanes, 'lane')}, the catalog and the keys.")
 
 
 def report_lanes(number: int, *, changed: bool) -> None:

@@ -1,11 +1,13 @@
 """Whether the API can accept submissions."""
 
 import asyncio
+import itertools
 import logging
 from collections.abc import Awaitable, Sequence
+from contextlib import suppress
 
 from bronze.api.problems import without_addresses
-from bronze.errors import Unavailable
+from bronze.errors import Outage, Unavailable
 from bronze.protocol.lane import Lane
 from bronze.servers.bucket import Bucket
 from bronze.servers.catalog import Catalog
@@ -15,6 +17,9 @@ log = logging.getLogger(__name__)
 
 TIMEOUT_S = 3.0
 OK = "ok"
+#: Missing lanes that are named.
+NAMED_MAX = 10
+LACKS = "the queue lacks streams of lanes"
 
 
 class Readiness:
@@ -28,6 +33,7 @@ class Readiness:
         self._catalog = catalog
         self._bucket = bucket
         self._service_instance_id = service_instance_id
+        self._probes = itertools.count()
 
     async def check(self) -> tuple[bool, dict[str, str]]:
         """Whether submissions can be accepted, and the body of `/readyz`.
@@ -37,14 +43,20 @@ class Readiness:
         queue, bucket = await asyncio.gather(_probe(self._check_queue()), _probe(self._bucket.check()))
         ready = queue == OK
         return ready, {
-            "status": "ready" if ready else "not ready: the queue does not answer",
+            "status": "ready" if ready else f"not ready: {LACKS if LACKS in queue else 'the queue does not answer'}",
             "service_instance_id": self._service_instance_id,
             "queue": queue,
             "bucket": bucket,
         }
 
     async def _check_queue(self) -> None:
-        lane = self._lanes[0]
+        """Three requests, for any number of lanes: whether all exist, and whether one, in turns, has a leader."""
+        if missing := await self._queue.missing(self._lanes):
+            with suppress(Unavailable):
+                await self._queue.state(missing[0])  # raises `Gone` if another one has replaced it
+            named = ", ".join(lane.stream for lane in missing[:NAMED_MAX])
+            raise Unavailable(Outage.QUEUE_AWAY, f"{LACKS}: {len(missing)}, {named}")
+        lane = self._lanes[next(self._probes) % len(self._lanes)]
         await self._queue.state(lane)
         await self._catalog.position(lane)
 

@@ -17,6 +17,6 @@ prometheus       instant queries and exemplars
 trace_store      traces, from Tempo or Zipkin
 http_json        the requests of these two
 
-Imports: errors, protocol, records, settings.
+Imports: errors, protocol, queue_servers, records, settings.
 Libraries: boto3, botocore, httpx, msgspec, mypy_boto3_s3, nats.
 """

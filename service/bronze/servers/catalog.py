@@ -11,7 +11,7 @@ from typing import Protocol, Self, TypeVar
 
 import msgspec
 
-from bronze.errors import Halted, Outage, Unavailable
+from bronze.errors import Halted, Misconfigured, NotPermitted, Outage, Unavailable
 from bronze.protocol.chain import Position
 from bronze.protocol.documents import CatalogEntry, Identity, StoredObject, identities_of
 from bronze.protocol.keys import lane_of_key
@@ -43,6 +43,9 @@ ADVICE = "Set BRONZE_BUCKET and BRONZE_PREFIX to the values of the stream, or us
 PAGE_ENTRIES = 256
 PAGE_BYTES = 2**20
 
+#: A user who may purge lanes must not purge the catalog.
+PROTECTION: Mapping[str, object] = {"deny_purge": True}
+
 T = TypeVar("T")
 
 
@@ -70,7 +73,7 @@ class NatsCatalog:
 
     def __init__(self, jetstream: JetStream, stream: str) -> None:
         self._js = jetstream
-        self._stream = stream
+        self.stream = stream
 
     @classmethod
     async def open(cls, jetstream: JetStream, key_values: KeyValueStore, settings: Settings) -> Self:
@@ -109,13 +112,23 @@ class NatsCatalog:
         state = await jetstream.state(name)
         stream_metadata.check(state, stream_metadata.of_catalog(settings), ADVICE)
         if not set(SUBJECTS) <= set(state.subjects) and stream_metadata.REBUILDING not in state.metadata:
-            await jetstream.update_stream(name, subjects=SUBJECTS)
+            try:
+                await jetstream.update_stream(name, subjects=SUBJECTS)
+            except NotPermitted as error:
+                raise Misconfigured(
+                    f"the stream {name} of an older version lacks subjects, and the user of this process may not add "
+                    "them: run `bronze init` as a user who may (docs/security.md)"
+                ) from error
         return state
+
+    async def protect(self) -> bool:
+        """As `KeyValueStore.protect`."""
+        return await self._js.update_stream(self.stream, **PROTECTION)
 
     async def position(self, lane: Lane) -> tuple[Position, str]:
         """The position of a lane, from the leader, and when its entry was stored, by the server's clock."""
         async with self._gone_if_replaced():
-            message = await self._js.get_last(self._stream, lane.entry_subject)
+            message = await self._js.get_last(self.stream, lane.entry_subject)
         if message is None:
             return Position(None, 0), ""
         return Position(decode(message, CatalogEntry), message.sequence), message.time
@@ -124,9 +137,9 @@ class NatsCatalog:
         """The positions of all lanes that have entries, also of those that were replaced, from a replica."""
         messages: list[Message] = []
         async with self._gone_if_replaced():
-            subjects = await self._js.subjects(self._stream, ENTRIES)
+            subjects = await self._js.subjects(self.stream, ENTRIES)
             for begin in range(0, len(subjects), js.LAST_MAX):
-                messages += await self._js.last_messages(self._stream, subjects[begin : begin + js.LAST_MAX])
+                messages += await self._js.last_messages(self.stream, subjects[begin : begin + js.LAST_MAX])
         positions = [Position(decode(message, CatalogEntry), message.sequence) for message in messages]
         return {
             Lane(position.entry.source, position.entry.lane, position.entry.epoch): position
@@ -137,7 +150,7 @@ class NatsCatalog:
     async def identity(self, submission_id: str) -> Identity | None:
         """A submission's identity, from the leader."""
         async with self._gone_if_replaced():
-            message = await self._js.get_last(self._stream, f"identity.{submission_id}")
+            message = await self._js.get_last(self.stream, f"identity.{submission_id}")
         return None if message is None else decode(message, Identity)
 
     async def identities(self, lane: Lane, position: Position, ids: Sequence[str]) -> Mapping[str, Identity]:
@@ -149,12 +162,12 @@ class NatsCatalog:
         subjects = [f"identity.{submission_id}" for submission_id in ids]
         for _ in range(2):
             async with self._gone_if_replaced():
-                messages = await self._js.last_messages(self._stream, [*subjects, lane.entry_subject])
+                messages = await self._js.last_messages(self.stream, [*subjects, lane.entry_subject])
             entries = [message.sequence for message in messages if message.subject == lane.entry_subject]
             if max(entries, default=0) >= position.entry_sequence:
                 break
         else:
-            answers = [await self._js.get_last(self._stream, subject) for subject in subjects]
+            answers = [await self._js.get_last(self.stream, subject) for subject in subjects]
             messages = [message for message in answers if message is not None]
         identities = [decode(message, Identity) for message in messages if message.subject != lane.entry_subject]
         return {identity.accepted.submission_id: identity for identity in identities}
@@ -166,7 +179,7 @@ class NatsCatalog:
         if not subjects:
             return {}
         async with self._gone_if_replaced():
-            messages = await self._js.last_messages(self._stream, subjects)
+            messages = await self._js.last_messages(self.stream, subjects)
         published = {removal.file_path: removal for removal in (decode(message, Removal) for message in messages)}
         return {file_path: published[file_path] for file_path in file_paths if file_path in published}
 
@@ -174,7 +187,7 @@ class NatsCatalog:
         """A page of a lane's entries from a sequence of the catalog on, in order, each with its sequence."""
         async with self._gone_if_replaced():
             messages, _ = await self._js.read_subject(
-                self._stream, lane.entry_subject, since, messages_max=PAGE_ENTRIES, bytes_max=PAGE_BYTES
+                self.stream, lane.entry_subject, since, messages_max=PAGE_ENTRIES, bytes_max=PAGE_BYTES
             )
         return [(message.sequence, decode(message, CatalogEntry)) for message in messages]
 
@@ -193,28 +206,28 @@ class NatsCatalog:
                 {js.EXPECTED_LAST_SUBJECT_SEQUENCE: str(position.entry_sequence)},
             )
         )
-        messages[0].headers[js.EXPECTED_STREAM] = self._stream
+        messages[0].headers[js.EXPECTED_STREAM] = self.stream
         try:
             sequence = await self._js.publish_batch(messages, len(messages))
         except ApiError as error:
             if error.err_code in {js.WRONG_LAST_SEQUENCE, js.SUBJECT_WRITE_IN_FLIGHT}:
                 raise Overtaken from error
             if error.err_code == js.WRONG_STREAM:
-                raise js.replaced_error(self._stream) from error
+                raise js.replaced_error(self.stream) from error
             raise Unavailable(Outage.QUEUE_AWAY, f"the queue refuses the catalog entry: {error}") from error
         return Position(entry, sequence)
 
     async def announce(self, removal: Removal) -> None:
         """Publish a removal record on its feed, once. Raises `Gone` if the catalog was replaced."""
         message = removal_message(removal)
-        headers = {js.EXPECTED_LAST_SUBJECT_SEQUENCE: "0", js.EXPECTED_STREAM: self._stream}
+        headers = {js.EXPECTED_LAST_SUBJECT_SEQUENCE: "0", js.EXPECTED_STREAM: self.stream}
         try:
             await self._js.publish(Outgoing(message.subject, message.payload, headers))
         except ApiError as error:
             if error.err_code in {js.WRONG_LAST_SEQUENCE, js.SUBJECT_WRITE_IN_FLIGHT}:
                 return  # it was published before
             if error.err_code == js.WRONG_STREAM:
-                raise js.replaced_error(self._stream) from error
+                raise js.replaced_error(self.stream) from error
             raise Unavailable(Outage.QUEUE_AWAY, f"the queue refuses the removal record: {error}") from error
 
     async def announced(self) -> set[str]:
@@ -224,7 +237,7 @@ class NatsCatalog:
         while True:
             async with self._gone_if_replaced():
                 messages, remaining = await self._js.read_subject(
-                    self._stream, REMOVALS, since, messages_max=PAGE_ENTRIES, bytes_max=PAGE_BYTES
+                    self.stream, REMOVALS, since, messages_max=PAGE_ENTRIES, bytes_max=PAGE_BYTES
                 )
             subjects |= {message.subject for message in messages}
             if not remaining:
@@ -233,7 +246,7 @@ class NatsCatalog:
 
     def _gone_if_replaced(self) -> AbstractAsyncContextManager[None]:
         """Raises `Gone` if the catalog was replaced by another one."""
-        return self._js.gone_if_replaced(self._stream, SUBJECTS[0])
+        return self._js.gone_if_replaced(self.stream, SUBJECTS[0])
 
 
 def stream_config(settings: Settings, metadata: Mapping[str, str]) -> dict[str, object]:
@@ -245,6 +258,7 @@ def stream_config(settings: Settings, metadata: Mapping[str, str]) -> dict[str, 
         "allow_atomic": True,
         "allow_direct": True,
         "allow_msg_ttl": True,
+        **PROTECTION,
         "metadata": metadata,
     }
 

@@ -11,6 +11,8 @@ Every wait is bounded. A timeout means "unknown", never "no": the server may app
 import asyncio
 import base64
 import logging
+import re
+import ssl
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -18,17 +20,19 @@ from typing import Any, Self
 from uuid import uuid4
 
 import msgspec
-import nats
 import nats.errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
-from bronze.errors import Gone, Misconfigured, Outage, Unavailable
+import nats
+from bronze.errors import Gone, Misconfigured, NotPermitted, Outage, Unavailable
 from bronze.protocol.message import Message
+from bronze.queue_servers import QueueServers
 
 log = logging.getLogger(__name__)
 
 REQUEST_TIMEOUT_S = 2.0
+#: Per server.
 CONNECT_TIMEOUT_S = 2.0
 #: The server writes and syncs a large batch before it answers the commit.
 COMMIT_TIMEOUT_S = 10
@@ -62,6 +66,11 @@ _ANSWER_HEADERS = frozenset(
         "Nats-UpTo-Sequence",
     }
 )
+
+#: How the server reports a subject that the user may not use; the client makes it lower case.
+_DENIED = re.compile(r'permissions violation for (?:publish|subscription) to "([^" ]+)')
+#: Subjects without permission that are kept.
+DENIED_MAX = 1_000
 
 # err_code of the server's API errors
 WRONG_LAST_SEQUENCE = 10071
@@ -127,42 +136,137 @@ class ApiError(Exception):
         self.code = code
 
 
-class JetStream:
-    """A connection to one named server or cluster. All calls raise `Unavailable` if there is no answer in time."""
+class _Unencrypted(nats.errors.Error):
+    def __str__(self) -> str:
+        return "it does not encrypt the connection, but BRONZE_NATS_URL has tls://"
 
-    def __init__(self, client: Client) -> None:
+
+class _Client(Client):
+    """The connection. It reconnects whatever ended it, and keeps the subjects that the server does not permit."""
+
+    def __init__(self, servers: QueueServers) -> None:
+        super().__init__()
+        self._servers = servers
+        self._opened = False
+        self._refusals = 0
+        self._denied: dict[str, None] = {}
+
+    async def open(self, name: str) -> None:
+        """Raises `Unavailable` if no server answers in time, and `Misconfigured` if all that answer refuse."""
+        servers = self._servers
+        try:
+            # the client itself would retry for ever
+            async with asyncio.timeout(CONNECT_TIMEOUT_S * len(servers.urls)):
+                await self.connect(
+                    list(servers.urls),
+                    name=name,
+                    user=servers.user and (lambda: str(servers.user)),
+                    password=servers.user and servers.read_password,
+                    tls=servers.tls_context(),
+                    inbox_prefix=servers.inbox_prefix,
+                    connect_timeout=CONNECT_TIMEOUT_S,  # type: ignore[arg-type]
+                    allow_reconnect=True,
+                    max_reconnect_attempts=-1,
+                    reconnect_time_wait=0.2,  # type: ignore[arg-type]
+                    pending_size=0,  # a request without a connection fails at once, and is not sent after we gave up
+                    error_cb=self._report,
+                )
+        except (nats.errors.Error, OSError, TimeoutError) as error:
+            cause = self.last_error or error
+            if reason := self._refusal(cause):
+                raise Misconfigured(reason) from error
+            raise Unavailable(
+                Outage.QUEUE_AWAY, f"the queue at {servers} does not answer: {cause or type(cause).__name__}"
+            ) from error
+        self._opened = True
+
+    def take_denied(self, *subjects: str) -> str | None:
+        """One of these subjects that the server has not permitted; it is forgotten then. None if there is none."""
+        for subject in map(str.lower, (*subjects, f"{self._servers.inbox_prefix}.")):
+            for denied in self._denied:
+                if denied == subject or (subject.endswith(".") and denied.startswith(subject)):
+                    del self._denied[denied]
+                    return denied
+        return None
+
+    async def _report(self, error: Exception) -> None:
+        log.warning("connection to the queue: %s", error or type(error).__name__)
+        if match := _DENIED.search(str(error)):
+            if len(self._denied) >= DENIED_MAX:
+                self._denied.clear()
+            self._denied[match[1]] = None
+        if not self._opened and (reason := self._refusal(error)):
+            self._refusals += 1
+            if self._refusals == len(self._servers.urls):
+                raise Misconfigured(reason)
+
+    def _refusal(self, error: Exception) -> str | None:
+        """What is wrong with the settings if a server or its certificate was refused; None for other errors."""
+        servers, reason = self._servers, None
+        if "authorization violation" in str(error).lower():
+            reason = (
+                f"it refuses the user {servers.user!r} or its password: check BRONZE_NATS_USER and "
+                "BRONZE_NATS_PASSWORD_FILE"
+                if servers.user
+                else "it asks for a user: set BRONZE_NATS_USER and BRONZE_NATS_PASSWORD_FILE"
+            )
+        elif isinstance(error, ssl.SSLCertVerificationError):
+            reason = f"its certificate is refused ({error.verify_message}): check the address and BRONZE_NATS_CA_FILE"
+        elif isinstance(error, ssl.SSLError) and "ALERT" in (error.reason or ""):
+            reason = f"it refuses the certificate of this process ({error.reason}): check BRONZE_NATS_CERT_FILE"
+        elif isinstance(error, _Unencrypted):
+            reason = str(error)
+        return reason and f"the queue at {servers}: {reason}"
+
+    async def _connect_to_server(self, s: Any) -> None:
+        if self._transport:
+            # of an attempt that the server refused: nats-py leaves its socket open
+            self._transport.close()  # type: ignore[no-untyped-call]
+        await super()._connect_to_server(s)
+
+    def _connect_command(self) -> bytes:
+        """The first command, with the credentials. Whether to encrypt is the server's choice in this protocol."""
+        if self._servers.tls and not self._server_info.get("tls_required"):
+            raise _Unencrypted
+        return super()._connect_command()
+
+    async def _process_err(self, err_msg: str) -> None:
+        """An error that the server reports. If it ends the connection, the server closes it, and we reconnect.
+
+        The method of nats-py closes it for ever, for example when the server's configuration gets other users.
+        """
+        await self._error_cb(nats.errors.Error(f"nats: {err_msg}"))
+
+
+class JetStream:
+    """A connection to one named server or cluster. All calls raise `Unavailable` if there is no answer in time.
+
+    They raise `NotPermitted` if the server does not permit them to the user of this process.
+    """
+
+    def __init__(self, client: _Client) -> None:
         self._client = client
 
     @classmethod
-    async def connect(cls, url: str, *, server_name: str | None = None, name: str = "bronze") -> Self:
+    async def connect(cls, servers: QueueServers, *, server_name: str | None = None, name: str = "bronze") -> Self:
         """Connect; after that, the client reconnects by itself.
 
-        Raises `Unavailable` if no server answers, and `Misconfigured` if the server has another name.
+        Raises `Unavailable` if no server answers, and `Misconfigured` if the server has another name or refuses.
         """
-        try:
-            async with asyncio.timeout(CONNECT_TIMEOUT_S):  # the client itself would retry for ever
-                client = await nats.connect(
-                    url,
-                    name=name,
-                    connect_timeout=CONNECT_TIMEOUT_S,
-                    allow_reconnect=True,
-                    max_reconnect_attempts=-1,
-                    reconnect_time_wait=0.2,
-                    pending_size=0,  # a request without a connection fails at once, and is not sent after we gave up
-                    error_cb=_log_error,
-                )
-        except (nats.errors.Error, OSError, TimeoutError) as error:
-            raise Unavailable(
-                Outage.QUEUE_AWAY, f"the queue at {url} does not answer: {error or type(error).__name__}"
-            ) from error
+        servers.check()
+        client = _Client(servers)
         jetstream = cls(client)
-        if server_name is not None:
+        try:
+            await client.open(name)
             actual = jetstream.server_name
-            if actual != server_name:
-                await client.close()
+            if server_name not in {None, actual}:
                 raise Misconfigured(
-                    f"the server at {url} has the name {actual!r}, but BRONZE_NATS_SERVER_NAME requires {server_name!r}"
+                    f"the server at {servers} has the name {actual!r}, but BRONZE_NATS_SERVER_NAME requires "
+                    f"{server_name!r}"
                 )
+        except BaseException:
+            await client.close()
+            raise
         return jetstream
 
     @property
@@ -199,9 +303,16 @@ class JetStream:
         except nats.errors.NoRespondersError as error:
             raise Missing(subject) from error
         except (nats.errors.Error, OSError, TimeoutError) as error:
-            raise Unavailable(
-                Outage.QUEUE_AWAY, f"the queue does not answer: {error or type(error).__name__}"
-            ) from error
+            raise self._no_answer(error, subject) from error
+
+    def _no_answer(self, error: Exception, *subjects: str) -> Unavailable:
+        """The error of a request that got no answer: the server reports only to the connection what it does not permit.
+
+        A connection without permission for a subject gets no answer to a request either.
+        """
+        if denied := self._client.take_denied(*subjects):
+            return NotPermitted(f"the queue does not permit its user to use the subject {denied} (docs/security.md)")
+        return Unavailable(Outage.QUEUE_AWAY, f"the queue does not answer: {error or type(error).__name__}")
 
     async def api(self, call: str, payload: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """One JetStream API call, such as `STREAM.INFO.name`; raises `ApiError`."""
@@ -223,7 +334,13 @@ class JetStream:
 
     async def stream_names(self, subject: str) -> list[str]:
         """The names of the streams with a subject; more than one only for wildcards, or if streams overlap."""
-        return (await self._call("STREAM.NAMES", {"subject": subject})).get("streams") or []
+        names: list[str] = []
+        while True:
+            page = await self._call("STREAM.NAMES", {"subject": subject, "offset": len(names)})
+            found = page.get("streams") or []
+            names += found
+            if not found or len(names) >= page["total"]:
+                return names
 
     async def state(self, stream: str) -> StreamState:
         info = await self._call(f"STREAM.INFO.{stream}")
@@ -249,10 +366,13 @@ class JetStream:
         """Create a stream; raises `ApiError` if the name or a subject is in use."""
         await self.api(f"STREAM.CREATE.{config['name']}", config)
 
-    async def update_stream(self, stream: str, **changes: object) -> None:
-        """Change the given options of a stream's configuration."""
+    async def update_stream(self, stream: str, **changes: object) -> bool:
+        """Change the given options of a stream's configuration; whether they were different."""
         config = (await self._call(f"STREAM.INFO.{stream}"))["config"]
+        if config.items() >= changes.items():
+            return False
         await self._call(f"STREAM.UPDATE.{stream}", {**config, **changes})
+        return True
 
     async def seal(self, stream: str) -> None:
         """Make a stream refuse all further messages, permanently.
@@ -414,14 +534,12 @@ class JetStream:
 
     async def _next_headers(self, stream: str, consumer: str, count: int) -> list[Header]:
         client, found = self._client, list[Header]()
-        inbox = client.new_inbox()
+        inbox, subject = client.new_inbox(), f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}"
         try:
             subscription = await client.subscribe(inbox, pending_msgs_limit=-1, pending_bytes_limit=-1)
             try:
                 request = {"batch": count, "no_wait": True}
-                await client.publish(
-                    f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}", msgspec.json.encode(request), reply=inbox
-                )
+                await client.publish(subject, msgspec.json.encode(request), reply=inbox)
                 while len(found) < count:
                     message = await subscription.next_msg(timeout=REQUEST_TIMEOUT_S)
                     headers = message.headers or {}
@@ -432,20 +550,18 @@ class JetStream:
             finally:
                 await subscription.unsubscribe()
         except (nats.errors.Error, OSError, TimeoutError) as error:
-            raise Unavailable(
-                Outage.QUEUE_AWAY, f"the queue does not answer: {error or type(error).__name__}"
-            ) from error
+            raise self._no_answer(error, subject) from error
         return found
 
     async def _direct(self, stream: str, request: Mapping[str, Any]) -> tuple[list[Message], int]:
         """A batched direct get (ADR-31): its messages, and how many follow them."""
         client = self._client
-        inbox = client.new_inbox()
+        inbox, subject = client.new_inbox(), f"$JS.API.DIRECT.GET.{stream}"
         messages: list[Message] = []
         try:
             subscription = await client.subscribe(inbox, pending_msgs_limit=-1, pending_bytes_limit=-1)
             try:
-                await client.publish(f"$JS.API.DIRECT.GET.{stream}", msgspec.json.encode(request), reply=inbox)
+                await client.publish(subject, msgspec.json.encode(request), reply=inbox)
                 while True:
                     reply = await subscription.next_msg(timeout=REQUEST_TIMEOUT_S)
                     headers = dict(reply.headers or {})
@@ -471,9 +587,7 @@ class JetStream:
             finally:
                 await subscription.unsubscribe()
         except (nats.errors.Error, OSError, TimeoutError) as error:
-            raise Unavailable(
-                Outage.QUEUE_AWAY, f"the queue does not answer: {error or type(error).__name__}"
-            ) from error
+            raise self._no_answer(error, subject) from error
 
 
 def replaced_error(stream: str) -> Gone:
@@ -497,7 +611,3 @@ def _headers(block: bytes) -> dict[str, str]:
     """A stored header block: `NATS/1.0`, then `name: value` lines."""
     lines = block.decode("utf-8", "replace").split("\r\n")[1:]
     return {name: value.strip() for name, colon, value in (line.partition(":") for line in lines) if colon}
-
-
-async def _log_error(error: Exception) -> None:
-    log.warning("connection to the queue: %s", error or type(error).__name__)

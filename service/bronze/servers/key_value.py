@@ -10,7 +10,8 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 
-from bronze.errors import Misconfigured, Outage, Unavailable
+from bronze.errors import Misconfigured, NotPermitted, Outage, Unavailable
+from bronze.protocol.message import Message
 from bronze.servers import jetstream as js
 from bronze.servers.jetstream import ApiError, JetStream, Outgoing
 
@@ -19,6 +20,11 @@ SUBJECT = "$KV.bronze."
 #: How long the process that claimed a stream has to create it; after that another process claims it.
 CLAIM_S = 5.0
 POLL_S = 0.1
+#: Options that nobody needs and that would let a user of one key change others.
+PROTECTION: Mapping[str, object] = {"allow_rollup_hdrs": False, "deny_delete": True, "deny_purge": True}
+#: Headers of messages that the server has sent as an answer.
+ANSWERED_STREAM = "Nats-Stream"
+ANSWERED_STATUS = "Status"
 #: The beginning of a claim that does not expire; the rest is the command that releases it.
 HELD = b"held: "
 
@@ -41,23 +47,42 @@ class KeyValueStore:
             "max_msgs_per_subject": 1,
             "num_replicas": replicas,
             "allow_direct": True,
-            "allow_rollup_hdrs": True,
-            "deny_delete": True,
+            **PROTECTION,
         }
 
     async def open(self) -> None:
-        """Create the stream of the keys, if there is none."""
+        """Create the stream of the keys, if there is none. Raises `Misconfigured` if this user may not create it."""
+        if await self._js.stream_names(f"{SUBJECT}>"):
+            return
         try:
             await self._js.create_stream(self._config)
+        except NotPermitted as error:
+            raise not_created(f"{SUBJECT}>") from error
         except ApiError as error:
             # it exists, perhaps with other options, such as replicas, which its operator has chosen
             if error.err_code != js.STREAM_NAME_IN_USE:
                 raise Misconfigured(f"the queue refuses the stream {STREAM}: {error}") from error
 
+    async def protect(self) -> bool:
+        """Give a stream that an older version created the present protection; whether it lacked it."""
+        return await self._js.update_stream(STREAM, **PROTECTION)
+
     async def get(self, key: str) -> tuple[bytes, int]:
-        """A key's value and revision, from the leader; an empty value and 0 if it does not exist."""
+        """A key's value and revision, from the leader; an empty value and 0 if it does not exist.
+
+        Raises `Unavailable` if the value was not put there by `put`.
+        """
         message = await self._js.get_last(STREAM, f"{SUBJECT}{key}")
-        return (message.payload, message.sequence) if message else (b"", 0)
+        if message is None:
+            return b"", 0
+        if not _was_put(message):
+            raise Unavailable(
+                Outage.UNAVAILABLE,
+                f"the key {key} in the queue was not written by Bronze: a user of the queue let the server send an "
+                "answer to it (docs/security.md). Its last value is lost. To use the key again, delete it with "
+                f"`nats kv del bronze {key}`",
+            )
+        return message.payload, message.sequence
 
     async def names(self, prefix: str) -> list[str]:
         """The keys with a prefix, as one replica has them; the prefix is removed."""
@@ -113,6 +138,8 @@ class KeyValueStore:
                 await self._js.create_stream({**config, "name": name, "subjects": subjects})
             except KeyChanged:
                 continue
+            except NotPermitted as error:
+                raise not_created(subjects[0]) from error
             except ApiError as error:
                 # the stream of an earlier claim has appeared after all
                 if error.err_code != js.SUBJECTS_OVERLAP:
@@ -133,6 +160,25 @@ class KeyValueStore:
                 return
             with suppress(KeyChanged):
                 await self.put(key, value, revision)
+
+
+def not_created(subject: str) -> Misconfigured:
+    return Misconfigured(
+        f"the queue has no stream on {subject}, and the user of this process may not create one: run `bronze init` as "
+        "a user who may (docs/security.md)"
+    )
+
+
+def _was_put(message: Message) -> bool:
+    """Whether a message is a value, or deletes one.
+
+    The server sends its answer to a request to whatever subject the request names, whether the user who sent the
+    request may publish there or not. What it sends has other headers than what was published.
+    """
+    headers = message.headers
+    if ANSWERED_STREAM in headers or ANSWERED_STATUS in headers:
+        return False
+    return not message.payload or headers.get(js.EXPECTED_STREAM) == STREAM
 
 
 def timestamped_name(prefix: str) -> str:

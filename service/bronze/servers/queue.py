@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -27,6 +27,9 @@ READ_MESSAGES_MAX = 4096
 READ_BYTES_MAX = 16 * 2**20
 #: Messages whose headers one read returns.
 HEADERS_MAX = 1_000
+
+#: A consumer that is not used is deleted: ours live for one read.
+PROTECTION: Mapping[str, object] = {"consumer_limits": {"inactive_threshold": js.HEADERS_CONSUMER_NS}}
 
 #: Temporary refusals: publishing is retried.
 _TEMPORARY = frozenset({js.SUBJECT_WRITE_IN_FLIGHT, js.TOO_MANY_OPEN_BATCHES, js.STREAM_FULL})
@@ -66,6 +69,7 @@ class Queue(Protocol):
     """
 
     async def open(self, sources: Iterable[str]) -> list[Lane]: ...
+    async def missing(self, lanes: Sequence[Lane]) -> list[Lane]: ...
     async def submit(
         self, lane: Lane, accepted: AcceptedSubmission, checked: CheckedSubmission, deadline_s: float
     ) -> AcceptedSubmission | None: ...
@@ -119,6 +123,11 @@ class NatsQueue:
                 raise Unavailable(Outage.QUEUE_AWAY, f"the stream {lane.stream} was replaced while it was opened")
         return lanes
 
+    async def missing(self, lanes: Sequence[Lane]) -> list[Lane]:
+        """Those of the lanes that do not exist now; one request for all of them."""
+        names = set(await self._js.stream_names(lane_subject("*", "*")))
+        return [lane for lane in lanes if lane.stream not in names]
+
     async def _open(self, source: str, number: int) -> Lane:
         name = await self._key_values.open_stream(
             _claim(source, number), stream_prefix(source, number), [lane_subject(source, number)], self._config()
@@ -135,8 +144,13 @@ class NatsQueue:
             "num_replicas": self._settings.queue_replicas,
             "allow_atomic": True,
             "allow_direct": True,
+            **PROTECTION,
             "metadata": stream_metadata.of_lane(self._settings),
         }
+
+    async def protect(self, lane: Lane) -> bool:
+        """As `KeyValueStore.protect`."""
+        return await self._js.update_stream(lane.stream, **PROTECTION)
 
     # --- the change of the number of lanes (`admin/change_lanes.py`)
 

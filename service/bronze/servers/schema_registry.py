@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-from bronze.errors import Misconfigured
+from bronze.errors import Misconfigured, NotPermitted
 from bronze.records.sources import RegisteredSchema, Source, incompatibility
 from bronze.servers.jetstream import Missing
 from bronze.servers.key_value import KeyChanged, KeyValueStore
@@ -77,6 +77,11 @@ async def _register(key_values: KeyValueStore, source: Source, place: str) -> No
             await key_values.put(key, msgspec.json.encode(declared), revision)
         except KeyChanged:
             continue
+        except NotPermitted as error:
+            raise Misconfigured(
+                f"{place}: version {declared.version} is not registered, and the user of this process may not register "
+                "it: run `bronze init` as a user who may (docs/security.md)"
+            ) from error
         log.info("%s: registered version %d", place, declared.version)
         return
 

@@ -15,11 +15,11 @@ from bronze.admin.confirmation import Confirmation, address, unfinished_if_inter
 from bronze.admin.progress import Progress
 from bronze.admin.quarantine_command import run
 from bronze.admin.rebuild_catalog import BucketContents, Rebuild
-from bronze.admin.reports import report_lanes, report_rebuilt
+from bronze.admin.reports import report_initialized, report_lanes, report_rebuilt
 from bronze.errors import Misconfigured
 from bronze.plurals import counted
 from bronze.printable import printable
-from bronze.process import StopRequested, on_stop_signals, retry_until_available
+from bronze.process import StopRequested, on_stop_signals
 from bronze.protocol import quarantine
 from bronze.records import sources
 from bronze.servers import schema_registry
@@ -27,6 +27,7 @@ from bronze.servers.catalog import NatsCatalog
 from bronze.servers.catalog_feed import Feed
 from bronze.servers.catalog_rebuild import CatalogReplacement
 from bronze.servers.jetstream import JetStream
+from bronze.servers.key_value import STREAM as KEYS
 from bronze.servers.key_value import KeyValueStore
 from bronze.servers.principal_store import PrincipalStore
 from bronze.servers.queue import LaneAdmin, NatsQueue
@@ -37,7 +38,9 @@ from bronze.verify.results import report_shares
 from bronze.verify.verification import Verification
 from bronze.wiring.servers import (
     TELEMETRY_S_MAX,
+    connect_queue,
     open_prometheus,
+    open_queue,
     open_trace_store,
     queue_and_bucket,
 )
@@ -82,7 +85,7 @@ async def run_objects(args: argparse.Namespace, settings: Settings) -> int:
 async def check_sources(args: argparse.Namespace, settings: Settings) -> int:
     """Run `bronze sources check`. Returns the exit code."""
     declared = sources.load(args.file or settings.sources)
-    jetstream = await JetStream.connect(settings.nats_url, server_name=settings.nats_server_name)
+    jetstream = await JetStream.connect(settings.queue_servers, server_name=settings.nats_server_name)
     try:
         _confirmation(args, [_queue_target(jetstream)]).show_targets()
         registered = await schema_registry.registered(KeyValueStore(jetstream, settings.queue_replicas))
@@ -93,7 +96,7 @@ async def check_sources(args: argparse.Namespace, settings: Settings) -> int:
 
 async def run_keys(args: argparse.Namespace, settings: Settings) -> int:
     """Run a command of `bronze keys`, which needs only the queue. Returns the exit code."""
-    jetstream = await JetStream.connect(settings.nats_url, server_name=settings.nats_server_name)
+    jetstream = await JetStream.connect(settings.queue_servers, server_name=settings.nats_server_name)
     try:
         store = PrincipalStore(KeyValueStore(jetstream, settings.queue_replicas))
         return await keys_command.run(args, store, _confirmation(args, [_queue_target(jetstream)]))
@@ -106,9 +109,7 @@ async def with_feed(settings: Settings, follow: Callable[[Feed, asyncio.Event], 
     stop = asyncio.Event()
     on_stop_signals(stop.set)
     with suppress(StopRequested):
-        jetstream = await retry_until_available(
-            lambda: JetStream.connect(settings.nats_url, server_name=settings.nats_server_name), stop
-        )
+        jetstream = await connect_queue(settings.queue_servers, settings.nats_server_name, stop)
         try:
             await follow(Feed(jetstream), stop)
         finally:
@@ -139,6 +140,28 @@ async def verify(args: argparse.Namespace, settings: Settings, telemetry: Teleme
     return verify_command.report(args, period, results)
 
 
+async def initialize(settings: Settings, *, yes: bool) -> int:
+    """Run `bronze init`: create what the roles need in the queue. Returns the exit code.
+
+    `yes`: it does not ask.
+    """
+    stop = asyncio.Event()
+    declared = sources.load(settings.sources)
+    jetstream = await connect_queue(settings.queue_servers, settings.nats_server_name, stop)
+    try:
+        targets = [_queue_target(jetstream), f"lanes of the bucket {settings.bucket}, prefix {settings.prefix}"]
+        await Confirmation(targets, yes).ask("Create the streams that are missing, and register the sources?")
+        before = set(await jetstream.stream_names(">"))
+        key_values, queue, lanes, catalog = await open_queue(jetstream, settings, declared, stop)
+        created = sorted(set(await jetstream.stream_names(">")) - before)
+        protected = [lane.stream for lane in lanes if await queue.protect(lane)]
+        protected += [KEYS] * await key_values.protect() + [catalog.stream] * await catalog.protect()
+    finally:
+        await jetstream.close()
+    report_initialized(len(lanes), created, protected)
+    return 0
+
+
 async def change_lanes(
     settings: Settings,
     number: int,
@@ -153,7 +176,7 @@ async def change_lanes(
     if number < 1:
         raise Misconfigured(f"{number} lanes: a source needs at least one lane")
     new_settings = settings.model_copy(update={"lanes": number})
-    jetstream = await JetStream.connect(settings.nats_url, server_name=settings.nats_server_name)
+    jetstream = await JetStream.connect(settings.queue_servers, server_name=settings.nats_server_name)
     try:
         targets = [_queue_target(jetstream), f"lanes of the bucket {settings.bucket}, prefix {settings.prefix}"]
         await Confirmation(targets, yes).ask(

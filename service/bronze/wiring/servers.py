@@ -13,6 +13,7 @@ from bronze.errors import Misconfigured
 from bronze.ledger.report import LedgerReport
 from bronze.process import retry_until_available
 from bronze.protocol.lane import Lane
+from bronze.queue_servers import QueueServers
 from bronze.records.sources import Source
 from bronze.servers import schema_registry
 from bronze.servers.bucket import Bucket
@@ -48,6 +49,27 @@ class Servers:
     check_sources: Callable[[Mapping[str, Source], str], Awaitable[None]]
 
 
+async def connect_queue(servers: QueueServers, server_name: str | None, stop: asyncio.Event) -> JetStream:
+    """Connect to the queue; wait if it does not answer. Raises `StopRequested`, `Unavailable` or `Misconfigured`."""
+    return await retry_until_available(lambda: JetStream.connect(servers, server_name=server_name), stop)
+
+
+async def open_queue(
+    jetstream: JetStream, settings: Settings, declared: Mapping[str, Source], stop: asyncio.Event
+) -> tuple[KeyValueStore, NatsQueue, list[Lane], NatsCatalog]:
+    """Register the declared sources, and open what is in the queue; what is missing is created, if that is permitted.
+
+    Raises `StopRequested`, `Unavailable` or `Misconfigured`.
+    """
+    key_values = KeyValueStore(jetstream, settings.queue_replicas)
+    queue = NatsQueue(jetstream, key_values, settings)
+    origin = str(settings.sources or "the built-in sources.toml")
+    await retry_until_available(lambda: schema_registry.register(key_values, declared, origin), stop)
+    lanes = await retry_until_available(lambda: queue.open(declared), stop)
+    catalog = await retry_until_available(lambda: NatsCatalog.open(jetstream, key_values, settings), stop)
+    return key_values, queue, lanes, catalog
+
+
 @asynccontextmanager
 async def open_servers(
     settings: Settings,
@@ -64,17 +86,10 @@ async def open_servers(
     """
     # an instance id may be preset and then stays the same after a restart; the lock has to notice that its owner died
     owner = f"{instance_id}-{secrets.token_hex(4)}"
-    jetstream = await retry_until_available(
-        lambda: JetStream.connect(settings.nats_url, server_name=settings.nats_server_name), stop
-    )
+    jetstream = await connect_queue(settings.queue_servers, settings.nats_server_name, stop)
     bucket = S3Bucket(settings)
     try:
-        key_values = KeyValueStore(jetstream, settings.queue_replicas)
-        queue = NatsQueue(jetstream, key_values, settings)
-        origin = str(settings.sources or "the built-in sources.toml")
-        await retry_until_available(lambda: schema_registry.register(key_values, declared, origin), stop)
-        lanes = await retry_until_available(lambda: queue.open(declared), stop)
-        catalog = await retry_until_available(lambda: NatsCatalog.open(jetstream, key_values, settings), stop)
+        key_values, queue, lanes, catalog = await open_queue(jetstream, settings, declared, stop)
         if creates_objects:
             await retry_until_available(bucket.check_create_only, stop)
         yield Servers(
@@ -135,7 +150,7 @@ def _client(variable: str, url: str, timeout_s: float) -> httpx.AsyncClient:
 @asynccontextmanager
 async def queue_and_bucket(settings: Settings) -> AsyncIterator[tuple[JetStream, S3Bucket]]:
     """The queue and the bucket, for a command. Raises `Unavailable` if the queue does not answer."""
-    jetstream = await JetStream.connect(settings.nats_url, server_name=settings.nats_server_name)
+    jetstream = await JetStream.connect(settings.queue_servers, server_name=settings.nats_server_name)
     try:
         bucket = S3Bucket(settings)
         try:

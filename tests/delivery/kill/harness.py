@@ -22,6 +22,7 @@ import zstandard
 from bronze.errors import Unavailable
 from bronze.protocol.lane import Lane, lane_subject
 from bronze.protocol.message import HEADER_KIND, HEADER_SUBMISSION, Message, MessageKind, Part, decompress
+from bronze.queue_servers import QueueServers
 from bronze.servers.jetstream import (
     EXPECTED_LAST_SUBJECT_SEQUENCE,
     EXPECTED_STREAM,
@@ -72,10 +73,16 @@ async def attempts(deadline_s: float, missing: str) -> AsyncIterator[None]:
 
 
 class System:
-    """NATS, SeaweedFS, the API and consumers: separate processes, which are restarted when they die."""
+    """NATS, SeaweedFS, the API and consumers: separate processes, which are restarted when they die.
 
-    def __init__(self, root: Path) -> None:
+    Every process is a user of the queue with only its own rights, unless the queue has no users.
+    """
+
+    lanes = 1
+
+    def __init__(self, root: Path, *, users: bool = True) -> None:
         self.root = root
+        self.users = users
         #: ordered kills and pauses, by process, step and signal
         self.kills: Counter[tuple[str, str, str]] = Counter()
         self._orders = root / "orders"
@@ -90,12 +97,15 @@ class System:
 
     async def __aenter__(self) -> Self:
         self._stack.callback(self._stop_roles)
-        queue = servers.nats(self.root / "nats", self._queue_port, self.root.name)
+        make = servers.nats_with_users if self.users else servers.nats
+        queue = make(self.root / "nats", self._queue_port, self.root.name)
         bucket = servers.seaweedfs(self.root / "seaweedfs", self._account)
         try:
             for program in (queue, bucket):
                 log = self.root / f"{program.name}.log"
                 self._servers[program.name] = self._stack.enter_context(programs.start(program, log))
+            if self.users:
+                await self.initialize()
         except BaseException:
             self._stack.close()
             raise
@@ -120,8 +130,7 @@ class System:
             env={
                 **SETTINGS,
                 **servers.s3_account(self.root / "seaweedfs", self._account.port, identity=identity).env,
-                "BRONZE_NATS_URL": f"nats://{LOOPBACK}:{self._queue_port}",
-                "BRONZE_NATS_SERVER_NAME": self.root.name,
+                **self.queue_env(identity),
                 "BRONZE_API_PORT": str(port),
                 "OTEL_EXPORTER_PROMETHEUS_PORT": str(port),
                 "OTEL_RESOURCE_ATTRIBUTES": "service.instance.id=as-preset",  # as a supervisor sets it
@@ -131,6 +140,31 @@ class System:
             },
         )
         self._roles[name] = Process(program, self.root / f"{name}.log")
+
+    def queue_env(self, user: str) -> Mapping[str, str]:
+        """The variables of the queue, for this user if it has users."""
+        address = {
+            "BRONZE_NATS_URL": f"nats://{LOOPBACK}:{self._queue_port}",
+            "BRONZE_NATS_SERVER_NAME": self.root.name,
+        }
+        if not self.users:
+            return address
+        password = servers.nats_password(self.root / "nats", user)
+        return {**address, "BRONZE_NATS_USER": user, "BRONZE_NATS_PASSWORD_FILE": str(password)}
+
+    async def initialize(self) -> None:
+        """Run `bronze init`."""
+        env = {**programs.environment(), **self.queue_env("admin"), "BRONZE_LANES": str(self.lanes)}
+        command = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "bronze", "init", "--yes"), env=env, stdout=asyncio.subprocess.PIPE
+        )
+        out, _ = await command.communicate()
+        assert command.returncode == 0, out
+
+    def configure_queue(self, program: Program) -> None:
+        """Let the queue's server read its configuration again, which this program has written."""
+        assert program.command == self._servers["nats"].program.command
+        self._servers["nats"].signal(signal.SIGHUP)
 
     async def keep(self) -> None:
         """Restart processes that die. Fail if a process ends otherwise than by SIGKILL."""
@@ -220,7 +254,10 @@ class System:
     # --- the contents of the servers
 
     async def queue(self) -> JetStream:
-        return await JetStream.connect(f"nats://{LOOPBACK}:{self._queue_port}", name="kill test")
+        own = self.queue_env("admin")
+        password = Path(own["BRONZE_NATS_PASSWORD_FILE"]) if self.users else ""
+        queue = QueueServers((own["BRONZE_NATS_URL"],), own.get("BRONZE_NATS_USER"), password)
+        return await JetStream.connect(queue, name="kill test")
 
     async def drained(self) -> Found:
         """The contents of the servers after each lane is stored to its end and purged below its anchor."""
@@ -232,6 +269,8 @@ class System:
                 states = [await jetstream.state(name) for name in await checker.streams(jetstream, "bronze.>")]
                 if all(one.last == ends.get(one.name, 0) and one.first >= ends.get(one.name, 0) for one in states):
                     break
+            refused = [line for line in self._servers["nats"].log.read_text().splitlines() if "iolation" in line]
+            assert not refused, "the queue refused what a role needs"
             objects, quarantine, sizes = await asyncio.to_thread(checker.read_bucket, self._account)
             return Found(
                 objects, quarantine, sizes, entries, identities, {one.name: (one.first, one.last) for one in states}
