@@ -1,29 +1,33 @@
 """What a small submission is compared with: an endpoint that publishes the body to the queue, waits, and does no more.
 
 The same server with the same sync, a stream with the same settings, the same HTTP server and framework, the same client
-library. `python -m benchmarks.bare PORT NATS_URL INSTANCE`.
+library. `python -m benchmarks.bare PORT INSTANCE`, with the settings of the queue.
 """
 
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-import nats
 import uvicorn
 from fastapi import FastAPI, Request, Response
 from nats.js.api import DiscardPolicy, StorageType, StreamConfig
 
+import nats
+from bronze import settings
 from local.programs import LOOPBACK
 
 STREAM = "BENCH_BARE"
-SUBJECT = "bench.bare"
+SUBJECT = "bronze.bench"  # of no lane
 BYTES_MAX = 2**30
 
 
-def create_app(queue: str, instance: str) -> FastAPI:
+def create_app(instance: str) -> FastAPI:
     @asynccontextmanager
     async def connected(app: FastAPI) -> AsyncIterator[None]:
-        client = await nats.connect(queue)
+        queue = settings.load().queue_servers
+        client = await nats.connect(
+            list(queue.urls), user=queue.user, password=queue.read_password(), inbox_prefix=queue.inbox_prefix
+        )
         app.state.jetstream = client.jetstream()
         await app.state.jetstream.add_stream(
             StreamConfig(
@@ -53,5 +57,5 @@ def create_app(queue: str, instance: str) -> FastAPI:
 
 
 if __name__ == "__main__":
-    _, port, queue, instance = sys.argv
-    uvicorn.run(create_app(queue, instance), host=LOOPBACK, port=int(port), log_level="warning", access_log=False)
+    _, port, instance = sys.argv
+    uvicorn.run(create_app(instance), host=LOOPBACK, port=int(port), log_level="warning", access_log=False)

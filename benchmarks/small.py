@@ -89,7 +89,7 @@ def run(options: Options) -> Found:
     # still be at the ones before when telemetry is off
     with system("small", SHARED, Exporters(traces=("none",))) as bench:
         bench.add(bench.api(API[1], SHARED))
-        bench.add(*(bench.compared("bare", name, bench.nats_url) for name in BARE))
+        bench.add(*(bench.compared("bare", name) for name in BARE))
         telemetry = Telemetry(bench)
 
         def ingest(env: Mapping[str, str], names: Sequence[str]) -> Figures:

@@ -18,17 +18,18 @@ from pathlib import Path
 from typing import Any, Self
 
 import msgspec
-import nats
 from nats.aio.client import Client
 from nats.aio.msg import Msg
+from nats.js.api import DeliverPolicy
 from rich.console import Console
 from rich.markup import escape
 
+import nats
 from benchmarks.load import Load, Sent
 from benchmarks.rounds import Figures
 from local.builds import REPOSITORY, build_all
 from local.exporters import Exporters
-from local.programs import LOOPBACK, NotReady, Process, Program, free_ports, get_json
+from local.programs import NotReady, Process, Program, free_ports, get_json
 from local.stack import Ports, Stack
 
 STATE = REPOSITORY / ".local" / "bench"
@@ -116,15 +117,11 @@ class System:
             command=(sys.executable, "-m", f"benchmarks.{module}", str(port), *arguments, instance),
             ports={"http": port},
             ready=answers(port, "/livez", instance),
-            env=self.stack.client_env,
+            env={**self.stack.client_env, **self.stack.queue_env("admin")},
         )
 
     def port(self, name: str) -> int:
         return self.processes[name].program.ports["http"]
-
-    @property
-    def nats_url(self) -> str:
-        return f"nats://{LOOPBACK}:{self.stack.ports.nats}"
 
     @contextmanager
     def cpu(self) -> Iterator[dict[str, float]]:
@@ -145,7 +142,7 @@ def system(name: str, env: Mapping[str, str] | None = None, exporters: Exporters
         processes = dict(stopping.enter_context(running(made, *made.servers)))
         roles = (replace(role, env={**role.env, **added}) for role in made.roles)
         processes.update(stopping.enter_context(running(made, *roles)))
-        feed = stopping.enter_context(Feed(made.ports.nats))
+        feed = stopping.enter_context(Feed(made.queue_options))
         yield System(made, processes, feed, stopping)
 
 
@@ -171,8 +168,8 @@ class Heard:
 class Feed:
     """The catalog's entries as they are appended: an object is in the bucket when its entry is heard."""
 
-    def __init__(self, port: int) -> None:
-        self._url = f"nats://{LOOPBACK}:{port}"
+    def __init__(self, queue: Mapping[str, str]) -> None:
+        self._queue = queue
         self._heard: list[Heard] = []
         self._changed = threading.Condition()
         self._loop = asyncio.new_event_loop()
@@ -190,7 +187,7 @@ class Feed:
         self._loop.close()
 
     async def _listen(self) -> Client:
-        client = await nats.connect(self._url)
+        client = await nats.connect(**self._queue)
 
         async def hear(message: Msg) -> None:
             heard = Heard(time.monotonic(), msgspec.json.decode(message.data))
@@ -198,8 +195,9 @@ class Feed:
                 self._heard.append(heard)
                 self._changed.notify_all()
 
-        await client.subscribe("catalog.>", cb=hear)
-        await client.flush()
+        await client.jetstream().subscribe(
+            "catalog.>", ordered_consumer=True, deliver_policy=DeliverPolicy.NEW, cb=hear
+        )
         return client
 
     @property

@@ -62,6 +62,7 @@ def up(sample: str | None = None) -> int:
             stack = replace(running, built=built, exporters=exporters)
             check_sources(stack)
             reconcile(supervisor, running, stack)
+            stack.initialize_queue()
             for role in stack.roles:
                 supervisor.reload(role.name)
             warn_of_unsent(built, exporters)

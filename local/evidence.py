@@ -446,7 +446,9 @@ class Investigation:
         report = self._stack.root / "verified.json"
         since = dt.datetime.fromtimestamp(began, dt.UTC).isoformat()
         command = [executable("bronze"), "verify", "--deep", "--since", since, "--json", str(report)]
-        env = {**self._stack.publish_env, **self._stack.trace_store_env, **self._stack.account.env}
+        stack = self._stack
+        own = {**stack.trace_store_env, **stack.account.env, **stack.queue_env("reader")}
+        env = {**stack.publish_env, **own}
         try:
             finished = subprocess.run(command, env=env, timeout=VERIFY_S_MAX + self._more_s, check=False)
         except subprocess.TimeoutExpired as error:

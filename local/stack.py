@@ -3,6 +3,7 @@
 import json
 import secrets
 import shlex
+import subprocess
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
@@ -18,6 +19,8 @@ from local.settings import role_settings, service_settings, settings, sources_fi
 
 FLUSH_AGE_S = 1
 BUCKET = "bronze"
+#: The users of the roles at the queue.
+_QUEUE_USERS = {"api": "api", "consumer": "consumer", "canary": "reader"}
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,7 @@ class Stack:
         saved = asdict(self)
         del saved["root"]  # the folder may be moved
         _file(self.root).write_text(json.dumps(saved, indent=2, default=str))
-        own = {**sources_file(), **self.client_env, **self.queue_env, **self.trace_store_env}
+        own = {**sources_file(), **self.client_env, **self.queue_env("admin"), **self.trace_store_env}
         variables = {**role_settings(), **_flush_age(), **own}
         exports = (f"export {k}={shlex.quote(v)}\n" for k, v in sorted(variables.items()))
         (self.root / "env").touch(mode=0o600)
@@ -142,12 +145,25 @@ class Stack:
         """Where browsers reach the API, for links."""
         return settings().get("BRONZE_PUBLIC_URL") or f"http://{LOOPBACK}:{self.ports.api}"
 
-    @property
-    def queue_env(self) -> Mapping[str, str]:
-        """The variables for the queue, which roles and commands use."""
+    def queue_env(self, user: str) -> Mapping[str, str]:
+        """The variables of the queue for a role or a command, as this user."""
         return {
             "BRONZE_NATS_URL": f"nats://{LOOPBACK}:{self.ports.nats}",
             "BRONZE_NATS_SERVER_NAME": self.name,
+            "BRONZE_NATS_USER": user,
+            "BRONZE_NATS_PASSWORD": servers.nats_password(self.root / "nats", user).read_text(),
+            "BRONZE_NATS_PASSWORD_FILE": "",  # of the user's shell
+        }
+
+    @property
+    def queue_options(self) -> Mapping[str, str]:
+        """The arguments of `nats.connect` for a connection of `admin`."""
+        env = self.queue_env("admin")
+        return {
+            "servers": env["BRONZE_NATS_URL"],
+            "user": env["BRONZE_NATS_USER"],
+            "password": env["BRONZE_NATS_PASSWORD"],
+            "inbox_prefix": f"_INBOX_{env['BRONZE_NATS_USER']}",
         }
 
     @property
@@ -165,7 +181,7 @@ class Stack:
         """The servers, in the order of their start."""
         ports, root, built = self.ports, self.root, self.built
         return (
-            servers.nats(root / "nats", ports.nats, self.name),
+            self._queue,
             servers.seaweedfs(root / "seaweedfs", self.account),
             servers.prometheus(
                 root / "prometheus",
@@ -179,6 +195,33 @@ class Stack:
             self.collector,
             *self._dashboards,
         )
+
+    @property
+    def _queue(self) -> Program:
+        """NATS, which is ready when it also has what the roles need: they may not create it."""
+        program = servers.nats_with_users(self.root / "nats", self.ports.nats, self.name)
+        done = self.root / "nats" / "initialized"
+
+        def ready() -> None:
+            program.ready()
+            if not done.exists() or done.read_text() != self.name:
+                self.initialize_queue()
+                done.write_text(self.name)
+
+        return replace(program, ready=ready)
+
+    def initialize_queue(self) -> None:
+        """Creates what the roles need in the queue, and registers the sources, by `bronze init`. Raises `NotReady`."""
+        own = {**service_settings(), **sources_file(), **self._addresses, **self.queue_env("admin")}
+        outcome = subprocess.run(
+            [servers.executable("bronze"), "init", "--yes"],
+            env={**environment(), **own},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if outcome.returncode != 0:
+            raise NotReady(outcome.stderr.strip() or outcome.stdout.strip())
 
     @cached_property
     def collector(self) -> Program:
@@ -307,7 +350,7 @@ class Stack:
                 **sources_file(),
                 **self._addresses,
                 **self._bucket_env(role),
-                **self.queue_env,
+                **(self.queue_env(_QUEUE_USERS[role]) if role in _QUEUE_USERS else {}),
                 "OTEL_RESOURCE_ATTRIBUTES": f"service.instance.id={instance}",
                 "OTEL_EXPORTER_PROMETHEUS_HOST": LOOPBACK,
                 "OTEL_EXPORTER_PROMETHEUS_PORT": str(port),

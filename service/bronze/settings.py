@@ -18,12 +18,8 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from bronze.errors import Misconfigured
 from bronze.objectives import delivery_s_max
-<<<<<<< HEAD
 from bronze.protocol.principals import is_issuer, parse_key
-=======
-from bronze.protocol.principals import parse_key
 from bronze.queue_servers import Addresses, QueueServers
->>>>>>> 9cf3ab9 (Let the queue have users, and create its streams by bronze init)
 
 MIB = 2**20
 #: The placeholder of the trace id in `trace_url`.
@@ -312,7 +308,6 @@ class Settings(BaseSettings):
         return self
 
     @model_validator(mode="after")
-<<<<<<< HEAD
     def _tokens_need_all_their_settings(self) -> Self:
         given = (self.jwt_issuer, self.jwt_audience, self.jwt_keys)
         if any(given) and not (all(given) and self.auth is Auth.KEYS):
@@ -343,8 +338,7 @@ class Settings(BaseSettings):
             raise ValueError(f"{', '.join(unknown)}: use one or more of {', '.join(JWT_ALGORITHMS)}")
         return ",".join(names)
 
-    @field_validator("tempo_url", "zipkin_url", "api_key", "jwt_issuer", "jwt_audience", "jwt_keys", mode="before")
-=======
+    @model_validator(mode="after")
     def _one_way_to_the_queue(self) -> Self:
         addresses = Addresses.parse(self.nats_url)
         if self.nats_user and addresses.user:
@@ -379,6 +373,9 @@ class Settings(BaseSettings):
         "tempo_url",
         "zipkin_url",
         "api_key",
+        "jwt_issuer",
+        "jwt_audience",
+        "jwt_keys",
         "nats_user",
         "nats_password",
         "nats_password_file",
@@ -387,7 +384,6 @@ class Settings(BaseSettings):
         "nats_key_file",
         mode="before",
     )
->>>>>>> 9cf3ab9 (Let the queue have users, and create its streams by bronze init)
     @classmethod
     def _empty_is_unset(cls, value: object) -> object:
         return None if value == "" else value  # compose passes on variables that are not set

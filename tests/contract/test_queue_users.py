@@ -16,6 +16,7 @@ from nats.aio.client import Client
 import nats
 from bronze.errors import Misconfigured, Unavailable
 from bronze.protocol.chain import Position
+from bronze.records import sources
 from bronze.servers.catalog_feed import Feed, FeedPosition
 from bronze.servers.jetstream import JetStream, Outgoing
 from bronze.servers.key_value import KeyValueStore
@@ -23,7 +24,7 @@ from bronze.servers.lane_lock import NatsLock
 from bronze.servers.principal_store import PrincipalStore
 from bronze.settings import Settings
 from bronze.wiring.commands import initialize
-from bronze.wiring.servers import open_queue
+from bronze.wiring.servers import open_queue, prepare_sources
 from local import programs, servers
 from local.builds import REPOSITORY
 from local.programs import LOOPBACK, Process
@@ -34,6 +35,7 @@ from tests.contract.test_queue import read_all, submit
 
 PASSWORDS = {user: f"password-of-{user}" for user in NATS_USERS}
 NOBODY = "nobody"
+SOURCES_FILE = REPOSITORY / "service" / "bronze" / "sources.toml"
 SECURITY = REPOSITORY / "docs" / "security.md"
 
 
@@ -151,6 +153,24 @@ async def test_a_role_cannot_create_what_is_missing_and_says_what_to_do(
     await admin.delete_stream(catalog.stream)
     await initialize(of("admin", settings), yes=True)
     await open_queue(api, settings, SOURCES, stop)
+
+
+async def test_an_edited_declaration_is_not_taken_before_it_is_registered(
+    settings: Settings, connected: Connected, tmp_path: Path
+) -> None:
+    """A role that took it would begin again and end, because it may not register it."""
+    own = tmp_path / "own.toml"
+    own.write_text(
+        SOURCES_FILE.read_text()
+        + '\n[added]\ndescription = "One more."\nfields = [{ name = "a", type = "string", description = "A." }]\n'
+    )
+    edited = sources.load(own)
+    assert await initialize(of("admin", settings), yes=True) == 0
+    key_values, queue, _, _ = await open_queue(await connected.as_user("api"), settings, SOURCES, asyncio.Event())
+    with pytest.raises(Misconfigured, match=r"source added.* run `bronze init`"):
+        await prepare_sources(key_values, queue, edited, str(own))
+    assert await initialize(of("admin", settings).model_copy(update={"sources": own}), yes=True) == 0
+    await prepare_sources(key_values, queue, edited, str(own))
 
 
 # --- what they may not do

@@ -12,11 +12,10 @@ from dataclasses import dataclass, field
 from itertools import count
 
 import httpx
-import nats
 
+import nats
 from bronze.protocol.lane import lane_subject
 from local.evidence import trace_store
-from local.programs import LOOPBACK
 from tests.background import InThread
 from tests.drill.alerts import WATCHDOG
 from tests.drill.site import Site, values
@@ -193,7 +192,7 @@ def _flood(site: Site) -> Repair:
 
 def _publish_poison(site: Site) -> Repair:
     async def publish() -> None:
-        queue = await nats.connect(f"nats://{LOOPBACK}:{site.stack.ports.nats}")
+        queue = await nats.connect(**site.stack.queue_options)
         await queue.jetstream().publish(lane_subject("vehicles", 0, "drill"), b"\x00\xff no JSON")
         await queue.close()
 

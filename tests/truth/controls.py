@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import nats
-
 from tests.system.blackbox import vehicles
 from tests.truth.bucket import Bucket
 from tests.truth.running import CONSUMER, ROLES, Running
@@ -49,7 +48,7 @@ def losses(whole: Running, prometheus: Prometheus, bucket: Bucket) -> list[Contr
     for number in range(5):
         answer = system.post("vehicles", vehicles(f"control-{number}")[0])
         assert answer.status_code == 202, answer.text
-    asyncio.run(_delete_message(f"nats://127.0.0.1:{system.stack.ports.nats}"))
+    asyncio.run(_delete_message(system.stack.queue_options))
     key = max((o for o in bucket.objects.values() if o.source == "status"), key=lambda o: o.written_at).key
     body = system.body(key)
     system.s3.delete_object(Bucket=system.bucket, Key=key)
@@ -79,9 +78,9 @@ def _firing_after(prometheus: Prometheus, alerts: Sequence[str]) -> dict[str, fl
     return seconds
 
 
-async def _delete_message(url: str) -> None:
+async def _delete_message(queue: Mapping[str, str]) -> None:
     """Deletes the middle of the messages that wait in the lane of vehicles."""
-    client = await nats.connect(url)
+    client = await nats.connect(**queue)
     try:
         jetstream = client.jetstream()
         names = [s.config.name or "" for s in await jetstream.streams_info()]

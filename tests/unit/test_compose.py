@@ -34,13 +34,15 @@ COMPOSE = yaml.safe_load(FILE.read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 ROLES = {"api", "consumer", "canary", "publisher"}
 #: Runs once and is waited for until it is done.
-ONCE = {"prepare"}
+ONCE = {"prepare", "init"}
 #: For `docker compose run`.
 COMMANDS = {"admin"}
+#: All that run our image.
+OURS = ROLES | COMMANDS | {"init"}
 #: Compose writes their inline configurations into the container, which takes a root that can be written.
 WRITABLE_ROOT = {"nats", "seaweedfs", "alertmanager"}
 #: Their images set a user of their own.
-USER_OF_IMAGE = ROLES | COMMANDS | {"zipkin"}
+USER_OF_IMAGE = OURS | {"zipkin"}
 
 each_service = pytest.mark.parametrize("name", sorted(SERVICES))
 
@@ -75,7 +77,7 @@ def settings() -> dict[str, str]:
 def test_images_are_pinned(name: str) -> None:
     """By a version, which never moves; ours by the project's."""
     assert re.fullmatch(r"[\w./-]+:v?\d+\.\d+(\.\d+)?(-[a-z]+)?(@sha256:[0-9a-f]{64})?", SERVICES[name]["image"])
-    if name in ROLES | COMMANDS:
+    if name in OURS:
         assert SERVICES[name]["image"] == f"bronze:{bronze.__version__}"
 
 
@@ -109,7 +111,7 @@ def test_a_container_can_do_little_harm(name: str) -> None:
     assert service["cap_drop"] == ["ALL"]
     assert service["security_opt"] == ["no-new-privileges:true"]
     assert service["read_only"] is (name not in WRITABLE_ROOT)
-    if name in ONCE:
+    if name == "prepare":
         assert (service["user"], service["cap_add"], service["network_mode"]) == ("0:0", ["CHOWN"], "none")
     else:
         assert "cap_add" not in service
@@ -211,6 +213,25 @@ def test_the_bucket_has_the_identities_of_make_up() -> None:
         } == expected
         if name in secrets:
             assert service["environment"]["AWS_ACCESS_KEY_ID"] == f"bronze-{name}"
+
+
+def test_each_process_is_its_own_user_of_the_queue() -> None:
+    """Only it and the queue's server get its secret; a publisher has none. `make up` has the same users."""
+    users = {"api": "api", "consumer": "consumer", "canary": "reader", "admin": "admin", "init": "admin"}
+    for name, service in SERVICES.items():
+        secrets = {found[0] for text in tree(service) for found in VARIABLE.finditer(text) if "{NATS_" in found[0]}
+        if name == "nats":
+            assert secrets == {f"${{NATS_{user.upper()}_SECRET:?run make secrets}}" for user in servers.NATS_USERS}
+        elif name in users:
+            assert service["environment"]["BRONZE_NATS_USER"] == users[name]
+            assert secrets == {f"${{NATS_{users[name].upper()}_SECRET:?run make secrets}}"}
+        else:
+            assert secrets == set()
+    declared = re.findall(r"user: (\w+)\n\s+password: \$(\w+)", (TOP / "nats" / "users.conf").read_text())
+    assert declared == [(user, f"BRONZE_NATS_{user.upper()}_PASSWORD") for user in servers.NATS_USERS]
+    given = SERVICES["nats"]["environment"]
+    assert given == {variable: f'"${{NATS_{user.upper()}_SECRET:?run make secrets}}"' for user, variable in declared}
+    assert "include ./users.conf" in COMPOSE["configs"]["nats"]["content"]
 
 
 def test_nats_runs_as_make_up_runs_it(tmp_path: Path) -> None:

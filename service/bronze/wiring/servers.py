@@ -70,6 +70,16 @@ async def open_queue(
     return key_values, queue, lanes, catalog
 
 
+async def prepare_sources(key_values: KeyValueStore, queue: NatsQueue, edited: Mapping[str, Source], file: str) -> None:
+    """Do what a start with these sources does first, so that it cannot fail: check and register them, open their lanes.
+
+    Raises `Misconfigured` and `Unavailable`.
+    """
+    await schema_registry.check(key_values, edited, file)
+    await schema_registry.register(key_values, edited, file)
+    await queue.open(edited)
+
+
 @asynccontextmanager
 async def open_servers(
     settings: Settings,
@@ -100,7 +110,7 @@ async def open_servers(
             Feed(jetstream),
             lambda lane: NatsLock(key_values, lane, owner, settings.lock_expiry_s),
             PrincipalStore(key_values),
-            lambda edited, file: schema_registry.check(key_values, edited, file),
+            lambda edited, file: prepare_sources(key_values, queue, edited, file),
         )
     finally:
         bucket.close()
