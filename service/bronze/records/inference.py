@@ -21,7 +21,7 @@ from bronze.records.arrow_cast import BYTES_TYPES, LIST_TYPES, TEXT_TYPES, is_an
 from bronze.records.fields import CHILD_NAME, DEPTH_MAX, PRECISION_MAX
 from bronze.records.sources import ALIAS, CLASSIFICATION_ID, RESERVED
 
-#: Fields of one object that are told apart; with more, it is a map or JSON.
+#: How many fields of an object are known by name; with more, it is a map or JSON.
 FIELDS_MAX = 200
 _INT64 = range(-(2**63), 2**63)
 _EXACT_IN_A_DOUBLE = 2**53
