@@ -76,8 +76,6 @@ REQUESTS_PER_S, RECORDS_PER_S, MESSAGES_PER_S, WRITES_PER_S, COUNTS_PER_S = "req
 GOOD, FAIR, BAD, NEUTRAL = "green", "yellow", "red", "blue"
 #: The colours of what is not known although something runs, and of what does not exist.
 UNKNOWN, NOTHING = "purple", "gray"
-#: Of an area in which there is nothing.
-FAINT = "rgba(128, 128, 128, 0.2)"
 
 #: The name of what has not ended, and is over the limit, beside what has.
 NOT_ENDED = "not ended yet"
@@ -426,6 +424,11 @@ def absent(words: str) -> model.DynamicConfigValue:
 
 def width_px(pixels: int) -> model.DynamicConfigValue:
     return _override("custom.width", pixels)
+
+
+def left() -> model.DynamicConfigValue:
+    """A cell that is cut begins with its begin."""
+    return _override("custom.align", "left")
 
 
 def hidden() -> model.DynamicConfigValue:

@@ -283,7 +283,7 @@ def targets() -> Table:
         ["BronzeTargetDown"],
     )
     return components.columns(
-        components.listing(info, components.rows(f"up{{{_PERMANENT}}} or up > 0 or up - 1")),
+        components.listing(info, components.rows(f"up{{{_PERMANENT}}} or up > 0 or up - 1"), height=11),
         {
             "job": ("Job", []),
             "instance": ("Instance", []),
@@ -313,7 +313,7 @@ def canary_age() -> Stat:
     )
     age = single_value(f"time() - max(bronze_canary_last_run_time_seconds{{{_CANARY}}})")
     limit = single_value(canary_age_limit(THRESHOLDS), "limit")
-    return components.red_from_query(tile(info, SECONDS, age, limit, width=8, height=8), "B")
+    return components.red_from_query(tile(info, SECONDS, age, limit, width=8, height=10), "B")
 
 
 def canary_checks() -> Table:
@@ -327,7 +327,7 @@ def canary_checks() -> Table:
     state = f"max by (bronze_check, bronze_outcome) (bronze_canary_check_state{{{_CANARY}}}) == 1"
     outcomes = {"success": ("success", GOOD), "failure": ("failure", BAD), "skipped": ("skipped", NEUTRAL)}
     return components.columns(
-        components.listing(info, components.rows(state), width=16, height=8),
+        components.listing(info, components.rows(state), width=16, height=10),
         {
             "bronze_check": ("Check", []),
             "bronze_outcome": ("Outcome", [components.value_colours(outcomes), components.as_background()]),
@@ -527,8 +527,8 @@ def followers() -> Timeseries:
 
 def counter_error() -> Stat:
     info = PanelInfo(
-        "Records stored, counters less ledger",
-        "How far the counters of the consumers are from the exact number of stored records in the range. A process "
+        "Counters less ledger",
+        "Stored records: how far the counters of the consumers are from the exact number in the range. A process "
         "that is killed loses what it counted since its last export, so the counters are lower; that is no fault. "
         "Records that are being stored now can be in only one of the two.",
         "the range has no report of the ledger",
@@ -541,7 +541,7 @@ def counter_error() -> Stat:
 
 def since_compared() -> Stat:
     info = PanelInfo(
-        "Since all objects were compared",
+        "Since full comparison",
         "Time since a consumer last completed the comparison of all entries of the catalog with the bucket: an older "
         "object that is missing is found within about this time. Objects of the last two hours are compared each "
         "minute.",

@@ -82,6 +82,8 @@ _ACCEPTED_IN_ALL = f'bronze_ledger_records{{{LEDGER}, {SOURCE}, bronze_outcome="
 _EARLIER = "one ${period:text} earlier"
 _COMPARED_UPLOADS, _COMPARED_P95 = f"Uploads, now and {_EARLIER}", f"p95 upload, now and {_EARLIER}"
 
+_BEFORE = "${period:text} before"
+
 _CHANGE = "change"
 #: Fewer than a search returns: a failed write has a span, too.
 _SLOWEST_MAX = 150
@@ -354,7 +356,7 @@ def budget_burn() -> Timeseries:
 def change_of_count(title: str, ledger: str, explained_by: str) -> Stat:
     return _change(
         PanelInfo(
-            f"{title}, and {_EARLIER}",
+            f"{title}, {_BEFORE}",
             f"{title} of the range, and of the same range {_EARLIER}, and how many times as many these are now. The "
             "counts are exact, from the catalog and the queue. Less load is a fault only if the senders are as busy as "
             "before.",
@@ -370,7 +372,7 @@ def change_of_count(title: str, ledger: str, explained_by: str) -> Stat:
 def change_of_p95(title: str, histogram: str, explained_by: str) -> Stat:
     return _change(
         PanelInfo(
-            f"{title}, and {_EARLIER}",
+            f"{title}, {_BEFORE}",
             f"{title} of the range, and of the same range {_EARLIER}, and how many times as long it is now. Yellow: "
             "a quarter longer; red: twice as long.",
             "no upload",

@@ -331,7 +331,7 @@ def sources() -> Table:
         components.merged(panel),
         {
             "bronze_source": ("Source", [_TO_SOURCE]),
-            "Value #A": ("Verdict", verdict.as_cells()),
+            "Value #A": ("Verdict", [components.width_px(300), components.left(), *verdict.as_cells()]),
             "Value #B": ("Records that wait", [components.in_unit(EXACT)]),
             "Value #C": ("Oldest message", [components.in_unit(SECONDS), components.absent("not known")]),
             "Value #D": (

@@ -189,7 +189,7 @@ def judged_over_time() -> StateTimeline:
         "no consumer has reported yet",
     )
     each = query(f"max by (bronze_source) ({SOURCE_RECORD}{{{SOURCE}}})", "{{bronze_source}}")
-    panel = components.states(info, each, width=12)
+    panel = components.states(info, each, width=12, height=7)
     return components.value_names(panel, verdict.TEXTS).thresholds(verdict.COLOURS)
 
 
@@ -279,7 +279,7 @@ def lanes() -> Table:
     )
     each = (components.rows(expr) for expr in (_DEPTH, _AGE, _POSITION))
     return components.columns(
-        components.merged(components.listing(info, *each, width=12, height=6)),
+        components.merged(components.listing(info, *each, width=12, height=7)),
         {
             "bronze_source": ("Source", []),
             "bronze_lane": ("Lane", [components.width_px(70)]),

@@ -1,6 +1,5 @@
 """Is all well now? The tiles of the verdicts, which `prometheus/verdict.py` defines and Prometheus records."""
 
-from grafana_foundation_sdk.builders.dashboard import ThresholdsConfig
 from grafana_foundation_sdk.builders.stat import Panel as Stat
 from grafana_foundation_sdk.builders.statetimeline import Panel as StateTimeline
 from grafana_foundation_sdk.models.common import BigValueColorMode, BigValueTextMode
@@ -14,7 +13,6 @@ from grafana.components import (
     BAD,
     COUNT,
     EXACT,
-    FAINT,
     FAIR,
     GOOD,
     NEUTRAL,
@@ -34,19 +32,13 @@ OVERVIEW, LATENCY, HEALTH = "bronze-overview", "bronze-latency", "bronze-health"
 _LIMITS = rules.verdict_limits(THRESHOLDS)
 #: The text of each verdict.
 TEXTS = {f"{number}": text for number, text in verdict.texts(_LIMITS).items()}
+COLOURS = components.steps(NOTHING, (0, GOOD), (Level.WARNING, FAIR), (Level.FAILING, BAD), (Level.UNKNOWN, UNKNOWN))
+_OVER_TIME = "Verdicts over time (grey: nothing recorded)"
 _FAILING = f"{verdict.RECORD} >= {Level.FAILING:d} < {Level.UNKNOWN:d}"
 _QUEUE_FAILS = f'{verdict.RECORD}{{part="{Part.QUEUE}"}} >= {Level.FAILING:d} < {Level.UNKNOWN:d}'
 #: What was reported so long ago says nothing about now.
 _REPORTED = f"> time() - {THRESHOLDS.telemetry_age_s_max:g}"
 _NOT_KNOWN = "not known"
-
-
-def _colours(nothing: str) -> ThresholdsConfig:
-    of_levels = (0, GOOD), (Level.WARNING, FAIR), (Level.FAILING, BAD), (Level.UNKNOWN, UNKNOWN)
-    return components.steps(nothing, *of_levels)
-
-
-COLOURS = _colours(NOTHING)
 
 
 def ingest() -> Stat:
@@ -153,9 +145,9 @@ def waiting() -> Stat:
 def since_incident() -> Stat:
     info = PanelInfo(
         "Since the last incident",
-        "How long ago a verdict was red for the last time in the range. *Verdicts over time* shows when and which.",
+        "How long ago a verdict was red for the last time in the range. The timeline below shows when and which.",
         "the rules are not evaluated",
-        explained_by=(OVERVIEW, "Verdicts over time"),
+        explained_by=(OVERVIEW, _OVER_TIME),
     )
     # a step of the rules' interval, so that none is missed
     last = f"max(max_over_time(timestamp({_FAILING})[{RANGE}:5s]))"
@@ -171,7 +163,7 @@ def since_incident() -> Stat:
 
 def over_time() -> StateTimeline:
     info = PanelInfo(
-        "Verdicts over time",
+        _OVER_TIME,
         "The verdict on each part, in the range: when something failed or was slow, and when it ended. Move over a "
         "block to see the reason. Grey: nothing was recorded, for example because the system did not run.",
         "the rules are not evaluated",
@@ -179,8 +171,7 @@ def over_time() -> StateTimeline:
     nothing = (f'label_replace(vector(-1), "part", "{part}", "", "")' for part in Part)
     by_part = "\nor ".join((f"max by (part) ({verdict.RECORD})", *nothing))
     panel = components.states(info, query(by_part, "{{part}}"))
-    panel = components.value_names(panel, {**TEXTS, "-1": "nothing recorded"})
-    return panel.thresholds(_colours(FAINT))
+    return components.value_names(panel, {**TEXTS, "-1": "nothing recorded"}).thresholds(COLOURS)
 
 
 def as_cells() -> list[DynamicConfigValue]:

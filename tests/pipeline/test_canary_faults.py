@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import subprocess
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,8 +26,9 @@ from bronze.settings import Settings
 from bronze.telemetry import Telemetry, losses, sdk
 from bronze.telemetry.signals import Check, Outcome, Role
 from bronze.wiring.canary import open_canary_checks
+from local import servers
 from local.builds import Built
-from local.programs import Process
+from local.programs import Process, environment
 from tests.contract import making
 from tests.pipeline.whole import stack
 from tests.system.blackbox import SOON, System, until
@@ -101,6 +103,26 @@ def test_every_check_succeeds(live: Live) -> None:
     """Also in the next run, and while other data is sent."""
     for _ in range(2):
         assert live.run() == dict.fromkeys(Check, Outcome.SUCCESS)
+
+
+def test_a_rebuilt_catalog_continues_the_ledger(live: Live) -> None:
+    """By the records of the next run, also for a canary that has just started: a rebuild changes no total."""
+    every = dict.fromkeys(Check, Outcome.SUCCESS)
+    assert live.run() == every
+    rebuilt = subprocess.run(
+        [servers.executable("bronze"), "catalog", "rebuild", "--yes"],
+        env={**environment(), **live.system.role("consumer").env},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert rebuilt.returncode == 0, rebuilt.stderr
+    for name in ("consumer", "api"):  # they end when they find that the catalog was replaced
+        live.processes[name].restart()
+    assert live.run() == every
+    live.check(LedgerCheck)._after = None
+    assert live.run() == every
 
 
 def test_the_api_refuses(live: Live) -> None:
