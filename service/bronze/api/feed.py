@@ -84,6 +84,7 @@ class Followers:
         self._waiting = 0
         report(0)
         self._reads = asyncio.Semaphore(READS_MAX)
+        self._turn = asyncio.Lock()
         self._results: dict[object, asyncio.Task[Any]] = {}
         self._results_of: asyncio.Event | None = None
 
@@ -158,7 +159,10 @@ class Followers:
     ) -> _Encoded:
         """The next page, which all followers with this cursor and these sources share."""
         key = (encode, text, sources, limit, since)
-        return await self._shared(key, lambda: self._read(encode, cursor, sources, limit, since))
+        page = await self._shared(key, lambda: self._read(encode, cursor, sources, limit, since))
+        async with self._turn:  # hundreds of followers are not served at once, while a small request waits
+            await asyncio.sleep(0)
+        return page
 
     async def _shared(self, key: object, read: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """What is read for a key, once until the index changes."""
