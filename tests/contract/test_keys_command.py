@@ -53,7 +53,7 @@ async def test_a_key_is_printed_once_and_never_stored(
 
 
 async def test_a_principal_is_limited(store: PrincipalStore, capsys: pytest.CaptureFixture[str]) -> None:
-    """With all its keys, until the limit is set anew; a rate that is not given is that of the settings again."""
+    """With all its keys, until the limit is set again; a rate that is not given is that of the settings again."""
     assert await run(store, "create", "fleet", "--scope", "ingest:*") == 0
     assert await run(store, "limit", "fleet", "--requests-per-s", "2.5", "--bytes-per-s", "1e6") == 0
     assert "limited to 2.5 requests per second, 1e+06 bytes per second" in capsys.readouterr().out
