@@ -106,6 +106,7 @@ class Push:
     """
 
     port: int
+    token: str
     templates: Sequence[bytes]
     bytes_wanted: int
     on_progress: Callable[[int], object]
@@ -141,7 +142,8 @@ class Push:
 
     def _taken(self, connection: http.client.HTTPConnection, body: bytes) -> bool:
         try:
-            connection.request("POST", "/v1/traces", body, {"Content-Type": "application/x-protobuf"})
+            headers = {"Content-Type": "application/x-protobuf", "Authorization": f"Bearer {self.token}"}
+            connection.request("POST", "/v1/traces", body, headers)
             answer = connection.getresponse()
             answer.read()
         except (OSError, http.client.HTTPException):
@@ -202,7 +204,13 @@ def through_an_outage(
         began = time.monotonic()
         with bar() as shown, ThreadPoolExecutor(1) as pushing:
             task = shown.add_task("pushed, the receiver away", total=bytes_wanted)
-            push = Push(collector.ports["otlp"], templates, bytes_wanted, lambda n: shown.advance(task, n))
+            push = Push(
+                collector.ports["otlp"],
+                collector.env["COLLECTOR_OTLP_TOKEN"],
+                templates,
+                bytes_wanted,
+                lambda n: shown.advance(task, n),
+            )
             done = pushing.submit(push.run)
             while push.bytes_taken < bytes_wanted / 2 and not done.done():
                 time.sleep(0.05)

@@ -120,7 +120,8 @@ def _base(built: Built) -> Check:
 def _collector(built: Built, subject: str, layers: Sequence[str], remedy: str, sampling: str = EVERY_TRACE) -> Check:
     """Checks with the settings that the collector would run with."""
     command = (str(built.collector), "validate", *exporters.arguments(layers, sampling))
-    return Check(subject, command, remedy, exporters.environment(layers, settings(), sampling))
+    env = exporters.environment(layers, settings(), sampling) | {"COLLECTOR_OTLP_TOKEN": "checked"}
+    return Check(subject, (*command, "--config", str(exporters.ACCESS)), remedy, env)
 
 
 def _in_use(built: Built, chosen: Exporters) -> Iterator[Check]:

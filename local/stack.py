@@ -15,6 +15,7 @@ from local import exporters, servers
 from local.builds import Built
 from local.exporters import SIGNALS, Exporters
 from local.programs import LOOPBACK, PORT_VARIABLE, LocalError, NotReady, Program, environment, free_ports, get_json
+from local.secret_files import SecretFiles
 from local.settings import role_settings, service_settings, settings, sources_file
 
 FLUSH_AGE_S = 1
@@ -138,7 +139,12 @@ class Stack:
             "BRONZE_BUCKET": self.account.bucket,
             "BRONZE_PREFIX": "bronze",
             "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://{LOOPBACK}:{self.ports.otlp}",
+            "OTEL_EXPORTER_OTLP_HEADERS": f"Authorization=Bearer%20{self._otlp_token}",
         }
+
+    @cached_property
+    def _otlp_token(self) -> str:
+        return SecretFiles(self.root / "secrets").value("otlp")
 
     @property
     def public_url(self) -> str:
@@ -234,6 +240,7 @@ class Stack:
             executable=self.built.collector,
             layers=chosen.layers,
             sampling=chosen.sampling,
+            token=self._otlp_token,
             env={
                 **exporters.environment(chosen.layers, settings(), chosen.sampling),
                 **_flush_age(),
@@ -310,6 +317,7 @@ class Stack:
             traces = f"{ports.grafana}/d/bronze-lineage?var-trace_id={{trace_id}}&viewPanel=panel-100"
         return {
             "BRONZE_API_PORT": str(ports.api),
+            **dict.fromkeys(("BRONZE_TLS_CERT_FILE", "BRONZE_TLS_KEY_FILE"), ""),  # its own clients use HTTP
             "BRONZE_TRACE_URL": settings().get("BRONZE_TRACE_URL") or f"http://{LOOPBACK}:{traces}",
         }
 

@@ -164,8 +164,21 @@ def test_the_collector_has_a_sampling_and_a_layer_for_each_signal() -> None:
         ("exporters", "metrics"),
         ("exporters", "traces"),
         ("exporters", "logs"),
+        ("access",),
     ]
     assert all(file.is_file() for file in files)
+
+
+def test_only_the_roles_can_send_telemetry() -> None:
+    """The collector demands the token that they send."""
+    token = "${COLLECTOR_OTLP_TOKEN:?run make secrets}"
+    assert SERVICES["otel-collector"]["environment"]["COLLECTOR_OTLP_TOKEN"] == token
+    senders = {
+        name for name, service in SERVICES.items() if "OTEL_EXPORTER_OTLP_ENDPOINT" in service.get("environment", {})
+    }
+    assert senders == ROLES | COMMANDS
+    for name in senders:
+        assert SERVICES[name]["environment"]["OTEL_EXPORTER_OTLP_HEADERS"] == f"Authorization=Bearer%20{token}"
 
 
 def test_prometheus_finds_every_target() -> None:
