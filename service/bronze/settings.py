@@ -140,6 +140,12 @@ class Settings(BaseSettings):
         10,
         description="Time over which the rates of a principal are averaged, in seconds: so much it can send at once.",
     )
+    tls_cert_file: Path | None = Field(
+        None,
+        description="Certificate of the API, with its chain, as PEM: the API then answers by HTTPS only. A changed "
+        "file is read within seconds.",
+    )
+    tls_key_file: Path | None = Field(None, description="Private key of the certificate, as PEM.")
     hosts: str = Field(
         "",
         description="Names under which the API is called, separated by commas; * for any. Addresses and localhost are "
@@ -302,6 +308,12 @@ class Settings(BaseSettings):
         return self
 
     @model_validator(mode="after")
+    def _certificate_has_a_key(self) -> Self:
+        if (self.tls_cert_file is None) != (self.tls_key_file is None):
+            raise ValueError("BRONZE_TLS_CERT_FILE and BRONZE_TLS_KEY_FILE belong together: set both, or none of them")
+        return self
+
+    @model_validator(mode="after")
     def _one_trace_store(self) -> Self:
         if self.tempo_url and self.zipkin_url:
             raise ValueError("BRONZE_TEMPO_URL and BRONZE_ZIPKIN_URL are both set: set the one that has the traces")
@@ -376,6 +388,8 @@ class Settings(BaseSettings):
         "jwt_issuer",
         "jwt_audience",
         "jwt_keys",
+        "tls_cert_file",
+        "tls_key_file",
         "nats_user",
         "nats_password",
         "nats_password_file",

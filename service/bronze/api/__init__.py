@@ -3,6 +3,7 @@
 app                the application, put together from its routes
 routes/            the routes, one file per subject
 connection         the HTTP server's connections, with bounds on their number and on heads
+certificate        its TLS certificate, which can be renewed
 authentication     who sends a request, and what that allows
 callers            finds who sends a request
 key_ring           the API keys, which it reads every second
@@ -16,7 +17,8 @@ request_context    a separate context per request
 body               reads the body of a submission, within limits of memory and time
 budget             memory and disk of all bodies together
 columnar_reader    has Arrow and Parquet bodies read by columnar_worker, in a child process
-columnar_worker    that child process
+columnar_child     that child process: it leaves the network first
+columnar_worker    what it does
 ingest             makes a checked submission durable in the queue, then accepts it
 submit_telemetry   the spans and measurements of that
 openapi_security   what the OpenAPI document says about that

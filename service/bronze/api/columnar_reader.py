@@ -35,7 +35,7 @@ CPU_BYTES_PER_S = 100_000
 #: Rows that any body may declare, whatever its size.
 ROWS_FREE = 1_000_000
 #: The arguments with which this interpreter runs the child.
-COMMAND = ("-I", "-m", "bronze.api.columnar_worker")
+COMMAND = ("-I", "-m", "bronze.api.columnar_child")
 #: The whole environment of the child: an allocator that returns memory to the system, with one arena.
 ENVIRONMENT = {"ARROW_DEFAULT_MEMORY_POOL": "system", "MALLOC_ARENA_MAX": "1", "OMP_NUM_THREADS": "1"}
 

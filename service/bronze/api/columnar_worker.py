@@ -1,4 +1,4 @@
-"""The child process that reads columnar bodies: `python -m bronze.api.columnar_worker`, which `columnar_reader` starts.
+"""What the child process does that reads columnar bodies: `columnar_child`, which `columnar_reader` starts.
 
 A Parquet file of 300 bytes can declare gigabytes, and an Arrow stream can contain any offset. Therefore a process with
 limits of memory and CPU reads such a body, and its crash only refuses the body. The job is read from standard input and

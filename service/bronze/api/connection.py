@@ -6,6 +6,7 @@ its client, so if there are too many connections, the one that has waited longes
 
 import asyncio
 import json
+import ssl
 from collections.abc import Callable, Mapping
 
 import httptools
@@ -24,9 +25,13 @@ SEPARATORS_BYTES = len(b": \r\n")
 
 
 def create_server(
-    app: ASGIApp, settings: Settings, stop_grace_s: float, on_refused: Callable[[ErrorCode], None]
+    app: ASGIApp,
+    settings: Settings,
+    stop_grace_s: float,
+    on_refused: Callable[[ErrorCode], None],
+    tls: ssl.SSLContext | None = None,
 ) -> uvicorn.Server:
-    """The HTTP server. Requests in progress have `stop_grace_s` to end when it stops.
+    """The HTTP server, by TLS with a context. Requests in progress have `stop_grace_s` to end when it stops.
 
     `on_refused` is called for each answer that is given without a request.
     """
@@ -39,6 +44,7 @@ def create_server(
             access_log=False,
             lifespan="off",
             timeout_graceful_shutdown=int(stop_grace_s),
+            ssl_context_factory=(lambda _, __: tls) if tls else None,
         )
     )
 

@@ -13,6 +13,7 @@ from bronze.api.authentication import ForeignTraces
 from bronze.api.body import BodyReader
 from bronze.api.budget import Budget
 from bronze.api.callers import Callers
+from bronze.api.certificate import certificate_of
 from bronze.api.columnar_reader import ColumnarReaders
 from bronze.api.connection import create_server
 from bronze.api.feed import Followers
@@ -152,6 +153,7 @@ async def serve(settings: Settings, substitute: Callable[[Servers], Servers] = l
     `substitute` may replace servers, as the kill test does.
     """
     check_exposure(settings)
+    certificate = certificate_of(settings)
     process.tune_malloc()
     declared = sources.load(settings.sources)
     telemetry = sdk.start(Role.API, settings)
@@ -188,7 +190,8 @@ async def serve(settings: Settings, substitute: Callable[[Servers], Servers] = l
             if parts.callers:
                 await retry_until_available(parts.callers.read, stop)
             app = Guard(ForeignTraces(create_app(parts), parts.callers), settings, parts.on_refused)
-            server = create_server(OwnContext(app), settings, STOP_GRACE_S, parts.on_refused)
+            tls = certificate.context if certificate else None
+            server = create_server(OwnContext(app), settings, STOP_GRACE_S, parts.on_refused, tls)
 
             def stop_serving() -> None:
                 server.should_exit = True
@@ -207,13 +210,13 @@ async def serve(settings: Settings, substitute: Callable[[Servers], Servers] = l
             reload.listen()
             with _listen(settings) as listener:
                 kept = listener.dup()  # uvicorn closes the other one
-                log.info("listening on http://%s:%d", settings.api_host, settings.api_port)
+                scheme = "https" if certificate else "http"
+                log.info("listening on %s://%s:%d", scheme, settings.api_host, settings.api_port)
+                following = [part.follow() for part in (parts.callers, certificate) if part]
                 report = ledger_report(servers, declared, telemetry)
                 async with (
                     _following(index, servers.feed, telemetry.instruments.catalog_lag.set),
-                    in_background(
-                        report.run(), reload.notice_edits(), *([parts.callers.follow()] if parts.callers else [])
-                    ),
+                    in_background(report.run(), reload.notice_edits(), *following),
                 ):
                     process.freeze_startup_objects()
                     await server.serve(sockets=[listener])
