@@ -176,7 +176,7 @@ def test_only_the_roles_can_send_telemetry() -> None:
     senders = {
         name for name, service in SERVICES.items() if "OTEL_EXPORTER_OTLP_ENDPOINT" in service.get("environment", {})
     }
-    assert senders == ROLES | COMMANDS
+    assert senders == ROLES | COMMANDS | {"init"}
     for name in senders:
         assert SERVICES[name]["environment"]["OTEL_EXPORTER_OTLP_HEADERS"] == f"Authorization=Bearer%20{token}"
 
