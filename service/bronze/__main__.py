@@ -9,6 +9,12 @@ import sys
 from contextlib import suppress
 from functools import partial
 
+try:
+    import opentelemetry.propagate  # noqa: F401  it reads OTEL_PROPAGATORS when it is imported, by any module below
+except ValueError as problem:
+    print(f"bronze: OTEL_PROPAGATORS cannot work: {problem}", file=sys.stderr)
+    sys.exit(2)
+
 from bronze import __version__, publisher, settings
 from bronze.admin import (
     confirmation,

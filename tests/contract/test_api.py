@@ -203,6 +203,33 @@ BOMB = gzip.compress(b"\n" * 2**25)
             "Expected `int | null`, got `str`",
             id="wrong type in record 3",
         ),
+        pytest.param(
+            A,
+            {"Bronze_Classification_Id": "run-%E9"},
+            400,
+            "invalid-header",
+            {"header": "Bronze-Classification-Id"},
+            "percent-encoded UTF-8",
+            id="id that is not UTF-8",
+        ),
+        pytest.param(
+            A,
+            {"Bronze_File_Name": "caf\xe9"},
+            400,
+            "invalid-header",
+            {"header": "Bronze-File-Name"},
+            "UTF-8",
+            id="raw name",
+        ),
+        pytest.param(
+            gzip.compress(A),
+            {"Content_Encoding": "gzip, gzip"},
+            415,
+            "unsupported-encoding",
+            {"accepted": ["identity", "gzip", "zstd"]},
+            "zstd",
+            id="gzip twice",
+        ),
         pytest.param(b'{"vehicle_id":"\xff"}', {}, 400, "invalid-utf8", {"record": 0}, "UTF-8", id="not UTF-8"),
         pytest.param(b"", {}, 400, "empty-body", {}, "Send one JSON object per line", id="empty"),
         pytest.param(
@@ -304,6 +331,31 @@ async def test_a_refusal_says_what_to_correct_and_keeps_nothing(
     assert api.count("rejected", error_type=kind, bronze_source="vehicles") >= 1
     assert api.count("accepted") == 0
     assert (await api.post(A)).status_code == 202
+
+
+@pytest.mark.parametrize(
+    "query", ["classification_id=run-%E9", "file_name=caf%E9", "classification_id=a&classification_id=b"]
+)
+async def test_a_query_is_not_decoded_with_replacement(api: Served, query: str) -> None:
+    answer = await api.post(A, f"{INGEST}?{query}")
+    assert (answer.status_code, answer.json()["type"]) == (400, "/problems/invalid-header")
+    decoded = await api.post(A, f"{INGEST}?classification_id=caf%C3%A9+1&x=%E9&on_invalid=quarantine")
+    assert decoded.json()["classification_id"] == "caf\N{LATIN SMALL LETTER E WITH ACUTE} 1"
+
+
+@pytest.mark.parametrize("name", ["Idempotency-Key", "Bronze-Classification-Id", "Bronze-File-Name"])
+async def test_a_header_with_two_values_is_refused(api: Served, name: str) -> None:
+    """A proxy that adds its own key would make the data of others the same. The same value twice is one value."""
+    for second, status in (("b", 400), ("a", 202)):
+        headers = [("Content-Type", NDJSON), (name, "a"), (name, second)]
+        answer = await api.client.post(INGEST, content=A, headers=headers)
+        assert answer.status_code == status
+        assert status == 202 or answer.json()["header"] == name
+
+
+async def test_an_id_may_have_capital_letters(api: Served) -> None:
+    accepted = (await api.post(A)).json()
+    assert (await api.client.get(f"/v1/submissions/{accepted['submission_id'].upper()}")).status_code == 200
 
 
 async def test_the_refusal_of_an_unknown_source_lists_the_known_sources(api: Served) -> None:

@@ -38,6 +38,7 @@ class Server:
     refused: list[str] = field(default_factory=list)
     #: set when a large answer was sent, or its client was closed
     large: asyncio.Event = field(default_factory=asyncio.Event)
+    bodies: list[bytes] = field(default_factory=list)
 
     async def app(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.requests += 1
@@ -48,6 +49,12 @@ class Server:
                 await send({"type": "http.response.body", "body": PIECE, "more_body": number < PIECES - 1})
             self.large.set()
             return
+        body, more = b"", scope["path"] == "/body"
+        while more:
+            message = await receive()
+            body += message.get("body", b"")
+            more = message.get("more_body", False)
+        self.bodies.append(body)
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
         await send({"type": "http.response.body", "body": b"ok"})
 
@@ -115,6 +122,17 @@ async def server(request: pytest.FixtureRequest) -> AsyncIterator[Server]:
             await client.writer.wait_closed()
     running.should_exit = running.force_exit = True
     await serving
+
+
+@pytest.mark.parametrize("cut", [0, 20, 119, 120, 125])
+async def test_an_offer_of_another_protocol_is_ignored(cut: int, server: Server) -> None:
+    """Java's clients and curl offer HTTP/2 with each request. The body counts, and the connection goes on."""
+    offer = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAM\r\n"
+    request = b"POST /body HTTP/1.1\r\nHost: a\r\n" + offer + b"Content-Length: 7\r\n\r\nthe "
+    client = await server.connect(request[:cut], request[cut:], b"end", REQUEST)
+    for _ in range(2):
+        assert b" 200 " in await client.read(b"ok")
+    assert server.bodies == [b"the end", b""]
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,8 @@ from typing import Any
 import httpx
 import pytest
 from fastapi_offline import FastAPIOffline
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from bronze.api.guard import DOCS, Guard
 from bronze.api.problems import without_addresses
@@ -28,6 +30,20 @@ async def get(path: str, host: str, **settings: Any) -> httpx.Response:
         answer = await client.get(path, headers={"Host": host})
     assert refused == ([] if answer.is_success else ["unknown-host"])
     return answer
+
+
+async def test_head_is_answered_like_get() -> None:
+    """Load balancers ask so. The HTTP server leaves the content out."""
+    methods = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        methods.append(scope["method"])
+        await Response("ok")(scope, receive, send)
+
+    transport = httpx.ASGITransport(Guard(app, Settings(), [].append))
+    async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
+        assert (await client.head("/")).status_code == 200
+    assert methods == ["GET"]
 
 
 @pytest.mark.parametrize(

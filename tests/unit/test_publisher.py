@@ -3,6 +3,7 @@
 import argparse
 import datetime as dt
 import io
+import itertools
 import json
 import logging
 import os
@@ -47,7 +48,8 @@ from prometheus_client import CollectorRegistry
 from bronze import publisher
 from bronze.errors import Misconfigured, Refused
 from bronze.protocol.message import MESSAGE_BYTES_MAX
-from bronze.publisher import Batch, FileFormat, Plan, Sender, Stop, Summary, batches, checking, reading
+from bronze.publisher import Batch, FileFormat, Plan, Sender, Stop, Summary, batches, checking, publishing, reading
+from bronze.publisher.files import open_file
 from bronze.publisher.fleet import fleet
 from bronze.records import sources
 from bronze.settings import Settings
@@ -563,6 +565,32 @@ def test_a_watcher_goes_on_after_a_file_is_refused(
     assert [reason in refused for refused in summary.refused.values()] == [True]
 
 
+@pytest.mark.parametrize("failures", [0, 1, 1_000])
+def test_a_watcher_sends_files_of_any_name_once_they_can_be_read(
+    api: Api, observed: Observed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failures: int
+) -> None:
+    """A name need not be UTF-8. A file that cannot be read is tried again, and is named if it never could be read."""
+    file = tmp_path / os.fsdecode(b"caf\xe9.ndjson")
+    ndjson(file, "{}")
+    ndjson(tmp_path / "b.ndjson", "{}")
+    denied = itertools.repeat(file, failures)
+
+    def open_later(path: str) -> Any:
+        if Path(path) == file and next(denied, None):
+            raise PermissionError(13, "Permission denied", path)
+        return open_file(path)
+
+    monkeypatch.setattr(publishing, "open_file", open_later)
+    stop = Time(waits_max=40)
+    settings = Settings(api_url=api.url)
+    summary = publisher.watch(settings, observed.telemetry, Plan("status"), tmp_path, stop=stop, clock=stop.clock)
+    sent = [unquote(request.headers["Bronze-File-Name"]) for request in api.requests]
+    assert sorted(sent) == ["b.ndjson"] + ([] if failures == 1_000 else ["caf\\xe9.ndjson"])
+    assert summary.error is None
+    assert list(summary.refused) == ([str(tmp_path / "caf\\xe9.ndjson")] if failures == 1_000 else [])
+    summary.text().encode()
+
+
 def test_a_dry_run_gives_the_reasons_without_the_advice(tmp_path: Path) -> None:
     """Nothing was sent, so the API's advice, to send the submission again, is left out."""
     file = ndjson(tmp_path / "f.ndjson", '{"vehicle_id":7}', '{"vehicle_id":"N1"}', '{"vehicle_id":"N1","seats":"q"}')
@@ -870,6 +898,8 @@ def test_exit_codes(api: Api, tmp_path: Path) -> None:
     "arguments",
     [
         ["status", "nowhere.ndjson"],
+        ["status", "--dry-run", "nowhere.ndjson"],
+        ["status", "--nonsense", "-"],
         ["status", "."],
         ["status", "-", "--records", "0"],
         ["status", "-", "--retry-for", "inf"],
@@ -884,6 +914,23 @@ def test_usage(arguments: Sequence[str], capsys: pytest.CaptureFixture[str]) -> 
         parser.parse_args(arguments)
     assert stopped.value.code == 2
     assert "usage" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["status", "-", "-", "--dry-run"],
+        ["status", "--dry-run", "-", "-"],
+        ["--dry-run", "status", "-", "-"],
+        ["status", "-", "--dry-run", "-"],
+        ["status", "--on-invalid", "quarantine", "-", "--dry-run", "-"],
+    ],
+)
+def test_options_may_stand_anywhere(arguments: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser()
+    publisher.publish_arguments(parser.add_subparsers().add_parser("publish"))
+    args = parser.parse_args(["publish", *arguments])
+    assert (args.source, args.files, args.dry_run) == ("status", ["-", "-"], True)
 
 
 @pytest.mark.parametrize(

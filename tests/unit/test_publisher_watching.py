@@ -82,6 +82,17 @@ def test_a_state_remembers(tmp_path: Path) -> None:
         assert not state.is_known("a", old)
 
 
+def test_a_state_remembers_any_name(tmp_path: Path) -> None:
+    """Names that are not UTF-8 stay apart, also after a restart."""
+    names = [os.fsdecode(name) for name in (b"caf\xe9.ndjson", b"caf\xe8.ndjson")]
+    file = tmp_path / "state.sqlite"
+    with WatchState.open(file) as state:
+        state.mark_sent(names[0], Signature(1, 2), 7, "d")
+    with WatchState.open(file) as state:
+        assert [state.is_known(name, Signature(1, 2)) for name in names] == [True, False]
+        assert [state.was_sent(name, "d") for name in names] == [True, False]
+
+
 def test_a_state_has_one_watcher(tmp_path: Path) -> None:
     """The error of the second watcher names the process of the first."""
     file = tmp_path / "state.sqlite"

@@ -20,6 +20,8 @@ from bronze.settings import Settings
 
 #: Requests of one connection that wait for the answer of an earlier one.
 PIPELINED_MAX = 16
+#: The headers and connection options with which a client offers another protocol.
+_UPGRADE_HEADERS = frozenset({b"upgrade", b"http2-settings"})
 #: The bytes of a header besides its name and its value.
 SEPARATORS_BYTES = len(b": \r\n")
 
@@ -60,6 +62,23 @@ def connection_class(settings: Settings, on_refused: Callable[[ErrorCode], None]
     return Connection
 
 
+class _Parser(httptools.HttpRequestParser):
+    """A parser that does not end at the offer of another protocol, such as HTTP/2."""
+
+    def __init__(self, connection: "BoundedConnection") -> None:
+        super().__init__(connection)
+        self.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn
+        self._connection = connection
+
+    def feed_data(self, data: bytes) -> None:
+        try:
+            super().feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            if self.get_method() == b"CONNECT":
+                raise
+            self._connection.ignore_upgrade(data[upgrade.args[0] :])
+
+
 class BoundedConnection(HttpToolsProtocol):
     """A connection whose heads have bounds of size, number of headers and time, and whose number is bounded.
 
@@ -75,6 +94,8 @@ class BoundedConnection(HttpToolsProtocol):
         #: bytes since the parser last completed a head or delivered a piece of a body
         self._unparsed_bytes = 0
         self._head_bytes = 0
+        self._upgrade_ignored = False
+        self.parser = _Parser(self)
         self._in_head = False
         self._in_body = False
         self._refused: tuple[ErrorCode, str, Mapping[str, object]] | None = None
@@ -114,6 +135,19 @@ class BoundedConnection(HttpToolsProtocol):
         elif self._in_head or (self._unparsed_bytes and not self._in_body):
             self._start_timer()
 
+    def ignore_upgrade(self, rest: bytes) -> None:
+        """Parse the request again without its offer of another protocol, which a server may ignore (RFC 9110, 7.8)."""
+        head = [b"%s %s HTTP/%s" % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())]
+        for name, value in self.headers:
+            if name == b"connection":
+                options = {option.strip() for option in value.lower().split(b",")} - _UPGRADE_HEADERS
+                head.append(b"connection: " + b", ".join(options))
+            elif name not in _UPGRADE_HEADERS:
+                head.append(b"%s: %s" % (name, value))
+        self._upgrade_ignored = False
+        self.parser = _Parser(self)
+        self.parser.feed_data(b"\r\n".join([*head, b"\r\n"]) + rest)
+
     # --- the parser's callbacks
 
     def on_message_begin(self) -> None:
@@ -137,6 +171,9 @@ class BoundedConnection(HttpToolsProtocol):
             )
 
     def on_headers_complete(self) -> None:
+        if self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT":
+            self._upgrade_ignored = True  # the parser ends here, and takes what follows for another protocol
+            return
         if len(self.pipeline) >= PIPELINED_MAX:
             raise self._refusal(
                 Refusal.MALFORMED_REQUEST,
@@ -156,6 +193,8 @@ class BoundedConnection(HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
+        if self._upgrade_ignored:
+            return
         self._unparsed_bytes = 0
         self._in_body = False
         super().on_message_complete()

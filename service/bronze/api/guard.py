@@ -44,6 +44,8 @@ class Guard:
                 self._on_refused(Refusal.UNKNOWN_HOST)
                 await _refuse(host)(scope, receive, send)
                 return
+            if scope["method"] == "HEAD":
+                scope = {**scope, "method": "GET"}  # the server leaves the content out (RFC 9110, 9.3.2)
             if scope["path"] in DOCS:
                 await self._app(scope, receive, _WithPolicy(send))
                 return

@@ -5,6 +5,7 @@ key `bronze`.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -57,23 +58,32 @@ def encode_object(
     totals_before: Totals | None = None,
 ) -> Encoded:
     """Encode a cut as the object with this key. Its footer lists the messages that go to quarantine."""
-    with ThreadPoolExecutor(1) as executor:  # its thread is not started before a row group is full
-        builder = _ObjectBuilder(source, key, executor)
-        builder.add_messages(cut.accepted)
-        return builder.finish(lane, cut, traceparent, written_at, totals_before)
+    nan_columns: AbstractSet[str] = frozenset()
+    while True:
+        with ThreadPoolExecutor(1) as executor:  # its thread is not started before a row group is full
+            builder = _ObjectBuilder(source, key, executor, nan_columns)
+            builder.add_messages(cut.accepted)
+            if builder.nan_columns <= nan_columns:
+                return builder.finish(lane, cut, traceparent, written_at, totals_before)
+            nan_columns = builder.nan_columns  # the options of the file were chosen before its rows were known
 
 
 class _ObjectBuilder:
     """An object that is being encoded: the rows of its messages, and its dead letters with their reasons."""
 
-    def __init__(self, source: Source, key: str, executor: Executor) -> None:
+    def __init__(self, source: Source, key: str, executor: Executor, nan_columns: AbstractSet[str]) -> None:
         self._source = source
         self._key = key
         self._columns = object_schema(source)
-        self._writer = FileWriter(self._columns, executor)
+        self._writer = FileWriter(self._columns, executor, nan_columns)
         self._rows: dict[int, int] = {}  # by sequence
         self._classifications: list[pa.Array] = []
         self._dead_letters: list[tuple[Message, str]] = []
+
+    @property
+    def nan_columns(self) -> AbstractSet[str]:
+        """The columns that have had a NaN so far."""
+        return self._writer.nan_columns_found
 
     def add_messages(self, messages: Iterable[AcceptedMessage]) -> None:
         group: list[AcceptedMessage] = []

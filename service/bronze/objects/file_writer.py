@@ -1,12 +1,14 @@
 """The Parquet file of an object, written row group by row group."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from concurrent.futures import Executor, Future
-from functools import partial
+from functools import cache, partial
 from io import BytesIO
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.json
 import pyarrow.parquet as pq
 
@@ -17,14 +19,44 @@ ROW_GROUP_ROWS = 32 * 1024
 _NO_DICTIONARY = frozenset({"_payload", "_record_index", "classification_id"})
 
 
+@cache
+def _leaves(columns: pa.Schema) -> Sequence[tuple[str, str | None]]:
+    """The path in the file of each column without children, and the name of its column if it has floats."""
+    sink = BytesIO()
+    pq.write_table(columns.empty_table(), sink)
+    leaves = map(pq.ParquetFile(sink).schema.column, range(len(pq.ParquetFile(sink).schema)))
+    names = ((leaf.path, leaf.path.partition(".")[0], leaf.physical_type) for leaf in leaves)
+    return [(path, name if kind in {"FLOAT", "DOUBLE"} else None) for path, name, kind in names]
+
+
+def _has_nan(column: pa.Array) -> bool:
+    kind = column.type
+    if pa.types.is_map(kind):
+        column = column.cast(pa.list_(pa.struct([kind.key_field, kind.item_field])))
+    if pa.types.is_struct(kind):
+        return any(map(_has_nan, column.flatten()))
+    if pa.types.is_nested(kind):
+        return _has_nan(pc.list_flatten(column))
+    return pa.types.is_floating(kind) and pc.any(pc.is_nan(column)).as_py() is True
+
+
 class FileWriter:
     """Writes an object's file row group by row group, with the rows of at most one group in memory.
 
     With an `executor`, a group is written there while the next one is collected, and the rows of two groups are in
     memory. `changed_options` replace options of PyArrow's writer, for benchmarks.
+
+    `nan_columns` have no minimum and maximum: these leave NaN out, so that readers would skip rows that match `<> 1`.
+    `nan_columns_found` are those that have had a NaN so far.
     """
 
-    def __init__(self, columns: pa.Schema, executor: Executor | None = None, **changed_options: Any) -> None:
+    def __init__(
+        self,
+        columns: pa.Schema,
+        executor: Executor | None = None,
+        nan_columns: AbstractSet[str] = frozenset(),
+        **changed_options: Any,
+    ) -> None:
         # docs/performance.md lists the options that were compared; others made objects larger or writing slower
         options = {
             "row_group_size": ROW_GROUP_ROWS,
@@ -34,7 +66,7 @@ class FileWriter:
                 for field in columns
                 if field.name not in _NO_DICTIONARY and not pa.types.is_timestamp(field.type)
             ],
-            "write_statistics": True,
+            "write_statistics": [path for path, name in _leaves(columns) if name not in nan_columns],
             "write_page_index": True,
             "store_schema": False,  # Parquet's types suffice; Arrow's schema would be a fifth of a small object
             **changed_options,
@@ -48,8 +80,13 @@ class FileWriter:
         self._pending: list[pa.RecordBatch] = []
         self._pending_rows = 0
         self._has_groups = False
+        self._floating = [name for _, name in _leaves(columns) if name is not None]
+        self.nan_columns_found: set[str] = set()
 
     def add(self, batch: pa.RecordBatch) -> None:
+        for name in self._floating:
+            if name not in self.nan_columns_found and _has_nan(batch.column(name)):
+                self.nan_columns_found.add(name)
         self._pending.append(batch)
         self._pending_rows += batch.num_rows
         if self._pending_rows >= self._group_rows:

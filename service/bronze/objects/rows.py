@@ -122,7 +122,7 @@ def lines_batch(
             pa.json.ParseOptions(explicit_schema=_read_as(source), unexpected_field_behavior="ignore"),
         )
         read = {name: table.column(name).combine_chunks() for name in table.column_names}
-        arrays = [read[field.name_in_records].cast(arrow_type(field)) for field in source.fields]
+        arrays = [_positive_zeros(read[field.name_in_records].cast(arrow_type(field))) for field in source.fields]
         payloads = pc.split_pattern(pa.array([content], pa.binary()), b"\n").values.cast(pa.string())
         received = [dt.datetime.fromisoformat(part.accepted.received_at) for part in parts]
     except (DeadLetter, pa.ArrowException, ValueError):
@@ -229,7 +229,12 @@ def _column(field: Field, records: Sequence[Any], versions: Sequence[int]) -> pa
         return _times(values)
     if field.is_checked_by_value or not field.is_plain:
         values = [_stored(field, value) for value in values]
-    return pa.array(values, arrow_type(field))
+    return _positive_zeros(pa.array(values, arrow_type(field)))
+
+
+def _positive_zeros(column: pa.Array) -> pa.Array:
+    """The column with 0.0 for -0.0: Arrow and msgspec read `-0` as different zeros."""
+    return pc.add(column, pa.scalar(0.0, column.type)) if pa.types.is_floating(column.type) else column
 
 
 def _stored(field: Field, value: Any) -> Any:

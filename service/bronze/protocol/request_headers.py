@@ -17,9 +17,12 @@ def encode(text: str) -> str:
     """
     plain = text.strip(" ")
     start, _, end = text.partition(plain) if plain else (text, "", "")
-    return "%20" * len(start) + quote(plain, safe=_PLAIN, errors="replace") + "%20" * len(end)
+    return "%20" * len(start) + quote(plain, safe=_PLAIN, errors="backslashreplace") + "%20" * len(end)
 
 
 def decode(value: str) -> str:
-    """The text that a header's value encodes."""
-    return unquote(value)
+    """The text that a header's value or a part of a query encodes; raises `UnicodeError` if it is not UTF-8.
+
+    A text that is decoded with replacement would be that of other bytes, too.
+    """
+    return unquote(value.encode("ascii").decode(), errors="strict")

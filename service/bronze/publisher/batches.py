@@ -15,7 +15,7 @@ from bronze.publisher.formats import (
     unreadable,
 )
 from bronze.publisher.plan import BATCH_BYTES, BATCH_RECORDS, COLUMNAR_BATCH_BYTES, COLUMNAR_BATCH_RECORDS, Plan
-from bronze.publisher.reading import columnar_bodies, records, with_classification_id
+from bronze.publisher.reading import columnar_bodies, records
 from bronze.records.media import NDJSON, ColumnarType
 
 
@@ -53,9 +53,7 @@ def batches_of(file: OpenFile, plan: Plan, source: SourceGetter) -> Iterator[Bat
     form = required_format(file.path, plan.format)
     if not form.is_text:
         return _columnar_batches(file, form, plan)
-    numbered = records(file.path, file.stream, form, source)
-    if column := plan.classification_column:
-        numbered = ((number, with_classification_id(record, column)) for number, record in numbered)
+    numbered = records(file.path, file.stream, form, source, plan.classification_column)
     return batches(
         file.path,
         numbered,

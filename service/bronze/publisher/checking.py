@@ -96,12 +96,12 @@ def _row_problems(source: Source, batch: Batch) -> Iterator[str]:
 
 
 def _line_problems(source: Source, batch: Batch) -> Iterator[str]:
-    lines = batch.body.splitlines(keepends=True)
+    lines = batch.body.removesuffix(b"\n").split(b"\n")
     start = 0
     while start < len(lines):
         intake = JsonIntake(source, body_bytes_max=2**62, spool_memory_bytes_max=2**62)
         try:
-            intake.add_lines(b"".join(lines[start:]))
+            intake.add_lines(b"\n".join(lines[start:]))
             intake.finish().close()
         except Refused as error:
             record = error.members.get("record")

@@ -6,7 +6,9 @@ import os
 import re
 import sys
 import uuid
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
 from typing import TextIO
 
@@ -50,11 +52,25 @@ def publish_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.epilog = _EXIT_CODES
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.parse_known_args = partial(_parse_anywhere, parser)  # type: ignore[method-assign]
     _file_arguments(parser)
     _record_arguments(parser)
     _sending_arguments(parser)
     _watch_arguments(parser)
     _output_arguments(parser)
+
+
+def _parse_anywhere(
+    parser: argparse.ArgumentParser, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+) -> tuple[argparse.Namespace, list[str]]:
+    """Takes files also behind options: argparse alone takes `SOURCE --option` as without files."""
+    known = argparse.ArgumentParser.parse_known_args
+    found, rest = known(parser, args, namespace)
+    files = [text for text in rest if not text.startswith("-") or text == STDIN]
+    if files and len(files) == len(rest):
+        again, rest = known(parser, [found.source, *files])
+        found.files += again.files
+    return found, rest
 
 
 def _file_arguments(parser: argparse.ArgumentParser) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from bronze.errors import Outage, Unavailable
-from bronze.publisher.formats import STDIN
+from bronze.publisher.formats import STDIN, display_name
 
 _KEY_CHARS = 32
 
@@ -44,7 +44,8 @@ class OpenFile:
         """Raises `Unavailable` if the file has changed since it was opened."""
         if self.signature and Signature.of(os.fstat(self.stream.fileno())) != self.signature:
             raise Unavailable(
-                Outage.UNAVAILABLE, f"{self.path} changed while it was being sent: send it again when it is complete"
+                Outage.UNAVAILABLE,
+                f"{display_name(self.path)} changed while it was being sent: send it again when it is complete",
             )
 
 

@@ -1,5 +1,6 @@
 """The formats of files, recognized by file name extensions, and the errors of files that cannot be read."""
 
+import os
 from collections.abc import Callable, Mapping
 from enum import StrEnum
 from pathlib import PurePath
@@ -57,8 +58,8 @@ COMPRESSIONS: Mapping[str, str] = {".gz": "gzip", ".zst": "zstd"}
 
 
 def display_name(file: str) -> str:
-    """The name of a file in messages to people."""
-    return "standard input" if file == STDIN else file
+    r"""The name of a file in messages to people. Bytes that are not UTF-8 are shown as `\xe9`."""
+    return "standard input" if file == STDIN else os.fsencode(file).decode(errors="backslashreplace")
 
 
 def format_of(file: str, chosen: FileFormat | None = None) -> FileFormat | None:

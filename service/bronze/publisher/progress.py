@@ -11,6 +11,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from bronze.plurals import counted
 from bronze.publisher.batches import Batch
+from bronze.publisher.formats import STDIN, display_name
 from bronze.publisher.sending import Receipt
 
 _LISTED_MAX = 10
@@ -89,7 +90,7 @@ class Report:
             "trace_id": receipt.trace_id,
             "source": source,
             "records": receipt.records,
-            "file": batch.file,
+            "file": batch.file if batch.file == STDIN else display_name(batch.file),
             f"{batch.unit}_first": batch.numbers[0],
             f"{batch.unit}_last": batch.numbers[-1],
         }

@@ -1,7 +1,7 @@
 """Reading: the records of a text file, decompressed and in order, with bounded memory."""
 
 import io
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import PurePath
 from typing import Any, BinaryIO, cast
 
@@ -14,14 +14,21 @@ from bronze.records.encodings import ENCODINGS, Decoder
 from bronze.records.sources import CLASSIFICATION_ID
 
 
-def records(file: str, stream: BinaryIO, form: FileFormat, source: SourceGetter) -> Iterator[Record]:
-    """The records of an open text file, in order.
+def records(
+    file: str, stream: BinaryIO, form: FileFormat, source: SourceGetter, classification_column: str | None = None
+) -> Iterator[Record]:
+    """The records of an open text file, in order, with the value of a field or column as their `classification_id`.
 
     `source` is called only for a format whose values must be converted to the declared types. Raises `Refused` for
     what cannot be read, after it has yielded the records before it.
     """
     try:
-        yield from _READERS[form](file, _decompressed(file, stream, form), source)
+        text = _decompressed(file, stream, form)
+        if form is FileFormat.CSV:
+            yield from csv_records(file, text, source, classification_column)
+            return
+        for number, record in (ndjson if form is FileFormat.NDJSON else json_records)(file, text):
+            yield number, with_classification_id(record, classification_column) if classification_column else record
     except UnicodeDecodeError as error:
         raise unreadable(file, Refusal.INVALID_UTF8, f"is not UTF-8: {error}") from error
 
@@ -72,7 +79,7 @@ class _DecompressedStream(io.RawIOBase):
 
 
 _fields_of = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
-_scalar = msgspec.json.Decoder(str | int | float | None).decode
+_scalar = msgspec.json.Decoder(str | int | float | bool | None).decode
 
 
 def with_classification_id(record: bytes, column: str) -> bytes:
@@ -97,10 +104,3 @@ def columnar_bodies(file: str, stream: BinaryIO, form: FileFormat, **bounds: Any
     from bronze.publisher import columnar_files  # slow to import, and most files are text
 
     return columnar_files.bodies(file, _decompressed(file, stream, form), form, **bounds)
-
-
-_READERS: Mapping[FileFormat, Callable[[str, BinaryIO, SourceGetter], Iterator[Record]]] = {
-    FileFormat.NDJSON: ndjson,
-    FileFormat.JSON: json_records,
-    FileFormat.CSV: csv_records,
-}

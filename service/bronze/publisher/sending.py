@@ -19,7 +19,7 @@ from bronze.client.calls import back_off_s
 from bronze.errors import BronzeError, Misconfigured, Outage, Refused, Unavailable
 from bronze.protocol import request_headers
 from bronze.publisher.batches import Batch
-from bronze.publisher.formats import STDIN
+from bronze.publisher.formats import STDIN, display_name
 from bronze.telemetry import Telemetry
 from bronze.telemetry.context import inject, trace_id_hex
 from bronze.telemetry.signals import Outcome, attribute, error_type, events, spans
@@ -166,7 +166,7 @@ class Sender:
 
 def file_name(file: str) -> str:
     """The name of a file, without its directory, encoded for a header."""
-    return request_headers.encode(Path(file).name)
+    return request_headers.encode(display_name(Path(file).name))
 
 
 def _receipt(response: httpx.Response, batch: Batch, trace_id: str | None) -> Receipt:

@@ -18,21 +18,26 @@ from bronze.plurals import counted
 from bronze.protocol.message import MESSAGE_BYTES_MAX
 from bronze.publisher.formats import FileFormat, Record, SourceGetter, too_long, unreadable
 from bronze.records.fields import FieldType
+from bronze.records.sources import CLASSIFICATION_ID
 
 CHUNK_BYTES = 2**18
 #: An error within this many characters of the end can be a token that is only incomplete, such as `tru`.
 _TOKEN_CHARS = 8
 _SPACE = re.compile(r"[ \t\n\r]*")
-_INT = re.compile(r"[+-]?\d{1,40}")
+#: The text of a number: blanks, sign, leading zeros, and what remains in JSON (RFC 8259).
+_INT = re.compile(r"[ \t]*([+-]?)0*([0-9]+)[ \t]*")
+_FLOAT = re.compile(r"[ \t]*([+-]?)(?=\.?[0-9])0*([0-9]*)(?:\.([0-9]*))?([eE][+-]?[0-9]+)?[ \t]*")
 
 
-def ndjson(file: str, stream: BinaryIO, _source: object) -> Iterator[Record]:
+def ndjson(file: str, stream: BinaryIO) -> Iterator[Record]:
     for number in count(1):
         line = stream.readline(MESSAGE_BYTES_MAX + 1)
         if not line:
             return
         if len(line) > MESSAGE_BYTES_MAX:
             raise too_long(file, FileFormat.NDJSON.unit, number)
+        if number == 1:
+            line = line.removeprefix(codecs.BOM_UTF8)
         if line.strip(b" \t\r\n"):
             yield number, line
 
@@ -69,7 +74,7 @@ class _JsonText:
         return found
 
 
-def json_records(file: str, stream: BinaryIO, _source: object) -> Iterator[Record]:
+def json_records(file: str, stream: BinaryIO) -> Iterator[Record]:
     """The elements of an array, or concatenated values. Each record keeps its text, except for line breaks."""
     decoder = json.JSONDecoder(parse_int=str, parse_float=str, parse_constant=_refuse_constant)
     source_text = _JsonText(stream)
@@ -127,8 +132,13 @@ def _refuse_constant(constant: str) -> object:
     raise ValueError(f"{constant} is not allowed in JSON")
 
 
-def csv_records(file: str, stream: BinaryIO, source: SourceGetter) -> Iterator[Record]:
-    """One record per row below the header row. Empty values are null; others get the type that the source declares."""
+def csv_records(
+    file: str, stream: BinaryIO, source: SourceGetter, classification_column: str | None = None
+) -> Iterator[Record]:
+    """One record per row below the header row. Empty values are null; others are of the type that the source declares.
+
+    The text of a value in the `classification_column` becomes the record's `classification_id`.
+    """
     csv.field_size_limit(MESSAGE_BYTES_MAX)
     rows = csv.reader(_text_lines(file, stream), strict=True)
     types = {field.name_in_records: field.type for field in source().fields}
@@ -138,31 +148,40 @@ def csv_records(file: str, stream: BinaryIO, source: SourceGetter) -> Iterator[R
         return unreadable(file, Refusal.MALFORMED_JSON, f"is not CSV, line {first_line}: {reason}")
 
     try:
-        names = next(rows, [])
+        names = next(filter(None, rows), [])  # a blank line gives an empty row
         if len({*names}) < len(names) or not all(names):
             raise malformed("the header row must give each column a name, and all names must be different")
         columns = [(name, _converter(types.get(name))) for name in names]
+        classification = names.index(classification_column) if classification_column in names else None
         first_line = rows.line_num + 1
         for row in rows:
-            if row:  # a blank line gives an empty row
+            if row:
                 if len(row) != len(columns):
                     raise malformed(f"the row has {len(row)} values for {len(columns)} columns")
                 values = zip(columns, row, strict=True)
-                yield first_line, json_line({name: convert(text) if text else None for (name, convert), text in values})
+                record = {name: convert(text) if text else None for (name, convert), text in values}
+                if classification is not None and row[classification]:
+                    record[CLASSIFICATION_ID] = row[classification]
+                yield first_line, json_line(record)
             first_line = rows.line_num + 1
     except csv.Error as error:
-        raise malformed(str(error)) from error
+        reason = "a line ends with CR alone: use LF or CRLF" if "new-line character" in str(error) else str(error)
+        raise malformed(reason) from error
 
 
 def _text_lines(file: str, stream: BinaryIO) -> Iterator[str]:
-    decode = codecs.getincrementaldecoder("utf-8-sig")().decode
     for number in count(1):
         line = stream.readline(MESSAGE_BYTES_MAX + 1)
         if len(line) > MESSAGE_BYTES_MAX:
             raise too_long(file, FileFormat.CSV.unit, number)
         if not line:
             return
-        yield decode(line)
+        try:
+            yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            utf16 = number == 1 and line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+            reason = "it begins as UTF-16" if utf16 else str(error)
+            raise unreadable(file, Refusal.INVALID_UTF8, f"is not UTF-8, line {number}: {reason}") from error
 
 
 def _converter(declared: FieldType | None) -> Callable[[str], object]:
@@ -179,17 +198,17 @@ def _converter(declared: FieldType | None) -> Callable[[str], object]:
 
 
 def _int(text: str) -> object:
-    return int(text) if _INT.fullmatch(text.strip()) else text
+    found = _INT.fullmatch(text)
+    return msgspec.Raw(f"{found[1].strip('+')}{found[2]}".encode()) if found else text
 
 
 def _float(text: str) -> object:
-    try:
-        value = float(text)
-    except ValueError:
+    """A number with all digits of the text."""
+    found = _FLOAT.fullmatch(text)
+    if not found:
         return text
-    if value - value != 0:  # NaN or infinity, which JSON does not have
-        return text
-    return value
+    sign, whole, fraction, exponent = found.groups(default="")
+    return msgspec.Raw(f"{sign.strip('+')}{whole or '0'}{'.' if fraction else ''}{fraction}{exponent}".encode())
 
 
 def _bool(text: str) -> object:

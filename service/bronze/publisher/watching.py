@@ -20,7 +20,7 @@ from typing import Self, TextIO
 from bronze.errors import BronzeError, Misconfigured, Refused, Unavailable
 from bronze.plurals import counted
 from bronze.publisher.files import Signature
-from bronze.publisher.formats import FileFormat, format_of
+from bronze.publisher.formats import FileFormat, display_name, format_of
 from bronze.publisher.plan import Plan
 from bronze.publisher.progress import Summary
 from bronze.publisher.publishing import PublishRun, for_each_file, open_run
@@ -31,6 +31,8 @@ from bronze.telemetry import Telemetry
 PATTERN = "*"
 SETTLE_S = 2.0
 POLL_S_MAX = 1.0
+#: How often it is tried to read a file that could not be read.
+UNREADABLE_RETRY_S = 5.0
 #: The directory of the state in the watched directory; it is hidden, so no pattern finds it.
 STATE_DIRECTORY = ".bronze"
 
@@ -61,7 +63,7 @@ def find_files(directory: Path, pattern: str, chosen: FileFormat | None) -> Sign
     such a name. Ignores links, too: whoever may write to the directory could have any file of the machine sent. Raises
     `OSError` if the directory does not exist.
     """
-    directory.stat()
+    os.scandir(directory).close()  # `glob` finds nothing in a directory that cannot be read
     real = directory.resolve()
     signatures = {}
     for path in directory.glob(pattern):
@@ -104,7 +106,7 @@ class WatchState:
         self._connection = connection
         self._lock = threading.Lock()
         rows = connection.execute("SELECT path, size, mtime_ns FROM files")
-        self._known = {path: Signature(size, mtime_ns) for path, size, mtime_ns in rows}
+        self._known = {os.fsdecode(path): Signature(size, mtime_ns) for path, size, mtime_ns in rows}
 
     @classmethod
     @contextmanager
@@ -138,7 +140,7 @@ class WatchState:
     def was_sent(self, path: str, digest: str | None) -> bool:
         """Whether exactly this content was sent from this path, even if the file's time has changed."""
         query = "SELECT 1 FROM files WHERE path = ? AND digest = ? AND refused IS NULL"
-        return bool(self._execute(query, path, digest))
+        return bool(self._execute(query, _stored(path), digest))
 
     def mark_sent(self, path: str, signature: Signature, records: int, digest: str | None) -> None:
         """Records that a file was sent."""
@@ -150,12 +152,12 @@ class WatchState:
 
     def mark_unchanged(self, path: str, signature: Signature) -> None:
         """Records the new time of a file that still has the content that was sent."""
-        self._execute("UPDATE files SET size = ?, mtime_ns = ? WHERE path = ?", *signature, path)
+        self._execute("UPDATE files SET size = ?, mtime_ns = ? WHERE path = ?", *signature, _stored(path))
         self._known[path] = signature
 
     def _record(self, path: str, signature: Signature, *values: object) -> None:
         insert = "REPLACE INTO files (path, size, mtime_ns, records, digest, refused) VALUES (?, ?, ?, ?, ?, ?)"
-        self._execute(insert, path, *signature, *values)
+        self._execute(insert, _stored(path), *signature, *values)
         self._known[path] = signature
 
     def _execute(self, statement: str, *values: object) -> list[object]:
@@ -165,6 +167,15 @@ class WatchState:
                 return self._connection.execute(statement, values).fetchall()
             except sqlite3.Error as error:
                 raise Misconfigured(f"the watcher's state file cannot be read or written: {error}") from error
+
+
+def _stored(path: str) -> str | bytes:
+    """A path as SQLite stores it: as bytes if it is not UTF-8."""
+    name = os.fsencode(path)
+    try:
+        return name.decode()
+    except UnicodeDecodeError:
+        return name
 
 
 def _lock_state(lock: TextIO, file: Path) -> None:
@@ -194,19 +205,22 @@ class Watcher:
         self._pattern = pattern
         self._settling = SettlingFiles(settle_s)
         self._stop = stop
-        self._unreadable: dict[str, Signature] = {}
+        #: when files that could not be read are tried again
+        self._unreadable: dict[str, float] = {}
         self._poll_s = min(POLL_S_MAX, max(settle_s / 2, 0.05))
 
     def watch(self, clock: Callable[[], float]) -> None:
         """Runs until a stop is requested. Raises errors that would apply to every file."""
         while not self._stop.requested:
+            now_s = clock()
             signatures = {
                 path: signature
                 for path, signature in find_files(self._directory, self._pattern, self._run.plan.format).items()
-                if not self._state.is_known(self._name(path), signature) and self._unreadable.get(path) != signature
+                if not self._state.is_known(self._name(path), signature) and self._unreadable.get(path, now_s) <= now_s
             }
-            complete = self._settling.complete(signatures, clock())
-            for_each_file(complete, partial(self._send, signatures), parallel=self._run.plan.parallel, stop=self._stop)
+            complete = self._settling.complete(signatures, now_s)
+            send = partial(self._send, signatures, clock)
+            for_each_file(complete, send, parallel=self._run.plan.parallel, stop=self._stop)
             if self._stop.wait(self._poll_s):
                 return
 
@@ -214,7 +228,7 @@ class Watcher:
         """A file's path in the state: relative, since the directory may be moved."""
         return str(Path(path).relative_to(self._directory))
 
-    def _send(self, signatures: Signatures, path: str) -> None:
+    def _send(self, signatures: Signatures, clock: Callable[[], float], path: str) -> None:
         name, signature = self._name(path), signatures[path]
         try:
             records, file = self._run.send(path, is_known=lambda file: self._state.was_sent(name, file.digest))
@@ -222,23 +236,28 @@ class Watcher:
             if error.status not in _RECORD_ERROR_STATUSES:
                 raise
             _log.error("the file was refused and will be sent again when it changes: %s", error)
-            self._run.summary.refused[path] = str(error)
+            self._run.summary.refused[display_name(path)] = str(error)
             self._state.mark_refused(name, signature, str(error))
         except Unavailable as error:
             if self._stop.requested:
                 raise
             _log.warning("%s; the file will be tried again", error)
         except FileNotFoundError:
-            _log.warning("%s disappeared before it was sent", path)
+            self._unreadable.pop(path, None)
+            self._run.summary.refused.pop(display_name(path), None)
+            _log.warning("%s disappeared before it was sent", display_name(path))
         except OSError as error:
-            _log.error("%s; the file will be tried again when it changes", error)
-            self._unreadable[path] = signature
+            if path not in self._unreadable:
+                _log.error("%s; the file will be tried again every %g s", error, UNREADABLE_RETRY_S)
+            self._unreadable[path] = clock() + UNREADABLE_RETRY_S
+            self._run.summary.refused[display_name(path)] = str(error)
         else:
-            self._run.summary.refused.pop(path, None)
+            self._unreadable.pop(path, None)
+            self._run.summary.refused.pop(display_name(path), None)
             if records is None:
                 self._state.mark_unchanged(name, file.signature or signature)
             else:
-                _log.info("%s was sent: %s", path, counted(records, "record"))
+                _log.info("%s was sent: %s", display_name(path), counted(records, "record"))
                 self._state.mark_sent(name, file.signature or signature, records, file.digest)
 
 

@@ -9,7 +9,7 @@ from pyarrow import types
 
 _US = 10**6
 _YEAR_1_DAYS, _YEAR_10000_DAYS = -719_162, 2_932_897
-_DAY_US = 86_400 * _US
+_DAY_S = 86_400
 
 
 def storage_type(given: pa.DataType) -> pa.DataType:
@@ -167,17 +167,24 @@ def first_outside_calendar(column: pa.Array) -> int | None:
         if not _has_outside_calendar(column):
             return None
         return first_failing(lambda count: _has_outside_calendar(column.slice(0, count)), len(column))
+    outside = outside_calendar(column)
+    if outside is None:
+        return None
+    index: int = outside.index(pa.scalar(value=True)).as_py()
+    return index if index >= 0 else None
+
+
+def outside_calendar(column: pa.Array) -> pa.Array | None:
+    """Which times, in seconds or microseconds, or dates are outside those years; None for other columns."""
     if types.is_timestamp(column.type):
-        integers, units_per_day = column.cast(pa.int64()), _DAY_US
+        integers, units_per_day = column.cast(pa.int64()), _DAY_S * (1 if column.type.unit == "s" else _US)
     elif types.is_date32(column.type):
         integers, units_per_day = column.cast(pa.int32()).cast(pa.int64()), 1
     else:
         return None
-    outside = pc.or_(
+    return pc.or_(
         pc.less(integers, _YEAR_1_DAYS * units_per_day), pc.greater_equal(integers, _YEAR_10000_DAYS * units_per_day)
     )
-    index: int = outside.index(pa.scalar(value=True)).as_py()
-    return index if index >= 0 else None
 
 
 def _has_outside_calendar(column: pa.Array) -> bool:

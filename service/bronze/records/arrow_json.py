@@ -1,6 +1,7 @@
 """Converts the values of Arrow columns to JSON values."""
 
 import base64
+import datetime as dt
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -10,6 +11,16 @@ import pyarrow.compute as pc
 from pyarrow import types
 
 from bronze.records.arrow_cast import BYTES_TYPES, is_any, storage
+
+#: Fractions of a second, and how many digits they have, by the unit of a time.
+_UNITS = {"s": (1, 0), "ms": (10**3, 3), "us": (10**6, 6), "ns": (10**9, 9)}
+_DAY_S = 86_400
+_DAY_MS = _DAY_S * 1000
+#: The first days since 1970 of the years 0 and 10000.
+_FOUR_DIGIT_YEARS = -719_528, 2_932_897
+#: The calendar repeats after 400 years; the ordinal of the first day of the year 400.
+_CYCLE_DAYS = 146_097
+_CYCLE_ORDINAL = dt.date(400, 1, 1).toordinal()
 
 
 def json_values(column: pa.Array) -> list[Any]:
@@ -30,10 +41,11 @@ def json_values(column: pa.Array) -> list[Any]:
     if is_any(kind, *BYTES_TYPES, types.is_fixed_size_binary):
         return [None if value is None else base64.b64encode(value).decode() for value in column.to_pylist()]
     if types.is_timestamp(kind):
-        if kind.tz is not None:
-            column = column.cast(pa.timestamp(kind.unit, "UTC"))
-        return [None if value is None else value.replace(" ", "T", 1) for value in column.cast(pa.string()).to_pylist()]
-    if types.is_date(kind) or types.is_time(kind):
+        return _times(column)
+    if types.is_date(kind):
+        days = column.cast(pa.int32()) if types.is_date32(kind) else pc.divide(column.cast(pa.int64()), _DAY_MS)
+        return [None if day is None else _date(day) for day in days.to_pylist()]
+    if types.is_time(kind):
         return list(column.cast(pa.string()).to_pylist())
     if types.is_duration(kind):
         return list(column.cast(pa.int64()).to_pylist())
@@ -50,6 +62,32 @@ def json_values(column: pa.Array) -> list[Any]:
     if types.is_union(kind):
         return [json_values(pa.repeat(scalar.value, 1))[0] for scalar in column]
     return list(column.to_pylist())
+
+
+def _times(column: pa.Array) -> list[Any]:
+    """RFC 3339; a year that has no four digits has a sign and at least six digits, as in ISO 8601 and ECMAScript."""
+    unit, zone = column.type.unit, "" if column.type.tz is None else "Z"
+    per_second, digits = _UNITS[unit]
+    numbers = column.cast(pa.int64())
+    first, last = (max(-(2**63), min(2**63 - 1, day * _DAY_S * per_second)) for day in _FOUR_DIGIT_YEARS)
+    usual = pc.and_(pc.greater_equal(numbers, first), pc.less(numbers, last))
+    # Arrow's text is fast, and wrong or an error message for other years
+    texts = pc.if_else(usual, column, None).cast(pa.timestamp(unit, "UTC" if zone else None)).cast(pa.string())
+    values = [None if text is None else text.replace(" ", "T", 1) for text in texts.to_pylist()]
+    for index in pc.indices_nonzero(pc.invert(usual)).to_pylist():
+        seconds, fraction = divmod(numbers[index].as_py(), per_second)
+        day, second = divmod(seconds, _DAY_S)
+        time = f"{second // 3600:02}:{second // 60 % 60:02}:{second % 60:02}"
+        values[index] = f"{_date(day)}T{time}{f'.{fraction:0{digits}}' if digits else ''}{zone}"
+    return values
+
+
+def _date(day: int) -> str:
+    """The date of a day since 1970, of any year."""
+    cycle, day_of_cycle = divmod(day - _FOUR_DIGIT_YEARS[0], _CYCLE_DAYS)
+    date = dt.date.fromordinal(_CYCLE_ORDINAL + day_of_cycle)
+    year = 400 * cycle + date.year - 400
+    return f"{year:04}-{date:%m-%d}" if 0 <= year <= 9999 else f"{year:+07}-{date:%m-%d}"
 
 
 def _number(value: float | None) -> float | str | None:

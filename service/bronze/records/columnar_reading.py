@@ -7,8 +7,11 @@ Each function returns the schema and the batches, which are valid. What is no su
 from collections.abc import Callable, Iterable, Iterator
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.ipc
 import pyarrow.parquet as pq
+
+from bronze.records.arrow_cast import outside_calendar, storage
 
 #: The size of the batches.
 BATCH_BYTES = 4 * 2**20
@@ -19,6 +22,8 @@ FOOTER_TEXT_BYTES_MAX = 16 * 2**20
 FOOTER_ITEMS_MAX = 1_000_000
 #: The end-of-stream marker of an Arrow IPC stream; streams before Arrow 0.15 end with its last four bytes.
 STREAM_END = b"\xff\xff\xff\xff\x00\x00\x00\x00"
+#: The microseconds from 1970 that nanoseconds in 64 bits can hold.
+_INT96_US_MAX = (2**63 - 1) // 1000
 #: The first bytes of an Arrow IPC file.
 FILE_START = b"ARROW1"
 
@@ -32,17 +37,13 @@ def _any_number(_rows: int) -> None:
 
 
 def read_parquet(file: pa.NativeFile, check_rows: RowsCheck = _any_number) -> Columns:
-    reader = pq.ParquetFile(
-        file,
-        pre_buffer=False,
-        buffer_size=READ_BYTES,
-        thrift_string_size_limit=FOOTER_TEXT_BYTES_MAX,
-        thrift_container_size_limit=FOOTER_ITEMS_MAX,
-        page_checksum_verification=True,
-    )
+    reader = _parquet(file)
     check_rows(reader.metadata.num_rows)
     groups = [reader.metadata.row_group(number) for number in range(reader.metadata.num_row_groups)]
     step = min((_rows_at_once(group.total_byte_size, group.num_rows) for group in groups), default=1)
+    columns = map(reader.metadata.schema.column, range(reader.metadata.num_columns))
+    if int96 := [column.path for column in columns if column.physical_type == "INT96"]:
+        reader = _parquet(file, _int96_unit(file, int96, step))
 
     def batches() -> Iterator[pa.RecordBatch]:
         rows = 0
@@ -54,6 +55,63 @@ def read_parquet(file: pa.NativeFile, check_rows: RowsCheck = _any_number) -> Co
             raise pa.ArrowInvalid(f"it has {rows} rows, but its footer says {reader.metadata.num_rows}")
 
     return reader.schema_arrow, batches()
+
+
+def _parquet(file: pa.NativeFile, int96_unit: str | None = None) -> pq.ParquetFile:
+    return pq.ParquetFile(
+        file,
+        pre_buffer=False,
+        buffer_size=READ_BYTES,
+        thrift_string_size_limit=FOOTER_TEXT_BYTES_MAX,
+        thrift_container_size_limit=FOOTER_ITEMS_MAX,
+        page_checksum_verification=True,
+        coerce_int96_timestamp_unit=int96_unit,
+    )
+
+
+def _int96_unit(file: pa.NativeFile, columns: list[str], step: int) -> str:
+    """The unit in which the INT96 times of a file (days and nanoseconds) are unaltered.
+
+    Nanoseconds, unless a time is beyond the years 1677 to 2262, which they can hold: PyArrow would make another time of
+    it. Raises `ArrowInvalid` if there is no such unit.
+    """
+    readers = [
+        _parquet(file, unit).iter_batches(step, columns=columns, use_threads=False) for unit in ("s", "us", "ns")
+    ]
+    beyond: str | None = None
+    exact: str | None = None
+    for batches in zip(*readers, strict=True):
+        for column in range(batches[0].num_columns):
+            name = batches[0].schema.field(column).name
+            for seconds, microseconds, nanoseconds in zip(
+                *map(_times, (b.column(column) for b in batches)), strict=True
+            ):
+                if pc.any(outside_calendar(seconds)).as_py():
+                    raise pa.ArrowInvalid(f"column {name}: a time (INT96) is outside the years 1 to 9999")
+                us, ns = microseconds.cast(pa.int64()), nanoseconds.cast(pa.int64())
+                if pc.any(pc.greater(pc.abs(us), _INT96_US_MAX)).as_py():
+                    beyond = name
+                # right also where nanoseconds overflow, since both sides do
+                if pc.any(pc.not_equal(ns, pc.multiply(us, 1000))).as_py():
+                    exact = name
+    if beyond and exact:
+        raise pa.ArrowInvalid(
+            f"column {beyond} has times (INT96) before 1677 or after 2262, and column {exact} times of nanoseconds, "
+            "which cannot be read together: write timestamps of microseconds (INT64)"
+        )
+    return "us" if beyond else "ns"
+
+
+def _times(column: pa.Array) -> list[pa.Array]:
+    """The columns of times in a column of any depth."""
+    column = storage(column)
+    if pa.types.is_map(column.type):
+        column = column.cast(pa.list_(pa.struct([column.type.key_field, column.type.item_field])))
+    if pa.types.is_struct(column.type):
+        return [times for child in column.flatten() for times in _times(child)]
+    if pa.types.is_nested(column.type):
+        return _times(pc.list_flatten(column))
+    return [column] if pa.types.is_timestamp(column.type) else []
 
 
 def read_stream(

@@ -1,5 +1,6 @@
 """JSON bodies: each record is checked against its source, and whole records are packed into messages. CPU-bound."""
 
+import codecs
 import datetime as dt
 import re
 import sys
@@ -24,6 +25,7 @@ from bronze.protocol.message import (
     compress,
 )
 from bronze.records.fields import Field, FieldType, Unfit
+from bronze.records.media import NDJSON
 from bronze.records.refusals import (
     empty,
     not_utf8,
@@ -49,6 +51,7 @@ NESTING_UNCHECKED = 256
 NESTING_MARGIN = 64
 #: Between two objects, unless it is in a string. `group(1)` is the comma.
 _BOUNDARY = re.compile(rb"\}[ \t\r\n]*(,)[ \t\r\n]*\{")
+_ESCAPE = re.compile(rb"\\(?:u([0-9a-fA-F]{4})|.)")
 _FIELD_SUFFIX = re.compile(r" - at `\$\.([^`\[]+)[^`]*`$")
 _MISSING_FIELD = re.compile(r"missing required field `([^`]+)`")
 
@@ -122,7 +125,11 @@ class JsonIntake:
         self._rejected_first = 0
         self._blank_lines = 0
         self._incomplete_line = b""
+        #: the first bytes, if they may be the beginning of a byte order mark
+        self._at_start = True
+        self._held = b""
         self._kind = MessageKind.LINES  # of messages without placeholders
+        self._is_document = False
         self._classifications: dict[str, None] = {}
         self._unclassified = 0
 
@@ -147,6 +154,13 @@ class JsonIntake:
     def add_lines(self, piece: bytes) -> None:
         """Add a piece of NDJSON."""
         self._tally.add(piece)
+        if self._at_start:
+            piece = self._held + piece
+            if codecs.BOM_UTF8.startswith(piece[: len(codecs.BOM_UTF8)]) and len(piece) < len(codecs.BOM_UTF8):
+                self._held = piece
+                return
+            self._at_start, self._held = False, b""
+            piece = piece.removeprefix(codecs.BOM_UTF8)
         lines, newline, incomplete_line = piece.rpartition(b"\n")
         if not newline:
             self._incomplete_line += piece
@@ -163,13 +177,16 @@ class JsonIntake:
     def add_document(self, body: bytes) -> None:
         """Add a JSON document: one record, or an array of records."""
         self._tally.add(body)
-        document = body.strip(b" \t\r\n")
+        self._is_document = True
+        document = body.removeprefix(codecs.BOM_UTF8).strip(b" \t\r\n")
         if not document:
             return
         if b"\n" in body:
             self._kind = MessageKind.RECORDS
         if not document.startswith(b"["):
             _check_utf8(document)
+            with suppress(RecursionError):  # which is the record's
+                _check_json(document)
             self._add_records([document])
             return
         for records in self._array(document):
@@ -198,7 +215,7 @@ class JsonIntake:
         try:
             yield self._decode_array(document[start:])
         except (msgspec.DecodeError, RecursionError) as error:
-            raise Refused(Refusal.MALFORMED_JSON, f"The body is not JSON: {error}.") from error
+            raise _not_json(_syntax_error(document, error)) from error
 
     def _decode_array(self, elements: bytes) -> list[msgspec.Raw]:
         limit = self._bounds.json_values_max
@@ -214,11 +231,14 @@ class JsonIntake:
 
     def finish(self) -> CheckedSubmission:
         """The submission, at the end of its body; raises `Refused` if the body has no record."""
+        self._incomplete_line += self._held
         if self._incomplete_line:
             self._add_block(self._incomplete_line)
             self._incomplete_line = b""
         if not self._records:
-            raise empty("Send one JSON object per line.")
+            raise empty(
+                "Send an object or an array of objects." if self._is_document else "Send one JSON object per line."
+            )
         self._flush()
         self._flush_rejected()
         return CheckedSubmission(
@@ -291,7 +311,7 @@ class JsonIntake:
         except msgspec.ValidationError as error:
             raise _violation(str(error)) from error
         except (msgspec.DecodeError, RecursionError) as error:
-            raise _RejectedRecord(Refusal.MALFORMED_JSON, str(error)) from error
+            raise _RejectedRecord(Refusal.MALFORMED_JSON, _syntax_error(record, error)) from error
         for field in self._checked:
             try:
                 field.check(getattr(decoded, field.name))
@@ -425,9 +445,8 @@ class JsonIntake:
             case Refusal.INVALID_UTF8:
                 return not_utf8(rejection.reason, record=record)
             case Refusal.MALFORMED_JSON:
-                detail = (
-                    f"Record {record} is not a JSON object: {rejection.reason}. In NDJSON, each record is one line."
-                )
+                advice = "" if self._is_document else " In NDJSON, each record is one line."
+                detail = f"Record {record} is not a JSON object: {rejection.reason}.{advice}"
                 return Refused(rejection.code, detail, record=record)
             case _:
                 return violation(self._source, rejection.reason, record=record, field=rejection.field)
@@ -441,6 +460,42 @@ def _check_utf8(document: bytes) -> None:
         document.decode("utf-8")
     except UnicodeDecodeError as error:
         raise not_utf8(error.reason) from error
+
+
+def _check_json(document: bytes) -> None:
+    try:
+        msgspec.json.decode(document, type=msgspec.Raw)
+    except msgspec.DecodeError as error:
+        advice = f" If it has one record per line, send it as {NDJSON}."
+        raise _not_json(_syntax_error(document, error), advice) from error
+
+
+def _not_json(reason: str, advice: str = "") -> Refused:
+    return Refused(Refusal.MALFORMED_JSON, f"The body is not one JSON document: {reason}.{advice}")
+
+
+def _syntax_error(record: bytes, error: Exception) -> str:
+    """Why a record is not JSON, also where the decoder's words do not say it."""
+    if record.startswith(codecs.BOM_UTF8):
+        return "it begins with a byte order mark, which only the first record may have"
+    position = _lone_surrogate(record)
+    if position is not None:
+        return f"half of a surrogate pair (byte {position})"
+    return str(error)
+
+
+def _lone_surrogate(record: bytes) -> int | None:
+    """The position of the first escaped surrogate that is not one of a pair."""
+    high: int | None = None
+    end = 0
+    for escape in _ESCAPE.finditer(record):
+        code = int(escape[1] or b"0", 16)
+        if high is not None and not (0xDC00 <= code < 0xE000 and escape.start() == end):
+            return high
+        if high is None and 0xDC00 <= code < 0xE000:
+            return escape.start()
+        high, end = (escape.start() if 0xD800 <= code < 0xDC00 else None), escape.end()
+    return high
 
 
 def _violation(message: str) -> _RejectedRecord:

@@ -1,7 +1,7 @@
 """`POST /v1/ingest/{source}`: one submission, accepted or refused as a whole."""
 
 import datetime as dt
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -112,7 +112,7 @@ def add(app: FastAPI, sources: Mapping[str, Source], bodies: BodyReader, ingest:
             checked = await bodies.read(
                 source,
                 request.headers.get("content-type", "").partition(";")[0].strip().lower(),
-                request.headers.get("content-encoding", "identity").strip().lower(),
+                _content_encoding(request),
                 request.stream(),
                 submission,
                 keep_invalid=_keep_invalid(request),
@@ -142,8 +142,13 @@ def _head(request: Request, caller: Caller) -> SubmissionHead:
     )
 
 
+def _content_encoding(request: Request) -> str:
+    given = ", ".join(request.headers.getlist("content-encoding")).strip().lower()
+    return {"": "identity", "x-gzip": "gzip"}.get(given, given)  # RFC 9110, 8.4.1.3
+
+
 def _key(request: Request) -> str | None:
-    key = request.headers.get(request_headers.IDEMPOTENCY_KEY)
+    key = _single(request_headers.IDEMPOTENCY_KEY, request.headers.getlist(request_headers.IDEMPOTENCY_KEY))
     if key is not None and (not key.strip() or len(key) > KEY_CHARS_MAX):
         raise Refused(
             Refusal.INVALID_HEADER,
@@ -156,13 +161,31 @@ def _key(request: Request) -> str | None:
 def _text(request: Request, header: str, chars_max: int) -> str | None:
     """The value of a `Bronze-` header (percent-encoded UTF-8), or else of its query parameter."""
     query = header.removeprefix("Bronze-").replace("-", "_").lower()
-    raw = request.headers.get(header)
-    value = request_headers.decode(raw) if raw is not None else request.query_params.get(query)
+    raw = _single(header, request.headers.getlist(header))
+    try:
+        value = request_headers.decode(raw) if raw is not None else _single(header, _query_values(request, query))
+    except UnicodeError as error:
+        raise Refused(
+            Refusal.INVALID_HEADER, f"{header} (or ?{query}=) must be percent-encoded UTF-8: {error}.", header=header
+        ) from error
     if value is not None and not 1 <= len(value) <= chars_max:
         raise Refused(
             Refusal.INVALID_HEADER, f"{header} (or ?{query}=) must have 1 to {chars_max} characters.", header=header
         )
     return value
+
+
+def _single(header: str, values: Sequence[str]) -> str | None:
+    """The value that was given. Raises `Refused` if there are several: a proxy may have added its own."""
+    if len({*values}) > 1:
+        raise Refused(Refusal.INVALID_HEADER, f"{header} has several values. Send one.", header=header)
+    return values[0] if values else None
+
+
+def _query_values(request: Request, name: str) -> list[str]:
+    """As `request.query_params`, which replaces what is not UTF-8."""
+    pairs = (part.partition("=") for part in request.url.query.replace("+", " ").split("&"))
+    return [request_headers.decode(value) for key, _, value in pairs if request_headers.decode(key) == name]
 
 
 def _keep_invalid(request: Request) -> bool:

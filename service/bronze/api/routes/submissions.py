@@ -21,6 +21,7 @@ def add(app: FastAPI, submissions: SubmissionLookup) -> None:
         openapi_extra=reading(),
     )
     async def status(request: Request, submission_id: str) -> SubmissionStatus:
+        submission_id = submission_id.lower()  # a UUID (RFC 9562)
         accepted, identity = await submissions.find(submission_id)
         if not _may_see(caller(request), accepted):
             raise not_found(submission_id)
