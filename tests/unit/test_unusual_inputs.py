@@ -271,6 +271,39 @@ def test_half_a_surrogate_pair_is_named(text: bytes, position: int) -> None:
         payloads(b'{"vehicle_id": "%s"}' % text)
 
 
+PRICES = sources.parse(
+    """
+    [prices]
+    description = "-"
+    fields = [{ name = "price", type = "decimal128(9, 2)", description = "-", alias = "the price" }]
+    """,
+    "prices.toml",
+)["prices"]
+
+
+@pytest.mark.parametrize("text", ['"1_000"', '" 5 "', '"١٢"', '"+5"', '"5."', '".5"', '"NaN"', '"0x1"', '""'])
+def test_a_decimal_is_spelled_as_in_json(text: str) -> None:
+    """The JSON Schema of the source refuses other spellings, too."""
+    for good, refused in ((True, False), (False, True)):
+        value = '"-1000.50"' if good else text
+        intake = JsonIntake(PRICES, body_bytes_max=10**6, spool_memory_bytes_max=10**6)
+        lines = "\n".join(f'{{"the price": {price}}}' for price in ("1", '"1e2"', "null", value)).encode()
+        if refused:
+            with pytest.raises(Refused) as error:
+                intake.add_lines(lines + b"\n")
+            assert (error.value.status, error.value.members["record"]) == (422, 3)
+        else:
+            intake.add_lines(lines + b"\n")
+        intake.close()
+
+
+def test_a_leap_second_is_named() -> None:
+    intake = JsonIntake(RESULTS, body_bytes_max=10**6, spool_memory_bytes_max=10**6)
+    with pytest.raises(Refused, match="leap seconds are not accepted"):
+        intake.add_lines(b'{"arrived_at": "2016-12-31T23:59:60Z"}\n')
+    intake.close()
+
+
 # --- texts of headers and names of files
 
 

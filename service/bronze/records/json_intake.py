@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from decimal import Decimal
 from operator import attrgetter
 from tempfile import SpooledTemporaryFile
 from typing import Any
@@ -52,6 +53,8 @@ NESTING_MARGIN = 64
 #: Between two objects, unless it is in a string. `group(1)` is the comma.
 _BOUNDARY = re.compile(rb"\}[ \t\r\n]*(,)[ \t\r\n]*\{")
 _ESCAPE = re.compile(rb"\\(?:u([0-9a-fA-F]{4})|.)")
+#: The text of a decimal: a number, a string of a number, or null.
+_NUMBER_TEXT = re.compile(rb'"-?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?"|[-0-9.eE+]+|null')
 _FIELD_SUFFIX = re.compile(r" - at `\$\.([^`\[]+)[^`]*`$")
 _MISSING_FIELD = re.compile(r"missing required field `([^`]+)`")
 
@@ -104,6 +107,14 @@ class JsonIntake:
         self._checked = [field for field in source.fields if field.is_checked_by_value]
         #: the year of a time with an offset tells whether it has to be checked
         self._timestamps = [field.name for field in self._checked if _is_plain_time(field)]
+        self._decimals = [field for field in self._checked if field.decoded_type is Decimal]
+        self._decimal_texts = msgspec.json.Decoder(
+            msgspec.defstruct(
+                "decimals",
+                [(field.name, msgspec.Raw, msgspec.Raw(b"null")) for field in self._decimals],
+                rename={field.name: field.name_in_records for field in self._decimals},
+            )
+        )
         self._checked_each = [field for field in self._checked if not _is_plain_time(field)]
         self._spool: SpooledTemporaryFile[bytes] = SpooledTemporaryFile(spool_memory_bytes_max)  # noqa: SIM115
         self._tally = BodyDigest(body_bytes_max)
@@ -286,6 +297,7 @@ class JsonIntake:
             or _any_may_be_too_deep(records)
             or self._at_calendar_boundary(decoded)
             or not self._all_fit(decoded)
+            or not all(map(self._spells_numbers, records))
         ):
             for record in records:
                 try:
@@ -309,9 +321,16 @@ class JsonIntake:
         except UnicodeDecodeError as error:
             raise _RejectedRecord(Refusal.INVALID_UTF8, error.reason) from error
         except msgspec.ValidationError as error:
-            raise _violation(str(error)) from error
+            leap = "RFC3339" in str(error) and b":60" in record
+            raise _violation(str(error), " (leap seconds are not accepted)" if leap else "") from error
         except (msgspec.DecodeError, RecursionError) as error:
             raise _RejectedRecord(Refusal.MALFORMED_JSON, _syntax_error(record, error)) from error
+        if not self._spells_numbers(record):
+            names = ", ".join(field.name_in_records for field in self._decimals)
+            raise _RejectedRecord(
+                Refusal.SCHEMA_VIOLATION,
+                f"Expected the digits of a number as in JSON, as a string or a number, in {names}",
+            )
         for field in self._checked:
             try:
                 field.check(getattr(decoded, field.name))
@@ -326,6 +345,13 @@ class JsonIntake:
             msgspec.json.decode(record, type=msgspec.Raw)
             return self._source.record_type()
         return self._decoder.decode(record)
+
+    def _spells_numbers(self, record: bytes) -> bool:
+        """Whether the strings of decimals are numbers of JSON. The decoder also takes `1_000`, ` 5 ` and `١٢`."""
+        if not self._decimals:
+            return True
+        texts = self._decimal_texts.decode(record)
+        return all(map(_NUMBER_TEXT.fullmatch, (bytes(getattr(texts, field.name)) for field in self._decimals)))
 
     def _at_calendar_boundary(self, decoded: Sequence[Any]) -> bool:
         """Whether a time is in the first or the last year, so that it may have no date in UTC."""
@@ -498,10 +524,10 @@ def _lone_surrogate(record: bytes) -> int | None:
     return high
 
 
-def _violation(message: str) -> _RejectedRecord:
+def _violation(message: str, explanation: str = "") -> _RejectedRecord:
     """The rejection for an error message in the decoder's format; the message's end may name the field."""
     match = _FIELD_SUFFIX.search(message) or _MISSING_FIELD.search(message)
-    reason = _FIELD_SUFFIX.sub("", message)
+    reason = _FIELD_SUFFIX.sub("", message) + explanation
     return _RejectedRecord(Refusal.SCHEMA_VIOLATION, reason, match.group(1) if match else None)
 
 
