@@ -40,7 +40,8 @@ async def test_head_is_answered_like_get() -> None:
         methods.append(scope["method"])
         await Response("ok")(scope, receive, send)
 
-    transport = httpx.ASGITransport(Guard(app, Settings(), [].append))
+    refused: list[str] = []
+    transport = httpx.ASGITransport(Guard(app, Settings(), refused.append))
     async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
         assert (await client.head("/")).status_code == 200
     assert methods == ["GET"]

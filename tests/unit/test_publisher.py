@@ -601,6 +601,19 @@ def test_a_dry_run_gives_the_reasons_without_the_advice(tmp_path: Path) -> None:
     ]
 
 
+def test_a_dry_run_names_alike_problems_once(tmp_path: Path) -> None:
+    """With their number, and the last of them."""
+    bad = ndjson(tmp_path / "bad.ndjson", *['{"vehicle_id":"1","seats":"q"}'] * 2_500, "no JSON")
+    findings = checking.check(Plan("vehicles"), sources.built_in()["vehicles"], [str(bad)])
+    alike, other = findings.problems
+    assert alike == (
+        f"{bad}, line 1, field seats: Expected `int | null`, got `str` "
+        f"(2,500 records like it, the last: {bad}, line 2500)"
+    )
+    assert other.startswith(f"{bad}, line 2501: ")
+    assert (findings.invalid, json.loads(findings.json())["invalid"]) == (2_501, 2_501)
+
+
 # --- several files, and options for all records
 
 
@@ -875,6 +888,30 @@ def test_sigterm_does_not_wait_for_an_api_that_never_answers(api: Api) -> None:
     assert len(api.requests) == 3
 
 
+def test_a_directory_and_a_limit_of_rejected_records(
+    api: Api, observed: Observed, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its files are sent in the order of their names. Exit code 1 if too large a share was rejected."""
+    for name in ("b.ndjson", "a.ndjson", ".hidden.ndjson", "c.txt"):
+        ndjson(tmp_path / name, "{}", "{}")
+
+    def one_rejected(request: Request) -> Answer:
+        return Answer(202, json.dumps(json.loads(accepted(request).body) | {"records": 1, "rejected": 1}).encode())
+
+    def run(*arguments: str) -> int:
+        parser = argparse.ArgumentParser()
+        publisher.publish_arguments(parser)
+        args = parser.parse_args(["status", str(tmp_path), *arguments])
+        return publisher.run_publish(args, Settings(api_url=api.url), observed.telemetry)
+
+    assert run() == 0
+    assert [request.headers["Bronze-File-Name"] for request in api.requests] == ["a.ndjson", "b.ndjson"]
+    for limit, code in (("1", 0), ("0", 1), ("25%", 0), ("24.9%", 1)):
+        api.script = [one_rejected]
+        assert run("--on-invalid", "quarantine", "--max-rejected", limit, "--run", limit.strip("%")) == code
+    assert "more than 24.9% of the records were rejected" in capsys.readouterr().err
+
+
 def test_exit_codes(api: Api, tmp_path: Path) -> None:
     """0 if everything was accepted, 1 with the reason on standard error if not, 2 for wrong usage."""
     file = str(ndjson(tmp_path / "f.ndjson", "{}"))
@@ -900,7 +937,9 @@ def test_exit_codes(api: Api, tmp_path: Path) -> None:
         ["status", "nowhere.ndjson"],
         ["status", "--dry-run", "nowhere.ndjson"],
         ["status", "--nonsense", "-"],
-        ["status", "."],
+        ["status", "-", "--delimiter", ";;"],
+        ["status", "-", "--encoding", "utf-9"],
+        ["status", "-", "--max-rejected", "some"],
         ["status", "-", "--records", "0"],
         ["status", "-", "--retry-for", "inf"],
         ["status", "-", "--run", "two words"],
@@ -941,6 +980,8 @@ def test_options_may_stand_anywhere(arguments: Sequence[str]) -> None:
         (["status", "--watch", "{folder}", "--again"], "--again"),
         (["status", "--watch", "{folder}", "--pattern", "../*"], "--pattern"),
         (["status", "{file}.txt"], "--format"),
+        (["status", "{folder}", "--pattern", "*.csv"], "has no file of a known format"),
+        (["status", "{folder}", "--pattern", "../*"], "--pattern"),
         (["status", "{file}", "--report", "{folder}/none/r"], "--report"),
     ],
 )

@@ -118,7 +118,7 @@ def test_an_invalid_state_file_is_an_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize("pattern", ["/etc/*", "../*", "a/../../b", ""])
 def test_a_pattern_stays_in_the_directory(pattern: str) -> None:
     with pytest.raises(Misconfigured, match="--pattern"):
-        watching._check(pattern)
+        watching.check_pattern(pattern)
 
 
 def test_sending_stops_if_the_file_changes(tmp_path: Path) -> None:

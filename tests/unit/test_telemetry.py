@@ -471,7 +471,7 @@ def test_a_disabled_sdk_records_nothing_and_causes_no_error(start: Start) -> Non
         ("OTEL_EXPORTER_OTLP_METRICS_DEFAULT_HISTOGRAM_AGGREGATION", "base2_exponential_bucket_histogram"),
         ("OTEL_METRICS_EXEMPLAR_FILTER", "always_on"),
         ("OTEL_TRACES_SAMPLER", "sometimes"),
-        ("OTEL_TRACES_SAMPLER", "traceidratio"),  # without a ratio
+        ("OTEL_TRACES_SAMPLER_ARG", "2"),
         ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc"),
         ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "grpc"),
         ("OTEL_METRIC_EXPORT_INTERVAL", "0"),
@@ -482,9 +482,24 @@ def test_an_unsupported_value_of_a_variable_is_an_error(variable: str, value: st
     os.environ["OTEL_EXPORTER_OTLP_ENDPOINT"] = "http://127.0.0.1:9"
     if variable.startswith("OTEL_BSP_"):
         os.environ["OTEL_METRICS_EXPORTER"] = "none"  # its reader would have been started, and would keep running
+    if variable == "OTEL_TRACES_SAMPLER_ARG":
+        os.environ["OTEL_TRACES_SAMPLER"] = "traceidratio"
     os.environ[variable] = value
-    with pytest.raises(Misconfigured, match="OTEL_"):
+    with pytest.raises(Misconfigured, match=variable if value in {"0", "2"} else "OTEL_"):
         start(Role.API)
+
+
+@pytest.mark.parametrize(
+    "variable", ["OTEL_METRICS_EXEMPLAR_FILTER", "OTEL_METRIC_EXPORT_INTERVAL", "OTEL_TRACES_SAMPLER"]
+)
+def test_an_empty_variable_is_as_unset(variable: str, start: Start) -> None:
+    """And so says OpenTelemetry's specification, which also makes 1 the ratio that is not given."""
+    without_exporters()
+    os.environ["OTEL_TRACES_SAMPLER"], os.environ["OTEL_TRACES_SAMPLER_ARG"] = "traceidratio", ""
+    os.environ[variable] = ""
+    telemetry = start(Role.PUBLISHER)
+    with telemetry.tracer.start_as_current_span("publish") as span:
+        assert span.get_span_context().trace_flags.sampled
 
 
 def test_metrics_and_livez_are_served_to_scrapers(start: Start) -> None:

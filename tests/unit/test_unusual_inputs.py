@@ -22,9 +22,9 @@ from bronze.objects.encoder import Encoded
 from bronze.protocol import request_headers
 from bronze.protocol.chain import reconcile
 from bronze.protocol.lane import Lane, lane_subject
-from bronze.protocol.message import Message, MessageKind, Part
+from bronze.protocol.message import HEADER_BYTES_MAX, MESSAGE_BYTES_MAX, Message, MessageKind, Part
 from bronze.publisher import FileFormat, Plan, checking, reading
-from bronze.publisher.formats import display_name
+from bronze.publisher.formats import CsvOptions, display_name
 from bronze.records import sources
 from bronze.records.arrow_json import json_values
 from bronze.records.columnar_reading import read_parquet
@@ -171,13 +171,61 @@ def test_a_classification_of_csv_is_the_text() -> None:
         (b"vehicle_id,seats\rA,1\r", "is not CSV, line 1: a line ends with CR alone"),
         (b"vehicle_id,seats\nA,1\ncaf\xe9,2\n", "is not UTF-8, line 3: "),
         (b"vehicle_id,seats\nA,1\ncaf\xc3", "is not UTF-8, line 3: "),
-        ("vehicle_id\nA\n".encode("utf-16"), "line 1: it begins as UTF-16"),
     ],
 )
 def test_what_is_wrong_with_csv_is_said_with_its_line(text: bytes, reason: str) -> None:
     with pytest.raises(Refused) as refused:
         csv_values(text, VEHICLES)
     assert reason in refused.value.detail
+
+
+PRICE = sources.parse(
+    """
+    [prices]
+    description = "-"
+    fields = [
+        { name = "id", type = "string", required = true, description = "-" },
+        { name = "price", type = "decimal128(9, 2)", description = "-" },
+        { name = "weight", type = "float64", description = "-" },
+    ]
+    """,
+    "prices.toml",
+)["prices"]
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "record"),
+    [
+        ("id;price;weight\nä;1.5;2.5\n", {}, {"id": "ä", "price": "1.5", "weight": "2.5"}),
+        ("id\tprice\nä\t1.5\n", {}, {"id": "ä", "price": "1.5"}),
+        ("id|price\nä|1.5\n", {}, {"id": "ä", "price": "1.5"}),
+        ("a;b\n1;2\n", {}, {"a": "1", "b": "2"}),
+        ("id,a;b\nä,2\n", {}, {"id": "ä", "a;b": "2"}),
+        ('"id","a;b"\nä,2\n', {}, {"id": "ä", "a;b": "2"}),
+        ("id:a;b\nä:2\n", {"delimiter": ":"}, {"id": "ä", "a;b": "2"}),
+        ("id;price;weight;x\nä;1,5;2,5;2,5\n", {"decimal_comma": True}, {"price": "1.5", "weight": "2.5", "x": "2,5"}),
+        ("id;price;weight\nä;1,5;2,5\n", {}, {"price": "1,5", "weight": "2,5"}),  # which the API refuses
+    ],
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "cp1252"])
+def test_csv_of_other_tools(
+    text: str, options: dict[str, Any], record: dict[str, str], encoding: str, tmp_path: Path
+) -> None:
+    """Delimiter and UTF-16 are guessed; a comma in a number is a decimal comma only if that was said."""
+    (tmp_path / "f.csv").write_bytes(text.encode(encoding))
+    chosen = CsvOptions(**options, encoding=encoding if encoding == "cp1252" else None)
+    with (tmp_path / "f.csv").open("rb") as stream:
+        found = list(reading.records("f.csv", stream, FileFormat.CSV, lambda: PRICE, None, chosen))
+    ((_, line),) = found
+    values = {name: str(value) for name, value in json.loads(line).items()}
+    assert values == ({"id": "ä"} if "id" in values else {}) | record
+
+
+def test_a_decimal_point_beside_decimal_commas_is_refused() -> None:
+    """`1.234` is a number with a point, or a thousand and more with a comma: nobody knows."""
+    stream = BytesIO(b"id;weight\na;1,5\nb;1.234\n")
+    with pytest.raises(Refused, match=r"line 3: the number '1\.234' has a decimal point"):
+        list(reading.records("f.csv", stream, FileFormat.CSV, lambda: PRICE, None, CsvOptions(decimal_comma=True)))
 
 
 def test_blank_lines_before_the_header_row_are_ignored() -> None:
@@ -237,6 +285,31 @@ def test_a_carriage_return_in_a_line_is_no_end_of_a_line(tmp_path: Path) -> None
     findings = checking.check(Plan("vehicles"), VEHICLES, [str(file)])
     assert (findings.records, findings.invalid) == (3, 1)
     assert findings.problems == [f"{file}, line 2, field vehicle_id: Expected `str`, got `int`"]
+
+
+@pytest.mark.parametrize(
+    ("form", "content"), [(FileFormat.NDJSON, ONE), (FileFormat.JSON, ONE), (FileFormat.CSV, b"vehicle_id\n1\n")]
+)
+def test_a_misspelled_classification_column_is_named(
+    form: FileFormat, content: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    for column, words in (
+        ("typo", ["f: no record has a value in 'typo' (--classification-column)"]),
+        ("vehicle_id", []),
+    ):
+        caplog.clear()
+        records = list(reading.records("f", BytesIO(content), form, lambda: VEHICLES, column))
+        assert len(records) == 1
+        assert caplog.messages == words
+
+
+def test_a_flag_gives_a_classification() -> None:
+    assert reading.with_classification_id(b'{"flag": true}', "flag") == b'{"flag":true,"classification_id":"true"}\n'
+
+
+def test_the_documented_size_of_a_record_is_the_bound() -> None:
+    page = (Path(__file__).parents[2] / "docs/publishing.md").read_text()
+    assert f"A record may have at most {MESSAGE_BYTES_MAX - HEADER_BYTES_MAX - 2:,} bytes." in page
 
 
 # --- documents that are not JSON

@@ -70,7 +70,7 @@ class _Parser(httptools.HttpRequestParser):
         self.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn
         self._connection = connection
 
-    def feed_data(self, data: bytes) -> None:
+    def feed_data(self, data: bytes) -> None:  # type: ignore[override]  # as uvicorn calls it
         try:
             super().feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:

@@ -53,7 +53,7 @@ def batches_of(file: OpenFile, plan: Plan, source: SourceGetter) -> Iterator[Bat
     form = required_format(file.path, plan.format)
     if not form.is_text:
         return _columnar_batches(file, form, plan)
-    numbered = records(file.path, file.stream, form, source, plan.classification_column)
+    numbered = records(file.path, file.stream, form, source, plan.classification_column, plan.csv)
     return batches(
         file.path,
         numbered,

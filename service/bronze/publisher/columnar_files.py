@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.ipc
 
 from bronze.errors import Refusal
-from bronze.publisher.formats import FileFormat, unreadable
+from bronze.publisher.formats import FileFormat, unreadable, warn_of_no_classification
 from bronze.records.arrow_cast import first_failing, is_encoded, storage
 from bronze.records.arrow_json import json_values
 from bronze.records.columnar_reading import FILE_START, Columns, read_file, read_parquet, read_stream
@@ -84,6 +84,8 @@ def bodies(
             raise unreadable(file, Refusal.SCHEMA_VIOLATION, "has two columns with the same name")
         expanded: Iterator[pa.RecordBatch] = chain.from_iterable(map(_expanded, batches))
         if classification_column:
+            if classification_column not in schema.names:
+                warn_of_no_classification(file, classification_column)
             expanded = (_classified(rows, classification_column) for rows in expanded)
         yield from _packed(expanded, records_max, bytes_max)
 

@@ -1,6 +1,7 @@
 """The command line: `bronze publish` and `bronze simulate`."""
 
 import argparse
+import codecs
 import math
 import os
 import re
@@ -17,7 +18,7 @@ from bronze.errors import BronzeError, Misconfigured
 from bronze.plurals import counted
 from bronze.publisher import checking
 from bronze.publisher.declared import RemoteSource
-from bronze.publisher.formats import COLUMNAR_AS_A_WHOLE, EXTENSIONS, STDIN, FileFormat, required_format
+from bronze.publisher.formats import COLUMNAR_AS_A_WHOLE, EXTENSIONS, STDIN, CsvOptions, FileFormat, required_format
 from bronze.publisher.plan import (
     BATCH_BYTES,
     BATCH_RECORDS,
@@ -30,7 +31,7 @@ from bronze.publisher.progress import Summary
 from bronze.publisher.publishing import publish
 from bronze.publisher.simulating import INTERVAL_S, simulate
 from bronze.publisher.stopping import Stop
-from bronze.publisher.watching import PATTERN, SETTLE_S, watch
+from bronze.publisher.watching import PATTERN, SETTLE_S, check_pattern, find_files, watch
 from bronze.records.sources import CLASSIFICATION_ID_CHARS_MAX
 from bronze.settings import Settings
 from bronze.telemetry import Telemetry
@@ -52,7 +53,7 @@ def publish_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.epilog = _EXIT_CODES
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.parse_known_args = partial(_parse_anywhere, parser)  # type: ignore[method-assign]
+    parser.parse_known_args = partial(_parse_anywhere, parser)  # type: ignore[assignment,method-assign]
     _file_arguments(parser)
     _record_arguments(parser)
     _sending_arguments(parser)
@@ -80,12 +81,23 @@ def _file_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         nargs="*",
         type=_file,
-        help=f"the file name extension determines the format ({', '.join(EXTENSIONS)}; text may also have .gz or .zst "
-        "after it); - is standard input, NDJSON by default",
+        help="a file, or a directory with files; the extension of a name determines the format "
+        f"({', '.join(EXTENSIONS)}; text may also have .gz or .zst after it); - is standard input, NDJSON by default",
     )
     parser.add_argument(
         "--format", choices=[*map(str, FileFormat)], help="the format of all files, whatever their names"
     )
+    group = parser.add_argument_group("CSV")
+    group.add_argument(
+        "--delimiter",
+        metavar="CHARACTER",
+        type=_delimiter,
+        help="what separates values; else it is guessed from the header row (comma, semicolon, tab or |)",
+    )
+    group.add_argument(
+        "--encoding", metavar="NAME", type=_encoding, help="such as cp1252; else UTF-8, or UTF-16 by its first bytes"
+    )
+    group.add_argument("--decimal-comma", action="store_true", help="numbers are written as 1,5")
 
 
 def _record_arguments(parser: argparse.ArgumentParser) -> None:
@@ -106,6 +118,12 @@ def _record_arguments(parser: argparse.ArgumentParser) -> None:
         choices=["refuse", "quarantine"],
         help="what happens to records that do not fit the source: the whole submission is refused (default), or these "
         "records go to quarantine and the others are accepted (of text files only)",
+    )
+    group.add_argument(
+        "--max-rejected",
+        metavar="N",
+        type=_max_rejected,
+        help="end with exit code 1 if more records than this, or than this percentage (1%%), went to quarantine",
     )
 
 
@@ -221,7 +239,9 @@ def run_publish(args: argparse.Namespace, settings: Settings, telemetry: Telemet
         rate=args.rate,
         parallel=args.parallel,
         retry_for_s=args.retry_for,
+        csv=CsvOptions(args.delimiter, args.encoding, args.decimal_comma),
     )
+    args.files = [file for name in args.files for file in _files(name, args.pattern, plan)]
     _check(args, plan)
     if args.dry_run:
         return _dry_run(args, settings, plan)
@@ -242,6 +262,9 @@ def run_publish(args: argparse.Namespace, settings: Settings, telemetry: Telemet
     print(summary.json() if args.json else summary.text())
     if stop.signal is not None and not args.watch:
         return 128 + stop.signal
+    if _too_many_rejected(args.max_rejected, summary):
+        print(f"bronze publish: more than {args.max_rejected} of the records were rejected", file=sys.stderr)
+        return 1
     return 1 if summary.error or summary.refused else 0
 
 
@@ -306,9 +329,48 @@ def run_simulate(args: argparse.Namespace, settings: Settings, telemetry: Teleme
 
 
 def _file(text: str) -> str:
-    if text != STDIN and (Path(text).is_dir() or not os.access(text, os.R_OK)):
-        raise argparse.ArgumentTypeError(f"{text}: not a readable file")
+    if text != STDIN and not os.access(text, os.R_OK):
+        raise argparse.ArgumentTypeError(f"{text}: not a readable file or directory")
     return text
+
+
+def _files(name: str, pattern: str, plan: Plan) -> Sequence[str]:
+    """A file, or the files of a directory, in the order of their names. Raises `Misconfigured` if it has none."""
+    if name == STDIN or not Path(name).is_dir():
+        return [name]
+    check_pattern(pattern)
+    found = sorted(find_files(Path(name), pattern, plan.format))
+    if not found:
+        raise Misconfigured(f"{name}: has no file of a known format that matches {pattern!r} (--pattern, --format)")
+    return found
+
+
+def _delimiter(text: str) -> str:
+    text = {"\\t": "\t", "tab": "\t"}.get(text, text)
+    if len(text) != 1 or text in '"\r\n':
+        raise argparse.ArgumentTypeError(f"{text}: not one character")
+    return text
+
+
+def _encoding(text: str) -> str:
+    try:
+        return codecs.lookup(text).name
+    except LookupError:
+        raise argparse.ArgumentTypeError(f"{text}: not an encoding that Python knows") from None
+
+
+def _max_rejected(text: str) -> str:
+    if not re.fullmatch(r"[0-9]+|[0-9]+(\.[0-9]+)?%", text):
+        raise argparse.ArgumentTypeError(f"{text}: not a number of records, or a percentage such as 1%")
+    return text
+
+
+def _too_many_rejected(limit: str | None, summary: Summary) -> bool:
+    if limit is None:
+        return False
+    if limit.endswith("%"):
+        return summary.records_rejected > float(limit[:-1]) / 100 * (summary.records + summary.records_rejected)
+    return summary.records_rejected > int(limit)
 
 
 def _positive(text: str) -> int:

@@ -1,7 +1,9 @@
 """The formats of files, recognized by file name extensions, and the errors of files that cannot be read."""
 
+import logging
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import PurePath
 
@@ -10,6 +12,8 @@ from bronze.protocol.message import MESSAGE_BYTES_MAX
 from bronze.records.sources import Source
 
 STDIN = "-"
+
+_log = logging.getLogger(__name__)
 
 #: A record's number, from 1, and its JSON. In a text format with lines, it is the number of the record's first line.
 Record = tuple[int, bytes]
@@ -57,6 +61,19 @@ COLUMNAR_AS_A_WHOLE = (
 COMPRESSIONS: Mapping[str, str] = {".gz": "gzip", ".zst": "zstd"}
 
 
+@dataclass(frozen=True, slots=True)
+class CsvOptions:
+    """How a CSV file is written. Delimiter and encoding are guessed if they are None."""
+
+    delimiter: str | None = None
+    encoding: str | None = None
+    decimal_comma: bool = False
+
+
+#: Of a file about which nothing is known.
+ANY_CSV = CsvOptions()
+
+
 def display_name(file: str) -> str:
     r"""The name of a file in messages to people. Bytes that are not UTF-8 are shown as `\xe9`."""
     return "standard input" if file == STDIN else os.fsencode(file).decode(errors="backslashreplace")
@@ -80,6 +97,10 @@ def required_format(file: str, chosen: FileFormat | None) -> FileFormat:
             f"{file}: the file name has no known extension ({known}): give the format of the file with --format"
         )
     return form
+
+
+def warn_of_no_classification(file: str, column: str) -> None:
+    _log.warning("%s: no record has a value in %r (--classification-column)", display_name(file), column)
 
 
 def unreadable(file: str, kind: Refusal, problem: str) -> Refused:

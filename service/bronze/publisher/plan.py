@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from bronze.publisher.formats import FileFormat
+from bronze.publisher.formats import ANY_CSV, CsvOptions, FileFormat
 
 #: Default bounds of a submission of a text file. Its body then fits one message of the queue, which costs the queue
 #: least.
@@ -32,3 +32,4 @@ class Plan:
     rate: float | None = None
     parallel: int = 1
     retry_for_s: float = RETRY_FOR_S
+    csv: CsvOptions = ANY_CSV

@@ -130,8 +130,9 @@ class PublishRun:
             raise Refused(
                 error.code,
                 f"{batch.place()}: refused, because this part of the file was sent before with other records. Probably "
-                "the file was sent with other options (--format, --records, --bytes, --classification-column) or by "
-                "another version of bronze publish, or --run was used before for other standard input. To continue, "
+                "the file was sent with other options (--format, --records, --bytes, --classification-column, "
+                "--delimiter, --encoding, --decimal-comma) or by another version of bronze publish, or --run was used "
+                "before for other standard input. To continue, "
                 "use the same options, version and input as before. To send everything as new data, use --again, or "
                 "another --run. The answer of the API: "
                 f"{error.detail}",

@@ -8,14 +8,28 @@ from typing import Any, BinaryIO, cast
 import msgspec
 
 from bronze.errors import Refusal, Refused
-from bronze.publisher.formats import COMPRESSIONS, FileFormat, Record, SourceGetter, unreadable
+from bronze.publisher.formats import (
+    ANY_CSV,
+    COMPRESSIONS,
+    CsvOptions,
+    FileFormat,
+    Record,
+    SourceGetter,
+    unreadable,
+    warn_of_no_classification,
+)
 from bronze.publisher.text_files import CHUNK_BYTES, csv_records, encode_json, json_line, json_records, ndjson
 from bronze.records.encodings import ENCODINGS, Decoder
 from bronze.records.sources import CLASSIFICATION_ID
 
 
 def records(
-    file: str, stream: BinaryIO, form: FileFormat, source: SourceGetter, classification_column: str | None = None
+    file: str,
+    stream: BinaryIO,
+    form: FileFormat,
+    source: SourceGetter,
+    classification_column: str | None = None,
+    csv: CsvOptions = ANY_CSV,
 ) -> Iterator[Record]:
     """The records of an open text file, in order, with the value of a field or column as their `classification_id`.
 
@@ -25,10 +39,19 @@ def records(
     try:
         text = _decompressed(file, stream, form)
         if form is FileFormat.CSV:
-            yield from csv_records(file, text, source, classification_column)
+            yield from csv_records(file, text, source, classification_column, csv)
             return
-        for number, record in (ndjson if form is FileFormat.NDJSON else json_records)(file, text):
-            yield number, with_classification_id(record, classification_column) if classification_column else record
+        numbered = (ndjson if form is FileFormat.NDJSON else json_records)(file, text)
+        if classification_column is None:
+            yield from numbered
+            return
+        found = False
+        for number, record in numbered:
+            classified = with_classification_id(record, classification_column)
+            found = found or classified is not record
+            yield number, classified
+        if not found:
+            warn_of_no_classification(file, classification_column)
     except UnicodeDecodeError as error:
         raise unreadable(file, Refusal.INVALID_UTF8, f"is not UTF-8: {error}") from error
 

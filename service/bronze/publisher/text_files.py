@@ -5,10 +5,12 @@ NDJSON lines are sent unchanged. JSON values keep their text.
 
 import codecs
 import csv
+import io
 import json
+import logging
 import re
-from collections.abc import Callable, Iterator, Mapping
-from itertools import count
+from collections.abc import Callable, Collection, Iterator, Mapping
+from itertools import chain, count
 from typing import BinaryIO
 
 import msgspec
@@ -16,11 +18,25 @@ import msgspec
 from bronze.errors import Refusal, Refused
 from bronze.plurals import counted
 from bronze.protocol.message import MESSAGE_BYTES_MAX
-from bronze.publisher.formats import FileFormat, Record, SourceGetter, too_long, unreadable
+from bronze.publisher.formats import (
+    ANY_CSV,
+    CsvOptions,
+    FileFormat,
+    Record,
+    SourceGetter,
+    display_name,
+    too_long,
+    unreadable,
+    warn_of_no_classification,
+)
 from bronze.records.fields import FieldType
 from bronze.records.sources import CLASSIFICATION_ID
 
+_log = logging.getLogger(__name__)
+
 CHUNK_BYTES = 2**18
+#: The delimiters of CSV that are guessed.
+DELIMITERS = (",", ";", "\t", "|")
 #: An error within this many characters of the end can be a token that is only incomplete, such as `tru`.
 _TOKEN_CHARS = 8
 _SPACE = re.compile(r"[ \t\n\r]*")
@@ -133,15 +149,23 @@ def _refuse_constant(constant: str) -> object:
 
 
 def csv_records(
-    file: str, stream: BinaryIO, source: SourceGetter, classification_column: str | None = None
+    file: str,
+    stream: BinaryIO,
+    source: SourceGetter,
+    classification_column: str | None = None,
+    options: CsvOptions = ANY_CSV,
 ) -> Iterator[Record]:
     """One record per row below the header row. Empty values are null; others are of the type that the source declares.
 
     The text of a value in the `classification_column` becomes the record's `classification_id`.
     """
     csv.field_size_limit(MESSAGE_BYTES_MAX)
-    rows = csv.reader(_text_lines(file, stream), strict=True)
     types = {field.name_in_records: field.type for field in source().fields}
+    lines = _csv_lines(file, stream, options.encoding)
+    blank = list(_until_text(lines))
+    header = blank.pop() if blank else ""
+    delimiter = options.delimiter or _guess_delimiter(file, header, types.keys())
+    rows = csv.reader(chain(blank, [header], lines), delimiter=delimiter, strict=True)
     first_line = 1
 
     def malformed(reason: str) -> Refused:
@@ -151,8 +175,10 @@ def csv_records(
         names = next(filter(None, rows), [])  # a blank line gives an empty row
         if len({*names}) < len(names) or not all(names):
             raise malformed("the header row must give each column a name, and all names must be different")
-        columns = [(name, _converter(types.get(name))) for name in names]
+        columns = [(name, _converter(types.get(name), decimal_comma=options.decimal_comma)) for name in names]
         classification = names.index(classification_column) if classification_column in names else None
+        if classification_column and classification is None:
+            warn_of_no_classification(file, classification_column)
         first_line = rows.line_num + 1
         for row in rows:
             if row:
@@ -167,9 +193,44 @@ def csv_records(
     except csv.Error as error:
         reason = "a line ends with CR alone: use LF or CRLF" if "new-line character" in str(error) else str(error)
         raise malformed(reason) from error
+    except _DecimalPoint as error:
+        raise malformed(f"the number {error} has a decimal point, but --decimal-comma is given") from error
 
 
-def _text_lines(file: str, stream: BinaryIO) -> Iterator[str]:
+def _until_text(lines: Iterator[str]) -> Iterator[str]:
+    """The blank lines at the beginning, and the line after them."""
+    for line in lines:
+        yield line
+        if line.strip():
+            return
+
+
+def _guess_delimiter(file: str, header: str, declared: Collection[str]) -> str:
+    """The delimiter with which the header row has most names of declared fields; if none has any, most names."""
+
+    def rank(delimiter: str) -> tuple[int, int]:
+        try:
+            names = next(csv.reader([header], delimiter=delimiter), [])
+        except csv.Error:
+            return 0, 0
+        return len({*names} & {*declared}), len(names)
+
+    best = max(DELIMITERS, key=rank)  # the first of those that are alike
+    if best != DELIMITERS[0]:
+        _log.warning("%s: the delimiter is %r, guessed from the header row (--delimiter)", display_name(file), best)
+    return best
+
+
+def _csv_lines(file: str, stream: BinaryIO, encoding: str | None) -> Iterator[str]:
+    if encoding is None:
+        beginning = stream.peek(2)[:2] if isinstance(stream, io.BufferedReader) else b""
+        if beginning in {codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE}:
+            encoding = "utf-16"
+            _log.warning("%s: the encoding is UTF-16, guessed from its first bytes (--encoding)", display_name(file))
+    return _utf8_lines(file, stream) if encoding is None else _encoded_lines(file, stream, encoding)
+
+
+def _utf8_lines(file: str, stream: BinaryIO) -> Iterator[str]:
     for number in count(1):
         line = stream.readline(MESSAGE_BYTES_MAX + 1)
         if len(line) > MESSAGE_BYTES_MAX:
@@ -179,22 +240,52 @@ def _text_lines(file: str, stream: BinaryIO) -> Iterator[str]:
         try:
             yield line.decode("utf-8-sig" if number == 1 else "utf-8")
         except UnicodeDecodeError as error:
-            utf16 = number == 1 and line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-            reason = "it begins as UTF-16" if utf16 else str(error)
-            raise unreadable(file, Refusal.INVALID_UTF8, f"is not UTF-8, line {number}: {reason}") from error
+            raise unreadable(
+                file,
+                Refusal.INVALID_UTF8,
+                f"is not UTF-8, line {number}: {error}. If it is in another encoding, name it: --encoding cp1252",
+            ) from error
 
 
-def _converter(declared: FieldType | None) -> Callable[[str], object]:
+def _encoded_lines(file: str, stream: BinaryIO, encoding: str) -> Iterator[str]:
+    text = io.TextIOWrapper(stream, encoding, newline="")
+    try:
+        for number in count(1):
+            line = text.readline(MESSAGE_BYTES_MAX + 1)
+            if len(line) > MESSAGE_BYTES_MAX:
+                raise too_long(file, FileFormat.CSV.unit, number)
+            if not line:
+                return
+            yield line.removeprefix("\N{ZERO WIDTH NO-BREAK SPACE}") if number == 1 else line
+    except UnicodeError as error:
+        raise unreadable(file, Refusal.INVALID_UTF8, f"is not {encoding}: {error}") from error
+    finally:
+        text.detach()  # else it closes the stream
+
+
+def _converter(declared: FieldType | None, *, decimal_comma: bool) -> Callable[[str], object]:
     """Converts text to a declared type. A value that does not fit stays text, so that the API says what is wrong."""
     match declared:
         case FieldType.INT32 | FieldType.INT64:
             return _int
         case FieldType.FLOAT32 | FieldType.FLOAT64:
-            return _float
+            return (lambda text: _float(_with_point(text))) if decimal_comma else _float
+        case FieldType.DECIMAL if decimal_comma:
+            return _with_point
         case FieldType.BOOL:
             return _bool
         case _:
             return str
+
+
+class _DecimalPoint(ValueError):
+    """A number has a decimal point where a comma is expected: the point may separate thousands."""
+
+
+def _with_point(text: str) -> str:
+    if "." in text:
+        raise _DecimalPoint(repr(text))
+    return text.replace(",", ".")
 
 
 def _int(text: str) -> object:

@@ -280,7 +280,7 @@ def watch(
     Goes on with the other files if a file is refused. The summary's `error` has the error that ended the watcher, if it
     was not a stop. Raises `Misconfigured` if the directory, the pattern or the state file cannot be used.
     """
-    _check(pattern)
+    check_pattern(pattern)
     file = state or directory / STATE_DIRECTORY / f"{PurePath(plan.source).name}.sqlite"
     with (
         WatchState.open(file) as watch_state,
@@ -296,7 +296,8 @@ def watch(
         return run.end()
 
 
-def _check(pattern: str) -> None:
+def check_pattern(pattern: str) -> None:
+    """Raises `Misconfigured` if a pattern leads out of its directory."""
     path = PurePath(pattern)
     if path.is_absolute() or ".." in path.parts or not path.parts:
         raise Misconfigured(

@@ -5,7 +5,7 @@ import datetime as dt
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from decimal import Decimal
@@ -88,7 +88,8 @@ class JsonIntake:
 
     Raises `Refused` with the record's index and field; the submission is then refused as a whole. With
     `quarantine_rejected`, a record that does not fit its source does not refuse the submission: it is packed into a
-    separate message, byte for byte. The methods are CPU-bound: call them in a thread for large pieces.
+    separate message, byte for byte. With `on_rejected`, such a record is only reported: its index, the reason, and the
+    field. The methods are CPU-bound: call them in a thread for large pieces.
     """
 
     def __init__(
@@ -99,10 +100,12 @@ class JsonIntake:
         spool_memory_bytes_max: int,
         quarantine_rejected: bool = False,
         bounds: IntakeBounds = IntakeBounds(),
+        on_rejected: Callable[[int, str, str | None], None] | None = None,
     ) -> None:
         self._source = source
         self._bounds = bounds
         self._quarantine_rejected = quarantine_rejected
+        self._on_rejected = on_rejected
         self._decoder = msgspec.json.Decoder(source.record_type)
         self._checked = [field for field in source.fields if field.is_checked_by_value]
         #: the year of a time with an offset tells whether it has to be checked
@@ -297,7 +300,7 @@ class JsonIntake:
             or _any_may_be_too_deep(records)
             or self._at_calendar_boundary(decoded)
             or not self._all_fit(decoded)
-            or not all(map(self._spells_numbers, records))
+            or any(map(self._misspelled, records))
         ):
             for record in records:
                 try:
@@ -325,17 +328,14 @@ class JsonIntake:
             raise _violation(str(error), " (leap seconds are not accepted)" if leap else "") from error
         except (msgspec.DecodeError, RecursionError) as error:
             raise _RejectedRecord(Refusal.MALFORMED_JSON, _syntax_error(record, error)) from error
-        if not self._spells_numbers(record):
-            names = ", ".join(field.name_in_records for field in self._decimals)
-            raise _RejectedRecord(
-                Refusal.SCHEMA_VIOLATION,
-                f"Expected the digits of a number as in JSON, as a string or a number, in {names}",
-            )
         for field in self._checked:
             try:
                 field.check(getattr(decoded, field.name))
             except Unfit as error:
                 raise _RejectedRecord(Refusal.SCHEMA_VIOLATION, str(error), field.name_in_records) from error
+        for field in self._misspelled(record):
+            reason = "Expected the digits of a number as in JSON, as a string or a number"
+            raise _RejectedRecord(Refusal.SCHEMA_VIOLATION, reason, field.name_in_records)
         return decoded
 
     def _decode(self, record: bytes) -> Any:
@@ -346,12 +346,12 @@ class JsonIntake:
             return self._source.record_type()
         return self._decoder.decode(record)
 
-    def _spells_numbers(self, record: bytes) -> bool:
-        """Whether the strings of decimals are numbers of JSON. The decoder also takes `1_000`, ` 5 ` and `١٢`."""
+    def _misspelled(self, record: bytes) -> Sequence[Field]:
+        """The decimals whose strings are not numbers of JSON. The decoder also takes `1_000`, ` 5 ` and `١٢`."""
         if not self._decimals:
-            return True
+            return []
         texts = self._decimal_texts.decode(record)
-        return all(map(_NUMBER_TEXT.fullmatch, (bytes(getattr(texts, field.name)) for field in self._decimals)))
+        return [field for field in self._decimals if not _NUMBER_TEXT.fullmatch(bytes(getattr(texts, field.name)))]
 
     def _at_calendar_boundary(self, decoded: Sequence[Any]) -> bool:
         """Whether a time is in the first or the last year, so that it may have no date in UTC."""
@@ -417,6 +417,10 @@ class JsonIntake:
 
     def _reject(self, record: bytes, rejection: _RejectedRecord) -> None:
         """Refuse the submission because of a record, or quarantine the record if the sender asked for that."""
+        if self._on_rejected:
+            self._on_rejected(self._records, rejection.reason, rejection.field)
+            self._records += 1
+            return
         if not self._quarantine_rejected:
             raise self._refusal(rejection) from rejection
         note = rejected_records.encode_note(self._records, rejection.code, rejection.reason, rejection.field, record)

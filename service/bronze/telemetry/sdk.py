@@ -9,6 +9,7 @@ unavailable, telemetry can be lost; the loss is counted (`otel.sdk.*`), and logg
 
 import logging
 import os
+import re
 import threading
 import time
 import uuid
@@ -90,6 +91,14 @@ _ALLOWED_VALUES: Final = {
         "the SDK would sample every trace instead",
     ),
 }
+
+_POSITIVE_NUMBERS: Final = (
+    "OTEL_METRIC_EXPORT_INTERVAL",
+    "OTEL_METRIC_EXPORT_TIMEOUT",
+    "OTEL_BSP_SCHEDULE_DELAY",
+    "OTEL_BSP_MAX_QUEUE_SIZE",
+    "OTEL_BSP_MAX_EXPORT_BATCH_SIZE",
+)
 
 _METRICS_PORTS: Final = {Role.CONSUMER: 9464, Role.PUBLISHER: 9465, Role.CANARY: 9466}
 
@@ -212,6 +221,8 @@ def start(service_name: str, settings: Settings, *, log_stream: TextIO | None = 
 
     Raises `Misconfigured` if a variable has a value that is not supported.
     """
+    for variable in [name for name, text in os.environ.items() if name.startswith("OTEL_") and not text.strip()]:
+        del os.environ[variable]  # as the specification says; the SDK takes some empty values for invalid ones
     for variable, value in _DEFAULTS.items():
         os.environ.setdefault(variable, value)
     if "OTEL_EXPORTER_OTLP_TIMEOUT" not in os.environ:
@@ -382,13 +393,17 @@ def _check_values() -> None:
         if value and value not in allowed:
             raise Misconfigured(f"{variable}: {value!r} is not supported. Use {' or '.join(allowed)}: {reason}")
     if "ratio" in os.environ.get("OTEL_TRACES_SAMPLER", "").lower():
-        text = os.environ.get("OTEL_TRACES_SAMPLER_ARG", "")
+        text = os.environ.get("OTEL_TRACES_SAMPLER_ARG", "1")
         try:
             valid = 0 <= float(text) <= 1
         except ValueError:
             valid = False
         if not valid:
             raise Misconfigured(f"OTEL_TRACES_SAMPLER_ARG: {text!r} is not a number from 0 to 1")
+    for variable in _POSITIVE_NUMBERS:
+        text = os.environ.get(variable, "1")
+        if not re.fullmatch(r"[0-9]*[1-9][0-9]*(\.[0-9]*)?", text.strip()):
+            raise Misconfigured(f"{variable}: {text!r} is not a number above 0")
 
 
 def _check_protocol(signal: str) -> None:
