@@ -7,6 +7,8 @@ read them does not start.
 import asyncio
 import datetime as dt
 import logging
+import time
+from collections.abc import Mapping
 
 from bronze.api.audit import AuditLog
 from bronze.errors import Refusal, Refused, Unavailable
@@ -29,7 +31,9 @@ class KeyRing:
         self._audit = audit
         self._revision = -1
         self._principals = Principals()
-        self._callers: dict[str, tuple[ApiKey, Caller]] = {}
+        self._callers: Mapping[str, tuple[ApiKey, Caller]] = {}
+        #: When each key expires, in seconds since 1970: it is compared with each request.
+        self._expiry_s: Mapping[str, float] = {}
 
     async def read(self) -> None:
         """Read the keys. Raises `Unavailable`."""
@@ -38,6 +42,11 @@ class KeyRing:
             self._audit.keys_changed(self._principals, principals)
             self._principals, self._revision = principals, revision
             self._callers = callers(principals.principals)
+            self._expiry_s = {
+                key_id: dt.datetime.fromisoformat(key.expires_at).timestamp()
+                for key_id, (key, _) in self._callers.items()
+                if key.expires_at is not None
+            }
 
     async def follow(self) -> None:
         """Read the keys every second, until it is cancelled."""
@@ -74,7 +83,7 @@ class KeyRing:
             raise unauthenticated("The API key is not known.")
         if key.revoked_at is not None:
             raise unauthenticated(f"The API key {key_id} was revoked at {key.revoked_at}.")
-        if key.expired(dt.datetime.now(dt.UTC)):
+        if key_id in self._expiry_s and self._expiry_s[key_id] <= time.time():
             raise unauthenticated(f"The API key {key_id} expired at {key.expires_at}.")
         return known[1]
 

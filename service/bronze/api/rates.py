@@ -11,9 +11,8 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 
-from starlette.datastructures import Headers
 from starlette.types import Message, Receive, Scope, Send
 
 from bronze.errors import Outage, Unavailable
@@ -39,11 +38,11 @@ class Policy:
     per_s: float
     window_s: int
 
-    @cached_property
+    @property
     def quota(self) -> int:
         return int(self.per_s * self.window_s)
 
-    @cached_property
+    @property
     def field(self) -> str:
         return f'"{self.name}";q={self.quota};w={self.window_s};qu="{_UNITS[self.name]}"'
 
@@ -56,11 +55,20 @@ class Policy:
         return f'"{self.name}";r={left};t={max(1, math.ceil(self.wait_s(used_s)))}'
 
 
+@dataclass(frozen=True)
+class Policies:
+    """Those that hold together, and the field that says so."""
+
+    all: Sequence[Policy]
+    field: bytes
+
+
 @lru_cache(maxsize=1024)
-def policies(rates: Rates, window_s: int) -> Sequence[Policy]:
+def policies(rates: Rates, window_s: int) -> Policies:
     """The policies of these rates. A window is long enough for one token."""
     given = ((REQUESTS, rates.requests_per_s), (BYTES, rates.bytes_per_s))
-    return tuple(Policy(name, per_s, max(window_s, math.ceil(1 / per_s))) for name, per_s in given if per_s)
+    found = tuple(Policy(name, per_s, max(window_s, math.ceil(1 / per_s))) for name, per_s in given if per_s)
+    return Policies(found, ", ".join(policy.field for policy in found).encode())
 
 
 class Usage:
@@ -90,7 +98,7 @@ class RateLimiter:
     def of(self, caller: Caller) -> "RequestRates | None":
         """The rates of a caller's request; None if there are none."""
         found = policies(caller.rates.or_else(self._defaults), self._window_s)
-        if not found:
+        if not found.all:
             return None
         usage = self._usages.pop(caller.principal, None) or Usage()
         self._usages[caller.principal] = usage
@@ -102,7 +110,7 @@ class RateLimiter:
 class RequestRates:
     """The rates that a request counts for."""
 
-    def __init__(self, policies: Sequence[Policy], usage: Usage, principal: str, now_s: Callable[[], float]) -> None:
+    def __init__(self, policies: Policies, usage: Usage, principal: str, now_s: Callable[[], float]) -> None:
         self._policies = policies
         self._usage = usage
         self._principal = principal
@@ -111,14 +119,14 @@ class RequestRates:
     def admit(self, scope: Scope, receive: Receive) -> Receive:
         """Count a request; returns what its body is to be received from, which is counted too. Raises `Unavailable`."""
         now_s = self._now_s()
-        waits_s = {policy: wait_s for policy in self._policies if (wait_s := self._wait_s(policy, now_s))}
+        waits_s = {policy: wait_s for policy in self._policies.all if (wait_s := self._wait_s(policy, now_s))}
         if waits_s:
             raise self._exceeded(waits_s, now_s)
-        length = Headers(scope=scope).get("content-length")
-        for policy in self._policies:
+        length = next((value for name, value in scope["headers"] if name == b"content-length"), None)
+        for policy in self._policies.all:
             # before the body arrives, so that requests at the same time see it
             self._usage.take(policy, 1 if policy.name == REQUESTS else int(length or 0), now_s)
-        by_bytes = next((policy for policy in self._policies if policy.name == BYTES), None)
+        by_bytes = next((policy for policy in self._policies.all if policy.name == BYTES), None)
         return receive if by_bytes is None or length is not None else self._counting(by_bytes, receive)
 
     def reporting(self, send: Send) -> Send:
@@ -133,11 +141,8 @@ class RequestRates:
 
     def _fields(self) -> Sequence[tuple[bytes, bytes]]:
         now_s = self._now_s()
-        states = (policy.state(self._usage.used_s(policy, now_s)) for policy in self._policies)
-        return (
-            (b"ratelimit-policy", ", ".join(policy.field for policy in self._policies).encode()),
-            (b"ratelimit", ", ".join(states).encode()),
-        )
+        states = [policy.state(self._usage.used_s(policy, now_s)) for policy in self._policies.all]
+        return ((b"ratelimit-policy", self._policies.field), (b"ratelimit", ", ".join(states).encode()))
 
     def _counting(self, policy: Policy, receive: Receive) -> Receive:
         async def receive_and_count() -> Message:
