@@ -97,7 +97,7 @@ class Authentication:
             if scope["path"] not in OPEN_PATHS and (rates := self._rates.of(found)):
                 send = rates.reporting(send)
                 try:
-                    receive = rates.admit(scope, receive)
+                    receive = rates.admit(receive)
                 except Unavailable as error:
                     self._on_refused(error.code)
                     await problems.too_fast(error)(scope, receive, send)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Message, Receive, Send
 
 from bronze.errors import Outage, Unavailable
 from bronze.protocol.principals import Caller, Rates
@@ -116,18 +116,21 @@ class RequestRates:
         self._principal = principal
         self._now_s = now_s
 
-    def admit(self, scope: Scope, receive: Receive) -> Receive:
-        """Count a request; returns what its body is to be received from, which is counted too. Raises `Unavailable`."""
+    def admit(self, receive: Receive) -> Receive:
+        """Count a request; returns what its body is to be received from. Raises `Unavailable`.
+
+        A body is counted while it arrives: if its announced length were, one header could use up the rate for years.
+        """
         now_s = self._now_s()
         waits_s = {policy: wait_s for policy in self._policies.all if (wait_s := self._wait_s(policy, now_s))}
         if waits_s:
             raise self._exceeded(waits_s, now_s)
-        length = next((value for name, value in scope["headers"] if name == b"content-length"), None)
         for policy in self._policies.all:
-            # before the body arrives, so that requests at the same time see it
-            self._usage.take(policy, 1 if policy.name == REQUESTS else int(length or 0), now_s)
-        by_bytes = next((policy for policy in self._policies.all if policy.name == BYTES), None)
-        return receive if by_bytes is None or length is not None else self._counting(by_bytes, receive)
+            if policy.name == REQUESTS:
+                self._usage.take(policy, 1, now_s)
+            else:
+                receive = self._counting(policy, receive)
+        return receive
 
     def reporting(self, send: Send) -> Send:
         """What the answer is to be sent to: it gets the fields."""
