@@ -6,20 +6,18 @@ BRONZE_KILL_SEED as for the kill test: it decides what the clients send, and whe
 import asyncio
 import os
 import random
-import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from signal import SIGKILL
 
 import httpx
 
-from local import programs
 from local.machine import limit_s
 from local.programs import Process
 from tests.delivery.kill.checker import check
-from tests.delivery.kill.harness import Clients, System, attempts
+from tests.delivery.kill.harness import CLOSED, Clients, System, attempts, bearer
 
 SEED = os.environ.get("BRONZE_KILL_SEED", "11")
 CLIENTS = 3
@@ -49,22 +47,8 @@ class TwoApis(System):
         """Restart an API so that it needs keys."""
         program = self._roles[name].program
         await self.stop(name)
-        self._roles[name] = Process(
-            replace(program, env={**program.env, "BRONZE_AUTH": "keys"}), self.root / f"{name}.log"
-        )
-        await self._at_work(name)
-
-    async def keys(self, *words: str) -> str:
-        """Run `bronze keys`, and return its output."""
-        command = await asyncio.create_subprocess_exec(
-            sys.executable,
-            *("-m", "bronze", "keys", *words, "--yes"),
-            env={**programs.environment(self._roles["consumer-1"].program), **self.queue_env("admin")},
-            stdout=asyncio.subprocess.PIPE,
-        )
-        out, _ = await command.communicate()
-        assert command.returncode == 0
-        return out.decode().strip()
+        self._roles[name] = Process(replace(program, env={**program.env, **CLOSED}), self.root / f"{name}.log")
+        await self.at_work(name)
 
     async def answer_to(self, key: str) -> set[int]:
         """The status with which each API answers to this key."""
@@ -79,18 +63,6 @@ class TwoApis(System):
             if await self.answer_to(key) == {status}:
                 break
         return time.monotonic() - start_s
-
-
-def bearer(key: str) -> Mapping[str, str]:
-    return {"Authorization": f"Bearer {key}"}
-
-
-async def some_accepted(clients: Clients) -> None:
-    """Wait until more submissions are accepted."""
-    before = len(clients.accepted)
-    async for _ in attempts(60, "nothing is accepted"):
-        if len(clients.accepted) >= before + 15:
-            break
 
 
 async def test_keys_are_switched_on_and_rotated_under_load(
@@ -108,22 +80,22 @@ async def test_keys_are_switched_on_and_rotated_under_load(
             system.start(name, command)
         keep = group.create_task(system.keep())
         senders = [group.create_task(clients.run(stop)) for _ in range(CLIENTS)]
-        await some_accepted(clients)
+        await clients.some_more(15)
         before = [pair for pair in clients.accepted if pair[0].key]
         first = await system.keys("create", "fleet", "--scope", "ingest:*", "--inherit-open")
-        clients.headers = bearer(first)
+        clients.use(first)
         for name in APIS:
             await system.close_api(name)
-            await some_accepted(clients)
+            await clients.some_more(15)
             await system.strike(rng.choice(["consumer-1", name]), SIGKILL)
-            await some_accepted(clients)
+            await clients.some_more(15)
         second = await system.keys("rotate", "fleet", "--overlap", "1h")
         await system.change_holds(second, 200)
-        clients.headers = bearer(second)
-        await some_accepted(clients)
+        clients.use(second)
+        await clients.some_more(15)
         await system.keys("revoke", first.split("_")[1])
         revoked_s = await system.change_holds(first, 401)
-        await some_accepted(clients)
+        await clients.some_more(15)
         stop.set()
         await asyncio.gather(*senders)
         for submission, answer in rng.sample(before, min(10, len(before))):

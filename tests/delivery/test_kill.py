@@ -18,7 +18,7 @@ import pytest
 
 from tests.delivery.kill import wiring
 from tests.delivery.kill.checker import Found, check
-from tests.delivery.kill.harness import CONSUMERS, Clients, Submission, System, attempts
+from tests.delivery.kill.harness import CLOSED, CONSUMERS, Clients, Submission, System, attempts
 from tests.delivery.kill.wiring import DEADLY, SLOW, Step
 
 SEED = os.environ.get("BRONZE_KILL_SEED", "9")
@@ -92,7 +92,7 @@ async def test_killed_anywhere_each_accepted_record_is_there_exactly_once(
 ) -> None:
     """Whichever process is killed or paused at any step: each accepted record is in an object exactly once, or in
     quarantine because it kills its decoder. The catalog equals the bucket, no lane has a gap or an overlap, and retries
-    get the same answers.
+    get the same answers. The API needs keys: it refuses nobody who has one, and each submission has its principal.
     """
     seed = random.SystemRandom().randrange(10**6) if SEED == "random" else int(SEED)
     with capsys.disabled():
@@ -101,7 +101,8 @@ async def test_killed_anywhere_each_accepted_record_is_there_exactly_once(
     system, stop = System(tmp_path), asyncio.Event()
     try:
         async with system, Clients(system, rng) as clients, asyncio.TaskGroup() as group:
-            system.start("api", "serve")
+            clients.use(await system.keys("create", "fleet", "--scope", "ingest:*"))
+            system.start("api", "serve", **CLOSED)
             for name in CONSUMERS:
                 system.start(name, "consume")
             keep = group.create_task(system.keep())
@@ -140,6 +141,7 @@ async def test_killed_anywhere_each_accepted_record_is_there_exactly_once(
     record_property("objects", len(found.objects))
     verdict = check(sent, found)
     assert verdict, f"BRONZE_KILL_SEED={seed}, logs in {tmp_path}: {verdict}"
+    assert {one.principal for entry in found.entries for one in entry.submissions} == {"fleet"}
     unfit = {record for record in sent.accepted if record.startswith('{"bad"')}
     assert unfit
     assert unfit <= reasons(found, "asked for quarantine") <= unfit | sent.unknown

@@ -166,6 +166,23 @@ class System:
         assert program.command == self._servers["nats"].program.command
         self._servers["nats"].signal(signal.SIGHUP)
 
+    async def keys(self, *words: str) -> str:
+        """Run `bronze keys`, and return its output."""
+        command = await self.command("keys", *words, "--yes")
+        out, _ = await command.communicate()
+        assert command.returncode == 0
+        return out.decode().strip()
+
+    async def command(self, *words: str, key: str = "", user: str = "admin") -> asyncio.subprocess.Process:
+        """Start a command of `bronze`, as a user of the queue, with an API key in its environment."""
+        env = {"BRONZE_API_URL": self.api_url, "BRONZE_API_KEY": key} if key else {}
+        return await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "bronze", *words),
+            env={**programs.environment(), **SETTINGS, **self._account.env, **self.queue_env(user), **env},
+            stdout=asyncio.subprocess.PIPE,
+            stderr=None if words[0] == "keys" else asyncio.subprocess.STDOUT,
+        )
+
     async def keep(self) -> None:
         """Restart processes that die. Fail if a process ends otherwise than by SIGKILL."""
         while True:
@@ -201,7 +218,7 @@ class System:
         if isinstance(target, Step):
             name, pid = await self._order(target, number)
         else:
-            name, pid = target, await self._at_work(target)
+            name, pid = target, await self.at_work(target)
             os.kill(pid, number)
         if number is SIGSTOP:
             async for _ in attempts(10, f"{name} did not stop: {target}"):
@@ -215,7 +232,7 @@ class System:
                     break
         self.kills[name, target if isinstance(target, Step) else ANYWHERE, number.name] += 1
 
-    async def _at_work(self, name: str) -> int:
+    async def at_work(self, name: str) -> int:
         """The pid of a role after its start: a kill during the start tests nothing."""
         async for _ in attempts(60, f"{name} is not ready"):
             with suppress(NotReady):
@@ -285,6 +302,13 @@ def _is_stopped(pid: int) -> bool:
 
 # --- clients
 
+#: Settings of an API that needs keys.
+CLOSED = {"BRONZE_AUTH": "keys"}
+
+
+def bearer(key: str) -> Mapping[str, str]:
+    return {"Authorization": f"Bearer {key}"}
+
 
 @dataclass(frozen=True)
 class Submission:
@@ -318,6 +342,17 @@ class Clients:
 
     async def __aexit__(self, *error: object) -> None:
         await self._http.aclose()
+
+    async def some_more(self, count: int) -> None:
+        """Wait until so many more submissions are accepted."""
+        before = len(self.accepted)
+        async for _ in attempts(60, "nothing is accepted"):
+            if len(self.accepted) >= before + count:
+                break
+
+    def use(self, key: str) -> None:
+        """Send this API key with each request from now on."""
+        self.headers = bearer(key)
 
     def submission(self, source: str = "", filling: str = "", *, keyed: bool | None = None) -> Submission:
         """A new submission with unique records: most are small and have a key, some have several messages, and some
