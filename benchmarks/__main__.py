@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from rich.table import Column, Table
 
-from benchmarks import bulk, delivery, growth, lanes, memory, objects, outage_volume, small, telemetry
+from benchmarks import auth, bulk, delivery, growth, lanes, memory, objects, outage_volume, small, telemetry
 from benchmarks.rounds import VARIANTS_ACROSS, Found, shown, tables
 from benchmarks.stand import Options, console, keep, say
 from local.watch import leave_nothing
@@ -19,6 +19,7 @@ from local.watch import leave_nothing
 PARTS: Mapping[str, Callable[[Options], Found]] = {
     "bulk": bulk.run,
     "small": small.run,
+    "auth": auth.run,
     "delivery": delivery.run,
     "memory": memory.run,
     "lanes": lanes.run,

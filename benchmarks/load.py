@@ -40,6 +40,7 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
     rate: float | None = None
     receipts: bool = False
     content_type: str = "application/x-ndjson"
+    headers: dict[str, str] = {}
 
 
 class Sent(msgspec.Struct, kw_only=True):
@@ -113,9 +114,10 @@ class Connection(asyncio.Protocol):
     def __init__(self, offer: Offer, port: int) -> None:
         self._offer = offer
         load = offer.load
+        headers = "".join(f"{name}: {value}\r\n" for name, value in load.headers.items())
         self._head = (
             f"POST {load.path} HTTP/1.1\r\nHost: {LOOPBACK}:{port}\r\nContent-Type: {load.content_type}\r\n"
-            "Content-Length: "
+            f"{headers}Content-Length: "
         ).encode()
         self._came = b""
         self._now: tuple[float, bytes, int] | None = None
