@@ -92,17 +92,17 @@ def urgent_alerts() -> Stat:
     info = PanelInfo(
         "Urgent alerts",
         "The alerts that fire now and need somebody to act now. They fire when a fault lasts, so later than the "
-        "verdicts. *Telemetry health* lists all, with their runbook entries.",
+        "verdicts: *none yet* while a verdict is red. *Telemetry health* lists all, with their runbook entries.",
         "the rules are not evaluated",
         ["Watchdog"],
         (HEALTH, "Alerts: urgent"),
     )
     fires = 'ALERTS{alertname=~"Bronze.+", alertstate="firing", severity="page"}'
     named = components.single_value(f"group by (alertname) ({fires})", "{{alertname}}")
-    none = components.single_value(
-        f'(group(ALERTS{{alertname="Watchdog", alertstate="firing"}}) - 1) unless on () {fires}', "none"
-    )
-    panel = tile(info, COUNT, named, none, height=4).text_mode(BigValueTextMode.NAME)
+    watched = 'group(ALERTS{alertname="Watchdog", alertstate="firing"})'
+    none = components.single_value(f"({watched} - 1) unless on () {fires} unless on () {_FAILING}", "none")
+    not_yet = components.single_value(f"(({watched} - 2) unless on () {fires}) and on () {_FAILING}", "none yet")
+    panel = tile(info, COUNT, named, none, not_yet, height=4).text_mode(BigValueTextMode.NAME)
     return panel.thresholds(components.steps(NOTHING, (0, GOOD), (1, BAD)))
 
 

@@ -123,7 +123,7 @@ def _is_warned(moment: Moment, part: Part) -> bool:
 
 
 def _urgent(moment: Moment, shown: Shown) -> str:
-    named = set(shown.values) - {"none"}
+    named = set(shown.values) - {"none", "none yet"}
     listed = [look.pages for look in moment.looks[-3:]]
     if named <= frozenset.union(*listed) and named >= frozenset.intersection(*listed):
         return ""
