@@ -7,7 +7,6 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeVar
 
 import nats
-
 from local.programs import LOOPBACK
 
 T = TypeVar("T")

@@ -28,8 +28,9 @@ class Encrypted:
     cert_file: Path
     key_file: Path
 
-    def servers(self, host: str = LOOPBACK, scheme: str = "tls", **files: Path) -> QueueServers:
-        return QueueServers((f"{scheme}://{host}:{self.port}",), "admin", PASSWORD, **files)
+    def servers(self, *files: Path, host: str = LOOPBACK, scheme: str = "tls") -> QueueServers:
+        """With the certificates of the authority and of the process, and its key."""
+        return QueueServers((f"{scheme}://{host}:{self.port}",), "admin", PASSWORD, *files)
 
 
 @pytest.fixture(params=[False, True], ids=["server only", "both sides"])
@@ -59,8 +60,8 @@ async def test_the_server_proves_its_name_and_the_process_its_own(
     encrypted: Encrypted, request: pytest.FixtureRequest
 ) -> None:
     """A certificate of an unknown authority, or of another name, is a wrong setting, and so is one that is missing."""
-    ours = {"ca_file": encrypted.ca_file, "cert_file": encrypted.cert_file, "key_file": encrypted.key_file}
-    jetstream = await JetStream.connect(encrypted.servers(**ours))
+    ours = (encrypted.ca_file, encrypted.cert_file, encrypted.key_file)
+    jetstream = await JetStream.connect(encrypted.servers(*ours))
     try:
         assert await jetstream.stream_names(">") == []
     finally:
@@ -69,8 +70,8 @@ async def test_the_server_proves_its_name_and_the_process_its_own(
         with pytest.raises(Misconfigured, match=r"its certificate is refused .*BRONZE_NATS_CA_FILE"):
             await JetStream.connect(encrypted.servers(scheme=scheme))
     with pytest.raises(Misconfigured, match=r"its certificate is refused \(.*mismatch.*localhost"):
-        await JetStream.connect(encrypted.servers("localhost", **ours))
-    only_ca = encrypted.servers(ca_file=encrypted.ca_file)
+        await JetStream.connect(encrypted.servers(*ours, host="localhost"))
+    only_ca = encrypted.servers(encrypted.ca_file)
     if "both sides" in request.node.name:
         with pytest.raises(Misconfigured, match=r"refuses the certificate of this process .*BRONZE_NATS_CERT_FILE"):
             await JetStream.connect(only_ca)

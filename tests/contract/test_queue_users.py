@@ -262,18 +262,23 @@ class Asking:
         subject = re.sub(r"{(\w+)}", lambda match: streams[match[1]], request.subject)
         if request.listen:
             await (await self._client.subscribe(subject)).unsubscribe()
-            await self._client.flush()
+            await self._settle()
             return not self._denied(subject)
         inbox = self._client.new_inbox()
         answers = await self._client.subscribe(inbox)
         await self._client.publish(subject, json.dumps(request.payload or {}).encode(), reply=inbox)
-        await self._client.flush()
+        await self._settle()
         if self._denied(subject):
             return False
         if subject.startswith("$JS.API"):
             answer = (await answers.next_msg(timeout=5)).data
             return REFUSED not in answer
         return True
+
+    async def _settle(self) -> None:
+        """Twice, since the first may overtake what waits to be sent."""
+        await self._client.flush()
+        await self._client.flush()
 
     def _denied(self, subject: str) -> bool:
         refused = [error for error in self._errors if f'"{subject.lower()}"' in error]
@@ -313,8 +318,12 @@ async def test_nobody_else_is_let_in(nats_process: Process, wrong: str | None) -
     async def note(error: Exception) -> None:
         errors.append(str(error))
 
-    with pytest.raises(nats.errors.Error, match="Authorization Violation"):
-        await nats.connect(address, allow_reconnect=False, error_cb=note)
+    client = Client()
+    try:
+        with pytest.raises(nats.errors.Error, match="Authorization Violation"):
+            await client.connect(address, allow_reconnect=False, error_cb=note)
+    finally:
+        await client.close()
 
 
 def table() -> str:

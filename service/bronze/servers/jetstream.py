@@ -191,6 +191,10 @@ class _Client(Client):
 
     async def _report(self, error: Exception) -> None:
         log.warning("connection to the queue: %s", error or type(error).__name__)
+        if isinstance(error, ssl.SSLError) and self._transport:
+            # asyncio never says that a connection is closed whose handshake failed, and nats-py would wait for that
+            self._transport.close()  # type: ignore[no-untyped-call]
+            self._transport = None
         if match := _DENIED.search(str(error)):
             if len(self._denied) >= DENIED_MAX:
                 self._denied.clear()
