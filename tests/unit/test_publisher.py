@@ -26,6 +26,8 @@ from urllib.parse import unquote
 
 import httpx
 import msgspec
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -49,7 +51,7 @@ from bronze import publisher
 from bronze.errors import Misconfigured, Refused
 from bronze.protocol.message import MESSAGE_BYTES_MAX
 from bronze.publisher import Batch, FileFormat, Plan, Sender, Stop, Summary, batches, checking, publishing, reading
-from bronze.publisher.files import open_file
+from bronze.publisher.files import key_prefix, open_file
 from bronze.publisher.fleet import fleet
 from bronze.records import sources
 from bronze.settings import Settings
@@ -539,6 +541,20 @@ def test_answers_of_other_servers_do_not_count_as_accepted(
     assert summary.error is not None
     assert summary.records == 0
     assert observed.counts() == {"accepted": 0, "rejected": 0, "unknown": 1}
+
+
+def test_a_file_that_an_earlier_version_sent_in_part_is_refused(
+    api: Api, publish: Callable[..., Summary], tmp_path: Path
+) -> None:
+    """Its keys are the same, and the API answers that they belong to other data: nothing is stored twice."""
+    table = pa.table({"vehicle_id": ["1"]})
+    pq.write_table(table, tmp_path / "f.parquet")
+    api.script = [problem(409, "idempotency-key-reused", "The Idempotency-Key belongs to another submission.")]
+    summary = publish(tmp_path / "f.parquet", source="vehicles")
+    assert "by another version of bronze publish" in str(summary.error)
+    assert "use the same options, version and input as before" in str(summary.error)
+    with open_file(str(tmp_path / "f.parquet")) as opened:
+        assert api.requests[0].key == f"{key_prefix(opened, '', None)}-0"
 
 
 @pytest.mark.parametrize(

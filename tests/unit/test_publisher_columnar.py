@@ -205,6 +205,18 @@ def test_the_parts_of_a_dictionary_do_not_repeat_it(tmp_path: Path) -> None:
         assert max(len(batch.body) for batch in sent) < 1_000
 
 
+def test_a_file_of_many_small_batches_becomes_one(tmp_path: Path) -> None:
+    sink = io.BytesIO()
+    table = pa.table({"vehicle_id": list(map(str, range(100)))} | {name: pa.nulls(100) for name in "ab"})
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table, max_chunksize=1)
+    (tmp_path / "f.arrows").write_bytes(sink.getvalue())
+    (batch,) = batches(tmp_path / "f.arrows")
+    assert read_back(batch.body) == table
+    with pa.ipc.open_stream(batch.body) as opened:
+        assert len(list(opened)) == 1
+
+
 PRINT_BODIES = """
 import sys
 from bronze.publisher import columnar_files, FileFormat

@@ -300,7 +300,7 @@ class JsonIntake:
             or _any_may_be_too_deep(records)
             or self._at_calendar_boundary(decoded)
             or not self._all_fit(decoded)
-            or any(map(self._misspelled, records))
+            or (self._decimals and any(map(self._misspelled, records)))
         ):
             for record in records:
                 try:
