@@ -630,6 +630,14 @@ def test_a_dry_run_names_alike_problems_once(tmp_path: Path) -> None:
     assert (findings.invalid, json.loads(findings.json())["invalid"]) == (2_501, 2_501)
 
 
+def test_a_dry_run_says_that_a_file_cannot_be_read_to_its_end(tmp_path: Path) -> None:
+    (tmp_path / "f.csv").write_bytes(b"vehicle_id\nA\ncaf\xe9\n")
+    findings = checking.check(Plan("vehicles"), sources.built_in()["vehicles"], [str(tmp_path / "f.csv")])
+    assert not findings.all_valid
+    assert "is not UTF-8, line 3" in findings.problems[0]
+    assert "all of them fit the source, and the rest of 1 file cannot be read" in findings.text()
+
+
 # --- several files, and options for all records
 
 

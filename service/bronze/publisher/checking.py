@@ -88,7 +88,9 @@ class Findings:
 
     def text(self) -> str:
         verb = "does" if self.invalid == 1 else "do"
-        result = "all of them fit the source" if self.all_valid else f"{self.invalid:,} {verb} not fit the source"
+        result = "all of them fit the source" if not self.invalid else f"{self.invalid:,} {verb} not fit the source"
+        if self._unreadable:
+            result += f", and the rest of {counted(len(self._unreadable), 'file')} cannot be read"
         more = [f"and {counted(self._unlisted, 'record')} with other problems"] if self._unlisted else []
         total = f"{counted(self.records, 'record')} in {counted(self.files, 'file')}, {result}; nothing was sent"
         return "\n".join([*self.problems, *more, f"{self.source}: {total}"])
