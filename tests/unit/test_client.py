@@ -203,6 +203,16 @@ def test_objects_are_those_in_the_bucket_that_may_have_rows_of_the_time() -> Non
     assert api.requests[0].url.params["since"] == "2026-11-29T09:00:00+00:00"
 
 
+@pytest.mark.parametrize("until", ["2026-11-29", "2026-11-29T10:00:00", "yesterday"])
+def test_a_time_without_its_zone_is_refused(until: str) -> None:
+    """Nobody knows which moment it is."""
+    answer = json.loads(page("a").content)
+    answer["events"][0]["first_received_at"] = "2026-11-29T10:00:00+00:00"
+    bronze, _ = client(httpx.Response(200, json=answer))
+    with pytest.raises(Refused, match="is not a time with its zone"):
+        list(bronze.objects("vehicles", until=until))
+
+
 def test_the_async_client_does_the_same(waits: list[float]) -> None:
     """One after the other: a retry, the status, the feed."""
     stored = httpx.Response(

@@ -4,10 +4,12 @@ A call is a generator. It yields a request, and gets its response or the error i
 seconds to wait.
 """
 
+import datetime as dt
 import random
 import time
 import urllib.parse
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import count
 from typing import TYPE_CHECKING, Any, TypeVar, Union
@@ -19,7 +21,7 @@ from opentelemetry.propagate import inject
 
 from bronze.client.connection import failure, unreachable
 from bronze.client.results import FeedPage, Status, Submission
-from bronze.errors import Misconfigured, Outage, Refused, Unavailable
+from bronze.errors import Misconfigured, Outage, Refusal, Refused, Unavailable
 from bronze.protocol import request_headers
 from bronze.protocol.feed_event import FeedEvent, ObjectEvent, RemovalEvent
 from bronze.records.media import NDJSON, ColumnarType
@@ -54,6 +56,15 @@ def back_off_s(attempt: int, jitter: random.Random) -> float:
     """How long to wait after this number of attempts."""
     highest_s = min(BACK_OFF_S_MAX, BACK_OFF_S_FIRST * 2 ** min(attempt - 1, 16))
     return jitter.uniform(highest_s / 2, highest_s)
+
+
+def moment(text: str) -> dt.datetime:
+    """A time with its zone (RFC 3339). Raises `Refused`."""
+    with suppress(ValueError):
+        found = dt.datetime.fromisoformat(text)
+        if found.tzinfo is not None:
+            return found
+    raise Refused(Refusal.INVALID_QUERY, f"{text!r} is not a time with its zone, such as 2026-11-29T10:00:00Z")
 
 
 def _answered(request: httpx.Request, policy: Policy, what: str) -> Call[httpx.Response]:

@@ -3,7 +3,6 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
-from datetime import datetime
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, TypeVar
 
@@ -363,4 +362,4 @@ def _wanted(event: ObjectEvent, until: str | None) -> bool:
         return False
     if until is None or event.first_received_at is None:
         return True
-    return datetime.fromisoformat(event.first_received_at) < datetime.fromisoformat(until)
+    return calls.moment(event.first_received_at) < calls.moment(until)

@@ -3,7 +3,6 @@
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from datetime import datetime
 from typing import Self, TypeAlias
 
 import pyarrow as pa
@@ -13,6 +12,7 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from bronze import settings
+from bronze.client.calls import moment
 from bronze.client.condition import parse
 from bronze.errors import Misconfigured, Outage, Refusal, Refused, Unavailable
 
@@ -109,14 +109,10 @@ def within(where: "Where | None", since: str | None, until: str | None, schema: 
     conditions = [] if where is None else [parse(where, schema) if isinstance(where, str) else where]
     received = pc.field(RECEIVED_AT)
     if since is not None:
-        conditions.append(received >= _time(since))
+        conditions.append(received >= pa.scalar(moment(since), pa.timestamp("us", "UTC")))
     if until is not None:
-        conditions.append(received < _time(until))
+        conditions.append(received < pa.scalar(moment(until), pa.timestamp("us", "UTC")))
     combined: pc.Expression | None = None
     for condition in conditions:
         combined = condition if combined is None else combined & condition
     return combined
-
-
-def _time(text: str) -> pa.Scalar:
-    return pa.scalar(datetime.fromisoformat(text), pa.timestamp("us", "UTC"))

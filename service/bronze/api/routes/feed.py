@@ -1,10 +1,11 @@
 """`GET /v1/feed`: new objects, and removals, for programs that follow them."""
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Header, Query, Request, Response
-from pydantic import AwareDatetime
+from pydantic import AwareDatetime, BeforeValidator
 
 from bronze.api import problems
 from bronze.api.authentication import caller_now, forbidden
@@ -17,9 +18,17 @@ from bronze.records.sources import Source
 
 EVENT_STREAM = "text/event-stream"
 SOURCES_MAX = 64
+_TIME = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d(:\d\d(\.\d+)?)?([Zz]|[+-]\d\d:\d\d)")
 _STREAM: dict[int | str, dict[str, Any]] = {
     200: {"model": FeedAnswer, "content": {EVENT_STREAM: {"schema": {"type": "string"}}}}
 }
+
+
+def _check_time(value: object) -> object:
+    """Refuse what is no time with its zone, but a number of seconds, say, which pydantic takes for one."""
+    if isinstance(value, str) and not _TIME.fullmatch(value):
+        raise ValueError("it is not a time with its zone, such as 2026-11-29T10:00:00Z")
+    return value
 
 
 def add(app: FastAPI, known: Mapping[str, Source], index: CatalogIndex, followers: Followers) -> None:
@@ -46,7 +55,7 @@ def add(app: FastAPI, known: Mapping[str, Source], index: CatalogIndex, follower
             float, Query(ge=0, le=WAIT_S_MAX, description="How long to wait for the first event, in seconds.")
         ] = 0,
         since: Annotated[
-            AwareDatetime | None,
+            Annotated[AwareDatetime, BeforeValidator(_check_time)] | None,
             Query(description="Without objects whose submissions were all received before. Not for streams."),
         ] = None,
         accept: Annotated[str, Header(include_in_schema=False)] = "",
