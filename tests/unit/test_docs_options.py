@@ -11,6 +11,7 @@ from local.builds import REPOSITORY
 
 PAGES = {
     "catalog": "delivery.md",
+    "init": "security.md",
     "keys": "security.md",
     "lanes": "delivery.md",
     "lineage": "lineage.md",
