@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import nats.errors
 import pytest
 import pytest_asyncio
 from nats.aio.client import Client
 
 import nats
-from bronze.errors import Misconfigured, Unavailable
+from bronze.errors import Halted, Misconfigured, Unavailable
 from bronze.protocol.chain import Position
 from bronze.records import sources
 from bronze.servers.catalog_feed import Feed, FeedPosition
@@ -375,3 +376,26 @@ async def test_a_key_that_the_server_was_made_to_write_is_not_used(
         await client.close()
     await admin.publish(Outgoing("$KV.bronze.principals", b"", {"KV-Operation": "DEL"}))  # as `nats kv del` does
     assert (await store.read())[0].principals == []
+
+
+async def test_a_catalog_entry_that_the_server_was_made_to_write_halts_the_lane(
+    settings: Settings, nats_process: Process, connected: Connected
+) -> None:
+    """A user of the API could publish the entry as a message of a lane, and let the server send it to the catalog."""
+    admin = await connected.as_user("admin")
+    _, _, lanes, catalog = await open_queue(admin, settings, SOURCES, asyncio.Event())
+    lane = next(lane for lane in lanes if lane.source == "vehicles")
+    entry = Position(None, 0).entry_after(factories.stored(factories.contents(1, 4, epoch=lane.epoch)))
+    await (await connected.as_user("api")).publish(Outgoing("bronze.vehicles.0.forged", msgspec.json.encode(entry), {}))
+    client = await nats.connect(url(nats_process), user="api", password=PASSWORDS["api"])
+    try:
+        await client.publish(f"$JS.API.DIRECT.GET.{lane.stream}", b'{"seq":1}', reply=lane.entry_subject)
+
+        async def arrived() -> bool:
+            return (await admin.state(catalog.stream)).last == 1
+
+        await until(arrived)
+        with pytest.raises(Halted, match="not written by Bronze"):
+            await catalog.position(lane)
+    finally:
+        await client.close()

@@ -276,6 +276,15 @@ def removal_message(removal: Removal) -> Outgoing:
 
 
 def decode(message: Message, expected: type[T]) -> T:
+    """The content of a message. Raises `Halted`, also if it is an answer that a user let the server send there.
+
+    Only a message from the leader shows that: the answer of a replica has these headers itself.
+    """
+    if js.ANSWERED_STREAM in message.headers:
+        raise Halted(
+            f"catalog message {message.sequence} ({message.subject}) was not written by Bronze: a user of the queue "
+            "let the server send an answer there (docs/security.md)"
+        )
     try:
         return msgspec.json.decode(message.payload, type=expected)
     except msgspec.DecodeError as error:

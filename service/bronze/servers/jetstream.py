@@ -45,6 +45,9 @@ BATCH_ANSWER_MESSAGES = 16
 EXPECTED_STREAM = "Nats-Expected-Stream"
 EXPECTED_LAST_SUBJECT_SEQUENCE = "Nats-Expected-Last-Subject-Sequence"
 TTL = "Nats-TTL"
+#: Headers of messages that the server has sent as an answer, if one was stored: nobody publishes them.
+ANSWERED_STREAM = "Nats-Stream"
+ANSWERED_STATUS = "Status"
 
 #: A consumer that reads headers adds it to them.
 PAYLOAD_SIZE = "Nats-Msg-Size"

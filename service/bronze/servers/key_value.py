@@ -22,9 +22,6 @@ CLAIM_S = 5.0
 POLL_S = 0.1
 #: Options that nobody needs and that would let a user of one key change others.
 PROTECTION: Mapping[str, object] = {"allow_rollup_hdrs": False, "deny_delete": True, "deny_purge": True}
-#: Headers of messages that the server has sent as an answer.
-ANSWERED_STREAM = "Nats-Stream"
-ANSWERED_STATUS = "Status"
 #: The beginning of a claim that does not expire; the rest is the command that releases it.
 HELD = b"held: "
 
@@ -176,7 +173,7 @@ def _was_put(message: Message) -> bool:
     request may publish there or not. What it sends has other headers than what was published.
     """
     headers = message.headers
-    if ANSWERED_STREAM in headers or ANSWERED_STATUS in headers:
+    if js.ANSWERED_STREAM in headers or js.ANSWERED_STATUS in headers:
         return False
     return not message.payload or headers.get(js.EXPECTED_STREAM) == STREAM
 
