@@ -109,21 +109,23 @@ async def test_a_browser_logs_in_and_out_and_other_sites_cannot(system: System) 
         browser = await playwright.chromium.launch(
             executable_path=program.executable, env={**os.environ, **program.env}
         )
-        page = await browser.new_page()
+        context = await browser.new_context()
+        page = await context.new_page()
         refused = await page.goto(f"{system.api_url}/runbook")
         assert refused
         assert refused.status == 401
         async for _ in attempts(30, "the key does not hold"):
             await page.get_by_label("API key").fill(key)
-            await page.get_by_role("button", name="Log in").click()
+            async with page.expect_event("load"):
+                await page.get_by_role("button", name="Log in").click()
             if page.url == f"{system.api_url}/runbook":
                 break
         await page.goto(system.api_url)
         assert await page.get_by_text("person").is_visible()
-        (cookie,) = await page.context.cookies()
+        (cookie,) = await context.cookies()
         assert (cookie["httpOnly"], cookie["sameSite"]) == (True, "Strict")
         assert await page.evaluate("document.cookie") == ""
-        other = await page.context.new_page()
+        other = await context.new_page()
         for path, status in (("/login", 403), ("/logout", 403), ("/v1/ingest/vehicles", 401)):
             await other.goto("data:text/html,<form method=post><button>Go</button></form>")
             await other.evaluate("url => { document.forms[0].action = url }", f"{system.api_url}{path}")
@@ -136,5 +138,5 @@ async def test_a_browser_logs_in_and_out_and_other_sites_cannot(system: System) 
         assert await page.get_by_text("person").is_visible()
         await page.get_by_role("button", name="Log out").click()
         await page.wait_for_url("**/login")
-        assert await page.context.cookies() == []
+        assert await context.cookies() == []
         await browser.close()
