@@ -2,6 +2,7 @@
 # `make PYTHON=python3.12 up` chooses the Python.
 PYTHON ?= python3
 UV_VERSION := 0.13.9
+ATHERIS_VERSION := 3.0.0
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -9,7 +10,7 @@ READY := $(VENV)/.ready
 LOCAL := $(BIN)/python -m local
 
 .DEFAULT_GOAL := help
-.PHONY: help up status logs down demo unit test kill-test mixed fuzz outage-test attack prove truth drill incidents coverage bench secrets check generate lock sbom audit pin-images
+.PHONY: help up status logs down demo unit test kill-test mixed fuzz fuzz-intake outage-test attack prove truth drill incidents coverage bench secrets check generate lock sbom audit pin-images
 MAKEFLAGS += --no-print-directory
 
 help: ## show this list
@@ -56,6 +57,14 @@ fuzz: N ?= 500
 fuzz: SEED ?= 1
 fuzz: $(READY) ## send valid and invalid requests to every operation of the OpenAPI document; N=...: requests each, SEED=...: others
 	BRONZE_FUZZ_EXAMPLES=$(N) BRONZE_FUZZ_SEED=$(SEED) $(BIN)/python -m pytest tests/system/test_fuzz.py $(T)
+
+fuzz-intake: S ?= 3600
+fuzz-intake: $(READY) ## give damaged bodies of each format to intake, decoders and columnar reader, under atheris, for S=... seconds
+	@$(BIN)/python -c 'import atheris' 2>/dev/null || \
+		VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --no-deps --only-binary :all: --require-hashes --requirement requirements-fuzz.lock || { \
+		echo "error: atheris has no wheel for $$($(BIN)/python --version), or packages cannot be reached;" \
+			"choose Python 3.11 to 3.13 with make PYTHON=..." >&2; exit 1; }
+	@$(BIN)/python -m tests.fuzz --seconds $(S) $(if $(ONLY),--only $(ONLY))
 
 attack: $(READY) ## send what once stopped the API, measure what it costs, and what it costs others; ONLY=..., S=...: seconds of the last part
 	@$(BIN)/python -m tests.attack $(if $(ONLY),--only "$(ONLY)") $(if $(S),--seconds $(S)) $(if $(BRONZE),--bronze $(BRONZE))
@@ -111,6 +120,7 @@ lock: $(READY) ## pin the dependencies of pyproject.toml, uv, and the Go modules
 	$(COMPILE) --all-extras $(U) pyproject.toml --output-file requirements.lock
 	@$(LOCAL) modules
 	echo uv==$(UV_VERSION) | $(COMPILE) --no-annotate - --output-file requirements-uv.lock
+	echo atheris==$(ATHERIS_VERSION) | $(COMPILE) --no-annotate - --output-file requirements-fuzz.lock
 
 sbom: $(READY) ## write all components with their licences to .local/sbom/ (CycloneDX); fails on AGPL and the like
 	@$(LOCAL) sbom

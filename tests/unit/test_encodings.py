@@ -103,3 +103,22 @@ def test_a_zstd_window_of_more_than_8_mib_is_refused() -> None:
         else:
             with pytest.raises(Refused, match="window is larger than 8388608 bytes; compress it without --long"):
                 list(Zstd().feed(encoded))
+
+
+@given(cuts=CUTS)
+def test_a_frame_with_less_than_it_states_is_refused_in_any_pieces(cuts: list[int]) -> None:
+    """Its last block is empty: the library finds the error only if the frame comes as a whole."""
+    frame = b"(\xb5/\xfd \xff\x01\x00\x00"
+    decoder = Zstd()
+    pieces = split(frame, cuts)
+    with pytest.raises(Refused, match="zstd"):
+        b"".join(out for piece in pieces for out in decoder.feed(piece))
+
+
+@given(cuts=CUTS)
+def test_frames_that_decoders_skip_are_skipped(cuts: list[int]) -> None:
+    skippable = b"\x50\x2a\x4d\x18\x04\x00\x00\x00abcd"
+    decoder = Zstd()
+    body = skippable + zstandard.compress(b"body") + skippable
+    assert b"".join(out for piece in split(body, cuts) for out in decoder.feed(piece)) == b"body"
+    decoder.finish()

@@ -62,17 +62,24 @@ class Zstd:
     """zstd (RFC 8878), one or more frames, with windows of up to 8 MiB, which the RFC asks decoders to support.
 
     The library returns everything that its input decodes to, so the input is bounded. A block of 4 bytes decodes to at
-    most 128 KiB, so that at most `STEP_BYTES` are yielded at once.
+    most 128 KiB, so that at most `STEP_BYTES` are yielded at once. The size that a frame states is compared here: the
+    library does not if the frame comes in pieces and its last block is empty.
     """
 
+    HEAD_BYTES = 18
     WINDOW_BYTES_MAX = 8 * 2**20
     INPUT_BYTES = 256
     STEP_BYTES = INPUT_BYTES // 4 * 128 * 2**10
 
     def __init__(self) -> None:
         self._decompressor = zstandard.ZstdDecompressor(max_window_size=self.WINDOW_BYTES_MAX)
-        self._frame = self._decompressor.decompressobj()
+        self._begin_frame()
         self._begun = False
+
+    def _begin_frame(self) -> None:
+        self._frame = self._decompressor.decompressobj()
+        self._frame_head = b""
+        self._frame_bytes = 0
 
     def feed(self, data: bytes) -> Iterator[bytes]:
         view = memoryview(data)
@@ -80,12 +87,17 @@ class Zstd:
             rest = bytes(view[start : start + self.INPUT_BYTES])
             while rest:
                 if self._frame.eof:
-                    self._frame = self._decompressor.decompressobj()
+                    self._begin_frame()
                 self._begun = True
+                if len(self._frame_head) < self.HEAD_BYTES:
+                    self._frame_head += rest[: self.HEAD_BYTES - len(self._frame_head)]
                 try:
                     out = self._frame.decompress(rest)
                 except zstandard.ZstdError as error:
                     raise _corrupt("zstd", self._reason(error)) from error
+                self._frame_bytes += len(out)
+                if self._frame.eof:
+                    self._check_size()
                 rest = self._frame.unused_data if self._frame.eof else b""
                 if out:
                     yield out
@@ -93,6 +105,11 @@ class Zstd:
     def finish(self) -> None:
         if self._begun and not self._frame.eof:
             raise _corrupt("zstd", "it ends before the end of its last frame")
+
+    def _check_size(self) -> None:
+        stated = zstandard.frame_content_size(self._frame_head)  # -1: none
+        if stated not in {-1, self._frame_bytes}:
+            raise _corrupt("zstd", f"a frame has {self._frame_bytes} bytes, but states {stated}")
 
     def _reason(self, error: zstandard.ZstdError) -> str:
         if "too much memory" in str(error):
