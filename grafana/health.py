@@ -567,7 +567,6 @@ def rejected() -> Timeseries:
     refusals = {
         "too old": "prometheus_tsdb_too_old_samples_total",
         "out of bounds": "prometheus_tsdb_out_of_bound_samples_total",
-        "out of order": "prometheus_tsdb_out_of_order_samples_total",
         "rules": "prometheus_rule_evaluation_failures_total",
     }
     return components.expected_zero(

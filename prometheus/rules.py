@@ -173,7 +173,6 @@ EXTERNAL_METRICS: Mapping[str, tuple[str, frozenset[str]]] = {
             "Prometheus, about itself",
             (
                 "prometheus_tsdb_out_of_bound_samples_total",
-                "prometheus_tsdb_out_of_order_samples_total",
                 "prometheus_tsdb_too_old_samples_total",
             ),
             ("type",),
@@ -639,8 +638,9 @@ unless on (instance, exporter) (
                 "ticket",
                 grew(
                     [
+                        # not `out_of_order`: as late samples are taken, it only counts the markers that a target has
+                        # ended which began again
                         f"prometheus_tsdb_out_of_bound_samples_total{{{prometheus}}}",
-                        f"prometheus_tsdb_out_of_order_samples_total{{{prometheus}}}",
                         f"prometheus_tsdb_too_old_samples_total{{{prometheus}}}",
                         # not 5xx: the collector sends again, or counts the loss (BronzeCollectorDrops)
                         f'prometheus_http_requests_total{{{prometheus}, {written}, code=~"4.."}}',

@@ -5,6 +5,7 @@ its own that begin again at 0, a killed one takes an interval of its counts alon
 start, and Prometheus has gaps of up to 20 minutes.
 """
 
+import math
 import random
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,7 @@ from typing import Any
 import yaml
 
 from bronze.api.glance import QUERIES
+from bronze.telemetry.promql import LEDGER_AGE_S_MAX
 from local.evidence import SOURCES
 from prometheus import rules
 from prometheus.rules import Thresholds
@@ -111,7 +113,8 @@ def document(day: Day, folder: Path) -> dict[str, Any]:
     compared = range(COMPARED_STEPS, day.steps + 1, COMPARED_STEPS)
     exprs: list[dict[str, Any]] = []
     for step in compared:
-        stored, missing = _shown(day, "bronze_ledger_records", step), _shown(day, "bronze_missing_objects", step)
+        stored = _shown(day, "bronze_ledger_records", step) if _is_of_now(day, step) else None
+        missing = _shown(day, "bronze_missing_objects", step)
         exprs.append(_expected(QUERIES["stored"], step, stored))
         exprs.append(_expected(QUERIES["missing"], step, missing))
         exprs.append(_expected(QUERIES["queue_depth"], step, _waiting(day, step)))
@@ -151,6 +154,13 @@ def _shown(day: Day, metric: str, step: int) -> float | None:
             if recent:
                 sources[source] = max(recent[-1], sources.get(source, 0))
     return sum(sources.values()) if sources else None
+
+
+def _is_of_now(day: Day, step: int) -> bool:
+    """Whether the ledger was reported so recently that it is known now."""
+    recent = range(max(0, step - math.ceil(LEDGER_AGE_S_MAX / STEP_S) + 1), step + 1)
+    ledger = [values for name, values in day.series.items() if name.startswith("bronze_ledger_records")]
+    return any(at < len(values) and values[at] is not None for values in ledger for at in recent)
 
 
 def _waiting(day: Day, step: int) -> float | None:
