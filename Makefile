@@ -66,8 +66,8 @@ fuzz-intake: $(READY) ## give damaged bodies of each format to intake, decoders 
 			"choose Python 3.11 to 3.13 with make PYTHON=..." >&2; exit 1; }
 	@$(BIN)/python -m tests.fuzz --seconds $(S) $(if $(ONLY),--only $(ONLY))
 
-attack: $(READY) ## send what once stopped the API, measure what it costs, and what it costs others; ONLY=..., S=...: seconds of the last part
-	@$(BIN)/python -m tests.attack $(if $(ONLY),--only "$(ONLY)") $(if $(S),--seconds $(S)) $(if $(BRONZE),--bronze $(BRONZE))
+attack: $(READY) ## send what once stopped the API, measure what it costs, and what it costs others; ONLY=..., S=...: seconds of the last part; FUZZ=100000 SEED=1: damaged requests instead
+	@$(BIN)/python -m tests.attack $(if $(ONLY),--only "$(ONLY)") $(if $(S),--seconds $(S)) $(if $(BRONZE),--bronze $(BRONZE)) $(if $(FUZZ),--fuzz $(FUZZ)) $(if $(SEED),--seed $(SEED))
 
 outage-test: S ?= 180
 outage-test: $(READY) ## stop each part of the telemetry pipeline under load, for three minutes each; S=...: seconds

@@ -8,6 +8,7 @@ its p99 is over 2 s, or if one of its submissions is not stored.
 import argparse
 import json
 import multiprocessing
+import os
 import shutil
 import sys
 import threading
@@ -25,9 +26,12 @@ import psutil
 from local.builds import REPOSITORY, build_all
 from local.programs import LOOPBACK, Process, Program
 from local.stack import Ports, Stack
+from tests.attack.fuzzing import fuzz
 from tests.attack.inputs import ANSWER_S_MAX, ATTACKS, MIB, Attack, Sent, connect_all, keep_all_up
 
 STATE = REPOSITORY / ".local" / "attack"
+#: Declares what `--fuzz` sends.
+FUZZ_SOURCES = REPOSITORY / "tests" / "fuzz" / "sources.toml"
 HOSTILE = 64
 P99_S_MAX = 2.0
 #: How long a case is measured at least, and how long connections that get no answer are looked at.
@@ -226,13 +230,20 @@ def main() -> int:
     parser.add_argument("--only", default="", help="part of the names of the cases")
     parser.add_argument("--seconds", type=float, default=60, help="how long the 64 connections are kept up; 0: not")
     parser.add_argument("--bronze", help="the command `bronze` of another version, to compare with")
+    parser.add_argument("--fuzz", type=int, default=0, metavar="N", help="instead: N damaged requests of each format")
+    parser.add_argument("--seed", type=int, default=1, help="of the damaged requests")
     args = parser.parse_args()
     shutil.rmtree(STATE, ignore_errors=True)
+    if args.fuzz:
+        os.environ["BRONZE_SOURCES"] = str(FUZZ_SOURCES)
     stack = Stack.create(STATE, Ports.free(), build_all())
     quiet = {f"OTEL_{signal}_EXPORTER": "none" for signal in ("METRICS", "TRACES", "LOGS")}
     roles = [replace(role, env={**role.env, **quiet, "BRONZE_FLUSH_AGE_S": "1"}) for role in stack.roles]
     if args.bronze:
         roles = [replace(role, command=(str(Path(args.bronze).resolve()), *role.command[1:])) for role in roles]
+    if args.fuzz:
+        with running(stack, *stack.servers[:2]), running(stack, *roles) as (process, _):
+            return fuzz(stack, process.pid, args.fuzz, args.seed, usage)
     api, consumer = roles
     rows: list[Measured] = []
     mixed: dict[str, Any] = {}

@@ -7,7 +7,7 @@ import zstandard
 
 from tests.fuzz.invariants import SOURCES, head, zlib_gzip
 
-_RECORDS: dict[str, list[dict[str, object]]] = {
+RECORDS: dict[str, list[dict[str, object]]] = {
     "typed": [
         {"id": "a", "flag": True, "small": -5, "count": 2**62, "ratio": 1.5, "value": 1e-9, "price": "12.50"},
         {"id": "b", "large": 10**37, "at": "2013-01-01T05:15:00.123456789+02:00", "day": "2013-01-31"},
@@ -53,7 +53,7 @@ def seeds(target: str) -> Iterator[bytes]:
     match target:
         case "json":
             for number, source in enumerate(SOURCES):
-                lines = [json.dumps(record, ensure_ascii=False).encode() for record in _RECORDS[source.name]]
+                lines = [json.dumps(record, ensure_ascii=False).encode() for record in RECORDS[source.name]]
                 for options in range(8):
                     whole = b"[" + b",\n ".join(lines) + b"]" if options & 2 else b"\xef\xbb\xbf" + b"\r\n".join(lines)
                     yield head(number, options, options) + whole
