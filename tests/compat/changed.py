@@ -21,6 +21,21 @@ CHANGED: Sequence[tuple[str, str, str]] = (
         "The id of the classification that the record belongs to.",
         "A description in a JSON Schema does not affect which records are valid.",
     ),
+    (
+        '"deny_delete": true, "deny_purge": false, "allow_rollup_hdrs": true, "consumer_limits": {}',
+        '"deny_delete": true, "deny_purge": true, "allow_rollup_hdrs": false, "consumer_limits": {}',
+        "Roles never purge or roll up keys; those of before find the stream of the keys and leave its options.",
+    ),
+    (
+        '"deny_purge": false, "allow_rollup_hdrs": false, "consumer_limits": {}, "allow_msg_ttl": true',
+        '"deny_purge": true, "allow_rollup_hdrs": false, "consumer_limits": {}, "allow_msg_ttl": true',
+        "Roles never purge the catalog.",
+    ),
+    (
+        '"consumer_limits": {}, "allow_msg_ttl": false, "allow_atomic": true',
+        '"consumer_limits": {"inactive_threshold": 10000000000}, "allow_msg_ttl": false, "allow_atomic": true',
+        "How long the server keeps a reader's consumer that nobody uses: readers of before name no longer time.",
+    ),
 )
 
 
