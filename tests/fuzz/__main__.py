@@ -21,7 +21,7 @@ from tests.fuzz.seeds import seeds
 STATE = REPOSITORY / ".local" / "fuzz"
 #: The largest input, in bytes.
 INPUT_BYTES_MAX = 2048
-#: After as many findings, a target has to be mended before it is worth more time.
+#: After as many findings, a target has to be fixed before it is worth more time.
 FINDINGS_MAX = 20
 
 _EXECUTIONS = re.compile(r"stat::number_of_executed_units: (\d+)")
