@@ -111,7 +111,7 @@ def test_a_rebuilt_catalog_continues_the_ledger(live: Live) -> None:
     assert live.run() == every
     rebuilt = subprocess.run(
         [servers.executable("bronze"), "catalog", "rebuild", "--yes"],
-        env={**environment(), **live.system.role("consumer").env},
+        env={**environment(), **live.system.role("consumer").env, **live.system.stack.queue_env("admin")},
         capture_output=True,
         text=True,
         timeout=60,
