@@ -82,7 +82,7 @@ def test_where_there_is_no_earlier_period_the_panels_say_so(prometheus: str) -> 
 
 
 def test_the_title_of_what_is_compared_says_with_which_period() -> None:
-    assert {panel for panel in COMPARING if EARLIER not in panel} == set()
+    assert {panel for panel in COMPARING if "${period:text}" not in panel} == set()
     assert {query.legend for query in TILES} == {"now", EARLIER, "change"}
     for title in {query.panel for query in TILES}:
         assert _override(title, "change")["unit"] == "prefix:\N{MULTIPLICATION SIGN}"
