@@ -120,7 +120,13 @@ class System:
             canary=free_ports(),
         )
         name = f"test-{uuid4().hex[:12]}"
-        own = {"BRONZE_PREFIX": name, "BRONZE_BUCKET": self.bucket, **self.stack.account.env}
+        token = self.stack.client_env["OTEL_EXPORTER_OTLP_HEADERS"]  # the collector's
+        own = {
+            "BRONZE_PREFIX": name,
+            "BRONZE_BUCKET": self.bucket,
+            "OTEL_EXPORTER_OTLP_HEADERS": token,
+            **self.stack.account.env,
+        }
         return System(replace(self.stack, root=root, name=name, ports=ports), {**self.env, **own})
 
     # --- its API
