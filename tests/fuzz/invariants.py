@@ -127,7 +127,8 @@ def content_encodings(data: bytes) -> None:
     assert found == whole, "pieces matter"
     if options & 2 and not options & 4:
         assert whole == plain, "a valid body is not decoded"
-    if whole is not None and len(whole) <= EXPANSION_FREE_BYTES:
+    # of frames without content, some that are malformed are taken; the API then refuses the body as empty
+    if whole and len(whole) <= EXPANSION_FREE_BYTES:
         assert whole == _reference(name, body), "another decoder decodes something else"
 
 

@@ -115,6 +115,22 @@ def test_a_frame_with_less_than_it_states_is_refused_in_any_pieces(cuts: list[in
         b"".join(out for piece in pieces for out in decoder.feed(piece))
 
 
+@pytest.mark.parametrize("blocks", [b"\x05\x00\x00", b"\x00" * 9 + b"\x03\x00\x00\x88"])
+@given(cuts=CUTS)
+def test_a_malformed_frame_without_content_is_decoded_alike_in_any_pieces(blocks: bytes, cuts: list[int]) -> None:
+    def refused(pieces: Iterable[bytes]) -> bool:
+        decoder = Zstd()
+        try:
+            assert b"".join(out for piece in pieces for out in decoder.feed(piece)) == b""
+            decoder.finish()
+        except Refused:
+            return True
+        return False
+
+    frame = b"(\xb5/\xfd \x00" + blocks
+    assert refused(split(frame, cuts)) == refused([frame])
+
+
 @given(cuts=CUTS)
 def test_frames_that_decoders_skip_are_skipped(cuts: list[int]) -> None:
     skippable = b"\x50\x2a\x4d\x18\x04\x00\x00\x00abcd"

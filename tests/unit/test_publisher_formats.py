@@ -2,6 +2,7 @@
 
 import csv
 import datetime as dt
+import gc
 import gzip
 import io
 import json
@@ -174,6 +175,15 @@ def test_malformed_csv(text: bytes, reason: str) -> None:
 
 
 # --- compression
+
+
+def test_a_refused_file_of_another_encoding_prints_nothing_but_its_refusal() -> None:
+    """Reading ends after the file was closed, since the refusal holds what was read from."""
+    text = 'vehicle_id\na\n"b"c\n'.encode("utf-16")
+    with io.BufferedReader(io.BytesIO(text)) as stream, pytest.raises(Refused, match="is not CSV, line 3") as refused:
+        list(reading.records("f", stream, FileFormat.CSV, lambda: VEHICLES))
+    del refused
+    gc.collect()
 
 
 def test_compressed_text() -> None:

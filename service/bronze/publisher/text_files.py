@@ -10,6 +10,7 @@ import json
 import logging
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import suppress
 from itertools import chain, count
 from typing import BinaryIO
 
@@ -260,7 +261,8 @@ def _encoded_lines(file: str, stream: BinaryIO, encoding: str) -> Iterator[str]:
     except UnicodeError as error:
         raise unreadable(file, Refusal.INVALID_UTF8, f"is not {encoding}: {error}") from error
     finally:
-        text.detach()  # else it closes the stream
+        with suppress(ValueError):  # reading may end after the stream was closed
+            text.detach()  # else it closes the stream
 
 
 def _converter(declared: FieldType | None, *, decimal_comma: bool) -> Callable[[str], object]:

@@ -89,16 +89,19 @@ class Zstd:
                 if self._frame.eof:
                     self._begin_frame()
                 self._begun = True
+                # a frame that comes as a whole is decoded by other code, which refuses other frames
+                piece = rest if self._frame_head else rest[:1]
+                rest = rest[len(piece) :]
                 if len(self._frame_head) < self.HEAD_BYTES:
-                    self._frame_head += rest[: self.HEAD_BYTES - len(self._frame_head)]
+                    self._frame_head += piece[: self.HEAD_BYTES - len(self._frame_head)]
                 try:
-                    out = self._frame.decompress(rest)
+                    out = self._frame.decompress(piece)
                 except zstandard.ZstdError as error:
                     raise _corrupt("zstd", self._reason(error)) from error
                 self._frame_bytes += len(out)
                 if self._frame.eof:
                     self._check_size()
-                rest = self._frame.unused_data if self._frame.eof else b""
+                    rest = self._frame.unused_data + rest
                 if out:
                     yield out
 
