@@ -24,8 +24,10 @@ from tests.system.blackbox import SOON, System, until
 
 #: The folder in which each run says that everything runs: a file by the process's id.
 READY = "BRONZE_TEST_READY"
-#: The name of a worker of pytest-xdist, in its environment and in that of all that it starts.
-WORKER = "PYTEST_XDIST_WORKER"
+#: The name of a worker of pytest-xdist, in the environment of all that it starts. Programs inherit `BRONZE_*` only.
+WORKER = "BRONZE_TEST_WORKER"
+if READY in os.environ:
+    os.environ[WORKER] = os.environ.get("PYTEST_XDIST_WORKER", "")
 
 
 def say_and_wait() -> None:

@@ -44,7 +44,7 @@ def started(command: Sequence[str], folder: Path, tests: int) -> Iterator[Run]:
     mark = uuid4().hex
     log = folder / "log"
     # this test may itself run in a worker, whose name is no worker's of the run
-    inherited = {name: value for name, value in os.environ.items() if name != WORKER}
+    inherited = {name: value for name, value in os.environ.items() if name != "PYTEST_XDIST_WORKER"}
     with (
         log.open("wb") as output,
         subprocess.Popen(
