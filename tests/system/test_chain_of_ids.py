@@ -44,8 +44,9 @@ def command(system: System, *arguments: str) -> "subprocess.CompletedProcess[str
 @contextmanager
 def followed(system: System, output: Path, *words: str) -> Iterator["subprocess.Popen[bytes]"]:
     """A program that follows new objects and writes them to a file."""
+    env = {**environment(), **system.role("api").env, **system.stack.queue_env("reader")}
     with output.open("wb") as file:
-        process = subprocess.Popen(words, env={**environment(), **system.role("api").env}, stdout=file)
+        process = subprocess.Popen(words, env=env, stdout=file)
         try:
             yield process
         finally:
@@ -133,7 +134,7 @@ def test_a_classification_is_found_by_each_of_its_ids_also_after_loss_of_index_a
             assert chains(branch, ids) == before
         rebuilt = subprocess.run(
             [servers.executable("bronze"), "catalog", "rebuild", "--yes"],
-            env={**environment(), **branch.role("consumer").env},
+            env={**environment(), **branch.role("consumer").env, **branch.stack.queue_env("admin")},
             capture_output=True,
             text=True,
             timeout=60,
