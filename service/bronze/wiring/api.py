@@ -155,6 +155,7 @@ async def serve(settings: Settings, substitute: Callable[[Servers], Servers] = l
     check_exposure(settings)
     certificate = certificate_of(settings)
     process.tune_malloc()
+    reload = SourcesReload(settings.sources)
     declared = sources.load(settings.sources)
     telemetry = sdk.start(Role.API, settings)
     telemetry.export_zeros(declared)
@@ -196,8 +197,6 @@ async def serve(settings: Settings, substitute: Callable[[Servers], Servers] = l
             def stop_serving() -> None:
                 server.should_exit = True
 
-            reload = SourcesReload(settings.sources, servers.check_sources, stop_serving)
-
             def stop_for_good() -> None:
                 reload.cancel()
                 stop_serving()
@@ -207,7 +206,7 @@ async def serve(settings: Settings, substitute: Callable[[Servers], Servers] = l
             on_stop_signals(stop_for_good)
             if stop.is_set():
                 stop_serving()
-            reload.listen()
+            reload.begin(servers.check_sources, stop_serving)
             with _listen(settings) as listener:
                 kept = listener.dup()  # uvicorn closes the other one
                 scheme = "https" if certificate else "http"

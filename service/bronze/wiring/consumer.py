@@ -38,6 +38,7 @@ async def run_consumer(settings: Settings, substitute: Callable[[Servers], Serve
     `substitute`: as for `serve`.
     """
     process.return_arrow_memory()
+    reload = SourcesReload(settings.sources)
     declared = sources.load(settings.sources)
     telemetry = sdk.start(Role.CONSUMER, settings)
     for source in declared:
@@ -50,14 +51,13 @@ async def run_consumer(settings: Settings, substitute: Callable[[Servers], Serve
         try:
             async with open_servers(settings, declared, telemetry.instance_id, stop, creates_objects=True) as opened:
                 servers = substitute(opened)
-                reload = SourcesReload(settings.sources, servers.check_sources, stop.set)
 
                 def stop_for_good() -> None:
                     reload.cancel()
                     stop.set()
 
                 on_stop_signals(stop_for_good)
-                reload.listen()
+                reload.begin(servers.check_sources, stop.set)
                 decoding = RWLock()
                 writers = [
                     LaneWriter(

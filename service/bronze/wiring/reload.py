@@ -16,6 +16,8 @@ from bronze.records.sources import Source
 
 log = logging.getLogger(__name__)
 
+Check = Callable[[Mapping[str, Source], str], Awaitable[None]]
+
 #: How often the file is read, to say that it was edited.
 POLL_S = 5.0
 #: The first file descriptor that is passed on, by the protocol of sd_listen_fds(3).
@@ -23,27 +25,25 @@ LISTEN_FD = 3
 
 
 class SourcesReload:
-    """The file of sources of a running role.
+    """The file of sources of a role. It is made before the role reads the file; SIGHUP waits until `begin`."""
 
-    `check` raises `Misconfigured` if declared sources contradict the registered ones; `restart` ends the role.
-    """
-
-    def __init__(
-        self,
-        file: Path | None,
-        check: Callable[[Mapping[str, Source], str], Awaitable[None]],
-        restart: Callable[[], None],
-    ) -> None:
+    def __init__(self, file: Path | None) -> None:
         self._file = file
-        self._check = check
-        self._restart = restart
+        self._begun: tuple[Check, Callable[[], None]] | None = None
+        self._waits = False
         self._taken = self._noticed = self._read()
         self._checking: asyncio.Task[None] | None = None
         self.requested = False
-
-    def listen(self) -> None:
-        """Handle SIGHUP from now on."""
         on_reload_signal(self._on_signal)
+
+    def begin(self, check: Check, restart: Callable[[], None]) -> None:
+        """Handle SIGHUP from now on, and one that came before.
+
+        `check` raises `Misconfigured` if declared sources contradict the registered ones; `restart` ends the role.
+        """
+        self._begun = check, restart
+        if self._waits:
+            self._on_signal()
 
     def cancel(self) -> None:
         """Forget a request: the role ends for good."""
@@ -65,22 +65,24 @@ class SourcesReload:
             return None
 
     def _on_signal(self) -> None:
-        if self._checking is None or self._checking.done():
-            self._checking = asyncio.create_task(self._reload())
+        if self._begun is None:
+            self._waits = True
+        elif self._checking is None or self._checking.done():
+            self._checking = asyncio.create_task(self._reload(*self._begun))
 
-    async def _reload(self) -> None:
+    async def _reload(self, check: Check, restart: Callable[[], None]) -> None:
         content = await asyncio.to_thread(self._read)
         if content is not None and content == self._taken:
             log.info("SIGHUP: %s is the same as at the start", self._file)
             return
         try:
-            await self._check(sources.load(self._file), str(self._file))
+            await check(sources.load(self._file), str(self._file))
         except (Misconfigured, Unavailable) as error:
             log.error("SIGHUP: the sources stay as they are: %s", error)
             return
         log.info("SIGHUP: starting again with %s", self._file)
         self.requested = True
-        self._restart()
+        restart()
 
 
 def inherited_listener() -> socket.socket | None:
