@@ -5,7 +5,7 @@ from enum import StrEnum
 
 import msgspec
 
-from bronze.records.sources import RegisteredField, RegisteredSchema, incompatibility
+from bronze.records.sources import RegisteredSchema, incompatibility
 
 
 class Verdict(StrEnum):
@@ -61,8 +61,4 @@ def _differences(old: RegisteredSchema, new: RegisteredSchema) -> Iterator[str]:
         elif after is None:
             yield f"removes {name} ({before})"
         elif before is not None:
-            yield f"{name}: {_difference(before, after)}"
-
-
-def _difference(before: RegisteredField, after: RegisteredField) -> str:
-    return f"{before} becomes {after}"
+            yield f"{name}: {before} becomes {after}"

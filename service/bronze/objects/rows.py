@@ -44,10 +44,11 @@ def decode_message(source: Source, accepted: AcceptedMessage) -> DecodedMessage:
     checked_as = source.at_version(part.accepted.schema_version)
     sparse = part.kind is MessageKind.SPARSE
     record_type: Any = checked_as.record_type_text_times | None if sparse else checked_as.record_type_text_times
+    records: list[Any]
     try:
         raw = split_records(part.kind, content)
         if checked_as.is_raw:
-            records = [_decode_raw(checked_as, record, sparse=sparse) for record in raw]
+            records = [None if sparse and record == PLACEHOLDER else checked_as.decode_raw(record) for record in raw]
         elif part.kind is MessageKind.LINES:
             records = list(map(msgspec.json.Decoder(record_type).decode, raw))
         else:
@@ -67,16 +68,6 @@ def decode_message(source: Source, accepted: AcceptedMessage) -> DecodedMessage:
     if None in classifications:
         raise DeadLetter("a record has no classification_id, and its submission has none")
     return DecodedMessage(accepted, records, raw, indices, classifications, received_at)
-
-
-def _decode_raw(source: Source, record: bytes, *, sparse: bool) -> Any:
-    """A record of a source without fields: any JSON value, of which only an object can have a classification."""
-    if record.startswith(b"{"):
-        return msgspec.json.decode(record, type=source.record_type)
-    if sparse and record == PLACEHOLDER:
-        return None
-    msgspec.json.decode(record, type=msgspec.Raw)
-    return source.record_type()
 
 
 def record_batch(source: Source, columns: pa.Schema, key: str, messages: Sequence[DecodedMessage]) -> pa.RecordBatch:

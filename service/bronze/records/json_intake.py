@@ -339,12 +339,11 @@ class JsonIntake:
         return decoded
 
     def _decode(self, record: bytes) -> Any:
-        if self._source.is_raw and not record.startswith(b"{"):
-            if record == PLACEHOLDER:
-                raise msgspec.ValidationError("Expected a value, got `null`")
-            msgspec.json.decode(record, type=msgspec.Raw)
-            return self._source.record_type()
-        return self._decoder.decode(record)
+        if not self._source.is_raw:
+            return self._decoder.decode(record)
+        if record == PLACEHOLDER:
+            raise msgspec.ValidationError("Expected a value, got `null`")
+        return self._source.decode_raw(record)
 
     def _misspelled(self, record: bytes) -> Sequence[Field]:
         """The decimals whose strings are not numbers of JSON. The decoder also takes `1_000`, ` 5 ` and `١٢`."""

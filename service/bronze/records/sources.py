@@ -106,6 +106,13 @@ class Source:
         """Whether it declares no field: any JSON value is a record of it, whole in `_payload`."""
         return not self.fields
 
+    def decode_raw(self, record: bytes) -> Any:
+        """A record of a source without fields: any JSON value, of which only an object can have a classification."""
+        if record.startswith(b"{"):
+            return msgspec.json.decode(record, type=self.record_type)
+        msgspec.json.decode(record, type=msgspec.Raw)
+        return self.record_type()
+
     @cached_property
     def record_type(self) -> type[msgspec.Struct]:
         """The struct that a JSON record decodes into: the declared fields, then `classification_id`."""
