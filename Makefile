@@ -7,20 +7,21 @@ ATHERIS_VERSION := 3.0.0
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+QUIET = $(shell test -t 2 || echo --quiet)  # in a terminal, uv shows a progress bar
 LOCAL := $(BIN)/python -m local
 
 .DEFAULT_GOAL := help
-.PHONY: help up status logs down demo unit test kill-test mixed fuzz fuzz-intake outage-test attack prove truth drill incidents coverage bench secrets check generate lock sbom audit pin-images
+.PHONY: help up status logs down demo unit test kill-test mixed fuzz fuzz-intake outage-test attack prove truth drill incidents coverage bench first-record secrets check check-types check-configurations generate lock sbom audit pin-images
 MAKEFLAGS += --no-print-directory
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo "make up SAMPLE=year sends all flights of 2013 (687,074 records) instead of a few days."
 	@echo "BRONZE_{METRICS,TRACES,LOGS}_EXPORTER choose the destinations of telemetry: files of otel-collector/exporters/, separated by commas."
-	@echo "BRONZE_LOCAL_PORT_{NATS,S3,OTLP,PROMETHEUS,ZIPKIN,TEMPO,GRAFANA,API,CONSUMER,PUBLISHER,CANARY} change the ports of \`make up\`."
+	@echo "BRONZE_LOCAL_PORT_{NATS,S3,OTLP,PROMETHEUS,ZIPKIN,TEMPO,GRAFANA,API,CONSUMER,PUBLISHER,CANARY,TABLE,WORKERS} change the ports of \`make up\`; NATS is the first of 6 ports, S3 of 10, OTLP of 6, TEMPO of 3, WORKERS of 16."
 
-up: $(READY) ## start everything in the background, send the sample, show the result; if it runs: switch to the chosen exporters
-	@$(LOCAL) up $(if $(SAMPLE),--sample $(SAMPLE))
+up: $(READY) ## start everything in the background, send the sample, show the result; if it runs: take changed settings; FLEET=off: without simulated data, WORKERS=N: processes of API and consumer, NATS=3: three queue servers
+	@$(if $(NATS),BRONZE_LOCAL_NATS=$(NATS)) $(if $(FLEET),BRONZE_LOCAL_FLEET=$(FLEET)) $(if $(WORKERS),BRONZE_WORKERS=$(WORKERS)) $(LOCAL) up $(if $(SAMPLE),--sample $(SAMPLE))
 
 status: $(READY) ## show each program and whether it works
 	@$(LOCAL) status || test $$? = 3  # that nothing runs is an answer and not a failure of make
@@ -35,12 +36,12 @@ demo: $(READY) ## run everything once, with fresh state on free ports; writes th
 	@$(LOCAL) demo $(if $(SAMPLE),--sample $(SAMPLE))
 
 unit: T ?= --numprocesses 2 tests/unit
-unit: $(READY) ## run the tests that need no server; less than a minute
+unit: $(READY) ## run the tests that need no server; two minutes
 	$(BIN)/python -m pytest $(T)
 
 # tests mostly wait for servers, so three run in parallel
 test: T ?= --numprocesses 3 --dist loadfile --no-loadscope-reorder
-test: check ## run check, then all tests; 6 minutes on 2 idle cores; T="...": pytest's arguments
+test: check ## run check, then all tests; 18 minutes on 2 idle cores; T="...": pytest's arguments
 	$(BIN)/python -m pytest $(T)
 
 kill-test: SEED ?= random
@@ -100,20 +101,29 @@ coverage: $(READY) ## measure the test coverage of the service; fails if the pur
 bench: $(READY) ## measure speed, sizes and costs; writes .local/bench.json; B=bulk,small,telemetry: only these, B=--help
 	@$(BIN)/python -m benchmarks $(B)
 
+first-record: $(READY) ## measure the time from a clone to the first stored record, and to all of the evidence, on empty caches
+	@$(BIN)/python -m benchmarks.first_record
+
 secrets: ## add random secrets for compose to .env; those that it has are kept
 	@$(PYTHON) -m local.secret_files
 
 check: $(READY) ## check format, lint, types and configurations
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
+	@$(MAKE) --jobs 2 --output-sync=target check-types check-configurations
+
+check-types: $(READY)
 	$(BIN)/mypy
+
+check-configurations: $(READY)
 	@$(LOCAL) check
 
-generate: $(READY) ## write the generated files: Prometheus rules, dashboards, docs/telemetry.md, docs/settings.md
+generate: $(READY) ## write the generated files: Prometheus rules, dashboards, docs/telemetry.md, docs/settings.md, a table of docs/kubernetes.md
 	$(BIN)/python -m prometheus.rules
 	$(BIN)/python -m grafana
 	$(BIN)/python -m docs.telemetry
 	$(BIN)/python -m docs.settings
+	$(BIN)/python -m docs.kubernetes
 
 COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header
 lock: $(READY) ## pin the dependencies of pyproject.toml, uv, and the Go modules of what is built; U=--upgrade: newer versions
@@ -139,8 +149,8 @@ $(READY): requirements-uv.lock requirements.lock pyproject.toml
 		echo "error: $(PYTHON) cannot create virtual environments; on Debian and Ubuntu, install it with" \
 			"apt-get install python3-venv" >&2; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing the pinned packages into $(VENV): 1.8 GB, once per version"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps --requirement requirements-uv.lock
-	@echo "installing the pinned packages into $(VENV)"
-	@VIRTUAL_ENV=$(VENV) $(BIN)/uv pip sync --quiet --require-hashes --compile-bytecode requirements.lock
+	@VIRTUAL_ENV=$(VENV) $(BIN)/uv pip sync $(QUIET) --require-hashes --compile-bytecode requirements.lock
 	@VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@

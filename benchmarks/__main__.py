@@ -10,7 +10,20 @@ from collections.abc import Callable, Mapping, Sequence
 
 from rich.table import Column, Table
 
-from benchmarks import auth, bulk, delivery, growth, lanes, memory, objects, outage_volume, small, telemetry
+from benchmarks import (
+    auth,
+    bulk,
+    connections,
+    delivery,
+    growth,
+    lanes,
+    memory,
+    monitors,
+    objects,
+    outage_volume,
+    small,
+    telemetry,
+)
 from benchmarks.rounds import VARIANTS_ACROSS, Found, shown, tables
 from benchmarks.stand import Options, console, keep, say
 from local.watch import leave_nothing
@@ -19,12 +32,14 @@ from local.watch import leave_nothing
 PARTS: Mapping[str, Callable[[Options], Found]] = {
     "bulk": bulk.run,
     "small": small.run,
+    "connections": connections.run,
     "auth": auth.run,
     "delivery": delivery.run,
     "memory": memory.run,
     "lanes": lanes.run,
     "growth": growth.run,
     "objects": objects.run,
+    "monitors": monitors.run,
 }
 #: What telemetry costs: with options of their own, so they run only when they are named.
 OTHERS: Mapping[str, Callable[[Sequence[str]], int]] = {"telemetry": telemetry.main, "outage": outage_volume.main}

@@ -51,10 +51,11 @@ def window(bench: System, line: bytes, objects: int) -> Figures:
                     raise RuntimeError(f"{answer.status}: {said.decode()}")
             accepted = time.monotonic()
             waits.append(bench.feed.until(mark, OBJECTS_AT_ONCE)[-1].at - accepted)
+        took_s = time.monotonic() - began
     http.close()
     each = {f"CPU {name}, ms": cpu[f"CPU {name}, s"] / objects * 1000 for name in SERVICE}
     return {
-        "objects/s": objects / (time.monotonic() - began),
+        "objects/s": objects / took_s,
         "readable after p50, ms": quantile(waits, 0.5) * 1000,
         "readable after p99, ms": quantile(waits, 0.99) * 1000,
         **each,

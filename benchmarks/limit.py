@@ -40,7 +40,7 @@ def main() -> int:
         writing = FileWriter(rows.columns)
         for batch in waiting:
             writing.add(batch)
-        body = writing.finish({})
+        body, _ = writing.finish({})
         s3.put_object(Bucket=bucket, Key=key, Body=body)
         objects, stored_bytes, size = objects + 1, stored_bytes + len(body), 0
         waiting.clear()

@@ -12,6 +12,8 @@ from benchmarks.sample import status
 from benchmarks.stand import SAMPLE, Options, System, forget_peak, offer, one_line, peak_bytes, say, system
 
 BODY_BYTES_MAX = 512 * 2**20
+#: At most `BRONZE_CLASSIFICATIONS_MAX`.
+CLASSIFICATIONS = 100_000
 RECORDS = 10_000_000
 QUICK = 20  # so much less
 CONNECTIONS = 4
@@ -22,10 +24,13 @@ SERVICE = ("api", "consumer")
 
 
 def body(source: Path, size_max: int) -> tuple[Path, int]:
-    """A file of the sample again and again, as large as a body may be; and how many records it has."""
+    """A file of the sample's first records again and again, as large as a body may be; and how many records it has.
+
+    Each has a `classification_id` of its own, of which a body may have only so many.
+    """
     file = source.with_name(f"body-{size_max}.ndjson")
     size = records = 0
-    lines = source.read_bytes().splitlines(keepends=True)
+    lines = source.read_bytes().splitlines(keepends=True)[:CLASSIFICATIONS]
     with file.open("wb") as out:
         while True:
             for line in lines:

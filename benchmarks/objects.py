@@ -286,7 +286,7 @@ def written(rows: pa.Table, folder: Path, name: str, asked: tuple[str, str]) -> 
     writing = FileWriter(rows.schema, **CHANGES[name])
     for batch in rows.to_batches():
         writing.add(batch)
-    body = writing.finish({})
+    body, _ = writing.finish({})
     cpu = time.process_time() - began
     file.write_bytes(body)
     connection = duckdb.connect()

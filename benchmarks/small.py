@@ -20,6 +20,8 @@ FOR_S = 5.0
 FOR_S_QUICK = 1.5
 WARM_UP_S = 1.0
 RATE = "requests/s"
+#: Of all processes but the client.
+CPU = "CPU, ms"
 OFF = {"OTEL_SDK_DISABLED": "true"}
 #: As `make up` has it, said aloud; two processes share the open batches of a stream.
 ON = {"OTEL_TRACES_SAMPLER": "parentbased_always_on"}
@@ -49,7 +51,9 @@ class Telemetry:
         return True
 
 
-def requests(bench: System, names: Sequence[str], path: str, file: str, for_s: float) -> Figures:
+def requests(
+    bench: System, names: Sequence[str], path: str, file: str, for_s: float, connections: int = CONNECTIONS
+) -> Figures:
     """The records one after the other, for so long; then what was accepted is waited for."""
     mark = bench.feed.mark
     load = Load(
@@ -57,7 +61,7 @@ def requests(bench: System, names: Sequence[str], path: str, file: str, for_s: f
         path=path,
         file=file,
         records=1,
-        connections=CONNECTIONS,
+        connections=connections,
         for_s=for_s,
     )
     with bench.cpu() as cpu:
@@ -76,6 +80,8 @@ def requests(bench: System, names: Sequence[str], path: str, file: str, for_s: f
         RATE: sent.requests / sent.seconds,
         "p50, ms": quantile(sent.latencies_s, 0.5) * 1000,
         "p99, ms": quantile(sent.latencies_s, 0.99) * 1000,
+        "p99.9, ms": quantile(sent.latencies_s, 0.999) * 1000,
+        CPU: own + sum(kept.values()),
         "CPU endpoint, ms": own,
         "CPU client, ms": sent.cpu_s * ms_each,
         **kept,
@@ -85,8 +91,7 @@ def requests(bench: System, names: Sequence[str], path: str, file: str, for_s: f
 def run(options: Options) -> Found:
     file = str(status(SAMPLE, say))
     for_s = FOR_S_QUICK if options.quick else FOR_S
-    # the collector takes the traces and ends them: a trace store, which needs more than the service for each, would
-    # still be at the ones before when telemetry is off
+    # the collector takes the traces and ends them: a trace store is no part of the service
     with system("small", SHARED, Exporters(traces=("none",))) as bench:
         bench.add(bench.api(API[1], SHARED))
         bench.add(*(bench.compared("bare", name) for name in BARE))
@@ -117,8 +122,10 @@ def run(options: Options) -> Found:
         runs,
         (
             Target("ratio_on_off", ratio(runs["100 %"], runs["off"], RATE), least=0.6),
+            Target("cpu_on_off", ratio(runs["100 %"], runs["off"], CPU), most=1.6),
             Target("ratio_off_bare", ratio(runs["off"], runs["bare"], RATE), least=0.5),
             Target("ratio_on_off_two", ratio(runs["100 %, two"], runs["off, two"], RATE), least=0.6),
+            Target("cpu_on_off_two", ratio(runs["100 %, two"], runs["off, two"], CPU), most=1.6),
             Target("ratio_off_bare_two", ratio(runs["off, two"], runs["bare, two"], RATE), least=0.5),
         ),
         {"connections": CONNECTIONS, "for_s": for_s},

@@ -36,6 +36,9 @@ STATE = REPOSITORY / ".local" / "bench"
 #: Where the sample lies that is sent.
 SAMPLE = STATE / "sample"
 READABLE_S_MAX = 120.0
+#: A process is at rest if it takes less than this share of a core for so long. Telemetry leaves it every second.
+REST_SHARE, REST_S, REST_POLL_S = 0.05, 3.0, 1.0
+REST_S_MAX = 120.0
 #: A lane's bound here: runs follow each other within the purge's grace, so more waits in the queue than in one run.
 QUEUE_BYTES_MAX = 8 * 2**30
 RESULTS = REPOSITORY / ".local" / "bench.json"
@@ -125,11 +128,32 @@ class System:
 
     @contextmanager
     def cpu(self) -> Iterator[dict[str, float]]:
-        """The CPU seconds that each process takes meanwhile, by its name; there at the end."""
-        before = {name: cpu_s(process) for name, process in self.processes.items()}
+        """The CPU seconds that each process takes meanwhile and until it is at rest, by its name; there at the end.
+
+        So what a variant leaves behind, such as traces in a queue, is counted to it and does not disturb the next one.
+        """
+        before = self._cpu_s()
         taken: dict[str, float] = {}
         yield taken
-        taken |= {f"CPU {name}, s": cpu_s(process) - before[name] for name, process in self.processes.items()}
+        taken |= {f"CPU {name}, s": after - before[name] for name, after in self._at_rest().items()}
+
+    def _cpu_s(self) -> dict[str, float]:
+        return {name: cpu_s(process) for name, process in self.processes.items()}
+
+    def _at_rest(self) -> dict[str, float]:
+        """Waits until no process has anything to do; what each had taken when that began. Raises `TimeoutError`."""
+        deadline = time.monotonic() + REST_S_MAX
+        began_s, last, since = time.monotonic(), self._cpu_s(), self._cpu_s()
+        while time.monotonic() - began_s < REST_S:
+            time.sleep(REST_POLL_S)
+            now = self._cpu_s()
+            busy = {name: now[name] - last[name] for name in now if now[name] - last[name] > REST_SHARE * REST_POLL_S}
+            if busy:
+                began_s, since = time.monotonic(), now
+                if began_s > deadline:
+                    raise TimeoutError(f"not at rest after {REST_S_MAX:g} s, CPU in the last {REST_POLL_S:g} s: {busy}")
+            last = now
+        return since
 
 
 @contextmanager

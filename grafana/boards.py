@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from grafana import health, latency, lineage, overview, source
+from grafana import data, health, latency, lineage, overview, source, tables
 from prometheus.rules import differing, names
 
 FOLDER = Path(__file__).resolve().parent / "provisioning" / "dashboards"
@@ -20,7 +20,8 @@ _VARIABLE = re.compile(r"\$\{?\w+(?::\w+)?\}?")
 @cache
 def documents() -> Sequence[Mapping[str, Any]]:
     """All dashboards, in reading order. Built once."""
-    return [board().document() for board in (overview.board, source.board, latency.board, lineage.board, health.board)]
+    modules = (overview, source, data, latency, tables, lineage, health)
+    return [module.board().document() for module in modules]
 
 
 def files() -> Mapping[str, str]:

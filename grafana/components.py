@@ -57,6 +57,8 @@ TAG = "bronze"
 
 #: The UID of the board of a source.
 SOURCE_BOARD = "bronze-source"
+#: The UID of the board of the data.
+DATA_BOARD = "bronze-data"
 
 #: The runbook that the API serves. Each dashboard has the variable, since Grafana reads no setting in a dashboard.
 RUNBOOK_URL = "${api_url}/runbook"
@@ -80,7 +82,11 @@ UNKNOWN, NOTHING = "purple", "gray"
 #: The name of what has not ended, and is over the limit, beside what has.
 NOT_ENDED = "not ended yet"
 #: What a graph says while nothing answers that reports its values, by role.
-_NO_ANSWER = {"consumer": "no consumer answers", "collector": "the collector does not answer"}
+_NO_ANSWER = {
+    "api": "no API answers",
+    "consumer": "no consumer answers",
+    "collector": "the collector does not answer",
+}
 
 Target: TypeAlias = prometheus.Dataquery | tempo.TempoQuery
 Panel: TypeAlias = (
@@ -194,7 +200,8 @@ def graph(info: PanelInfo, unit: str, *targets: Target, width: int = 8, height: 
     if any(target.build().legend_format == NOT_ENDED for target in targets if isinstance(target, prometheus.Dataquery)):
         panel = panel.override_by_name(NOT_ENDED, [_fixed_colour(BAD), _override("custom.lineWidth", 2)])
     named = f"/^({'|'.join(_NO_ANSWER.values())})$/"
-    panel = panel.override_by_regexp(named, [_fixed_colour(BAD), _override("custom.lineWidth", 4)])
+    line = [_override("custom.drawStyle", GraphDrawStyle.LINE), _override("custom.stacking", {"mode": "none"})]
+    panel = panel.override_by_regexp(named, [_fixed_colour(BAD), _override("custom.lineWidth", 4), *line])
     return _finished(panel, info, targets, width, height)
 
 
@@ -218,7 +225,7 @@ def log_axis(panel: timeseries.Panel, floor: float = 0.001, base: float = 10) ->
 
 def bars(panel: timeseries.Panel) -> timeseries.Panel:
     """Counts per interval, as stacked bars."""
-    panel = panel.draw_style(GraphDrawStyle.BARS).fill_opacity(60).line_width(0)
+    panel = panel.draw_style(GraphDrawStyle.BARS).fill_opacity(80).line_width(0).gradient_mode(GraphGradientMode.NONE)
     return panel.stacking(common.StackingConfig().mode(StackingMode.NORMAL))
 
 
@@ -257,6 +264,14 @@ def source_link(source: str) -> tuple[str, str]:
     return (
         "Show the source",
         f"/d/{SOURCE_BOARD}?${{__url_time_range}}&${{api_url:queryparam}}&var-source=${{{source}}}",
+    )
+
+
+def data_link(source: str) -> tuple[str, str]:
+    """As `source_link`, to the board of its data."""
+    return (
+        "Show its data",
+        f"/d/{DATA_BOARD}?${{__url_time_range}}&${{api_url:queryparam}}&var-source=${{{source}}}",
     )
 
 
@@ -713,13 +728,33 @@ def _annotation(name: str, colour: str, expr: str, title: str, text_format: str)
     }
 
 
+#: The labels that say of what an alert is, with their headings.
+ALERT_LABELS: Mapping[str, str] = {
+    "bronze_source": "Source",
+    "bronze_lane": "Lane",
+    "bronze_field": "Field",
+    "bronze_expectation": "Expectation",
+    "missing": "Missing",
+    "bronze_step": "Step",
+    "error_type": "Error",
+    "bronze_verify_check": "Check",
+    "bronze_cluster_server": "Server",
+    "bronze_replica_state": "Replicas",
+    "job": "Job",
+    "instance": "Instance",
+    "receiver": "Receiver",
+    "exporter": "Exporter",
+    "rule_group": "Rules",
+    "metric": "Counter",
+}
+_ALERT_LABELS_QUOTED = ", ".join(f'"{label}"' for label in ALERT_LABELS)
 _FIRING = 'ALERTS{alertname=~"Bronze.+", alertstate="firing"}'
 _ANNOTATIONS = [
     _annotation(
         "Alerts (red)",
         BAD,
         # Grafana shows the name of a label that an alert lacks
-        f'label_join({_FIRING}, "of", " ", "bronze_source", "instance", "exporter")',
+        f'label_join({_FIRING}, "of", " ", {_ALERT_LABELS_QUOTED})',
         "{{alertname}} ({{severity}})",
         "{{of}}",
     ),

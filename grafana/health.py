@@ -56,8 +56,6 @@ _DROPPED_BY_COLLECTOR = tuple(
     for what in ("enqueue_failed", "send_failed")
     for items in _SIGNALS
 )
-#: The labels that say of what an alert is, besides its source, and their headings.
-_OF_ALERT = {"job": "Job", "instance": "Instance", "bronze_lane": "Lane", "exporter": "Exporter", "metric": "Counter"}
 #: Values in a summary.
 _TEMPLATES = re.compile(r"\{\{.+?\}\}(?: \(?\{\{.+?\}\}\)?)*")
 _ONE_IS_GOOD = components.steps(NEUTRAL, (0, BAD), (1, GOOD))
@@ -256,11 +254,11 @@ def firing(severity: str, title: str, meaning: str) -> Table:
             ),
             "alertname": ("Alert", [components.width_px(230), components.links(("Open the runbook", runbook))]),
             "summary": ("Summary", [components.value_texts({a.name: _summary(a) for a in alerts})]),
+            **{label: (heading, [components.width_px(120)]) for label, heading in components.ALERT_LABELS.items()},
             "bronze_source": (
-                "Source",
+                components.ALERT_LABELS["bronze_source"],
                 [components.width_px(90), components.links(components.source_link("__value.raw"))],
             ),
-            **{label: (heading, [components.width_px(150)]) for label, heading in _OF_ALERT.items()},
             "anchor": (
                 "anchor",
                 [components.hidden(), components.value_texts({a.name: a.name.lower() for a in alerts})],

@@ -67,11 +67,15 @@ _INVALID = f"bronze_records_invalid_total{{{API}, {NO_CANARY}}}"
 _REFUSED_REQUESTS = f"bronze_requests_refused_total{{{API}}}"
 _ENDED = f'{_RECORDS}~"stored|quarantined|duplicate"}}'
 _PROCESSED = f"messaging_process_duration_seconds{{{CONSUMER}, {DESTINATION}}}"
+#: Each API reports all servers of the queue, so the variables do not choose among them.
+_ANY_API = 'job="bronze/api"'
+_QUEUE_REPLICAS = "bronze_queue_replicas"
+_QUEUE_LEADERLESS = f"bronze_queue_leaderless{{{_ANY_API}}}"
 _DEPTH = reported(f"bronze_queue_depth{{{CONSUMER}, {SOURCE}}}", _LANE)
 _AGE = reported(f"bronze_queue_oldest_age_seconds{{{CONSUMER}, {SOURCE}}}", _LANE)
 _POSITION = f"max by ({_LANE}) (bronze_lane_position{{{CONSUMER}, {SOURCE}}})"
 
-_TO_SOURCE = components.links(components.source_link("__value.raw"))
+_TO_SOURCE = components.links(components.source_link("__value.raw"), components.data_link("__value.raw"))
 
 #: No 4xx has a colour that means good, fair or bad: senders have to correct these.
 _BY_STATUS = {
@@ -149,6 +153,14 @@ def board() -> Board:
                 ],
             ),
             Row(
+                "Queue servers",
+                [
+                    leaderless(),
+                    replicas_behind(),
+                    streams_led(),
+                ],
+            ),
+            Row(
                 "Since the first record",
                 [
                     ledger(),
@@ -176,7 +188,7 @@ def uploads_in_range() -> Stat:
 
 def mean_upload() -> Stat:
     info = PanelInfo(
-        "Mean upload in the range",
+        "Mean upload",
         f"Mean duration of one Bronze write (encode and PutObject) in the range. The limit is {DURATION_S_MAX:g} s. "
         "*not ended yet*: an upload that is over it at the end of the range.",
         "no upload",
@@ -236,7 +248,7 @@ def requests_in_range() -> Stat:
 
 def failed_uploads() -> Stat:
     info = PanelInfo(
-        "Failed upload attempts",
+        "Failed uploads",
         "Upload attempts that failed in the range. Each is retried: it costs time, but no data is lost. The objective "
         f"is that {1 - THRESHOLDS.attempts_budget:.1%} of the attempts succeed.",
         "no consumer has reported yet",
@@ -250,7 +262,7 @@ def failed_uploads() -> Stat:
 
 def p95_upload() -> Stat:
     info = PanelInfo(
-        "p95 upload in the range",
+        "p95 upload",
         f"95 % of the uploads in the range took at most this long. Red from {DURATION_S_MAX:g} s on. *not ended yet*: "
         "an upload that is over it at the end of the range.",
         "no upload",
@@ -264,7 +276,7 @@ def p95_upload() -> Stat:
 
 def p95_delivery() -> Stat:
     info = PanelInfo(
-        "p95 delivery in the range",
+        "p95 delivery",
         "95 % of the submissions in the range took at most this long from accepted to stored. Red from the objective "
         f"on, which is flush age + {DURATION_S_MAX:g} s. *not ended yet*: a message that is older at the end of the "
         "range.",
@@ -357,8 +369,8 @@ def requests_by_status() -> Timeseries:
         ["BronzeRequestsSlow", "BronzeRequestsFail"],
     )
     by_status = counted_per_interval(histogram_series(REQUESTS, "count"), "http_response_status_code")
-    panel = components.bars(graph(info, COUNT, query(by_status, "{{http_response_status_code}}"), width=6))
-    return components.colours(panel, _BY_STATUS)
+    answered = query(by_status, "{{http_response_status_code}}")
+    return components.colours(components.bars(graph(info, COUNT, answered, no_answer("api"), width=6)), _BY_STATUS)
 
 
 def request_latency() -> Timeseries:
@@ -484,6 +496,48 @@ def oldest_age() -> Timeseries:
     return components.by_source(
         graph(info, SECONDS, by_lane, components.delivery_limit_line(), no_answer("consumer"), width=12)
     )
+
+
+# --- queue servers
+
+
+def leaderless() -> Stat:
+    info = PanelInfo(
+        "Streams without a leader",
+        "Streams of a queue with several servers that none of them leads: nothing can be written to them. It is 0 "
+        "but for seconds after a server is lost.",
+        "no API has reported yet",
+        ["BronzeQueueLeaderless"],
+        explained_by=("bronze-overview", "Streams by leader"),
+    )
+    panel = tile(info, COUNT, single_value(f"max({_QUEUE_LEADERLESS})"), width=6, height=9)
+    return panel.thresholds(components.zero_is_good(bad=1))
+
+
+def replicas_behind() -> Timeseries:
+    info = PanelInfo(
+        "Replicas behind",
+        "Replicas of streams that are not up to date, by server. *away*: the leader does not hear of it; *lagging*: it "
+        "catches up, for example after a restart. A queue with one server has none.",
+        "no API has reported yet",
+        ["BronzeQueueReplicaBehind"],
+    )
+    labels = "bronze_cluster_server, bronze_replica_state"
+    behind = f'max by ({labels}) ({_QUEUE_REPLICAS}{{{_ANY_API}, bronze_replica_state=~"away|lagging"}})'
+    panel = graph(info, COUNT, query(behind, "{{bronze_cluster_server}}: {{bronze_replica_state}}"), width=9)
+    return components.expected_zero(panel)
+
+
+def streams_led() -> Timeseries:
+    info = PanelInfo(
+        "Streams by leader",
+        "How many streams (lanes, catalog, keys) each server of the queue leads. After a server is lost, the others "
+        "take over its streams within seconds.",
+        "no API has reported yet",
+        ["BronzeQueueLeaderless"],
+    )
+    led = f'max by (bronze_cluster_server) ({_QUEUE_REPLICAS}{{{_ANY_API}, bronze_replica_state="leader"}})'
+    return components.stacked(graph(info, COUNT, query(led, "{{bronze_cluster_server}}"), width=9))
 
 
 # --- upload

@@ -281,7 +281,7 @@ def lanes() -> Table:
     return components.columns(
         components.merged(components.listing(info, *each, width=12, height=7)),
         {
-            "bronze_source": ("Source", []),
+            "bronze_source": ("Source", [components.links(components.data_link("__value.raw"))]),
             "bronze_lane": ("Lane", [components.width_px(70)]),
             "Value #A": ("Waiting", [components.in_unit(EXACT)]),
             "Value #B": ("Oldest", [components.in_unit(SECONDS)]),

@@ -1,50 +1,67 @@
 """The servers that no wheel contains: built from their Go modules, or downloaded as a jar, once per version.
 
-They are kept in the user's cache. The folder's name has the version and a digest of everything else that affects the
-result, so a change causes a new build, and the old one stays for checkouts that still use it. A build appears in the
-cache complete or not at all, and two commands at once build it only once. Go and Java always come from wheels, never
-from the machine.
+They are kept in the user's cache. The folder's name has a digest of everything that affects the result, so a change
+causes a new build, and the old one stays for checkouts that still use it. A build appears in the cache complete or not
+at all, and two commands at once build it only once. Go and Java always come from wheels, never from the machine.
 
-`go.sum` in this folder has the checksum of every module that is compiled into them. Go writes into each program which
-modules it was compiled from; before a program is run, they are compared.
+All Go programs are built from the module in `go/`, so that they share what they have in common: most of the
+collector's packages are also Prometheus'. Its `go.mod` has the versions, its `go.sum` the checksum of every module; Go
+compiles nothing that differs from them. What only some commands need is built by these commands: `build_tool`. Helm,
+for tests, has a module of its own in `helm/`, so that another Helm does not build the servers again.
 """
 
 import fcntl
 import hashlib
 import importlib.metadata
 import importlib.resources
+import itertools
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor, wait
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-
-import yaml
+from pathlib import Path, PurePosixPath
+from types import TracebackType
+from typing import Self
 
 from local.programs import LocalError, log_tail
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-BUILDER = REPOSITORY / "otel-collector" / "builder.yaml"
-GO_SUM = REPOSITORY / "local" / "go.sum"
+GO_MODULE = REPOSITORY / "local" / "go"
+HELM_MODULE = REPOSITORY / "local" / "helm"
+COLLECTOR = "go.opentelemetry.io/collector/otelcol"
+HELM = "helm.sh/helm/v4/cmd/helm"
+PROMETHEUS = "github.com/prometheus/prometheus"
+#: `remove_all_sd`: without Prometheus' service discovery for clouds. Information for debuggers is not even made, which
+#: takes an eighth of the CPU.
+GO_FLAGS = ("-trimpath", "-tags", "netgo,remove_all_sd", "-gcflags=all=-dwarf=false", "-ldflags", "-s -w")
+#: The packages of the programs that only some commands need.
+TOOLS = {
+    "bbolt": "go.etcd.io/bbolt/cmd/bbolt",  # reads the collector's queues
+    "cyclonedx-gomod": "github.com/CycloneDX/cyclonedx-gomod/cmd/cyclonedx-gomod",  # modules and licences: `make sbom`
+    "govulncheck": "golang.org/x/vuln/cmd/govulncheck",  # known vulnerabilities: `make audit`
+    "promtool": f"{PROMETHEUS}/cmd/promtool",  # `make check` and tests
+}
 
-#: Prometheus 3.x is module version 0.3xx.
-PROMETHEUS_VERSION = "v0.316.0"
-PROMETHEUS_TAGS = "netgo,remove_all_sd"  # without service discovery for clouds
-BBOLT_VERSION = "v1.5.0"  # reads the collector's queues: the version of its file storage
 ZIPKIN_VERSION = "3.6.1"
 ZIPKIN_SHA256 = "981b1de6139b4f8f787a909c308028732f9713ae5284353d2a5aa404d1094775"
 
-CYCLONEDX_GOMOD_VERSION = "v1.10.0"  # lists the modules and licences of a program: `make sbom`
-GOVULNCHECK_VERSION = "v1.8.0"  # looks for known vulnerabilities in a program: `make audit`
-
 GO_BUILD_S_MAX = 1800
 PROGRESS_S = 30
+STOP_POLL_S = 0.2
+BUILD_REMEDY = (
+    "Go modules come from GOPROXY (by default the public proxy of Go). If it cannot be reached, set GOPROXY to one "
+    "that can; if the disk is full, make room. Then run the command again: what was compiled is kept."
+)
+
+_thread = threading.local()
 
 
 @dataclass(frozen=True)
@@ -62,44 +79,96 @@ class Built:
 
     collector: Path
     prometheus: Path
-    promtool: Path
     zipkin: Path
-    bbolt: Path
     tempo: Path | None = None  # Tempo and Grafana are used if they are installed
     grafana: Path | None = None
 
     @property
+    def promtool(self) -> Path:
+        """Checks rules and configurations of Prometheus. It is built when it is first needed."""
+        return build_tool("promtool")
+
+    @property
+    def bbolt(self) -> Path:
+        """Reads the collector's queues. It is built when it is first needed."""
+        return build_tool("bbolt")
+
+    @property
     def compiled(self) -> tuple[Path, ...]:
-        """Those that were built from Go modules."""
+        """Those that are built from Go modules."""
         return self.collector, self.prometheus, self.promtool, self.bbolt
 
 
 def build_all(say: Callable[[str], None] = print) -> Built:
     """Builds every server that is not in the cache, in parallel. Raises `LocalError` with the end of the log."""
-    builds = (_collector(), _prometheus(), _zipkin(), _bbolt())
-    with ThreadPoolExecutor(len(builds)) as pool:
-        running = {pool.submit(ensure, build, say): build for build in builds}
-        while unfinished := wait(running, timeout=PROGRESS_S).not_done:
-            say(f"still building: {', '.join(sorted(running[future].title for future in unfinished))}")
-        collector, prometheus, zipkin, bbolt = (future.result() for future in running)
-    built = Built(
-        collector=collector / "otelcol",
-        prometheus=prometheus / "prometheus",
-        promtool=prometheus / "promtool",
+    with Building(say) as building:
+        return building.finish()
+
+
+class Building:
+    """Builds every server that is not in the cache, in the background and in parallel. Leaving the context ends it."""
+
+    def __init__(self, say: Callable[[str], None] = print) -> None:
+        self._say = say
+        self._stop = threading.Event()
+        self._builds = _servers()
+        missing = [build for build in self._builds if not (_cache() / build.key).is_dir()]
+        self._pool = ThreadPoolExecutor(len(self._builds), initializer=_stop_on, initargs=(self._stop,))
+        self._running = {self._pool.submit(ensure, build, say): build for build in missing}
+
+    @property
+    def unfinished(self) -> list[str]:
+        """The titles of the programs that are not built yet."""
+        return sorted(build.title for future, build in self._running.items() if not future.done())
+
+    def __str__(self) -> str:
+        """What remains."""
+        names = self.unfinished
+        done = len(self._builds) - len(names)
+        return f"{', '.join(names)} (done: {done} of {len(self._builds)})"
+
+    def finish(self) -> Built:
+        """Returns when everything is built; says meanwhile what remains. Raises as `build_all`."""
+        while True:
+            done, unfinished = wait(self._running, timeout=PROGRESS_S, return_when=FIRST_EXCEPTION)
+            for future in done:
+                future.result()
+            if not unfinished:
+                break
+            self._say(f"being built: {self}")
+        return planned()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._stop.set()
+        self._pool.shutdown(cancel_futures=True)
+
+
+def planned() -> Built:
+    """The programs, where they are as soon as they are built."""
+    programs, zipkin = (_cache() / build.key for build in _servers())
+    return Built(
+        collector=programs / "otelcol",
+        prometheus=programs / "prometheus",
         zipkin=zipkin / "zipkin.jar",
-        bbolt=bbolt / "bbolt",
         tempo=Path(tempo) if (tempo := shutil.which("tempo")) else None,
         grafana=Path(grafana) if (grafana := shutil.which("grafana")) else None,
     )
-    check_modules(*built.compiled)
-    return built
 
 
 def build_tool(name: str, say: Callable[[str], None] = print) -> Path:
-    """A Go program that only `make sbom` or `make audit` needs."""
-    program = ensure(_tools()[name], say) / name
-    check_modules(program)
-    return program
+    """One of `TOOLS`, from the cache or built now."""
+    package = TOOLS[name]
+    return ensure(_go_build(f"{name} {version(package)}", name, package), say) / name
+
+
+def build_helm(say: Callable[[str], None] = print) -> Path:
+    """Helm, from the cache or built now."""
+    flags = ("-trimpath", "-ldflags", "-s -w")
+    title = f"Helm {version(HELM, HELM_MODULE)}"
+    return ensure(_go_build(title, "helm", HELM, module=HELM_MODULE, flags=flags), say) / "helm"
 
 
 def modules(program: Path) -> frozenset[str]:
@@ -112,29 +181,24 @@ def modules(program: Path) -> frozenset[str]:
     )
 
 
-def check_modules(*programs: Path) -> None:
-    """Raises `LocalError` if a program has a module, or a version or content of it, that `GO_SUM` does not name."""
-    pinned = frozenset(GO_SUM.read_text().splitlines())
-    for program in programs:
-        if unknown := modules(program) - pinned:
-            raise LocalError(
-                f"{program} was compiled from modules whose version or checksum is not in "
-                f"{GO_SUM.relative_to(REPOSITORY)}; it will not be run. If you changed a version, run "
-                "`make lock` and look at the difference. Otherwise the modules are not what they were: find out why.\n"
-                + "\n".join(sorted(unknown))
-            )
-
-
-def pin_modules(say: Callable[[str], None] = print) -> None:
-    """Writes `GO_SUM` from the programs, which are built now unless they are in the cache."""
+def pin_modules() -> None:
+    """Completes `go.mod` and `go.sum` for the versions that `go.mod` requires. Raises `LocalError`."""
     with tempfile.TemporaryDirectory() as scratch:
-        log = Path(scratch) / "log"
-        builder = modules(_builder(Path(scratch), log))
-    GO_SUM.write_text("\n".join(sorted(builder | set(GO_SUM.read_text().splitlines()))) + "\n")
-    collector, prometheus, bbolt = (ensure(build, say) for build in (_collector(), _prometheus(), _bbolt()))
-    tools = [ensure(build, say) / name for name, build in _tools().items()]
-    programs = [collector / "otelcol", prometheus / "prometheus", prometheus / "promtool", bbolt / "bbolt", *tools]
-    GO_SUM.write_text("\n".join(sorted(builder.union(*map(modules, programs)))) + "\n")
+        for module in (GO_MODULE, HELM_MODULE):
+            _go(Path(scratch) / "log", "mod", "tidy", "-C", str(module))
+
+
+def version(package: str, module: Path | None = None) -> str:
+    """The version of the module of a Go package, as `go.mod` requires it; without the `v` before it."""
+    text = ((module or GO_MODULE) / "go.mod").read_text()
+    required: dict[str, str] = dict(re.findall(r"^\t(\S+) v(\S+)", text, re.MULTILINE))
+    found, *_ = (required[path] for path in (package, *map(str, PurePosixPath(package).parents)) if path in required)
+    return found
+
+
+def _servers() -> tuple[Build, ...]:
+    title = f"OpenTelemetry Collector {version(COLLECTOR)} and Prometheus {version(PROMETHEUS)}"
+    return _go_build(title, "servers", "./otelcol", f"{PROMETHEUS}/cmd/prometheus"), _zipkin()
 
 
 def ensure(build: Build, say: Callable[[str], None] = print) -> Path:
@@ -145,10 +209,10 @@ def ensure(build: Build, say: Callable[[str], None] = print) -> Path:
         return target
     log = cache / "logs" / f"{build.key}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    with _lock(cache / f"{build.key}.lock"):
+    with _lock(cache / f"{build.key}.lock", lambda: say(f"{build.title}: another command is building it")):
         if target.is_dir():  # built by another command while this one waited for the lock
             return target
-        say(f"{build.title}: building, once per version (log: {log})")
+        say(f"{build.title}: being built, once per version (log: {log})")
         began = time.monotonic()
         with tempfile.TemporaryDirectory(prefix=".building-", dir=cache) as scratch:
             result = Path(scratch) / build.key
@@ -160,62 +224,18 @@ def ensure(build: Build, say: Callable[[str], None] = print) -> Path:
     return target
 
 
-def collector_version() -> str:
-    version: str = yaml.safe_load(BUILDER.read_bytes())["dist"]["version"]
-    return version
-
-
-def _collector() -> Build:
-    recipe, version = BUILDER.read_bytes(), collector_version()
-
-    def make(result: Path, log: Path) -> None:
-        output = result.parent / "sources"
-        config = yaml.safe_load(recipe)
-        config["dist"] |= {"name": "otelcol", "output_path": str(output)}
-        patched = result.parent / "builder.yaml"
-        patched.write_text(yaml.safe_dump(config))
-        builder = _builder(result.parent, log)
-        check_modules(builder)
-        _run(log, builder, "--config", str(patched))
-        shutil.move(output / "otelcol", result)
-
-    return Build(f"OpenTelemetry Collector {version}", f"otelcol-{version}-{_digest(recipe)}", make)
-
-
-def _builder(folder: Path, log: Path) -> Path:
-    """The program that writes the collector's source, and compiles it."""
-    package = f"go.opentelemetry.io/collector/cmd/builder@v{collector_version()}"
-    _go(log, "install", "-trimpath", package, GOBIN=str(folder))
-    return folder / "builder"
-
-
-def _prometheus() -> Build:
-    module = "github.com/prometheus/prometheus/cmd"
-    packages = [f"{module}/{name}" for name in ("prometheus", "promtool")]
-    return _installed("Prometheus", "prometheus", PROMETHEUS_VERSION, packages, "-tags", PROMETHEUS_TAGS)
-
-
-def _bbolt() -> Build:
-    return _installed("bbolt", "bbolt", BBOLT_VERSION, ["go.etcd.io/bbolt/cmd/bbolt"])
-
-
-def _tools() -> dict[str, Build]:
-    cyclonedx = "github.com/CycloneDX/cyclonedx-gomod/cmd/cyclonedx-gomod"
-    govulncheck = "golang.org/x/vuln/cmd/govulncheck"
-    return {
-        "cyclonedx-gomod": _installed("cyclonedx-gomod", "cyclonedx-gomod", CYCLONEDX_GOMOD_VERSION, [cyclonedx]),
-        "govulncheck": _installed("govulncheck", "govulncheck", GOVULNCHECK_VERSION, [govulncheck]),
-    }
-
-
-def _installed(title: str, name: str, version: str, packages: Iterable[str], *flags: str) -> Build:
-    """Programs that `go install` builds."""
-    flags = ("-trimpath", *flags, "-ldflags", "-s -w")  # -trimpath as ocb does: they share packages
+def _go_build(
+    title: str, name: str, *packages: str, module: Path | None = None, flags: Sequence[str] = GO_FLAGS
+) -> Build:
+    """Programs that are built from the packages of our Go module, or of another one."""
+    folder = module or GO_MODULE
+    files = [folder / "go.mod", folder / "go.sum", *sorted(folder.rglob("*.go"))]
+    recipe = b"".join(file.read_bytes() for file in files) + " ".join((*flags, *packages)).encode()
 
     def make(result: Path, log: Path) -> None:
-        _go(log, "install", *flags, *(f"{package}@{version}" for package in packages), GOBIN=str(result))
+        _go(log, "build", "-C", str(folder), *flags, "-o", f"{result}{os.sep}", *packages)
 
-    return Build(f"{title} {version}", f"{name}-{version}-{_digest(' '.join(flags).encode())}", make)
+    return Build(title, f"{name}-{_digest(recipe)}", make)
 
 
 def _zipkin() -> Build:
@@ -246,7 +266,7 @@ def go_environment() -> dict[str, str]:
     own = ("GOROOT", "GOBIN", "GOOS", "GOARCH", "GOFLAGS", "GOEXPERIMENT")
     inherited = {k: v for k, v in os.environ.items() if k not in own}
     fixed = {
-        "PATH": f"{go_binaries()}{os.pathsep}{inherited.get('PATH', os.defpath)}",  # ocb looks for go there
+        "PATH": f"{go_binaries()}{os.pathsep}{inherited.get('PATH', os.defpath)}",  # the tools look for go there
         "GOTOOLCHAIN": "local",
         "GOFLAGS": "-buildvcs=false",
         "GOWORK": "off",
@@ -255,25 +275,29 @@ def go_environment() -> dict[str, str]:
     return {**inherited, **fixed}
 
 
-def _go(log: Path, *arguments: str, **env: str) -> None:
-    _run(log, go_binaries() / "go", *arguments, **env)
+def _go(log: Path, command: str, *arguments: str) -> None:
+    _run(log, go_binaries() / "go", command, *arguments)
 
 
-def _run(log: Path, program: Path, *arguments: str, **env: str) -> None:
-    with log.open("ab") as output:
-        try:
-            subprocess.run(
-                [program, *arguments],
-                env={**go_environment(), **env},
-                cwd=log.parent,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                timeout=GO_BUILD_S_MAX,
-                check=True,
-            )
-        except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
-            raise LocalError(f"the build failed: {program.name} {' '.join(arguments)}\n{log_tail(log)}") from error
+def _run(log: Path, program: Path, *arguments: str) -> None:
+    """Runs a program with low priority: the system may run beside it. Ends it if the building is stopped."""
+    with (
+        log.open("ab") as output,
+        subprocess.Popen(
+            ["nice", program, *arguments],
+            env=go_environment(),
+            cwd=GO_MODULE,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        ) as running,
+    ):
+        deadline = time.monotonic() + GO_BUILD_S_MAX
+        while running.poll() is None and not _stopping(STOP_POLL_S) and time.monotonic() < deadline:
+            pass
+        running.terminate()
+    if running.returncode != 0:
+        raise LocalError(f"the build failed: {program.name} {' '.join(arguments)}\n{log_tail(log)}\n{BUILD_REMEDY}")
 
 
 def _cache() -> Path:
@@ -289,9 +313,28 @@ def _digest(recipe: bytes) -> str:
     return hashlib.sha256(recipe + toolchain.encode()).hexdigest()[:12]
 
 
+def _stop_on(stop: threading.Event) -> None:
+    """Lets this thread's builds end when the event is set."""
+    _thread.stop = stop
+
+
+def _stopping(wait_s: float) -> bool:
+    """Waits, and returns whether this thread's builds have to end. A command that builds one thing is not stopped."""
+    stop: threading.Event = getattr(_thread, "stop", None) or threading.Event()
+    return stop.wait(wait_s)
+
+
 @contextmanager
-def _lock(path: Path) -> Iterator[None]:
+def _lock(path: Path, on_wait: Callable[[], None]) -> Iterator[None]:
     """A lock for this machine. The kernel releases it when its holder dies."""
     with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        for attempt in itertools.count():
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if attempt == 0:
+                    on_wait()
+                if _stopping(STOP_POLL_S):
+                    raise LocalError("the build was stopped") from None
         yield

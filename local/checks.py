@@ -7,6 +7,7 @@ import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from local import exporters
 from local.builds import REPOSITORY, Built
@@ -68,7 +69,8 @@ def check_all(built: Built, chosen: Exporters) -> list[str]:
     samplings = [sampling for sampling in known_samplings() if sampling != EVERY_TRACE]  # which every layer is run with
     run(_sampling(built, sampling) for sampling in samplings)
     each_layer = f"otel-collector/config.yaml with each of {len(layers)} exporters alone"
-    return [each_layer, *map(shown, map(sampling_file, samplings)), *run([*_in_use(built, chosen), *_rules(built)])]
+    rest = run([*_in_use(built, chosen), *_prometheus(built.promtool), *_generated()])
+    return [each_layer, *map(shown, map(sampling_file, samplings)), *rest]
 
 
 def check_choice(built: Built, chosen: Exporters) -> list[str]:
@@ -128,25 +130,28 @@ def _in_use(built: Built, chosen: Exporters) -> Iterator[Check]:
     settings_of_exporters = ", ".join([*map(variable, SIGNALS), SAMPLING_VARIABLE])
     remedy = f"correct the file or the variable that the error names, or change {settings_of_exporters}"
     yield _collector(built, f"the exporters in use ({chosen})", chosen.layers, remedy, chosen.sampling)
-    config = PROMETHEUS / "prometheus.yaml"
-    yield Check(
-        "prometheus/prometheus.yaml",
-        (str(built.promtool), "check", "config", str(config)),
-        "correct that setting in this file",
-    )
     if built.tempo:
         config = REPOSITORY / "tempo" / "tempo.yaml"
         flags = (f"-config.file={config}", "-config.expand-env=true", "-config.verify=true")
         yield Check("tempo/tempo.yaml", (str(built.tempo), *flags), "correct that setting in this file")
 
 
-def _rules(built: Built) -> Iterator[Check]:
+def _generated() -> Iterator[Check]:
     for subject, module in {
         "prometheus/rules/": "prometheus.rules",
         "grafana/provisioning/dashboards/": "grafana",
         "docs/telemetry.md": "docs.telemetry",
     }.items():
         yield Check(subject, (sys.executable, "-m", module, "--check"), "run `make generate`")
+
+
+def _prometheus(promtool: Path) -> Iterator[Check]:
+    config = PROMETHEUS / "prometheus.yaml"
+    yield Check(
+        "prometheus/prometheus.yaml",
+        (str(promtool), "check", "config", str(config)),
+        "correct that setting in this file",
+    )
     for cases in sorted((PROMETHEUS / "tests").glob("*.yaml")):
-        command = (str(built.promtool), "test", "rules", str(cases))
+        command = (str(promtool), "test", "rules", str(cases))
         yield Check(str(cases.relative_to(REPOSITORY)), command, "correct the rule or its case")

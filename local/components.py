@@ -18,15 +18,16 @@ from pathlib import Path
 from typing import Any
 
 from local.builds import (
+    COLLECTOR,
     REPOSITORY,
     ZIPKIN_VERSION,
     Built,
     build_all,
     build_tool,
-    collector_version,
     go_binaries,
     go_environment,
     modules,
+    version,
 )
 from local.programs import LocalError
 
@@ -64,7 +65,7 @@ def write_sbom(folder: Path, say: Callable[[str], None]) -> None:
     documents = {"python": _python(folder / "python.cdx.json"), "zipkin": _jar(built, folder / "zipkin.cdx.json")}
     for program in built.compiled:
         # The collector does not know its own version, and then the tool does not find the licences of all modules.
-        options = ("-version", f"v{collector_version()}") if program == built.collector else ()
+        options = ("-version", f"v{version(COLLECTOR)}") if program == built.collector else ()
         documents[program.name] = _compiled(program, folder / f"{program.name}.cdx.json", say, *options)
     components = sorted(found for part, document in documents.items() for found in read(part, document))
     listing = folder / "licences.tsv"

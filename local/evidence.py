@@ -36,7 +36,8 @@ SOURCES = ("vehicles", "status", "results", "failures")
 SERVICES = frozenset({"publisher", "api", "consumer"})
 #: The exporters whose traces can be read here, in order of preference.
 TRACE_STORES = ("tempo", "zipkin")
-SCRAPED = ("scrape-api", "scrape-consumer", "scrape-publisher", "scrape-canary")
+#: The roles that Prometheus scrapes, as far as they run.
+SCRAPED = ("api", "consumer", "publisher", "canary", "table")
 
 PUBLISH_S_MAX = 120.0
 #: It waits up to a minute for telemetry that is on its way.
@@ -184,26 +185,30 @@ class Rows:
     duplicates: int
     keys_of_trace: Mapping[str, Sequence[str]]
     tables: Mapping[str, pa.Table]
+    #: The number of rows of other submissions in the same objects.
+    others: int = 0
 
     @classmethod
     def of(cls, tables: Mapping[str, pa.Table], submissions: frozenset[str]) -> "Rows":
-        """`tables` are the objects' rows by key; rows of other submissions are left out."""
+        """`tables` are the objects' rows by key; rows of other submissions are only counted."""
         by_source: Counter[str] = Counter()
         digests: dict[str, Counter[bytes]] = {source: Counter() for source in SOURCES}
         positions: Counter[tuple[str, int]] = Counter()
         keys: dict[str, list[str]] = {}
+        others = 0
         for key, table in tables.items():
             source = source_of(key)
             columns = (table.column(name).to_pylist() for name in ROW_COLUMNS)
             for submission, index, trace, payload in zip(*columns, strict=True):
                 if submission not in submissions:
+                    others += 1
                     continue
                 by_source[source] += 1
                 digests[source][hashlib.sha256(payload.encode()).digest()] += 1
                 positions[submission, index] += 1
                 if key not in keys.setdefault(trace, []):
                     keys[trace].append(key)
-        return cls(by_source, digests, positions.total() - len(positions), keys, tables)
+        return cls(by_source, digests, positions.total() - len(positions), keys, tables, others)
 
 
 ROW_COLUMNS = ("_submission_id", "_record_index", "_trace_id", "_payload")
@@ -227,11 +232,15 @@ class Evidence:
     records_accepted: BySource = field(default_factory=dict)
     records_stored: BySource = field(default_factory=dict)
     rows_read_back: BySource = field(default_factory=dict)
+    #: Records that somebody else sent meanwhile: the ledger counts them, too.
+    rows_of_others: int = 0
     payloads_equal: bool = False
     duplicates: int | None = None
     uploads_success: int | None = None
     mean_upload_duration_s: float | None = None
     p95_delivery_s: float | None = None
+    #: The roles that Prometheus has to scrape.
+    prometheus_targets: tuple[str, ...] = SCRAPED
     prometheus_targets_up: int | None = None
     exemplar_trace_id: str | None = None
     trace_spans: int = 0
@@ -259,11 +268,12 @@ class Evidence:
         """Each claim about a working system, and whether it is true here, or why it was not checked."""
         elsewhere = "not checked: {} go to {}".format
         no_metrics = None if self.sees_metrics else elsewhere("metrics", ", ".join(self.metrics_exporters))
+        no_count = no_metrics or (self.rows_of_others and "not checked: others sent records meanwhile") or None
         no_traces = None if self.sees_traces else elsewhere("traces", ", ".join(self.traces_exporters))
         return {
             "every source has as many rows in the bucket as records sent": bool(self.records_sent)
             and self.records_sent == self.rows_read_back,
-            "the ledger in Prometheus has as many records accepted and stored": no_metrics
+            "the ledger in Prometheus has as many records accepted and stored": no_count
             or (bool(self.records_sent) and self.records_sent == self.records_accepted == self.records_stored),
             "the payloads in the bucket equal the sent records, byte for byte": self.payloads_equal,
             "no record is stored twice": self.duplicates == 0,
@@ -283,7 +293,8 @@ class Evidence:
                 self.verified.get(check) for check in self._checks_with_items
             )
             and not any(self.verify_faults.values()),
-            "Prometheus scrapes API, consumer, publisher and canary": self.prometheus_targets_up == len(SCRAPED),
+            f"Prometheus scrapes {', '.join(self.prometheus_targets)}": self.prometheus_targets_up
+            == len(self.prometheus_targets),
         }
 
     def holds(self) -> bool:
@@ -308,14 +319,15 @@ class Investigation:
         exporters = stack.exporters
         self._traces = trace_store(stack)
         self._series = {
-            role: f'job="bronze/{role}",instance="{stack.instance(role)}",bronze_source!="canary"'
+            role: f'job="bronze/{role}",instance=~"{stack.instance(role)}(-[0-9]+)?",bronze_source!="canary"'
             for role in ("api", "consumer")
         }
         self._payloads = {source: payloads(sample_file(source, sample)) for source in SOURCES}
         self._sample = sample
         sent = {source: lines.total() for source, lines in self._payloads.items()}
         self._more_s = sum(sent.values()) / RATE_MIN
-        self.evidence = Evidence(sent, exporters.metrics, exporters.traces)
+        scraped = tuple(role for role in SCRAPED if f"scrape-{role}" in stack.targets)
+        self.evidence = Evidence(sent, exporters.metrics, exporters.traces, prometheus_targets=scraped)
         self.slowest: pa.Table | None = None
 
     def run(self) -> None:
@@ -334,9 +346,10 @@ class Investigation:
 
     def count_targets(self) -> None:
         """Counts the components that Prometheus scrapes from now on. Call it when all of them run."""
-        up = f'up{{job=~"{"|".join(SCRAPED)}"}}'
-        query = f"sum({up} and timestamp({up}) >= {time.time()})"
-        self._settle(lambda: self._prometheus.value(query) == len(SCRAPED))
+        scraped = self.evidence.prometheus_targets
+        up = f'up{{job=~"scrape-({"|".join(scraped)})"}}'
+        query = f"sum(min by (job) ({up} and timestamp({up}) >= {time.time()}))"
+        self._settle(lambda: self._prometheus.value(query) == len(scraped))
         self.evidence.prometheus_targets_up = int(self._prometheus.value(query) or 0)
 
     def _settle(self, condition: Callable[[], bool]) -> None:
@@ -388,7 +401,7 @@ class Investigation:
             )
             return accepted, stored
 
-        self._settle(lambda: added() == (sent, sent))
+        self._settle(lambda: all(count[source] >= sent[source] for count in added() for source in SOURCES))
         self.evidence.records_accepted, self.evidence.records_stored = added()
 
     def _read(self, receipts: Iterable[Receipt], began: float) -> Rows:
@@ -403,6 +416,7 @@ class Investigation:
 
         self._settle(complete)
         evidence.rows_read_back = {source: rows.by_source.get(source, 0) for source in SOURCES}
+        evidence.rows_of_others = rows.others
         evidence.duplicates = rows.duplicates
         evidence.payloads_equal = rows.payloads == self._payloads
         return rows
@@ -502,6 +516,10 @@ def _text(value: object) -> str:
     """A figure for people: lists as words, durations to the millisecond."""
     if isinstance(value, tuple):
         return ", ".join(value)
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {count:,}" for name, count in value.items())
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 

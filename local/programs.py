@@ -104,11 +104,12 @@ def is_free(port: int) -> bool:
 
 
 def check_ports(program: Program) -> None:
-    """Raises `LocalError` if a port is in use; it names the program and the variable that changes the port."""
-    for use, port in program.ports.items():
-        if not is_free(port):
-            remedy = f"; set {program.port_variable} to another" if program.port_variable else ""
-            raise LocalError(f"port {port} is in use, but {program.name} needs it ({use}){remedy}")
+    """Raises `LocalError` if ports are in use; it names the program and the variable that changes its ports."""
+    if in_use := [f"{port} ({use})" for use, port in program.ports.items() if not is_free(port)]:
+        remedy = f": set {program.port_variable} to another" if program.port_variable else ""
+        several = len(in_use) > 1
+        ports, them = (f"ports {', '.join(in_use)} are", "them") if several else (f"port {in_use[0]} is", "it")
+        raise LocalError(f"{ports} in use by another program, but {program.name} needs {them}{remedy}")
 
 
 def http_get(port: int, path: str, *, method: str = "GET", body: bytes | None = None, **headers: str) -> bytes:

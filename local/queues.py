@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from local.builds import Built
 from local.exporters import every_layer, named
 from local.programs import LocalError
 
@@ -33,13 +34,13 @@ class Unsent:
         )
 
 
-def unsent(folder: Path, layers: Iterable[str], *, bbolt: Path) -> list[Unsent]:
+def unsent(folder: Path, layers: Iterable[str], built: Built) -> list[Unsent]:
     """The queues in a folder that are not empty and belong to none of these layers."""
     in_use = {queue for layer in layers for queue in _queues(layer)}
     owners = {queue: layer for layer in every_layer() for queue in _queues(layer)}
     found = []
     for file in sorted(folder.glob("exporter_*")):
-        if file.name not in in_use and not _locked(file) and (metadata := _metadata(file, bbolt)):
+        if file.name not in in_use and not _locked(file) and (metadata := _metadata(file, built.bbolt)):
             requests, size_bytes = _sizes(metadata)
             if requests:
                 found.append(Unsent(owners.get(file.name, file.name), requests, size_bytes))

@@ -7,6 +7,8 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from bronze.errors import Misconfigured
+from bronze.records import sources
 from local.builds import REPOSITORY, Build, ensure
 from local.programs import LocalError
 
@@ -21,6 +23,17 @@ tzdata==2026.6 --hash=sha256:0a10eec6e13ef16b627fabed9a5f2ba61a62b1c67f327305f4e
 """
 FETCH_S_MAX = 300
 MAKE_S_MAX = 600
+
+
+def undeclared(declaration: Path | None) -> list[str]:
+    """The sources of the samples that a file of sources, else the service's own, does not declare. Raises `LocalError`
+    if it is not valid.
+    """
+    try:
+        declared = sources.load(declaration)
+    except Misconfigured as error:
+        raise LocalError(str(error)) from error
+    return sorted({file.stem for file in DAYS.glob("*.ndjson")} - declared.keys())
 
 
 def year(say: Callable[[str], None]) -> Path:

@@ -44,6 +44,11 @@ class SecretFiles:
                 made.unlink()
         return path
 
+    def replace(self, name: str, secret: str) -> None:
+        """Keeps a secret that something else has made."""
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _new_file(self.folder, secret).replace(self.folder / name)
+
     def value(self, name: str) -> str:
         return self.path(name).read_text()
 
@@ -81,7 +86,8 @@ def _new_file(folder: Path, content: str) -> Path:
 
 
 def main() -> None:
-    added = add_required(_TOP / "compose.yaml", _TOP / ".env")
+    files = (_TOP / "compose.yaml", _TOP / "compose.cluster.yaml")
+    added = [name for file in files for name in add_required(file, _TOP / ".env")]
     print(f".env has new secrets: {', '.join(added)}" if added else ".env has every secret; nothing was changed")
 
 

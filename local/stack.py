@@ -4,24 +4,34 @@ import json
 import secrets
 import shlex
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, combinations
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
+from bronze.protocol.principals import parse_key
 from local import exporters, servers
 from local.builds import Built
 from local.exporters import SIGNALS, Exporters
 from local.programs import LOOPBACK, PORT_VARIABLE, LocalError, NotReady, Program, environment, free_ports, get_json
 from local.secret_files import SecretFiles
-from local.settings import role_settings, service_settings, settings, sources_file
+from local.settings import NATS_VARIABLE, WORKERS_MAX, service_settings, settings, sources_file
 
 FLUSH_AGE_S = 1
 BUCKET = "bronze"
+#: The exit code of a command whose queue does not answer.
+UNAVAILABLE = 3
+#: What the API keys of the system's own clients allow, by principal, if the API asks for keys.
+API_KEY_SCOPES = {
+    "publisher": ("ingest:*", "trace"),
+    "canary": ("ingest:canary", "read:canary", "trace"),
+    "prometheus": ("read:*",),
+}
+_REPLICAS = "BRONZE_QUEUE_REPLICAS"
 #: The users of the roles at the queue.
-_QUEUE_USERS = {"api": "api", "consumer": "consumer", "canary": "reader"}
+_QUEUE_USERS = {"api": "api", "consumer": "consumer", "canary": "reader", "table": "reader"}
 
 
 @dataclass(frozen=True)
@@ -39,26 +49,72 @@ class Ports:
     consumer: int = 9464
     publisher: int = 9465
     canary: int = 9466
+    table: int = 9468
+    #: `/metrics` of each worker, first those of the API
+    workers: int = 9470
 
     @classmethod
     def configured(cls, settings: Mapping[str, str]) -> Self:
         """The default ports, except those that a setting such as `BRONZE_LOCAL_PORT_NATS` changes."""
         chosen = {}
-        for field in fields(cls):
-            variable = f"{PORT_VARIABLE}{field.name.upper()}"
+        for name in _PORTS_OF:
+            variable = _port_variable(name)
             if text := settings.get(variable):
                 if not text.isdecimal() or not 0 < int(text) < 65_536:
                     raise LocalError(f"{variable}={text} is not a port: use a number from 1 to 65535")
-                chosen[field.name] = int(text)
-        return cls(**chosen)
+                chosen[name] = int(text)
+        ports = cls(**chosen)
+        ports._check_blocks()
+        return ports
+
+    def _check_blocks(self) -> None:
+        """Raises `LocalError` if two programs would use the same port; it names both settings and their ports."""
+        blocks = [(range(first, first + _PORTS_OF[name]), name) for name, first in asdict(self).items()]
+        errors = [
+            f"{_port_text(name, ports)} ends after the last port, 65535: choose a lower one"
+            for ports, name in blocks
+            if ports.stop > 65_536
+        ]
+        for (ports, name), (others, other) in combinations(sorted(blocks, key=lambda block: block[0].start), 2):
+            if others.start < ports.stop:
+                errors.append(f"{_port_text(name, ports)} and {_port_text(other, others)} overlap: change one of them")
+        if errors:
+            raise LocalError("\n".join(errors))
+
+    def ignored(self, chosen: Self) -> Iterator[str]:
+        """The settings that a system on these ports does not take while it runs, each in one sentence."""
+        for name, port in asdict(self).items():
+            if (other := getattr(chosen, name)) != port:
+                yield (
+                    f"{_port_variable(name)} is {other} now, but the system runs on {port}: "
+                    "`make down`, then `make up` change it"
+                )
 
     @classmethod
     def free(cls) -> Self:
-        names = [field.name for field in fields(cls)]
-        several = {"s3": servers.SEAWEEDFS_PORTS, "otlp": servers.COLLECTOR_PORTS, "tempo": servers.TEMPO_PORTS}
-        counts = [several.get(name, 1) for name in names]
+        counts = list(_PORTS_OF.values())
         first = free_ports(sum(counts))
         return cls(*(first + offset for offset in accumulate(counts[:-1], initial=0)))
+
+
+#: The number of consecutive ports of each program, of which `Ports` has the first.
+_PORTS_OF = dict.fromkeys((field.name for field in fields(Ports)), 1) | {
+    "nats": servers.NATS_PORTS,
+    "s3": servers.SEAWEEDFS_PORTS,
+    "otlp": servers.COLLECTOR_PORTS,
+    "tempo": servers.TEMPO_PORTS,
+    "workers": 2 * WORKERS_MAX,
+}
+
+
+def _port_variable(name: str) -> str:
+    return f"{PORT_VARIABLE}{name.upper()}"
+
+
+def _port_text(name: str, ports: range) -> str:
+    """The setting of a program, with all ports that it takes."""
+    several = f" (ports {ports.start} to {ports[-1]})" if len(ports) > 1 else ""
+    return f"{_port_variable(name)}={ports.start}{several}"
 
 
 @dataclass(frozen=True)
@@ -74,13 +130,33 @@ class Stack:
     ports: Ports
     built: Built
     exporters: Exporters
+    #: Whether a simulated fleet sends data.
+    fleet: bool = True
+    #: The processes of the API, and of the consumer.
+    workers: int = 1
+    #: The servers of the queue.
+    nats_servers: int = 1
 
     @classmethod
-    def create(cls, root: Path, ports: Ports, built: Built, chosen: Exporters = Exporters()) -> Self:  # noqa: B008  frozen
-        """Creates and saves a stack for a new start, with an existing or a new state directory."""
+    def create(
+        cls,
+        root: Path,
+        ports: Ports,
+        built: Built,
+        chosen: Exporters = Exporters(),  # noqa: B008  frozen
+        *,
+        fleet: bool = True,
+        workers: int = 1,
+        nats_servers: int = 1,
+    ) -> Self:
+        """Creates and saves a stack for a new start, with an existing or a new state directory.
+
+        Raises `LocalError` if the state's queue has another number of servers.
+        """
         root.mkdir(parents=True, exist_ok=True)
         root.chmod(0o700)  # it has the accounts of the servers, and all data
-        stack = cls(root, f"{root.name}-{secrets.token_hex(4)}", ports, built, chosen)
+        stack = cls(root, f"{root.name}-{secrets.token_hex(4)}", ports, built, chosen, fleet, workers, nats_servers)
+        stack.check_queue_state()
         stack.save()
         return stack
 
@@ -90,7 +166,7 @@ class Stack:
         del saved["root"]  # the folder may be moved
         _file(self.root).write_text(json.dumps(saved, indent=2, default=str))
         own = {**sources_file(), **self.client_env, **self.queue_env("admin"), **self.trace_store_env}
-        variables = {**role_settings(), **_flush_age(), **own}
+        variables = {**service_settings(), **_flush_age(), **own}
         exports = (f"export {k}={shlex.quote(v)}\n" for k, v in sorted(variables.items()))
         (self.root / "env").touch(mode=0o600)
         commands = shlex.quote(str(Path(servers.executable("bronze")).parent))
@@ -105,7 +181,9 @@ class Stack:
             built = Built(**{k: v and Path(v) for k, v in saved["built"].items()})
             layers = {signal: tuple(saved["exporters"][signal]) for signal in SIGNALS}
             chosen = Exporters(**layers, sampling=saved["exporters"]["sampling"])
-            return cls(root, saved["name"], Ports(**saved["ports"]), built, chosen)
+            ports = Ports(**saved["ports"])
+            counts = saved["workers"], saved["nats_servers"]
+            return cls(root, saved["name"], ports, built, chosen, saved["fleet"], *counts)
         except FileNotFoundError:
             return None
         except (KeyError, TypeError) as error:
@@ -123,18 +201,23 @@ class Stack:
         return servers.s3_account(self.root / "seaweedfs", self.ports.s3, BUCKET, role).env
 
     def instance(self, role: str) -> str:
-        """The `service.instance.id` of a role, in its telemetry and its `/livez`."""
+        """The `service.instance.id` of a role, in its telemetry and its `/livez`; a worker adds `-` and its number."""
         return f"{self.name}-{role}"
+
+    def worker_ports(self, role: str) -> Sequence[int]:
+        """The port of `/metrics` of each worker of API or consumer; none if it is a single process."""
+        first = self.ports.workers + (0 if role == "api" else WORKERS_MAX)
+        return range(first, first + self.workers) if self.workers > 1 else ()
 
     @cached_property
     def client_env(self) -> Mapping[str, str]:
         """The variables that commands need, except those of the queue and the trace store."""
-        return {**self.account.env, **self._addresses}
+        return {**self.account.env, **servers.tables_env(self.account), **self._addresses}
 
     @property
     def _addresses(self) -> Mapping[str, str]:
         return {
-            "BRONZE_API_URL": f"http://{LOOPBACK}:{self.ports.api}",
+            "BRONZE_API_URL": self.api_url,
             "BRONZE_PROMETHEUS_URL": f"http://{LOOPBACK}:{self.ports.prometheus}",
             "BRONZE_BUCKET": self.account.bucket,
             "BRONZE_PREFIX": "bronze",
@@ -147,26 +230,33 @@ class Stack:
         return SecretFiles(self.root / "secrets").value("otlp")
 
     @property
+    def api_url(self) -> str:
+        return f"http://{LOOPBACK}:{self.ports.api}"
+
+    @property
     def public_url(self) -> str:
         """Where browsers reach the API, for links."""
-        return settings().get("BRONZE_PUBLIC_URL") or f"http://{LOOPBACK}:{self.ports.api}"
+        return settings().get("BRONZE_PUBLIC_URL") or self.api_url
 
     def queue_env(self, user: str) -> Mapping[str, str]:
         """The variables of the queue for a role or a command, as this user."""
+        replicas = settings().get(_REPLICAS) or str(self.nats_servers)
         return {
-            "BRONZE_NATS_URL": f"nats://{LOOPBACK}:{self.ports.nats}",
-            "BRONZE_NATS_SERVER_NAME": self.name,
+            "BRONZE_NATS_URL": ",".join(f"nats://{LOOPBACK}:{self.ports.nats + n}" for n in range(self.nats_servers)),
+            "BRONZE_NATS_SERVER_NAME": self.queue_name,
+            **({_REPLICAS: replicas} if self.nats_servers > 1 else {}),
             "BRONZE_NATS_USER": user,
-            "BRONZE_NATS_PASSWORD": servers.nats_password(self.root / "nats", user).read_text(),
-            "BRONZE_NATS_PASSWORD_FILE": "",  # of the user's shell
+            "BRONZE_NATS_PASSWORD": servers.nats_password(self._queue_state, user).read_text(),
+            # of the user's shell
+            **dict.fromkeys((f"BRONZE_NATS_{file}_FILE" for file in ("PASSWORD", "CA", "CERT", "KEY")), ""),
         }
 
     @property
-    def queue_options(self) -> Mapping[str, str]:
+    def queue_options(self) -> Mapping[str, Any]:
         """The arguments of `nats.connect` for a connection of `admin`."""
         env = self.queue_env("admin")
         return {
-            "servers": env["BRONZE_NATS_URL"],
+            "servers": env["BRONZE_NATS_URL"].split(","),
             "user": env["BRONZE_NATS_USER"],
             "password": env["BRONZE_NATS_PASSWORD"],
             "inbox_prefix": f"_INBOX_{env['BRONZE_NATS_USER']}",
@@ -187,26 +277,61 @@ class Stack:
         """The servers, in the order of their start."""
         ports, root, built = self.ports, self.root, self.built
         return (
-            self._queue,
-            servers.seaweedfs(root / "seaweedfs", self.account),
+            *self.stores,
             servers.prometheus(
                 root / "prometheus",
                 ports.prometheus,
-                self._targets,
+                self.targets,
                 executable=built.prometheus,
                 runbook_url=settings().get("BRONZE_RUNBOOK_URL") or f"{self.public_url}/runbook",
                 public_url=self.public_url,
+                api_key_file=self._api_key_file("prometheus") if self.needs_keys else None,
             ),
             *self._trace_stores,
             self.collector,
             *self._dashboards,
         )
 
+    @cached_property
+    def stores(self) -> tuple[Program, ...]:
+        """Queue and bucket: what the roles need to accept and store records."""
+        return *self._queue, servers.seaweedfs(self.root / "seaweedfs", self.account)
+
     @property
-    def _queue(self) -> Program:
-        """NATS, which is ready when it also has what the roles need: they may not create it."""
-        program = servers.nats_with_users(self.root / "nats", self.ports.nats, self.name)
-        done = self.root / "nats" / "initialized"
+    def queue_name(self) -> str:
+        """The name of the queue's server or of its cluster. That of a cluster stays the same at each start."""
+        if self.nats_servers == 1:
+            return self.name
+        return f"{self.root.name}-{SecretFiles(self._queue_state / 'secrets').value('cluster')[:8]}"
+
+    @property
+    def _queue_state(self) -> Path:
+        return self.root / "nats"
+
+    def check_queue_state(self) -> None:
+        """Raises `LocalError` if the state's queue has another number of servers: NATS deletes the streams of a single
+        server that becomes one of a cluster.
+        """
+        of_one, of_several = ((self._queue_state / part).exists() for part in ("jetstream", "1"))
+        if of_one if self.nats_servers > 1 else of_several:
+            there, wanted = ("one server", "three") if of_one else ("three servers", "one")
+            raise LocalError(
+                f"the queue in {self._queue_state} has {there}, and cannot get {wanted} by a setting: set "
+                f"{NATS_VARIABLE}={1 if of_one else 3}, delete {self.root} to begin with fresh state, or move the "
+                'queue: docs/operations.md, "Three queue servers"'
+            )
+
+    @property
+    def _queue(self) -> tuple[Program, ...]:
+        """NATS. Its last server is ready when the queue also has what the roles need: they may not create it."""
+        state, port = self._queue_state, self.ports.nats
+        if self.nats_servers == 1:
+            return (self._with_streams(servers.nats_with_users(state, port, self.name)),)
+        *others, last = servers.nats_cluster(state, port, self.queue_name)
+        return *others, self._with_streams(last)
+
+    def _with_streams(self, program: Program) -> Program:
+        done = self._queue_state / "initialized"
 
         def ready() -> None:
             program.ready()
@@ -217,17 +342,54 @@ class Stack:
         return replace(program, ready=ready)
 
     def initialize_queue(self) -> None:
-        """Creates what the roles need in the queue, and registers the sources, by `bronze init`. Raises `NotReady`."""
+        """Creates what the roles need in the queue, and registers the sources, by `bronze init`.
+
+        Raises `NotReady` if the queue does not answer, and `LocalError` if a setting or a declaration cannot work.
+        """
+        self._command("init", "--yes")
+        if self.needs_keys:
+            self._create_api_keys()
+
+    def _create_api_keys(self) -> None:
+        """Creates the keys of the system's own clients, as far as the queue has none that is in their files."""
+        listed = map(json.loads, self._command("keys", "list", "--json").splitlines())
+        known = {key["key_id"] for key in listed if key["revoked_at"] is None}
+        for principal, scopes in API_KEY_SCOPES.items():
+            file = self._api_key_file(principal)
+            parsed = parse_key(file.read_text()) if file.exists() else None
+            if parsed is None or parsed[0] not in known:
+                allowed = (word for scope in scopes for word in ("--scope", scope))
+                key = self._command("keys", "create", principal, *allowed, "--expires", "never", "--yes").strip()
+                SecretFiles(file.parent).replace(file.name, key)
+
+    def _api_key_file(self, principal: str) -> Path:
+        return self.root / "secrets" / f"api-key-{principal}"
+
+    def _api_key_env(self, principal: str) -> Mapping[str, str]:
+        """The variables of a client of the API; the key of the user's shell is not for it."""
+        if not self.needs_keys:
+            return {}
+        return {"BRONZE_API_KEY_FILE": str(self._api_key_file(principal)), "BRONZE_API_KEY": ""}
+
+    @property
+    def needs_keys(self) -> bool:
+        """Whether the API asks for keys."""
+        return settings().get("BRONZE_AUTH") == "keys"
+
+    def _command(self, *words: str) -> str:
+        """The output of a command that needs the queue, as its `admin`. Raises as `initialize_queue`."""
         own = {**service_settings(), **sources_file(), **self._addresses, **self.queue_env("admin")}
         outcome = subprocess.run(
-            [servers.executable("bronze"), "init", "--yes"],
+            [servers.executable("bronze"), *words],
             env={**environment(), **own},
             capture_output=True,
             text=True,
             check=False,
         )
         if outcome.returncode != 0:
-            raise NotReady(outcome.stderr.strip() or outcome.stdout.strip())
+            error = NotReady if outcome.returncode == UNAVAILABLE else LocalError
+            raise error(outcome.stderr.strip() or outcome.stdout.strip())
+        return outcome.stdout
 
     @cached_property
     def collector(self) -> Program:
@@ -281,29 +443,52 @@ class Stack:
         )
 
     @property
-    def _targets(self) -> Mapping[str, int]:
-        """The port of each Prometheus scrape job's target.
+    def targets(self) -> Mapping[str, Sequence[int]]:
+        """The ports of each Prometheus scrape job's targets.
 
         There is none for scrape-nats: the server reports its state as JSON, and no package has an exporter for it.
         """
         targets = {
-            "scrape-api": self.ports.api,
-            "scrape-consumer": self.ports.consumer,
-            "scrape-publisher": self.ports.publisher,
-            "scrape-canary": self.ports.canary,
-            "scrape-collector": self.collector.ports["metrics"],
-            "scrape-prometheus": self.ports.prometheus,
-            "scrape-seaweedfs": self.ports.s3 + servers.SEAWEEDFS_PORTS - 1,
+            "scrape-api": self.worker_ports("api") or [self.ports.api],
+            "scrape-consumer": self.worker_ports("consumer") or [self.ports.consumer],
+            **({"scrape-publisher": [self.ports.publisher]} if self.fleet else {}),
+            "scrape-canary": [self.ports.canary],
+            "scrape-table": [self.ports.table],
+            "scrape-collector": [self.collector.ports["metrics"]],
+            "scrape-prometheus": [self.ports.prometheus],
+            "scrape-seaweedfs": [self.ports.s3 + servers.SEAWEEDFS_PORTS - 1],
         }
         if "scrape" in self.collector.ports:
-            targets["collector-exporter"] = self.collector.ports["scrape"]
+            targets["collector-exporter"] = [self.collector.ports["scrape"]]
         return targets
 
     @cached_property
     def roles(self) -> tuple[Program, ...]:
-        return (
-            self._role("api", "serve", self.ports.api, "/readyz", self._api_env),
-            self._role("consumer", "consume", self.ports.consumer, "/livez", {}),
+        api = self._role("api", "serve", self.ports.api, "/readyz", self._api_env)
+        consumer = self._role("consumer", "consume", self.ports.consumer, "/livez", {})
+        if self.workers == 1:
+            return api, consumer
+        return self._of_workers(api, **api.ports), self._of_workers(consumer)
+
+    def _of_workers(self, program: Program, **shared: int) -> Program:
+        """The same role as several processes, which may share a port."""
+        ports = self.worker_ports(program.name)
+
+        def ready() -> None:
+            for number, port in enumerate(ports, 1):
+                _check_instance(port, "/livez", [f"{self.instance(program.name)}-{number}"])
+            for port in shared.values():
+                _check_instance(port, "/readyz", [f"{self.instance(program.name)}-{n + 1}" for n in range(len(ports))])
+
+        return replace(
+            program,
+            ports={**shared, **{f"worker {number}": port for number, port in enumerate(ports, 1)}},
+            ready=ready,
+            env={
+                **program.env,
+                "BRONZE_WORKERS": str(self.workers),
+                "OTEL_EXPORTER_PROMETHEUS_PORT": str(ports[0]),
+            },
         )
 
     @property
@@ -323,16 +508,27 @@ class Stack:
 
     @cached_property
     def simulate(self) -> Program:
-        publisher = self._role("publisher", "simulate", self.ports.publisher, "/livez", {})
+        publisher = self._role("publisher", "simulate", self.ports.publisher, "/livez", self._api_key_env("publisher"))
         return replace(publisher, stage=3)
 
     @cached_property
     def canary(self) -> Program:
-        return self._role("canary", "canary", self.ports.canary, "/livez", self.trace_store_env)
+        env = {**self.trace_store_env, **self._api_key_env("canary")}
+        return self._role("canary", "canary", self.ports.canary, "/livez", env)
+
+    @cached_property
+    def table(self) -> Program:
+        account = servers.s3_account(self.root / "seaweedfs", self.ports.s3, BUCKET, "table")
+        return self._role("table", "table", self.ports.table, "/livez", servers.tables_env(account))
 
     @property
     def programs(self) -> tuple[Program, ...]:
-        return (*self.servers, *self.roles, self.canary, self.simulate)
+        return (*self.servers, *self.roles, *self.senders)
+
+    @property
+    def senders(self) -> tuple[Program, ...]:
+        """The programs that work by themselves while API and consumer run."""
+        return (self.canary, self.table, *([self.simulate] if self.fleet else []))
 
     @property
     def publish_env(self) -> Mapping[str, str]:
@@ -341,19 +537,14 @@ class Stack:
 
     def _role(self, role: str, command: str, port: int, probe: str, env: Mapping[str, str]) -> Program:
         instance = self.instance(role)
-
-        def ready() -> None:
-            running = get_json(port, probe).get("service_instance_id")
-            if running != instance:
-                raise NotReady(f"port {port} is the instance {running!r}, not {instance!r}")
-
         return Program(
             name=role,
             command=(servers.executable("bronze"), command),
             ports={"http": port},
-            ready=ready,
+            ready=lambda: _check_instance(port, probe, [instance]),
             env={
                 **service_settings(),
+                "BRONZE_WORKERS": "1",
                 **_flush_age(),
                 **sources_file(),
                 **self._addresses,
@@ -369,10 +560,17 @@ class Stack:
         )
 
 
+def _check_instance(port: int, probe: str, expected: Sequence[str]) -> None:
+    """Raises `NotReady` if the process at a port is none of these instances."""
+    running = get_json(port, probe).get("service_instance_id")
+    if running not in expected:
+        raise NotReady(f"port {port} is the instance {running!r}, not {' or '.join(map(repr, expected))}")
+
+
 def _flush_age() -> Mapping[str, str]:
     """The flush age of the roles, which the collector has to know too."""
     name = "BRONZE_FLUSH_AGE_S"
-    return {name: service_settings().get(name, str(FLUSH_AGE_S))}
+    return {name: settings().get(name) or str(FLUSH_AGE_S)}
 
 
 def collector_state(root: Path) -> Path:

@@ -12,21 +12,26 @@ import sys
 import tempfile
 import time
 import xmlrpc.client
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from supervisor.xmlrpc import SupervisorTransport  # type: ignore[import-untyped]
 
 from local.machine import Deadline
-from local.programs import UMASK, LocalError, Program, environment, log_tail
+from local.programs import UMASK, LocalError, NotReady, Program, environment, log_tail, wait_ready
+from local.settings import SERVICE
 
 #: The path of a socket may have at most 107 bytes, and the supervisor appends to it.
 SOCKET_PATH_BYTES_MAX = 90
 ANSWER_S_MAX = 10.0
 STOP_S_MAX = 90.0
+#: A program that ends is started again; after so many starts in one wait for it, it is given up.
+STARTS_MAX = 3
+#: The roles connect to their servers, and compare their settings with what is recorded there, within this time.
+STEADY_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,9 @@ class State:
     name: str
     state: str
     description: str
+    pid: int
+    #: Seconds since its last start.
+    age_s: float
 
     @property
     def runs(self) -> bool:
@@ -77,7 +85,7 @@ class Supervisor:
         config = self._configure(programs, restarts=restarts)
         outcome = subprocess.run(
             [sys.executable, "-m", "supervisor.supervisord", "-c", str(config)],
-            env=environment(),
+            env=_environment(),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -123,18 +131,46 @@ class Supervisor:
             self._call("signalProcess", name, "HUP")
 
     def states(self) -> list[State]:
-        return [State(s["name"], s["statename"], s["description"]) for s in self._call("getAllProcessInfo")]
+        return [
+            State(s["name"], s["statename"], s["description"], s["pid"], s["now"] - s["start"])
+            for s in self._call("getAllProcessInfo")
+        ]
 
     def state(self, name: str) -> State:
         return next(state for state in self.states() if state.name == name)
 
-    def alive(self, name: str) -> bool:
-        """Whether a program runs, or will be started again."""
-        return self.state(name).state in {"STARTING", "RUNNING", "BACKOFF"}
+    def wait_ready(self, program: Program) -> None:
+        """Returns when a program works. Raises `LocalError` with the end of its log if it does not, or if it ends again
+        and again.
+        """
+        pids: set[int] = set()
+
+        def alive() -> bool:
+            state = self.state(program.name)
+            pids.update({state.pid} - {0})
+            return state.state in {"STARTING", "RUNNING", "BACKOFF"} and len(pids) <= STARTS_MAX
+
+        wait_ready(program, self.log(program.name), alive)
+
+    def wait_steady(self, programs: Iterable[Program]) -> None:
+        """Returns when all programs work, and none of them was started within the last `STEADY_S`.
+
+        A program may work for a moment and end again, for example because of a setting. Raises as `wait_ready`.
+        """
+        for program in programs:
+            ready, name = program.ready, program.name
+
+            def steady(ready: Callable[[], object] = ready, name: str = name) -> None:
+                ready()
+                if (age_s := self.state(name).age_s) < STEADY_S:
+                    raise NotReady(f"it was started {age_s:.0f} s ago")
+
+            self.wait_ready(replace(program, ready=steady))
 
     def shutdown(self) -> None:
         """Stops every program, then the supervisor. Returns when all processes have ended."""
-        self._call("shutdown")
+        with suppress(xmlrpc.client.Fault):  # another command stops it already
+            self._call("shutdown")
         deadline = Deadline(STOP_S_MAX)
         while self._pidfile.exists():  # the supervisor removes it last
             if deadline.passed():
@@ -149,7 +185,7 @@ class Supervisor:
             try:
                 return getattr(proxy.supervisor, method)(*arguments)
             except OSError as error:
-                raise LocalError(f"the supervisor does not answer: {error}") from error
+                raise LocalError(f"the supervisor does not answer ({error}): was the system stopped?") from error
 
 
 def configuration(root: Path, socket: Path, programs: Iterable[Program], *, restarts: bool) -> str:
@@ -186,6 +222,13 @@ def configuration(root: Path, socket: Path, programs: Iterable[Program], *, rest
         f"[{name}]\n" + "".join(f"{key}={str(value).replace('%', '%%')}\n" for key, value in values.items()) + "\n"
         for name, values in sections.items()
     )
+
+
+def _environment() -> dict[str, str]:
+    """The environment of the supervisor, without settings. Its programs inherit it as long as it runs; settings are in
+    the configuration, where a change of them is seen.
+    """
+    return {name: value for name, value in environment().items() if name not in SERVICE}
 
 
 def _quoted(name: str, value: str) -> str:

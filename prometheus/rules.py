@@ -1,4 +1,5 @@
-"""The recording rules and alerts of Prometheus, as code: `python -m prometheus.rules` writes `rules/*.yaml`.
+"""The recording rules and alerts of Prometheus, as code: `python -m prometheus.rules` writes `rules/*.yaml`,
+and the meaning of the verdicts for the API's page.
 
 Metric names are those of the telemetry schema (docs/telemetry.md); `EXTERNAL_METRICS` lists those that other programs
 emit. Rules read metrics received by OTLP (`job="bronze/..."`). Scraped series (`job="scrape-..."`) are used only for
@@ -6,10 +7,12 @@ emit. Rules read metrics received by OTLP (`job="bronze/..."`). Scraped series (
 """
 
 import argparse
+import json
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +22,14 @@ from bronze.objectives import DURATION_S_MAX
 from bronze.telemetry.promql import NO_CANARY
 from bronze.telemetry.schema import registry
 from bronze.telemetry.signals import Check
-from prometheus import verdict
+from prometheus import data, verdict
+from prometheus.data import Problem
 from prometheus.verdict import Limits, Part
 
 FOLDER = Path(__file__).resolve().parent / "rules"
 WRITE = "python -m prometheus.rules"
+#: What the numbers of the verdicts mean, for the API's page: the package does not contain this module.
+VERDICTS = FOLDER.parents[1] / "service" / "bronze" / "api" / "verdicts.json"
 
 #: Where operators read docs/runbook.md; each alert links to the heading with its name. Prometheus expands it. External
 #: labels are the only part of its configuration that reads the environment.
@@ -34,6 +40,8 @@ API_URL = "{{ $externalLabels.bronze_api_url }}"
 #: Alerts on objectives use a long window, so that a short peak does not fire them, and a short window, so that they end
 #: soon after the problem ends.
 WINDOWS = ("5m", "30m", "1h", "2h", "6h", "1d", "3d")
+#: The time between two evaluations of an objective's rules: a sample of a rate is of so many seconds.
+OBJECTIVE_INTERVAL_S = 30
 
 
 @dataclass(frozen=True)
@@ -80,10 +88,32 @@ class Thresholds:
     #: Records that were accepted so long ago must have been followed by an upload since.
     upload_wait_s_max: int = 600
 
+    #: The age of the oldest object that is not in its table.
+    table_age_s_max: float = 300
+
     #: The age of the canary's last run, in addition to the time in which its records have to be stored.
     canary_age_s_max: float = 300
     #: How often a check of the canary may fail in `recent_s`: twice, and `increase` extrapolates.
     canary_failures_max: float = 2.5
+
+    #: A source is silent if its newest record is so many times as old as is usual at this time of day.
+    silence_factor: float = 4
+    #: And at least so old.
+    silence_s_min: float = 300
+    #: A source has too few records below this share of what is usual at this time of day. Half of them are too few.
+    volume_share_min: float = 0.7
+    #: If fewer are usual in five minutes, chance alone makes their number differ so much.
+    volume_records_min: float = 200
+    #: A field has too many nulls so far above the share that is usual.
+    null_excess_max: float = 0.2
+    #: With fewer values in five minutes, chance alone makes their share differ so much.
+    null_values_min: float = 100
+
+    #: How long a field that is not declared is new.
+    field_new_s: int = 3600
+    #: A source has too many rejected records above so many times what is usual, and above so many in five minutes.
+    rejected_factor: float = 3
+    rejected_records_min: float = 5
 
     #: What a role has verified counts for so long. It verifies each minute.
     verified_s_max: float = 300
@@ -213,6 +243,9 @@ def groups(thresholds: Thresholds) -> Mapping[str, Sequence[Group]]:
             for objective in _objectives(thresholds)
         },
         "delivery": [_delivery(thresholds)],
+        "queue": [_queue()],
+        "data": [_data(thresholds)],
+        "tables": [_tables(thresholds)],
         "canary": [_canary(thresholds)],
         "telemetry": [_telemetry(thresholds)],
         "verdict": [_verdict(thresholds)],
@@ -236,7 +269,11 @@ class _Objective:
 
 
 def _objective(objective: _Objective, at: Thresholds) -> Group:
-    return Group(f"objective of {objective.name}", "30s", [*_recordings(objective), *_burn_alerts(objective, at)])
+    return Group(
+        f"objective of {objective.name}",
+        f"{OBJECTIVE_INTERVAL_S}s",
+        [*_recordings(objective), *_burn_alerts(objective, at)],
+    )
 
 
 def _objectives(at: Thresholds) -> tuple[_Objective, ...]:
@@ -317,7 +354,9 @@ def budget_left(objective: str) -> str:
 def _burn_alerts(objective: _Objective, at: Thresholds) -> Iterator[Alert]:
     def burns(factor: float, long: str, short: str) -> str:
         ratio, budget = f"bronze:{objective.name}_bad:ratio_rate", f"{factor:g} * {objective.budget:g}"
-        bad = f"avg_over_time(bronze:{objective.name}_bad:rate5m[{long}]) * {_seconds(long)} >= {at.bad_min:g}"
+        # not the mean: in a system that is younger than the window, that would be of less time than the window
+        rates = f"sum_over_time(bronze:{objective.name}_bad:rate5m[{long}])"
+        bad = f"{rates} * {OBJECTIVE_INTERVAL_S} >= {at.bad_min:g}"
         return f"({ratio}{long} > {budget} and {ratio}{short} > {budget} and {bad})"
 
     yield Alert(
@@ -332,10 +371,6 @@ def _burn_alerts(objective: _Objective, at: Thresholds) -> Iterator[Alert]:
         f"{burns(at.ticket_burn_1d, '1d', '2h')}\nor\n{burns(at.ticket_burn_3d, '3d', '6h')}",
         f"{objective.summary}: at this rate the 30-day error budget does not last",
     )
-
-
-def _seconds(window: str) -> int:
-    return int(window[:-1]) * {"m": 60, "h": 3600, "d": 86_400}[window[-1]]
 
 
 # --- from accepted to stored
@@ -401,7 +436,7 @@ or label_replace(
 # overdue: messages wait
 and {overdue} > 0""",
                 "Lane {{ $labels.bronze_source }}/{{ $labels.bronze_lane }} has overdue messages and makes no "
-                "progress after message {{ $value }}",
+                'progress after message {{ $value | printf "%.0f" }}',
             ),
             # A lane stays halted until its consumer restarts, and so does this counter.
             Alert(
@@ -409,7 +444,8 @@ and {overdue} > 0""",
                 "page",
                 f'sum by (bronze_source, bronze_step) (bronze_consumer_errors_total{{{any_lane}, error_type="halted"}})'
                 " > 0",
-                "A lane of {{ $labels.bronze_source }} is halted: queue, bucket and catalog contradict each other",
+                "A lane of {{ $labels.bronze_source }} is halted at step {{ $labels.bronze_step }}: queue, bucket and "
+                "catalog contradict each other",
             ),
             Alert(
                 "BronzePoison",
@@ -454,6 +490,108 @@ unless on (bronze_source)
     < 2 * {at.upload_wait_s_max}""",
                 "Records of {{ $labels.bronze_source }} are accepted, but nothing was uploaded for"
                 f" {2 * at.upload_wait_s_max // 60} minutes",
+            ),
+        ],
+    )
+
+
+# --- the servers of the queue
+
+
+def _queue() -> Group:
+    api = 'job="bronze/api"'
+    return Group(
+        "queue",
+        "15s",
+        [
+            Alert(
+                "BronzeQueueLeaderless",
+                "page",
+                f"max(bronze_queue_leaderless{{{api}}}) > 0",
+                "{{ $value }} streams of the queue have no leader: nothing can be written to them",
+            ),
+            Alert(
+                "BronzeQueueReplicaBehind",
+                "ticket",
+                "max by (bronze_cluster_server, bronze_replica_state) "
+                f'(bronze_queue_replicas{{{api}, bronze_replica_state=~"away|lagging"}}) > 0',
+                "{{ $value }} replicas on the queue's server {{ $labels.bronze_cluster_server }} are "
+                "{{ $labels.bronze_replica_state }}",
+            ),
+        ],
+    )
+
+
+# --- the data itself
+
+
+def _data(at: Thresholds) -> Group:
+    def problem(kind: Problem, expr: str) -> Recording:
+        return Recording(data.PROBLEM, f"({expr}\n) * 0 + {kind:d}", {"problem": kind.label})
+
+    return Group(
+        "data",
+        f"{data.INTERVAL_S}s",
+        [
+            *(
+                Recording(name, expr)
+                for name, expr in {
+                    **data.age(),
+                    **data.volume(),
+                    **data.nulls(at.null_values_min),
+                    **data.undeclared(at.field_new_s),
+                    **data.rejected(),
+                    data.BROKEN: data.broken(at.recent_s),
+                }.items()
+            ),
+            problem(Problem.SILENT, data.silent(at.silence_factor, at.silence_s_min)),
+            problem(Problem.VOLUME, data.few_records(at.volume_share_min, at.volume_records_min)),
+            problem(Problem.NULLS, data.more_nulls(at.null_excess_max)),
+            problem(Problem.REJECTED, data.many_rejected(at.rejected_factor, at.rejected_records_min)),
+            problem(Problem.UNDECLARED, f"max by (bronze_source) ({data.NEW_FIELDS})"),
+            problem(Problem.EXPECTATION, f"max by (bronze_source) ({data.BROKEN})"),
+            Alert(
+                "BronzeSourceSilent",
+                "ticket",
+                f"{data.AGE} and on (bronze_source) {Problem.SILENT.of}",
+                "{{ $labels.bronze_source }} has sent nothing for {{ $value | humanizeDuration }}, "
+                "which is longer than expected, or than usual at this time of day",
+            ),
+            Alert(
+                "BronzeVolumeLow",
+                "ticket",
+                f"{data.VOLUME_RATIO} and on (bronze_source) {Problem.VOLUME.of}",
+                "{{ $labels.bronze_source }} sends {{ $value | humanizePercentage }} of the records that are usual at "
+                "this time of day",
+            ),
+            Alert(
+                "BronzeNullsJumped",
+                "ticket",
+                f"{data.EXCESS_NULLS} > {at.null_excess_max:g}",
+                "{{ $labels.bronze_field }} of {{ $labels.bronze_source }} is null in "
+                "{{ $value | humanizePercentage }} more of the records than usual",
+            ),
+            Alert(
+                "BronzeExpectationBroken",
+                "ticket",
+                # BronzeSourceSilent says that of `every`
+                f'{data.BROKEN}{{bronze_expectation!="every"}}',
+                "The data of {{ $labels.bronze_source }} is not as its declaration expects: "
+                "{{ $labels.bronze_expectation }} {{ $labels.bronze_field }}",
+            ),
+            Alert(
+                "BronzeRecordsRejected",
+                "ticket",
+                f"{data.REJECTED} and on (bronze_source) {Problem.REJECTED.of}",
+                "{{ $value | humanize }} records of {{ $labels.bronze_source }} did not fit their source in "
+                f"{data.WINDOW_S // 60} minutes, which is more than usual",
+            ),
+            Alert(
+                "BronzeFieldUndeclared",
+                "ticket",
+                data.NEW_FIELDS,
+                "Records of {{ $labels.bronze_source }} have a new field that is not declared: "
+                "{{ $labels.bronze_field }}",
             ),
         ],
     )
@@ -517,6 +655,33 @@ or absent({last_run})
             *(
                 Alert(name, severity, fails(check), summary)
                 for check, (name, severity, summary) in CANARY_ALERTS.items()
+            ),
+        ],
+    )
+
+
+# --- the tables
+
+
+def _tables(at: Thresholds) -> Group:
+    table = f'job="bronze/table", {NO_CANARY}'
+    halted = f'bronze_table_commits_total{{{table}, error_type="halted"}}'
+    return Group(
+        "tables",
+        "15s",
+        [
+            Alert(
+                "BronzeTableLags",
+                "ticket",
+                f"max by (bronze_source) (bronze_table_objects_oldest_age_seconds{{{table}}}) > {at.table_age_s_max:g}",
+                f"Objects of {{{{ $labels.bronze_source }}}} have waited for their table for more than "
+                f"{at.table_age_s_max / 60:g} minutes",
+            ),
+            Alert(
+                "BronzeTableHalted",
+                "ticket",
+                f"sum by (bronze_source) (increase({halted}[{at.recent_s}s] anchored)) > 0",
+                "Nothing is committed to the table of {{ $labels.bronze_source }} until an operator acts",
             ),
         ],
     )
@@ -607,7 +772,7 @@ count by (job, metric) (
                 "BronzeCollectorRefuses",
                 "ticket",
                 grew([f"otelcol_receiver_refused_{items}{{{collector}}}" for items in _SIGNALS], "instance, receiver"),
-                "The collector refuses telemetry: its memory or its queues are full",
+                "The collector refuses telemetry at {{ $labels.receiver }}: its memory or its queues are full",
             ),
             Alert(
                 "BronzeCollectorDrops",
@@ -718,13 +883,27 @@ def _parity(at: Thresholds) -> Group:
 
     This is exact under any load. Each process is compared with itself. Processes that have ended, or that only one path
     has (BronzeTelemetryMissing), are left out.
+
+    A process may start again under its id, without some of its series: after a change of its sources, for example. A
+    scrape ends those. Nothing ends those of OTLP, which Prometheus shows for five minutes: they are left out as soon as
+    they are older than the others. Until the values of before are no longer read, nothing is compared.
     """
+    lag = f"{at.parity_lag_s}s"
 
     def recordings() -> Iterator[Recording]:
         for metric in registry().metrics.values():
             for role in metric.emits:
                 name, labels = metric.prometheus_name, {"metric": metric.prometheus_name, "role": role}
-                yield Recording("instance:counter:otlp", f'sum by (instance) ({name}{{job="bronze/{role}"}})', labels)
+                received = f'{name}{{job="bronze/{role}"}}'
+                yield Recording(
+                    "instance:counter:otlp",
+                    f"""\
+sum by (instance) (
+  {received}
+  and timestamp({received})
+    > on (instance) group_left () (max by (instance) (timestamp({received})) - {at.parity_lag_s}))""",
+                    labels,
+                )
                 yield Recording(
                     "instance:counter:scraped",
                     f"""\
@@ -737,7 +916,6 @@ sum by (instance) (label_replace(
                     labels,
                 )
 
-    lag = f"offset {at.parity_lag_s}s"
     return Group(
         "parity",
         "5s",
@@ -746,14 +924,16 @@ sum by (instance) (label_replace(
             Recording(
                 "instance:counter:difference",
                 f"""\
-clamp_min(instance:counter:scraped {lag} - instance:counter:otlp, 0)
-  + clamp_min(instance:counter:otlp {lag} - instance:counter:scraped, 0)""",
+clamp_min(instance:counter:scraped offset {lag} - instance:counter:otlp, 0)
+  + clamp_min(instance:counter:otlp offset {lag} - instance:counter:scraped, 0)
+unless resets(instance:counter:scraped[{3 * at.parity_lag_s}s]) > 0""",
             ),
             Alert(
                 "BronzePathsDiffer",
                 "ticket",
                 "instance:counter:difference > 0",
-                "{{ $labels.metric }} of {{ $labels.instance }} differs by {{ $value }} between /metrics and OTLP",
+                "{{ $labels.metric }} of {{ $labels.instance }} differs by {{ $value | humanize }} between /metrics "
+                "and OTLP",
             ),
         ],
     )
@@ -787,13 +967,18 @@ def all_alerts() -> list[Alert]:
 def readers(metric: str) -> list[str]:
     """The names of the rules that read a metric, given its name in Prometheus."""
     series = {metric, *(f"{metric}_{part}" for part in ("bucket", "sum", "count"))}
-    found = (
-        rule.name
-        for group in (group for of_file in groups(Thresholds()).values() for group in of_file)
+    return list(dict.fromkeys(rule for rule, read in _reads() if read & series))
+
+
+@cache
+def _reads() -> Sequence[tuple[str, frozenset[str]]]:
+    """Each rule's name, and the names of the series that it reads."""
+    return [
+        (rule.name, names(rule.expr))
+        for of_file in groups(Thresholds()).values()
+        for group in of_file
         for rule in group.rules
-        if names(rule.expr) & series
-    )
-    return list(dict.fromkeys(found))
+    ]
 
 
 # --- files
@@ -816,9 +1001,15 @@ def write(folder: Path, thresholds: Thresholds) -> None:
         (folder / name).write_text(text, encoding="utf-8")
 
 
+def verdicts(thresholds: Thresholds) -> str:
+    """The meaning of each verdict, as a file of the API's page."""
+    return json.dumps(verdict.for_the_page(verdict_limits(thresholds)), indent=1) + "\n"
+
+
 def out_of_sync() -> list[str]:
-    """The names of rule files that differ from what this module writes, and of files that it does not write."""
-    return differing(files(Thresholds()), FOLDER.glob("*.yaml"))
+    """The names of files that differ from what this module writes, and of rule files that it does not write."""
+    wanted = {**files(Thresholds()), VERDICTS.name: verdicts(Thresholds())}
+    return differing(wanted, [*FOLDER.glob("*.yaml"), *VERDICTS.parent.glob(VERDICTS.name)])
 
 
 def differing(wanted: Mapping[str, str], written: Iterable[Path]) -> list[str]:
@@ -858,8 +1049,9 @@ def main() -> None:
     parser.add_argument("--check", action="store_true", help="write nothing; fail if a file is out of sync")
     if not parser.parse_args().check:
         write(FOLDER, Thresholds())
+        VERDICTS.write_text(verdicts(Thresholds()), encoding="utf-8")
     elif different := out_of_sync():
-        sys.exit(f"prometheus/rules/: {', '.join(different)} out of sync with prometheus/rules.py: run {WRITE}")
+        sys.exit(f"{', '.join(different)} out of sync with prometheus/rules.py: run {WRITE}")
 
 
 if __name__ == "__main__":

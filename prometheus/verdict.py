@@ -38,11 +38,12 @@ class Level(IntEnum):
 
 @dataclass(frozen=True)
 class Cause:
-    """A reason for a verdict. It is true if `expr` has a result."""
+    """A reason for a verdict. It is true if `expr` has a result; the runbook's entry of `alert` says what to do."""
 
     level: Level
     text: str
     expr: str
+    alert: str
 
 
 @dataclass(frozen=True)
@@ -118,73 +119,127 @@ def causes(at: Limits) -> Mapping[Part, Sequence[Cause]]:
     queue_away = _queue_away()
     return {
         Part.INGEST: (
-            Cause(failing, "failing: no API answers", down("api")),
-            Cause(Level.UNKNOWN, "not known: the API starts", does_not_answer("api")),
-            Cause(Level.UNKNOWN, _NOT_KNOWN, _late("api", at)),
-            Cause(failing, "failing: see Queue", _submissions_fail(Outage.QUEUE_FULL, at)),
-            Cause(failing, "failing: see Queue", f"{queue_away}\nand on () ({_submissions_fail(_QUEUE_AWAY, at)})"),
-            Cause(failing, "failing: the queue does not answer", _submissions_fail(_QUEUE_AWAY, at)),
-            Cause(failing, "failing: submissions get a 5xx", _submissions_fail(f"internal|{Outage.READERS_BUSY}", at)),
-            Cause(failing, f"slow: submissions {_OVER_LIMIT}", _slow(_REQUESTS, at.requests_budget)),
-            Cause(warning, "some submissions get a 5xx", f"sum(increase({_EVERY_FAULT}[{_JUST_NOW}])) > 0"),
-            Cause(warning, f"some got a 5xx {_AGAIN}", f"sum(increase({_EVERY_FAULT}[{_RECENTLY}])) > 0"),
-            Cause(warning, f"slow {_AGAIN}", _was_slow(_REQUESTS, at.requests_budget)),
+            Cause(failing, "failing: no API answers", down("api"), "BronzeRoleDown"),
+            Cause(Level.UNKNOWN, "not known: the API starts", does_not_answer("api"), "BronzeRoleDown"),
+            Cause(Level.UNKNOWN, _NOT_KNOWN, _late("api", at), "BronzeTelemetryMissing"),
+            Cause(failing, "failing: see Queue", _submissions_fail(Outage.QUEUE_FULL, at), "BronzeBacklogLarge"),
+            Cause(
+                failing,
+                "failing: see Queue",
+                f"{queue_away}\nand on () ({_submissions_fail(_QUEUE_AWAY, at)})",
+                "BronzeRequestsFail",
+            ),
+            Cause(
+                failing, "failing: the queue does not answer", _submissions_fail(_QUEUE_AWAY, at), "BronzeRequestsFail"
+            ),
+            Cause(
+                failing,
+                "failing: submissions get a 5xx",
+                _submissions_fail(f"internal|{Outage.READERS_BUSY}", at),
+                "BronzeRequestsFail",
+            ),
+            Cause(
+                failing, f"slow: submissions {_OVER_LIMIT}", _slow(_REQUESTS, at.requests_budget), "BronzeRequestsSlow"
+            ),
+            Cause(
+                warning,
+                "some submissions get a 5xx",
+                f"sum(increase({_EVERY_FAULT}[{_JUST_NOW}])) > 0",
+                "BronzeRequestsFail",
+            ),
+            Cause(
+                warning,
+                f"some got a 5xx {_AGAIN}",
+                f"sum(increase({_EVERY_FAULT}[{_RECENTLY}])) > 0",
+                "BronzeRequestsFail",
+            ),
+            Cause(warning, f"slow {_AGAIN}", _was_slow(_REQUESTS, at.requests_budget), "BronzeRequestsSlow"),
         ),
         Part.QUEUE: (
-            Cause(failing, "failing: no consumer answers", down("consumer")),
-            Cause(Level.UNKNOWN, "not known: the consumer starts", does_not_answer("consumer")),
-            Cause(Level.UNKNOWN, _NOT_KNOWN, _late("consumer", at)),
-            Cause(failing, "failing: the queue does not answer", queue_away),
-            Cause(failing, "failing: a lane is halted", f'sum({_ERRORS}error_type="halted"}}) > 0'),
+            Cause(failing, "failing: no consumer answers", down("consumer"), "BronzeRoleDown"),
+            Cause(Level.UNKNOWN, "not known: the consumer starts", does_not_answer("consumer"), "BronzeRoleDown"),
+            Cause(Level.UNKNOWN, _NOT_KNOWN, _late("consumer", at), "BronzeTelemetryMissing"),
+            Cause(failing, "failing: the queue does not answer", queue_away, "BronzeConsumerErrors"),
+            Cause(failing, "failing: a lane is halted", f'sum({_ERRORS}error_type="halted"}}) > 0', "BronzeLaneHalted"),
             Cause(
                 failing,
                 "failing: messages are missing",
                 f"max by ({_LANE}) (bronze_missing_messages{{{_CONSUMER}}}) > 0",
+                "BronzeRecordsMissing",
             ),
-            Cause(failing, "failing: the queue is full", _submissions_fail(Outage.QUEUE_FULL, at)),
-            Cause(failing, "late: see Upload", _uploads_are_late(at)),
-            Cause(failing, f"late: a message waits over flush age + {DURATION_S_MAX:g} s", _OVERDUE),
+            Cause(
+                failing, "failing: the queue is full", _submissions_fail(Outage.QUEUE_FULL, at), "BronzeBacklogLarge"
+            ),
+            Cause(failing, "late: see Upload", _uploads_are_late(at), "BronzeUploadsFail"),
+            Cause(
+                failing,
+                f"late: a message waits over flush age + {DURATION_S_MAX:g} s",
+                _OVERDUE,
+                "BronzeBacklogOverdue",
+            ),
             Cause(
                 warning,
                 "many messages wait",
                 f"{newest(f'bronze_queue_depth{{{_CONSUMER}}}', _LANE)} > {at.backlog_messages_max:.0f}",
+                "BronzeBacklogLarge",
             ),
             Cause(
                 warning,
                 f"late {_AGAIN}",
                 f"max by ({_LANE}) (max_over_time({_AGE}[{_RECENTLY}]))"
                 f"\n- on (bronze_source) group_left () {_OBJECTIVE} > 0",
+                "BronzeBacklogOverdue",
             ),
-            Cause(Level.UNKNOWN, "not known: no lane has reported", no_lanes),
+            Cause(Level.UNKNOWN, "not known: no lane has reported", no_lanes, "BronzeTelemetryMissing"),
         ),
         Part.UPLOAD: (
-            Cause(failing, "failing: see Queue", down("consumer")),
-            Cause(Level.UNKNOWN, "not known: see Queue", does_not_answer("consumer")),
-            Cause(Level.UNKNOWN, _NOT_KNOWN, _late("consumer", at)),
+            Cause(failing, "failing: see Queue", down("consumer"), "BronzeRoleDown"),
+            Cause(Level.UNKNOWN, "not known: see Queue", does_not_answer("consumer"), "BronzeRoleDown"),
+            Cause(Level.UNKNOWN, _NOT_KNOWN, _late("consumer", at), "BronzeTelemetryMissing"),
             Cause(
                 failing,
                 "failing: objects are missing",
                 f"max by (bronze_source) (bronze_missing_objects{{{_CONSUMER}}}) > 0",
+                "BronzeRecordsMissing",
             ),
             Cause(
                 failing,
                 "failing: uploads fail",
                 _UPLOADS_FAIL,
+                "BronzeUploadsFail",
             ),
-            Cause(failing, "failing: no upload ends, and messages wait", _UPLOADS_HANG),
-            Cause(failing, f"slow: uploads {_OVER_LIMIT}", _slow(_UPLOADS, at.uploads_budget, "bronze_source")),
-            Cause(warning, f"uploads take over {DURATION_S_MAX / 2:g} s", _mean_above_half()),
-            Cause(warning, "some attempts fail", f'sum(increase({_ATTEMPTS}"failure"}}[{_JUST_NOW}])) > 0'),
-            Cause(warning, f"attempts failed {_AGAIN}", f'sum(increase({_ATTEMPTS}"failure"}}[{_RECENTLY}])) > 0'),
-            Cause(warning, f"slow {_AGAIN}", _was_slow(_UPLOADS, at.uploads_budget, "bronze_source")),
-            Cause(Level.UNKNOWN, "not known: see Queue", no_lanes),
+            Cause(failing, "failing: no upload ends, and messages wait", _UPLOADS_HANG, "BronzeLaneStuck"),
+            Cause(
+                failing,
+                f"slow: uploads {_OVER_LIMIT}",
+                _slow(_UPLOADS, at.uploads_budget, "bronze_source"),
+                "BronzeUploadsSlow",
+            ),
+            Cause(warning, f"uploads take over {DURATION_S_MAX / 2:g} s", _mean_above_half(), "BronzeUploadsSlow"),
+            Cause(
+                warning,
+                "some attempts fail",
+                f'sum(increase({_ATTEMPTS}"failure"}}[{_JUST_NOW}])) > 0',
+                "BronzeUploadAttemptsFail",
+            ),
+            Cause(
+                warning,
+                f"attempts failed {_AGAIN}",
+                f'sum(increase({_ATTEMPTS}"failure"}}[{_RECENTLY}])) > 0',
+                "BronzeUploadAttemptsFail",
+            ),
+            Cause(
+                warning, f"slow {_AGAIN}", _was_slow(_UPLOADS, at.uploads_budget, "bronze_source"), "BronzeUploadsSlow"
+            ),
+            Cause(Level.UNKNOWN, "not known: see Queue", no_lanes, "BronzeTelemetryMissing"),
         ),
         Part.TELEMETRY: (
-            Cause(failing, "blind: the collector does not answer", down("collector")),
+            Cause(failing, "blind: the collector does not answer", down("collector"), "BronzeTargetDown"),
             Cause(
                 failing,
                 "blind: metrics do not arrive",
                 f"{_late('api', at)}\nor {_late('consumer', at)}",
+                "BronzeTelemetryMissing",
             ),
             Cause(
                 warning,
@@ -192,8 +247,14 @@ def causes(at: Limits) -> Mapping[Part, Sequence[Cause]]:
                 'otelcol_exporter_queue_size{job="scrape-collector"}'
                 ' / otelcol_exporter_queue_capacity{job="scrape-collector"}'
                 f" > {at.collector_queue_share_max:g}",
+                "BronzeCollectorQueueFull",
             ),
-            Cause(warning, "some was dropped in the last 5 minutes", "\nor ".join(map(_grew, at.dropped))),
+            Cause(
+                warning,
+                "some was dropped in the last 5 minutes",
+                "\nor ".join(map(_grew, at.dropped)),
+                "BronzeCollectorDrops",
+            ),
         ),
     }
 
@@ -204,25 +265,44 @@ def causes_of_source(at: Limits) -> Sequence[Cause]:
     # five minutes after the last consumer ended, only the APIs name the sources
     reported = f"group by (bronze_source) ({_OBJECTIVE} or bronze_ledger_records{{{LEDGER}}})"
     return (
-        Cause(failing, "failing: no consumer answers", f"{reported} and on () ({down('consumer')})"),
-        Cause(Level.UNKNOWN, "not known: the consumer starts", f"{reported} and on () ({does_not_answer('consumer')})"),
-        Cause(Level.UNKNOWN, _NOT_KNOWN, f"{reported} and on () {_late('consumer', at)}"),
-        Cause(failing, "failing: uploads fail", _UPLOADS_FAIL),
-        Cause(failing, "failing: no upload ends, and messages wait", _UPLOADS_HANG),
-        Cause(failing, f"slow: uploads {_OVER_LIMIT}", _slow(_UPLOADS, at.uploads_budget, "bronze_source")),
-        Cause(failing, "late: a message waits too long", f"max by (bronze_source) ({_OVERDUE})"),
+        Cause(failing, "failing: no consumer answers", f"{reported} and on () ({down('consumer')})", "BronzeRoleDown"),
+        Cause(
+            Level.UNKNOWN,
+            "not known: the consumer starts",
+            f"{reported} and on () ({does_not_answer('consumer')})",
+            "BronzeRoleDown",
+        ),
+        Cause(Level.UNKNOWN, _NOT_KNOWN, f"{reported} and on () {_late('consumer', at)}", "BronzeTelemetryMissing"),
+        Cause(failing, "failing: uploads fail", _UPLOADS_FAIL, "BronzeUploadsFail"),
+        Cause(failing, "failing: no upload ends, and messages wait", _UPLOADS_HANG, "BronzeLaneStuck"),
+        Cause(
+            failing,
+            f"slow: uploads {_OVER_LIMIT}",
+            _slow(_UPLOADS, at.uploads_budget, "bronze_source"),
+            "BronzeUploadsSlow",
+        ),
+        Cause(
+            failing, "late: a message waits too long", f"max by (bronze_source) ({_OVERDUE})", "BronzeBacklogOverdue"
+        ),
         Cause(
             warning,
             "some attempts fail",
             f'sum by (bronze_source) (increase({_ATTEMPTS}"failure"}}[{_JUST_NOW}])) > 0',
+            "BronzeUploadAttemptsFail",
         ),
         Cause(
             warning,
             f"attempts failed {_AGAIN}",
             f'sum by (bronze_source) (increase({_ATTEMPTS}"failure"}}[{_RECENTLY}])) > 0',
+            "BronzeUploadAttemptsFail",
         ),
-        Cause(warning, f"slow {_AGAIN}", _was_slow(_UPLOADS, at.uploads_budget, "bronze_source")),
-        Cause(Level.UNKNOWN, "not known: no lane has reported", f"{reported} and on () {_late('consumer', at, _AGE)}"),
+        Cause(warning, f"slow {_AGAIN}", _was_slow(_UPLOADS, at.uploads_budget, "bronze_source"), "BronzeUploadsSlow"),
+        Cause(
+            Level.UNKNOWN,
+            "not known: no lane has reported",
+            f"{reported} and on () {_late('consumer', at, _AGE)}",
+            "BronzeTelemetryMissing",
+        ),
     )
 
 
@@ -239,6 +319,16 @@ def texts(at: Limits) -> Mapping[int, str]:
     """What each number means."""
     every = [*numbered(at).values(), _numbers(len(Part), causes_of_source(at))]
     return {0: "OK", **{number: cause.text for of_part in every for number, cause in of_part.items()}}
+
+
+def for_the_page(at: Limits) -> Mapping[str, Mapping[str, str]]:
+    """What each number means, and the entry of the runbook, for the API's page."""
+    every = [*numbered(at).values(), _numbers(len(Part), causes_of_source(at))]
+    return {
+        f"{number}": {"text": cause.text, "alert": cause.alert}
+        for of_part in every
+        for number, cause in of_part.items()
+    }
 
 
 def expression(part: Part, at: Limits) -> str:

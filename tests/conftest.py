@@ -14,6 +14,27 @@ from local.programs import Process
 from local.servers import S3Account
 from local.watch import leave_nothing
 
+#: What a session starts for the tests of pipeline and system costs CPU until its end, so these come last.
+RANKS = {"delivery": 0, "pipeline": 2, "system": 3}
+#: The longest files of their folders: first, so that no worker is left with one of them at the end.
+LONGEST = (
+    "test_kill",
+    "test_canary_faults",
+    "test_rules_cases",
+    "test_data_incidents",
+    "test_verify_command",
+    "test_parity",
+    "test_docs_commands",
+    "test_silver",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def place(item: pytest.Item) -> tuple[int, bool]:
+        return RANKS.get(item.path.parent.name, 1), item.path.stem not in LONGEST
+
+    items.sort(key=place)
+
 
 def pytest_configure(config: pytest.Config) -> None:
     """Processes that tests start end with the tests, however these end; each worker of pytest-xdist is watched, too."""

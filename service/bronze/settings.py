@@ -53,6 +53,14 @@ class Settings(BaseSettings):
         description="TOML file that declares all sources (docs/sources.md). Without it: the four built-in sources.",
     )
 
+    workers: Annotated[int, Field(ge=1, le=40)] = Field(
+        1,
+        description="Processes of `bronze serve`, and of `bronze consume`; their option --workers comes first "
+        "(docs/operations.md). With several, the API divides among them BRONZE_OPEN_BATCHES_MAX, "
+        "BRONZE_BODIES_MEMORY_BYTES_MAX, BRONZE_BODIES_DISK_BYTES_MAX and BRONZE_COLUMNAR_READERS_MAX (at least 1 "
+        "each).",
+    )
+
     nats_url: Annotated[str, Field(repr=False)] = Field(
         "nats://127.0.0.1:4222",
         description="Address of the queue, or the addresses of its servers, separated by commas. With tls:// instead "
@@ -76,9 +84,15 @@ class Settings(BaseSettings):
     )
     nats_key_file: Path | None = Field(None, description="Key (PEM) of that certificate, without a password.")
     nats_server_name: str | None = Field(
-        None, description="Name that the queue's server must have, so that another server on the same port is refused."
+        None,
+        description="Name that the queue's server or its cluster must have, so that another server on the same port is "
+        "refused.",
     )
-    queue_replicas: PositiveInt = Field(1, description="Replicas of the streams: 1, or 3 on a cluster.")
+    queue_replicas: Annotated[int, Field(ge=1, le=5)] = Field(
+        1,
+        description="Replicas of the streams: 1, or 3 on a cluster (docs/operations.md). New streams get this number; "
+        "`bronze init` raises that of existing ones.",
+    )
     queue_bytes_max: PositiveInt = Field(
         1024 * MIB,
         description="Limit of a lane's stream, in bytes, after compression. While it is full, submissions get a 503.",
@@ -90,8 +104,8 @@ class Settings(BaseSettings):
     )
     open_batches_max: Annotated[int, Field(ge=1, le=40)] = Field(
         40,
-        description="Concurrent atomic batches per stream and API process; with several API processes, 40 divided by "
-        "their number.",
+        description="Concurrent atomic batches per stream and API, all its workers together; with several APIs, 40 "
+        "divided by their number.",
     )
 
     bucket: str = Field("bronze", description="Name of the bucket.")
@@ -130,8 +144,9 @@ class Settings(BaseSettings):
     )
     requests_per_s_max: PositiveFloat | None = Field(
         None,
-        description="Requests per second of a principal, averaged over BRONZE_RATE_WINDOW_S, and for each API process. "
-        "Above that, requests get a 429. `bronze keys limit` sets another one for a principal. Without it: any number.",
+        description="Requests per second of a principal, averaged over BRONZE_RATE_WINDOW_S, for all workers of an API "
+        "together. Above that, requests get a 429. `bronze keys limit` sets another one for a principal. Without it: "
+        "any number.",
     )
     bytes_per_s_max: PositiveFloat | None = Field(
         None, description="The same for the bytes of bodies, as they are sent (compressed, for example)."
@@ -264,6 +279,9 @@ class Settings(BaseSettings):
     api_key: SecretStr | None = Field(
         None, description="API key that publishers and commands send, if the API needs one (BRONZE_AUTH=keys)."
     )
+    api_key_file: Path | None = Field(
+        None, description="File that has that key instead. It is read when a command or a role starts."
+    )
 
     prometheus_url: Annotated[str, Field(pattern=_HTTP)] | None = Field(
         None,
@@ -286,12 +304,36 @@ class Settings(BaseSettings):
         "anchor. Without it: /runbook of the API.",
     )
 
+    table_catalog: Annotated[str, Field(pattern=r"^\w+$")] = Field(
+        "bronze",
+        description="Name of the Iceberg catalog that `bronze table` commits to. Its settings are pyiceberg's: "
+        "PYICEBERG_CATALOG__BRONZE__URI and others, with this name in capitals (docs/tables.md).",
+    )
+    table_namespace: str = Field("bronze", description="Namespace of the tables in that catalog.")
+    table_interval_s: PositiveFloat = Field(
+        5, description="Shortest time between two commits to a table, in seconds. Each commit is a snapshot."
+    )
+    table_commit_bytes_max: PositiveInt = Field(
+        256 * MIB,
+        description="Limit of the rows of one commit to a table, in bytes of memory; an object is never divided.",
+    )
+
     canary_interval_s: Annotated[float, Field(gt=0, le=240)] = Field(
         60, description="Interval of the canary's runs, in seconds. Alerts expect a run within five minutes."
     )
 
     log_format: LogFormat = Field(LogFormat.JSON, description="Format of the logs on standard output: json or console.")
     log_level: str = Field("INFO", description="Lowest level that is logged.")
+
+    def share_of_worker(self) -> Self:
+        """The settings of one of the workers, with its part of what the machine or the queue can bear in all."""
+        divided = (
+            "open_batches_max",
+            "bodies_memory_bytes_max",
+            "bodies_disk_bytes_max",
+            "columnar_readers_max",
+        )
+        return self.model_copy(update={name: max(1, getattr(self, name) // self.workers) for name in divided})
 
     @property
     def delivery_objective_s(self) -> float:
@@ -311,6 +353,12 @@ class Settings(BaseSettings):
     def _certificate_has_a_key(self) -> Self:
         if (self.tls_cert_file is None) != (self.tls_key_file is None):
             raise ValueError("BRONZE_TLS_CERT_FILE and BRONZE_TLS_KEY_FILE belong together: set both, or none of them")
+        return self
+
+    @model_validator(mode="after")
+    def _one_api_key(self) -> Self:
+        if self.api_key and self.api_key_file:
+            raise ValueError("BRONZE_API_KEY and BRONZE_API_KEY_FILE are both set: set one of them")
         return self
 
     @model_validator(mode="after")
@@ -385,6 +433,7 @@ class Settings(BaseSettings):
         "tempo_url",
         "zipkin_url",
         "api_key",
+        "api_key_file",
         "jwt_issuer",
         "jwt_audience",
         "jwt_keys",
@@ -423,10 +472,13 @@ class Settings(BaseSettings):
         return url
 
 
-def load() -> Settings:
-    """The settings from the environment. Raises `Misconfigured`, with all variables that have an invalid value."""
+def load(workers: int | None = None) -> Settings:
+    """The settings from the environment, except those that are given.
+
+    Raises `Misconfigured`, with all variables that have an invalid value.
+    """
     try:
-        return Settings()
+        return Settings() if workers is None else Settings(workers=workers)
     except ValidationError as error:
         lines = [
             f"BRONZE_{str(invalid['loc'][0]).upper()}: {invalid['msg']}"

@@ -72,6 +72,22 @@ ADDED: Sequence[tuple[re.Pattern[str], str]] = (
         "Why an object of a lineage was removed: clients ignore members that they do not know.",
     ),
     (
+        re.compile(r',\s?\\?"event_time\\?":\s?null(?=})'),
+        "The event time of a source: clients ignore members that they do not know.",
+    ),
+    (
+        re.compile(r',\s?\\?"expectations\\?":\s?{[^{}]*({[^{}]*})?[^{}]*}(?=})'),
+        "What a source expects of its data: clients ignore members that they do not know.",
+    ),
+    (
+        re.compile(r',\s?\\?"strict\\?":\s?false(?=})'),
+        "Whether a source refuses undeclared fields: clients ignore members that they do not know.",
+    ),
+    (
+        re.compile(r", 'error_status'"),
+        "The status of a refusal in the summary of a publisher: programs ignore members that they do not know.",
+    ),
+    (
         re.compile(r',\s?\\?"removed\.>\\?"'),
         "The subject of removal records on the catalog's stream: readers of the catalog follow their own subjects.",
     ),

@@ -95,7 +95,15 @@ def app_on(
     """The API on these servers, without Prometheus."""
     unused = cast(Any, None)  # the API uses neither feed nor lock
     servers = Servers(
-        list(lanes), queue, bucket, catalog, feed=unused, lock=unused, principals=unused, check_sources=unused
+        list(lanes),
+        queue,
+        bucket,
+        catalog,
+        feed=unused,
+        lock=unused,
+        principals=unused,
+        check_sources=unused,
+        cluster=unused,
     )
     return create_app(api_parts(settings, SOURCES, servers, view or CatalogIndex(), None, telemetry, on_gone))
 

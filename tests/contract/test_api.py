@@ -15,6 +15,7 @@ import pytest_asyncio
 from fastapi import FastAPI
 from opentelemetry.trace import SpanKind
 
+from bronze.api.cluster_report import ClusterReport
 from bronze.api.problems import PROBLEM
 from bronze.api.readiness import Readiness
 from bronze.errors import Gone, Halted
@@ -29,6 +30,7 @@ from bronze.servers.catalog import NatsCatalog
 from bronze.servers.jetstream import JetStream
 from bronze.servers.key_value import KeyValueStore
 from bronze.servers.queue import NatsQueue
+from bronze.servers.queue_cluster import NatsCluster
 from bronze.servers.s3 import S3Bucket
 from bronze.settings import Settings
 from bronze.telemetry.signals import Role
@@ -136,10 +138,11 @@ async def test_the_canary_has_a_route_of_its_own(api: Served) -> None:
         (A, {"Content_Type": JSON}),
         (b"[" + A + b"]", {"Content_Type": "application/json; charset=utf-8"}),
         (gzip.compress(A), {"Content_Encoding": "gzip"}),
+        (gzip.compress(A), {"Content_Encoding": "x-gzip"}),
         (gzip.compress(b"[" + A + b"]"), {"Content_Type": JSON, "Content_Encoding": "GZIP"}),
         (A + b"\r\n\r\n", {}),
     ],
-    ids=["object", "array", "gzip", "gzipped array", "NDJSON"],
+    ids=["object", "array", "gzip", "x-gzip", "gzipped array", "NDJSON"],
 )
 async def test_each_format_of_a_body_gives_the_same_message(api: Served, body: bytes, headers: dict[str, str]) -> None:
     answer = await api.post(body, **headers)
@@ -498,15 +501,23 @@ async def test_without_the_queue_the_answer_is_503_with_retry_after_and_nothing_
 
 
 async def test_a_deleted_lane_makes_the_api_not_ready(
-    settings: Settings, jetstream: JetStream, bucket: S3Bucket, catalog: NatsCatalog
+    settings: Settings, jetstream: JetStream, bucket: S3Bucket, catalog: NatsCatalog, heard: Heard
 ) -> None:
     """Any one of them, by name; and with as few requests for many lanes as for one."""
     queue = NatsQueue(jetstream, KeyValueStore(jetstream, 1), settings)
     lanes = await queue.open(SOURCES)
-    readiness = Readiness(lanes, queue, catalog, bucket, "test")
+    cluster = ClusterReport(NatsCluster(jetstream, [lanes[0].stream]), heard.telemetry.instruments)
+    await cluster.report()
+    readiness = Readiness(lanes, queue, catalog, bucket, cluster, "test")
     assert await readiness.check() == (
         True,
-        {"status": "ready", "service_instance_id": "test", "queue": "ok", "bucket": "ok"},
+        {
+            "status": "ready",
+            "service_instance_id": "test",
+            "queue": "ok",
+            "queue_servers": f"{jetstream.server_name} leads 1 stream",
+            "bucket": "ok",
+        },
     )
     sent = jetstream._client.stats["out_msgs"]
     await readiness.check()

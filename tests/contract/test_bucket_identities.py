@@ -39,6 +39,7 @@ ALLOWED = {
     "api": {*READS},
     "consumer": {*READS, *WRITES},
     "canary": {*READS},
+    "table": {*READS},
     "nobody": set[str](),
 }
 

@@ -20,6 +20,7 @@ from opentelemetry.trace import SpanKind
 
 from bronze.consumer.lane_writer import LaneWriter
 from bronze.consumer.ledger import Comparison
+from bronze.consumer.monitors import Monitors
 from bronze.errors import Outage, Unavailable
 from bronze.ledger.report import LedgerReport
 from bronze.objects.reader import read_contents, read_object
@@ -61,6 +62,7 @@ class Parts:
     heard: Heard
     limits: Limits
     purge_grace_s: float = 60
+    monitors: Monitors | None = None
 
     def writer(self) -> LaneWriter:
         return LaneWriter(
@@ -75,6 +77,7 @@ class Parts:
             prefix=self.settings.prefix,
             limits=self.limits,
             purge_grace_s=self.purge_grace_s,
+            monitors=self.monitors,
         )
 
     @asynccontextmanager
@@ -283,23 +286,42 @@ async def test_stored_messages_are_purged_except_for_the_anchor(parts: Parts) ->
 
 
 async def test_a_consumer_that_wrote_nothing_reports_the_last_upload_of_its_lane(parts: Parts) -> None:
-    """From the catalog: at its start, and while another consumer writes. Before the first object there is no value."""
+    """And how new its data is. From the catalog: at its start, and while another consumer writes. Before the first
+    object there is no value.
+    """
 
-    def success_times() -> list[float]:
-        return [point.value for point in parts.heard.points("bronze.upload.last_success.time")]
+    def times() -> tuple[list[float], list[float]]:
+        names = ("bronze.upload.last_success.time", "data.staleness.last_update.timestamp")
+        uploaded, newest = ([point.value for point in parts.heard.points(name)] for name in names)
+        return uploaded, newest
 
     maintain = asyncio.create_task(parts.writer().maintain())
     try:
         await until(lambda: bool(parts.heard.points("bronze.lane.position")))
-        assert success_times() == []
+        assert times() == ([], [])
         before_s = time.time()
         await parts.submit(vehicle("a"))
         async with parts.running():
             await until(parts.at(1))
-        await until(lambda: bool(success_times()))
-        assert before_s < success_times()[0] < time.time()
+        await until(lambda: all(times()))
+        (uploaded,), (newest,) = times()
+        assert before_s < newest < uploaded < time.time()
     finally:
         await cancelled(maintain)
+
+
+async def test_the_values_of_each_object_are_counted_once_by_the_consumer_that_appended_it(parts: Parts) -> None:
+    """Two consumers work on the lane, and one may append what the other wrote."""
+    monitors = Monitors(SOURCES, parts.heard.telemetry.instruments)
+    async with replace(parts, monitors=monitors).running(writers=2):
+        for number in range(3):
+            await parts.submit(vehicle(str(number)))
+            await until(parts.at(number + 1))
+    monitors.report()  # a writer counts an object after its entry can be read
+    assert len(await parts.payloads()) == 3
+    of_field = {"bronze_source": "vehicles", "bronze_field": "vehicle_id"}
+    assert parts.heard.count("bronze.field.values", bronze_value="present", **of_field) == 3
+    assert parts.heard.count("bronze.field.values", bronze_value="null", **of_field) == 0
 
 
 # --- crashes and lost replies

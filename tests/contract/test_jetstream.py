@@ -162,6 +162,19 @@ async def test_a_batch_with_a_subject_in_use_stores_nothing(jetstream: JetStream
     assert await batch(jetstream, expecting("a.y", 0), message("a.y")) == 4
 
 
+async def test_each_message_of_a_batch_may_expect_that_its_subject_is_free(jetstream: JetStream) -> None:
+    """As a group of submissions: if one subject is in use, at any place, nothing of the batch is stored."""
+    await create_stream(jetstream)
+    headers = {**NEW, js.EXPECTED_STREAM: "A"}
+    assert await batch(jetstream, *(message(f"a.{number}", headers=headers) for number in range(40))) == 40
+    for in_use in range(3):
+        subjects = [f"a.{number}" if number == in_use else f"a.new{number}" for number in range(3)]
+        await assert_refused(
+            batch(jetstream, *(message(subject, headers=headers) for subject in subjects)), js.WRONG_LAST_SEQUENCE
+        )
+    assert sequences(await read_all(jetstream)) == list(range(1, 41))
+
+
 async def test_a_batch_is_compared_and_set_on_its_last_message(jetstream: JetStream) -> None:
     """As the catalog appends: the other messages have no expectation."""
     await create_stream(jetstream)

@@ -126,3 +126,16 @@ async def test_an_unreadable_registration_is_not_changed(key_values: KeyValueSto
     with pytest.raises(Misconfigured, match="source things: its registered schema cannot be read"):
         await register(key_values, THINGS)
     assert (await key_values.get("schema.things"))[0] == b"what"
+
+
+async def test_strict_is_registered_without_a_new_version(key_values: KeyValueStore) -> None:
+    """No process depends on it: who declares the other value may start, too, and the last one is registered."""
+    for strict in (True, False, True):
+        await register(key_values, replace(THINGS, strict=strict))
+        value, revision = await key_values.get("schema.things")
+        assert schema_registry._decode(value, "test").strict is strict
+        await register(key_values, replace(THINGS, strict=strict))
+        assert (await key_values.get("schema.things"))[1] == revision
+    await register(key_values, grown(2, "b"))
+    await register(key_values, replace(THINGS, strict=True))
+    assert await registered(key_values) == 2

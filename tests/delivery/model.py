@@ -42,6 +42,7 @@ from bronze.protocol.message import AcceptedSubmission, MessageKind, Part, split
 from bronze.records import sources
 from bronze.records.json_intake import JsonIntake
 from bronze.servers.catalog import SUBJECTS, NatsCatalog
+from bronze.servers.group_commit import GroupLimits
 from bronze.servers.jetstream import ApiError, Outgoing
 from bronze.servers.key_value import KeyValueStore
 from bronze.servers.queue import LaneState, NatsQueue
@@ -64,6 +65,8 @@ LANE_CONFIG = {
     "metadata": {"bronze.bucket": SETTINGS.bucket, "bronze.prefix": SETTINGS.prefix, "bronze.key_layout": KEY_LAYOUT},
 }
 CATALOG_CONFIG = {"name": CATALOG, "subjects": SUBJECTS, "allow_atomic": True, "allow_msg_ttl": True}
+#: Two small messages that wait while another is on its way are a group.
+GROUPS = GroupLimits(alone_max=1, messages_min=2, pause_s=0.0)
 #: Two writers that make different cuts, as two versions of the service may.
 MESSAGES_MAX = (3, 2)
 #: After this time a request has timed out, and its reply is lost.
@@ -291,7 +294,7 @@ class ApiProcess(Process):
         self.ingest = Ingest(
             {(SOURCE.name, 0): world.lane},
             SETTINGS.lanes,
-            world.wiring.queue(link, KeyValueStore(link, 1), SETTINGS, world.loop.time),
+            world.wiring.queue(link, KeyValueStore(link, 1), SETTINGS, world.loop.time, GROUPS),
             world.wiring.catalog(link, CATALOG),
             SETTINGS.deadline_s,
             world.loop.time,

@@ -276,7 +276,12 @@ class ModelJetStream(JetStream):
         return await self.publish_batch([message], 1)
 
     async def publish_batch(
-        self, messages: Iterable[Outgoing], count: int, *, in_time: Callable[[], bool] = lambda: True
+        self,
+        messages: Iterable[Outgoing],
+        count: int,
+        *,
+        in_time: Callable[[], bool] = lambda: True,
+        commit_timeout_s: float = js.COMMIT_TIMEOUT_S,
     ) -> int:
         batch = list(messages)
         assert len(batch) == count

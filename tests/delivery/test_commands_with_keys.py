@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from signal import SIGTERM
 
+import pytest
 import pytest_asyncio
 from playwright.async_api import async_playwright
 
@@ -18,9 +19,13 @@ FLEET = ("--scope", "ingest:vehicles", "--scope", "read:vehicles")
 CANARY = ("--scope", "ingest:canary", "--scope", "read:canary", "--scope", "trace")
 
 
-@pytest_asyncio.fixture
-async def system(tmp_path: Path) -> AsyncIterator[System]:
-    async with System(tmp_path) as system:
+#: As the system, which all tests share.
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def system(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[System]:
+    async with System(tmp_path_factory.mktemp("system")) as system:
         system.start("api", "serve", **CLOSED)
         system.start("consumer", "consume")
         await system.at_work("api")
@@ -56,7 +61,7 @@ async def test_a_file_is_published_with_a_key_and_not_without(system: System, tm
 
 
 async def test_a_directory_is_watched_with_a_key(system: System, tmp_path: Path) -> None:
-    key, inbox = await system.keys("create", "fleet", *FLEET), tmp_path / "inbox"
+    key, inbox = await system.keys("create", "watcher", *FLEET), tmp_path / "inbox"
     inbox.mkdir()
     ndjson(inbox / "a.ndjson", "a")
     report = tmp_path / "report.ndjson"
@@ -70,7 +75,7 @@ async def test_a_directory_is_watched_with_a_key(system: System, tmp_path: Path)
 
 
 async def test_quarantine_is_replayed_with_a_key(system: System, tmp_path: Path) -> None:
-    key, file = await system.keys("create", "fleet", *FLEET), ndjson(tmp_path / "a.ndjson", "a", 7)
+    key, file = await system.keys("create", "corrector", *FLEET), ndjson(tmp_path / "a.ndjson", "a", 7)
     async for _ in attempts(30, "it was not accepted"):
         code, out = await run(system, "publish", "vehicles", file, "--on-invalid", "quarantine", key=key)
         if code == 0:

@@ -51,9 +51,12 @@ class TwoApis(System):
         await self.at_work(name)
 
     async def answer_to(self, key: str) -> set[int]:
-        """The status with which each API answers to this key."""
+        """The status with which each API answers to this key; nothing while one of them starts again."""
         async with httpx.AsyncClient(trust_env=False) as http:
-            answers = [await http.get(f"{url}/v1/sources", headers=bearer(key)) for url in self.urls]
+            try:
+                answers = [await http.get(f"{url}/v1/sources", headers=bearer(key)) for url in self.urls]
+            except httpx.TransportError:
+                return set()
         return {answer.status_code for answer in answers}
 
     async def change_holds(self, key: str, status: int) -> float:

@@ -8,8 +8,9 @@ import asyncio
 import os
 import random
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from itertools import cycle, islice
 from pathlib import Path
 from signal import SIGKILL, SIGSTOP, Signals
 from typing import Any
@@ -22,24 +23,40 @@ from tests.delivery.kill.harness import CLOSED, CONSUMERS, Clients, Submission, 
 from tests.delivery.kill.wiring import DEADLY, SLOW, Step
 
 SEED = os.environ.get("BRONZE_KILL_SEED", "9")
-#: Rounds of kills with the real lock, and as many with a lock that every consumer gets.
-ROUNDS = int(os.environ.get("BRONZE_KILL_ROUNDS", "3"))
+#: Rounds of kills with the real lock, and as many with a lock that every consumer gets: `make kill-test` and `make
+#: prove` have more.
+ROUNDS = int(os.environ.get("BRONZE_KILL_ROUNDS", "1"))
 CLIENTS = 6
+#: So many that the groups are large.
+GROUP_CLIENTS = 40
+GROUP_MESSAGES_LEAST = 8
+#: Longer than the API waits for the reply to a group, so that clients get the answers after a lost one.
+GROUP_TIMEOUT_S = 10.0
 LATE_SENDS = 6
 RETRIES = 200
 KILLS_MIN = 5
 STEPS = (Step.READ_PUT, Step.PUT_CATALOG, Step.CATALOG_PURGE, Step.PUBLISH_202)
+#: Also the server that is killed while the process is paused.
+GROUP_BLOWS = (
+    *((step, SIGKILL, "") for step in (Step.GROUP_MESSAGES, Step.GROUP_ANSWERS, Step.PUBLISH_202)),
+    *((step, SIGSTOP, "") for step in (Step.GROUP_MESSAGES, Step.GROUP_ANSWERS)),
+    *((step, SIGSTOP, "nats") for step in (Step.GROUP_MESSAGES, Step.GROUP_ANSWERS)),
+    ("api", SIGKILL, ""),
+    ("nats", SIGKILL, ""),
+)
 #: Some pauses are longer than the deadline, the lock's expiry and the purge grace, so that others have taken over.
 PAUSE_S = (0.5, 4.0)
 
 
-def blows(rng: random.Random, rounds: int) -> list[tuple[Step | str, Signals]]:
-    """The kills and pauses: in each round at every step and of every kind of process, in random order."""
+def blows(rng: random.Random, rounds: int, pauses: Iterator[Step]) -> list[tuple[Step | str, Signals]]:
+    """The kills and pauses, in random order: in each round a kill at every step and of every kind of process, and
+    pauses at the next two of `pauses`.
+    """
     plan: list[tuple[Step | str, Signals]] = []
     for _ in range(rounds):
         of_round: list[tuple[Step | str, Signals]] = [
             *((step, SIGKILL) for step in STEPS),
-            *((step, SIGSTOP) for step in rng.sample(STEPS, 2)),
+            *((step, SIGSTOP) for step in islice(pauses, 2)),
             *((name, SIGKILL) for name in ("api", rng.choice(CONSUMERS), "nats")),
             (rng.choice(["api", *CONSUMERS]), SIGSTOP),
         ]
@@ -98,6 +115,7 @@ async def test_killed_anywhere_each_accepted_record_is_there_exactly_once(
     with capsys.disabled():
         sys.stdout.write(f"\nkill test: BRONZE_KILL_SEED={seed} BRONZE_KILL_ROUNDS={ROUNDS}, logs in {tmp_path}\n")
     rng = random.Random(seed)
+    pauses = cycle(rng.sample(STEPS, len(STEPS)))
     system, stop = System(tmp_path), asyncio.Event()
     try:
         async with system, Clients(system, rng) as clients, asyncio.TaskGroup() as group:
@@ -110,7 +128,7 @@ async def test_killed_anywhere_each_accepted_record_is_there_exactly_once(
 
             async def half() -> None:
                 late = [group.create_task(clients.send_late(foreign=one % 2 == 1)) for one in range(LATE_SENDS)]
-                for target, number in blows(rng, ROUNDS):
+                for target, number in blows(rng, ROUNDS, pauses):
                     await system.strike(target, number, rng.uniform(*PAUSE_S))
                 await asyncio.gather(*late)
 
@@ -152,6 +170,49 @@ async def test_killed_anywhere_each_accepted_record_is_there_exactly_once(
     for step in STEPS:
         kills = sum(times for (_, at, by), times in system.kills.items() if (at, by) == (step, SIGKILL.name))
         assert kills >= min(KILLS_MIN, 2 * ROUNDS)
+        assert any((at, by) == (step, SIGSTOP.name) for _, at, by in system.kills)
+
+
+@pytest.mark.timeout(240 + 60 * ROUNDS)
+async def test_killed_while_submissions_are_published_in_groups(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], record_property: Callable[[str, object], None]
+) -> None:
+    """Wherever the API or the queue is killed or paused while large groups are on their way: each accepted record is
+    stored once, none of a group is accepted because another one is, and retries get the same answers.
+    """
+    seed = random.SystemRandom().randrange(10**6) if SEED == "random" else int(SEED)
+    rng, stop, groups = random.Random(seed), asyncio.Event(), tmp_path / "groups"
+    async with (
+        System(tmp_path) as system,
+        Clients(system, rng, GROUP_TIMEOUT_S) as clients,
+        asyncio.TaskGroup() as group,
+    ):
+        system.start("api", "serve", **{wiring.GROUPS: str(groups)})
+        system.start("consumer", "consume")
+        keep = group.create_task(system.keep())
+        senders = [group.create_task(clients.run(stop)) for _ in range(GROUP_CLIENTS)]
+        for _ in range(ROUNDS):
+            for target, number, server in rng.sample(GROUP_BLOWS, len(GROUP_BLOWS)):
+                await system.strike(target, number, rng.uniform(*PAUSE_S), server=server)
+                await clients.some_more(GROUP_CLIENTS)
+        stop.set()
+        await asyncio.gather(*senders)
+        await system.drained()
+        await retry(clients, rng)
+        found = await system.drained()
+        keep.cancel()
+    sizes = [int(line) for line in groups.read_text().split()]
+    with capsys.disabled():
+        sys.stdout.write(
+            f"\nkill test, groups: BRONZE_KILL_SEED={seed}\n{system.table()}\n{len(clients.sent.accepted)} records "
+            f"accepted, {len(sizes)} groups of {sum(sizes) / len(sizes):.1f} messages, at most {max(sizes)}\n"
+        )
+    record_property("kills and pauses", system.kills.total())
+    record_property("records accepted", len(clients.sent.accepted))
+    record_property("groups", len(sizes))
+    verdict = check(clients.sent, found)
+    assert verdict, f"BRONZE_KILL_SEED={seed}, logs in {tmp_path}: {verdict}"
+    assert max(sizes) >= GROUP_MESSAGES_LEAST
 
 
 async def test_the_death_of_a_decoder_is_not_blamed_on_another_lane(tmp_path: Path) -> None:
@@ -170,6 +231,30 @@ async def test_the_death_of_a_decoder_is_not_blamed_on_another_lane(tmp_path: Pa
     verdict = check(clients.sent, found)
     assert verdict, str(verdict)
     assert reasons(found, "died") == set(deadly.records)
+
+
+async def test_checker_finds_the_loss_of_a_group_that_is_believed(tmp_path: Path) -> None:
+    """If a group counts as stored although its reply is lost, a kill of the queue loses it. The checker finds that."""
+    groups, stop = str(tmp_path / "groups"), asyncio.Event()
+    rng = random.Random(9)
+    async with (
+        System(tmp_path) as system,
+        Clients(system, rng, GROUP_TIMEOUT_S) as clients,
+        asyncio.TaskGroup() as group,
+    ):
+        system.start("api", "serve", **{wiring.GROUPS: groups, wiring.GROUPS_BELIEVED: "1"})
+        system.start("consumer", "consume")
+        keep = group.create_task(system.keep())
+        senders = [group.create_task(clients.run(stop)) for _ in range(CLIENTS)]
+        await system.strike(Step.GROUP_MESSAGES, SIGSTOP, server="nats")
+        await clients.some_more(CLIENTS)
+        stop.set()
+        await asyncio.gather(*senders)
+        found = await system.drained()
+        keep.cancel()
+    verdict = check(clients.sent, found)
+    assert verdict.lost
+    assert not verdict.doubled
 
 
 async def test_checker_finds_the_loss_of_an_entry_before_its_object(tmp_path: Path) -> None:

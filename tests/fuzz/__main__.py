@@ -103,9 +103,13 @@ def main() -> int:
     args = parser.parse_args()
     targets = [args.only] if args.only else [*TARGETS]
     results = []
-    for target in targets:
-        results.append(run(target, args.seconds / len(targets)))
-        print(results[-1], flush=True)
+    try:
+        for target in targets:
+            results.append(run(target, args.seconds / len(targets)))
+            print(results[-1], flush=True)
+    except KeyboardInterrupt:
+        print("interrupted: what was covered is used the next time", file=sys.stderr)
+        return 130
     return 1 if any(result.findings for result in results) else 0
 
 

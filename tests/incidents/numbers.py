@@ -206,15 +206,11 @@ def _readings(rest: Rest) -> Mapping[tuple[str, str], Reading]:
         "Oldest waiting message": Reading(now, BOTH, slack=0.5),
         "Records that wait now": Reading(now, BOTH),
         "Successful uploads": Reading({"": len(uploads)}, PROXY),
-        "Failed upload attempts": Reading({"": len(of.failures)}, PROXY),
-        "Mean upload in the range": Reading({"ended": _mean(spans)}, SPANS, error=0.05, slack=0.005),
+        "Failed uploads": Reading({"": len(of.failures)}, PROXY),
+        "Mean upload": Reading({"ended": _mean(spans)}, SPANS, error=0.05, slack=0.005),
         "Requests": Reading({"submissions": len(answered)}, CLIENTS),
-        "p95 upload in the range": Reading(
-            {"ended": _quantile(0.95, spans)}, SPANS, error=0.1, slack=0.01, histogram=upload
-        ),
-        "p95 delivery in the range": Reading(
-            {"ended": _quantile(0.95, deliveries)}, BOTH, error=0.2, histogram=delivery
-        ),
+        "p95 upload": Reading({"ended": _quantile(0.95, spans)}, SPANS, error=0.1, slack=0.01, histogram=upload),
+        "p95 delivery": Reading({"ended": _quantile(0.95, deliveries)}, BOTH, error=0.2, histogram=delivery),
         "Missing data": Reading(now, "the submissions of the 202s are in the bucket's objects"),
         "Refused records": Reading(now, CLIENTS),
         "Sources": Reading({f"{column} {s}": 0 for column in "ABCE" for s in SOURCES}, BOTH, slack=0.5),

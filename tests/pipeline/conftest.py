@@ -28,7 +28,7 @@ def prometheus(built: Built, scrape_port: int, tmp_path_factory: pytest.TempPath
     """The address of a running Prometheus."""
     state = tmp_path_factory.mktemp("prometheus")
     port = programs.free_ports()
-    targets = {"collector-exporter": scrape_port}
+    targets = {"collector-exporter": [scrape_port]}
     with programs.start(servers.prometheus(state, port, targets, executable=built.prometheus), state / "log"):
         yield f"http://{LOOPBACK}:{port}"
 

@@ -7,7 +7,6 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from decimal import Decimal
 from typing import Any, Self
 
 import httpx
@@ -40,8 +39,6 @@ class Emitter:
     metrics: set[Fact] = field(default_factory=set)
     #: (name of the metric, trace id)
     exemplars: set[Fact] = field(default_factory=set)
-    #: (name of the series in Prometheus, le or nothing, trace id): the same exemplars
-    prometheus_exemplars: set[Fact] = field(default_factory=set)
     _traces: int = 0
 
     def __enter__(self) -> Self:
@@ -98,20 +95,15 @@ class Emitter:
         self.metrics.add((metric.name,))
         match metric.instrument:
             case "counter":
-                with self.span(metric.name) as trace:
+                with self.span(metric.name):
                     instrument.add(1, attributes)
-                self._exemplar(metric, trace)
             case "gauge":
                 instrument.set(1.5, attributes)
             case "histogram":
-                for bound in (*metric.buckets, None):
+                for value in (*metric.buckets, metric.buckets[-1] + 1):
                     with self.span(metric.name) as trace:
-                        instrument.record(metric.buckets[-1] + 1 if bound is None else bound, attributes)
-                    self._exemplar(metric, trace, "+Inf" if bound is None else format(Decimal(str(bound)), "f"))
-
-    def _exemplar(self, metric: Metric, trace: str, le: str = "") -> None:
-        self.exemplars.add((metric.name, trace))
-        self.prometheus_exemplars.add((metric.prometheus_name + ("_bucket" if le else ""), le, trace))
+                        instrument.record(value, attributes)
+                    self.exemplars.add((metric.name, trace))
 
     def _next(self) -> str:
         """A trace id that begins with zeros, which some programs drop. (Not the whole first half: Zipkin would then use

@@ -48,10 +48,8 @@ PROCESSED = _quantiles("bronze-overview", "Processing time")
 DELIVERIES = _quantiles("bronze-overview", "Delivery duration")
 REQUESTS = _quantiles("bronze-overview", "Request latency")
 STAGES = PROMQL["bronze-latency", "Time by stage, p95", "{{bronze_stage}}"]
-UPLOAD_TILE, DELIVERY_TILE = (
-    PROMQL["bronze-overview", f"p95 {kind} in the range", "ended"] for kind in ("upload", "delivery")
-)
-MEAN_TILE = PROMQL["bronze-overview", "Mean upload in the range", "ended"]
+UPLOAD_TILE, DELIVERY_TILE = (PROMQL["bronze-overview", f"p95 {kind}", "ended"] for kind in ("upload", "delivery"))
+MEAN_TILE = PROMQL["bronze-overview", "Mean upload", "ended"]
 SHARE_ABOVE = PROMQL["bronze-latency", "Share above the limit", "uploads"]
 
 

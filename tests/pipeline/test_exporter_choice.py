@@ -54,22 +54,22 @@ def test_unsent_telemetry_of_a_removed_layer_is_reported_and_sent_later(built: B
     with start(collector(USING), tmp_path / "log"):
         send_spans(port, 5)
         (size_bytes,) = queue_size(port + 1).values()
-        assert unsent(folder, WITHOUT, bbolt=built.bbolt) == []  # the running collector will send it
-    assert unsent(folder, USING, bbolt=built.bbolt) == []
+        assert unsent(folder, WITHOUT, built) == []  # the running collector will send it
+    assert unsent(folder, USING, built) == []
     with start(collector(WITHOUT), tmp_path / "log"):
-        (left,) = unsent(folder, WITHOUT, bbolt=built.bbolt)
+        (left,) = unsent(folder, WITHOUT, built)
         assert (left.layer, left.requests, left.size_bytes) == ("traces/otlp-http", 5, size_bytes)
         assert "traces/otlp-http is not in use, and its queue has 5 unsent requests" in str(left)
     with receiver, start(collector(USING), tmp_path / "log"):
         until("the spans have come", lambda: len(receiver.spans) == 5)
-    assert unsent(folder, WITHOUT, bbolt=built.bbolt) == []
+    assert unsent(folder, WITHOUT, built) == []
 
 
 def test_a_queue_that_cannot_be_read_is_named(built: Built, tmp_path: Path) -> None:
     """Its unsent telemetry is not ignored silently."""
     (tmp_path / "exporter_zipkin__traces").write_bytes(b"no database" * 1000)
     with pytest.raises(LocalError, match=r"exporter_zipkin__traces is a queue that cannot be read \(.*delete it"):
-        unsent(tmp_path, WITHOUT, bbolt=built.bbolt)
+        unsent(tmp_path, WITHOUT, built)
 
 
 def test_every_exporter_is_valid_alone(built: Built) -> None:
@@ -146,7 +146,7 @@ def test_another_choice_restarts_only_the_collector_and_the_canary(built: Built,
 
     first = Stack.create(supervisor.root, Ports.free(), built, Exporters(traces=("none",)))
     commands.launch(supervisor, first, restarts=True)
-    commands.start(supervisor, [first.canary, first.simulate])
+    commands.start(supervisor, first.senders)
     before = pids()
     assert "zipkin" not in before
 
@@ -179,7 +179,7 @@ def test_a_port_in_use_leaves_running_programs_unchanged(built: Built, superviso
     second = replace(first, exporters=Exporters(traces=("zipkin",)))
     with (
         socket.create_server((LOOPBACK, first.ports.zipkin)),
-        pytest.raises(LocalError, match=rf"port {first.ports.zipkin} is in use, but zipkin needs it"),
+        pytest.raises(LocalError, match=rf"port {first.ports.zipkin} \(api\) is in use by .*, but zipkin needs it"),
     ):
         commands.reconcile(supervisor, first, second)
     first.collector.ready()

@@ -48,7 +48,7 @@ GRAPHS = [
     "Upload, duration",
     "Delivery, duration",
 ]
-TILES = ("Mean upload in the range", "p95 upload in the range", "p95 delivery in the range")
+TILES = ("Mean upload", "p95 upload", "p95 delivery")
 BOUNDS = registry().metrics["bronze.upload.duration"].buckets
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,12 @@ from tests.system.blackbox import until
 
 INSTANCE = "parity-test"
 UPLOADED = {attribute.bronze_source: "vehicles", attribute.bronze_outcome: Outcome.SUCCESS}
-COUNTERS = {metric.prometheus_name for metric in registry().metrics.values() if Role.CONSUMER in metric.emits}
+#: The counters that a consumer reports before it has counted anything.
+COUNTERS = {
+    metric.prometheus_name
+    for metric in registry().metrics.values()
+    if Role.CONSUMER in metric.emits and any(metric.combinations(Role.CONSUMER, ["vehicles"]))
+}
 
 DIFFERENCE = "instance:counter:difference"
 FIRING = 'ALERTS{alertname="BronzePathsDiffer", alertstate="firing"}'
@@ -42,8 +48,12 @@ class Backend:
     consumer_port: int
     collector_port: int
 
+    @cached_property
+    def _http(self) -> httpx.Client:
+        return httpx.Client(trust_env=False, limits=httpx.Limits(max_keepalive_connections=0))
+
     def ask(self, query: str) -> list[dict[str, Any]]:
-        answer = httpx.get(f"{self.url}/api/v1/query", params={"query": query}, trust_env=False)
+        answer = self._http.get(f"{self.url}/api/v1/query", params={"query": query})
         found: list[dict[str, Any]] = answer.raise_for_status().json()["data"]["result"]
         return found
 
@@ -56,7 +66,7 @@ class Backend:
 def backend(built: Built, tmp_path: Path) -> Iterator[Backend]:
     state, port = tmp_path / "prometheus", programs.free_ports()
     consumer, collector = programs.free_ports(), programs.free_ports(servers.COLLECTOR_PORTS)
-    targets = {"scrape-consumer": consumer, "scrape-collector": collector + 1, "scrape-prometheus": port}
+    targets = {"scrape-consumer": [consumer], "scrape-collector": [collector + 1], "scrape-prometheus": [port]}
     program = servers.prometheus(state, port, targets, executable=built.prometheus)
     config = (state / "prometheus.yaml").read_text()
     for usual, quick in SCRAPED_EACH_SECOND.items():
@@ -104,10 +114,10 @@ def quick_exports(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @contextmanager
-def consumer(backend: Backend) -> Iterator[Telemetry]:
+def consumer(backend: Backend, *sources: str) -> Iterator[Telemetry]:
     """The telemetry of a consumer, sent by OTLP and scraped."""
     with Emitter(INSTANCE, f"http://{LOOPBACK}:{backend.collector_port}") as emitter:
-        emitter.telemetry.instruments.zero(Role.CONSUMER, ["vehicles"])
+        emitter.telemetry.instruments.zero(Role.CONSUMER, ["vehicles", *sources])
         server = emitter.telemetry.serve_metrics(backend.consumer_port)
         try:
             yield emitter.telemetry
@@ -180,6 +190,28 @@ def test_the_ways_agree_under_load_and_an_alert_says_when_they_part(
                 )
             finally:
                 twin.shutdown()
+
+
+@pytest.mark.usefixtures("quick_exports")
+def test_the_ways_agree_after_a_start_with_fewer_sources(backend: Backend, collector: Callable[[], Any]) -> None:
+    """A process that starts again under its id is compared with itself, although Prometheus still shows what its
+    predecessor sent of a source that it does not have.
+    """
+    of_status = {**UPLOADED, attribute.bronze_source: "status"}
+    sent = f'bronze_uploads_total{{job="bronze/consumer", instance="{INSTANCE}", bronze_source="status"}} >= 7'
+    uploads = f'{DIFFERENCE}{{metric="bronze_uploads_total"}}'
+    with collector():
+        with consumer(backend, "status") as telemetry:
+            telemetry.instruments.uploads.add(7, of_status)
+            until("the process is compared", counting(telemetry, lambda: backend.ask(uploads)), timeout_s=60)
+            until("the counts of both sources", counting(telemetry, lambda: backend.ask(sent)), timeout_s=60)
+        with consumer(backend) as telemetry:
+            compared_again = f"resets(instance:counter:scraped[2m]) > 0 and {uploads}"
+            until("it is compared again", counting(telemetry, lambda: backend.ask(compared_again)), timeout_s=60)
+            steadily = f"count_over_time({uploads}[12s]) >= 10"
+            until("for ten seconds", counting(telemetry, lambda: backend.ask(steadily)), timeout_s=60)
+            assert backend.ask(sent)
+            assert set(backend.values(f"max_over_time({uploads}[2m])").values()) == {0}
 
 
 def check_foreign(backend: Backend) -> None:

@@ -28,7 +28,7 @@ QUICK = replace(Thresholds(), bad_min=2, page_hold_s=1)
 DELAY_S = 3
 #: The panels with a limit on uploads, or on times that include them: tiles turn red, graphs exceed their limit.
 RED = {"Upload", "Queue", "Urgent alerts", "Since the last incident", "Oldest waiting message", "Records that wait now"}
-RED |= {"Mean upload in the range", "p95 upload in the range", "p95 delivery in the range"}
+RED |= {"Mean upload", "p95 upload", "p95 delivery"}
 ABOVE = {"Mean upload duration by source", "Upload duration by source, p95", "Delivery duration", "Processing time"}
 ALERTS = {"BronzeUploadsSlow", "BronzeDeliveriesLate"}
 
@@ -118,7 +118,7 @@ def red(grafana: Grafana) -> set[str]:
 
 def is_well(grafana: Grafana) -> bool:
     """Whether something was delivered, and no tile is red."""
-    (delivery,) = (tile for tile in TILES if tile["title"] == "p95 delivery in the range")
+    (delivery,) = (tile for tile in TILES if tile["title"] == "p95 delivery")
     return bool((now := shown(grafana, OVERVIEW, delivery)).values) and now.colour == "green" and not red(grafana)
 
 

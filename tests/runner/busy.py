@@ -43,7 +43,7 @@ def supervised(root: Path) -> Iterator[None]:
     supervisor.launch([program], restarts=True)
     try:
         supervisor.start(program)
-        programs.wait_ready(program, supervisor.log("nats"), lambda: supervisor.alive("nats"))
+        supervisor.wait_ready(program)
         yield
     finally:
         supervisor.shutdown()

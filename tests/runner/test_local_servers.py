@@ -148,6 +148,37 @@ def test_a_strangers_backends_are_not_ours(built: Built, tmp_path: Path) -> None
                 program.ready()
 
 
+def test_zipkin_has_memory_for_all_spans_of_its_bound(built: Built, tmp_path: Path) -> None:
+    """It takes spans beyond the bound and forgets the oldest traces; with too little memory it answers with 500."""
+    port = free_ports()
+    program = zipkin(built, port)
+    bound = int(program.env["MEM_MAX_SPANS"])
+    per_request = 500
+    with start(program, tmp_path / "zipkin.log"):
+        for first in range(0, bound + 10_000, per_request):
+            spans = [zipkin_span(number) for number in range(first, first + per_request)]
+            body = json.dumps(spans).encode()
+            http_get(port, "/api/v2/spans", method="POST", body=body, Content_Type="application/json")
+        newest, oldest = zipkin_span(first)["traceId"], zipkin_span(0)["traceId"]
+        until("the newest trace", lambda: get_json(port, f"/api/v2/trace/{newest}"))
+        with pytest.raises(NotReady, match="404"):
+            get_json(port, f"/api/v2/trace/{oldest}")
+
+
+def zipkin_span(number: int) -> dict[str, object]:
+    """One of the four spans of a trace, with about as many attributes as those of the service."""
+    trace_id = f"{number // 4 + 1:032x}"
+    return {
+        "traceId": trace_id,
+        "id": f"{number + 1:016x}",
+        "name": "upload vehicles",
+        "timestamp": time.time_ns() // 1000,
+        "duration": 1000,
+        "localEndpoint": {"serviceName": "consumer"},
+        "tags": {f"bronze.attribute_{tag}": f"{number}-{tag}-{'value' * 3}" for tag in range(14)},
+    }
+
+
 @pytest.mark.skipif(shutil.which("tempo") is None, reason="no `tempo` on PATH")
 def test_a_strangers_tempo_is_not_ours(built: Built, tmp_path: Path) -> None:
     """Another checkout's Tempo never counts as ready; ours gives a trace back, leading zeros and all."""

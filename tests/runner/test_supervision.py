@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from local.programs import Program
+from local.programs import LocalError, Program
 from local.supervision import Supervisor
 from tests.system.blackbox import until
 
@@ -79,3 +79,53 @@ def test_what_programs_write_is_for_this_user_alone(tmp_path: Path) -> None:
         os.umask(before)
         supervisor.shutdown()
     assert modes == [0o700, 0o600, 0o600]
+
+
+def test_a_shutdown_waits_for_one_that_is_under_way(tmp_path: Path) -> None:
+    """`make down` while a `make up` that was interrupted stops everything."""
+    code = "import signal, time; signal.signal(signal.SIGTERM, lambda *_: (time.sleep(0.5), exit())); print(flush=True)"
+    slow = Program("slow", (sys.executable, "-c", f"{code}; time.sleep(60)"), {}, lambda: None)
+    supervisor = Supervisor(tmp_path)
+    supervisor.launch([slow], restarts=False)
+    try:
+        supervisor.start(slow)
+        until("it has its handler", lambda: supervisor.log("slow").exists() and supervisor.log("slow").read_text())
+        supervisor._call("shutdown")
+    finally:
+        supervisor.shutdown()
+    assert not supervisor.runs()
+
+
+def test_a_program_that_ends_again_and_again_is_named(tmp_path: Path) -> None:
+    """It works for a moment after each start, so a probe alone finds no fault: its log's end says why it ends."""
+    code = "import time; print('the lanes differ', flush=True); time.sleep(1.2); raise SystemExit(2)"
+    looping = Program("looping", (sys.executable, "-c", code), {}, lambda: None)
+    steady = Program("steady", (sys.executable, "-c", "import time; time.sleep(60)"), {}, lambda: None)
+    supervisor = Supervisor(tmp_path)
+    supervisor.launch([steady, looping], restarts=True)
+    try:
+        for program in (steady, looping):
+            supervisor.start(program)
+            supervisor.wait_ready(program)
+        supervisor.wait_steady([steady])
+        with pytest.raises(LocalError, match=r"looping ended during its start(.|\n)*the lanes differ"):
+            supervisor.wait_steady([steady, looping])
+    finally:
+        supervisor.shutdown()
+
+
+def test_settings_of_the_first_start_are_not_inherited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is not in a program's own variables any more is gone after its next start."""
+    monkeypatch.setenv("BRONZE_LANES", "2")
+    names = "[name for name in ('BRONZE_LANES', 'BRONZE_LOG_LEVEL') if name in os.environ]"
+    code = f"import os, time; print(*{names}, flush=True); time.sleep(60)"
+    program = Program("role", (sys.executable, "-c", code), {}, lambda: None, env={"BRONZE_LOG_LEVEL": "DEBUG"})
+    supervisor = Supervisor(tmp_path)
+    supervisor.launch([program], restarts=False)
+    try:
+        supervisor.start(program)
+        log = supervisor.log("role")
+        until("it has written", lambda: log.exists() and log.read_text().endswith("\n"))
+    finally:
+        supervisor.shutdown()
+    assert log.read_text() == "BRONZE_LOG_LEVEL\n"

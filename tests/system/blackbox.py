@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 from local import servers
 from local.machine import Deadline, describe, limit_s
 from local.programs import LOOPBACK, Process, Program, environment, free_ports
+from local.settings import WORKERS_MAX
 from local.stack import Stack
 
 T = TypeVar("T")
@@ -67,7 +68,9 @@ class System:
     # --- its processes
 
     def role(self, name: str, **env: str) -> Program:
-        program = next(p for p in (*self.stack.roles, self.stack.canary, self.stack.simulate) if p.name == name)
+        program = next(
+            p for p in (*self.stack.roles, self.stack.canary, self.stack.table, self.stack.simulate) if p.name == name
+        )
         return replace(program, env={**program.env, **self.env, **env})
 
     def log(self, name: str) -> Path:
@@ -118,6 +121,8 @@ class System:
             consumer=free_ports(),
             publisher=free_ports(),
             canary=free_ports(),
+            table=free_ports(),
+            workers=free_ports(2 * WORKERS_MAX),
         )
         name = f"test-{uuid4().hex[:12]}"
         token = self.stack.client_env["OTEL_EXPORTER_OTLP_HEADERS"]  # the collector's

@@ -10,12 +10,15 @@ import ssl
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
+from uuid import uuid4
 
 import boto3
 import httpx
 import trustme
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
+from pyiceberg.catalog import Catalog, load_catalog
+from pyiceberg.exceptions import NoSuchNamespaceError, RESTError
 
 from local import servers
 from local.programs import LOOPBACK
@@ -32,6 +35,8 @@ STRANGERS = (NOBODY, WRONG_KEY, WEB_PAGE)
 ACCOUNTS = (*servers.S3_RIGHTS,)
 #: What every role has: the token of the collector.
 ROLE = "role"
+#: The roles whose port is only for metrics and probes.
+ROLES = ("consumer", "publisher", "canary", "table")
 #: Every program on this machine, but no web page.
 PROGRAMS = (NOBODY, WRONG_KEY)
 
@@ -109,6 +114,25 @@ def _s3(call: Callable[[Any, str], object]) -> Callable[[Stack, int, str], bool]
             return False
         finally:
             client.close()
+        return True
+
+    return attempt
+
+
+def _iceberg(call: Callable[[Catalog], object]) -> Callable[[Stack, int, str], bool]:
+    """An attempt at the catalog of tables, with an account or a wrong one."""
+
+    def attempt(stack: Stack, port: int, identity: str) -> bool:
+        if identity in {NOBODY, WEB_PAGE}:
+            return _done("GET", f"http://{LOOPBACK}:{port}/v1/{servers.TABLES_BUCKET}/namespaces", None, {}, identity)
+        state, first = stack.root / "seaweedfs", stack.ports.s3
+        account = servers.S3Account(first, "bronze-admin", "wrong", stack.account.bucket)
+        if identity in ACCOUNTS:
+            account = servers.s3_account(state, first, identity=identity)
+        try:
+            call(load_catalog("tried", **servers.tables_catalog(account)))
+        except (RESTError, NoSuchNamespaceError, OSError):  # an HTTPError is an OSError
+            return False
         return True
 
     return attempt
@@ -210,6 +234,22 @@ RIGHTS = (
         Right("seaweedfs", f"{part}.grpc", "anything", (), _grpc("/a.Service/Method"))
         for part in ("s3", "filer", "master", "volume")
     ),
+    Right(
+        "seaweedfs",
+        "iceberg",
+        "read the catalog of tables",
+        ("admin", "table"),
+        _iceberg(lambda catalog: catalog.list_namespaces()),
+        (*STRANGERS, *ACCOUNTS),
+    ),
+    Right(
+        "seaweedfs",
+        "iceberg",
+        "create and change tables",
+        ("admin", "table"),
+        _iceberg(lambda catalog: catalog.create_namespace(f"tried_{uuid4().hex}")),
+        (*STRANGERS, *ACCOUNTS),
+    ),
     Right("seaweedfs", "metrics", "read metrics", PROGRAMS, _METRICS),
     Right("prometheus", "api", "read metrics", PROGRAMS, _http("GET", "/api/v1/query?query=up")),
     Right("prometheus", "api", "write metrics", PROGRAMS, _http("POST", "/api/v1/otlp/v1/metrics", b"", **_PROTOBUF)),
@@ -227,8 +267,8 @@ RIGHTS = (
         _http("POST", "/v1/ingest/vehicles", vehicles("tried")[0], Content_Type=NDJSON),
     ),
     Right("api", "http", "read everything (`BRONZE_AUTH=open`)", PROGRAMS, _http("GET", "/v1/sources")),
-    *(Right(role, "http", "read metrics", PROGRAMS, _METRICS) for role in ("consumer", "publisher", "canary")),
-    *(Right(role, "http", "read whether it works", PROGRAMS, _LIVEZ) for role in ("consumer", "publisher", "canary")),
+    *(Right(role, "http", "read metrics", PROGRAMS, _METRICS) for role in ROLES),
+    *(Right(role, "http", "read whether it works", PROGRAMS, _LIVEZ) for role in ROLES),
 )
 
 _NAMES = {PROGRAMS: "every program on this machine", (ROLE,): "who has the token: roles and commands"}

@@ -176,6 +176,20 @@ def test_new_objects_are_followed_by_a_plain_client(system: System, document: Pa
         )
 
 
+def test_a_plain_client_continues_at_a_sequence(system: System, tmp_path: Path) -> None:
+    """As the last line of the script in docs/lineage.md says."""
+    (snippet,) = SNIPPET.findall(DOCUMENTS[0].read_text(encoding="utf-8"))
+    system.fence(), system.fence()
+    everything, rest = tmp_path / "everything", tmp_path / "rest"
+    with followed(system, everything, sys.executable, "-c", snippet):
+        until("two objects", lambda: everything.read_text().count("\n") > 1)
+    last = everything.read_text().splitlines()[1]
+    begin = f"follow(DeliverPolicy.BY_START_SEQUENCE, {last.split()[0]})"
+    with followed(system, rest, sys.executable, "-c", snippet.replace("follow(DeliverPolicy.ALL)", begin)):
+        until("the object to continue at", rest.read_text)
+    assert rest.read_text().splitlines()[0] == last
+
+
 def test_follow_prints_each_object_once_and_survives_the_queue(branch: System, tmp_path: Path) -> None:
     """Objects stored after a kill of the queue are printed, too; Ctrl-C ends the command with success."""
     output = tmp_path / "output"

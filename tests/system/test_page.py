@@ -1,6 +1,7 @@
 """The page at `/`, in a real browser: by keyboard, on a phone, with data from the real Prometheus and catalog."""
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,7 +18,12 @@ from tests.system.blackbox import System, ndjson, until, vehicles
 
 PHONE, DESKTOP = {"width": 360, "height": 740}, {"width": 1280, "height": 800}
 Scheme: TypeAlias = Literal["light", "dark"]
-IDS = ("submission_id", "classification_id", "trace_id", "file_path")
+KINDS = {
+    "submission_id": "submission",
+    "classification_id": "classification",
+    "trace_id": "trace",
+    "file_path": "object",
+}
 
 #: Finds texts with less contrast to their background than WCAG AA requires for small text.
 FAINT = """() => {
@@ -110,7 +116,7 @@ def ids(system: System) -> Mapping[str, str]:
         "vehicles", ndjson(vehicles("<b>page", 3)), Bronze_Classification_Id=run, Bronze_File_Name="a%20file.ndjson"
     ).json()
     (stored,) = system.stored(accepted["submission_id"])["objects"]
-    ids = {name: str(accepted[name]) for name in IDS if name != "file_path"} | {"file_path": stored["file_path"]}
+    ids = {name: str(accepted[name]) for name in KINDS if name != "file_path"} | {"file_path": stored["file_path"]}
     for by, value in ids.items():
         until(f"the view knows {by}", lambda by=by, value=value: system.get(f"/v1/lineage?{by}={value}").is_success)  # type: ignore[misc]
     return ids
@@ -123,7 +129,7 @@ def test_every_id_is_found_on_a_phone_by_the_keyboard_alone(
     with looking(browser, system, PHONE) as phone:
         for by, value in ids.items():
             page = phone.find(value)
-            assert page.get_by_role("heading", name=f"Found by {by}").is_visible()
+            assert page.get_by_role("heading", name=f"Found by {KINDS[by]}", exact=True).is_visible()
             for shown in ("submission_id", "file_path"):
                 assert page.get_by_role("link", name=ids[shown], exact=True).first.is_visible()
             assert page.get_by_role("region", name="First rows").get_by_text("<b>page-2").first.is_visible()
@@ -172,6 +178,62 @@ def test_search_results_link_to_trace_and_objects(browser: Browser, system: Syst
             assert system.trace(link.removeprefix(store)), link
 
 
+def test_a_submission_shows_its_own_rows_and_its_rejected_records(system: System, mark: str) -> None:
+    """Of an object that has rows of others, too. The overview and the page of the source show the reason as well."""
+    rejected = b'{"vehicle_id": "%s-rejected", "seats": "many"}' % mark.encode()
+
+    def together() -> str | None:
+        """The id of a submission whose object has another one."""
+        mine = system.post("vehicles?on_invalid=quarantine", ndjson([*vehicles(f"{mark}-mine", 2), rejected])).json()[
+            "submission_id"
+        ]
+        other = system.post("vehicles", ndjson(vehicles(f"{mark}-other", 2))).json()["submission_id"]
+        objects = [until("it is stored", lambda one=one: stored_in(system, one)) for one in (mine, other)]  # type: ignore[misc]
+        return str(mine) if objects[0] == objects[1] else None
+
+    mine = until("two submissions in one object", together)
+    found = until("it is in the index", lambda: shown(system, f"/?q={mine}", f"{mark}-mine-1"))
+    assert "Found by submission" in found
+    assert f"{mark}-other" not in found
+    assert "2 rows of the submission; the object has 4 in all" in re.sub(r"\s+", " ", found)
+    for path in (f"/?q={mine}", "/", "/?source=vehicles"):
+        page = until(f"{path} shows what was rejected", lambda path=path: shown(system, path, f"{mark}-rejected"))  # type: ignore[misc]
+        assert "record 2, field <code>seats</code>" in page
+        assert "Expected `int | null`, got `str`" in page
+
+
+def stored_in(system: System, submission_id: str) -> str | None:
+    """The first object of a submission, a part of which may be in quarantine."""
+    status = system.get(f"/v1/submissions/{submission_id}").json()
+    return None if status["status"] == "accepted" else str(status["objects"][0]["file_path"])
+
+
+def shown(system: System, path: str, text: str) -> str | None:
+    page = system.get(path).text
+    return page if text in page else None
+
+
+def test_the_page_leads_from_the_state_to_the_runbook_and_to_each_source(
+    browser: Browser, system: System, ids: Mapping[str, str]
+) -> None:
+    """The verdicts of the real rules, without an id to begin with."""
+    with looking(browser, system, DESKTOP) as desk:
+
+        def verdicts() -> dict[str, str] | None:
+            tiles = desk.opened().locator("section[aria-labelledby=state] dt a").all()
+            return {str(tile.text_content()): str(tile.get_attribute("href")) for tile in tiles} or None
+
+        links = until("the rules record verdicts", verdicts, timeout_s=60)
+        assert [*links] == ["Ingest", "Queue", "Upload", "Telemetry"]
+        for link in links.values():
+            page, _, anchor = link.partition("#")
+            assert f'id="{anchor}"' in system.get(page).text
+        desk.page.locator("section[aria-labelledby=sources]").get_by_role("link", name="vehicles", exact=True).click()
+        assert desk.page.get_by_role("heading", name="Source vehicles", exact=True).is_visible()
+        desk.page.locator("section[aria-labelledby=newest] th a").first.click()
+        assert desk.page.get_by_role("heading", name="Found by object", exact=True).is_visible()
+
+
 def test_the_slowest_writes_of_the_hour_link_to_their_traces_and_objects(
     browser: Browser, system: System, ids: Mapping[str, str]
 ) -> None:
@@ -207,8 +269,9 @@ def test_the_slowest_writes_of_the_hour_link_to_their_traces_and_objects(
 def test_the_page_is_accessible(browser: Browser, system: System, ids: Mapping[str, str], scheme: Scheme) -> None:
     """Contrast AA in light and dark; landmarks, one h1, labels, captions, and table headers with a scope."""
     with looking(browser, system, PHONE, scheme) as phone:
-        for path in ("/", f"/?q={ids['submission_id']}", "/?q=nothing-of-it"):
+        for path in ("/", "/?source=vehicles", f"/?q={ids['submission_id']}", "/?q=nothing-of-it"):
             page = phone.opened(path)
+            assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
             assert page.evaluate(FAINT) == []
             for landmark in ("banner", "navigation", "main", "search", "contentinfo"):
                 assert page.get_by_role(landmark).count() == 1, landmark

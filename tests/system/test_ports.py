@@ -18,7 +18,7 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Stack, d
     """All programs of `make up`, with their pids."""
     stack = Stack.create(tmp_path_factory.mktemp("ports"), Ports.free(), build_all())
     system = System(stack, SOON)
-    rest = [system.role(role) for role in ("api", "consumer", "canary", "publisher")]
+    rest = [system.role(role) for role in ("api", "consumer", "canary", "table", "publisher")]
     with system.running(*stack.servers) as servers, system.running(*rest) as roles:
         yield stack, {name: process.pid for name, process in {**servers, **roles}.items()}
 

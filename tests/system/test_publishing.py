@@ -17,9 +17,9 @@ from local.machine import limit_s
 from tests.system.blackbox import System, ndjson, reported, until, vehicles
 
 
-def publish(system: System, *arguments: str, code: int = 0) -> dict[str, Any]:
+def publish(system: System, *arguments: str, code: int = 0, env: Mapping[str, str] = {}) -> dict[str, Any]:
     """Runs `bronze publish`, which has to end with this exit code, and returns its summary."""
-    process = system.publisher(*arguments, "--json")
+    process = system.publisher(*arguments, "--json", **env)
     out, errors = process.communicate(timeout=limit_s(60))
     assert process.returncode == code, errors
     summary: dict[str, Any] = json.loads(out)
@@ -87,6 +87,41 @@ def test_files_of_every_format(system: System, mark: str, tmp_path: Path) -> Non
         assert [(row["seats"], row["engine"], row["classification_id"]) for row in rows] == [
             (i, None, f"run {mark}") for i in range(3)
         ]
+
+
+def test_objects_of_a_bucket(system: System, mark: str) -> None:
+    """A folder of a bucket is sent as a directory is: each object once, by its address and content."""
+    for number in range(2):
+        body = f"vehicle_id,seats\n{mark}-{number},{number}\n".encode()
+        system.s3.put_object(Bucket=system.bucket, Key=f"landing-{mark}/{mark}-{number}.csv", Body=body)
+    command = ("vehicles", f"s3://{system.bucket}/landing-{mark}/", "--pattern", "*.csv")
+    env = system.stack.account.env
+    summaries = [publish(system, *command, env=env) for _ in range(2)]
+    assert [(summary["files"], summary["records_again"]) for summary in summaries] == [(2, 0), (2, 2)]
+    system.fence()
+    for number in range(2):
+        assert [row["seats"] for row in rows_of_file(system, f"{mark}-{number}.csv")] == [number]
+    error = system.publisher("vehicles", f"s3://{system.bucket}/landing-{mark}/none.csv", **env)
+    _, errors = error.communicate(timeout=limit_s(60))
+    assert error.returncode == 2
+    assert "none.csv" in errors
+
+
+def test_a_file_with_a_refused_record_is_continued_with_quarantine(system: System, mark: str, tmp_path: Path) -> None:
+    """Nothing is stored twice, and the error says that a corrected file would be a new one."""
+    file = tmp_path / f"{mark}.ndjson"
+    records = [json.dumps({"vehicle_id": 7 if number == 3 else f"{mark}-{number}"}).encode() for number in range(5)]
+    file.write_bytes(ndjson(records))
+    process = system.publisher("vehicles", str(file), "--records", "2")
+    _, errors = process.communicate(timeout=limit_s(60))
+    assert process.returncode == 1
+    assert "A corrected file counts as a new file" in errors
+    summary = publish(system, "vehicles", str(file), "--records", "2", "--on-invalid", "quarantine")
+    assert (summary["records"], summary["records_again"], summary["records_rejected"]) == (4, 2, 1)
+    system.fence()
+    assert [row["vehicle_id"] for row in rows_of_file(system, file.name)] == [
+        f"{mark}-{number}" for number in (0, 1, 2, 4)
+    ]
 
 
 def test_a_column_gives_the_classification(system: System, mark: str, tmp_path: Path) -> None:

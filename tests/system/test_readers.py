@@ -127,11 +127,11 @@ def mixed_lake(system: System, *, old_first: bool) -> Lake:
     path = "/".join(f"{name}={value}" for name, value in lake.keys.items())
     key = f"{system.prefix}/{path}/1.parquet"
     new = pq.read_table(BytesIO(system.s3.get_object(Bucket=lake.bucket, Key=key)["Body"].read()))
+    system.s3.delete_object(Bucket=lake.bucket, Key=key)  # first: its hour may be one of those below
     for table, hour in ((new.drop_columns(LATER), 0 if old_first else 2), (new, 1)):
         file = BytesIO()
         pq.write_table(table, file)
         lake.put(file.getvalue(), hour=f"{hour:02}")
-    system.s3.delete_object(Bucket=lake.bucket, Key=key)
     return lake
 
 

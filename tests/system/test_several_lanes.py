@@ -88,7 +88,7 @@ def test_several_lanes_and_another_number_of_them(branch: System, mark: str) -> 
 
         with branch.running(*roles(2)) as running:
             assert send(branch, mark, sent) == sent, "a retry gets the 202 that it got"
-            more = send(branch, mark, range(100, 110))
+            more = send(branch, mark, range(100, 100 + SUBMISSIONS))
             of_two = lanes_in_use(branch, more)
             assert {lane for _, lane in of_two} == {0, 1}
             assert not of_two & of_three

@@ -25,9 +25,10 @@ from tests.system.blackbox import System, ndjson, until
 from tests.system.test_several_lanes import assert_ended, bronze
 
 EXAMPLE = REPOSITORY / "examples" / "silver.py"
-KILLS = 20
 #: A kill comes so long after the start of the program; its start alone takes about one second.
 KILL_S_MIN, KILL_S_MAX = 0.2, 3.0
+#: What arrives meanwhile: so many seconds are between two rounds of submissions.
+REST_S = 0.05
 SOURCES = ("results", "failures")
 NOT_THERE = "is not in the bucket"
 
@@ -66,7 +67,7 @@ class Load:
                 while not (accepted := self._accepted(source, ndjson(lines), f"{self._mark}-{source}-{number}")):
                     time.sleep(0.05)
                 self.ids.append(accepted)
-            if self._enough.is_set():
+            if self._enough.wait(REST_S):
                 return
 
     def _accepted(self, source: str, body: bytes, key: str) -> str | None:

@@ -14,6 +14,7 @@ import pytest
 import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
+from starlette.types import Message
 
 from bronze.api.body import EXPANSION_FREE_BYTES, UNCOUNTED_BYTES, BodyReader
 from bronze.api.budget import Budget
@@ -59,8 +60,12 @@ async def read(
     *,
     keep_invalid: bool = False,
 ) -> CheckedSubmission:
+    async def receive() -> Message:
+        chunk = await anext(stream, None)
+        return {"type": "http.request", "body": chunk or b"", "more_body": chunk is not None}
+
     telemetry = cast(SubmissionTelemetry, Telemetry())
-    return await bodies.read(SOURCE, media_type, encoding, stream, telemetry, keep_invalid=keep_invalid)
+    return await bodies.read(SOURCE, media_type, encoding, receive, telemetry, keep_invalid=keep_invalid)
 
 
 async def refusal(bodies: BodyReader, body: bytes, *arguments: str, keep_invalid: bool = False) -> Refused:

@@ -1,19 +1,26 @@
 """The Python client: what it sends, when it tries again, and where a follower continues."""
 
 import asyncio
+import datetime as dt
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import httpx
+import polars as pl
 import pyarrow as pa
 import pytest
 
+from bronze.api.source_schema import described
 from bronze.client import AsyncClient, Client, FileCheckpoint, Misconfigured, Refused, Unavailable
 from bronze.client import calls as client_calls
+from bronze.client.calls import Policy
 from bronze.errors import Refusal
+from bronze.records import sources
+from bronze.records.columns import object_schema
 from bronze.records.media import NDJSON, ColumnarType
+from bronze.records.sources import Source
 
 URL = "http://api.example"
 Answer = httpx.Response | httpx.RequestError
@@ -117,18 +124,68 @@ def test_another_server_is_named(answer: httpx.Response) -> None:
         ([{"a": 1}, {"a": 2}], NDJSON, b'{"a":1}\n{"a":2}\n'),
         (iter([{"a": 1}]), NDJSON, b'{"a":1}\n'),
         (b"x", NDJSON, b"x"),
+        (bytearray(b"x"), NDJSON, b"x"),
     ],
 )
 def test_records_become_bodies(records: Any, media_type: str, body: bytes) -> None:
     assert client_calls.encode(records) == (body, media_type)
 
 
+@pytest.mark.parametrize("value", [float("nan"), [1.0, float("inf")], {"deep": -float("inf")}])
+def test_numbers_that_json_does_not_have_are_refused(value: object) -> None:
+    """The encoder would make nulls of them."""
+    with pytest.raises(Refused, match="Record 1, field value") as refused:
+        client_calls.encode([{"value": None}, {"value": value}])
+    assert refused.value.members == {"record": 1, "field": "value"}
+
+
+class Frame:
+    """A frame of a library that speaks Arrow's interface, and has other attributes of the same names."""
+
+    schema = ("a",)
+    columns = ("a",)
+
+    def __init__(self, table: pa.Table) -> None:
+        self.table = table
+
+    def __arrow_c_stream__(self, requested_schema: object | None = None) -> object:
+        return self.table.__arrow_c_stream__(requested_schema)
+
+
 def test_arrow_becomes_a_stream() -> None:
+    """Of any library."""
     table = pa.table({"a": [1, 2]})
-    for records in (table, table.to_batches()[0]):
+    for records in (table, table.to_batches()[0], table.to_reader(), Frame(table), pl.DataFrame({"a": [1, 2]})):
         body, media_type = client_calls.encode(records)
         assert media_type == ColumnarType.ARROW_STREAM
         assert pa.ipc.open_stream(body).read_all() == table
+
+
+class OldFrame(list[str]):
+    """A frame without that interface: its items are the names of its columns."""
+
+    columns = ("a",)
+
+
+@pytest.mark.parametrize("records", ["{}", {"a": 1}, OldFrame(["a"]), 5, None, pl.Series([1])], ids=repr)
+def test_what_cannot_be_sent_is_an_error_that_says_what_can(records: Any) -> None:
+    with pytest.raises(TypeError, match=r"^\w+ is not what can be sent: give a list of dicts, .* PyCapsule interface"):
+        client_calls.encode(records)
+
+
+def test_retries_of_more_than_a_second_are_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    """Nobody waits for a minute without a word; a short one is not worth any."""
+    bronze, _ = client(httpx.Response(503), accepted())
+    bronze._policy = Policy(60, clock=lambda: 0)
+    bronze.submit("vehicles", [{}])
+    assert caplog.messages == []
+    bronze, _ = client(httpx.ConnectError("refused"), problem(503, "queue-away", Retry_After="7"), accepted())
+    times = iter(range(0, 100, 10))
+    bronze._policy = Policy(60, clock=lambda: next(times))
+    bronze.submit("vehicles", [{}])
+    first, second = caplog.messages
+    assert first.startswith("cannot reach the API at http://api.example (set BRONZE_API_URL to its address): refused; ")
+    assert second.endswith("answers 503 why; trying again in 7.0 s, for 60 s in all")
 
 
 def test_what_a_submission_says_is_in_its_headers() -> None:
@@ -203,14 +260,37 @@ def test_objects_are_those_in_the_bucket_that_may_have_rows_of_the_time() -> Non
     assert api.requests[0].url.params["since"] == "2026-11-29T09:00:00+00:00"
 
 
-@pytest.mark.parametrize("until", ["2026-11-29", "2026-11-29T10:00:00", "yesterday"])
-def test_a_time_without_its_zone_is_refused(until: str) -> None:
+@pytest.mark.parametrize("until", ["2026-11-29T10:00:00", dt.datetime(2026, 11, 29), "yesterday"])  # noqa: DTZ001
+def test_a_time_without_its_zone_is_refused(until: str | dt.datetime) -> None:
     """Nobody knows which moment it is."""
     answer = json.loads(page("a").content)
     answer["events"][0]["first_received_at"] = "2026-11-29T10:00:00+00:00"
     bronze, _ = client(httpx.Response(200, json=answer))
     with pytest.raises(Refused, match="is not a time with its zone"):
         list(bronze.objects("vehicles", until=until))
+
+
+@pytest.mark.parametrize("since", ["2026-11-29", dt.date(2026, 11, 29), dt.datetime(2026, 11, 29, tzinfo=dt.UTC)])
+def test_a_date_is_a_time_at_its_beginning_in_utc(since: str | dt.date) -> None:
+    bronze, api = client(page("a"))
+    assert len(list(bronze.objects("vehicles", since=since, until=dt.date(2026, 11, 30)))) == 1
+    assert api.requests[0].url.params["since"] == "2026-11-29T00:00:00+00:00"
+
+
+def test_a_range_without_any_time_is_refused() -> None:
+    """Before anything is asked for."""
+    bronze, api = client()
+    with pytest.raises(Refused, match=r"since \(2026-11-29\) has to be before until \(2026-11-29T00:00:00Z\)"):
+        list(bronze.objects("vehicles", since="2026-11-29", until="2026-11-29T00:00:00Z"))
+    assert api.requests == []
+
+
+@pytest.mark.parametrize("source", [*sources.built_in().values()], ids=lambda source: source.name)
+def test_the_columns_of_a_source_are_those_of_its_objects(source: Source) -> None:
+    answer = described(source).model_dump_json(exclude_none=True)
+    bronze, _ = client(httpx.Response(200, text=answer), httpx.Response(200, text=answer))
+    assert bronze.columns(source.name) == object_schema(source)
+    assert bronze.event_time(source.name) == source.event_time
 
 
 def test_the_async_client_does_the_same(waits: list[float]) -> None:

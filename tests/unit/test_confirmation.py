@@ -20,6 +20,7 @@ from local.machine import limit_s
 CHANGES = [
     ["init"],
     ["lanes", "2"],
+    ["queue", "copy", "--to", "nats://127.0.0.1:1"],
     ["catalog", "rebuild"],
     ["quarantine", "replay", "--submission", "s"],
     ["objects", "acknowledge", "--all-missing", "--reason", "lost"],

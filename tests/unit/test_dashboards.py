@@ -77,7 +77,15 @@ def test_a_dashboard_is_found_by_its_uid_and_cannot_be_changed(uid: str) -> None
 
 
 def test_the_uids_are_those_that_links_and_bookmarks_hold() -> None:
-    assert set(DOCUMENTS) == {"bronze-overview", "bronze-source", "bronze-latency", "bronze-lineage", "bronze-health"}
+    assert set(DOCUMENTS) == {
+        "bronze-overview",
+        "bronze-source",
+        "bronze-data",
+        "bronze-tables",
+        "bronze-latency",
+        "bronze-lineage",
+        "bronze-health",
+    }
 
 
 @pytest.mark.parametrize("uid", DOCUMENTS)
@@ -97,6 +105,22 @@ def test_datasources_are_variables_that_stand_on_the_provisioned_ones(uid: str) 
     for asking in (*DOCUMENTS[uid]["panels"], *DOCUMENTS[uid]["annotations"]["list"]):
         if datasource := asking.get("datasource"):
             assert datasource["uid"] in {f"${{{name}}}" for name in variables}
+
+
+def test_what_an_alert_is_of_is_shown_with_it() -> None:
+    """Each label that its summary names is a column of the list of alerts, and in the annotations of graphs."""
+    summaries = [rule.summary for rule in RULES if isinstance(rule, Alert)]
+    named = {name for summary in summaries for name in re.findall(r"\$labels\.(\w+)", summary)}
+    lists = [panel for _, panel in PANELS if "ALERTS_FOR_STATE" in str(panel.get("targets"))]
+    assert lists
+    for panel in lists:
+        (names,) = (
+            one["options"]["include"]["names"] for one in panel["transformations"] if "include" in one["options"]
+        )
+        assert named <= set(names)
+    for document in DOCUMENTS.values():
+        (alerts,) = (one for one in document["annotations"]["list"] if "ALERTS" in one["target"]["expr"])
+        assert named <= set(re.findall(r'"(\w+)"', alerts["target"]["expr"]))
 
 
 @pytest.mark.parametrize("uid", DOCUMENTS)
@@ -238,7 +262,7 @@ def test_the_links_of_a_panel_lead_somewhere(uid: str, panel: dict[str, Any]) ->
     for link in _found(panel, "url"):
         dashboard = re.match(r"/d/([\w-]+)\?.*&viewPanel=panel-(\d+)$", link)
         of_source = re.match(
-            r"/d/bronze-source\?.*&var-source=\$\{(__value\.raw|__field\.labels\.bronze_source)\}$", link
+            r"/d/bronze-(?:source|data)\?.*&var-source=\$\{(__value\.raw|__field\.labels\.bronze_source)\}$", link
         )
         page = re.match(r"\$\{api_url\}/\?q=\$\{(__value\.raw:percentencode|__data\.fields\.traceIdHidden)\}$", link)
         runbook = link == f"{RUNBOOK_URL}#${{__data.fields.anchor}}"
@@ -310,7 +334,8 @@ def test_a_legend_and_a_grouping_name_labels_that_are_there(query: Query) -> Non
     grouped = [name.strip() for by in re.findall(r"\b(?:by|on) \(([^)]*)\)", expr) for name in by.split(",") if by]
     read = rules.names(expr) - RECORDINGS
     made = set(re.findall(r'label_(?:join|replace)\(.+?, "(\w+)"', expr))
-    known = {"metric"}.union(*map(_labels, read)) if read else {"metric", "job", "instance", "bronze_source", "part"}
+    of_recordings = {"metric", "job", "instance", "part", "bronze_source", "bronze_field", "bronze_expectation"}
+    known = {"metric"}.union(*map(_labels, read)) if read else of_recordings
     assert {*grouped, *query.labels} <= known | made
     if "sum by (" in expr:
         assert query.labels <= {*grouped}

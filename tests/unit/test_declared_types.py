@@ -408,3 +408,8 @@ def test_a_message_of_a_narrower_or_a_raw_version_becomes_rows_of_the_newest() -
             (row,) = rows(sent, old, wide)
             assert row["a"] == (None if old is raw else 5)
     assert values(wide, '{"a": 9007199254740993}') == [9007199254740993]
+
+
+def test_an_offset_may_lack_its_colon() -> None:
+    """As `strftime("%z")` writes it. docs/sources.md says so: the JSON Schema of the source refuses it."""
+    assert values(of("timestamp"), '{"a": "2013-01-01T05:15:00+0530"}') == [utc(2012, 12, 31, 23, 45)]

@@ -11,6 +11,7 @@ from local.builds import REPOSITORY
 
 PAGES = {
     "catalog": "delivery.md",
+    "consume": "operations.md",
     "init": "security.md",
     "keys": "security.md",
     "lanes": "delivery.md",
@@ -18,7 +19,9 @@ PAGES = {
     "objects": "operations.md",
     "publish": "publishing.md",
     "quarantine": "api.md",
+    "queue": "operations.md",
     "read": "reading.md",
+    "serve": "operations.md",
     "simulate": "publishing.md",
     "sources": "sources.md",
     "verify": "operations.md",
@@ -31,7 +34,7 @@ def options(command: argparse.ArgumentParser) -> Iterator[frozenset[str]]:
         if isinstance(action, argparse._SubParsersAction):
             for subcommand in action.choices.values():
                 yield from options(subcommand)
-        elif action.option_strings:
+        elif action.option_strings and action.help is not argparse.SUPPRESS:
             yield frozenset(action.option_strings)
 
 

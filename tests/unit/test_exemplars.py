@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from opentelemetry.context import Context
 from opentelemetry.sdk.metrics import Exemplar
-from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader, MetricExporter, MetricExportResult, MetricsData
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, set_span_in_context
 
@@ -86,6 +86,45 @@ def test_each_reader_and_scrape_has_its_own_exemplars(
     assert exemplars(export)["bronze.upload.duration"] == [(2.4, 1)]
     assert exemplars(other)["bronze.upload.duration"] == [(2.1, 2)]
     assert exemplars(export)["bronze.upload.duration"] == []
+
+
+class Exported(MetricExporter):
+    """An exporter that keeps the exemplars of the upload duration, by export."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.exemplars: list[list[tuple[float, int | None]]] = []
+
+    def export(self, metrics_data: MetricsData, timeout_millis: float = 10_000, **_: object) -> MetricExportResult:
+        self.exemplars += [
+            [(exemplar.value, exemplar.trace_id) for point in metric.data.data_points for exemplar in point.exemplars]
+            for resource_metrics in metrics_data.resource_metrics
+            for scope_metrics in resource_metrics.scope_metrics
+            for metric in scope_metrics.metrics
+            if metric.name == "bronze.upload.duration"
+        ]
+        return MetricExportResult.SUCCESS
+
+    def force_flush(self, timeout_millis: float = 10_000) -> bool:
+        return True
+
+    def shutdown(self, timeout_millis: float = 30_000, **_: object) -> None:
+        pass
+
+
+def test_a_scrape_leaves_the_exemplars_to_the_export_of_the_same_reader() -> None:
+    """Exports and scrapes share a reader, so that the SDK aggregates each measurement once. A shutdown exports, too."""
+    exporter = Exported()
+    telemetry = sdk.assemble(Resource({attribute.service_name: "consumer"}), metric_exporters=[exporter])
+    record = telemetry.instruments.upload_duration.record
+    record(2.4, SOURCE, context=sampled(1))
+    assert b"bronze_upload_duration_seconds_count{" in telemetry.metrics()[0]
+    telemetry.flush()
+    telemetry.flush()
+    record(2.1, SOURCE, context=sampled(2))
+    telemetry.metrics()
+    telemetry.shutdown()
+    assert exporter.exemplars == [[(2.4, 1)], [], [(2.1, 2)]]
 
 
 @pytest.mark.parametrize("name", [metric.name for metric in registry().metrics.values() if metric.buckets])

@@ -10,28 +10,33 @@ from contextlib import asynccontextmanager, contextmanager
 import httpx
 import pytest
 
-from bronze.api import glance, page
-from bronze.api.glance import ASK_S_MAX, GlanceReader, slowest
+from bronze.api import glance
+from bronze.api.formats import format_duration
+from bronze.api.glance import ASK_S_MAX, GlanceReader, UndeclaredFields, slowest, undeclared
+from bronze.api.tiles import tiles
 from bronze.errors import Unavailable
 from bronze.objectives import DURATION_S_MAX
-from bronze.servers.prometheus import Exemplar, Prometheus
+from bronze.records.expectations import Expectation
+from bronze.servers.prometheus import Exemplar, Prometheus, Sample
 from bronze.telemetry.schema import registry
 from grafana import promql
 from local.machine import limit_s
 from local.programs import LOOPBACK
-from prometheus import rules
+from prometheus import data, rules
 from prometheus.rules import Recording, Thresholds
 from tests.promql import label, labels_of, selectors, series
 
-RECORDINGS = {
-    rule.name
-    for groups in rules.groups(Thresholds()).values()
-    for group in groups
-    for rule in group.rules
-    if isinstance(rule, Recording)
-}
 
-each_query = pytest.mark.parametrize("query", [*glance.QUERIES.values(), glance.EXEMPLARS])
+def all_recordings() -> list[Recording]:
+    every = (rule for of_file in rules.groups(Thresholds()).values() for group in of_file for rule in group.rules)
+    return [rule for rule in every if isinstance(rule, Recording)]
+
+
+RECORDINGS = {rule.name for rule in all_recordings()}
+
+each_query = pytest.mark.parametrize(
+    "query", [*glance.QUERIES.values(), glance.UNDECLARED, glance.FOUND, glance.EXEMPLARS]
+)
 
 
 @each_query
@@ -45,6 +50,25 @@ def test_a_query_reads_only_metrics_that_exist(query: str) -> None:
         for key, _, value in matchers:
             members = registry().attributes[keys[key]].members if key in keys else ()
             assert not members or value in members
+
+
+def test_what_is_not_met_is_what_the_rules_record() -> None:
+    """And the share of nulls has their window."""
+    assert rules.names(glance.BROKEN) == {data.BROKEN}
+    (broken,) = (rule.expr for rule in all_recordings() if rule.name == data.BROKEN)
+    assert f"[{Thresholds().recent_s // 60}m]" in glance.FOUND
+    assert f"[{Thresholds().recent_s}s]" in broken
+    assert {expectation for expectation in Expectation if f'"{expectation}"' in glance.FOUND} == {*Expectation} - {
+        Expectation.VALUES
+    }
+
+
+@pytest.mark.parametrize(("query", "label"), [glance.VERDICTS, glance.SOURCE_VERDICTS])
+def test_verdicts_are_those_that_the_rules_record(query: str, label: str) -> None:
+    (name,) = rules.names(query)
+    written = [rule for rule in all_recordings() if rule.name == name]
+    assert written
+    assert all(label in rule.labels or label in rule.expr for rule in written)
 
 
 def test_counts_are_those_of_the_dashboards() -> None:
@@ -76,6 +100,14 @@ def test_each_write_is_shown_once_and_the_slowest_first() -> None:
         ("status", 2.5, "b"),
         ("vehicles", 0.09, "a"),
     ]
+
+
+def test_the_undeclared_fields_of_a_source_are_the_most_frequent_and_a_number() -> None:
+    def field(source: str, name: str, count: float) -> Sample:
+        return Sample({"bronze_source": source, "bronze_field": name}, count)
+
+    found = [field("b", "_OTHER", 9), field("b", "x", 1), *(field("a", f"f{count}", count) for count in range(1, 7))]
+    assert undeclared(found) == {"a": UndeclaredFields(("f6", "f5", "f4"), 3), "b": UndeclaredFields(("x",), 1)}
 
 
 @contextmanager
@@ -124,6 +156,32 @@ async def test_another_server_in_place_of_prometheus_is_reported() -> None:
             await glances.read()
 
 
+async def test_verdicts_and_alerts_are_read_by_name() -> None:
+    """The worst of a part if there are several; nothing of a series without its name."""
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.url.path.endswith("query_exemplars"):
+            return httpx.Response(200, json={"data": []})
+        found = {
+            glance.VERDICTS[0]: [({"part": "queue"}, "222"), ({"part": "queue"}, "0"), ({}, "201")],
+            glance.SOURCE_VERDICTS[0]: [({"bronze_source": "vehicles"}, "0")],
+            glance.FOUND: [
+                ({"bronze_source": "vehicles", "bronze_field": "seats", "bronze_expectation": "max"}, "149")
+            ],
+            glance.BROKEN: [({"bronze_source": "vehicles", "bronze_expectation": "every"}, "1")],
+            glance.ALERTS[0]: [({"alertname": "BronzeRoleDown"}, "1"), ({"alertname": "BronzeLaneHalted"}, "1")],
+        }.get(request.url.params["query"], [])
+        series = [{"metric": metric, "value": [0, value]} for metric, value in found]
+        return httpx.Response(200, json={"data": {"result": series}})
+
+    async with httpx.AsyncClient(transport=httpx.MockTransport(answer), base_url="http://prometheus") as client:
+        found = await GlanceReader(Prometheus(client)).read()
+    assert (found.verdicts, found.source_verdicts) == ({"queue": 222}, {"vehicles": 0})
+    assert found.alerts == ["BronzeLaneHalted", "BronzeRoleDown"]
+    assert found.found == {("vehicles", "seats", "max"): 149}
+    assert found.broken == {("vehicles", "", "every")}
+
+
 @pytest.mark.parametrize("reported", ["+Inf", "-Inf", "NaN", "1e300", "-1e300"])
 async def test_a_number_that_nobody_can_have_measured_does_not_break_the_page(reported: str) -> None:
     """Whoever can send telemetry can send any number; the page shows the others."""
@@ -142,7 +200,7 @@ async def test_a_number_that_nobody_can_have_measured_does_not_break_the_page(re
 
     async with httpx.AsyncClient(transport=httpx.MockTransport(answer), base_url="http://prometheus") as client:
         found = await GlanceReader(Prometheus(client)).read()
-    for tile in page.tiles(found):
+    for tile in tiles(found):
         assert tile.value
     for write in found.slowest:
-        assert page.format_duration(write.duration_s)
+        assert format_duration(write.duration_s)

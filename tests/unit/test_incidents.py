@@ -63,7 +63,7 @@ def test_red_may_last_a_minute_and_yellow_five(title: str) -> None:
     [
         ("Successful uploads", 100.0),
         ("Requests", 1000.0),
-        ("Mean upload in the range", 1.0),
+        ("Mean upload", 1.0),
         ("Missing data", 1.0),
         ("Records that wait now", 50.0),
         ("Refused records", 1.0),
@@ -76,8 +76,8 @@ def test_a_wrong_number_is_a_lie(title: str, shown: float) -> None:
 
 def test_a_percentile_has_the_colour_of_the_share_above_its_limit() -> None:
     slow = [Put(f"bronze/source=status/{at}.parquet", at, at + 3, 200) for at in range(100, 500)]
-    assert found("p95 upload in the range", lambda _: GREEN, readings(slow)) == pytest.approx(105, abs=30)
-    assert found("p95 upload in the range", lambda _: RED, readings()) is not None
+    assert found("p95 upload", lambda _: GREEN, readings(slow)) == pytest.approx(105, abs=30)
+    assert found("p95 upload", lambda _: RED, readings()) is not None
 
 
 def test_the_page_says_what_did_not_hold() -> None:

@@ -2,13 +2,9 @@
 
 import datetime as dt
 import json
-from collections.abc import Callable
-from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-import duckdb
-import polars as pl
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.feather
@@ -16,10 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from bronze.__main__ import parser
-from bronze.errors import Misconfigured
+from bronze.errors import Misconfigured, Refused
 from bronze.publisher import Plan, run_infer
 from bronze.publisher.batches import batches_of
 from bronze.publisher.files import open_file
+from bronze.publisher.formats import ANY_CSV, CsvOptions
 from bronze.publisher.inferring import infer
 from bronze.records import sources
 from bronze.records.json_intake import JsonIntake
@@ -45,18 +42,22 @@ def of_json(tmp_path: Path, *records: object) -> Source:
     return source
 
 
-def takes(source: Source, file: Path) -> list[dict[str, Any]]:
+def takes(source: Source, file: Path, csv: CsvOptions = ANY_CSV) -> list[dict[str, Any]]:
     """The rows that the records of a file become, which all have to be accepted."""
     stored: list[dict[str, Any]] = []
     with open_file(str(file)) as opened:
-        for batch in batches_of(opened, Plan(source.name), lambda: source):
+        for batch in batches_of(opened, Plan(source.name, csv=csv), lambda: source):
             if batch.unit == "row" or not batch.media_type.endswith("ndjson"):
                 with pa.ipc.open_stream(batch.body) as stream:
                     for part in stream:
                         stored += rows(columnar(source, part), source)
                 continue
             intake = JsonIntake(source, body_bytes_max=2**30, spool_memory_bytes_max=2**20)
-            intake.add_lines(batch.body)
+            try:
+                intake.add_lines(batch.body)
+            except Refused:
+                intake.close()
+                raise
             stored += rows(intake.finish(), source)
     return stored
 
@@ -133,6 +134,92 @@ def test_comments_say_what_is_not_sure(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("values", "note"),
+    [
+        (["1234.50", "7.5"], 'if these are numbers: type = "decimal128(6, 2)", with as many digits as may come'),
+        (["1234,50"], "if these are numbers (decimal128, if they are money): send them with a point"),
+        (
+            [1234.5, 0.25],
+            'if every digit counts, as of money: type = "decimal128(6, 2)", with as many digits as may come',
+        ),
+        ([7, 0.5], 'if every digit counts, as of money: type = "decimal128(2, 1)", with as many digits as may come'),
+        (["12", "7"], None),
+        (["7.5", "x"], None),
+        ([1e300], None),
+    ],
+    ids=str,
+)
+def test_a_decimal_is_proposed_for_what_may_be_money(tmp_path: Path, values: list[Any], note: str | None) -> None:
+    file = tmp_path / "sample.ndjson"
+    file.write_text("".join(json.dumps({"price": value}) + "\n" for value in values))
+    text = infer("things", [str(file)])
+    assert (f"    # {note}\n" in text) if note else ("decimal128" not in text)
+
+
+@pytest.mark.parametrize(
+    ("text", "csv", "note"),
+    [
+        ("price\n1234.50\n 7.5\n", ANY_CSV, 'if every digit counts, as of money: type = "decimal128(6, 2)"'),
+        ("price;x\n1234,50;\n 7,5;\n", CsvOptions(decimal_comma=True), 'as of money: type = "decimal128(6, 2)"'),
+        (
+            "price;x\n1234,50;\n 7,5;\n",
+            ANY_CSV,
+            "(decimal128, if they are money): infer and publish with --decimal-comma",
+        ),
+    ],
+)
+def test_a_decimal_is_proposed_for_what_may_be_money_in_csv(
+    tmp_path: Path, text: str, csv: CsvOptions, note: str
+) -> None:
+    """And the type that is proposed takes the file."""
+    file = tmp_path / "sample.csv"
+    file.write_text(text)
+    declared = infer("things", [str(file)], csv=csv)
+    assert note in declared
+    for kind in ("float64", "string"):
+        declared = declared.replace(f'type = "{kind}"', 'type = "decimal128(6, 2)"')
+    if "infer and publish" not in note:
+        taken = takes(sources.parse(declared, "inferred")["things"], file, csv)
+        assert [str(row["price"]) for row in taken] == ["1234.50", "7.50"]
+
+
+def test_records_that_the_declaration_does_not_take_are_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In a comment and on standard error, with the first of each kind."""
+    file, other = tmp_path / "a\nb.ndjson", tmp_path / "b.parquet"
+    lines = ['{"a": 1}', "a: 2", '{"a": 3', "[4]", '{"classification_id": 5}', '{"classification_id": ""}']
+    file.write_bytes("\n".join([*lines, '{"classification_id": "6"}', '{"a": "']).encode() + b'\xff"}\n')
+    pq.write_table(pa.table({"classification_id": [5, 6]}), other)
+    text = infer("things", [str(file), str(other)])
+    not_text = "classification_id is no text of 1 to 256 characters, so they are refused"
+    problems = [
+        f"not JSON, so they are refused: 3 records, the first in {file}, line 2",
+        f"no JSON objects, which only a raw source takes: 1 record, the first in {file}, line 4",
+        f"{not_text}: 4 records, the first in {file}, line 5",
+    ]
+    problems = [problem.replace("\n", r"\x0a") for problem in problems]
+    assert caplog.messages == problems
+    assert text.splitlines()[1:4] == [f"# {problem}" for problem in problems]
+    assert "from 7 records in 2 files" in text
+    assert types_of(sources.parse(text, "inferred")["things"]) == {"a": "int64"}
+
+
+def test_a_classification_of_csv_is_any_text(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = tmp_path / "a.csv"
+    file.write_text("a,classification_id\n1,5\n2,\n")
+    assert types_of(inferred(file)) == {"a": "int64"}
+    assert caplog.messages == []
+
+
+def test_a_file_without_any_json_is_an_error(tmp_path: Path) -> None:
+    file = tmp_path / "a.ndjson"
+    file.write_text("a;b\n1;2\n")
+    with pytest.raises(Misconfigured, match=r"there is no record in .*not JSON, so they are refused: 2 records"):
+        infer("things", [str(file)])
+
+
 def test_records_that_are_no_objects_make_a_raw_source(tmp_path: Path) -> None:
     assert of_json(tmp_path, [1], "2", {}).is_raw
 
@@ -150,201 +237,6 @@ def test_only_the_first_records_are_read_if_asked(tmp_path: Path) -> None:
     file = tmp_path / "sample.ndjson"
     file.write_text('{"a": 1}\n{"a": "x"}\n')
     assert types_of(inferred(file, records_max=1)) == {"a": "int64"}
-
-
-# --- files of other programs
-
-
-def pandas_integers_with_nulls(file: Path) -> None:
-    """As `DataFrame.to_parquet`: integers with a missing value are doubles, and text is large."""
-    table = pa.table(
-        {"id": pa.array(["a", None], pa.large_string()), "count": [1.0, None], "__index_level_0__": [0, 1]}
-    )
-    pq.write_table(table.replace_schema_metadata({"pandas": "{}"}), file)
-
-
-def polars_categories(file: Path) -> None:
-    frame = pl.DataFrame({"kind": ["x", "y"], "when": [DAY, DAY], "tags": [["a"], []], "n": [1, 2]})
-    frame.with_columns(pl.col("kind").cast(pl.Categorical)).write_ipc(file)
-
-
-def duckdb_types(file: Path) -> None:
-    struct, mapping = "{'a': 1, 'b': 'z'}", "MAP {'k': 1.5::DOUBLE}"
-    duckdb.execute(
-        "COPY (SELECT 1::TINYINT AS t, 2::UBIGINT AS u, 1.50::DECIMAL(9,2) AS d, '2013-01-01'::DATE AS day, "
-        f"'2013-01-01 05:15:00'::TIMESTAMP AS at, 'x'::BLOB AS raw, {struct} AS s, [1,2] AS l, {mapping} AS m, "
-        f"'05:15:00'::TIME AS t2, uuid() AS id) TO '{file}' (FORMAT parquet)"
-    )
-
-
-def spark_times(file: Path) -> None:
-    """As Spark writes by default: times as INT96, in UTC."""
-    table = pa.table({"at": pa.array([DAY], pa.timestamp("us")), "n": pa.array([1], pa.int32())})
-    pq.write_table(table, file, use_deprecated_int96_timestamps=True)
-
-
-def excel_csv(file: Path) -> None:
-    rows = ["0017,12.50,2013-01-01T05:15:00,TRUE", "0018,,2013-01-02T05:15:00,FALSE"]
-    lines = ["\ufeffOrder ID,Amount,Ordered At,Paid", *rows]
-    file.write_text("".join(f"{line}\r\n" for line in lines), newline="")
-
-
-def json_of_github(file: Path) -> None:
-    event = {
-        "id": "22249084964",
-        "type": "PushEvent",
-        "actor": {"id": 583231, "login": "octocat", "gravatar_id": "", "url": "https://api.github.com/users/octocat"},
-        "payload": {"size": 1, "commits": [{"sha": "7a8f", "author": {"email": "o@github.com"}, "distinct": True}]},
-        "public": True,
-        "created_at": "2022-06-09T12:47:28Z",
-        "org": None,
-    }
-    file.write_text(json.dumps([event, {**event, "payload": {"action": "started"}}]))
-
-
-def json_of_weather(file: Path) -> None:
-    answer = {
-        "latitude": 52.52,
-        "generationtime_ms": 2.2119,
-        "hourly": {"time": ["2022-07-01T00:00", "2022-07-01T01:00"], "temperature_2m": [13, 12.7, None]},
-        "hourly_units": {"temperature_2m": "°C"},
-    }
-    file.write_text(json.dumps(answer))
-
-
-def json_of_stripe(file: Path) -> None:
-    charge = {
-        "id": "ch_1",
-        "object": "charge",
-        "amount": 1099,
-        "created": 1679090539,
-        "metadata": {},
-        "livemode": False,
-        "payment_method_details": {"card": {"checks": {"cvc_check": None}, "exp_year": 2028}, "type": "card"},
-    }
-    file.write_text("".join(json.dumps({**charge, "metadata": {"order id": str(n)}}) + "\n" for n in range(3)))
-
-
-def arrow_of_everything(file: Path) -> None:
-    table = pa.table(
-        {
-            "f16": pa.array([1.5], pa.float16()),
-            "u64": pa.array([2**64 - 1], pa.uint64()),
-            "ns": pa.array([1357017300000000001], pa.timestamp("ns", "UTC")),
-            "dur": pa.array([5], pa.duration("s")),
-            "fixed": pa.array([b"ab"], pa.binary(2)),
-            "dec": pa.array([Decimal("1.5")], pa.decimal256(60, 1)),
-            "nothing": pa.nulls(1),
-            "ree": pa.RunEndEncodedArray.from_arrays([1], ["r"]),
-            "weird": pa.array([{"a b": 1}]),
-            "by_int": pa.array([[(1, "x")]], pa.map_(pa.int32(), pa.string())),
-        }
-    )
-    with pa.ipc.new_file(file, table.schema) as writer:
-        writer.write_table(table)
-
-
-def csv_of_polars(file: Path) -> None:
-    pl.DataFrame({"a": [1, 2], "b": ["x,y", None], "c": [1.5, 1e300], "d": [True, False], "at": [DAY, DAY]}).write_csv(
-        file, datetime_format="%Y-%m-%dT%H:%M:%S%:z"
-    )
-
-
-FILES: list[tuple[str, Callable[[Path], None], dict[str, str]]] = [
-    ("pandas.parquet", pandas_integers_with_nulls, {"id": "string", "count": "float64", "__index_level_0__": "int64"}),
-    (
-        "polars.arrow",
-        polars_categories,
-        {"kind": "string", "when": "timestamp", "tags": "list<string>", "n": "int64"},
-    ),
-    (
-        "duckdb.parquet",
-        duckdb_types,
-        {
-            "t": "int32",
-            "u": "int64",
-            "d": "decimal128(9, 2)",
-            "day": "date32",
-            "at": "timestamp",
-            "raw": "binary",
-            "s": "struct<a: int32, b: string>",
-            "l": "list<int32>",
-            "m": "map<string, float64>",
-            "id": "binary",
-        },
-    ),
-    ("spark.parquet", spark_times, {"at": "timestamp", "n": "int32"}),
-    ("excel.csv", excel_csv, {"Order ID": "string", "Amount": "float64", "Ordered At": "timestamp", "Paid": "bool"}),
-    (
-        "github.json",
-        json_of_github,
-        {
-            "id": "string",
-            "type": "string",
-            "actor": "struct<id: int64, login: string, gravatar_id: string, url: string>",
-            "payload": "struct<size: int64, commits: list<struct<sha: string, author: struct<email: string>, "
-            "distinct: bool>>, action: string>",
-            "public": "bool",
-            "created_at": "timestamp",
-        },
-    ),
-    (
-        "weather.json",
-        json_of_weather,
-        {
-            "latitude": "float64",
-            "generationtime_ms": "float64",
-            "hourly": "struct<time: list<string>, temperature_2m: list<float64>>",
-            "hourly_units": "struct<temperature_2m: string>",
-        },
-    ),
-    (
-        "stripe.jsonl",
-        json_of_stripe,
-        {
-            "id": "string",
-            "object": "string",
-            "amount": "int64",
-            "created": "int64",
-            "metadata": "map<string, string>",
-            "livemode": "bool",
-            "payment_method_details": "struct<card: struct<checks: json, exp_year: int64>, type: string>",
-        },
-    ),
-    (
-        "everything.feather",
-        arrow_of_everything,
-        {
-            "f16": "float32",
-            "u64": "decimal128(20, 0)",
-            "fixed": "binary",
-            "ree": "string",
-            "weird": "json",
-            "by_int": "json",
-        },
-    ),
-    (
-        "polars.csv",
-        csv_of_polars,
-        {"a": "int64", "b": "string", "c": "float64", "d": "bool", "at": "timestamp"},
-    ),
-]
-
-
-@pytest.mark.parametrize(("name", "write", "declared"), FILES, ids=[name for name, *_ in FILES])
-def test_files_of_other_programs_are_declared_and_taken(
-    tmp_path: Path, name: str, write: Callable[[Path], None], declared: dict[str, str]
-) -> None:
-    """Each record becomes a row, in columns of these types."""
-    file = tmp_path / name
-    write(file)
-    source = inferred(file)
-    assert types_of(source) == declared
-    stored = takes(source, file)
-    assert stored
-    for row in stored:
-        for field in source.fields:
-            assert row[field.name] is not None or "null" in infer("things", [str(file)])
 
 
 # --- the command

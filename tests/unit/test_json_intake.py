@@ -3,7 +3,9 @@
 import json
 import tracemalloc
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, replace
+from typing import Any
 from uuid import UUID
 
 import msgspec
@@ -62,9 +64,19 @@ class Intake:
 
 
 def check(
-    feed: Callable[[JsonIntake], None], source: str = "vehicles", body_bytes_max: int = 2**30, memory: int = 2**20
+    feed: Callable[[JsonIntake], None],
+    source: str = "vehicles",
+    body_bytes_max: int = 2**30,
+    memory: int = 2**20,
+    *,
+    quarantine_rejected: bool = False,
 ) -> Intake:
-    intake = JsonIntake(SOURCES[source], body_bytes_max=body_bytes_max, spool_memory_bytes_max=memory)
+    intake = JsonIntake(
+        SOURCES[source],
+        body_bytes_max=body_bytes_max,
+        spool_memory_bytes_max=memory,
+        quarantine_rejected=quarantine_rejected,
+    )
     try:
         feed(intake)
         checked = intake.finish()
@@ -82,7 +94,7 @@ def check(
         intake.close()
 
 
-def check_lines(pieces: Iterable[bytes], source: str = "vehicles", **bounds: int) -> Intake:
+def check_lines(pieces: Iterable[bytes], source: str = "vehicles", **bounds: Any) -> Intake:
     def feed(intake: JsonIntake) -> None:
         for piece in pieces:
             intake.add_lines(piece)
@@ -90,7 +102,7 @@ def check_lines(pieces: Iterable[bytes], source: str = "vehicles", **bounds: int
     return check(feed, source, **bounds)
 
 
-def check_document(body: bytes, source: str = "vehicles", **bounds: int) -> Intake:
+def check_document(body: bytes, source: str = "vehicles", **bounds: Any) -> Intake:
     return check(lambda intake: intake.add_document(body), source, **bounds)
 
 
@@ -195,6 +207,21 @@ def test_large_bodies_become_messages_of_whole_records_within_the_bound(cuts: It
     for number, (message, place) in enumerate(zip(packed, intake.places, strict=True), start=1):
         assert place == (number, len(packed), first, len(message))
         first += len(message)
+
+
+@pytest.mark.parametrize("invalid", [set(), {7}, {0, 4_000, 4_001, 9_000, 19_999}])
+def test_lines_that_are_checked_together_become_the_messages_of_each_line_alone(invalid: AbstractSet[int]) -> None:
+    """Message by message, also where a message is full within them, and beside records that go to quarantine."""
+    records = [
+        b"{}]" if number in invalid else record_of_size(20 + number * 37 % 300).replace(b"aa", "é".encode(), number % 2)
+        for number in range(20_000)
+    ]
+    body = b"\n".join(records)
+    together = check_lines([body], quarantine_rejected=True)
+    alone = check_lines((record + b"\n" for record in records), quarantine_rejected=True)
+    assert replace(together, digest="", body_bytes=0) == replace(alone, digest="", body_bytes=0)
+    assert len(together.places) > 2
+    assert together.records == len(records) - len(invalid)
 
 
 def test_memory_is_bounded_however_large_the_body() -> None:

@@ -4,13 +4,14 @@ import argparse
 import datetime as dt
 
 import httpx
+import msgspec
 import pytest
 
 from bronze import client
 from bronze.__main__ import parser
 from bronze.admin import lineage_command
 from bronze.errors import Misconfigured, Unavailable
-from bronze.lineage.lookup import By, guesses
+from bronze.lineage.lookup import By, Lineage, LineageObject, LineageRemoval, guesses
 from bronze.settings import Settings
 
 
@@ -50,6 +51,18 @@ def test_since_is_a_time_or_a_period(capsys: pytest.CaptureFixture[str]) -> None
         with pytest.raises(SystemExit):
             parse("follow", "--since", text)
         assert "nor a period up to now" in capsys.readouterr().err
+
+
+def test_a_removed_object_says_why_and_how_many_records_it_had(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    removed = LineageRemoval("acknowledged", "deleted by a script", by="operator", at="2026-11-28T09:00:00Z")
+    written = LineageObject("a.parquet", "s", "e", 0, 1, 4, 4, 2, 1234, 9, "0" * 32, "2026-11-28T08:00:00Z", removed)
+    lineage = Lineage("file_path", "a.parquet", [], [written], truncated=False, complete=True, lag_s=0)
+    front = httpx.MockTransport(lambda _: httpx.Response(200, content=msgspec.json.encode(lineage)))
+    monkeypatch.setattr(client, "connect", lambda *_: httpx.Client(base_url="http://front", transport=front))
+    assert lineage_command.run_lookup(parse("--file-path", "a.parquet"), Settings()) == 0
+    assert "by operator: deleted by a script (it had 1,234 records)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

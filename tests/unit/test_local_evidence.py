@@ -24,7 +24,7 @@ GOOD = Evidence(
     uploads_success=4,
     mean_upload_duration_s=0.01,
     p95_delivery_s=1.2,
-    prometheus_targets_up=4,
+    prometheus_targets_up=5,
     exemplar_trace_id="ab" * 16,
     trace_spans=6,
     trace_services=("api", "consumer", "publisher"),
@@ -34,6 +34,22 @@ GOOD = Evidence(
     verified={"exemplar": 3, "entry": 4, "chain": 0, "object": 4},
     verify_faults={"exemplar": 0, "entry": 0, "chain": 0, "object": 0},
 )
+
+
+def test_without_a_fleet_the_publisher_needs_no_scrape() -> None:
+    alone = replace(GOOD, prometheus_targets=("api", "consumer", "canary", "table"), prometheus_targets_up=4)
+    assert alone.claims()["Prometheus scrapes api, consumer, canary, table"] is True
+    assert not replace(alone, prometheus_targets_up=2).holds()
+
+
+def test_records_of_others_leave_the_ledger_unchecked() -> None:
+    """It counts them, too: it is not known whether it is right about the sample. All the rest is checked."""
+    more = replace(GOOD, records_accepted=COUNTS | {"status": 3}, rows_of_others=1)
+    not_checked = {claim: holds for claim, holds in more.claims().items() if holds is not True}
+    assert not_checked == {
+        "the ledger in Prometheus has as many records accepted and stored": "not checked: others sent records meanwhile"
+    }
+    assert more.holds()
 
 
 def test_good_evidence_holds() -> None:
@@ -102,6 +118,7 @@ def test_what_is_shown_is_rounded() -> None:
 def test_rows_read_back() -> None:
     """Rows of our submissions are counted by source, by payload and by position; those of others are not."""
     rows = Rows.of(objects([("a", 0, "x"), ("a", 1, "x"), ("a", 1, "x"), ("other", 0, "y")]), frozenset({"a"}))
+    assert rows.others == 1
     assert rows.by_source == {"status": 3}
     assert rows.duplicates == 1
     assert rows.payloads["status"] == Counter({hashlib.sha256(b"x").digest(): 3})

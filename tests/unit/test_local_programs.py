@@ -2,11 +2,23 @@ import os
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from local.programs import LOOPBACK, LocalError, NotReady, Program, environment, free_ports, http_get, is_free, start
+from local.programs import (
+    LOOPBACK,
+    LocalError,
+    NotReady,
+    Program,
+    check_ports,
+    environment,
+    free_ports,
+    http_get,
+    is_free,
+    start,
+)
 
 SERVER = """
 import http.server, sys
@@ -46,6 +58,18 @@ def test_taken_port(tmp_path: Path) -> None:
         port = other.getsockname()[1]
         with pytest.raises(LocalError, match=rf"port {port} .* hello .*BRONZE_LOCAL_PORT_HELLO"):
             start(server(port), tmp_path / "log")
+
+
+def test_all_taken_ports_are_in_one_line() -> None:
+    with socket.create_server((LOOPBACK, 0)) as one, socket.create_server((LOOPBACK, 0)) as two:
+        a, b = one.getsockname()[1], two.getsockname()[1]
+        program = replace(server(a), ports={"http": a, "metrics": b})
+        with pytest.raises(LocalError) as raised:
+            check_ports(program)
+    assert str(raised.value) == (
+        f"ports {a} (http), {b} (metrics) are in use by another program, but hello needs them: "
+        "set BRONZE_LOCAL_PORT_HELLO to another"
+    )
 
 
 def test_dies_while_it_starts(tmp_path: Path) -> None:

@@ -11,16 +11,18 @@ from supervisor.datatypes import dict_of_key_value_pairs  # type: ignore[import-
 from bronze.settings import Settings
 from grafana.traces import LINEAGE, TRACE_PANEL
 from local import __main__ as commands
-from local.builds import Built
+from local import servers
+from local.builds import REPOSITORY, Built
 from local.exporters import Exporters
 from local.programs import LocalError, Program
+from local.settings import WORKERS_MAX
 from local.stack import Ports, Stack
 from local.supervision import SOCKET_PATH_BYTES_MAX, Supervisor, configuration
 
 #: Addresses in the settings that no command acts on: those that the API listens on, and those that pages link to.
 NOT_ACTED_ON = {"api_host", "runbook_url", "trace_url"}
 
-BUILT = Built(Path("/x/otelcol"), Path("/x/prometheus"), Path("/x/promtool"), Path("/x/zipkin.jar"), Path("/x/bbolt"))
+BUILT = Built(Path("/x/otelcol"), Path("/x/prometheus"), Path("/x/zipkin.jar"))
 
 
 def test_port_is_moved_by_its_setting() -> None:
@@ -33,6 +35,40 @@ def test_port_is_moved_by_its_setting() -> None:
 def test_wrong_port_is_named(text: str) -> None:
     with pytest.raises(LocalError, match="BRONZE_LOCAL_PORT_API"):
         Ports.configured({"BRONZE_LOCAL_PORT_API": text})
+
+
+@pytest.mark.parametrize(
+    ("chosen", "named"),
+    [
+        ({"S3": "8000"}, "S3=8000 (ports 8000 to 8009) and API=8000 overlap: change one of them"),
+        (
+            {"NATS": "8341"},
+            "S3=8333 (ports 8333 to 8342) and NATS=8341 (ports 8341 to 8346) overlap: change one of them",
+        ),
+        (
+            {"OTLP": "8339"},
+            "S3=8333 (ports 8333 to 8342) and OTLP=8339 (ports 8339 to 8344) overlap: change one of them",
+        ),
+        ({"API": "9466"}, "API=9466 and CANARY=9466 overlap: change one of them"),
+        ({"OTLP": "65531"}, "OTLP=65531 (ports 65531 to 65536) ends after the last port, 65535: choose a lower one"),
+    ],
+)
+def test_overlapping_ports_are_named(chosen: dict[str, str], named: str) -> None:
+    """Both settings, with all ports of their blocks; blocks that only touch each other are accepted."""
+    with pytest.raises(LocalError) as raised:
+        Ports.configured({f"BRONZE_LOCAL_PORT_{name}": port for name, port in chosen.items()})
+    assert str(raised.value).replace("BRONZE_LOCAL_PORT_", "") == named
+    assert Ports.configured({"BRONZE_LOCAL_PORT_NATS": "8343"}).nats == 8343
+
+
+def test_blocks_of_ports_are_said_where_they_are_set() -> None:
+    blocks = (
+        f"{servers.NATS_PORTS} ports, S3 {{0}}{servers.SEAWEEDFS_PORTS}, OTLP {{0}}{servers.COLLECTOR_PORTS}, "
+        f"TEMPO {{0}}{servers.TEMPO_PORTS}{{1}} WORKERS {{0}}{2 * WORKERS_MAX}"
+    )
+    example = (REPOSITORY / ".env.example").read_text().replace("\n# ", " ")
+    assert blocks.format("", " and") in example
+    assert blocks.format("of ", ",") in (REPOSITORY / "Makefile").read_text()
 
 
 def test_stack_is_found_again(tmp_path: Path) -> None:
@@ -139,6 +175,77 @@ def test_the_file_for_commands_has_the_settings_of_the_roles(tmp_path: Path, mon
     assert of_roles.items() <= variables.items()
     assert "BRONZE_FLUSH_AGE_S" in variables
     assert not {"BRONZE_API_KEY", "BRONZE_LOCAL_PORT_API"} & variables.keys()
+
+
+def test_exported_settings_reach_roles_and_collector(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are in what the supervisor compares, so that a second start takes a change."""
+    monkeypatch.setenv("BRONZE_FLUSH_AGE_S", "7")
+    monkeypatch.setenv("BRONZE_LOG_LEVEL", "DEBUG")
+    stack = Stack.create(tmp_path, Ports(), BUILT)
+    assert {program.env["BRONZE_FLUSH_AGE_S"] for program in (stack.collector, *stack.roles)} == {"7"}
+    assert {program.env["BRONZE_LOG_LEVEL"] for program in (*stack.roles, *stack.senders)} == {"DEBUG"}
+    assert variables_in(tmp_path / "env")["BRONZE_FLUSH_AGE_S"] == "7"
+
+
+def test_without_a_fleet_nothing_expects_one(tmp_path: Path) -> None:
+    """Neither the supervisor nor Prometheus; and a later command knows that there is none."""
+    stack = Stack.create(tmp_path, Ports(), BUILT, fleet=False)
+    assert "publisher" not in {program.name for program in stack.programs}
+    assert "scrape-publisher" not in stack.targets
+    assert Stack.load(tmp_path) == stack
+    assert Stack.create(tmp_path, Ports(), BUILT).programs[-1].name == "publisher"
+
+
+def test_each_worker_is_scraped(tmp_path: Path) -> None:
+    """On a port of its own, which no other program has; without workers, the roles' own ports are."""
+    stack = Stack.create(tmp_path, Ports(), BUILT, workers=WORKERS_MAX)
+    api, consumer = stack.roles
+    taken = [port for program in stack.programs for port in program.ports.values()]
+    assert len(taken) == len(set(taken))
+    for role in (api, consumer):
+        assert role.env["BRONZE_WORKERS"] == str(WORKERS_MAX)
+        assert len(stack.targets[f"scrape-{role.name}"]) == WORKERS_MAX
+        assert {*stack.targets[f"scrape-{role.name}"]} <= {*role.ports.values()}
+        assert role.env["OTEL_EXPORTER_PROMETHEUS_PORT"] == str(stack.targets[f"scrape-{role.name}"][0])
+    assert Stack.load(tmp_path) == stack
+    single = Stack.create(tmp_path, Ports(), BUILT)
+    assert (single.targets["scrape-api"], single.targets["scrape-consumer"]) == ([8000], [9464])
+
+
+def test_three_servers_of_the_queue(tmp_path: Path) -> None:
+    """On ports of their own; roles and commands know all of them, and streams have three replicas. The names stay the
+    same at each start.
+    """
+    stack = Stack.create(tmp_path, Ports(), BUILT, nats_servers=3)
+    assert [program.name for program in stack.stores] == ["nats-1", "nats-2", "nats-3", "seaweedfs"]
+    taken = [port for program in stack.programs for port in program.ports.values()]
+    assert len(taken) == len(set(taken))
+    for variables in (stack.roles[0].env, stack.roles[1].env, stack.canary.env, variables_in(tmp_path / "env")):
+        assert variables["BRONZE_NATS_URL"] == ",".join(f"nats://127.0.0.1:{port}" for port in (4222, 4223, 4224))
+        assert variables["BRONZE_QUEUE_REPLICAS"] == "3"
+        assert variables["BRONZE_NATS_SERVER_NAME"] == stack.queue_name
+    assert Stack.load(tmp_path) == stack
+    again = Stack.create(tmp_path, Ports(), BUILT, nats_servers=3)
+    assert (again.queue_name, again.name == stack.name) == (stack.queue_name, False)
+
+
+def test_another_number_of_queue_servers_needs_a_move(tmp_path: Path) -> None:
+    """NATS would delete the streams of a single server that joins a cluster."""
+    (tmp_path / "one" / "nats" / "jetstream").mkdir(parents=True)
+    with pytest.raises(LocalError, match=r"has one server, and cannot get three .*BRONZE_LOCAL_NATS=1"):
+        Stack.create(tmp_path / "one", Ports(), BUILT, nats_servers=3)
+    assert Stack.create(tmp_path / "one", Ports(), BUILT)
+    assert Stack.create(tmp_path / "three", Ports(), BUILT, nats_servers=3).programs
+    with pytest.raises(LocalError, match=r"has three servers, and cannot get one .*BRONZE_LOCAL_NATS=3"):
+        Stack.create(tmp_path / "three", Ports(), BUILT)
+
+
+def test_ports_of_a_running_system_are_kept_and_named() -> None:
+    assert list(Ports(api=8001).ignored(Ports(zipkin=9999))) == [
+        "BRONZE_LOCAL_PORT_ZIPKIN is 9999 now, but the system runs on 9411: `make down`, then `make up` change it",
+        "BRONZE_LOCAL_PORT_API is 8000 now, but the system runs on 8001: `make down`, then `make up` change it",
+    ]
+    assert list(Ports().ignored(Ports())) == []
 
 
 def variables_in(file: Path) -> dict[str, str]:

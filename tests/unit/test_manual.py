@@ -66,8 +66,13 @@ def api() -> httpx.AsyncClient:
     return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://api")
 
 
+OUTLINES: dict[str, Outline] = {}
+
+
 async def outline(name: str) -> Outline:
-    return Outline((await Manual(None).show(name)).html)
+    if name not in OUTLINES:
+        OUTLINES[name] = Outline((await Manual(None).show(name)).html)
+    return OUTLINES[name]
 
 
 def test_the_package_has_every_page_of_the_docs() -> None:
@@ -125,7 +130,7 @@ async def test_a_page_is_served_with_the_headers_of_the_page(api: httpx.AsyncCli
     answer = await api.get("/runbook")
     assert (answer.status_code, answer.headers["content-type"]) == (200, "text/html; charset=utf-8")
     answers = Answers()
-    for name, value in Page(answers, answers, None, None).headers.items():
+    for name, value in Page(answers, answers, answers, {}, None, None).headers.items():
         assert answer.headers[name] == ("no-cache" if name == "Cache-Control" else value)
     assert (await api.get("/manual/runbook")).text == answer.text
     assert (await api.get("/manual/delivery")).is_success
@@ -150,7 +155,7 @@ async def test_pages_lead_to_the_runbook_that_is_set() -> None:
     answers, own = Answers(), "https://wiki.example/runbook"
     for url, link in ((None, "/runbook"), (own, own)):
         for html in (
-            (await Page(answers, answers, None, None, url).show("")).html,
+            (await Page(answers, answers, answers, {}, None, None, url).show("")).html,
             (await Manual(url).show("runbook")).html,
         ):
             assert f'<a href="{link}">Runbook</a>' in html

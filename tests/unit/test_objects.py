@@ -366,6 +366,17 @@ def test_a_message_whose_lines_do_not_match_its_headers_is_a_dead_letter(lines: 
     assert table(encoded).num_rows == 200
 
 
+@pytest.mark.parametrize("counts", [(61, 59), (59, 61), (0, 120)])
+def test_messages_are_dead_letters_if_only_their_lines_together_match_their_headers(counts: tuple[int, int]) -> None:
+    """Each states 60 records, and they are read together."""
+    messages = [
+        message(number, [PLAIN.encode()] * count, "status", stated=60, kind=MessageKind.LINES)
+        for number, count in enumerate(counts, start=1)
+    ]
+    encoded = encode("status", messages)
+    assert [quarantined.sequence for quarantined in encoded.contents.quarantined] == [1, 2]
+
+
 def test_the_deepest_record_that_the_intake_accepts_becomes_a_row() -> None:
     """The consumer decodes records inside an array, one level deeper, and with another stack."""
 

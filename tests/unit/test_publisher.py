@@ -635,7 +635,22 @@ def test_a_dry_run_says_that_a_file_cannot_be_read_to_its_end(tmp_path: Path) ->
     findings = checking.check(Plan("vehicles"), sources.built_in()["vehicles"], [str(tmp_path / "f.csv")])
     assert not findings.all_valid
     assert "is not UTF-8, line 3" in findings.problems[0]
-    assert "all of them fit the source, and the rest of 1 file cannot be read" in findings.text()
+    assert "all of them fit the source, and 1 file cannot be read to the end" in findings.text()
+
+
+def test_a_dry_run_goes_on_behind_files_that_cannot_be_read(tmp_path: Path) -> None:
+    """And counts them, as text and as JSON."""
+    (tmp_path / "a.csv").write_bytes(b"\xff")
+    good = ndjson(tmp_path / "c.ndjson", '{"vehicle_id":"A"}')
+    files = [str(tmp_path / "a.csv"), str(tmp_path / "gone.ndjson")]
+    findings = checking.check(Plan("vehicles"), sources.built_in()["vehicles"], files)
+    assert "vehicles: 0 records in 2 files, but 2 files cannot be read to the end; nothing was sent" in findings.text()
+    findings = checking.check(Plan("vehicles"), sources.built_in()["vehicles"], [*files, str(good)])
+    assert findings.problems[1] == f"{tmp_path / 'gone.ndjson'}: cannot be read: No such file or directory"
+    assert "1 record in 3 files, all of them fit the source, and 2 files cannot be read to the end" in findings.text()
+    document = json.loads(findings.json())
+    assert (document["files"], document["unreadable"], document["records"], document["invalid"]) == (3, 2, 1, 0)
+    assert not findings.all_valid
 
 
 # --- several files, and options for all records
@@ -934,6 +949,17 @@ def test_a_directory_and_a_limit_of_rejected_records(
         api.script = [one_rejected]
         assert run("--on-invalid", "quarantine", "--max-rejected", limit, "--run", limit.strip("%")) == code
     assert "more than 24.9% of the records were rejected" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("options", [[], ["--on-invalid", "refuse"]])
+def test_a_limit_of_rejected_records_needs_the_quarantine(
+    observed: Observed, tmp_path: Path, options: list[str]
+) -> None:
+    parser = argparse.ArgumentParser()
+    publisher.publish_arguments(parser)
+    args = parser.parse_args(["status", str(ndjson(tmp_path / "f.ndjson", "{}")), "--max-rejected", "1%", *options])
+    with pytest.raises(Misconfigured, match=r"--max-rejected limits .*: add --on-invalid quarantine"):
+        publisher.run_publish(args, Settings(), observed.telemetry)
 
 
 def test_exit_codes(api: Api, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bronze.errors import Refused
-from bronze.publisher import Plan, checking
+from bronze.publisher import Plan, checking, columnar_files
 from bronze.publisher.batches import Batch, batches_of
 from bronze.publisher.files import open_file
+from bronze.publisher.formats import FileFormat
 from bronze.records import sources
 from bronze.records.columnar_intake import ColumnarIntake
 from bronze.records.columnar_reading import STREAM_END
@@ -338,3 +340,44 @@ def test_a_column_gives_the_classification_as_text(column: pa.Array, ids: list[s
     (batch,) = batches(write(tmp_path / "f.arrow", table.drop(["classification_id"])), classification_column="run")
     assert [row["classification_id"] for row in rows(batch.body, VEHICLES)] == [None if i == "own" else i for i in ids]
     assert pc.all(pc.equal(read_back(batch.body).column("vehicle_id"), table.column("vehicle_id"))).as_py()
+
+
+# --- types that cannot be read
+
+#: Of the units of Arrow's intervals, as its schema has them (format/Schema.fbs), those for which PyArrow has no class.
+INTERVALS = {"month_interval": b"\0", "day_time_interval": b"\1"}
+
+
+def schema_with(kind: pa.DataType, interval: str) -> pa.Schema:
+    """A column `x` of this type, whose interval is replaced by another one."""
+    stream = io.BytesIO()
+    pa.ipc.new_stream(stream, pa.schema({"x": kind})).close()
+    body = stream.getvalue()
+    for at in (at for at, byte in enumerate(body) if byte == 2):
+        with suppress(pa.ArrowException, OSError):
+            found = pa.ipc.open_stream(body[:at] + INTERVALS[interval] + body[at + 1 :]).schema
+            if interval in str(found.field("x").type):
+                return found
+    raise AssertionError(f"no byte of the schema makes it {interval}")
+
+
+@pytest.mark.parametrize("interval", INTERVALS)
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pa.month_day_nano_interval(),
+        pa.list_(pa.month_day_nano_interval()),
+        pa.struct({"a": pa.map_(pa.string(), pa.month_day_nano_interval())}),
+    ],
+    ids=str,
+)
+def test_intervals_that_cannot_be_read_are_refused(kind: pa.DataType, interval: str) -> None:
+    """The API reads by the same functions: see the corpus of tests/fuzz."""
+    stream = io.BytesIO()
+    pa.ipc.new_stream(stream, schema_with(kind, interval)).close()
+    stream.seek(0)
+    with (
+        pytest.raises(Refused, match=f"column x is .*{interval}.*, which cannot be read: send intervals of months"),
+        columnar_files.columns("f.arrows", stream, FileFormat.ARROW),
+    ):
+        pass

@@ -1,5 +1,6 @@
 """How fast a principal may send: what is admitted, when it may come again, and what the fields say."""
 
+import os
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bronze.api import rates
-from bronze.api.rates import RateLimiter
+from bronze.api.rates import Policy, RateLimiter, Usages, create_memory
 from bronze.errors import Outage, Unavailable
 from bronze.protocol.principals import Caller, Rates
 
@@ -27,9 +28,12 @@ class Clock:
 class Sender:
     """A principal that sends to a limiter."""
 
-    def __init__(self, requests_per_s: float | None = None, bytes_per_s: float | None = None) -> None:
+    def __init__(
+        self, requests_per_s: float | None = None, bytes_per_s: float | None = None, memory: int | None = None
+    ) -> None:
         self.clock = Clock()
-        self.limiter = RateLimiter(Rates(requests_per_s, bytes_per_s), WINDOW_S, self.clock)
+        self.usages = Usages(memory)
+        self.limiter = RateLimiter(Rates(requests_per_s, bytes_per_s), WINDOW_S, self.usages, self.clock)
 
     async def send(self, *pieces: int, caller: Caller = FLEET) -> int:
         """Send a request whose body has pieces of these sizes; returns the seconds to wait, or 0 if it is admitted."""
@@ -49,6 +53,10 @@ class Sender:
             await counted()
         return 0
 
+    def use(self, name: str, s: float) -> None:
+        """Use what it takes so long to add again."""
+        self.usages.of(FLEET.principal).take(Policy(name, 1.0, WINDOW_S), s, self.clock.now_s)  # type: ignore[arg-type]
+
     async def fields(self) -> Sequence[str]:
         rates = self.limiter.of(FLEET)
         assert rates
@@ -62,7 +70,7 @@ class Sender:
 
 
 def test_without_rates_nothing_is_counted() -> None:
-    assert RateLimiter(Rates(), WINDOW_S).of(FLEET) is None
+    assert RateLimiter(Rates(), WINDOW_S, Usages()).of(FLEET) is None
 
 
 async def test_a_window_can_be_sent_at_once_and_then_the_rate() -> None:
@@ -79,8 +87,7 @@ async def test_a_window_can_be_sent_at_once_and_then_the_rate() -> None:
 @given(per_s=st.floats(1e-5, 1e5))
 async def test_who_waits_as_long_as_it_says_is_admitted(per_s: float) -> None:
     sender = Sender(requests_per_s=per_s)
-    sender.limiter.of(FLEET)
-    sender.limiter._usages["fleet"].full_at_s["requests"] = sender.clock.now_s + max(WINDOW_S, 1 / per_s)
+    sender.use("requests", max(WINDOW_S, 1 / per_s))
     wait_s = await sender.send()
     assert wait_s >= 1
     sender.clock.now_s += wait_s
@@ -143,20 +150,36 @@ async def test_the_fields_have_the_form_of_the_draft() -> None:
 @given(per_s=st.floats(1e-5, 1e12), used_s=st.floats(0, 1e9))
 async def test_the_fields_are_integers_whatever_the_rate(per_s: float, used_s: float) -> None:
     sender = Sender(bytes_per_s=per_s)
-    sender.limiter.of(FLEET)
-    sender.limiter._usages["fleet"].full_at_s["bytes"] = sender.clock.now_s + used_s
+    sender.use("bytes", used_s)
     policy, state = await sender.fields()
     assert re.fullmatch(r'"bytes";q=[1-9]\d*;w=[1-9]\d*;qu="content-bytes"', policy)
     assert re.fullmatch(r'"bytes";r=\d+;t=[1-9]\d*', state)
 
 
 async def test_the_principals_that_are_known_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those that were not heard of for the longest time are forgotten first."""
+    """Those that were idle for the longest time are forgotten first."""
     monkeypatch.setattr(rates, "PRINCIPALS_MAX", 3)
     sender = Sender(requests_per_s=0.1)
-    for name in "abcade":
-        await sender.send(caller=Caller(name, name, "0"))
-    assert list(sender.limiter._usages) == ["a", "d", "e"]
+
+    async def admitted(names: str) -> str:
+        sender.clock.now_s += 1
+        return "".join([name for name in names if not await sender.send(caller=Caller(name, name, "0"))])
+
+    for name in "abcde":
+        assert await admitted(name)
+    assert await admitted("cde") == ""
+    assert await admitted("a") == "a"
+
+
+async def test_processes_with_the_same_memory_count_together() -> None:
+    """A principal may send what its rate says, whichever of them it sends to; the others' do not count."""
+    memory = create_memory()
+    workers = [Sender(requests_per_s=2, memory=memory) for _ in range(2)]
+    assert [await workers[n % 2].send() for n in range(20)] == [0] * 20
+    assert [await worker.send() for worker in workers] == [1, 1]
+    assert await workers[0].send(caller=Caller("other", "other", "0")) == 0
+    assert await Sender(requests_per_s=2).send() == 0
+    os.close(memory)
 
 
 async def test_the_log_has_a_principal_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:

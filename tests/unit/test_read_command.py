@@ -1,12 +1,15 @@
 """`bronze read`: conditions, formats, and rows of objects with different columns."""
 
 import argparse
+import asyncio
 import contextlib
 import csv
 import datetime as dt
 import io
+import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -21,12 +24,14 @@ from hypothesis import strategies as st
 from pyarrow import fs
 
 from bronze.admin import read_command, read_rows
-from bronze.client import Client
+from bronze.client import AsyncClient, Client
 from bronze.client.condition import CHARS_MAX, parse
 from bronze.client.objects import Bucket
 from bronze.errors import Misconfigured, Refused, Unavailable
-from bronze.protocol.documents import entry_of
+from bronze.protocol.documents import EventTimes, entry_of
 from bronze.protocol.feed_event import ObjectEvent
+from bronze.records import sources
+from bronze.records.columns import object_schema
 from tests import factories
 
 DAY = dt.datetime(2026, 11, 29, 10, tzinfo=dt.UTC)
@@ -43,6 +48,8 @@ ROWS = pa.table(
         'a "name"': ["x", "y", "z", None],
     }
 )
+
+DECLARED = object_schema(sources.built_in()["vehicles"])
 
 
 @pytest.mark.parametrize(
@@ -89,6 +96,11 @@ def test_a_condition_selects_rows(text: str, kept: list[int]) -> None:
         ("model = 5", "not a value of model"),
         ("on_time = 1", "not a value of on_time"),
         ("day = 'yesterday'", "not a value of day"),
+        ("day > 5", "not a value of day, which is a date32.*: write '2026-11-29'"),
+        *(
+            (f"_received_at > {text}", "not a value of _received_at, .*: write '2026-11-29T10:00:00Z', with its zone")
+            for text in ("'2026-11-29'", "'2026-11-29T10:00:00'", "'today'", "5")
+        ),
         ("wings = 2", "there is no column 'wings'; the columns are model, seats"),
         ("seats = 1 seats", "AND or OR is expected before 'seats'"),
         ("(seats = 1", r"\) is expected before its end"),
@@ -138,6 +150,7 @@ def objects(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Objects:
     folder.mkdir()
     found = Objects(folder)
     monkeypatch.setattr(Client, "objects", found.events)
+    monkeypatch.setattr(Client, "columns", lambda *_: DECLARED)
     monkeypatch.setattr(Bucket, "of_settings", lambda: found.bucket)
     return found
 
@@ -180,6 +193,36 @@ def test_rows_are_those_of_the_time_and_the_condition(objects: Objects, tmp_path
     assert pq.read_table(out).to_pylist() == [{"seats": 149, "model": "it's"}]
 
 
+def test_rows_are_those_of_the_event_time_and_objects_without_any_are_not_read(
+    objects: Objects, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    times: dict[str, EventTimes | None] = {
+        "0.parquet": None,
+        "1.parquet": EventTimes("day", "2026-11-01", "2026-11-02"),
+    }
+    events = objects.events
+
+    def with_times(*_: object, **__: object) -> Iterator[ObjectEvent]:
+        return (replace(event, event_times=times[event.file_path]) for event in events())
+
+    monkeypatch.setattr(Client, "objects", with_times)
+    monkeypatch.setattr(Client, "event_time", lambda *_: "day")
+    objects.add(ROWS)
+    objects.paths.append("1.parquet")  # it is missing, and not needed
+    out = tmp_path / "out.parquet"
+    words = ["--event-since", "2026-11-03", "--event-until", "2026-11-04", "--columns", "seats", "--output", str(out)]
+    assert read(*words) == 0
+    assert pq.read_table(out).to_pylist() == [{"seats": 7}]
+
+
+def test_a_source_without_an_event_time_is_named(
+    objects: Objects, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Client, "event_time", lambda *_: None)
+    assert read("--event-since", "2026-11-03") == 2
+    assert "the source vehicles declares no event_time" in capsys.readouterr().err
+
+
 def test_nested_values_and_bytes_are_json_in_a_csv(objects: Objects, tmp_path: Path) -> None:
     objects.add(
         pa.table({"list": [[1, None]], "struct": [{"a": "ä\n"}], "bytes": [b"\xff"], "time": pa.array([DAY], UTC)})
@@ -205,11 +248,43 @@ def test_a_table_obeys_nothing_that_it_shows(objects: Objects, capfdbinary: pyte
     assert b"20 rows, from 1 object, and there may be more (--limit)" in said
 
 
-def test_no_object_is_an_empty_file(objects: Objects, tmp_path: Path) -> None:
-    """Whatever the condition says, since the columns are not known."""
-    out = tmp_path / "out.parquet"
-    assert read("--where", "a = 1", "--columns", "a", "--output", str(out)) == 0
-    assert pq.read_table(out).num_rows == 0
+@pytest.mark.parametrize("form", ["parquet", "arrow", "csv", "table"])
+@pytest.mark.parametrize("columns", [["seats", "_received_at"], None])
+def test_without_objects_the_columns_are_those_that_are_declared(
+    objects: Objects, tmp_path: Path, form: str, columns: list[str] | None
+) -> None:
+    out = tmp_path / "out"
+    words = ["--format", form, "--output", str(out), *(["--columns", ",".join(columns)] if columns else [])]
+    assert read("--where", "seats > 100", *words) == 0
+    expected = columns or DECLARED.names
+    if form == "parquet":
+        assert (pq.read_table(out).num_rows, pq.read_schema(out).names) == (0, expected)
+        assert pq.read_schema(out).field("seats").type == pa.int64()
+    elif form == "arrow":
+        table = pa.ipc.open_stream(out.read_bytes()).read_all()
+        assert (table.num_rows, table.schema.names) == (0, expected)
+    elif form == "csv":
+        assert out.read_text() == ",".join(expected) + "\n"
+    else:
+        assert all(name[:1] in out.read_text() for name in expected)
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        (["--since", "2026-11-28", "--until", "2026-11-27"], r"--since \(2026-11-28T.*\) has to be before --until"),
+        (["--since", "2026-11-28", "--until", "2026-11-28"], r"--since \(2026-11-28T.*\) has to be before --until"),
+        (["--event-since", "2026-11-28", "--event-until", "2026-11-27"], r"--event-since .* before --event-until"),
+    ],
+)
+@pytest.mark.parametrize("some", [True, False])
+def test_a_range_without_any_time_is_refused(
+    objects: Objects, words: list[str], error: str, capsys: pytest.CaptureFixture[str], *, some: bool
+) -> None:
+    if some:
+        objects.add(ROWS)
+    assert read(*words) == 2
+    assert re.search(error, capsys.readouterr().err)
 
 
 @pytest.mark.parametrize(
@@ -233,12 +308,15 @@ def test_binary_formats_are_not_for_a_terminal(objects: Objects, monkeypatch: py
 
 
 @pytest.mark.parametrize("words", [["--where", "b = 1"], ["--columns", "b"]])
+@pytest.mark.parametrize("some", [True, False])
 def test_a_column_that_does_not_exist_is_refused(
-    objects: Objects, words: list[str], capsys: pytest.CaptureFixture[str]
+    objects: Objects, words: list[str], capsys: pytest.CaptureFixture[str], *, some: bool
 ) -> None:
-    objects.add(pa.table({"a": [1]}))
+    """Also if there is no row."""
+    if some:
+        objects.add(pa.table({"vehicle_id": ["a"]}))
     assert read(*words) == 2
-    assert "there is no column 'b'; the columns are a" in capsys.readouterr().err
+    assert "there is no column 'b'; the columns are vehicle_id" in capsys.readouterr().err
 
 
 def test_a_missing_object_leaves_no_file(objects: Objects, tmp_path: Path) -> None:
@@ -257,3 +335,57 @@ def test_a_client_reads_with_a_condition(objects: Objects) -> None:
             table = bronze.read("vehicles", columns=["model"], where=where)
             assert table.to_pylist() == [{"model": "it's"}]
         assert bronze.read_objects(objects.paths).num_rows == 4
+
+
+def test_a_client_reads_nothing_with_the_declared_columns(objects: Objects) -> None:
+    """And checks what is asked for as it does where there are rows."""
+    with Client("http://api") as bronze:
+        assert bronze.read("vehicles").schema == DECLARED
+        assert bronze.read("vehicles", columns=["seats"], where=pc.field("seats") > 1).schema.names == ["seats"]
+        assert bronze.read_objects([]).num_rows == 0
+        for wrong in ({"columns": ["wings"]}, {"where": "wings = 2"}, {"where": pc.field("wings") == 2}):
+            with pytest.raises(Refused, match="wings"):
+                bronze.read("vehicles", **wrong)
+        objects.add(ROWS)
+        with pytest.raises(Refused, match=r"the condition is not valid: .*wings"):
+            bronze.read("vehicles", where=pc.field("wings") == 2)
+
+
+def test_an_async_client_reads_the_same(objects: Objects, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def events(*_: object, **__: object) -> AsyncIterator[ObjectEvent]:
+        for event in objects.events():
+            yield event
+
+    async def columns(*_: object) -> pa.Schema:
+        return DECLARED
+
+    monkeypatch.setattr(AsyncClient, "objects", events)
+    monkeypatch.setattr(AsyncClient, "columns", columns)
+
+    async def run() -> None:
+        async with AsyncClient("http://api") as bronze:
+            assert (await bronze.read("vehicles")).schema == DECLARED
+            with pytest.raises(Refused, match="wings"):
+                await bronze.read("vehicles", where="wings = 2")
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    ("since", "until"),
+    [("2026-11-03", dt.date(2026, 11, 4)), (dt.datetime(2026, 11, 3, tzinfo=dt.UTC), "2026-11-04T00:00:00Z")],
+)
+def test_a_client_reads_by_event_time(
+    objects: Objects, monkeypatch: pytest.MonkeyPatch, since: str | dt.date, until: str | dt.date
+) -> None:
+    """As the command does. A date is its beginning, in UTC."""
+    objects.add(ROWS)
+    monkeypatch.setattr(Client, "event_time", lambda *_: "day")
+    with Client("http://api") as bronze:
+        table = bronze.read("vehicles", event_since=since, event_until=until, columns=["seats"])
+        assert table.to_pylist() == [{"seats": 7}]
+        with pytest.raises(Refused, match=r"event_since .* has to be before event_until"):
+            bronze.read("vehicles", event_since=until, event_until=since)
+        monkeypatch.setattr(Client, "event_time", lambda *_: None)
+        with pytest.raises(Refused, match="declares no event_time"):
+            bronze.read("vehicles", event_since=since)

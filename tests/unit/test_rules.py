@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,10 @@ from prometheus.rules import EXTERNAL_METRICS, FOLDER, Alert, Recording, Thresho
 from tests import promql
 from tests.promql import label, selectors, series
 
-CASES = sorted((FOLDER.parent / "tests").glob("*.yaml"))
+#: The tests in each file of cases.
+CASES: Mapping[str, Sequence[Any]] = {
+    file.stem: yaml.safe_load(file.read_text())["tests"] for file in sorted((FOLDER.parent / "tests").glob("*.yaml"))
+}
 RULES = [rule for of_file in rules.groups(Thresholds()).values() for group in of_file for rule in group.rules]
 ALERTS = [rule for rule in RULES if isinstance(rule, Alert)]
 RECORDINGS = {rule.name for rule in RULES if isinstance(rule, Recording)}
@@ -63,7 +67,7 @@ def test_a_rule_reads_what_somebody_emits(rule: Alert | Recording) -> None:
 
 @each_rule
 def test_a_rule_groups_by_labels_that_what_it_reads_has(rule: Alert | Recording) -> None:
-    of_all = {"job", "instance", "metric", "role", label(attribute.bronze_source)}
+    of_all = {"job", "instance", "metric", "role", label(attribute.bronze_source), label(attribute.bronze_field)}
     known = of_all.union(*(labels_of(name) for name in rules.names(rule.expr) if name not in RECORDINGS))
     for listed in _LABELS.findall(rule.expr):
         assert {name.strip() for name in listed.split(",") if name.strip()} <= known
@@ -84,7 +88,7 @@ def test_a_rule_asks_for_values_that_are_emitted(rule: Alert | Recording) -> Non
         role = next(
             (value.partition("/")[2] for key, _, value in matchers if (key, value[:7]) == ("job", "bronze/")), ""
         )
-        if metric.emits and role.isalpha():
+        if metric.emits.get(role):
             emitted = list(metric.combinations(role, ["vehicles", "canary"]))
             assert emitted
             for key, words in wanted.items():
@@ -138,22 +142,22 @@ def test_an_alert_has_a_case_that_fires(alert: Alert) -> None:
         named = "ALERTS" in asked["expr"] and alert.name in asked["expr"]
         return named and bool(asked["exp_samples"]) and (not severity or severity[1] == alert.severity)
 
-    cases = [case for path in CASES for case in yaml.safe_load(path.read_text())["tests"]]
+    cases = [case for of_file in CASES.values() for case in of_file]
     told = (asked for case in cases for asked in case.get("alert_rule_test", ()))
     assert any(asked["alertname"] == alert.name and asked["exp_alerts"] for asked in told) or any(
         fires(asked) for case in cases for asked in case.get("promql_expr_test", ())
     )
 
 
-@pytest.mark.parametrize("path", CASES, ids=lambda path: path.stem)
-def test_no_alert_fires_nor_is_pending_on_a_healthy_system(path: Path) -> None:
+@pytest.mark.parametrize("file", CASES)
+def test_no_alert_fires_nor_is_pending_on_a_healthy_system(file: str) -> None:
     """A case says so, in which all that the file's rules read is there."""
-    (case,) = [case for case in yaml.safe_load(path.read_text())["tests"] if case["name"] == "a healthy system"]
-    (asked,) = case["promql_expr_test"]
-    assert asked["expr"] == ('ALERTS{alertname!="Watchdog"}' if path.stem == "telemetry" else "ALERTS")
+    (case,) = [case for case in CASES[file] if case["name"] == "a healthy system"]
+    asked = case["promql_expr_test"][0]
+    assert asked["expr"] == ('ALERTS{alertname!="Watchdog"}' if file == "telemetry" else "ALERTS")
     assert asked["exp_samples"] == []
     there = {given["series"].partition("{")[0] for given in case["input_series"]}
-    of_file = [rule for group in rules.groups(Thresholds())[path.stem] for rule in group.rules]
+    of_file = [rule for group in rules.groups(Thresholds())[file] for rule in group.rules]
     assert set().union(*(rules.names(rule.expr) for rule in of_file)) - RECORDINGS == there
 
 
@@ -170,6 +174,22 @@ def test_every_alert_says_what_to_do() -> None:
                     assert rule["labels"]["severity"] in ({"none"} if name == "Watchdog" else {"page", "ticket"})
                     assert rule["annotations"]["summary"]
                     assert rule["annotations"]["runbook_url"] == f"{rules.RUNBOOK_URL}#{name.lower()}"
+
+
+@pytest.mark.parametrize("alert", ALERTS, ids=lambda alert: f"{alert.name}-{alert.severity}")
+def test_the_summary_of_an_alert_names_what_it_is_of(alert: Alert) -> None:
+    """Each source, lane, field and so on that its labels have."""
+    named = set(re.findall(r"\$labels\.(\w+)", alert.summary))
+    outermost = re.search(r"\bby \(([^)]*)\)", alert.expr)
+    grouped = set(outermost[1].split(", ")) if outermost else set()
+    # a notification has job and instance in any case; each check of the canary has an alert of its own
+    assert grouped - {"job", "instance", "bronze_check"} <= named
+    cases = [case for of_file in CASES.values() for case in of_file]
+    for asked in (asked for case in cases for asked in case.get("alert_rule_test", ())):
+        for expected in asked.get("exp_alerts", ()) if asked["alertname"] == alert.name else ():
+            labels = expected["exp_labels"]
+            if labels["severity"] == alert.severity:
+                assert {name for name in labels if name.startswith("bronze_")} <= named
 
 
 def test_the_configuration_has_the_labels_that_alerts_read() -> None:

@@ -1,13 +1,14 @@
 """Settings: an error names every variable that has an invalid value."""
 
 import os
+from pathlib import Path
 
 import pytest
 
 from bronze import client, settings
 from bronze.errors import Misconfigured
 from bronze.protocol.principals import new_key
-from bronze.wiring.api import check_exposure
+from bronze.wiring.listener import check_exposure
 
 
 @pytest.fixture(autouse=True)
@@ -127,6 +128,26 @@ def test_an_api_key_is_in_no_error_and_no_output(monkeypatch: pytest.MonkeyPatch
         assert "Authorization" not in http.headers
 
 
+def test_an_api_key_may_be_in_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A file without a key is named, and what is in it is not shown."""
+    file = tmp_path / "key"
+    monkeypatch.setenv("BRONZE_API_KEY_FILE", str(file))
+    monkeypatch.setenv("BRONZE_API_KEY", "")
+    with pytest.raises(Misconfigured, match=r"BRONZE_API_KEY_FILE.*No such file"):
+        client.connect(settings.load())
+    file.write_text("hunter2")
+    with pytest.raises(Misconfigured, match=r"BRONZE_API_KEY_FILE.*no key of the form") as refused:
+        client.connect(settings.load())
+    assert "hunter2" not in str(refused.value)
+    key, _ = new_key([], "", None)
+    file.write_text(f"{key}\n")
+    with client.connect(settings.load()) as http:
+        assert http.headers["Authorization"] == f"Bearer {key}"
+    monkeypatch.setenv("BRONZE_API_KEY", key)
+    with pytest.raises(Misconfigured, match="BRONZE_API_KEY and BRONZE_API_KEY_FILE are both set"):
+        settings.load()
+
+
 @pytest.mark.parametrize(
     ("host", "auth", "starts"),
     [
@@ -171,3 +192,18 @@ def test_a_purge_grace_below_twice_the_deadline_is_refused(monkeypatch: pytest.M
     monkeypatch.setenv("BRONZE_PURGE_GRACE_S", "19.9")
     with pytest.raises(Misconfigured, match=r"BRONZE_PURGE_GRACE_S \(19.9\).*BRONZE_DEADLINE_S \(10\)"):
         settings.load()
+
+
+def test_workers_divide_what_they_have_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The parts are no more than the whole; each has at least one reader. An option comes before the variable."""
+    monkeypatch.setenv("BRONZE_WORKERS", "2")
+    one, two, many = settings.load(workers=1), settings.load(), settings.load(workers=40)
+    assert one.share_of_worker() == one
+    assert (two.workers, many.workers) == (2, 40)
+    for whole in (two, many):
+        share = whole.share_of_worker()
+        for name in ("open_batches_max", "bodies_memory_bytes_max", "bodies_disk_bytes_max"):
+            assert 1 <= getattr(share, name) <= getattr(whole, name) / whole.workers
+    assert [each.share_of_worker().columnar_readers_max for each in (one, two, many)] == [2, 1, 1]
+    with pytest.raises(Misconfigured, match="BRONZE_WORKERS: Input should be greater than or equal to 1"):
+        settings.load(workers=0)

@@ -44,6 +44,23 @@ def diff(folder: Path, old: str, new: str, *options: str) -> int:
     return sources_command.diff(parser().parse_args(["sources", "diff", *files, *options]))
 
 
+def test_a_file_that_cannot_be_read_is_named_as_it_was_given(tmp_path: Path) -> None:
+    """A setting is named only if it names the file."""
+    gone = tmp_path / "gone.toml"
+    (tmp_path / "new.toml").write_text(NEW)
+    words = ["sources", "diff", str(gone), str(tmp_path / "new.toml")]
+    with pytest.raises(Misconfigured, match=f"^{gone} cannot be read: .*No such file"):
+        sources_command.diff(parser().parse_args(words))
+    words = ["sources", "export", "things", "--odcs"]
+    with pytest.raises(Misconfigured, match=f"^{gone} cannot be read: "):
+        sources_command.export_contract(parser().parse_args([*words, "--file", str(gone)]), None)
+    with pytest.raises(Misconfigured, match=f"^BRONZE_SOURCES: {gone} cannot be read: "):
+        sources_command.export_contract(parser().parse_args(words), gone)
+    for file, default in ((gone, None), (gone, gone)):
+        with pytest.raises(Misconfigured, match=f"^{gone} cannot be read: "):
+            sources_command.load(file, default)
+
+
 def test_each_source_is_told_with_its_changes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert diff(tmp_path, OLD, NEW) == 0
     changed = (
@@ -56,6 +73,13 @@ def test_each_source_is_told_with_its_changes(tmp_path: Path, capsys: pytest.Cap
         "gone    no longer declared: its objects stay; its messages wait for a consumer that has it",
         "The file may be used",
     ]
+
+
+def test_a_source_may_become_strict_and_open_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    strict = OLD.replace('description = "Things."', 'description = "Things."\nstrict = true')
+    assert (diff(tmp_path, OLD, strict), diff(tmp_path, strict, OLD)) == (0, 0)
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("things")]
+    assert said == [f"things  changed: undeclared fields of new records are {word}" for word in ("refused", "accepted")]
 
 
 def test_a_change_that_is_refused_has_its_reason(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

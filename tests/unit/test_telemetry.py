@@ -141,6 +141,25 @@ def test_zeros_are_in_metrics_before_the_first_event(recorded: RecordedTelemetry
     assert samples["messaging_client_consumed_messages_total"][0][1] == 0
 
 
+def test_a_counter_is_exact_and_has_one_series_for_an_enum_member_and_its_string(recorded: RecordedTelemetry) -> None:
+    """Also if threads count at once, and while metrics are collected. A second collection has the same sums."""
+
+    def count() -> None:
+        for _ in range(2_000):
+            recorded.telemetry.instruments.records.add(1, UPLOADED)
+            recorded.telemetry.instruments.records.add(2, {name: str(value) for name, value in UPLOADED.items()})
+
+    threads = [threading.Thread(target=count) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    while any(thread.is_alive() for thread in threads):
+        recorded.metrics()
+    for _ in range(2):
+        (point,) = recorded.points("bronze.records")
+        assert point.value == 24_000
+        assert [(value, type(value)) for value in point.attributes.values()] == [("vehicles", str), ("success", str)]
+
+
 def test_metrics_have_the_same_names_as_through_the_collector(recorded: RecordedTelemetry) -> None:
     """Suffixes for the unit and `_total`, attributes with underscores as labels, no labels of the scope."""
     recorded.telemetry.instruments.records.add(3, UPLOADED)
@@ -536,6 +555,25 @@ def test_an_invalid_port_is_an_error(start: Start) -> None:
         start(Role.CONSUMER).serve_metrics()
 
 
+@pytest.mark.parametrize("given", ["service.instance.id=mine,team=a%20b", ""])
+def test_each_worker_has_an_instance_id_and_a_port_of_its_own(given: str, start: Start) -> None:
+    """They follow those of the process that starts it; other attributes stay."""
+    without_exporters()
+    os.environ["OTEL_RESOURCE_ATTRIBUTES"] = given
+    os.environ["OTEL_EXPORTER_PROMETHEUS_PORT"] = "9100"
+    of_all = sdk.identity(Role.CONSUMER)
+    os.environ |= sdk.worker_variables(of_all, 2)
+    worker = start(Role.CONSUMER)
+    assert worker.instance_id == f"{of_all['service.instance.id']}-2"
+    assert worker.resource.get("team") == ("a b" if given else None)
+    assert os.environ["OTEL_EXPORTER_PROMETHEUS_PORT"] == "9101"
+    if given:
+        assert worker.instance_id == "mine-2"
+    os.environ["OTEL_EXPORTER_PROMETHEUS_PORT"] = "65535"
+    with pytest.raises(Misconfigured, match="65536"):
+        sdk.worker_variables(of_all, 2)
+
+
 # --- the collector, available and unavailable
 
 
@@ -572,6 +610,20 @@ def test_shutdown_exports_everything(collector: Receiver, start: Start) -> None:
     ((resource, record),) = collector.logs
     assert resource["service.name"] == "consumer"
     assert record.body.string_value == "late"
+
+
+@pytest.mark.parametrize("variable", ["OTEL_EXPORTER_OTLP_COMPRESSION", "OTEL_EXPORTER_OTLP_TRACES_COMPRESSION"])
+def test_spans_are_compressed_if_the_standard_variables_ask_for_it(
+    variable: str, collector: Receiver, start: Start
+) -> None:
+    os.environ[variable] = "gzip"
+    telemetry = start(Role.CONSUMER)
+    telemetry.tracer.start_span("upload vehicles").end()
+    telemetry.shutdown()
+    ((_, span),) = collector.spans
+    assert span.name == "upload vehicles"
+    (request,) = [request for request in collector.requests if request.path == "/v1/traces"]
+    assert {name.lower(): value for name, value in request.headers.items()}["content-encoding"] == "gzip"
 
 
 def test_flush_exports_zeros_before_the_first_count(collector: Receiver, start: Start) -> None:

@@ -27,7 +27,7 @@ from bronze.servers.prometheus import Prometheus
 from bronze.servers.s3 import S3Bucket
 from bronze.settings import Settings
 from bronze.telemetry.losses import CountedSpans
-from bronze.wiring.servers import open_prometheus
+from bronze.wiring.http_servers import open_prometheus
 from local.machine import limit_s
 
 LOOPBACK = "127.0.0.1"

@@ -3,6 +3,7 @@
 import datetime as dt
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -116,6 +117,42 @@ def test_times_of_96_bits_that_no_unit_holds_are_refused_by_column() -> None:
 # --- values of CSV
 
 
+PRICE = sources.parse(
+    """
+    [prices]
+    description = "-"
+    fields = [
+        { name = "id", type = "string", required = true, description = "-" },
+        { name = "price", type = "decimal128(9, 2)", description = "-" },
+        { name = "weight", type = "float64", description = "-" },
+        { name = "at", type = "timestamp", unit = "s", description = "-" },
+    ]
+    """,
+    "prices.toml",
+)["prices"]
+
+
+def raw_text(text: bytes, source: Source) -> bytes:
+    ((_, record),) = reading.records("f.csv", BytesIO(text), FileFormat.CSV, lambda: source)
+    return record
+
+
+def rejected(lines: Sequence[bytes], source: Source) -> list[tuple[int, str | None]]:
+    """The records that the API would refuse: their index and field."""
+    found: list[tuple[int, str | None]] = []
+    intake = JsonIntake(
+        source,
+        body_bytes_max=10**6,
+        spool_memory_bytes_max=10**6,
+        on_rejected=lambda index, _, field: found.append((index, field)),
+    )
+    try:
+        intake.add_lines(b"".join(lines))
+    finally:
+        intake.close()
+    return found
+
+
 def csv_values(text: bytes, source: Source, column: str | None = None) -> list[Any]:
     records = reading.records("f.csv", BytesIO(text), FileFormat.CSV, lambda: source, column)
     return [json.loads(record, parse_int=str, parse_float=str) for _, record in records]
@@ -142,20 +179,34 @@ def test_a_number_of_csv_keeps_its_digits(text: str, number: str | None) -> None
 
 
 @pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("+007.50", "7.50"),
+        (" 7.50 ", "7.50"),
+        ("\t-007.5", "-7.5"),
+        (".5", "0.5"),
+        ("5.", "5"),
+        ("7.50", "7.50"),
+        ("1e2", "1e2"),
+    ],
+)
+@pytest.mark.parametrize("column", ["price", "at"])
+def test_a_decimal_of_csv_may_be_written_as_other_numbers(column: str, text: str, number: str) -> None:
+    """It is sent as text, spelled as in JSON: the value is the same."""
+    line = raw_text(f"id,{column}\na,{text}\n".encode(), PRICE)
+    assert json.loads(line) == {"id": "a", column: number}
+    assert rejected([line], PRICE) == []
+
+
+@pytest.mark.parametrize(
     "text", ["1_000.5", "1e5_0", "١٢", "0x10", "1,5", "nan", "inf", "e5", ".", "\N{NO-BREAK SPACE}7"]
 )
-@pytest.mark.parametrize("column", ["delay_min", "seats"])
-def test_what_is_no_number_of_json_stays_text(column: str, text: str) -> None:
+@pytest.mark.parametrize(("source", "column"), [(RESULTS, "delay_min"), (VEHICLES, "seats"), (PRICE, "price")])
+def test_what_is_no_number_of_json_stays_text(source: Source, column: str, text: str) -> None:
     """So that the API names record and field."""
-    source = RESULTS if column == "delay_min" else VEHICLES
-    (record,) = csv_values(f'{column},x\n"{text}",\n'.encode(), source)
-    assert record == {column: text, "x": None}
-    assert raw_text(f'{column},x\n"{text}",\n'.encode(), source).startswith(f'{{"{column}":"'.encode())
-
-
-def raw_text(text: bytes, source: Source) -> bytes:
-    ((_, record),) = reading.records("f.csv", BytesIO(text), FileFormat.CSV, lambda: source)
-    return record
+    line = raw_text(f'{column},x\n"{text}",\n'.encode(), source)
+    assert json.loads(line) == {column: text, "x": None}
+    assert rejected([line], source)
 
 
 def test_a_classification_of_csv_is_the_text() -> None:
@@ -177,20 +228,6 @@ def test_what_is_wrong_with_csv_is_said_with_its_line(text: bytes, reason: str) 
     with pytest.raises(Refused) as refused:
         csv_values(text, VEHICLES)
     assert reason in refused.value.detail
-
-
-PRICE = sources.parse(
-    """
-    [prices]
-    description = "-"
-    fields = [
-        { name = "id", type = "string", required = true, description = "-" },
-        { name = "price", type = "decimal128(9, 2)", description = "-" },
-        { name = "weight", type = "float64", description = "-" },
-    ]
-    """,
-    "prices.toml",
-)["prices"]
 
 
 @pytest.mark.parametrize(
@@ -221,11 +258,19 @@ def test_csv_of_other_tools(
     assert values == ({"id": "ä"} if "id" in values else {}) | record
 
 
-def test_a_decimal_point_beside_decimal_commas_is_refused() -> None:
-    """`1.234` is a number with a point, or a thousand and more with a comma: nobody knows."""
-    stream = BytesIO(b"id;weight\na;1,5\nb;1.234\n")
-    with pytest.raises(Refused, match=r"line 3: the number '1\.234' has a decimal point"):
-        list(reading.records("f.csv", stream, FileFormat.CSV, lambda: PRICE, None, CsvOptions(decimal_comma=True)))
+@pytest.mark.parametrize("text", ["1.234", "1.234,50", "-1.5", "+1.5", " 1.5 "])
+@pytest.mark.parametrize("column", ["price", "weight", "at"])
+def test_a_decimal_point_beside_decimal_commas_concerns_its_record_only(
+    column: str, text: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """`1.234` is a number with a point, or a thousand and more: nobody knows. A warning names the first one."""
+    stream = BytesIO(f"id;{column}\na;1,5\nb;{text}\nc;7.5\nd;2,5\n".encode())
+    options = CsvOptions(";", decimal_comma=True)
+    records = list(reading.records("f.csv", stream, FileFormat.CSV, lambda: PRICE, None, options))
+    assert rejected([line for _, line in records], PRICE) == [(1, column), (2, column)]
+    (warning,) = caplog.messages
+    assert warning.startswith(f"f.csv, line 3: the number {text!r} has a decimal point, but --decimal-comma is given")
+    assert text in json.loads(records[1][1])[column]
 
 
 def test_blank_lines_before_the_header_row_are_ignored() -> None:
@@ -370,11 +415,49 @@ def test_a_decimal_is_spelled_as_in_json(text: str) -> None:
         intake.close()
 
 
+@pytest.mark.parametrize(
+    ("record", "reason"),
+    [
+        (
+            '"price": "x"',
+            r"field price: Expected the digits of a number .*, as a string or a number (decimal128(9, 2)).",
+        ),
+        ('"price": true', "or a number (decimal128(9, 2)), got `bool`."),
+        ('"price": "1_0"', "or a number (decimal128(9, 2))."),
+        (
+            '"at": "2013-01-01T00:00:00Z"',
+            "field at: Expected a number of seconds since 1970, or a string of its digits.",
+        ),
+        ('"at": []', "field at: Expected a number of seconds since 1970, or a string of its digits, got `array`."),
+        ('"at": " 1"', "field at: Expected a number of seconds since 1970, or a string of its digits."),
+    ],
+)
+def test_of_what_is_no_decimal_the_refusal_says_what_was_expected(record: str, reason: str) -> None:
+    """In the words of the declaration."""
+    intake = JsonIntake(PRICE, body_bytes_max=10**6, spool_memory_bytes_max=10**6)
+    with pytest.raises(Refused) as refused:
+        intake.add_lines(f'{{"id": "a", {record}}}\n'.encode())
+    intake.close()
+    assert re.search(re.escape(reason).replace(r"\.\*", ".*"), refused.value.detail)
+
+
 def test_a_leap_second_is_named() -> None:
     intake = JsonIntake(RESULTS, body_bytes_max=10**6, spool_memory_bytes_max=10**6)
     with pytest.raises(Refused, match="leap seconds are not accepted"):
         intake.add_lines(b'{"arrived_at": "2016-12-31T23:59:60Z"}\n')
     intake.close()
+
+
+@pytest.mark.parametrize("count", [1, 100])
+def test_of_a_name_that_occurs_twice_the_last_value_counts(count: int, tmp_path: Path) -> None:
+    """docs/bodies.md says so, and that DuckDB takes the first of `_payload`, which has both as they were sent."""
+    record = f'{{{AT},"vehicle_id":"first","vehicle_id":"second"}}'.encode()
+    (tmp_path / "o.parquet").write_bytes(encode([(b"\n".join([record] * count), MessageKind.LINES, count)]).body)
+    table = pq.read_table(tmp_path / "o.parquet", columns=["vehicle_id", "_payload"])
+    assert {*table.column("vehicle_id").to_pylist()} == {"second"}
+    assert {*table.column("_payload").to_pylist()} == {record.decode()}
+    read = f"SELECT DISTINCT _payload->>'vehicle_id' FROM '{tmp_path / 'o.parquet'}'"
+    assert duckdb.execute(read).fetchall() == [("first",)]
 
 
 # --- texts of headers and names of files

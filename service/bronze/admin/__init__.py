@@ -1,5 +1,5 @@
-"""The commands of an operator: lineage, read, quarantine, objects, verify, keys, sources, lanes and the
-catalog.
+"""The commands of an operator: lineage, read, quarantine, objects, verify, keys, sources, lanes, the queue
+and the catalog.
 
 lineage_command     `bronze lineage`: prints the lineage of an id or a path, or follows new objects
 read_command        `bronze read`: its command line
@@ -15,7 +15,10 @@ keys_command        `bronze keys`: its command line
 keys                creates, rotates and revokes API keys
 sources_command     `bronze sources`: its command line
 source_changes      the differences between two declarations of the sources
+data_contract       a source as a data contract of the Open Data Contract Standard
+data_contract_import  the declaration of sources that such a contract describes
 change_lanes        `bronze lanes`: seals the old lanes, drains them, and replaces them
+copy_queue          `bronze queue copy`: moves the queue to other servers
 rebuild_catalog     `bronze catalog rebuild`: rebuilds the catalog from the bucket
 confirmation        says what a command acts on, and asks before it changes something
 command_error       the error of a command that an operator has to correct
@@ -23,5 +26,5 @@ time_argument       a time in the arguments of a command
 progress, reports   the progress bar, and the final output of lanes and the catalog
 
 A role. Imports: client, errors, objects, plurals, printable, protocol, records, servers, settings, verify.
-Libraries: httpx, msgspec, pyarrow, rich.
+Libraries: httpx, msgspec, pyarrow, rich, yaml.
 """

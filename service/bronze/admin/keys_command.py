@@ -89,7 +89,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     limit = actions.add_parser(
         "limit",
         help="set how fast a principal may send",
-        description="Set how fast a principal may send, with all its keys, to each API process. A rate that is not "
+        description="Set how fast a principal may send, with all its keys, to each API. A rate that is not "
         "given is that of the API's settings BRONZE_REQUESTS_PER_S_MAX and BRONZE_BYTES_PER_S_MAX.",
     )
     _principal(limit)

@@ -151,7 +151,8 @@ def _print(lineage: Mapping[str, Any]) -> None:
         end = f", ended {_after(written['stored_at'], ended_at)}" if ended_at else ""
         line(f"  write began {_moment(written['stored_at'])}{end}")
         if removed:
-            line(f"  removed {_moment(removed['at'])} by {escape(removed['by'])}: {escape(removed['note'])}")
+            said = f"removed {_moment(removed['at'])} by {escape(removed['by'])}: {escape(removed['note'])}"
+            line(f"  {said} (it had {records})")
         elif written.get("in_bucket") is False:
             line("  missing: it is not in the bucket, and has no removal record")
         line(f"  trace {written['trace_id']}, of its upload")

@@ -24,6 +24,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     time = "a time (2026-11-27T10:00Z; UTC if it names no time zone), or a period up to now (30s, 90m, 2h, 7d)"
     parser.add_argument("--since", type=moment, metavar="TIME", help=f"only records received since {time}")
     parser.add_argument("--until", type=moment, metavar="TIME", help=f"only records received before {time}")
+    events = "only records about something that happened"
+    parser.add_argument(
+        "--event-since", type=moment, metavar="TIME", help=f"{events} since {time}, by the event time of the source"
+    )
+    parser.add_argument("--event-until", type=moment, metavar="TIME", help=f"{events} before {time}")
     parser.add_argument(
         "--where", metavar="CONDITION", help="only these rows, as in SQL: \"seats > 100 AND model = 'A7'\""
     )

@@ -20,7 +20,8 @@ from rich.text import Text
 from bronze.admin.progress import Progress
 from bronze.admin.read_command import FORMATS, TABLE_ROWS
 from bronze.client import Client
-from bronze.client.objects import Bucket, chosen, within
+from bronze.client.calls import check_range
+from bronze.client.objects import Bucket, EventRange, chosen, within
 from bronze.errors import Misconfigured, Refused
 from bronze.plurals import counted
 from bronze.printable import printable
@@ -41,11 +42,15 @@ def run(args: argparse.Namespace) -> int:
     columns = args.columns.split(",") if args.columns else None
     try:
         with Client(args.url) as bronze, Progress("objects") as progress:
-            paths = [event.file_path for event in bronze.objects(args.source, since=args.since, until=args.until)]
+            check_range(args.since, args.until, "--since", "--until")
+            check_range(args.event_since, args.event_until, "--event-since", "--event-until")
+            events = _event_range(bronze, args)
+            found = bronze.objects(args.source, since=args.since, until=args.until)
+            paths = [event.file_path for event in found if events is None or events.may_be_in(event)]
             bucket = Bucket.of_settings()
-            schema = bucket.schema(paths)
-            shown = chosen(schema, columns) if paths else schema
-            condition = within(args.where, args.since, args.until, schema) if paths else None
+            schema = bucket.schema(paths) if paths else bronze.columns(args.source)
+            shown = chosen(schema, columns)
+            condition = within(args.where, args.since, args.until, schema, events)
             rows = 0
 
             def batches() -> Iterator[pa.RecordBatch]:
@@ -69,6 +74,12 @@ def run(args: argparse.Namespace) -> int:
     objects = counted(len(paths), "object")
     print(f"bronze read: {counted(rows, 'row')}{where}, from {objects}{more}", file=sys.stderr)
     return 0
+
+
+def _event_range(bronze: Client, args: argparse.Namespace) -> EventRange | None:
+    if args.event_since is None and args.event_until is None:
+        return None
+    return EventRange.of(args.source, bronze.event_time(args.source), args.event_since, args.event_until)
 
 
 def _form(args: argparse.Namespace) -> str:

@@ -7,12 +7,23 @@ from bronze.admin.rebuild_catalog import BucketContents
 from bronze.plurals import counted
 
 
-def report_initialized(lanes: int, created: Sequence[str], protected: Sequence[str]) -> None:
+def report_initialized(
+    lanes: int, created: Sequence[str], protected: Sequence[str], replicated: Sequence[str], replicas: int
+) -> None:
     for name in created:
         print(f"Created the stream {name}")
     for name in protected:
         print(f"Protected the stream {name}, which an older version created")
+    for name in replicated:
+        print(f"Gave the stream {name} {counted(replicas, 'replica')}")
     print(f"The queue has everything that the roles need: {counted(lanes, 'lane')}, the catalog and the keys.")
+
+
+def report_copied(streams: int, messages: int, addresses: str) -> None:
+    print(
+        f"Copied {counted(streams, 'stream')} with {counted(messages, 'message')}. The old lanes accept nothing any "
+        f"more. Set BRONZE_NATS_URL={addresses} for all roles and commands, and start them."
+    )
 
 
 def report_lanes(number: int, *, changed: bool) -> None:

@@ -52,6 +52,10 @@ def _fields(schema: RegisteredSchema) -> str:
 def _differences(old: RegisteredSchema, new: RegisteredSchema) -> Iterator[str]:
     if old.version != new.version:
         yield f"version {old.version} becomes {new.version}"
+    if old.strict != new.strict:
+        yield f"undeclared fields of new records are {'refused' if new.strict else 'accepted'}"
+    if old.event_time != new.event_time:
+        yield f"the event time is {new.event_time or 'not declared'}"
     for name in {**new.fields, **old.fields}:
         before, after = old.fields.get(name), new.fields.get(name)
         if before == after:

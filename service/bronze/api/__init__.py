@@ -21,19 +21,25 @@ columnar_child     that child process: it leaves the network first
 columnar_worker    what it does
 ingest             makes a checked submission durable in the queue, then accepts it
 submit_telemetry   the spans and measurements of that
+undeclared_counts  counts submissions by the fields that their source does not declare
 openapi_security   what the OpenAPI document says about that
 models, problems   the response bodies, and those of errors
 feed               the feed of new objects, for followers
 source_schema      the declared sources, as the API describes them
 readiness          whether the API can accept submissions
+cluster_report     the state of the queue's servers
 page               what the page at `/` shows
-glance             its figures, from Prometheus
+glance             its figures and verdicts, from Prometheus
+tiles              what it shows of them
+expected           what is expected of a source, and what was found
+verdicts.json      what a verdict means; `prometheus/rules.py` writes it
+formats            the formats of numbers, times and paths
 manual             the runbook at `/runbook`, and the other pages of docs/
 manual/            links to docs/, which become files in the installed package
 layout             what all pages share
 templates/         their HTML and CSS
 
-A role. Imports: errors, lineage, objectives, objects, protocol, records, servers, settings, telemetry.
+A role. Imports: errors, lineage, objectives, objects, plurals, protocol, records, servers, settings, telemetry.
 Libraries: cryptography, fastapi, fastapi_offline, httptools, jinja2, joserfc, markdown_it, markupsafe, msgspec,
 opentelemetry, pyarrow, pydantic, starlette, uvicorn.
 """

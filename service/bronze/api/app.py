@@ -12,6 +12,7 @@ from bronze.api.audit import AuditLog
 from bronze.api.authentication import Authentication
 from bronze.api.body import BodyReader
 from bronze.api.callers import Callers
+from bronze.api.cluster_report import ClusterReport
 from bronze.api.feed import Followers
 from bronze.api.ingest import Ingest
 from bronze.api.login_page import LoginPage
@@ -21,6 +22,7 @@ from bronze.api.page import Page
 from bronze.api.rates import RateLimiter
 from bronze.api.readiness import Readiness
 from bronze.api.routes import feed, health, ingest, lineage, manual, objects, page, session, sources, submissions
+from bronze.api.undeclared_counts import UndeclaredCounts
 from bronze.errors import ErrorCode, Gone
 from bronze.lineage.catalog_index import CatalogIndex
 from bronze.lineage.lookup import LineageLookup
@@ -37,6 +39,7 @@ class Parts:
     sources: Mapping[str, Source]
     bodies: BodyReader
     ingest: Ingest
+    undeclared: UndeclaredCounts
     submissions: SubmissionLookup
     lookups: LineageLookup
     index: CatalogIndex
@@ -46,7 +49,10 @@ class Parts:
     page: Page
     manual: Manual
     readiness: Readiness
+    cluster: ClusterReport
     telemetry: Telemetry
+    #: False: each process behind the same port has its own, on another port
+    has_metrics: bool
     on_gone: Callable[[Gone], None]
     audit: AuditLog
     #: None: everybody may do everything
@@ -66,7 +72,7 @@ def create_app(parts: Parts) -> FastAPI:
         "Each write can be traced.",
         telemetry=FASTAPI_TELEMETRY_OFF,
     )
-    ingest.add(app, parts.sources, parts.bodies, parts.ingest, parts.telemetry)
+    ingest.add(app, parts.sources, parts.bodies, parts.ingest, parts.undeclared, parts.telemetry)
     sources.add(app, parts.sources)
     submissions.add(app, parts.submissions)
     objects.add(app, parts.bucket, parts.prefix)
@@ -74,7 +80,7 @@ def create_app(parts: Parts) -> FastAPI:
     feed.add(app, parts.sources, parts.index, parts.followers)
     page.add(app, parts.page)
     manual.add(app, parts.manual)
-    health.add(app, parts.readiness, parts.telemetry)
+    health.add(app, parts.readiness, parts.telemetry, has_metrics=parts.has_metrics)
     if parts.callers:
         session.add(app, parts.callers.sessions, parts.login, parts.audit)
     describe_security(app, needs_keys=parts.callers is not None)
@@ -91,5 +97,5 @@ def create_app(parts: Parts) -> FastAPI:
     # which it would match too
     order = [ingest.CANARY_PATH, ingest.PATH]
     app.router.routes.sort(key=lambda route: order.index(path) if (path := getattr(route, "path", "")) in order else 2)
-    parts.telemetry.instrument(app)
+    parts.telemetry.instrument(app, order)
     return app

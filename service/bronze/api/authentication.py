@@ -5,6 +5,7 @@ checks nothing else; the routes check the scopes.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 from fastapi import Request
 from opentelemetry.propagate import get_global_textmap
@@ -47,14 +48,14 @@ class ForeignTraces:
         if scope["type"] == "http" and self._callers is not None:
             fields = {field.lower().encode("latin-1") for field in get_global_textmap().fields}
             sent = [(name, value) for name, value in scope["headers"] if name in fields]
-            if sent and not self._may_trace(scope):
+            if sent and not await self._may_trace(scope):
                 scope["headers"] = [header for header in scope["headers"] if header[0] not in fields]
                 scope[FOREIGN_TRACE] = dict(sent).get(b"traceparent", b"").decode("latin-1")
         await self._app(scope, receive, send)
 
-    def _may_trace(self, scope: Scope) -> bool:
+    async def _may_trace(self, scope: Scope) -> bool:
         try:
-            return _caller(self._callers, scope).may_trace
+            return (await _caller(self._callers, scope)).may_trace
         except Refused:
             return False
 
@@ -86,7 +87,7 @@ class Authentication:
             _link(scope)
             scope[CALLERS] = self._callers
             try:
-                scope[CALLER] = found = _caller(self._callers, scope)
+                scope[CALLER] = found = await _caller(self._callers, scope)
             except Refused as error:
                 self._audit.refused(scope, error)
                 self._on_refused(error.code)
@@ -105,11 +106,13 @@ class Authentication:
         await self._app(scope, receive, send)
 
 
-def _caller(callers: Callers | None, scope: Scope) -> Caller:
-    """The caller of a request. Raises `Refused` (401)."""
+async def _caller(callers: Callers | None, scope: Scope) -> Caller:
+    """The caller of a request, also with a key that was just created. Raises `Refused` (401)."""
     if callers is None:
         return OPEN
-    return _NOBODY if scope["path"] in OPEN_PATHS else callers.find(scope)
+    if scope["path"] in OPEN_PATHS:
+        return _NOBODY
+    return await callers.keys.find_new(partial(callers.find, scope))
 
 
 def _link(scope: Scope) -> None:
@@ -128,7 +131,8 @@ def caller(request: Request) -> Caller:
 
 def caller_now(request: Request) -> Caller:
     """The caller of a request that takes long, as the keys are now. Raises `Refused` (401)."""
-    return _caller(request.scope[CALLERS], request.scope)
+    callers: Callers | None = request.scope[CALLERS]
+    return callers.find(request.scope) if callers else OPEN
 
 
 def require_ingest(request: Request, source: str) -> Caller:

@@ -8,6 +8,7 @@ from contextlib import suppress
 from typing import Protocol, TypeVar
 
 from starlette.requests import ClientDisconnect
+from starlette.types import Receive
 
 from bronze.api.budget import BodyShare, Budget
 from bronze.api.columnar_reader import ColumnarReaders, SpooledBody
@@ -104,7 +105,7 @@ class BodyReader:
         source: Source,
         media_type: str,
         encoding: str,
-        stream: AsyncIterator[bytes],
+        receive: Receive,
         telemetry: SubmissionTelemetry,
         *,
         keep_invalid: bool,
@@ -122,6 +123,7 @@ class BodyReader:
         if keep_invalid:
             checks.inline_bytes_max, checks.small_bytes_max = INLINE_REJECTED_BYTES_MAX, SMALL_REJECTED_BYTES_MAX
         piece_bytes = PIECE_BYTES if checks.plain else COMPRESSED_PIECE_BYTES
+        chunks = _Chunks(receive)
         piece = bytearray()
 
         def hold() -> None:
@@ -129,7 +131,7 @@ class BodyReader:
             share.hold(memory_bytes if memory_bytes > UNCOUNTED_BYTES else 0, intake.disk_bytes)
 
         try:
-            async for chunk in self._in_time(stream):
+            async for chunk in self._in_time(chunks):
                 piece += chunk
                 hold()
                 if len(piece) >= piece_bytes:
@@ -154,25 +156,25 @@ class BodyReader:
             intake.close()
             share.release()
             if isinstance(error, Refused) and error.code is not Refusal.BODY_TOO_SLOW:
-                await _drain(stream)
+                await _drain(chunks)
             raise
         finally:
             telemetry.records = max(1, intake.records)
         checked.on_close(share.release)
         return checked
 
-    async def _in_time(self, stream: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    async def _in_time(self, chunks: "_Chunks") -> AsyncIterator[bytes]:
         """The chunks of a body. Raises `Refused` if they come too slowly; only the time of waiting for them counts.
 
         A sender has a credit of time, which waiting uses up and each byte adds to.
         """
         stall_s, rate_min = self._settings.body_stall_s_max, self._settings.body_bytes_per_s_min
         credit_s, left_s = stall_s, self._settings.body_s_max
-        while True:
+        while not chunks.ended:
             start_s = time.monotonic()
             try:
                 async with asyncio.timeout(min(credit_s, left_s)):
-                    chunk = await anext(stream, None)
+                    chunk = await chunks.receive()
             except TimeoutError as error:
                 if left_s <= credit_s:
                     raise _too_slow(
@@ -186,8 +188,6 @@ class BodyReader:
                     stall_s,
                     "BRONZE_BODY_STALL_S_MAX",
                 ) from error
-            if chunk is None:
-                return
             waited_s = time.monotonic() - start_s
             left_s = max(0.0, left_s - waited_s)
             credit_s = min(stall_s, max(0.0, credit_s - waited_s) + len(chunk) / rate_min)
@@ -218,6 +218,26 @@ class BodyReader:
             inline_bytes_max = INLINE_REJECTED_BYTES_MAX if keep_invalid else INLINE_BYTES_MAX
             return _Document(intake, self._settings, self._threads, inline_bytes_max=inline_bytes_max)
         return _Lines(intake, self._settings)
+
+
+class _Chunks:
+    """The chunks of a body as the server has them, and whether the last one is there.
+
+    `Request.stream` tells the end apart only when it is asked once more, each time with a deadline of its own.
+    """
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self.ended = False
+
+    async def receive(self) -> bytes:
+        """The next chunk, which may be empty. Raises `ClientDisconnect`."""
+        message = await self._receive()
+        if message["type"] == "http.disconnect":
+            self.ended = True
+            raise ClientDisconnect
+        self.ended = not message.get("more_body", False)
+        return bytes(message.get("body", b""))
 
 
 class _Checks:
@@ -392,12 +412,10 @@ def _too_slow(reason: str, limit: float, setting: str) -> Refused:
     )
 
 
-async def _drain(stream: AsyncIterator[bytes]) -> None:
+async def _drain(chunks: _Chunks) -> None:
     """Read the rest, within limits: a client that is still sending would not see the answer."""
     size = 0
     with suppress(TimeoutError, ClientDisconnect):
         async with asyncio.timeout(DRAIN_S_MAX):
-            async for chunk in stream:
-                size += len(chunk)
-                if size > DRAIN_BYTES_MAX:
-                    return
+            while not chunks.ended and size <= DRAIN_BYTES_MAX:
+                size += len(await chunks.receive())

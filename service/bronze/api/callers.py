@@ -1,13 +1,16 @@
 """Finds who sends a request: by an API key, by a token of the issuer that the settings name, or by a session."""
 
 import asyncio
+from typing import TYPE_CHECKING
 
 from starlette.types import Scope
 
 from bronze.api.key_ring import KeyRing, unauthenticated
 from bronze.api.sessions import Sessions
-from bronze.api.tokens import TokenVerifier
 from bronze.protocol.principals import KEY_PREFIX, Caller
+
+if TYPE_CHECKING:
+    from bronze.api.tokens import TokenVerifier
 
 _BEARER = b"bearer "
 
@@ -15,7 +18,7 @@ _BEARER = b"bearer "
 class Callers:
     """Who may send requests. Without `tokens`, only API keys are accepted."""
 
-    def __init__(self, keys: KeyRing, tokens: TokenVerifier | None, sessions: Sessions) -> None:
+    def __init__(self, keys: KeyRing, tokens: "TokenVerifier | None", sessions: Sessions) -> None:
         self.keys = keys
         self.sessions = sessions
         self._tokens = tokens

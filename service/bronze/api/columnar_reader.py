@@ -101,6 +101,7 @@ class ColumnarReaders:
                 classifications=read.classifications,
                 unclassified=read.unclassified,
                 rejected_by_code={},
+                undeclared=read.undeclared,
             )
         except BaseException:
             spool.close()

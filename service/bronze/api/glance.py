@@ -9,10 +9,12 @@ import datetime as dt
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field
 
 from bronze.errors import Outage, Unavailable
-from bronze.servers.prometheus import Exemplar, Prometheus
+from bronze.records.expectations import Expectation
+from bronze.servers.prometheus import Exemplar, Prometheus, Sample
 from bronze.telemetry.promql import (
     LEDGER,
     NO_CANARY,
@@ -24,6 +26,7 @@ from bronze.telemetry.promql import (
     newest,
     quantile_counted,
 )
+from bronze.telemetry.signals import OTHER_FIELD
 
 WINDOW_S = 3600
 #: The time limit of all queries together, in seconds.
@@ -31,6 +34,8 @@ ASK_S_MAX = 2.0
 #: The time for which an answer is used again, so that the load of Prometheus does not grow with the number of users.
 FRESH_S = 2.0
 SLOWEST_MAX = 10
+#: How many undeclared fields of a source are named.
+NAMED_MAX = 3
 
 _RANGE = "1h"
 _CONSUMER = f'job="bronze/consumer", {NO_CANARY}'
@@ -56,7 +61,48 @@ QUERIES: Mapping[str, str] = {
     "queue_depth": f"sum({newest(f'bronze_queue_depth{{{_CONSUMER}}}', _LANE)})",
     "queue_oldest_age_s": f"max({newest(f'bronze_queue_oldest_age_seconds{{{_CONSUMER}}}', _LANE)})",
 }
+#: Which fields that are not declared the records of each source have.
+UNDECLARED = "0 < " + counted(
+    f'bronze_fields_undeclared_total{{job="bronze/api", {NO_CANARY}}}', _RANGE, "bronze_source, bronze_field"
+)
+_FIELD = "bronze_source, bronze_field"
+
+
+def _compared_with(expectation: Expectation, expr: str) -> str:
+    return f'label_replace(\n{expr},\n"bronze_expectation", "{expectation}", "", "")'
+
+
+def _null_share() -> str:
+    """The window is that of the rules."""
+    counted_values = f"bronze_field_values_total{{{_CONSUMER}}}[15m]"
+    null = counted_values.replace("}", ', bronze_value="null"}', 1)
+    return f"sum by ({_FIELD}) (increase({null})) / (sum by ({_FIELD}) (increase({counted_values})) > 0)"
+
+
+#: What the monitors found last of each source and field, by the expectation with which it is compared.
+FOUND = "\nor ".join(
+    (
+        _compared_with(
+            Expectation.EVERY,
+            f"time() - max by (bronze_source) (data_staleness_last_update_timestamp_seconds{{{_CONSUMER}}})",
+        ),
+        _compared_with(
+            Expectation.RECORDS_PER_HOUR_MIN,
+            added(f'bronze_ledger_records{{{LEDGER}, {NO_CANARY}, bronze_outcome="accepted"}}', "1h"),
+        ),
+        _compared_with(Expectation.NULL_SHARE_MAX, _null_share()),
+        _compared_with(Expectation.MIN, f"min by ({_FIELD}) (bronze_field_min{{{_CONSUMER}}})"),
+        _compared_with(Expectation.MAX, f"max by ({_FIELD}) (bronze_field_max{{{_CONSUMER}}})"),
+        _compared_with(Expectation.DISTINCT_MAX, f"max by ({_FIELD}) (bronze_field_distinct{{{_CONSUMER}}})"),
+    )
+)
+#: Each expectation that is not met.
+BROKEN = f"bronze:expectation_broken{{{NO_CANARY}}}"
 EXEMPLARS = histogram_series(_UPLOADS, "bucket")
+#: The verdicts, each as a number, with the label that names what they are on.
+VERDICTS = ("bronze:verdict", "part")
+SOURCE_VERDICTS = (f"bronze:source_verdict{{{NO_CANARY}}}", "bronze_source")
+ALERTS = ('ALERTS{alertname=~"Bronze.+", alertstate="firing"}', "alertname")
 
 
 @dataclass(frozen=True)
@@ -67,6 +113,18 @@ class BronzeWrite:
     source: str
     at: dt.datetime
     trace_id: str
+
+
+@dataclass(frozen=True)
+class UndeclaredFields:
+    """The names of fields that a source does not declare, the most frequent first; `more` are not named."""
+
+    names: tuple[str, ...]
+    more: int
+
+
+#: A source, its field or "" of the source itself, and an expectation.
+ExpectationKey = tuple[str, str, str]
 
 
 @dataclass(frozen=True)
@@ -85,6 +143,16 @@ class Glance:
     queue_oldest_age_s: float | None
     #: in descending order of duration
     slowest: tuple[BronzeWrite, ...]
+    #: the number of the verdict on each part, and on each source
+    verdicts: Mapping[str, float] = field(default_factory=dict)
+    source_verdicts: Mapping[str, float] = field(default_factory=dict)
+    #: the names of the alerts that fire
+    alerts: Sequence[str] = ()
+    #: by source, of those that have any
+    undeclared: Mapping[str, UndeclaredFields] = field(default_factory=dict)
+    #: what was found last, and what is not met
+    found: Mapping[ExpectationKey, float] = field(default_factory=dict)
+    broken: AbstractSet[ExpectationKey] = frozenset()
 
 
 class GlanceReader:
@@ -113,13 +181,56 @@ class GlanceReader:
     async def _query_all(self, now_s: float) -> Glance:
         try:
             async with asyncio.timeout(ASK_S_MAX):
-                exemplars, values = await asyncio.gather(
+                exemplars, fields, values, by_label, (found, broken) = await asyncio.gather(
                     self._prometheus.exemplars(EXEMPLARS, now_s - WINDOW_S, now_s + 1),
+                    self._prometheus.vector(UNDECLARED, now_s),
                     asyncio.gather(*(self._prometheus.value(query, now_s) for query in QUERIES.values())),
+                    asyncio.gather(*(self._by_label(*query, now_s) for query in (VERDICTS, SOURCE_VERDICTS, ALERTS))),
+                    asyncio.gather(*(self._by_expectation(query, now_s) for query in (FOUND, BROKEN))),
                 )
         except TimeoutError as error:
             raise Unavailable(Outage.TIMEOUT, f"Prometheus does not answer within {ASK_S_MAX:g} s") from error
-        return Glance(**dict(zip(QUERIES, values, strict=True)), slowest=slowest(exemplars))
+        verdicts, source_verdicts, alerts = by_label
+        return Glance(
+            **dict(zip(QUERIES, values, strict=True)),
+            slowest=slowest(exemplars),
+            verdicts=verdicts,
+            source_verdicts=source_verdicts,
+            alerts=sorted(alerts),
+            undeclared=undeclared(fields),
+            found=found,
+            broken=broken.keys(),
+        )
+
+    async def _by_label(self, query: str, label: str, now_s: float) -> dict[str, float]:
+        """The values of a query by a label of its series; the greatest of several."""
+        found: dict[str, float] = {}
+        for sample in await self._prometheus.vector(query, now_s):
+            if (name := sample.labels.get(label)) and math.isfinite(sample.value):
+                found[name] = max(sample.value, found.get(name, sample.value))
+        return found
+
+    async def _by_expectation(self, query: str, now_s: float) -> dict[ExpectationKey, float]:
+        def key(labels: Mapping[str, str]) -> ExpectationKey:
+            source, name, expectation = (
+                labels.get(f"bronze_{part}", "") for part in ("source", "field", "expectation")
+            )
+            return source, name, expectation
+
+        samples = await self._prometheus.vector(query, now_s)
+        return {key(sample.labels): sample.value for sample in samples if math.isfinite(sample.value)}
+
+
+def undeclared(fields: Sequence[Sample]) -> Mapping[str, UndeclaredFields]:
+    """The undeclared fields of each source, of which only some are named."""
+    by_source: dict[str, list[str]] = {}
+    for sample in sorted(fields, key=lambda sample: (-sample.value, sample.labels.get("bronze_field", ""))):
+        by_source.setdefault(sample.labels.get("bronze_source", ""), []).append(sample.labels.get("bronze_field", ""))
+    found = {}
+    for source, names in by_source.items():
+        named = tuple(name for name in names if name != OTHER_FIELD)[:NAMED_MAX]
+        found[source] = UndeclaredFields(named, len(names) - len(named))
+    return found
 
 
 def slowest(exemplars: Sequence[Exemplar]) -> tuple[BronzeWrite, ...]:

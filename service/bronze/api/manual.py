@@ -13,18 +13,26 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
-from markdown_it import MarkdownIt
-from markdown_it.token import Token
 from markupsafe import Markup
 
 from bronze.api.layout import RUNBOOK_PATH, load_templates, security_headers
 from bronze.errors import Refusal, Refused
 
+if TYPE_CHECKING:
+    from markdown_it import MarkdownIt
+    from markdown_it.token import Token
+
 RUNBOOK = "runbook"
 MANUAL_PATH = "/manual"
 
-_MARKDOWN = MarkdownIt("commonmark").enable("table")
+
+@cache
+def _markdown() -> "MarkdownIt":
+    from markdown_it import MarkdownIt  # slow to import: a start does not wait for it
+
+    return MarkdownIt("commonmark").enable("table")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +69,12 @@ class Manual:
         return await asyncio.to_thread(self._render, name)
 
     def _rendered(self, name: str) -> ManualPage:
-        tokens = _MARKDOWN.parse(_texts()[name])
+        markdown = _markdown()
+        tokens = markdown.parse(_texts()[name])
         headings = list(_add_anchors(tokens))
         for inline in tokens:
             inline.children = list(_with_links(inline.children or []))
-        content = _MARKDOWN.renderer.render(tokens, _MARKDOWN.options, {})
+        content = markdown.renderer.render(tokens, markdown.options, {})
         html = self._template.render(
             name=name,
             title=titles()[name],
@@ -99,7 +108,7 @@ def _texts() -> Mapping[str, str]:
     }
 
 
-def _add_anchors(tokens: Sequence[Token]) -> Iterator[Heading]:
+def _add_anchors(tokens: Sequence["Token"]) -> Iterator[Heading]:
     """Give each heading its anchor, and yield those below the title."""
     seen: dict[str, int] = {}
     for opening, inline in pairwise(tokens):
@@ -114,7 +123,7 @@ def _add_anchors(tokens: Sequence[Token]) -> Iterator[Heading]:
             yield Heading(level, anchor, text)
 
 
-def _with_links(children: Sequence[Token]) -> Iterator[Token]:
+def _with_links(children: Sequence["Token"]) -> Iterator["Token"]:
     """The tokens of a text. Links to other pages lead to their paths; those to files that the API lacks are removed,
     and their texts stay.
     """

@@ -1,25 +1,38 @@
-"""The page at `/`, for people without Grafana: the lineage of any id or path, and an overview of the last hour.
+"""The page at `/`, for people without Grafana: the lineage of any id or path, the state, and the newest data.
 
 The API renders the complete page: it needs no script and loads nothing, so that it works in any browser and behind any
 proxy. Each look-up and query has a time limit. If a server does not answer, only its part of the page is missing.
 """
 
 import asyncio
-import datetime as dt
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
-from markupsafe import Markup, escape
-
+from bronze.api.expected import expectation_rows
+from bronze.api.formats import (
+    format_bytes,
+    format_duration,
+    format_number,
+    format_timestamp,
+    seconds_between,
+    wrappable,
+)
 from bronze.api.glance import BronzeWrite, Glance, GlanceReader
 from bronze.api.layout import load_templates, security_headers
 from bronze.api.problems import without_addresses
-from bronze.errors import Refused, Unavailable
-from bronze.lineage.lookup import By, Lineage, LineageObject, LineageSubmission
+from bronze.api.tiles import Tile, tiles, verdict_tile, verdict_tiles
+from bronze.errors import Halted, Refused, Unavailable
+from bronze.lineage.catalog_index import Sources, SourceTotals
+from bronze.lineage.lookup import By, Lineage, LineageObject, LineageSubmission, finish_in_time
+from bronze.lineage.rejections import Rejection, read_rejection
 from bronze.objectives import DURATION_S_MAX
-from bronze.objects.preview import NoPreview, Preview, first_rows
-from bronze.objects.reader import read_in_thread
+from bronze.objects.preview import NoPreview, Preview, RowFilter, first_rows
+from bronze.objects.reader import read_contents, read_in_thread
+from bronze.protocol.feed_event import ObjectEvent
+from bronze.records.sources import Source, without_canary
 from bronze.servers.bucket import Bucket
 from bronze.settings import TRACE_ID
 
@@ -31,6 +44,19 @@ OBJECTS_S_MAX = 2.0
 _WRITTEN = "Written to the bucket"
 #: Objects whose rows are read at the same time.
 PREVIEWS_MAX = 2
+#: What is listed to begin with: objects of all sources, objects of one source, and messages in quarantine.
+NEWEST_MAX, NEWEST_OF_SOURCE_MAX, REJECTIONS_MAX = 10, 20, 5
+#: Messages in quarantine that are read at the same time; each has up to 1 MiB.
+REJECTIONS_AT_ONCE = 2
+#: Characters of a source's name that are repeated.
+NAME_CHARS_MAX = 63
+#: How people call the kinds of id.
+KINDS: Mapping[By, str] = {
+    "classification_id": "classification",
+    "file_path": "object",
+    "submission_id": "submission",
+    "trace_id": "trace",
+}
 
 
 class LineageSource(Protocol):
@@ -38,6 +64,14 @@ class LineageSource(Protocol):
 
     async def lineage(self, by: By, value: str, limit: int = ...) -> Lineage: ...
     async def guess(self, text: str, limit: int = ...) -> Lineage: ...
+
+
+class NewestSource(Protocol):
+    """The newest data, which the page lists; `CatalogIndex` documents the methods."""
+
+    async def newest(self, sources: Sources, limit: int) -> list[ObjectEvent]: ...
+    async def newest_quarantined(self, sources: Sources, limit: int) -> list[str]: ...
+    async def totals(self, sources: Sources) -> dict[str, SourceTotals]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,16 +89,6 @@ class PageProblem:
 
 
 @dataclass(frozen=True, slots=True)
-class Tile:
-    """A figure with a note. `rating` is `good`, `bad`, or empty if there is no limit; it selects the colour."""
-
-    name: str
-    value: str
-    note: str
-    rating: str = ""
-
-
-@dataclass(frozen=True, slots=True)
 class TimelineStep:
     """A step of a submission, `after_s` after it was received. Without `at`, the step has not happened yet."""
 
@@ -73,15 +97,37 @@ class TimelineStep:
     after_s: float | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class SourceRow:
+    """A source in the list. `declared` is None if it only has data of the past, and `totals` if it has none."""
+
+    name: str
+    declared: Source | None
+    totals: SourceTotals | None
+    verdict: Tile | None
+
+
+@dataclass(frozen=True, slots=True)
+class Rejections:
+    """Messages in quarantine, and whether all that were looked for could be read."""
+
+    messages: Sequence[Rejection] = ()
+    complete: bool = True
+
+
 class Page:
     """Renders the page. `trace_url` is a link to a trace, with the placeholder `{trace_id}`; `runbook_url` leads to the
     runbook, if that is not the API's own.
+
+    It shows data of every source: only who may read every source may see it.
     """
 
     def __init__(
         self,
         lookups: LineageSource,
+        newest: NewestSource,
         bucket: Bucket,
+        sources: Mapping[str, Source],
         glances: GlanceReader | None,
         trace_url: str | None,
         runbook_url: str | None = None,
@@ -90,18 +136,23 @@ class Page:
     ) -> None:
         self._look_up_s_max = look_up_s_max
         self._lookups = lookups
+        self._newest = newest
         self._bucket = bucket
+        self._sources = sources
         self._glances = glances
+        self._reads = asyncio.Semaphore(REJECTIONS_AT_ONCE)
         self._previews: set[asyncio.Task[Preview | None]] = set()
         templates = load_templates(runbook_url)
         templates.filters |= {
             "bytes": format_bytes,
             "duration": format_duration,
+            "number": format_number,
             "timestamp": format_timestamp,
             "wrappable": wrappable,
         }
         templates.globals |= {
             "seconds_between": seconds_between,
+            "kinds": KINDS,
             "objective_s": DURATION_S_MAX,
             "q_chars_max": Q_CHARS_MAX,
             "trace_url": trace_url and (lambda trace_id: trace_url.replace(TRACE_ID, trace_id)),
@@ -109,11 +160,14 @@ class Page:
         self._template = templates.get_template("page.html")
         self.headers: Mapping[str, str] = {**security_headers(templates), "Cache-Control": "no-store"}
 
-    async def show(self, text: str, logged_in: str = "") -> RenderedPage:
-        """The lineage of an id or a path; if the text is empty, the overview. `logged_in` is who has a session."""
+    async def show(self, text: str, logged_in: str = "", source: str = "") -> RenderedPage:
+        """The lineage of an id or a path; without one, the newest data of a source; without either, the overview.
+
+        `logged_in` is who has a session.
+        """
         q = text.strip()
         if not q:
-            return await self._overview(logged_in)
+            return await (self._source(source, logged_in) if source else self._overview(logged_in))
         if len(q) > Q_CHARS_MAX:
             problem = PageProblem("Search text too long", f"An id or a path has at most {Q_CHARS_MAX:,} characters.")
             return await self._render(logged_in, 400, q=q[:Q_CHARS_MAX], problem=problem)
@@ -127,7 +181,10 @@ class Page:
             reason = without_addresses(str(error)).rstrip(".") or "The search took too long"
             detail = f"{reason}. Try again."
             return await self._render(logged_in, 503, q=q, problem=PageProblem("Temporarily unavailable", detail))
-        preview, no_preview = await self._rows(lineage)
+        only = wanted_rows(lineage)
+        (preview, no_preview), rejections = await asyncio.gather(
+            self._rows(lineage, only), self._rejections_of(lineage)
+        )
         submission = lineage.submissions[0] if len(lineage.submissions) == 1 else None
         return await self._render(
             logged_in,
@@ -137,9 +194,13 @@ class Page:
             records_in={share.file_path: share.records for share in submission.objects} if submission else {},
             preview=preview,
             no_preview=no_preview,
+            only=only,
+            rejections=rejections,
         )
 
-    async def _rows(self, lineage: Lineage) -> tuple[Preview | None, str | None]:
+    # --- what belongs to an id
+
+    async def _rows(self, lineage: Lineage, only: RowFilter | None) -> tuple[Preview | None, str | None]:
         """The first rows if there is exactly one object, or the reason why they cannot be shown.
 
         A preview occupies a thread of the pool that checks submissions until the bucket answers, so few run at once.
@@ -150,7 +211,8 @@ class Page:
             return None, "Too many previews are being read. Try again later."
         if lineage.objects[0].removed:
             return None, "The object was removed."
-        reading = asyncio.create_task(read_in_thread(self._bucket, lineage.objects[0].file_path, first_rows))
+        read = partial(first_rows, only=only)
+        reading = asyncio.create_task(read_in_thread(self._bucket, lineage.objects[0].file_path, read))
         self._previews.add(reading)
         reading.add_done_callback(self._forget)
         await asyncio.wait({reading}, timeout=self._look_up_s_max)
@@ -172,15 +234,105 @@ class Page:
         if not reading.cancelled():
             reading.exception()  # mark it as retrieved: after a time-out, nobody awaits the task
 
-    async def _overview(self, logged_in: str) -> RenderedPage:
-        if self._glances is None:
-            return await self._render(logged_in)
+    async def _rejections_of(self, lineage: Lineage) -> Rejections:
+        """What is in quarantine of a single submission, or of a single object."""
+        submission = lineage.submissions[0] if len(lineage.submissions) == 1 else None
+        # the last object of a submission lists all of it
+        paths = [share.file_path for share in submission.objects] if submission else [
+            written.file_path for written in lineage.objects
+        ]  # fmt: skip
+        if not paths or (not submission and len(paths) != 1):
+            return Rejections()
         try:
-            glance = await self._glances.read()
-        except Unavailable as error:
-            return await self._render(logged_in, outage=without_addresses(error.detail))
+            async with asyncio.timeout(OBJECTS_S_MAX):
+                contents = await read_contents(self._bucket, paths[-1])
+        except (Halted, Unavailable, TimeoutError):
+            return Rejections(complete=False)
+        if contents is None:
+            return Rejections()
+        if submission is None:
+            return await self._read_rejections([message.key for message in contents.quarantined])
+        stored = (one for one in contents.submissions if one.accepted.submission_id == submission.submission_id)
+        return await self._read_rejections([key for one in stored for key in one.quarantined])
+
+    async def _read_rejections(self, keys: Sequence[str]) -> Rejections:
+        """The first of these messages in quarantine, in the time limit."""
+        found: dict[str, Rejection | None] = {}
+
+        async def read(key: str) -> None:
+            async with self._reads:
+                with suppress(Unavailable):
+                    found[key] = await read_rejection(self._bucket, key)
+
+        reads = [asyncio.ensure_future(read(key)) for key in keys[:REJECTIONS_MAX]]
+        await finish_in_time(reads, OBJECTS_S_MAX)
+        for unexpected in [of_one.exception() for of_one in reads if not of_one.cancelled()]:
+            if unexpected:
+                raise unexpected
+        in_order = [found[key] for key in keys if key in found]
+        return Rejections([rejection for rejection in in_order if rejection], complete=len(found) == len(keys))
+
+    # --- without an id
+
+    async def _overview(self, logged_in: str) -> RenderedPage:
+        glance, outage = await self._glance()
+        totals, newest, keys = await asyncio.gather(
+            self._newest.totals(None),
+            self._newest.newest(None, NEWEST_MAX),
+            self._newest.newest_quarantined(None, REJECTIONS_MAX),
+        )
+        rejections, writes = await asyncio.gather(
+            self._read_rejections(keys), self._objects_of(glance.slowest if glance else ())
+        )
+        verdicts = glance.source_verdicts if glance else {}
+        declared = without_canary(self._sources)
         return await self._render(
-            logged_in, glance=glance, tiles=tiles(glance), writes=await self._objects_of(glance.slowest)
+            logged_in,
+            glance=glance,
+            outage=outage,
+            verdicts=verdict_tiles(glance) if glance else (),
+            tiles=tiles(glance) if glance else (),
+            writes=writes,
+            sources=[
+                SourceRow(
+                    name,
+                    declared.get(name),
+                    totals.get(name),
+                    verdict_tile(name, verdicts[name]) if name in verdicts else None,
+                )
+                for name in [*declared, *sorted(totals.keys() - declared.keys())]
+            ],
+            newest=newest,
+            rejections=rejections,
+        )
+
+    async def _glance(self) -> tuple[Glance | None, str | None]:
+        """The figures, or why there are none."""
+        if self._glances:
+            try:
+                return await self._glances.read(), None
+            except Unavailable as error:
+                return None, without_addresses(error.detail)
+        return None, None
+
+    async def _source(self, name: str, logged_in: str) -> RenderedPage:
+        only = frozenset({name})
+        newest, keys = await asyncio.gather(
+            self._newest.newest(only, NEWEST_OF_SOURCE_MAX), self._newest.newest_quarantined(only, REJECTIONS_MAX)
+        )
+        declared = self._sources.get(name)
+        if declared is None and not newest:
+            problem = PageProblem("Nothing found", f"There is no source {name[:NAME_CHARS_MAX]!r}.")
+            return await self._render(logged_in, problem=problem)
+        rejections, (glance, outage) = await asyncio.gather(self._read_rejections(keys), self._glance())
+        return await self._render(
+            logged_in,
+            source=SourceRow(name, declared, None, None),
+            newest=newest,
+            rejections=rejections,
+            expected=expectation_rows(declared, glance) if declared else (),
+            undeclared=glance.undeclared.get(name) if glance else None,
+            outage=outage,
         )
 
     async def _objects_of(
@@ -206,12 +358,22 @@ class Page:
         ]
 
     async def _render(self, logged_in: str, status: int = 200, **values: object) -> RenderedPage:
-        unset = dict.fromkeys(("problem", "lineage", "glance", "outage", "preview", "no_preview"), None)
+        unset = dict.fromkeys(("problem", "lineage", "source", "glance", "outage", "preview", "no_preview"), None)
         html = await asyncio.to_thread(self._template.render, unset | {"q": "", "logged_in": logged_in} | values)
         return RenderedPage(html, status)
 
 
 # --- contents
+
+
+def wanted_rows(lineage: Lineage) -> RowFilter | None:
+    """Which rows of its single object belong to a lineage; None: all of them."""
+    if len(lineage.objects) != 1 or lineage.by == "file_path":
+        return None
+    if lineage.by == "classification_id":
+        return RowFilter("classification_id", {lineage.value})
+    found = {submission.submission_id for submission in lineage.submissions}
+    return RowFilter("_submission_id", found) if len(found) < lineage.objects[0].submissions else None
 
 
 def timeline(submission: LineageSubmission, objects: Sequence[LineageObject]) -> list[TimelineStep]:
@@ -232,88 +394,3 @@ def timeline(submission: LineageSubmission, objects: Sequence[LineageObject]) ->
         if written.ended_at:
             known.append(step(_WRITTEN, written.ended_at))
     return known
-
-
-def tiles(glance: Glance) -> list[Tile]:
-    """The figures, in the order of the dashboards' first row."""
-    oldest = glance.queue_oldest_age_s
-    return [
-        _count_tile("Successful uploads", glance.uploads, "objects written"),
-        _zero_tile("Failed uploads", glance.failures, "attempts; each is retried"),
-        _objective_tile("p95 upload", glance.upload_p95_s, DURATION_S_MAX),
-        _objective_tile("p95 delivery", glance.delivery_p95_s, glance.delivery_objective_s),
-        _count_tile("Records stored", glance.stored, f"in all; and {glance.quarantined or 0:,.0f} in quarantine"),
-        _zero_tile("Objects and messages missing", glance.missing, "in the bucket; in the queue"),
-        _count_tile(
-            "Messages in the queue",
-            glance.queue_depth,
-            "not reported" if oldest is None else f"the oldest for {format_duration(oldest)}",
-        ),
-    ]
-
-
-def _count_tile(name: str, value: float | None, note: str, rating: str = "") -> Tile:
-    return Tile(name, "-", "not reported") if value is None else Tile(name, f"{value:,.0f}", note, rating)
-
-
-def _zero_tile(name: str, value: float | None, note: str) -> Tile:
-    """A count that should be 0."""
-    return _count_tile(name, value, note, "bad" if value else "good")
-
-
-def _objective_tile(name: str, value_s: float | None, objective_s: float | None) -> Tile:
-    """A duration that should be within an objective."""
-    if value_s is None:
-        return Tile(name, "-", "no data in the last hour")
-    if objective_s is None:
-        return Tile(name, format_duration(value_s), "the objective is not reported")
-    met = value_s <= objective_s
-    return Tile(
-        name,
-        format_duration(value_s),
-        f"{'within' if met else 'over'} the objective of {objective_s:g} s",
-        "good" if met else "bad",
-    )
-
-
-# --- formats
-
-
-def wrappable(path: str) -> Markup:
-    """A path in which a line break is allowed after each `/`."""
-    return Markup("/<wbr>").join(escape(part) for part in path.split("/"))
-
-
-def format_timestamp(at: str) -> str:
-    return _parse(at).strftime("%Y-%m-%d %H:%M:%S.%f")[:-3]
-
-
-def seconds_between(start: str, end: str) -> float:
-    return (_parse(end) - _parse(start)).total_seconds()
-
-
-#: About 30 years: no duration of Bronze, but a number that somebody else reported.
-LONG_S = 1e9
-
-
-def format_duration(seconds: float) -> str:
-    """A duration with the unit and precision that suit its size."""
-    if abs(seconds) >= LONG_S:
-        return f"{seconds:.3g} s"
-    if abs(seconds) < 1:
-        return f"{seconds * 1000:.0f} ms"
-    if abs(seconds) < 120:
-        return f"{seconds:.2f} s" if abs(seconds) < 10 else f"{seconds:.0f} s"
-    return str(dt.timedelta(seconds=round(seconds)))
-
-
-def format_bytes(count: float) -> str:
-    for unit in ("bytes", "KiB", "MiB"):
-        if count < 1024:
-            return f"{count:,.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.1f} GiB"
-
-
-def _parse(at: str) -> dt.datetime:
-    return dt.datetime.fromisoformat(at).astimezone(dt.UTC)

@@ -1,4 +1,4 @@
-"""How fast each principal may send: requests and bytes, each as a token bucket. Each API process counts for itself.
+"""How fast each principal may send: requests and bytes, each as a token bucket. The workers of an API count together.
 
 A request is admitted if a token of each bucket is left. Its body may be larger than what is left, else no large body
 could be sent: the bucket is then in debt, and the next request waits until that is paid.
@@ -6,10 +6,14 @@ could be sent: the bucket is then in debt, and the next request waits until that
 The fields are those of draft-ietf-httpapi-ratelimit-headers-10.
 """
 
+import hashlib
 import logging
 import math
+import mmap
+import os
 import time
-from collections.abc import Callable, Sequence
+from array import array
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -21,11 +25,19 @@ from bronze.protocol.principals import Caller, Rates
 log = logging.getLogger(__name__)
 
 #: Principals whose use is known. Those of API keys are fewer; those of an issuer of tokens may be any number.
-PRINCIPALS_MAX = 10_000
+PRINCIPALS_MAX = 16_384
+#: The places where a principal may be; if others have all of them, the one that was idle longest is forgotten.
+PLACES = 16
 #: Seconds between two lines in the log about the same principal.
 LOG_S = 60.0
 REQUESTS = "requests"
 BYTES = "bytes"
+#: A principal's digest, and three numbers: for each policy, when all that was used will have been added again, and when
+#: a line was logged. Times are of the machine's monotonic clock, which its processes share.
+DIGEST_BYTES = 16
+PRINCIPAL_BYTES = DIGEST_BYTES + 3 * 8
+_FULL_AT = {REQUESTS: 0, BYTES: 1}
+_LOGGED_AT = 2
 #: The names of the units in the fields.
 _UNITS = {REQUESTS: "requests", BYTES: "content-bytes"}
 
@@ -71,40 +83,87 @@ def policies(rates: Rates, window_s: int) -> Policies:
     return Policies(found, ", ".join(policy.field for policy in found).encode())
 
 
+@dataclass(frozen=True)
 class Usage:
-    """What a principal has used: for each policy, when all of it will have been added again."""
+    """What a principal has used: the numbers from `first` on."""
 
-    def __init__(self) -> None:
-        self.full_at_s = {REQUESTS: 0.0, BYTES: 0.0}
-        self.logged_at_s = -math.inf
+    numbers: "memoryview[float]"
+    first: int
 
     def used_s(self, policy: Policy, now_s: float) -> float:
-        return max(0.0, self.full_at_s[policy.name] - now_s)
+        return max(0.0, self.numbers[self.first + _FULL_AT[policy.name]] - now_s)
 
     def take(self, policy: Policy, tokens: int, now_s: float) -> None:
-        self.full_at_s[policy.name] = max(self.full_at_s[policy.name], now_s) + tokens / policy.per_s
+        at = self.first + _FULL_AT[policy.name]
+        self.numbers[at] = max(self.numbers[at], now_s) + tokens / policy.per_s
+
+    def may_log(self, now_s: float) -> bool:
+        """Whether a line may be logged now; the next one then waits."""
+        at = self.first + _LOGGED_AT
+        if now_s < self.numbers[at] + LOG_S:
+            return False
+        self.numbers[at] = now_s
+        return True
+
+
+def create_memory() -> int:
+    """The file descriptor of memory for `Usages` that processes can share."""
+    memory = os.memfd_create("bronze-rates")
+    os.truncate(memory, PRINCIPALS_MAX * PRINCIPAL_BYTES)
+    return memory
+
+
+class Usages:
+    """What all principals have used, in memory of this process, or in `memory`, which it shares with others.
+
+    There is no lock: of two requests that two processes count within the same microsecond, one may not be counted.
+    """
+
+    def __init__(self, memory: int | None = None) -> None:
+        self._memory = mmap.mmap(-1 if memory is None else memory, PRINCIPALS_MAX * PRINCIPAL_BYTES)
+        self._numbers = memoryview(self._memory).cast("d")
+
+    def of(self, principal: str) -> Usage:
+        digest = hashlib.blake2b(principal.encode(), digest_size=DIGEST_BYTES).digest()
+        for place in _places(digest):
+            if self._memory[place : place + DIGEST_BYTES] == digest:
+                return self._usage(place)
+        place = min(_places(digest), key=self._idle_at_s)
+        usage = self._usage(place)
+        usage.numbers[usage.first : usage.first + 3] = array("d", (0.0, 0.0, -math.inf))
+        self._memory[place : place + DIGEST_BYTES] = digest
+        return usage
+
+    def _usage(self, place: int) -> Usage:
+        return Usage(self._numbers, (place + DIGEST_BYTES) // 8)
+
+    def _idle_at_s(self, place: int) -> float:
+        usage = self._usage(place)
+        return max(usage.numbers[usage.first + at] for at in _FULL_AT.values())
+
+
+def _places(digest: bytes) -> Iterator[int]:
+    first = int.from_bytes(digest[:4])
+    return ((first + n) % PRINCIPALS_MAX * PRINCIPAL_BYTES for n in range(PLACES))
 
 
 class RateLimiter:
-    """What all principals have used. `defaults` hold for those that have no rates of their own."""
+    """Admits the requests of all principals. `defaults` hold for those that have no rates of their own."""
 
-    def __init__(self, defaults: Rates, window_s: int, now_s: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, defaults: Rates, window_s: int, usages: Usages, now_s: Callable[[], float] = time.monotonic
+    ) -> None:
         self._defaults = defaults
         self._window_s = window_s
+        self._usages = usages
         self._now_s = now_s
-        #: The one that was used last is at the end.
-        self._usages: dict[str, Usage] = {}
 
     def of(self, caller: Caller) -> "RequestRates | None":
         """The rates of a caller's request; None if there are none."""
         found = policies(caller.rates.or_else(self._defaults), self._window_s)
         if not found.all:
             return None
-        usage = self._usages.pop(caller.principal, None) or Usage()
-        self._usages[caller.principal] = usage
-        if len(self._usages) > PRINCIPALS_MAX:
-            del self._usages[next(iter(self._usages))]
-        return RequestRates(found, usage, caller.principal, self._now_s)
+        return RequestRates(found, self._usages.of(caller.principal), caller.principal, self._now_s)
 
 
 class RequestRates:
@@ -163,8 +222,7 @@ class RequestRates:
         retry_after_s = math.ceil(max(waits_s.values()))
         rates = " and ".join(f"{policy.per_s:,.6g} {policy.name} per second" for policy in waits_s)
         who = self._principal or "The clients"
-        if now_s >= self._usage.logged_at_s + LOG_S:
-            self._usage.logged_at_s = now_s
+        if self._usage.may_log(now_s):
             log.warning("%s: more than %s; requests get a 429", who, rates)
         return Unavailable(
             Outage.QUOTA_EXCEEDED,

@@ -6,11 +6,13 @@ import logging
 from collections.abc import Awaitable, Sequence
 from contextlib import suppress
 
+from bronze.api.cluster_report import ClusterReport
 from bronze.api.problems import without_addresses
 from bronze.errors import Outage, Unavailable
 from bronze.protocol.lane import Lane
 from bronze.servers.bucket import Bucket
 from bronze.servers.catalog import Catalog
+from bronze.servers.jetstream import LOST_MAJORITY
 from bronze.servers.queue import Queue
 
 log = logging.getLogger(__name__)
@@ -26,12 +28,19 @@ class Readiness:
     """Checks the queue, which decides, and the bucket, whose outage is only reported: the queue bridges it."""
 
     def __init__(
-        self, lanes: Sequence[Lane], queue: Queue, catalog: Catalog, bucket: Bucket, service_instance_id: str
+        self,
+        lanes: Sequence[Lane],
+        queue: Queue,
+        catalog: Catalog,
+        bucket: Bucket,
+        cluster: ClusterReport,
+        service_instance_id: str,
     ) -> None:
         self._lanes = lanes
         self._queue = queue
         self._catalog = catalog
         self._bucket = bucket
+        self._cluster = cluster
         self._service_instance_id = service_instance_id
         self._probes = itertools.count()
 
@@ -42,10 +51,12 @@ class Readiness:
         """
         queue, bucket = await asyncio.gather(_probe(self._check_queue()), _probe(self._bucket.check()))
         ready = queue == OK
+        reason = next((known for known in (LACKS, LOST_MAJORITY) if known in queue), "the queue does not answer")
         return ready, {
-            "status": "ready" if ready else f"not ready: {LACKS if LACKS in queue else 'the queue does not answer'}",
+            "status": "ready" if ready else f"not ready: {reason}",
             "service_instance_id": self._service_instance_id,
             "queue": queue,
+            "queue_servers": without_addresses(self._cluster.summary()),
             "bucket": bucket,
         }
 

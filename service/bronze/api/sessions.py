@@ -5,6 +5,7 @@ memory, it ends when its key is revoked or expires, and nobody can make one from
 """
 
 from collections.abc import Mapping
+from functools import partial
 from urllib.parse import urlsplit
 
 from cryptography.fernet import Fernet, InvalidToken
@@ -31,9 +32,9 @@ class Sessions:
         self._keys = keys
         self._s_max = s_max
 
-    def begin(self, scope: Scope, key: str) -> tuple[Caller, Mapping[str, str]]:
+    async def begin(self, scope: Scope, key: str) -> tuple[Caller, Mapping[str, str]]:
         """The caller with an API key, and the header that sets the cookie. Raises `Refused`."""
-        found = self._keys.find(key)
+        found = await self._keys.find_new(partial(self._keys.find, key))
         value = Fernet(self._keys.session_key).encrypt(key.encode()).decode()
         return found, _set_cookie(scope, value, self._s_max)
 

@@ -7,6 +7,7 @@ integer has no fraction or exponent, and a record has limits of size and depth.
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import msgspec
 from pydantic import BaseModel
 from pydantic import Field as Described
 
@@ -66,6 +67,24 @@ class Column(BaseModel):
     nullable: bool
 
 
+class ExpectedOfField(BaseModel):
+    """What is expected of the values of a field; times are RFC 3339."""
+
+    null_share_max: float | None = None
+    min: int | float | str | None = None
+    max: int | float | str | None = None
+    values: list[int | str] | None = None
+    distinct_max: int | None = None
+
+
+class Expected(BaseModel):
+    """What the declaration expects of the data. It is monitored, and refuses no record."""
+
+    every_s: int | None = Described(None, description="New records come at least so often, in seconds.")
+    records_per_hour_min: float | None = None
+    fields: dict[str, ExpectedOfField] = {}
+
+
 class SourceSchema(BaseModel):
     """The schema of a source: its records as they are sent, and the rows of its objects."""
 
@@ -75,6 +94,9 @@ class SourceSchema(BaseModel):
     fields: list[DeclaredField]
     columns: list[Column] = Described(description="The columns of its objects with their Arrow types, in order.")
     json_schema: dict[str, Any] = Described(description="JSON Schema (draft 2020-12) of a JSON record.")
+    strict: bool = Described(description="Whether a record with a field that is not declared is refused.")
+    expectations: Expected
+    event_time: str | None = Described(None, description="The field that says when what a record is about happened.")
 
 
 def listed(sources: Iterable[Source]) -> DeclaredSources:
@@ -117,6 +139,9 @@ def described(source: Source) -> SourceSchema:
             for column in object_schema(source)
         ],
         json_schema=json_schema(source),
+        strict=source.strict,
+        expectations=Expected.model_validate(msgspec.to_builtins(source.expectations)),
+        event_time=source.event_time,
     )
 
 
@@ -136,16 +161,16 @@ def json_schema(source: Source) -> dict[str, Any]:
         # a source without fields takes any JSON value
         **({} if source.is_raw else {"type": "object"}),
         "properties": {
-            **{field.name_in_records: _property(field) for field in source.fields},
+            **{field.name_in_records: _property(field, strict=source.strict) for field in source.fields},
             CLASSIFICATION_ID: _or_null(classification_id),
         },
         "required": [field.name_in_records for field in source.fields if field.required],
-        "additionalProperties": True,
+        "additionalProperties": not source.strict,
     }
 
 
-def _property(field: Field) -> Mapping[str, Any]:
-    value = {"description": field.description, **_value(field)}
+def _property(field: Field, *, strict: bool) -> Mapping[str, Any]:
+    value = {"description": field.description, **_value(field, strict=strict)}
     return value if field.required else _or_null(value)
 
 
@@ -156,7 +181,7 @@ def _or_null(value: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**value, "type": [*([kinds] if isinstance(kinds, str) else kinds), "null"]}
 
 
-def _value(field: Field) -> dict[str, Any]:
+def _value(field: Field, *, strict: bool) -> dict[str, Any]:
     match field.type:
         case FieldType.STRING:
             return {"type": "string"}
@@ -177,11 +202,12 @@ def _value(field: Field) -> dict[str, Any]:
         case FieldType.JSON:
             return {"not": {"type": "null"}} if field.required else {}
         case FieldType.LIST:
-            return {"type": "array", "items": _or_null(_value(field.children[0]))}
+            return {"type": "array", "items": _or_null(_value(field.children[0], strict=strict))}
         case FieldType.MAP:
-            return {"type": "object", "additionalProperties": _or_null(_value(field.children[1]))}
+            return {"type": "object", "additionalProperties": _or_null(_value(field.children[1], strict=strict))}
         case FieldType.STRUCT:
-            return {"type": "object", "properties": {child.name: _or_null(_value(child)) for child in field.children}}
+            children = {child.name: _or_null(_value(child, strict=strict)) for child in field.children}
+            return {"type": "object", "properties": children, **({"additionalProperties": False} if strict else {})}
         case FieldType.TIMESTAMP if field.unit:
             return {"type": ["number", "string"], **_epoch_bounds(field.unit), "pattern": _NUMBER}
         case FieldType.TIMESTAMP if field.timezone:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from opentelemetry.trace import Span, get_current_span
+from opentelemetry.trace import Span, get_current_span, use_span
 from opentelemetry.util.types import AttributeValue
 
 from bronze.errors import ErrorCode, Fault, Gone, Outage, Refused, Unavailable
@@ -95,7 +95,7 @@ class SubmissionTelemetry:
             attribute.messaging_operation_name: SEND,
         }
         failure: dict[str, AttributeValue] = {}
-        with self._tracer.start_as_current_span(
+        span = self._tracer.start_span(
             spans.send.name(accepted.source),
             kind=spans.send.kind,
             attributes={
@@ -108,7 +108,8 @@ class SubmissionTelemetry:
                 attribute.bronze_submission_id: accepted.submission_id,
                 attribute.bronze_records: checked.records,
             },
-        ) as span:
+        )
+        with use_span(span, end_on_exit=True):
             start_s = time.perf_counter()
             try:
                 yield Sending(span, traceparent(span))

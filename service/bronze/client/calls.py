@@ -5,6 +5,8 @@ seconds to wait.
 """
 
 import datetime as dt
+import logging
+import math
 import random
 import time
 import urllib.parse
@@ -12,7 +14,7 @@ from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import count
-from typing import TYPE_CHECKING, Any, TypeVar, Union
+from typing import Any, Protocol, TypeVar, runtime_checkable
 from uuid import uuid4
 
 import httpx
@@ -25,17 +27,31 @@ from bronze.errors import Misconfigured, Outage, Refusal, Refused, Unavailable
 from bronze.protocol import request_headers
 from bronze.protocol.feed_event import FeedEvent, ObjectEvent, RemovalEvent
 from bronze.records.media import NDJSON, ColumnarType
+from bronze.records.sources import Source, source_from_table
 
-if TYPE_CHECKING:
-    import pyarrow as pa
+_log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Call = Generator[httpx.Request | float, httpx.Response | httpx.RequestError | None, T]
-#: Records of a submission: objects, a body as bytes, or an Arrow table or batch.
-Records = Union[Iterable[Mapping[str, Any]], bytes, "pa.Table", "pa.RecordBatch"]
+
+
+@runtime_checkable
+class ArrowData(Protocol):
+    """A table of any library that speaks Arrow's PyCapsule interface, such as a frame of Polars or pandas."""
+
+    def __arrow_c_stream__(self, requested_schema: object | None = None) -> object: ...
+
+
+#: Records of a submission: objects, a body as bytes, or a table.
+Records = Iterable[Mapping[str, Any]] | bytes | bytearray | memoryview | ArrowData
+
+#: A time with its zone: RFC 3339, or a date, which is its beginning in UTC; or the same as an object.
+Time = str | dt.date
 
 BACK_OFF_S_FIRST = 0.5
 BACK_OFF_S_MAX = 30.0
+#: Retries within this time are not worth a word.
+SILENT_S = 1.0
 #: Between two looks at the status of a submission, at first and at most.
 STATUS_S_FIRST = 0.1
 STATUS_S_MAX = 2.0
@@ -58,13 +74,27 @@ def back_off_s(attempt: int, jitter: random.Random) -> float:
     return jitter.uniform(highest_s / 2, highest_s)
 
 
-def moment(text: str) -> dt.datetime:
-    """A time with its zone (RFC 3339). Raises `Refused`."""
-    with suppress(ValueError):
-        found = dt.datetime.fromisoformat(text)
-        if found.tzinfo is not None:
-            return found
-    raise Refused(Refusal.INVALID_QUERY, f"{text!r} is not a time with its zone, such as 2026-11-29T10:00:00Z")
+def moment(time: Time) -> dt.datetime:
+    """The time. Raises `Refused`."""
+    found = time
+    for read in (dt.date.fromisoformat, dt.datetime.fromisoformat):
+        if isinstance(found, str):
+            with suppress(ValueError):
+                found = read(found)
+    if isinstance(found, dt.date) and not isinstance(found, dt.datetime):
+        return dt.datetime.combine(found, dt.time(), dt.UTC)
+    if isinstance(found, dt.datetime) and found.tzinfo is not None:
+        return found
+    raise Refused(
+        Refusal.INVALID_QUERY,
+        f"{str(time)!r} is not a time with its zone, such as 2026-11-29T10:00:00Z, nor a date, such as 2026-11-29",
+    )
+
+
+def check_range(since: Time | None, until: Time | None, since_name: str = "since", until_name: str = "until") -> None:
+    """Raises `Refused` if no time is at `since` or later and before `until`."""
+    if since is not None and until is not None and moment(since) >= moment(until):
+        raise Refused(Refusal.INVALID_QUERY, f"{since_name} ({since}) has to be before {until_name} ({until})")
 
 
 def _answered(request: httpx.Request, policy: Policy, what: str) -> Call[httpx.Response]:
@@ -90,6 +120,8 @@ def _answered(request: httpx.Request, policy: Policy, what: str) -> Call[httpx.R
         spent_s = policy.clock() - started_s
         if spent_s + delay_s > policy.retry_for_s:
             raise Unavailable(error.code, f"{error.detail}; gave up after {attempt} attempts in {spent_s:.0f} s")
+        if spent_s + delay_s >= SILENT_S:
+            _log.warning("%s; trying again in %.1f s, for %.0f s in all", error.detail, delay_s, policy.retry_for_s)
         yield delay_s
     raise AssertionError  # count() has no end
 
@@ -138,17 +170,56 @@ def submit(
 
 
 def encode(records: Records) -> tuple[bytes, str]:
-    """The body of records, and its media type."""
-    if isinstance(records, bytes):
-        return records, NDJSON
-    if hasattr(records, "schema"):
+    """The body of records, and its media type. Raises `TypeError` for what is none of `Records`."""
+    if isinstance(records, bytes | bytearray | memoryview):
+        return bytes(records), NDJSON
+    if isinstance(records, ArrowData):
         return _arrow_stream(records), ColumnarType.ARROW_STREAM
-    return msgspec.json.Encoder().encode_lines(records), NDJSON
+    # a frame of columns is iterable, too: its items are their names
+    if isinstance(records, str | Mapping) or not isinstance(records, Iterable) or hasattr(records, "columns"):
+        raise TypeError(f"{type(records).__name__} is not what can be sent: {_RECORDS}")
+    records = list(records)
+    body = msgspec.json.Encoder().encode_lines(records)
+    if b"null" in body:  # which is also what a number that JSON does not have becomes
+        for number, record in enumerate(records):
+            _check_finite(record, number, "")
+    return body, NDJSON
 
 
-def _arrow_stream(table: Any) -> bytes:
+def _check_finite(value: object, record: int, field: str) -> None:
+    """Raises `Refused` for a float that JSON does not have."""
+    match value:
+        case float() if not math.isfinite(value):
+            raise Refused(
+                Refusal.SCHEMA_VIOLATION,
+                f"Record {record}, field {field}: {value} is no number of JSON. Nothing was sent. Send None, or "
+                "an Arrow table, whose columns of floats may have it.",
+                record=record,
+                field=field,
+            )
+        case Mapping():
+            for name, member in value.items():
+                _check_finite(member, record, field or str(name))
+        case list() | tuple():
+            for member in value:
+                _check_finite(member, record, field)
+        case _:
+            pass
+
+
+_RECORDS = (
+    "give a list of dicts, a body as bytes, or a table with the Arrow PyCapsule interface, such as that of PyArrow, "
+    "Polars or pandas 2.2 (of others: to_arrow(), pyarrow.Table.from_pandas(...))"
+)
+
+
+def _arrow_stream(data: ArrowData) -> bytes:
     import pyarrow as pa
 
+    try:
+        table = pa.table(data)
+    except pa.ArrowInvalid as error:  # it has no columns
+        raise TypeError(f"{type(data).__name__} is not what can be sent: {_RECORDS}") from error
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema) as writer:
         writer.write(table)
@@ -158,6 +229,24 @@ def _arrow_stream(table: Any) -> bytes:
 def status(http: httpx.Client | httpx.AsyncClient, policy: Policy, submission_id: str) -> Call[Status]:
     request = http.build_request("GET", f"v1/submissions/{urllib.parse.quote(submission_id, safe='')}")
     return _decoded((yield from _answered(request, policy, f"the submission {submission_id}")), Status)
+
+
+class _Declaration(msgspec.Struct, frozen=True):
+    """The part of the API's answer that columns depend on."""
+
+    description: str
+    version: int
+    fields: list[dict[str, Any]]
+    event_time: str | None = None
+
+
+def declared(http: httpx.Client | httpx.AsyncClient, policy: Policy, source: str) -> Call[Source]:
+    request = http.build_request("GET", f"v1/sources/{urllib.parse.quote(source, safe='')}/schema")
+    response = yield from _answered(request, policy, f"the source {source}")
+    table = msgspec.to_builtins(_decoded(response, _Declaration))
+    return source_from_table(
+        source, {name: value for name, value in table.items() if value is not None}, str(request.url)
+    )
 
 
 def wait_until_stored(

@@ -10,16 +10,17 @@ import httpx
 
 from bronze import settings
 from bronze.client import calls
-from bronze.client.calls import Call, Policy, Records
+from bronze.client.calls import Call, Policy, Records, Time
 from bronze.client.checkpoint import Checkpoint
 from bronze.client.connection import connect, connect_async
 from bronze.client.results import FeedPage, Status, Submission
 from bronze.protocol.feed_event import ObjectEvent
+from bronze.records.sources import Source
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from bronze.client.objects import Bucket, Where
+    from bronze.client.objects import Bucket, EventRange, Where
 
 T = TypeVar("T")
 
@@ -72,10 +73,11 @@ class Client:
     ) -> Submission:
         """Send records as one submission; returns when it is accepted: when the records are durable.
 
-        `records` are objects, an Arrow table or batch, or a body as bytes (NDJSON, or of the `media_type`). With the
-        same `key` (`Idempotency-Key`) the same records are stored once, however often they are sent; without one, the
-        call has a key of its own, for its retries. `on_invalid="quarantine"` accepts what fits, and quarantines the
-        rest. The request continues the trace `traceparent`, else the current one of OpenTelemetry.
+        `records` are objects, a table (of PyArrow, Polars or whatever has the Arrow PyCapsule interface), or a body as
+        bytes (NDJSON, or of the `media_type`). With the same `key` (`Idempotency-Key`) the same records are stored
+        once, however often they are sent; without one, the call has a key of its own, for its retries.
+        `on_invalid="quarantine"` accepts what fits, and quarantines the rest. The request continues the trace
+        `traceparent`, else the current one of OpenTelemetry.
         """
         return self._run(
             calls.submit(
@@ -99,6 +101,14 @@ class Client:
     def wait_until_stored(self, submission_id: str, timeout_s: float = STORED_S) -> Status:
         """Wait until a submission is no longer only accepted. Raises `Unavailable` if that takes too long."""
         return self._run(calls.wait_until_stored(self._http, self._policy, submission_id, timeout_s))
+
+    def event_time(self, source: str) -> str | None:
+        """The field that a source declares as its event time."""
+        return self._run(calls.declared(self._http, self._policy, source)).event_time
+
+    def columns(self, source: str) -> "pa.Schema":
+        """The columns of a source's objects, as it is declared now. Older objects may have fewer."""
+        return _columns(self._run(calls.declared(self._http, self._policy, source)))
 
     def feed(
         self,
@@ -139,15 +149,17 @@ class Client:
             if not wait_s and not page.more:
                 return
 
-    def objects(self, source: str, *, since: str | None = None, until: str | None = None) -> Iterator[ObjectEvent]:
+    def objects(self, source: str, *, since: Time | None = None, until: Time | None = None) -> Iterator[ObjectEvent]:
         """The objects of a source that are in the bucket, by the catalog.
 
-        Those with records that were received at `since` or later and before `until` (RFC 3339): their other rows may be
-        outside.
+        Those with records that were received at `since` or later and before `until`: their other rows may be outside. A
+        time is RFC 3339 or an object with its zone, or a date, which is its beginning in UTC.
         """
+        calls.check_range(since, until)
+        begin = None if since is None else calls.moment(since).isoformat()
         cursor, more = "", True
         while more:
-            page = self.feed(cursor, sources=[source], since=since, limit=OBJECTS_LIMIT)
+            page = self.feed(cursor, sources=[source], since=begin, limit=OBJECTS_LIMIT)
             cursor, more = page.cursor, page.more
             yield from (event for event in page.objects if _wanted(event, until))
 
@@ -155,20 +167,31 @@ class Client:
         self,
         source: str,
         *,
-        since: str | None = None,
-        until: str | None = None,
+        since: Time | None = None,
+        until: Time | None = None,
+        event_since: Time | None = None,
+        event_until: Time | None = None,
         columns: Sequence[str] | None = None,
         where: "Where | None" = None,
         bucket: "Bucket | None" = None,
     ) -> "pa.Table":
         """The rows of a source that were received in a time, as an Arrow table.
 
-        `where` is an Arrow expression or, as text, the condition of an SQL WHERE clause.
+        A time is RFC 3339 or an object with its zone, or a date, which is its beginning in UTC. `event_since` and
+        `event_until` are those of what the records are about, by the event time of the source. `where` is an Arrow
+        expression or, as text, the condition of an SQL WHERE clause.
 
-        Columns that only some objects have are null in the others. The bucket is that of `BRONZE_BUCKET` and `AWS_*`.
+        Columns that only some objects have are null in the others. Without any object, the columns are those that the
+        source declares. The bucket is that of `BRONZE_BUCKET` and `AWS_*`.
         """
-        paths = [event.file_path for event in self.objects(source, since=since, until=until)]
-        return _reader(bucket).table(paths, columns, where, since=since, until=until)
+        calls.check_range(event_since, event_until, "event_since", "event_until")
+        by_event_time = event_since is not None or event_until is not None
+        events = _event_range(source, self.event_time(source), event_since, event_until) if by_event_time else None
+        paths = [
+            event.file_path for event in self.objects(source, since=since, until=until) if _has_rows(event, events)
+        ]
+        empty = None if paths else self.columns(source)
+        return _reader(bucket).table(paths, columns, where, since=since, until=until, events=events, empty=empty)
 
     def read_objects(
         self,
@@ -255,6 +278,14 @@ class AsyncClient:
         """As `Client.wait_until_stored`."""
         return await self._run(calls.wait_until_stored(self._http, self._policy, submission_id, timeout_s))
 
+    async def event_time(self, source: str) -> str | None:
+        """As `Client.event_time`."""
+        return (await self._run(calls.declared(self._http, self._policy, source))).event_time
+
+    async def columns(self, source: str) -> "pa.Schema":
+        """As `Client.columns`."""
+        return _columns(await self._run(calls.declared(self._http, self._policy, source)))
+
     async def feed(
         self,
         after: str = "",
@@ -290,12 +321,14 @@ class AsyncClient:
                 return
 
     async def objects(
-        self, source: str, *, since: str | None = None, until: str | None = None
+        self, source: str, *, since: Time | None = None, until: Time | None = None
     ) -> AsyncIterator[ObjectEvent]:
         """As `Client.objects`."""
+        calls.check_range(since, until)
+        begin = None if since is None else calls.moment(since).isoformat()
         cursor, more = "", True
         while more:
-            page = await self.feed(cursor, sources=[source], since=since, limit=OBJECTS_LIMIT)
+            page = await self.feed(cursor, sources=[source], since=begin, limit=OBJECTS_LIMIT)
             cursor, more = page.cursor, page.more
             for event in page.objects:
                 if _wanted(event, until):
@@ -305,16 +338,27 @@ class AsyncClient:
         self,
         source: str,
         *,
-        since: str | None = None,
-        until: str | None = None,
+        since: Time | None = None,
+        until: Time | None = None,
+        event_since: Time | None = None,
+        event_until: Time | None = None,
         columns: Sequence[str] | None = None,
         where: "Where | None" = None,
         bucket: "Bucket | None" = None,
     ) -> "pa.Table":
         """As `Client.read`."""
-        paths = [event.file_path async for event in self.objects(source, since=since, until=until)]
+        calls.check_range(event_since, event_until, "event_since", "event_until")
+        by_event_time = event_since is not None or event_until is not None
+        events = (
+            _event_range(source, await self.event_time(source), event_since, event_until) if by_event_time else None
+        )
+        found = self.objects(source, since=since, until=until)
+        paths = [event.file_path async for event in found if _has_rows(event, events)]
+        empty = None if paths else await self.columns(source)
         reader = _reader(bucket)
-        return await asyncio.to_thread(reader.table, paths, columns, where, since=since, until=until)
+        return await asyncio.to_thread(
+            reader.table, paths, columns, where, since=since, until=until, events=events, empty=empty
+        )
 
     async def read_objects(
         self,
@@ -352,11 +396,27 @@ def _reader(bucket: "Bucket | None") -> "Bucket":
     return bucket or Bucket.of_settings()
 
 
+def _columns(source: Source) -> "pa.Schema":
+    from bronze.records.columns import object_schema
+
+    return object_schema(source)
+
+
+def _event_range(source: str, column: str | None, since: Time | None, until: Time | None) -> "EventRange":
+    from bronze.client.objects import EventRange
+
+    return EventRange.of(source, column, since, until)
+
+
+def _has_rows(event: ObjectEvent, events: "EventRange | None") -> bool:
+    return events is None or events.may_be_in(event)
+
+
 def _paths(objects: Iterable[ObjectEvent | str]) -> list[str]:
     return [item if isinstance(item, str) else item.file_path for item in objects]
 
 
-def _wanted(event: ObjectEvent, until: str | None) -> bool:
+def _wanted(event: ObjectEvent, until: Time | None) -> bool:
     """Whether an object is in the bucket, and may have rows from before a time."""
     if event.removed or not event.records:
         return False

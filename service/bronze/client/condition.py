@@ -173,16 +173,26 @@ class _Parser:
             "number": _is_number(field.type),
             "word": pa.types.is_boolean(field.type),
         }
+        no_value = _refused(f"{text} is not a value of {field.name}, which is a {field.type}{_form(field.type)}")
         if not fits[kind]:
-            raise _refused(f"{text} is not a value of {field.name}, which is a {field.type}")
+            raise no_value
         try:
             return pa.scalar(value).cast(field.type)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-            raise _refused(f"{text} is not a value of {field.name}, which is a {field.type}") from error
+            raise no_value from error
 
 
 def _is_number(kind: pa.DataType) -> bool:
     return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind))
+
+
+def _form(kind: pa.DataType) -> str:
+    """How a value of a type is written, where an error does not say it."""
+    if pa.types.is_timestamp(kind):
+        return ": write '2026-11-29T10:00:00Z', with its zone"
+    if pa.types.is_date(kind):
+        return ": write '2026-11-29'"
+    return ""
 
 
 def _tokens(text: str) -> Iterator[tuple[str, str]]:

@@ -10,6 +10,7 @@ import msgspec
 
 from bronze.errors import ErrorCode, Fault, Misconfigured, Outage, Refused, Unavailable, error_code
 from bronze.printable import printable
+from bronze.protocol.principals import parse_key
 from bronze.settings import Settings
 
 #: Longer than the API's own deadline, so that the API reports how a submission ended.
@@ -39,7 +40,15 @@ def connect_async(settings: Settings, timeout_s: float | None = None, *, url: st
 
 
 def _credentials(settings: Settings) -> dict[str, str]:
-    return {"Authorization": f"Bearer {settings.api_key.get_secret_value()}"} if settings.api_key else {}
+    key = settings.api_key.get_secret_value() if settings.api_key else None
+    if file := settings.api_key_file:
+        try:
+            key = file.read_text().strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise Misconfigured(f"BRONZE_API_KEY_FILE cannot be read: {error}") from error
+        if parse_key(key) is None:
+            raise Misconfigured(f"BRONZE_API_KEY_FILE: {file} has no key of the form that `bronze keys create` prints")
+    return {"Authorization": f"Bearer {key}"} if key else {}
 
 
 def _address(settings: Settings, url: str | None = None) -> httpx.URL:
@@ -71,7 +80,8 @@ def failure(response: httpx.Response, place: Callable[[int | None], str]) -> Ref
     status = response.status_code
     problem = problem_of(response)
     code = _code(status, problem)
-    text = printable(f"{status} {problem.detail or problem.title or response.reason_phrase}")
+    hint = " Commands send the key in BRONZE_API_KEY." if status == httpx.codes.UNAUTHORIZED else ""
+    text = printable(f"{status} {problem.detail or problem.title or response.reason_phrase}{hint}")
     if status == httpx.codes.TOO_MANY_REQUESTS or response.is_server_error:
         detail = f"{response.url.host} answers {text}"
         return Unavailable(code, detail, retry_after_s=_retry_after_s(response), status=status)

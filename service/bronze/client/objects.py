@@ -1,8 +1,10 @@
 """Reads the rows of objects from the bucket, as Arrow. Objects may have been written with different columns."""
 
+import datetime as dt
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Self, TypeAlias
 
 import pyarrow as pa
@@ -12,9 +14,10 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from bronze import settings
-from bronze.client.calls import moment
+from bronze.client.calls import Time, moment
 from bronze.client.condition import parse
 from bronze.errors import Misconfigured, Outage, Refusal, Refused, Unavailable
+from bronze.protocol.feed_event import ObjectEvent
 
 #: A condition on rows: an Arrow expression, or a text as in an SQL WHERE clause.
 Where: TypeAlias = "pc.Expression | str"
@@ -84,14 +87,77 @@ class Bucket:
         columns: Sequence[str] | None = None,
         where: "Where | None" = None,
         *,
-        since: str | None = None,
-        until: str | None = None,
+        since: Time | None = None,
+        until: Time | None = None,
+        events: "EventRange | None" = None,
+        empty: pa.Schema | None = None,
     ) -> pa.Table:
-        """The rows of these objects that were received in a time, as a table."""
-        schema = self.schema(paths)
-        shown = chosen(schema, columns) if paths else schema
-        condition = within(where, since, until, schema) if paths else None
+        """The rows of these objects that were received, and happened, in a time, as a table. Without objects, its
+        columns are those of `empty`, if it is given.
+        """
+        if not paths and empty is None:
+            return pa.schema([]).empty_table()
+        schema = self.schema(paths) if paths else empty
+        shown = chosen(schema, columns)
+        condition = within(where, since, until, schema, events)
         return pa.Table.from_batches(self.batches(paths, schema, columns, condition), shown)
+
+
+@dataclass(frozen=True, slots=True)
+class EventRange:
+    """The rows of which the event time, in this column, is at `since` or later and before `until`."""
+
+    column: str
+    since: Time | None = None
+    until: Time | None = None
+
+    @classmethod
+    def of(cls, source: str, column: str | None, since: Time | None, until: Time | None) -> Self:
+        """The range of a source with this event time. Raises `Refused` if it declares none."""
+        if column is None:
+            raise Refused(
+                Refusal.INVALID_QUERY,
+                f"the source {source} declares no event_time: name a column in a condition (where) instead, or declare "
+                "it (docs/sources.md)",
+            )
+        return cls(column, since, until)
+
+    def may_be_in(self, event: ObjectEvent) -> bool:
+        """Whether an object may have such rows, by what the catalog says of it."""
+        times = event.event_times
+        if times is None or times.field != self.column:
+            return True  # it was written before this column was the event time, or has none
+        least, greatest = _start(times.least), _start(times.greatest)
+        return not (
+            (self.since is not None and greatest < moment(self.since))
+            or (self.until is not None and least >= moment(self.until))
+        )
+
+    def condition(self, schema: pa.Schema) -> pc.Expression:
+        """The condition on rows; a date is a time at its beginning, in UTC."""
+        if self.column not in schema.names:  # objects of before this column
+            return pc.scalar(value=False)
+        kind = schema.field(self.column).type
+        column, found = pc.field(self.column), pc.field(self.column).is_valid()
+        if self.since is not None:
+            found &= column >= _bound(self.since, kind)
+        if self.until is not None:
+            found &= column < _bound(self.until, kind)
+        return found
+
+
+def _start(text: str) -> dt.datetime:
+    """The time of a text that is a time or a date, in UTC."""
+    found = dt.datetime.fromisoformat(text)
+    return found if found.tzinfo else found.replace(tzinfo=dt.UTC)
+
+
+def _bound(given: Time, kind: pa.DataType) -> pa.Scalar:
+    time = moment(given).astimezone(dt.UTC)
+    if not pa.types.is_date(kind):
+        return pa.scalar(time, pa.timestamp("us", "UTC"))
+    # the first date that begins at this time or later
+    return pa.scalar((time + dt.timedelta(days=1) - dt.timedelta(microseconds=1)).date(), kind)
 
 
 def chosen(schema: pa.Schema, columns: Sequence[str] | None) -> pa.Schema:
@@ -104,15 +170,33 @@ def chosen(schema: pa.Schema, columns: Sequence[str] | None) -> pa.Schema:
     return schema if columns is None else pa.schema([schema.field(name) for name in columns])
 
 
-def within(where: "Where | None", since: str | None, until: str | None, schema: pa.Schema) -> pc.Expression | None:
-    """A condition, and that the record was received at `since` or later and before `until`. Raises `Refused`."""
-    conditions = [] if where is None else [parse(where, schema) if isinstance(where, str) else where]
+def within(
+    where: "Where | None",
+    since: Time | None,
+    until: Time | None,
+    schema: pa.Schema,
+    events: EventRange | None = None,
+) -> pc.Expression | None:
+    """A condition, that the record was received at `since` or later and before `until`, and when what it is about
+    happened. Raises `Refused`.
+    """
+    conditions = [] if where is None else [parse(where, schema) if isinstance(where, str) else _checked(where, schema)]
     received = pc.field(RECEIVED_AT)
     if since is not None:
         conditions.append(received >= pa.scalar(moment(since), pa.timestamp("us", "UTC")))
     if until is not None:
         conditions.append(received < pa.scalar(moment(until), pa.timestamp("us", "UTC")))
+    if events is not None:
+        conditions.append(events.condition(schema))
     combined: pc.Expression | None = None
     for condition in conditions:
         combined = condition if combined is None else combined & condition
     return combined
+
+
+def _checked(where: pc.Expression, schema: pa.Schema) -> pc.Expression:
+    try:
+        schema.empty_table().filter(where)
+    except pa.ArrowException as error:
+        raise Refused(Refusal.INVALID_QUERY, f"the condition is not valid: {error}") from error
+    return where

@@ -7,6 +7,7 @@ object, append to the catalog. It may crash at any line; the next consumer start
 import asyncio
 import datetime as dt
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -15,6 +16,7 @@ from typing import NoReturn
 
 from aiorwlock import RWLock
 
+from bronze.consumer.monitors import Monitors
 from bronze.consumer.tasks import cancel, run_unless_stopped, wait_unless_stopped
 from bronze.consumer.upload_telemetry import UploadTelemetry
 from bronze.errors import BronzeError, DeadLetter, Fault, Gone, Halted, Outage, Unavailable
@@ -43,7 +45,15 @@ from bronze.telemetry.signals import Stage, Step, attribute, error_type, spans
 log = logging.getLogger(__name__)
 
 POLL_S = 0.1
+#: The longest wait of an idle lane before it looks for messages again: in seconds, and as a share of the age at which
+#: they are due, so that it is early enough for each.
+IDLE_POLL_S_MAX = 1.0
+IDLE_POLL_SHARE = 0.5
+#: How often a lane without new messages reads its last one again, to notice that the queue was rolled back.
+VERIFY_S = 5.0
+#: How often a lane is maintained, and if nothing waits in it, neither to be stored nor to be purged.
 MAINTENANCE_S = 1.0
+IDLE_MAINTENANCE_S = 2.5
 BACK_OFF_S_MIN = 0.1
 BACK_OFF_S_MAX = 5.0
 #: How long a lane waits if its next message needs a newer consumer.
@@ -74,6 +84,7 @@ class LaneWriter:
         prefix: str,
         limits: Limits,
         purge_grace_s: float,
+        monitors: Monitors | None = None,
         now_s: Callable[[], float] = time.time,
     ) -> None:
         self._lane = lane
@@ -87,9 +98,10 @@ class LaneWriter:
         self._prefix = prefix
         self._limits = limits
         self._purge_grace_s = purge_grace_s
+        self._monitors = monitors
         self._now_s = now_s
         self._read_ns = 0
-        self._verified_s = 0.0
+        self._verified_s = -math.inf
 
     # --- while the role runs
 
@@ -141,6 +153,8 @@ class LaneWriter:
             position = await count_totals(self._catalog, self._bucket, self._lane, position)
             await self._check_keys(position)
         pending: list[Message] = []
+        wait_s = POLL_S
+        wait_s_max = max(POLL_S, min(IDLE_POLL_S_MAX, self._limits.age_s_max * IDLE_POLL_SHARE))
         while not stop.is_set():
             with self._step(Step.READ):
                 pending += await self._read(position, pending)
@@ -151,8 +165,10 @@ class LaneWriter:
                         f"newer version of {self._source.name} than it knows ({self._source.version})"
                     )
             if not due(ready, self._now_s(), self._limits):
-                await wait_unless_stopped(stop, POLL_S)
+                wait_s = POLL_S if pending else min(wait_s * 2, wait_s_max)
+                await wait_unless_stopped(stop, wait_s)
                 continue
+            wait_s = POLL_S
             limits = self._lock.attempt.cut_limits(ready[0].sequence, self._limits)
             position = await self._store(position, next_cut(ready, limits), pending)
             pending = [message for message in pending if message.sequence > position.last]
@@ -183,13 +199,15 @@ class LaneWriter:
             return []
         tail = Tail.of(position, pending)
         after = tail.sequence if tail else 0
-        if not await self._queue.has_after(self._lane, after) and time.monotonic() - self._verified_s < MAINTENANCE_S:
+        loop = asyncio.get_running_loop()
+        verified = loop.time() - self._verified_s < VERIFY_S
+        if verified and not await self._queue.has_after(self._lane, after):
             return []
         try:
             messages = await self._queue.read(self._lane, tail)
         except Gap as gap:
             await self._raise_for_gap(position, gap)
-        self._verified_s = time.monotonic()
+        self._verified_s = loop.time()
         if messages and not pending:
             self._read_ns = time.time_ns()
         return messages
@@ -225,6 +243,9 @@ class LaneWriter:
             with self._step(Step.CATALOG), upload.stage(Stage.CATALOG):
                 position = await self._catalog.append(lane, position, stored)
             upload.stored(stored)
+            # if another consumer wrote the object, of other messages, what was measured here is not of it
+            if self._monitors and contents.digest == encoded.contents.digest:
+                self._monitors.add(encoded)
         except BaseException as error:
             upload.close(error)
             raise
@@ -334,19 +355,24 @@ class LaneWriter:
         """
         purgeable: deque[tuple[float, Tail]] = deque()
         while True:
+            wait_s = MAINTENANCE_S
             try:
                 with self._step(Step.PURGE):
-                    await self._purge_and_report(purgeable)
+                    if await self._purge_and_report(purgeable):
+                        wait_s = IDLE_MAINTENANCE_S
             except Gone:
                 raise
             except BronzeError as error:
                 log.info("lane %s: purge and status report failed: %s", self._lane.stream, error)
             except Exception:
                 log.exception("lane %s: unexpected error", self._lane.stream)
-            await asyncio.sleep(MAINTENANCE_S)
+            await asyncio.sleep(wait_s)
 
-    async def _purge_and_report(self, purgeable: deque[tuple[float, Tail]]) -> None:
-        """One pass of `maintain`; `purgeable` are the anchors so far, each with the time when its entry was stored."""
+    async def _purge_and_report(self, purgeable: deque[tuple[float, Tail]]) -> bool:
+        """One pass of `maintain`; `purgeable` are the anchors so far, each with the time when its entry was stored.
+
+        Returns whether nothing waits in the lane.
+        """
         position, stored_at = await self._catalog.position(self._lane)
         anchor = Tail.of(position, [])
         if anchor and (not purgeable or purgeable[-1][1].sequence < anchor.sequence):
@@ -366,11 +392,14 @@ class LaneWriter:
         instruments = self._telemetry.instruments
         if position.entry:
             instruments.upload_last_success_time.set(unix_time_s(stored_at), lane_attributes)
+        if position.entry and position.entry.records:
+            instruments.data_staleness_last_update_timestamp.set(unix_time_s(position.entry.last_time), lane_attributes)
         instruments.lane_position.set(position.last, lane_attributes)
         instruments.missing_messages.set(stream.deleted, lane_attributes)
         instruments.queue_depth.set(max(0, stream.last - position.last), lane_attributes)
         oldest_age_s = max(0.0, now_s - unix_time_s(oldest.time)) if oldest else 0.0
         instruments.queue_oldest_age.set(oldest_age_s, lane_attributes)
+        return not purgeable and stream.last <= position.last
 
     # --- errors, counted by step
 

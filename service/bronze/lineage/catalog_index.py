@@ -45,7 +45,7 @@ REMOVALS_MAX = 10_000
 RETRY_S = 1.0
 CACHE_KIB = 32 * 1024
 #: The version of the tables below. A file with another version is rebuilt.
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 SCHEMA = """
 CREATE TABLE place (stream TEXT NOT NULL, sequence INTEGER NOT NULL, removals_sequence INTEGER NOT NULL);
 CREATE TABLE lanes (
@@ -67,10 +67,13 @@ CREATE TABLE entries (
     lane INTEGER NOT NULL,
     last INTEGER NOT NULL,
     bytes_total INTEGER,  -- of the lane, with this object
+    records_total INTEGER,
+    quarantined INTEGER NOT NULL,  -- 1: it lists messages in quarantine
     received_us INTEGER,  -- the last of its submissions
     event BLOB NOT NULL
 );
 CREATE INDEX by_lane ON entries (lane, last);
+CREATE INDEX by_quarantine ON entries (lane, last) WHERE quarantined;
 CREATE TABLE removals (
     sequence INTEGER PRIMARY KEY,
     source TEXT NOT NULL,
@@ -96,6 +99,17 @@ class IdKind(IntEnum):
     TRACE = 2  # of a request or of an upload
     CLASSIFICATION = 3  # a classification_id of all records of a submission
     CLASSIFICATION_IN_COLUMN = 4  # a classification_id of some rows; the object's column shows of which
+
+
+@dataclass(frozen=True, slots=True)
+class SourceTotals:
+    """What a source has in the bucket: its records and bytes, None if the catalog does not say; and its newest
+    object.
+    """
+
+    records: int | None
+    bytes: int | None
+    newest: ObjectEvent
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,7 +231,7 @@ class CatalogIndex:
             self._store_position(page.position, removals_sequence)
             for item in page.entries:
                 self._db.execute(
-                    "INSERT OR REPLACE INTO entries VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                    "INSERT OR REPLACE INTO entries VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                     (*_row(item), *self._feed_columns(item.entry)),
                 )
             self._db.executemany(
@@ -225,8 +239,10 @@ class CatalogIndex:
                 ((_hash(*key), item.sequence) for item in page.entries for key in _ids(item.entry)),
             )
 
-    def _feed_columns(self, entry: CatalogEntry) -> tuple[int, int, int | None, int | None, bytes]:
-        """The lane of an entry, its last message, the total of the lane's bytes, when it was received, its event."""
+    def _feed_columns(self, entry: CatalogEntry) -> tuple[int, int, int | None, int | None, bool, int | None, bytes]:
+        """The lane of an entry, its last message, the totals of the lane's bytes and records, whether it lists messages
+        in quarantine, when it was received, its event.
+        """
         lane = (entry.source, entry.lane, entry.epoch)
         self._db.execute("INSERT OR IGNORE INTO lanes (source, number, epoch) VALUES (?, ?, ?)", lane)
         (lane_id,) = self._db.execute(
@@ -241,7 +257,9 @@ class CatalogIndex:
         event = ObjectEvent.of(entry, size)
         received = None if event.last_received_at is None else dt.datetime.fromisoformat(event.last_received_at)
         received_us = None if received is None else round(received.timestamp() * 1e6)
-        return lane_id, entry.last, total, received_us, msgspec.json.encode(event)
+        records_total = entry.totals.records if entry.totals else None
+        quarantined = bool(entry.quarantined)
+        return lane_id, entry.last, total, records_total, quarantined, received_us, msgspec.json.encode(event)
 
     def _store_removals(self, page: RemovalsPage) -> None:
         """Store a page of removals in one transaction."""
@@ -381,6 +399,57 @@ class CatalogIndex:
             for lane in lanes
         )
 
+    # --- the newest
+
+    async def newest(self, sources: Sources, limit: int) -> list[ObjectEvent]:
+        """The newest objects of these sources, the newest first."""
+        return await self._run(lambda: [event for _, event in self._newest(sources, limit)])
+
+    async def newest_quarantined(self, sources: Sources, limit: int) -> list[str]:
+        """The keys of the newest messages in quarantine of these sources, the newest first."""
+        return await self._run(self._newest_quarantined, sources, limit)
+
+    async def totals(self, sources: Sources) -> dict[str, SourceTotals]:
+        """What each of these sources has in the bucket; sources without objects are left out."""
+        return await self._run(self._totals, sources)
+
+    def _newest(self, sources: Sources, limit: int, *, quarantined: bool = False) -> list[tuple[int, ObjectEvent]]:
+        """The sequences and events of the newest entries; `quarantined`: of those that list messages in quarantine."""
+        only = "AND quarantined" if quarantined else ""
+        found: list[tuple[int, ObjectEvent]] = []
+        for lane_id in self._lanes(sources):
+            entries = self._db.execute(
+                "SELECT sequence, event, EXISTS (SELECT 1 FROM removals WHERE removals.file_path = entries.file_path) "  # noqa: S608  the text above
+                f"FROM entries WHERE lane = ? {only} ORDER BY last DESC LIMIT ?",
+                (lane_id, limit),
+            )
+            found += (
+                (sequence, replace(msgspec.json.decode(event, type=ObjectEvent), removed=bool(removed)))
+                for sequence, event, removed in entries
+            )
+        # a rebuilt catalog may have the lanes' entries in another order
+        found.sort(key=lambda item: (item[1].written_at or "", item[0]), reverse=True)
+        return found[:limit]
+
+    def _newest_quarantined(self, sources: Sources, limit: int) -> list[str]:
+        keys: list[str] = []
+        for sequence, _ in self._newest(sources, limit, quarantined=True):
+            (entry,) = self._db.execute("SELECT entry FROM entries WHERE sequence = ?", (sequence,)).fetchone()
+            keys += reversed(msgspec.json.decode(entry, type=CatalogEntry).quarantined)
+        return keys[:limit]
+
+    def _totals(self, sources: Sources) -> dict[str, SourceTotals]:
+        found: dict[str, SourceTotals] = {}
+        for lane_id, lane in self._lanes(sources).items():
+            size, records, event = self._db.execute(
+                "SELECT bytes_total, records_total, event FROM entries WHERE lane = ? ORDER BY last DESC LIMIT 1",
+                (lane_id,),
+            ).fetchone()
+            totals = SourceTotals(records, size, msgspec.json.decode(event, type=ObjectEvent))
+            other = found.get(lane.source)
+            found[lane.source] = totals if other is None else _sum(totals, other)
+        return found
+
     # --- look-ups. `select` runs in the index's thread, once per entry, so that it limits what is kept in memory
 
     async def by_id(
@@ -477,6 +546,14 @@ class CatalogIndex:
         self.position = FeedPosition(stream, sequence)
         self.removals_position = FeedPosition(stream, removals_sequence)
         return db
+
+
+def _sum(one: SourceTotals, other: SourceTotals) -> SourceTotals:
+    def added(a: int | None, b: int | None) -> int | None:
+        return None if a is None or b is None else a + b
+
+    newest = max(one.newest, other.newest, key=lambda event: event.written_at or "")
+    return SourceTotals(added(one.records, other.records), added(one.bytes, other.bytes), newest)
 
 
 def _encoded(sources: Sources) -> str | None:

@@ -3,6 +3,8 @@
 encoder         makes one Parquet file of a cut
 rows            makes record batches of the messages' records
 file_writer     writes the file, row group by row group
+measurements    what an object says of the values in its columns
+event_times     the event times of an object, and how late its rows were received
 footer          describes an object, in its footer and in its user metadata in S3
 reader          reads objects in the bucket without fetching all their bytes
 preview         the first rows of an object

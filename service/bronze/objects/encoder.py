@@ -16,8 +16,10 @@ import pyarrow.json
 
 from bronze import __version__
 from bronze.errors import DeadLetter
+from bronze.objects.event_times import EventTimesOfObject
 from bronze.objects.file_writer import FileWriter
 from bronze.objects.footer import FOOTER_KEY
+from bronze.objects.measurements import FieldMeasurement, Measurements
 from bronze.objects.rows import (
     BATCH_BYTES,
     BATCH_ROWS,
@@ -38,10 +40,14 @@ from bronze.records.sources import CLASSIFICATION_ID, Source
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """An object before it is written to the bucket: its bytes, and the contents of its footer."""
+    """An object before it is written to the bucket: its bytes, the contents of its footer, and what its columns hold,
+    by the names of the fields. `lateness_s` is the median age of what its rows are about when they were received.
+    """
 
     body: bytes
     contents: Contents
+    fields: Mapping[str, FieldMeasurement]
+    lateness_s: float | None = None
 
     @property
     def stored(self) -> StoredObject:
@@ -76,6 +82,8 @@ class _ObjectBuilder:
         self._key = key
         self._columns = object_schema(source)
         self._writer = FileWriter(self._columns, executor, nan_columns)
+        self._measurements = Measurements(source, self._columns)
+        self._event_times = EventTimesOfObject(source)
         self._rows: dict[int, int] = {}  # by sequence
         self._classifications: list[pa.Array] = []
         self._dead_letters: list[tuple[Message, str]] = []
@@ -140,6 +148,8 @@ class _ObjectBuilder:
 
     def _add_batch(self, messages: Iterable[AcceptedMessage], batch: pa.RecordBatch) -> None:
         self._writer.add(batch)
+        self._measurements.add(batch)
+        self._event_times.add(batch)
         # a copy: the column may keep its whole message in memory
         self._classifications.append(batch.column(CLASSIFICATION_ID).unique())
         self._rows |= {accepted.message.sequence: accepted.part.records for accepted in messages}
@@ -179,8 +189,10 @@ class _ObjectBuilder:
             classification_least=bounds["min"].as_py(),
             classification_greatest=bounds["max"].as_py(),
             totals_before=totals_before,
+            event_times=self._event_times.times or msgspec.UNSET,
         )
-        return Encoded(self._writer.finish({FOOTER_KEY: msgspec.json.encode(contents)}), contents)
+        body, metadata = self._writer.finish({FOOTER_KEY: msgspec.json.encode(contents)})
+        return Encoded(body, contents, self._measurements.finish(metadata, body), self._event_times.lateness_s)
 
 
 def _stored_submissions(

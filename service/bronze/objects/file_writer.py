@@ -74,7 +74,8 @@ class FileWriter:
         self._group_rows: int = options.pop("row_group_size")
         self._columns = columns
         self._sink = BytesIO()
-        self._parquet = pq.ParquetWriter(self._sink, columns, **options)
+        self._metadata: list[pq.FileMetaData] = []
+        self._parquet = pq.ParquetWriter(self._sink, columns, metadata_collector=self._metadata, **options)
         self._executor = executor
         self._write_in_progress: Future[None] | None = None
         self._pending: list[pa.RecordBatch] = []
@@ -110,11 +111,11 @@ class FileWriter:
             self._write_in_progress.result()
             self._write_in_progress = None
 
-    def finish(self, metadata: Mapping[bytes, bytes]) -> bytes:
-        """The complete file. A file without rows still has its columns."""
+    def finish(self, metadata: Mapping[bytes, bytes]) -> tuple[bytes, pq.FileMetaData]:
+        """The complete file, and the statistics in its footer. A file without rows still has its columns."""
         if self._pending_rows or not self._has_groups:
             self._write(self._pending_rows)
         self._wait()
         self._parquet.add_key_value_metadata(metadata)
         self._parquet.close()
-        return self._sink.getvalue()
+        return self._sink.getvalue(), self._metadata[0]

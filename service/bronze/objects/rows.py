@@ -3,7 +3,7 @@
 import datetime as dt
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, chain
+from itertools import accumulate
 from operator import attrgetter
 from typing import Any
 
@@ -85,7 +85,7 @@ def record_batch(source: Source, columns: pa.Schema, key: str, messages: Sequenc
         raise DeadLetter(f"its records do not fit {source.name}'s columns: {error}") from error
     ids = [classification for message in messages for classification in message.classifications]
     received = [message.received_at for message in messages]
-    indices = [index for message in messages for index in message.indices]
+    indices = pa.array([index for message in messages for index in message.indices], pa.int64())
     return _rows(columns, key, parts, indices, received, arrays, pa.array(ids, pa.string()), payloads)
 
 
@@ -118,11 +118,7 @@ def lines_batch(
         received = [dt.datetime.fromisoformat(part.accepted.received_at) for part in parts]
     except (DeadLetter, pa.ArrowException, ValueError):
         return None
-    one_record_per_line = table.num_rows == len(payloads) == expected and (
-        len(messages) == 1
-        or all(content.count(b"\n") + 1 == part.records for content, part in zip(contents, parts, strict=True))
-    )
-    if not one_record_per_line:
+    if not table.num_rows == len(payloads) == expected or not _begin_at_rows(contents, parts, payloads):
         return None
     ids = read[CLASSIFICATION_ID]
     if ids.null_count:
@@ -130,8 +126,25 @@ def lines_batch(
     required = [array for field, array in zip(source.fields, arrays, strict=True) if field.required]
     if any(array.null_count for array in [*required, ids]):
         return None
-    indices = chain.from_iterable(range(part.first_record, part.first_record + part.records) for part in parts)
+    rows_before = accumulate((part.records for part in parts[:-1]), initial=0)
+    to_index = [part.first_record - before for part, before in zip(parts, rows_before, strict=True)]
+    indices = pc.add(pa.arange(0, expected), _per_row(parts, to_index, pa.int64()))
     return _rows(columns, key, parts, indices, received, arrays, ids, payloads)
+
+
+def _begin_at_rows(contents: Sequence[bytes], parts: Sequence[Part], lines: pa.StringArray) -> bool:
+    """Whether the lines of each content, of one after the other, are as many as its part has records.
+
+    The end of the last of so many lines is compared with the length of the contents: nothing is counted again.
+    """
+    ends = memoryview(lines.buffers()[1]).cast("i")[lines.offset :]
+    rows = size = 0
+    for content, part in zip(contents, parts, strict=True):
+        rows += part.records
+        size += len(content) - (part.records - 1)  # line breaks are in no line
+        if ends[rows] - ends[0] != size:
+            return False
+    return True
 
 
 def _read_as(source: Source) -> pa.Schema:
@@ -175,7 +188,7 @@ def columnar_batch(source: Source, columns: pa.Schema, key: str, message: Accept
         read[field.name].cast(arrow_type(field)) if field.name in read else pa.nulls(count, arrow_type(field))
         for field in source.fields
     ]
-    indices = range(part.first_record, part.first_record + count)
+    indices = pa.arange(part.first_record, part.first_record + count)
     return _rows(columns, key, [part], indices, [received_at], arrays, ids, read["_payload"])
 
 
@@ -183,7 +196,7 @@ def _rows(
     columns: pa.Schema,
     key: str,
     parts: Sequence[Part],
-    indices: Iterable[int],
+    indices: pa.Array,
     received: Sequence[dt.datetime],
     arrays: Sequence[pa.Array],
     classification_ids: pa.Array,
@@ -194,7 +207,7 @@ def _rows(
         pa.repeat(key, len(payloads)),
         classification_ids,
         _per_row(parts, [part.accepted.submission_id for part in parts], pa.string()),
-        pa.array(indices, pa.int64()),
+        indices,
         _per_row(parts, [part.accepted.origin for part in parts], pa.string()),
         _per_row(parts, received, pa.timestamp("us", tz="UTC")),
         _per_row(parts, [part.accepted.trace_id for part in parts], pa.string()),

@@ -1,5 +1,6 @@
 """What is stored beside the rows: the object's footer, the catalog entry, and a submission's identity."""
 
+from dataclasses import dataclass
 from typing import Literal
 
 import msgspec
@@ -85,6 +86,17 @@ class Totals(msgspec.Struct, frozen=True, kw_only=True):
         return Totals(**{name: getattr(self, name) + getattr(other, name) for name in self.__struct_fields__})
 
 
+@dataclass(frozen=True, slots=True)
+class EventTimes:
+    """When what the rows of an object are about happened: the least and the greatest value of the field that the source
+    declares as its event time. They are RFC 3339 in UTC, or dates.
+    """
+
+    field: str
+    least: str
+    greatest: str
+
+
 class Contents(msgspec.Struct, frozen=True, kw_only=True):
     """The footer of an object: what it holds. Everything that is derived from a write is derived from its footer.
 
@@ -92,7 +104,7 @@ class Contents(msgspec.Struct, frozen=True, kw_only=True):
     the classifications that the rows belong to; `classification_count` counts all of them. They all lie between
     `classification_least` and `classification_greatest` (by code points, as in Parquet's statistics).
     `totals_before` are the totals of the lane before this object. The fields with defaults are missing in the footers
-    of older versions.
+    of older versions. `event_times` is missing if the source declares none, or no row has one.
     """
 
     writer: str
@@ -118,6 +130,7 @@ class Contents(msgspec.Struct, frozen=True, kw_only=True):
     classification_least: str | None = None
     classification_greatest: str | None = None
     totals_before: Totals | None = None
+    event_times: EventTimes | msgspec.UnsetType = msgspec.UNSET
 
 
 class StoredObject(msgspec.Struct, frozen=True, kw_only=True):
@@ -191,6 +204,7 @@ class CatalogEntry(msgspec.Struct, frozen=True, kw_only=True):
     classification_greatest: str | None = None
     totals: Totals | None = None
     schema_versions: list[int] | None = None
+    event_times: EventTimes | msgspec.UnsetType = msgspec.UNSET
 
 
 class Identity(msgspec.Struct, frozen=True, kw_only=True):
@@ -224,7 +238,7 @@ def state_of(submission: Identity | EntrySubmission) -> SubmissionState:
 #: would be shorter, but it would change the order of the fields in the stored documents.
 OBJECT_FACTS = (
     *("file_path", "source", "epoch", "lane", "first", "last", "last_time", "records", "messages", "traceparent"),
-    *("written_at", "classification_count", "classification_least", "classification_greatest"),
+    *("written_at", "classification_count", "classification_least", "classification_greatest", "event_times"),
 )
 
 

@@ -3,7 +3,9 @@
 from dataclasses import dataclass
 from typing import Literal, Self
 
-from bronze.protocol.documents import CatalogEntry, trace_id_of
+import msgspec
+
+from bronze.protocol.documents import CatalogEntry, EventTimes, trace_id_of
 from bronze.protocol.lane import Lane
 from bronze.protocol.removal import Removal
 
@@ -19,7 +21,8 @@ class ObjectEvent:
     source that its rows were checked against; None if the catalog does not say so. Its classification ids lie between
     `classification_least` and `classification_greatest`. `principals` are the first of those who sent its records, by
     name, and `principal_count` counts all. `written_at` is when its write began; its records were received between
-    `first_received_at` and `last_received_at`. `trace_id` is that of its upload. `removed`: it was removed meanwhile,
+    `first_received_at` and `last_received_at`; `event_times` are those of its rows, None if its source declared none.
+    `trace_id` is that of its upload. `removed`: it was removed meanwhile,
     and a removal follows.
     """
 
@@ -42,6 +45,7 @@ class ObjectEvent:
     last_received_at: str | None
     trace_id: str
     removed: bool = False
+    event_times: EventTimes | None = None
     kind: Literal["object"] = "object"
 
     @classmethod
@@ -67,6 +71,7 @@ class ObjectEvent:
             first_received_at=min(received, default=None),
             last_received_at=max(received, default=None),
             trace_id=trace_id_of(entry.traceparent),
+            event_times=None if entry.event_times is msgspec.UNSET else entry.event_times,
         )
 
     @property

@@ -106,8 +106,10 @@ class Part:
     zstd: bool = False
 
     def headers(self) -> dict[str, str]:
-        # ASCII: a header must not depend on how the client library encodes it
-        submission = json.dumps(msgspec.to_builtins(self.accepted), separators=(",", ":"))
+        # printable ASCII: a header must not depend on how the client library encodes it
+        submission = msgspec.json.encode(self.accepted).decode()
+        if not (submission.isascii() and submission.isprintable()):
+            submission = json.dumps(msgspec.to_builtins(self.accepted), separators=(",", ":"))
         # the lowest version that can read it, so that older consumers can store as much as possible
         version = max(_FORMAT_OF[self.kind], _FORMAT_OF_ZSTD if self.zstd else 1)
         return {

@@ -88,7 +88,7 @@ class ApiKey(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Rates(msgspec.Struct, frozen=True, omit_defaults=True):
-    """How fast a principal may send, per API process; None: as the API's settings say."""
+    """How fast a principal may send, per API; None: as the API's settings say."""
 
     requests_per_s: float | None = None
     bytes_per_s: float | None = None

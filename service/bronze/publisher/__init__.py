@@ -3,7 +3,9 @@
 command                     the command lines of `bronze publish` and `bronze simulate`
 plan                        the options of a publish run
 files                       opens a file and identifies its content
+object_files                reads and finds objects of a bucket (`s3://`)
 formats                     recognizes the format of a file
+csv_options                 the options that say how CSV files are written
 declared                    fetches the declaration of the source from the API
 reading                     reads the records of a text file, or the bodies of a Parquet or Arrow file
 text_files, columnar_files  read the records of NDJSON, JSON and CSV, and the rows of Parquet and Arrow
@@ -20,8 +22,8 @@ progress                    the progress bar, the summary and the report
 A submission's Idempotency-Key is computed from its file's path and content and from its number in the file. So a
 repeated request or command never stores a second copy.
 
-A role. Imports: client, errors, plurals, protocol, records, settings, telemetry.
-Libraries: httpx, msgspec, opentelemetry, pyarrow, rich.
+A role. Imports: client, errors, plurals, printable, protocol, records, settings, telemetry.
+Libraries: boto3, botocore, httpx, msgspec, mypy_boto3_s3, opentelemetry, pyarrow, rich.
 """
 
 from bronze.client.calls import BACK_OFF_S_FIRST, BACK_OFF_S_MAX

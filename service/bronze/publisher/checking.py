@@ -12,6 +12,7 @@ from bronze.errors import Refused
 from bronze.plurals import counted
 from bronze.publisher.batches import Batch, batches_of
 from bronze.publisher.files import open_file
+from bronze.publisher.formats import display_name
 from bronze.publisher.plan import Plan
 from bronze.records.json_intake import JsonIntake
 from bronze.records.media import ColumnarType
@@ -67,6 +68,11 @@ class Findings:
         return not self._groups and not self._unreadable
 
     @property
+    def unreadable(self) -> int:
+        """The number of files that cannot be read to their end."""
+        return len(self._unreadable)
+
+    @property
     def problems(self) -> list[str]:
         return [*(group.text() for group in self._groups.values()), *self._unreadable]
 
@@ -83,25 +89,26 @@ class Findings:
         group.records += 1
 
     def add_unreadable(self, reason: str) -> None:
-        """Adds a file whose rest cannot be read."""
+        """Adds a file that cannot be read to its end."""
         self._unreadable.append(reason)
 
     def text(self) -> str:
         verb = "does" if self.invalid == 1 else "do"
         result = "all of them fit the source" if not self.invalid else f"{self.invalid:,} {verb} not fit the source"
         if self._unreadable:
-            result += f", and the rest of {counted(len(self._unreadable), 'file')} cannot be read"
+            read = f"{result}, and" if self.records else "but"
+            result = f"{read} {counted(self.unreadable, 'file')} cannot be read to the end"
         more = [f"and {counted(self._unlisted, 'record')} with other problems"] if self._unlisted else []
         total = f"{counted(self.records, 'record')} in {counted(self.files, 'file')}, {result}; nothing was sent"
         return "\n".join([*self.problems, *more, f"{self.source}: {total}"])
 
     def json(self) -> str:
-        names = ("source", "files", "records", "invalid", "problems")
+        names = ("source", "files", "unreadable", "records", "invalid", "problems")
         return json.dumps({name: getattr(self, name) for name in names})
 
 
 def check(plan: Plan, source: Source, files: Sequence[str]) -> Findings:
-    """Checks every record of the files as the API does. Raises `OSError`."""
+    """Checks every record of the files as the API does."""
     findings = Findings(plan.source)
     for path in files:
         findings.files += 1
@@ -111,8 +118,10 @@ def check(plan: Plan, source: Source, files: Sequence[str]) -> Findings:
                     findings.records += batch.records
                     for problem in _problems(source, batch):
                         findings.add(path, problem)
-        except Refused as error:  # the rest of this file cannot be read
+        except Refused as error:
             findings.add_unreadable(str(error))
+        except OSError as error:
+            findings.add_unreadable(f"{display_name(path)}: cannot be read: {error.strerror or error}")
     return findings
 
 

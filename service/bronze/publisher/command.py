@@ -1,7 +1,6 @@
 """The command line: `bronze publish` and `bronze simulate`."""
 
 import argparse
-import codecs
 import math
 import os
 import re
@@ -17,8 +16,10 @@ from bronze.client import connect
 from bronze.errors import BronzeError, Misconfigured
 from bronze.plurals import counted
 from bronze.publisher import checking
+from bronze.publisher.csv_options import csv_arguments, csv_options
 from bronze.publisher.declared import RemoteSource
-from bronze.publisher.formats import COLUMNAR_AS_A_WHOLE, EXTENSIONS, STDIN, CsvOptions, FileFormat, required_format
+from bronze.publisher.formats import COLUMNAR_AS_A_WHOLE, EXTENSIONS, STDIN, FileFormat, required_format
+from bronze.publisher.object_files import find_objects, is_folder, is_object
 from bronze.publisher.plan import (
     BATCH_BYTES,
     BATCH_RECORDS,
@@ -36,6 +37,8 @@ from bronze.records.sources import CLASSIFICATION_ID_CHARS_MAX
 from bronze.settings import Settings
 from bronze.telemetry import Telemetry
 
+#: The statuses of refusals after which the same file would be refused again.
+_RECORD_REFUSED = frozenset({400, 413, 422})
 _EXIT_CODES = """\
 exit codes:
   0    everything was accepted (--dry-run: all records fit; --watch: stopped, and no file was refused)
@@ -81,23 +84,14 @@ def _file_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         nargs="*",
         type=_file,
-        help="a file, or a directory with files; the extension of a name determines the format "
-        f"({', '.join(EXTENSIONS)}; text may also have .gz or .zst after it); - is standard input, NDJSON by default",
+        help="a file or a directory with files; s3://BUCKET/KEY is an object, and s3://BUCKET/FOLDER/ a directory of "
+        f"objects. The extension of a name determines the format ({', '.join(EXTENSIONS)}; text may also have .gz or "
+        ".zst after it); - is standard input, NDJSON by default",
     )
     parser.add_argument(
         "--format", choices=[*map(str, FileFormat)], help="the format of all files, whatever their names"
     )
-    group = parser.add_argument_group("CSV")
-    group.add_argument(
-        "--delimiter",
-        metavar="CHARACTER",
-        type=_delimiter,
-        help="what separates values; else it is guessed from the header row (comma, semicolon, tab or |)",
-    )
-    group.add_argument(
-        "--encoding", metavar="NAME", type=_encoding, help="such as cp1252; else UTF-8, or UTF-16 by its first bytes"
-    )
-    group.add_argument("--decimal-comma", action="store_true", help="numbers are written as 1,5")
+    csv_arguments(parser)
 
 
 def _record_arguments(parser: argparse.ArgumentParser) -> None:
@@ -123,7 +117,8 @@ def _record_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-rejected",
         metavar="N",
         type=_max_rejected,
-        help="end with exit code 1 if more records than this, or than this percentage (1%%), went to quarantine",
+        help="with --on-invalid quarantine: end with exit code 1 if more records than this, or than this percentage "
+        "(1%%), went to quarantine",
     )
 
 
@@ -239,9 +234,12 @@ def run_publish(args: argparse.Namespace, settings: Settings, telemetry: Telemet
         rate=args.rate,
         parallel=args.parallel,
         retry_for_s=args.retry_for,
-        csv=CsvOptions(args.delimiter, args.encoding, args.decimal_comma),
+        csv=csv_options(args),
     )
-    args.files = [file for name in args.files for file in _files(name, args.pattern, plan)]
+    try:
+        args.files = [file for name in args.files for file in _files(name, args.pattern, plan)]
+    except OSError as error:
+        raise Misconfigured(str(error)) from error
     _check(args, plan)
     if args.dry_run:
         return _dry_run(args, settings, plan)
@@ -251,12 +249,9 @@ def run_publish(args: argparse.Namespace, settings: Settings, telemetry: Telemet
         stack.enter_context(stop.by_signals())
         summary = _send(args, settings, telemetry, plan, stop, report)
     if summary.error:
-        run = f" with --run {summary.run}" if summary.run else ""
-        continuation = "start the watcher again" if args.watch else f"send the same files again{run}"
         print(
             f"bronze publish: {summary.error}\n"
-            f"Accepted before that: {counted(summary.records, 'record')}. To continue, {continuation}; nothing is "
-            "accepted twice.",
+            f"Accepted before that: {counted(summary.records, 'record')}. {_continuation(args, summary)}",
             file=sys.stderr,
         )
     print(summary.json() if args.json else summary.text())
@@ -266,6 +261,18 @@ def run_publish(args: argparse.Namespace, settings: Settings, telemetry: Telemet
         print(f"bronze publish: more than {args.max_rejected} of the records were rejected", file=sys.stderr)
         return 1
     return 1 if summary.error or summary.refused else 0
+
+
+def _continuation(args: argparse.Namespace, summary: Summary) -> str:
+    """How to go on after an error, so that nothing is stored twice."""
+    if summary.error_status in _RECORD_REFUSED and not args.watch:
+        return (
+            "A corrected file counts as a new file: send only the rest in it, else what was accepted is stored twice. "
+            "To send the other records of a text file as it is, add --on-invalid quarantine; nothing is accepted twice."
+        )
+    run = f" with --run {summary.run}" if summary.run else ""
+    continuation = "start the watcher again" if args.watch else f"send the same files again{run}"
+    return f"To continue, {continuation}; nothing is accepted twice."
 
 
 def _send(
@@ -293,7 +300,7 @@ def _dry_run(args: argparse.Namespace, settings: Settings, plan: Plan) -> int:
         with connect(settings) as http:
             declared = RemoteSource(http, plan.source)()
         findings = checking.check(plan, declared, args.files)
-    except (BronzeError, OSError) as error:
+    except BronzeError as error:
         print(f"bronze publish: {error}", file=sys.stderr)
         return 1
     print(findings.json() if args.json else findings.text())
@@ -306,6 +313,8 @@ def _check(args: argparse.Namespace, plan: Plan) -> None:
         raise Misconfigured("give either files to send, or a directory with --watch, but not both")
     if args.watch and (args.dry_run or args.again):
         raise Misconfigured("--watch sends each file once: --dry-run and --again cannot be used with it")
+    if args.max_rejected is not None and plan.on_invalid != "quarantine":
+        raise Misconfigured("--max-rejected limits the records that go to quarantine: add --on-invalid quarantine")
     for file in args.files:
         if not required_format(file, plan.format).is_text and plan.on_invalid == "quarantine":
             raise Misconfigured(f"{file} {COLUMNAR_AS_A_WHOLE}")
@@ -329,34 +338,23 @@ def run_simulate(args: argparse.Namespace, settings: Settings, telemetry: Teleme
 
 
 def _file(text: str) -> str:
-    if text != STDIN and not os.access(text, os.R_OK):
+    if text != STDIN and not is_object(text) and not os.access(text, os.R_OK):
         raise argparse.ArgumentTypeError(f"{text}: not a readable file or directory")
     return text
 
 
 def _files(name: str, pattern: str, plan: Plan) -> Sequence[str]:
     """A file, or the files of a directory, in the order of their names. Raises `Misconfigured` if it has none."""
-    if name == STDIN or not Path(name).is_dir():
+    if name == STDIN or not (is_folder(name) or Path(name).is_dir()):
         return [name]
     check_pattern(pattern)
-    found = sorted(find_files(Path(name), pattern, plan.format))
+    if is_object(name):
+        found = find_objects(name, pattern, plan.format)
+    else:
+        found = sorted(find_files(Path(name), pattern, plan.format))
     if not found:
         raise Misconfigured(f"{name}: has no file of a known format that matches {pattern!r} (--pattern, --format)")
     return found
-
-
-def _delimiter(text: str) -> str:
-    text = {"\\t": "\t", "tab": "\t"}.get(text, text)
-    if len(text) != 1 or text in '"\r\n':
-        raise argparse.ArgumentTypeError(f"{text}: not one character")
-    return text
-
-
-def _encoding(text: str) -> str:
-    try:
-        return codecs.lookup(text).name
-    except LookupError:
-        raise argparse.ArgumentTypeError(f"{text}: not an encoding that Python knows") from None
 
 
 def _max_rejected(text: str) -> str:

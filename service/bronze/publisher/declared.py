@@ -25,6 +25,7 @@ class _Answer(msgspec.Struct):
     description: str
     version: int
     fields: list[dict[str, object]]
+    strict: bool = False
 
 
 class RemoteSource:

@@ -4,14 +4,17 @@ import hashlib
 import os
 import stat
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from bronze.errors import Outage, Unavailable
 from bronze.publisher.formats import STDIN, display_name
+from bronze.publisher.object_files import copy_object, is_object, object_size
 
 _KEY_CHARS = 32
 
@@ -55,7 +58,7 @@ def open_file(path: str) -> Iterator[OpenFile]:
     if path == STDIN:
         yield OpenFile(path, sys.stdin.buffer, None, None)
         return
-    with Path(path).open("rb") as stream:
+    with _local_file(path) as stream:
         status = os.fstat(stream.fileno())
         if not stat.S_ISREG(status.st_mode):
             yield OpenFile(path, stream, None, None)
@@ -65,12 +68,29 @@ def open_file(path: str) -> Iterator[OpenFile]:
         yield OpenFile(path, stream, digest, Signature.of(status))
 
 
+@contextmanager
+def _local_file(path: str) -> Iterator[BufferedReader]:
+    """The file, or a copy of an object that is deleted at the end."""
+    if not is_object(path):
+        with Path(path).open("rb") as stream:
+            yield stream
+        return
+    with tempfile.NamedTemporaryFile("w+b") as copy:
+        copy_object(path, copy)
+        copy.flush()
+        # not the same stream: this one can look ahead
+        with Path(copy.name).open("rb") as stream:
+            yield stream
+
+
 def total_size(files: Sequence[str]) -> int | None:
     """The size of all files together in bytes; None if one of them is not a regular file."""
     if STDIN in files:
         return None
-    statuses = [Path(file).stat() for file in files]
-    return sum(s.st_size for s in statuses) if all(stat.S_ISREG(s.st_mode) for s in statuses) else None
+    statuses = [Path(file).stat() for file in files if not is_object(file)]
+    if not all(stat.S_ISREG(status.st_mode) for status in statuses):
+        return None
+    return sum(status.st_size for status in statuses) + sum(map(object_size, filter(is_object, files)))
 
 
 def key_prefix(file: OpenFile, run: str, classification_id: str | None) -> str:
@@ -79,6 +99,6 @@ def key_prefix(file: OpenFile, run: str, classification_id: str | None) -> str:
     It is the same for the same content at the same path. Publish runs with different names have different keys, so that
     a file can be stored more than once on purpose.
     """
-    path = file.path if file.path == STDIN else str(Path(file.path).resolve())
+    path = file.path if file.path == STDIN or is_object(file.path) else str(Path(file.path).resolve())
     parts = (run, path, file.digest or "", classification_id or "")
     return hashlib.sha256("\0".join(parts).encode(errors="surrogateescape")).hexdigest()[:_KEY_CHARS]

@@ -21,6 +21,7 @@ _LISTED_MAX = 10
 class Summary:
     """The result of a publish run: what was accepted, and in `error` why it ended early, if it did.
 
+    `error_status` is the status of the refusal, if it was one.
     `records_again` counts those of `records` that had already been accepted by an earlier publish run. `refused` has
     the files that were refused while a directory was watched, with the reasons.
     """
@@ -39,6 +40,7 @@ class Summary:
     submission_id_last: str | None = None
     refused: dict[str, str] = field(default_factory=dict)
     error: str | None = None
+    error_status: int | None = None
 
     @property
     def records_per_s(self) -> float:

@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 from typing import TextIO
 
 from bronze.client import connect
-from bronze.errors import BronzeError, Refused
+from bronze.errors import BronzeError, Misconfigured, Refused
 from bronze.publisher.batches import Batch, batches_of
 from bronze.publisher.declared import RemoteSource
 from bronze.publisher.files import OpenFile, key_prefix, open_file, total_size
@@ -222,9 +222,12 @@ def publish(
 
     Ends at the first submission that is not accepted, or when a stop is requested; the summary's `error` has the reason
     and the position. `report` gets one line of JSON for each accepted submission. The caller shuts the telemetry down,
-    which sends the last counts. Raises `Misconfigured` if the API's address is not valid.
+    which sends the last counts. Raises `Misconfigured` if the API's address is not valid, or if a file does not exist.
     """
-    size = total_size(files)
+    try:
+        size = total_size(files)
+    except OSError as error:
+        raise Misconfigured(str(error)) from error
     with open_run(
         settings,
         telemetry,
@@ -239,6 +242,7 @@ def publish(
         try:
             for_each_file(files, run.send, parallel=1 if STDIN in files else plan.parallel, stop=stop)
         except (BronzeError, OSError) as error:
+            run.summary.error_status = error.status if isinstance(error, Refused) else None
             return run.end(str(error))
         except KeyboardInterrupt:
             return run.end("stopped")

@@ -11,6 +11,7 @@ import logging
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
+from decimal import Decimal
 from itertools import chain, count
 from typing import BinaryIO
 
@@ -30,7 +31,7 @@ from bronze.publisher.formats import (
     unreadable,
     warn_of_no_classification,
 )
-from bronze.records.fields import FieldType
+from bronze.records.fields import Field, FieldType
 from bronze.records.sources import CLASSIFICATION_ID
 
 _log = logging.getLogger(__name__)
@@ -161,13 +162,14 @@ def csv_records(
     The text of a value in the `classification_column` becomes the record's `classification_id`.
     """
     csv.field_size_limit(MESSAGE_BYTES_MAX)
-    types = {field.name_in_records: field.type for field in source().fields}
+    fields = {field.name_in_records: field for field in source().fields}
     lines = _csv_lines(file, stream, options.encoding)
     blank = list(_until_text(lines))
     header = blank.pop() if blank else ""
-    delimiter = options.delimiter or _guess_delimiter(file, header, types.keys())
+    delimiter = options.delimiter or _guess_delimiter(file, header, fields.keys())
     rows = csv.reader(chain(blank, [header], lines), delimiter=delimiter, strict=True)
     first_line = 1
+    commas = _DecimalCommas(file) if options.decimal_comma else None
 
     def malformed(reason: str) -> Refused:
         return unreadable(file, Refusal.MALFORMED_JSON, f"is not CSV, line {first_line}: {reason}")
@@ -176,7 +178,7 @@ def csv_records(
         names = next(filter(None, rows), [])  # a blank line gives an empty row
         if len({*names}) < len(names) or not all(names):
             raise malformed("the header row must give each column a name, and all names must be different")
-        columns = [(name, _converter(types.get(name), decimal_comma=options.decimal_comma)) for name in names]
+        columns = [(name, _converter(fields.get(name), commas)) for name in names]
         classification = names.index(classification_column) if classification_column in names else None
         if classification_column and classification is None:
             warn_of_no_classification(file, classification_column)
@@ -185,6 +187,8 @@ def csv_records(
             if row:
                 if len(row) != len(columns):
                     raise malformed(f"the row has {len(row)} values for {len(columns)} columns")
+                if commas:
+                    commas.line = first_line
                 values = zip(columns, row, strict=True)
                 record = {name: convert(text) if text else None for (name, convert), text in values}
                 if classification is not None and row[classification]:
@@ -194,8 +198,6 @@ def csv_records(
     except csv.Error as error:
         reason = "a line ends with CR alone: use LF or CRLF" if "new-line character" in str(error) else str(error)
         raise malformed(reason) from error
-    except _DecimalPoint as error:
-        raise malformed(f"the number {error} has a decimal point, but --decimal-comma is given") from error
 
 
 def _until_text(lines: Iterator[str]) -> Iterator[str]:
@@ -265,29 +267,49 @@ def _encoded_lines(file: str, stream: BinaryIO, encoding: str) -> Iterator[str]:
             text.detach()  # else it closes the stream
 
 
-def _converter(declared: FieldType | None, *, decimal_comma: bool) -> Callable[[str], object]:
+class _DecimalCommas:
+    """Reads the numbers of a file that are written as 1,5. With a point, which may separate thousands, none is certain.
+
+    `line` is that of the current row.
+    """
+
+    def __init__(self, file: str) -> None:
+        self.line = 1
+        self._file = file
+        self._warned = False
+
+    def with_point(self, text: str) -> str:
+        """The number as 1.5. If it has a point, a text that no field of numbers accepts, and that says why."""
+        if "." not in text:
+            return text.replace(",", ".")
+        reason = "has a decimal point, but --decimal-comma is given"
+        if not self._warned:
+            self._warned = True
+            _log.warning(
+                "%s, line %d: the number %r %s: such records do not fit the source",
+                display_name(self._file),
+                self.line,
+                text,
+                reason,
+            )
+        return f"{text} {reason}"
+
+
+def _converter(declared: Field | None, commas: _DecimalCommas | None) -> Callable[[str], object]:
     """Converts text to a declared type. A value that does not fit stays text, so that the API says what is wrong."""
-    match declared:
+    if declared is None:
+        return str
+    match declared.type:
         case FieldType.INT32 | FieldType.INT64:
             return _int
         case FieldType.FLOAT32 | FieldType.FLOAT64:
-            return (lambda text: _float(_with_point(text))) if decimal_comma else _float
-        case FieldType.DECIMAL if decimal_comma:
-            return _with_point
+            return (lambda text: _float(commas.with_point(text))) if commas else _float
         case FieldType.BOOL:
             return _bool
+        case _ if declared.decoded_type is Decimal:  # also of times that are numbers
+            return (lambda text: _decimal(commas.with_point(text))) if commas else _decimal
         case _:
             return str
-
-
-class _DecimalPoint(ValueError):
-    """A number has a decimal point where a comma is expected: the point may separate thousands."""
-
-
-def _with_point(text: str) -> str:
-    if "." in text:
-        raise _DecimalPoint(repr(text))
-    return text.replace(",", ".")
 
 
 def _int(text: str) -> object:
@@ -297,11 +319,23 @@ def _int(text: str) -> object:
 
 def _float(text: str) -> object:
     """A number with all digits of the text."""
+    number = _number(text)
+    return text if number is None else msgspec.Raw(number.encode())
+
+
+def _decimal(text: str) -> object:
+    """The same as a string, which no reader of `_payload` takes for a float."""
+    number = _number(text)
+    return text if number is None else number
+
+
+def _number(text: str) -> str | None:
+    """A number as JSON spells it, of the same value and digits: without blanks, `+` and zeros before it."""
     found = _FLOAT.fullmatch(text)
     if not found:
-        return text
+        return None
     sign, whole, fraction, exponent = found.groups(default="")
-    return msgspec.Raw(f"{sign.strip('+')}{whole or '0'}{'.' if fraction else ''}{fraction}{exponent}".encode())
+    return f"{sign.strip('+')}{whole or '0'}{'.' if fraction else ''}{fraction}{exponent}"
 
 
 def _bool(text: str) -> object:

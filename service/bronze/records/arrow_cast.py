@@ -5,11 +5,12 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from pyarrow import types
+from pyarrow import lib, types
 
 _US = 10**6
 _YEAR_1_DAYS, _YEAR_10000_DAYS = -719_162, 2_932_897
 _DAY_S = 86_400
+_UNREADABLE = (lib.Type_INTERVAL_MONTHS, lib.Type_INTERVAL_DAY_TIME)
 
 
 def storage_type(given: pa.DataType) -> pa.DataType:
@@ -21,6 +22,12 @@ def storage_type(given: pa.DataType) -> pa.DataType:
             given = given.value_type
         else:
             return given
+
+
+def is_readable(given: pa.DataType) -> bool:
+    """Whether PyArrow can read the values of a type. For two of Arrow's three intervals, it has no class."""
+    kind = storage_type(given)
+    return kind.id not in _UNREADABLE and all(is_readable(kind.field(index).type) for index in range(kind.num_fields))
 
 
 def storage(column: pa.Array) -> pa.Array:
@@ -172,6 +179,15 @@ def first_outside_calendar(column: pa.Array) -> int | None:
         return None
     index: int = outside.index(pa.scalar(value=True)).as_py()
     return index if index >= 0 else None
+
+
+def rows_outside_calendar(column: pa.Array) -> list[int]:
+    """The indexes of all such values."""
+    if types.is_nested(column.type):
+        rows = range(len(column)) if _has_outside_calendar(column) else ()
+        return [row for row in rows if _has_outside_calendar(column.slice(row, 1))]
+    outside = outside_calendar(column)
+    return [] if outside is None else pc.indices_nonzero(outside.fill_null(False)).to_pylist()
 
 
 def outside_calendar(column: pa.Array) -> pa.Array | None:

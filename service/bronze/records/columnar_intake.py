@@ -5,6 +5,7 @@ each value unaltered, and the undeclared columns as a JSON object in `_payload`.
 """
 
 import sys
+from collections.abc import Iterator
 from typing import IO
 
 import msgspec
@@ -15,10 +16,13 @@ from pyarrow import types
 from bronze.errors import Refusal, Refused
 from bronze.protocol.message import HEADER_BYTES_MAX, MESSAGE_BYTES_MAX, MESSAGES_MAX, MessageKind, compress
 from bronze.records.arrow_cast import (
+    LIST_TYPES,
     castable,
     casts_all,
     first_failing,
     first_outside_calendar,
+    is_any,
+    rows_outside_calendar,
     storage,
     storage_type,
 )
@@ -28,7 +32,6 @@ from bronze.records.columns import arrow_type, columnar_schema
 from bronze.records.fields import CALENDAR_ERROR, Field, FieldType
 from bronze.records.refusals import (
     ERROR_CHARS_MAX,
-    NOTHING_ACCEPTED,
     empty,
     record_too_large,
     too_many_classifications,
@@ -37,6 +40,7 @@ from bronze.records.refusals import (
 )
 from bronze.records.sources import CLASSIFICATION_ID, CLASSIFICATION_ID_CHARS_MAX, Source
 from bronze.records.spool import MessageSlice
+from bronze.records.undeclared import first_names, shown_name, undeclared_reason
 
 PAYLOAD_BYTES_MAX = MESSAGE_BYTES_MAX - HEADER_BYTES_MAX
 #: The most rows of one message: more empty rows would fit, but they would be large in the consumer.
@@ -44,7 +48,11 @@ PAYLOAD_ROWS_MAX = 16 * 2**10
 #: Bound of all the different classification ids in one body, in bytes of UTF-8.
 CLASSIFICATIONS_BYTES_MAX = 16 * 2**20
 
+#: Of a part with so few rows, some of which cannot be converted, each row is converted.
+_ROWS_EACH = 64
+
 _CLASSIFICATION = Field(CLASSIFICATION_ID, FieldType.STRING, "")
+_WRONG_LENGTH = f"Expected 1 to {CLASSIFICATION_ID_CHARS_MAX} characters"
 
 
 class ReadBody(msgspec.Struct, frozen=True, tag=True):
@@ -53,6 +61,7 @@ class ReadBody(msgspec.Struct, frozen=True, tag=True):
     slices: list[MessageSlice]
     classifications: list[str]
     unclassified: int
+    undeclared: list[str]
 
 
 class ColumnarIntake:
@@ -85,6 +94,13 @@ class ColumnarIntake:
             if name != CLASSIFICATION_ID
             and (name not in declared or not casts_all(self._body_type(name), arrow_type(declared[name])))
         ]
+        self._undeclared_names = first_names(
+            path
+            for name in ([] if source.is_raw else self._undeclared)
+            for path in _undeclared_paths(name, self._body_type(name), declared.get(name))
+        )
+        if source.strict and self._undeclared_names:
+            raise self._violation(undeclared_reason(self._undeclared_names), field=self._undeclared_names[0])
 
     def add(self, batch: pa.RecordBatch) -> None:
         """Add a batch that was validated."""
@@ -99,7 +115,7 @@ class ColumnarIntake:
         if not self._records:
             raise empty("Send at least one row.")
         self._packer.finish()
-        return ReadBody(self._packer.slices, list(self._classifications), self._unclassified)
+        return ReadBody(self._packer.slices, list(self._classifications), self._unclassified, self._undeclared_names)
 
     def _body_type(self, name: str) -> pa.DataType:
         return storage_type(self._body_schema.field(name).type)
@@ -123,7 +139,7 @@ class ColumnarIntake:
         column = self._convert(storage(batch.column(name)), field)
         if field.required and column.null_count:
             row = column.is_null().index(pa.scalar(value=True)).as_py()
-            raise self._violation(f"Expected {_described(field)}, got null", row=row, field=name)
+            raise self._violation(_got_null(field), row=row, field=name)
         row = first_outside_calendar(column)
         if row is not None:
             raise self._violation(CALENDAR_ERROR, row=row, field=name)
@@ -132,41 +148,25 @@ class ColumnarIntake:
         return column
 
     def _check_length(self, ids: pa.Array) -> None:
-        length = pc.utf8_length(ids)
-        outside = pc.or_(pc.equal(length, 0), pc.greater(length, CLASSIFICATION_ID_CHARS_MAX))
-        if pc.any(outside).as_py():
-            row = outside.index(pa.scalar(value=True)).as_py()
-            reason = f"Expected 1 to {CLASSIFICATION_ID_CHARS_MAX} characters"
-            raise self._violation(reason, row=row, field=CLASSIFICATION_ID)
+        wrong = _rows(_has_wrong_length(ids))
+        if wrong:
+            raise self._violation(_WRONG_LENGTH, row=wrong[0], field=CLASSIFICATION_ID)
 
     def _convert(self, column: pa.Array, field: Field) -> pa.Array:
         try:
             return convert(column, field)
         except pa.ArrowInvalid as error:
             row = first_failing(lambda count: _fails(column.slice(0, count), field), len(column))
-            reason = f"Expected {_described(field)}: {str(error)[:ERROR_CHARS_MAX].rstrip('.')}"
-            raise self._violation(reason, row=row, field=field.name_in_records) from error
+            raise self._violation(_not_converted(field, error), row=row, field=field.name_in_records) from error
 
     def invalid_rows(self, batch: pa.RecordBatch) -> dict[int, tuple[str, str]]:
         """The rows of a batch that do not fit the source, each with its first such field and the reason."""
         found: dict[int, tuple[str, str]] = {}
         for field in [*self._source.fields, _CLASSIFICATION]:
             if field.name_in_records in self._body_schema.names:
-                self._find_invalid(batch, field, 0, found)
+                for row, reason in _invalid_values(storage(batch.column(field.name_in_records)), field):
+                    found.setdefault(row, (field.name_in_records, reason))
         return found
-
-    def _find_invalid(self, batch: pa.RecordBatch, field: Field, start: int, found: dict[int, tuple[str, str]]) -> None:
-        """Halves the batch until each part fits, or is one row."""
-        try:
-            self._declared_column(batch, field)
-        except Refused as error:
-            middle = batch.num_rows // 2
-            if middle:
-                self._find_invalid(batch.slice(0, middle), field, start, found)
-                self._find_invalid(batch.slice(middle), field, start + middle, found)
-            else:
-                reason = error.detail.partition(": ")[2].partition(f". {NOTHING_ACCEPTED}")[0]
-                found.setdefault(start, (field.name_in_records, reason))
 
     def _classification_column(self, batch: pa.RecordBatch) -> pa.Array:
         if CLASSIFICATION_ID not in self._body_schema.names:
@@ -204,6 +204,29 @@ class ColumnarIntake:
         return violation(self._source, reason, record=None if row is None else self._records + row, field=field)
 
 
+def _undeclared_paths(name: str, given: pa.DataType, field: Field | None) -> Iterator[str]:
+    if field is None:
+        yield shown_name(name)
+    else:
+        yield from _paths_without_place(name, given, arrow_type(field))
+
+
+def _paths_without_place(path: str, given: pa.DataType, wanted: pa.DataType) -> Iterator[str]:
+    """The fields of structs for which a declared type has no place."""
+    given = storage_type(given)
+    if types.is_struct(wanted) and types.is_struct(given):
+        places = {child.name: child.type for child in wanted}
+        for child in given:
+            if child.name in places:
+                yield from _paths_without_place(f"{path}.{child.name}", child.type, places[child.name])
+            else:
+                yield shown_name(f"{path}.{child.name}")
+    elif types.is_map(wanted) and types.is_map(given):
+        yield from _paths_without_place(path, given.item_type, wanted.item_type)
+    elif types.is_list(wanted) and is_any(given, *LIST_TYPES):
+        yield from _paths_without_place(path, given.value_type, wanted.value_type)
+
+
 def _described(field: Field) -> str:
     """The type of a field's column, for the sender."""
     if field.type is FieldType.JSON:
@@ -211,6 +234,55 @@ def _described(field: Field) -> str:
     if field.unit:
         return f"a number of {field.unit} since 1970"
     return str(arrow_type(field))
+
+
+def _invalid_values(column: pa.Array, field: Field) -> Iterator[tuple[int, str]]:
+    """The rows of a column whose values are none of the field, each with the reason."""
+    if field.required and column.null_count:
+        yield from ((row, _got_null(field)) for row in _rows(column.is_null()))
+    for start, part in _convertible_parts(column, field, 0):
+        if isinstance(part, str):
+            yield start, part
+            continue
+        yield from ((start + row, CALENDAR_ERROR) for row in rows_outside_calendar(part))
+        if field is _CLASSIFICATION:
+            yield from ((start + row, _WRONG_LENGTH) for row in _rows(_has_wrong_length(part)))
+
+
+def _convertible_parts(column: pa.Array, field: Field, start: int) -> Iterator[tuple[int, pa.Array | str]]:
+    """The converted parts of a column, each with its first row, and the reason for each row that cannot be converted.
+
+    Halves what cannot be converted, and converts small parts row by row.
+    """
+    try:
+        yield start, convert(column, field)
+    except pa.ArrowInvalid as error:
+        rows = len(column)
+        if rows == 1:
+            yield start, _not_converted(field, error)
+        else:
+            step = rows // 2 if rows > _ROWS_EACH else 1
+            for first in range(0, rows, step):
+                yield from _convertible_parts(column.slice(first, step), field, start + first)
+
+
+def _got_null(field: Field) -> str:
+    return f"Expected {_described(field)}, got null"
+
+
+def _not_converted(field: Field, error: pa.ArrowInvalid) -> str:
+    return f"Expected {_described(field)}: {str(error)[:ERROR_CHARS_MAX].rstrip('.')}"
+
+
+def _has_wrong_length(ids: pa.Array) -> pa.Array:
+    length = pc.utf8_length(ids)
+    return pc.or_(pc.equal(length, 0), pc.greater(length, CLASSIFICATION_ID_CHARS_MAX))
+
+
+def _rows(mask: pa.Array) -> list[int]:
+    """The rows at which a mask is true."""
+    rows: list[int] = pc.indices_nonzero(mask.fill_null(False)).to_pylist()
+    return rows
 
 
 def _fails(column: pa.Array, field: Field) -> bool:

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.ipc
 import pyarrow.parquet as pq
 
-from bronze.records.arrow_cast import outside_calendar, storage
+from bronze.records.arrow_cast import is_readable, outside_calendar, storage
 
 #: The size of the batches.
 BATCH_BYTES = 4 * 2**20
@@ -24,6 +24,8 @@ FOOTER_ITEMS_MAX = 1_000_000
 STREAM_END = b"\xff\xff\xff\xff\x00\x00\x00\x00"
 #: The microseconds from 1970 that nanoseconds in 64 bits can hold.
 _INT96_US_MAX = (2**63 - 1) // 1000
+#: How much of a name or type an error shows, in characters.
+_SHOWN_MAX = 60
 #: The first bytes of an Arrow IPC file.
 FILE_START = b"ARROW1"
 
@@ -54,7 +56,7 @@ def read_parquet(file: pa.NativeFile, check_rows: RowsCheck = _any_number) -> Co
         if rows != reader.metadata.num_rows:
             raise pa.ArrowInvalid(f"it has {rows} rows, but its footer says {reader.metadata.num_rows}")
 
-    return reader.schema_arrow, batches()
+    return _checked(reader.schema_arrow), batches()
 
 
 def _parquet(file: pa.NativeFile, int96_unit: str | None = None) -> pq.ParquetFile:
@@ -131,13 +133,23 @@ def read_stream(
         if file.read(1):
             raise pa.ArrowInvalid("more bytes follow its end-of-stream marker: send one stream only")
 
-    return reader.schema, _small(batches(), check_rows)
+    return _checked(reader.schema), _small(batches(), check_rows)
 
 
 def read_file(file: pa.NativeFile) -> Columns:
     """An IPC file."""
     reader = pa.ipc.open_file(file)
-    return reader.schema, _small(map(reader.get_batch, range(reader.num_record_batches)), _any_number)
+    return _checked(reader.schema), _small(map(reader.get_batch, range(reader.num_record_batches)), _any_number)
+
+
+def _checked(schema: pa.Schema) -> pa.Schema:
+    for field in schema:
+        if not is_readable(field.type):
+            raise pa.ArrowInvalid(
+                f"column {field.name[:_SHOWN_MAX]} is {str(field.type)[:_SHOWN_MAX]}, which cannot be read: send "
+                "intervals of months, days and nanoseconds, or numbers"
+            )
+    return schema
 
 
 def _small(batches: Iterable[pa.RecordBatch], check_rows: RowsCheck) -> Iterator[pa.RecordBatch]:

@@ -60,6 +60,13 @@ class TimeUnit(StrEnum):
         return {"s": Decimal(10**6), "ms": Decimal(1000), "us": Decimal(1), "ns": Decimal("0.001")}[self.value]
 
 
+_UNIT_NAMES: Mapping[TimeUnit, str] = {
+    TimeUnit.SECOND: "seconds",
+    TimeUnit.MILLISECOND: "milliseconds",
+    TimeUnit.MICROSECOND: "microseconds",
+    TimeUnit.NANOSECOND: "nanoseconds",
+}
+
 #: The types whose values another type can hold, and that a later version may therefore change to it.
 WIDER: Mapping[FieldType, FieldType] = {
     FieldType.INT32: FieldType.INT64,
@@ -163,6 +170,13 @@ class Field(msgspec.Struct, frozen=True):
                 return dt.datetime
             case _:
                 return _DECODED[self.type]
+
+    @property
+    def expected_number(self) -> str:
+        """What a value of a decimal, or of a time that is a number, has to be."""
+        if self.unit:
+            return f"Expected a number of {_UNIT_NAMES[self.unit]} since 1970, or a string of its digits"
+        return f"Expected the digits of a number as in JSON, as a string or a number ({self.declared_type})"
 
     @property
     def optional_type(self) -> Any:

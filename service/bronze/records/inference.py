@@ -6,7 +6,7 @@ A field is declared so that every value that was seen fits. What no type fits st
 import datetime as dt
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
@@ -17,10 +17,13 @@ import pyarrow.compute as pc
 from pyarrow import types
 
 from bronze.plurals import counted
-from bronze.records.arrow_cast import BYTES_TYPES, LIST_TYPES, TEXT_TYPES, is_any, storage, storage_type
+from bronze.records.arrow_cast import BYTES_TYPES, LIST_TYPES, TEXT_TYPES, castable, is_any, storage, storage_type
+from bronze.records.declaration_text import column_name, quoted
 from bronze.records.fields import CHILD_NAME, DEPTH_MAX, PRECISION_MAX
-from bronze.records.sources import ALIAS, CLASSIFICATION_ID, RESERVED
+from bronze.records.sources import ALIAS, CLASSIFICATION_ID, CLASSIFICATION_ID_CHARS_MAX, RESERVED
 
+#: Gives the value of a text, which may be a number.
+ReadText = Callable[[str], object]
 #: How many fields of an object are known by name; with more, it is a map or JSON.
 FIELDS_MAX = 200
 _INT64 = range(-(2**63), 2**63)
@@ -34,8 +37,7 @@ _LOCAL_TIME = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d+)?", re.ASCII
 _DATE = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
 _INTEGER = re.compile(r"-?(0|[1-9]\d{0,37})", re.ASCII)
 _NUMBER = re.compile(r"-?(0|[1-9]\d{0,37})(\.\d{1,37})?([eE][+-]?\d{1,3})?", re.ASCII)
-_NOT_IN_A_NAME = re.compile(r"[^a-z0-9]+")
-_WORDS = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
+_COMMA_NUMBER = re.compile(r"-?(0|[1-9]\d{0,37}),\d{1,37}", re.ASCII)
 
 
 @dataclass
@@ -73,31 +75,38 @@ class Shape:
         self.inexact = False
         self.unbounded = False
         self.text_forms: set[str] = set()
+        self.has_cells = False
         self.fields: dict[str, Shape] = {}
         self.too_many_fields = False
         self.items: Shape | None = None
 
-    def add(self, value: Any, *, text_is_typed: bool) -> None:
-        """A value of JSON, its numbers being int or Decimal. `text_is_typed`: text can be a number, as in CSV."""
+    def add(self, value: Any, read_text: ReadText | None) -> None:
+        """A value of JSON, its numbers being int or Decimal. `read_text` gives the value of a text that is a cell of
+        CSV.
+        """
         if value is None:
             self.nulls += 1
             return
         self.values += 1
-        if isinstance(value, str) and text_is_typed:
-            value = _typed(value)
+        if isinstance(value, str) and read_text:
+            self.has_cells = True
+            value = read_text(value)
         self.kinds.add(type(value))
         if isinstance(value, bool):
             return
         if isinstance(value, (int, Decimal)):
             self._add_number(value)
         elif isinstance(value, str):
-            self.text_forms.add(_form(value))
+            form = _form(value)
+            self.text_forms.add(form)
+            if form == "number":
+                self._add_number(Decimal(value))
         elif isinstance(value, list):
             self.items = self.items or Shape()
             for item in value:
-                self.items.add(item, text_is_typed=text_is_typed)
+                self.items.add(item, read_text)
         elif isinstance(value, dict):
-            self._add_fields(value, text_is_typed=text_is_typed)
+            self._add_fields(value, read_text)
 
     def _add_number(self, value: int | Decimal) -> None:
         number = Decimal(value)
@@ -114,14 +123,14 @@ class Shape:
         if isinstance(value, int) and abs(value) > _EXACT_IN_A_DOUBLE:
             self.inexact = True
 
-    def _add_fields(self, value: Mapping[str, Any], *, text_is_typed: bool) -> None:
+    def _add_fields(self, value: Mapping[str, Any], read_text: ReadText | None) -> None:
         for name, member in value.items():
             if name not in self.fields:
                 if len(self.fields) == FIELDS_MAX:
                     self.too_many_fields = True
                     continue
                 self.fields[name] = Shape()
-            self.fields[name].add(member, text_is_typed=text_is_typed)
+            self.fields[name].add(member, read_text)
 
     def inferred(self, depth: int = 0) -> Inferred:
         """The type that all values fit."""
@@ -159,7 +168,13 @@ class Shape:
             )
         if self.inexact:
             return Inferred("json", ["numbers that no column type holds exactly"])
-        return Inferred("float64", ["whole numbers and fractions"] if int in self.kinds else [])
+        notes = ["whole numbers and fractions"] if int in self.kinds else []
+        if self.digits_after and not self.unbounded and precision <= PRECISION_MAX:
+            notes.append(f"if every digit counts, as of money: {self._decimal(precision)}")
+        return Inferred("float64", notes)
+
+    def _decimal(self, precision: int) -> str:
+        return f'type = "decimal128({precision}, {self.digits_after})", with as many digits as may come'
 
     def _text(self) -> Inferred:
         forms = self.text_forms
@@ -169,6 +184,15 @@ class Shape:
             return Inferred("timestamp", ["times without an offset: is UTC right?"], "UTC")
         if forms == {"date"}:
             return Inferred("date32")
+        if forms == {"decimal comma"}:
+            if self.has_cells:
+                note = "if these are numbers (decimal128, if they are money): infer and publish with --decimal-comma"
+            else:
+                note = "if these are numbers (decimal128, if they are money): send them with a point"
+            return Inferred("string", [note])
+        precision = self.digits_before + self.digits_after
+        if forms == {"number"} and self.digits_after and not self.has_cells and precision <= PRECISION_MAX:
+            return Inferred("string", [f"if these are numbers: {self._decimal(precision)}"])
         return Inferred("string")
 
     def _object(self, depth: int) -> Inferred:
@@ -194,13 +218,21 @@ class Shape:
 _NAMES = {bool: "bool", int: "number", Decimal: "number", str: "text", list: "list", dict: "object"}
 
 
-def _typed(text: str) -> object:
+def cell(text: str) -> object:
     """The value of a cell of CSV."""
-    if _INTEGER.fullmatch(text):
-        return int(text)
-    if _NUMBER.fullmatch(text):
-        return Decimal(text)
-    return {"true": True, "false": False}.get(text.lower(), text)
+    trimmed = text.strip(" \t")
+    if _INTEGER.fullmatch(trimmed):
+        return int(trimmed)
+    if _NUMBER.fullmatch(trimmed):
+        return Decimal(trimmed)
+    return {"true": True, "false": False}.get(trimmed.lower(), text)
+
+
+def cell_with_decimal_comma(text: str) -> object:
+    """The same, if its numbers are written as 1,5. A point may separate thousands, so such a number stays text."""
+    if _COMMA_NUMBER.fullmatch(text.strip(" \t")):
+        return cell(text.replace(",", "."))
+    return text if "." in text else cell(text)
 
 
 def _form(text: str) -> str:
@@ -214,6 +246,10 @@ def _form(text: str) -> str:
         if _DATE.fullmatch(text):
             dt.date.fromisoformat(text)
             return "date"
+        if _COMMA_NUMBER.fullmatch(text.strip(" \t")):
+            return "decimal comma"
+        if _NUMBER.fullmatch(text):
+            return "number"
     except (ValueError, OverflowError):
         pass
     return "text"
@@ -221,23 +257,37 @@ def _form(text: str) -> str:
 
 _decode = msgspec.json.Decoder(float_hook=Decimal).decode
 
+#: Why a source would refuse a record.
+NOT_JSON = "not JSON, so they are refused"
+NO_OBJECT = "no JSON objects, which only a raw source takes"
+NO_CLASSIFICATION_ID = (
+    f"{CLASSIFICATION_ID} is no text of 1 to {CLASSIFICATION_ID_CHARS_MAX} characters, so they are refused"
+)
+
 
 class RecordShapes:
-    """What was seen of the records of text files."""
+    """What was seen of the records of text files. `records` is the number of those that are JSON."""
 
     def __init__(self) -> None:
         self.records = 0
         self.objects = Shape()
 
-    def add(self, record: bytes, *, text_is_typed: bool) -> None:
-        """A record; what is no JSON object counts, but has no fields."""
-        self.records += 1
+    def add(self, record: bytes, read_text: ReadText | None = None) -> str | None:
+        """A record. Returns why a source with the fields that are inferred would refuse it. `read_text` as in `Shape`,
+        in which a `classification_id` is text.
+        """
         try:
+            record.decode()
             value = _decode(record)
-        except (msgspec.DecodeError, RecursionError):
-            return
-        if isinstance(value, dict):
-            self.objects.add(value, text_is_typed=text_is_typed)
+        except (UnicodeDecodeError, msgspec.DecodeError, RecursionError):
+            return NOT_JSON
+        self.records += 1
+        if not isinstance(value, dict):
+            return NO_OBJECT
+        classification_id = value.pop(CLASSIFICATION_ID, None)
+        self.objects.add(value, read_text)
+        is_text = isinstance(classification_id, str) and 1 <= len(classification_id) <= CLASSIFICATION_ID_CHARS_MAX
+        return None if classification_id is None or is_text else NO_CLASSIFICATION_ID
 
     def fields(self) -> Iterator[InferredField]:
         for name, shape in self.objects.fields.items():
@@ -267,8 +317,15 @@ class ColumnShapes:
             if types.is_timestamp(plain) and plain.unit == "ns" and _has_nanoseconds(storage(column)):
                 self._finer.add(name)
 
+    def problem(self) -> str | None:
+        """Why a source would refuse all rows of the file."""
+        given = self._schema.field(CLASSIFICATION_ID).type if CLASSIFICATION_ID in self._schema.names else pa.string()
+        return None if castable(given, pa.string()) else NO_CLASSIFICATION_ID
+
     def fields(self) -> Iterator[InferredField]:
         for column in self._schema:
+            if column.name == CLASSIFICATION_ID:
+                continue
             yield InferredField(column.name, self._inferred(column.name, column.type), self._present[column.name])
 
     def _inferred(self, name: str, given: pa.DataType) -> Inferred:
@@ -340,27 +397,28 @@ def _of_children(form: str, children: Sequence[Inferred]) -> Inferred:
 # --- the declaration
 
 
-def declaration(name: str, files: int, records: int, found: Iterable[InferredField]) -> str:
+def declaration(
+    name: str, files: int, records: int, found: Iterable[InferredField], problems: Sequence[str] = ()
+) -> str:
     """The TOML text that declares a source with these fields. Names in records that are no names of columns become
-    aliases.
+    aliases. `problems` say which records it does not take.
     """
     declared: list[str] = []
     left_out: list[str] = []
     names: set[str] = set(RESERVED)
     for each in _merged(found):
         notes = [*each.inferred.notes, *_absences(each, records)]
-        if each.name == CLASSIFICATION_ID:
-            continue
         if each.inferred.type is None or not ALIAS.fullmatch(each.name):
-            left_out.append(f"#   {_quoted(each.name)}: {'; '.join(notes) or 'a name that cannot be declared'}")
+            left_out.append(f"#   {quoted(each.name)}: {'; '.join(notes) or 'a name that cannot be declared'}")
             continue
-        column = _column_name(each.name, names)
+        column = column_name(each.name, names)
         names.add(column)
         declared += [f"    # {note}" for note in notes]
         declared.append(f"    {{ {', '.join(_properties(column, each))} }},")
     seen = f"{counted(records, 'record')} in {counted(files, 'file')}"
     lines = [
         f"# Inferred by `bronze sources infer` from {seen}. Check it, and describe the fields.",
+        *(f"# {problem}" for problem in problems),
         f"[{name}]",
         'description = ""',
     ]
@@ -398,22 +456,8 @@ def _absences(each: InferredField, records: int) -> Iterator[str]:
 def _properties(column: str, each: InferredField) -> Iterator[str]:
     yield f'name = "{column}"'
     if column != each.name:
-        yield f"alias = {_quoted(each.name)}"
+        yield f"alias = {quoted(each.name)}"
     yield f'type = "{each.inferred.type}"'
     if each.inferred.timezone:
         yield f'timezone = "{each.inferred.timezone}"'
     yield 'description = ""'
-
-
-def _column_name(name: str, taken: set[str]) -> str:
-    words = _NOT_IN_A_NAME.sub("_", _WORDS.sub("_", name).lower()).strip("_")
-    base = (words if words[:1].isalpha() else f"f_{words}".rstrip("_"))[:60]
-    column, number = base, 2
-    while column in taken:
-        column, number = f"{base[:57]}_{number}", number + 1
-    return column
-
-
-def _quoted(text: str) -> str:
-    """A basic string of TOML."""
-    return msgspec.json.encode(text).decode().replace("\x7f", "\\u007f")

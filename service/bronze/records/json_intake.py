@@ -5,10 +5,11 @@ import datetime as dt
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from decimal import Decimal
+from functools import lru_cache
 from operator import attrgetter
 from tempfile import SpooledTemporaryFile
 from typing import Any
@@ -39,6 +40,7 @@ from bronze.records.refusals import (
 )
 from bronze.records.sources import CLASSIFICATION_ID, Source
 from bronze.records.spool import BodyDigest, CheckedSubmission, MessageSlice
+from bronze.records.undeclared import NAMES_MAX, UndeclaredFields, first_names, shown_name, undeclared_reason
 
 #: How much of a body is checked at once, in bytes: the decoded records, ten times as large, stay in the CPU's cache.
 BLOCK_BYTES = 64 * 2**10
@@ -48,6 +50,10 @@ PIECE_BYTES_MAX = 2 * MESSAGE_BYTES_MAX
 RECORDS_AT_ONCE = 4096
 #: A record with at most this many brackets cannot be nested too deeply for any decoder.
 NESTING_UNCHECKED = 256
+#: How many records of those that are decoded at once are searched for undeclared fields, in addition to the first that
+#: has one, and the size of the largest.
+SEARCHED_MAX = 2
+SEARCHED_BYTES_MAX = 4 * 2**10
 #: Additional levels in which a record must be decodable: a consumer decodes it in an array, with another stack.
 NESTING_MARGIN = 64
 #: Between two objects, unless it is in a string. `group(1)` is the comma.
@@ -56,6 +62,11 @@ _ESCAPE = re.compile(rb"\\(?:u([0-9a-fA-F]{4})|.)")
 #: The text of a decimal: a number, a string of a number, or null.
 _NUMBER_TEXT = re.compile(rb'"-?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?"|[-0-9.eE+]+|null')
 _FIELD_SUFFIX = re.compile(r" - at `\$\.([^`\[]+)[^`]*`$")
+_UNDECLARED_FIELD = re.compile(r"Object contains unknown field `(.*)`", re.DOTALL)
+#: What the decoder says of a decimal, in words that are not those of the declaration.
+_NO_NUMBER = re.compile(r"Invalid decimal string|Expected `decimal(?: \| null)?`(?P<got>, got `\w+`)")
+#: Of one that is in a list, a struct or a map.
+_EXPECTED_NUMBER = "Expected the digits of a number as in JSON, as a string or a number"
 _MISSING_FIELD = re.compile(r"missing required field `([^`]+)`")
 
 
@@ -83,6 +94,26 @@ class IntakeBounds:
     rejected_bytes_max: int = sys.maxsize
 
 
+class _Checks:
+    """What checks the records of a source, the same for each body."""
+
+    def __init__(self, source: Source) -> None:
+        self.decoder = msgspec.json.Decoder(source.record_type)
+        self.closed_decoder = self.decoder if source.is_raw else msgspec.json.Decoder(source.closed_record_type)
+        self.undeclared = UndeclaredFields(source)
+        self.fields = [field for field in source.fields if field.is_checked_by_value]
+        #: the year of a time with an offset tells whether it has to be checked
+        self.timestamps = [field.name for field in self.fields if _is_plain_time(field)]
+        self.decimals = [field for field in self.fields if field.decoded_type is Decimal]
+        self.decimal_texts = _decimal_texts(self.decimals) if self.decimals else None
+        self.fields_each = [field for field in self.fields if not _is_plain_time(field)]
+
+
+@lru_cache(maxsize=1024)
+def _checks(source: Source) -> _Checks:
+    return _Checks(source)
+
+
 class JsonIntake:
     """Accepts a decoded body in pieces, checks each record against the source, and packs whole records into messages.
 
@@ -106,25 +137,24 @@ class JsonIntake:
         self._bounds = bounds
         self._quarantine_rejected = quarantine_rejected
         self._on_rejected = on_rejected
-        self._decoder = msgspec.json.Decoder(source.record_type)
-        self._checked = [field for field in source.fields if field.is_checked_by_value]
-        #: the year of a time with an offset tells whether it has to be checked
-        self._timestamps = [field.name for field in self._checked if _is_plain_time(field)]
-        self._decimals = [field for field in self._checked if field.decoded_type is Decimal]
-        self._decimal_texts = msgspec.json.Decoder(
-            msgspec.defstruct(
-                "decimals",
-                [(field.name, msgspec.Raw, msgspec.Raw(b"null")) for field in self._decimals],
-                rename={field.name: field.name_in_records for field in self._decimals},
-            )
-        )
-        self._checked_each = [field for field in self._checked if not _is_plain_time(field)]
+        checks = _checks(source)
+        self._decoder = checks.decoder
+        self._closed_decoder = checks.closed_decoder
+        self._undeclared = checks.undeclared
+        self._undeclared_names: dict[str, None] = {}
+        self._checked = checks.fields
+        self._timestamps = checks.timestamps
+        self._decimals = checks.decimals
+        self._decimal_texts = checks.decimal_texts
+        self._checked_each = checks.fields_each
         self._spool: SpooledTemporaryFile[bytes] = SpooledTemporaryFile(spool_memory_bytes_max)  # noqa: SIM115
         self._tally = BodyDigest(body_bytes_max)
         self._records = 0
         self._spooled_bytes = 0
         self._slices: list[MessageSlice] = []
+        #: of lines, one text may be several records
         self._pending: list[bytes] = []
+        self._pending_records = 0
         self._pending_bytes = 0
         #: placeholders for rejected records among the pending records
         self._placeholders = 0
@@ -175,18 +205,20 @@ class JsonIntake:
                 return
             self._at_start, self._held = False, b""
             piece = piece.removeprefix(codecs.BOM_UTF8)
-        lines, newline, incomplete_line = piece.rpartition(b"\n")
-        if not newline:
+        last = piece.rfind(b"\n")
+        if last < 0:
             self._incomplete_line += piece
             if len(self._incomplete_line) > MESSAGE_BYTES_MAX:
                 raise self._record_too_large()
             return
-        lines, self._incomplete_line = self._incomplete_line + lines, incomplete_line
+        begun_line, self._incomplete_line = self._incomplete_line, piece[last + 1 :]
         start = 0
-        while (end := lines.find(b"\n", start + BLOCK_BYTES)) >= 0:
-            self._add_block(lines[start:end])
-            start = end + 1
-        self._add_block(lines[start:])
+        while start <= last:
+            end = piece.find(b"\n", start + BLOCK_BYTES, last)
+            if end < 0:
+                end = last
+            self._add_block(begun_line + piece[start:end])
+            begun_line, start = b"", end + 1
 
     def add_document(self, body: bytes) -> None:
         """Add a JSON document: one record, or an array of records."""
@@ -263,21 +295,20 @@ class JsonIntake:
             classifications=self._classifications,
             unclassified=self._unclassified,
             rejected_by_code=self._rejected_by_code,
+            undeclared=self._undeclared_names,
         )
 
     def _add_block(self, block: bytes) -> None:
-        try:
-            block.decode("utf-8")
-            utf8 = True
-        except UnicodeDecodeError:
-            utf8 = False
+        """Add whole lines, without the last line break."""
+        utf8 = _is_utf8(block)
         lines = block.split(b"\n")
         if not all(lines) or list(map(bytes.strip, lines)) != lines:
             records = [record for line in lines if (record := line.strip(b" \t\r"))]
             self._blank_lines += len(lines) - len(records)
             self._check_blank_lines(len(records))
             lines = records
-        self._add_records(lines, utf8=utf8)
+            block = b"\n".join(lines)
+        self._add_records(lines, utf8=utf8, lines=block)
 
     def _check_blank_lines(self, records: int) -> None:
         limit = self._bounds.blank_lines_max
@@ -289,12 +320,12 @@ class JsonIntake:
                 "Send one record per line.",
             )
 
-    def _add_records(self, records: Sequence[bytes], *, utf8: bool = True) -> None:
-        """Add records: all together, which is faster, unless a record may not fit and each has to be checked."""
-        decoded: list[Any] = []
-        if utf8:
-            with suppress(msgspec.DecodeError, RecursionError):
-                decoded = list(map(self._decoder.decode, records))
+    def _add_records(self, records: Sequence[bytes], *, utf8: bool = True, lines: bytes | None = None) -> None:
+        """Add records: all together, which is faster, unless a record may not fit and each has to be checked.
+
+        `lines` is the text of records that are one line each.
+        """
+        decoded = self._decode_all(records) if utf8 else []
         if (
             not decoded
             or _any_may_be_too_deep(records)
@@ -302,6 +333,7 @@ class JsonIntake:
             or not self._all_fit(decoded)
             or (self._decimals and any(map(self._misspelled, records)))
         ):
+            accepted: list[bytes] = []
             for record in records:
                 try:
                     decoded_record = self._check(record)
@@ -310,9 +342,60 @@ class JsonIntake:
                 else:
                     self._classify([decoded_record])
                     self._pack([record])
+                    accepted.append(record)
+            if accepted and not self._source.is_raw:
+                self._search_undeclared(accepted, 0)
         else:
             self._classify(decoded)
-            self._pack(records)
+            if lines is None:
+                self._pack(records)
+            else:
+                self._pack_lines(lines, len(records))
+
+    def _decode_all(self, records: Sequence[bytes]) -> list[Any]:
+        """The decoded records; none if one of them may not fit."""
+        decoded: list[Any] = []
+        try:
+            decoded.extend(map(self._closed_decoder.decode, records))
+        except RecursionError:
+            return []
+        except msgspec.DecodeError as error:
+            # `decoded` has the records before this one
+            if self._source.strict or not (name := _UNDECLARED_FIELD.match(str(error))):
+                return []
+            first = len(decoded)
+            try:
+                decoded.extend(map(self._decoder.decode, records[first:]))
+            except (msgspec.DecodeError, RecursionError):
+                return []
+            self._note_undeclared([shown_name(name[1])])
+            self._search_undeclared(records, first)
+        else:
+            if self._undeclared.nested:
+                if self._source.strict and self._any_undeclared(records):
+                    return []
+                self._search_undeclared(records, 0)
+        return decoded
+
+    def _any_undeclared(self, records: Sequence[bytes]) -> bool:
+        """Whether a record has an undeclared field, or may have one."""
+        try:
+            return any(any(self._undeclared.of_record(record)) for record in records)
+        except RecursionError:
+            return True
+
+    def _search_undeclared(self, records: Sequence[bytes], first: int) -> None:
+        """Note undeclared fields of some records, `first` among them: to search all would cost as much as the check."""
+        step = max(1, (len(records) - first) // SEARCHED_MAX)
+        for record in [*records[first : first + 1], *records[first + 1 :: step][:SEARCHED_MAX]]:
+            if len(record) <= SEARCHED_BYTES_MAX and not _may_be_too_deep(record):
+                self._note_undeclared(self._undeclared.of_record(record))
+
+    def _note_undeclared(self, names: Iterable[str]) -> None:
+        for name in names:
+            if len(self._undeclared_names) > NAMES_MAX:
+                return
+            self._undeclared_names[name] = None
 
     def _check(self, record: bytes) -> Any:
         """The decoded record; raises `_RejectedRecord`."""
@@ -325,7 +408,7 @@ class JsonIntake:
             raise _RejectedRecord(Refusal.INVALID_UTF8, error.reason) from error
         except msgspec.ValidationError as error:
             leap = "RFC3339" in str(error) and b":60" in record
-            raise _violation(str(error), " (leap seconds are not accepted)" if leap else "") from error
+            raise self._violation(str(error), " (leap seconds are not accepted)" if leap else "") from error
         except (msgspec.DecodeError, RecursionError) as error:
             raise _RejectedRecord(Refusal.MALFORMED_JSON, _syntax_error(record, error)) from error
         for field in self._checked:
@@ -334,9 +417,20 @@ class JsonIntake:
             except Unfit as error:
                 raise _RejectedRecord(Refusal.SCHEMA_VIOLATION, str(error), field.name_in_records) from error
         for field in self._misspelled(record):
-            reason = "Expected the digits of a number as in JSON, as a string or a number"
-            raise _RejectedRecord(Refusal.SCHEMA_VIOLATION, reason, field.name_in_records)
+            raise _RejectedRecord(Refusal.SCHEMA_VIOLATION, field.expected_number, field.name_in_records)
+        if self._source.strict and (names := first_names(self._undeclared.of_record(record))):
+            raise _RejectedRecord(Refusal.SCHEMA_VIOLATION, undeclared_reason(names), names[0])
         return decoded
+
+    def _violation(self, message: str, explanation: str = "") -> _RejectedRecord:
+        """The rejection for an error message in the decoder's format; the message's end may name the field."""
+        match = _FIELD_SUFFIX.search(message) or _MISSING_FIELD.search(message)
+        name = match.group(1) if match else None
+        reason = _FIELD_SUFFIX.sub("", message)
+        if number := _NO_NUMBER.fullmatch(reason):
+            field = next((field for field in self._decimals if field.name_in_records == name), None)
+            reason = (field.expected_number if field else _EXPECTED_NUMBER) + (number["got"] or "")
+        return _RejectedRecord(Refusal.SCHEMA_VIOLATION, reason + explanation, name)
 
     def _decode(self, record: bytes) -> Any:
         if not self._source.is_raw:
@@ -347,7 +441,7 @@ class JsonIntake:
 
     def _misspelled(self, record: bytes) -> Sequence[Field]:
         """The decimals whose strings are not numbers of JSON. The decoder also takes `1_000`, ` 5 ` and `١٢`."""
-        if not self._decimals:
+        if self._decimal_texts is None:
             return []
         texts = self._decimal_texts.decode(record)
         return [field for field in self._decimals if not _NUMBER_TEXT.fullmatch(bytes(getattr(texts, field.name)))]
@@ -366,8 +460,11 @@ class JsonIntake:
 
     def _classify(self, decoded: Sequence[Any]) -> None:
         classification_ids = list(map(attrgetter(CLASSIFICATION_ID), decoded))
-        self._unclassified += classification_ids.count(None)
-        self._classifications.update(dict.fromkeys(filter(None, classification_ids)))
+        distinct = dict.fromkeys(classification_ids)
+        if None in distinct:
+            del distinct[None]
+            self._unclassified += classification_ids.count(None)
+        self._classifications.update(distinct)
         if len(self._classifications) > self._bounds.classifications_max:
             raise too_many_classifications(self._bounds.classifications_max)
 
@@ -378,6 +475,7 @@ class JsonIntake:
         size = sum(map(len, records)) + len(records)
         if self._pending_bytes + size <= bytes_max:
             self._pending += records
+            self._pending_records += len(records)
             self._pending_bytes += size
             self._records += len(records)
             return
@@ -388,8 +486,30 @@ class JsonIntake:
                     raise self._record_too_large()
                 self._flush()
             self._pending.append(record)
+            self._pending_records += 1
             self._pending_bytes += size
             self._records += 1
+
+    def _pack_lines(self, lines: bytes, records: int) -> None:
+        """As `_pack`, for records that are one line each: their text is kept, and copied once for its message."""
+        bytes_max = MESSAGE_BYTES_MAX - HEADER_BYTES_MAX - 1
+        if self._rejected_after:
+            self._add_placeholders(bytes_max)
+        room = bytes_max - self._pending_bytes
+        if len(lines) >= room:
+            end = lines.rfind(b"\n", 0, max(0, room))
+            if end < 0:
+                self._pack(lines.split(b"\n"))
+                return
+            fitting = lines.count(b"\n", 0, end) + 1
+            self._pack_lines(lines[:end], fitting)
+            self._flush()
+            self._pack_lines(lines[end + 1 :], records - fitting)
+            return
+        self._pending.append(lines)
+        self._pending_records += records
+        self._pending_bytes += len(lines) + 1
+        self._records += records
 
     def _add_placeholders(self, bytes_max: int) -> None:
         """Add placeholders for rejected records to the pending records, or begin a new message if they do not fit."""
@@ -398,6 +518,7 @@ class JsonIntake:
             self._flush()
         if self._pending:
             self._pending += [PLACEHOLDER] * self._rejected_after
+            self._pending_records += self._rejected_after
             self._pending_bytes += size
             self._placeholders += self._rejected_after
         self._rejected_after = 0
@@ -406,11 +527,16 @@ class JsonIntake:
         """Make a message of the pending records."""
         if not self._pending:
             return
-        first = self._records - self._rejected_after - len(self._pending)
+        first = self._records - self._rejected_after - self._pending_records
         kind = MessageKind.SPARSE if self._placeholders else self._kind
-        content = b"\n".join(self._pending) if kind is MessageKind.LINES else b"[" + b",".join(self._pending) + b"]"
-        self._slices.append(self._spool_message(content, first, len(self._pending) - self._placeholders, kind))
+        if kind is MessageKind.LINES:
+            content = b"\n".join(self._pending)
+        else:
+            records = self._pending if self._is_document else b"\n".join(self._pending).split(b"\n")
+            content = b"[" + b",".join(records) + b"]"
+        self._slices.append(self._spool_message(content, first, self._pending_records - self._placeholders, kind))
         self._pending = []
+        self._pending_records = 0
         self._pending_bytes = 0
         self._placeholders = 0
 
@@ -484,6 +610,27 @@ class JsonIntake:
         return record_too_large(self._records, limit)
 
 
+def _decimal_texts(decimals: Sequence[Field]) -> "msgspec.json.Decoder[Any]":
+    """Decodes the texts of decimals."""
+    return msgspec.json.Decoder(
+        msgspec.defstruct(
+            "decimals",
+            [(field.name, msgspec.Raw, msgspec.Raw(b"null")) for field in decimals],
+            rename={field.name: field.name_in_records for field in decimals},
+        )
+    )
+
+
+def _is_utf8(text: bytes) -> bool:
+    if text.isascii():  # which needs no copy
+        return True
+    try:
+        text.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
 def _check_utf8(document: bytes) -> None:
     try:
         document.decode("utf-8")
@@ -525,13 +672,6 @@ def _lone_surrogate(record: bytes) -> int | None:
             return escape.start()
         high, end = (escape.start() if 0xD800 <= code < 0xDC00 else None), escape.end()
     return high
-
-
-def _violation(message: str, explanation: str = "") -> _RejectedRecord:
-    """The rejection for an error message in the decoder's format; the message's end may name the field."""
-    match = _FIELD_SUFFIX.search(message) or _MISSING_FIELD.search(message)
-    reason = _FIELD_SUFFIX.sub("", message) + explanation
-    return _RejectedRecord(Refusal.SCHEMA_VIOLATION, reason, match.group(1) if match else None)
 
 
 def _any_may_be_too_deep(records: Sequence[bytes]) -> bool:

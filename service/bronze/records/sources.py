@@ -8,8 +8,10 @@ counts the changes of a source's fields; fields may be added and types widened, 
 import re
 import tomllib
 import zoneinfo
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from dataclasses import field as dataclass_field
 from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
@@ -18,6 +20,8 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 
 from bronze.errors import Misconfigured
+from bronze.records import expectations
+from bronze.records.expectations import Expectations, FieldExpectations, InvalidExpectation
 from bronze.records.fields import WIDER, Field, FieldType, InvalidType, TimeUnit, parse_type
 
 CLASSIFICATION_ID = "classification_id"
@@ -32,9 +36,11 @@ ALIAS = re.compile(r'[^"\\\x00-\x1f]{1,256}')
 #: Names that a declared field must not have: columns that Bronze adds, and the partition keys of the object's path.
 RESERVED = frozenset({CLASSIFICATION_ID, "file_path", "source", "date", "hour"})
 
+#: The name of a source or a field.
+NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
+
 _T = TypeVar("_T")
 
-_NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
 _NAME_RULE = "a name must begin with a-z and have at most 63 characters of a-z, 0-9 and _"
 _Version = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
 
@@ -85,21 +91,38 @@ class RegisteredField(msgspec.Struct, frozen=True, omit_defaults=True):
         return ", ".join([self.type, required, f"since version {self.since}", *more])
 
 
-class RegisteredSchema(msgspec.Struct, frozen=True):
-    """The fields of a source at one version, as they are registered."""
+class RegisteredSchema(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The fields of a source at one version, as they are registered.
+
+    Readers do not depend on `strict` and `event_time`: they are registered so that a change of them can be shown.
+    """
 
     version: int
     fields: dict[str, RegisteredField]
+    strict: bool = False
+    event_time: str | None = None
 
 
 @dataclass(frozen=True)
 class Source:
-    """A declared kind of data. `version` counts the changes of its fields and is stored with each row."""
+    """A declared kind of data. `version` counts the changes of its fields and is stored with each row.
+
+    If it is `strict`, a new record must not have fields that are not declared. `event_time` is the field that says when
+    what a record is about happened.
+    What is expected of its data may change at any time, and makes it no other source.
+    """
 
     name: str
     description: str
     version: int
     fields: tuple[Field, ...]
+    strict: bool = False
+    expectations: Expectations = dataclass_field(default_factory=Expectations, compare=False)
+    event_time: str | None = None
+
+    def __hash__(self) -> int:
+        """Of name and version alone: each body looks its source up, and has no time for all fields."""
+        return hash((self.name, self.version))
 
     @property
     def is_raw(self) -> bool:
@@ -125,7 +148,12 @@ class Source:
         """
         return self._struct(text_times=True)
 
-    def _struct(self, *, text_times: bool) -> type[msgspec.Struct]:
+    @cached_property
+    def closed_record_type(self) -> type[msgspec.Struct]:
+        """The same as `record_type`, but no record with an undeclared field decodes into it."""
+        return self._struct(text_times=False, closed=True)
+
+    def _struct(self, *, text_times: bool, closed: bool = False) -> type[msgspec.Struct]:
         fields: list[tuple[str, Any] | tuple[str, Any, Any]] = []
         for field in self.fields:
             if text_times and field.type is FieldType.TIMESTAMP and field.is_plain:
@@ -140,13 +168,15 @@ class Source:
             f"{self.name}_record",
             fields,
             rename={field.name: field.name_in_records for field in self.fields},
+            forbid_unknown_fields=closed,
             kw_only=True,
             gc=False,
         )
 
     @property
     def schema(self) -> RegisteredSchema:
-        return RegisteredSchema(self.version, {field.name: RegisteredField.of(field) for field in self.fields})
+        fields = {field.name: RegisteredField.of(field) for field in self.fields}
+        return RegisteredSchema(self.version, fields, self.strict, self.event_time)
 
     def at_version(self, version: int) -> "Source":
         """The source as it was at an earlier version, for records that were checked against that version."""
@@ -154,7 +184,8 @@ class Source:
             return self
         if version not in self._earlier_versions:
             fields = tuple(field.at_version(version) for field in self.fields if field.since <= version)
-            self._earlier_versions[version] = replace(self, version=version, fields=fields)
+            event_time = self.event_time if self.event_time in {field.name for field in fields} else None
+            self._earlier_versions[version] = replace(self, version=version, fields=fields, event_time=event_time)
         return self._earlier_versions[version]
 
     @cached_property
@@ -203,6 +234,7 @@ class _FieldDeclaration(msgspec.Struct, forbid_unknown_fields=True):
     unit: TimeUnit | None = None
     widened_from: str | None = None
     widened_since: _Version | None = None
+    expect: dict[str, Any] = {}
 
 
 class _Declaration(msgspec.Struct, forbid_unknown_fields=True):
@@ -210,27 +242,35 @@ class _Declaration(msgspec.Struct, forbid_unknown_fields=True):
     fields: list[dict[str, Any]] | None = None
     version: _Version = 1
     raw: bool = False
+    strict: bool = False
+    event_time: str | None = None
     timezone: str | None = None
+    expect: dict[str, Any] = {}
 
 
-def load(file: Path | None) -> Mapping[str, Source]:
+def load(file: Path | None, *, setting: str | None = "BRONZE_SOURCES") -> Mapping[str, Source]:
     """The sources that a file declares, or the built-in ones without a file; and the canary's.
 
-    Raises `Misconfigured`.
+    `setting` names the file, unless an argument of a command does. Raises `Misconfigured`.
     """
     if file is None:
         return with_canary(built_in())
     try:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise Misconfigured(f"BRONZE_SOURCES: {file} cannot be read: {error}") from error
+        named_by = f"{setting}: " if setting else ""
+        raise Misconfigured(f"{named_by}{file} cannot be read: {error}") from error
     return with_canary(parse(text, str(file)))
 
 
 def built_in() -> Mapping[str, Source]:
     """The four sources that come with the package."""
-    file = files("bronze") / "sources.toml"
+    file = built_in_file()
     return parse(file.read_text(encoding="utf-8"), file.name)
+
+
+def built_in_file() -> Path:
+    return Path(str(files("bronze") / "sources.toml"))
 
 
 def with_canary(declared: Mapping[str, Source]) -> Mapping[str, Source]:
@@ -273,7 +313,7 @@ def parse(text: str, origin: str) -> Mapping[str, Source]:
 
 def source_from_table(name: str, table: object, origin: str) -> Source:
     """The source that a table declares; the table is from a file or from the API's answer. Raises as `parse` does."""
-    if not _NAME.fullmatch(name):
+    if not NAME.fullmatch(name):
         raise Misconfigured(f"{origin}: source {name!r}: {_NAME_RULE}")
     place = f"{origin}: source {name}"
     declared = _convert(place, table, _Declaration)
@@ -281,7 +321,10 @@ def source_from_table(name: str, table: object, origin: str) -> Source:
         raise Misconfigured(f"{place}: raw = true is for a source without fields: remove it, or the fields")
     if declared.fields is None and not declared.raw:
         raise Misconfigured(f"{place}: declares no field: add at least one, or raw = true to take any record as it is")
+    if declared.strict and not declared.fields:
+        raise Misconfigured(f"{place}: strict = true is for a source with fields: a raw source takes any record")
     fields: dict[str, Field] = {}
+    expected: dict[str, FieldExpectations] = {}
     in_records: dict[str, str] = {}
     for number, entry in enumerate(declared.fields or [], start=1):
         field = _field(place, number, entry, declared)
@@ -294,14 +337,37 @@ def source_from_table(name: str, table: object, origin: str) -> Source:
             )
         fields[field.name] = field
         in_records[field.name_in_records] = field.name
-    return Source(name, declared.description, declared.version, tuple(fields.values()))
+        if entry.get("expect"):
+            with _errors_at(f"{place}, field {field.name}: expect"):
+                expected[field.name] = expectations.of_field(entry["expect"], field)
+    with _errors_at(f"{place}: expect"):
+        of_source = expectations.of_source(declared.expect, expected)
+    _check_event_time(place, declared.event_time, fields)
+    return Source(
+        name,
+        declared.description,
+        declared.version,
+        tuple(fields.values()),
+        declared.strict,
+        of_source,
+        declared.event_time,
+    )
+
+
+def _check_event_time(place: str, name: str | None, fields: Mapping[str, Field]) -> None:
+    times = [field.name for field in fields.values() if field.type in {FieldType.TIMESTAMP, FieldType.DATE}]
+    if name is not None and name not in times:
+        raise Misconfigured(
+            f"{place}: event_time = {name!r} must be the name of a field of the type timestamp or date32; there is "
+            f"{' or '.join(times) if times else 'none'}"
+        )
 
 
 def _field(source: str, number: int, entry: dict[str, Any], of: _Declaration) -> Field:
     place = f"{source}, field {entry.get('name', number)}"
     declared = _convert(place, entry, _FieldDeclaration)
     name, since = declared.name, declared.since
-    if not _NAME.fullmatch(name):
+    if not NAME.fullmatch(name):
         raise Misconfigured(f"{source}, field {name!r}: {_NAME_RULE}")
     if name in RESERVED:
         raise Misconfigured(f"{place}: the name is reserved: choose another name")
@@ -375,7 +441,14 @@ def _widened(place: str, field: Field, declared: _FieldDeclaration, version: int
 
 
 def _convert(place: str, value: object, kind: type[_T]) -> _T:
-    try:
+    with _errors_at(place):
         return msgspec.convert(value, kind)
-    except msgspec.ValidationError as error:
+
+
+@contextmanager
+def _errors_at(place: str) -> Iterator[None]:
+    """Says where in the file an error is."""
+    try:
+        yield
+    except (msgspec.ValidationError, InvalidExpectation) as error:
         raise Misconfigured(f"{place}: {error}") from error

@@ -36,6 +36,7 @@ class CheckedSubmission:
         classifications: Iterable[str],
         unclassified: int,
         rejected_by_code: Mapping[str, int],
+        undeclared: Iterable[str] = (),
     ) -> None:
         self._spool = spool
         self._slices = slices
@@ -48,6 +49,8 @@ class CheckedSubmission:
         self.unclassified = unclassified
         #: the number of rejected records, by error code
         self.rejected_by_code = rejected_by_code
+        #: the names of fields that are not declared, as they are shown; of many, only the first
+        self.undeclared = tuple(undeclared)
         self._on_close: list[Callable[[], None]] = []
 
     @property

@@ -34,8 +34,13 @@ log = logging.getLogger(__name__)
 REQUEST_TIMEOUT_S = 2.0
 #: Per server.
 CONNECT_TIMEOUT_S = 2.0
+#: A server that leaves two of these questions unanswered hangs, or the network lost it: another one is used.
+PING_INTERVAL_S = 4
 #: The server writes and syncs a large batch before it answers the commit.
 COMMIT_TIMEOUT_S = 10
+#: Of a stream that is copied: the size of a piece, and how long one may take; the last one ends the whole copy.
+COPY_CHUNK_BYTES = 512 * 2**10
+COPY_TIMEOUT_S = 120
 #: Subjects whose last messages one request reads.
 LAST_MAX = 1_000
 #: One of so many messages of a batch requests an answer, which the server sends after it has written them. So the
@@ -56,6 +61,8 @@ HEADERS_CONSUMER_NS = 10 * 10**9
 
 #: The status if no server answers a request.
 NO_RESPONDERS = "503"
+
+LOST_MAJORITY = "the queue's cluster has no leader: most of its servers do not run, or do not reach each other"
 
 #: Headers that a direct get adds to the stored ones.
 _ANSWER_HEADERS = frozenset(
@@ -86,6 +93,11 @@ STREAM_NAME_IN_USE = 10058
 SUBJECTS_OVERLAP = 10065
 STREAM_NOT_FOUND = 10059
 SEALED = 10109
+MESSAGE_TOO_LARGE = 10054
+#: The cluster has no leader: most of its servers do not run, or do not reach each other.
+NO_MAJORITY = 10008
+#: The cluster has too few servers now for the replicas of a new stream.
+TOO_FEW_SERVERS = 10005
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +180,8 @@ class _Client(Client):
                     tls=servers.tls_context(),
                     inbox_prefix=servers.inbox_prefix,
                     connect_timeout=CONNECT_TIMEOUT_S,  # type: ignore[arg-type]
+                    ping_interval=PING_INTERVAL_S,
+                    max_outstanding_pings=2,
                     allow_reconnect=True,
                     max_reconnect_attempts=-1,
                     reconnect_time_wait=0.2,  # type: ignore[arg-type]
@@ -258,18 +272,19 @@ class JetStream:
     async def connect(cls, servers: QueueServers, *, server_name: str | None = None, name: str = "bronze") -> Self:
         """Connect; after that, the client reconnects by itself.
 
-        Raises `Unavailable` if no server answers, and `Misconfigured` if the server has another name or refuses.
+        `server_name`: of the server, or of its cluster. Raises `Unavailable` if no server answers, and `Misconfigured`
+        if it has another name or refuses.
         """
         servers.check()
         client = _Client(servers)
         jetstream = cls(client)
         try:
             await client.open(name)
-            actual = jetstream.server_name
-            if server_name not in {None, actual}:
+            if server_name not in {None, jetstream.server_name, jetstream.cluster_name}:
+                of_cluster = f" in the cluster {jetstream.cluster_name!r}" if jetstream.cluster_name else ""
                 raise Misconfigured(
-                    f"the server at {servers} has the name {actual!r}, but BRONZE_NATS_SERVER_NAME requires "
-                    f"{server_name!r}"
+                    f"the server at {servers} has the name {jetstream.server_name!r}{of_cluster}, but "
+                    f"BRONZE_NATS_SERVER_NAME requires {server_name!r}"
                 )
         except BaseException:
             await client.close()
@@ -285,6 +300,12 @@ class JetStream:
     @property
     def server_name(self) -> str | None:
         name: str | None = self._client._server_info.get("server_name")  # noqa: SLF001 - nats-py has no public way
+        return name
+
+    @property
+    def cluster_name(self) -> str | None:
+        """None if the server is not in a cluster."""
+        name: str | None = self._client._server_info.get("cluster")  # noqa: SLF001 - as above
         return name
 
     @property
@@ -335,6 +356,8 @@ class JetStream:
         except ApiError as error:
             if error.err_code == STREAM_NOT_FOUND:
                 raise Missing(call.rpartition(".")[2]) from error
+            if error.err_code == NO_MAJORITY:
+                raise Unavailable(Outage.QUEUE_AWAY, LOST_MAJORITY) from error
             raise Unavailable(Outage.QUEUE_AWAY, f"the queue refuses {call}: {error}") from error
 
     # --- streams
@@ -351,6 +374,9 @@ class JetStream:
 
     async def state(self, stream: str) -> StreamState:
         info = await self._call(f"STREAM.INFO.{stream}")
+        if not _leader(info, self.server_name):
+            # a replica answers then, which may lack messages
+            raise Unavailable(Outage.QUEUE_AWAY, f"the stream {stream} has no leader: {LOST_MAJORITY}")
         state = info["state"]
         return StreamState(
             name=stream,
@@ -364,6 +390,11 @@ class JetStream:
             now=info["ts"],
         )
 
+    async def cluster_of(self, stream: str) -> Mapping[str, Any]:
+        """The leader of a stream, if it has one, and the replicas that follow it, as STREAM.INFO describes them."""
+        info = await self._call(f"STREAM.INFO.{stream}")
+        return {**info.get("cluster", {}), "leader": _leader(info, self.server_name)}
+
     async def subjects(self, stream: str, subject: str) -> list[str]:
         """The subjects that have messages and match a subject with wildcards; at most 100,000."""
         info = await self._call(f"STREAM.INFO.{stream}", {"subjects_filter": subject})
@@ -371,7 +402,17 @@ class JetStream:
 
     async def create_stream(self, config: Mapping[str, Any]) -> None:
         """Create a stream; raises `ApiError` if the name or a subject is in use."""
-        await self.api(f"STREAM.CREATE.{config['name']}", config)
+        try:
+            await self.api(f"STREAM.CREATE.{config['name']}", config)
+        except ApiError as error:
+            if error.err_code == NO_MAJORITY:
+                raise Unavailable(Outage.QUEUE_AWAY, LOST_MAJORITY) from error
+            if error.err_code == TOO_FEW_SERVERS:
+                raise Unavailable(
+                    Outage.QUEUE_AWAY,
+                    f"too few servers of the queue run for {config['num_replicas']} replicas of {config['name']}",
+                ) from error
+            raise
 
     async def update_stream(self, stream: str, **changes: object) -> bool:
         """Change the given options of a stream's configuration; whether they were different."""
@@ -379,6 +420,14 @@ class JetStream:
         if config.items() >= changes.items():
             return False
         await self._call(f"STREAM.UPDATE.{stream}", {**config, **changes})
+        return True
+
+    async def raise_replicas(self, stream: str, replicas: int) -> bool:
+        """Give a stream this number of replicas if it has fewer; whether it had. Raises `ApiError`."""
+        config = (await self._call(f"STREAM.INFO.{stream}"))["config"]
+        if config["num_replicas"] >= replicas:
+            return False
+        await self.api(f"STREAM.UPDATE.{stream}", {**config, "num_replicas": replicas})
         return True
 
     async def seal(self, stream: str) -> None:
@@ -408,6 +457,41 @@ class JetStream:
         names = await self.stream_names(subject)
         return bool(names) and stream not in names
 
+    async def copy_stream(self, stream: str, target: "JetStream", **changes: object) -> None:
+        """Copy a stream, with the sequences and times of its messages, to another queue; `changes` are options that
+        the copy has. What is stored after the beginning is not in it. Raises `ApiError`.
+        """
+        inbox = self._client.new_inbox()
+        try:
+            subscription = await self._client.subscribe(inbox, pending_msgs_limit=-1, pending_bytes_limit=-1)
+            try:
+                request = {"deliver_subject": inbox, "no_consumers": True, "chunk_size": COPY_CHUNK_BYTES}
+                taken = await self.api(f"STREAM.SNAPSHOT.{stream}", request)
+                config, last = {**taken["config"], **changes}, taken["state"]["last_seq"]
+                if not taken["state"]["messages"]:  # there is nothing to send, and the server cannot restore nothing
+                    await target.create_stream({**config, **({"first_seq": last + 1} if last else {})})
+                    return
+                begun = {"config": config, "state": taken["state"]}
+                to = (await target.api(f"STREAM.RESTORE.{stream}", begun))["deliver_subject"]
+                while True:
+                    chunk = await subscription.next_msg(timeout=COPY_TIMEOUT_S)
+                    status = (chunk.headers or {}).get("Status")
+                    if status not in {None, "204"}:
+                        raise Unavailable(Outage.QUEUE_AWAY, f"the copy of {stream} was broken off: {status}")
+                    ended = not chunk.data and not chunk.reply  # a piece may be empty, too
+                    if chunk.data or ended:
+                        reply = await target._request(to, chunk.data, timeout_s=COPY_TIMEOUT_S)  # noqa: SLF001 - as self
+                        if reply.data:
+                            _raise_error(msgspec.json.decode(reply.data))
+                    if ended:
+                        return
+                    if chunk.reply:
+                        await self._client.publish(chunk.reply)
+            finally:
+                await subscription.unsubscribe()
+        except (nats.errors.Error, OSError, TimeoutError) as error:
+            raise self._no_answer(error, f"$JS.API.STREAM.SNAPSHOT.{stream}") from error
+
     async def purge_below(self, stream: str, sequence: int) -> None:
         """Delete the messages below a sequence; the message at the sequence and all later ones stay."""
         await self._call(f"STREAM.PURGE.{stream}", {"seq": sequence})
@@ -420,7 +504,12 @@ class JetStream:
         return _ack(reply)
 
     async def publish_batch(
-        self, messages: Iterable[Outgoing], count: int, *, in_time: Callable[[], bool] = lambda: True
+        self,
+        messages: Iterable[Outgoing],
+        count: int,
+        *,
+        in_time: Callable[[], bool] = lambda: True,
+        commit_timeout_s: float = COMMIT_TIMEOUT_S,
     ) -> int:
         """Store all `count` messages or none, contiguously, and return the last sequence; raises `ApiError`.
 
@@ -433,9 +522,9 @@ class JetStream:
                 if not in_time():
                     break
                 headers["Nats-Batch-Commit"] = "1"
-                return _ack(await self._request(message.subject, message.payload, headers, COMMIT_TIMEOUT_S))
+                return _ack(await self._request(message.subject, message.payload, headers, commit_timeout_s))
             if number % BATCH_ANSWER_MESSAGES == 1:
-                timeout_s = REQUEST_TIMEOUT_S if number == 1 else COMMIT_TIMEOUT_S
+                timeout_s = REQUEST_TIMEOUT_S if number == 1 else commit_timeout_s
                 reply = await self._request(message.subject, message.payload, headers, timeout_s)
                 if reply.data:
                     _raise_error(msgspec.json.decode(reply.data))
@@ -599,6 +688,12 @@ class JetStream:
 
 def replaced_error(stream: str) -> Gone:
     return Gone(f"the stream {stream} was replaced by another one: restart this process")
+
+
+def _leader(info: Mapping[str, Any], server_name: str | None) -> str:
+    """The server that leads a stream; empty if none does. A single server does not mention itself."""
+    leader: str = info.get("cluster", {"leader": server_name or "nats"}).get("leader", "")
+    return leader
 
 
 def _raise_error(answer: Mapping[str, Any]) -> None:

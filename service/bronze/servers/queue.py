@@ -15,6 +15,7 @@ from bronze.protocol.message import AcceptedSubmission, Message, Part
 from bronze.records.spool import CheckedSubmission
 from bronze.servers import jetstream as js
 from bronze.servers import stream_metadata
+from bronze.servers.group_commit import GroupLimits, GroupPublisher
 from bronze.servers.jetstream import ApiError, Header, JetStream, Missing, Outgoing, StreamState
 from bronze.servers.key_value import KeyValueStore, timestamped_name
 from bronze.settings import Settings
@@ -33,6 +34,12 @@ PROTECTION: Mapping[str, object] = {"consumer_limits": {"inactive_threshold": js
 
 #: Temporary refusals: publishing is retried.
 _TEMPORARY = frozenset({js.SUBJECT_WRITE_IN_FLIGHT, js.TOO_MANY_OPEN_BATCHES, js.STREAM_FULL})
+
+#: Why a lane accepts nothing.
+_CLOSED = {
+    js.SEALED: "The number of lanes is being changed",
+    js.MESSAGE_TOO_LARGE: "The queue is being moved to other servers",
+}
 
 ADVICE = (
     "Set BRONZE_BUCKET, BRONZE_PREFIX and BRONZE_LANES to the values of the stream, or use another queue. To change "
@@ -98,18 +105,24 @@ class LaneAdmin(Protocol):
 class NatsQueue:
     """The queue on JetStream."""
 
+    #: how small messages are published
+    publisher: type[GroupPublisher] = GroupPublisher
+
     def __init__(
         self,
         jetstream: JetStream,
         key_values: KeyValueStore,
         settings: Settings,
         now_s: Callable[[], float] = boot_time_s,
+        group_limits: GroupLimits = GroupLimits(),  # noqa: B008  frozen
     ) -> None:
         self._js = jetstream
         self._key_values = key_values
         self._settings = settings
         self._now_s = now_s
+        self._group_limits = group_limits
         self._batches: dict[Lane, asyncio.Semaphore] = {}
+        self._publishers: dict[Lane, GroupPublisher] = {}
 
     async def open(self, sources: Iterable[str]) -> list[Lane]:
         """The lanes of each source; the stream of a lane is created if it does not exist.
@@ -210,11 +223,14 @@ class NatsQueue:
         """
         connect_by_s = min(deadline_s, self._now_s() + RECONNECT_WAIT_S)
         unknown = missing = False
+        first = True
         while self._now_s() < (deadline_s if unknown or (self._js.connected and not missing) else connect_by_s):
             try:
                 missing = False
-                if self._js.connected and await self._publish(lane, accepted, checked, deadline_s):
-                    return None
+                if self._js.connected:
+                    may_join, first = first, False
+                    if await self._publish(lane, accepted, checked, deadline_s, may_join=may_join):
+                        return None
             except Missing as error:
                 missing = True  # this attempt stored nothing
                 with suppress(Unavailable):
@@ -237,10 +253,8 @@ class NatsQueue:
                         return None if earlier == accepted else earlier
                 elif unknown:
                     pass  # an answer that says "not stored" would no longer be true
-                elif error.err_code == js.SEALED:
-                    raise Unavailable(
-                        Outage.QUEUE_AWAY, "The number of lanes is being changed. Nothing was stored.", retry_after_s=2
-                    ) from error
+                elif reason := _CLOSED.get(error.err_code):
+                    raise Unavailable(Outage.QUEUE_AWAY, f"{reason}. Nothing was stored.", retry_after_s=2) from error
                 elif error.err_code == js.STREAM_FULL:
                     raise Unavailable(
                         Outage.QUEUE_FULL,
@@ -262,13 +276,25 @@ class NatsQueue:
         raise Unavailable(Outage.QUEUE_AWAY, "The queue is unavailable. Nothing was stored.")
 
     async def _publish(
-        self, lane: Lane, accepted: AcceptedSubmission, checked: CheckedSubmission, deadline_s: float
+        self,
+        lane: Lane,
+        accepted: AcceptedSubmission,
+        checked: CheckedSubmission,
+        deadline_s: float,
+        *,
+        may_join: bool,
     ) -> bool:
-        """Publish all messages once; False if the deadline passed before a batch was free, and nothing was sent."""
+        """Publish all messages once; False if the deadline passed before that, and nothing was sent.
+
+        `may_join`: a single message may be published in a group.
+        """
         if checked.messages == 1:
-            await self._js.publish(next(_outgoing(lane, accepted, checked)))
+            message = next(_outgoing(lane, accepted, checked))
+            if may_join:
+                return await self._publisher(lane).publish(message, deadline_s)
+            await self._js.publish(message)
             return True
-        async with self._batches.setdefault(lane, asyncio.Semaphore(self._settings.open_batches_max)):
+        async with self._open_batches(lane):
             if self._now_s() >= deadline_s:
                 return False
             await self._js.publish_batch(
@@ -277,6 +303,14 @@ class NatsQueue:
                 in_time=lambda: self._now_s() < deadline_s,
             )
         return True
+
+    def _open_batches(self, lane: Lane) -> asyncio.Semaphore:
+        return self._batches.setdefault(lane, asyncio.Semaphore(self._settings.open_batches_max))
+
+    def _publisher(self, lane: Lane) -> GroupPublisher:
+        if lane not in self._publishers:
+            self._publishers[lane] = self.publisher(self._js, self._group_limits, self._open_batches(lane), self._now_s)
+        return self._publishers[lane]
 
     async def find_submission(self, lane: Lane, submission_id: str) -> AcceptedSubmission | None:
         """The submission that is in the lane under an id, from the leader; None if there is none."""

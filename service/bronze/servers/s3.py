@@ -1,4 +1,4 @@
-"""The bucket on S3: the only module that imports the S3 client.
+"""The Bronze bucket on S3.
 
 boto3 reads the endpoint, the region and the credentials from its own `AWS_*` settings. The client makes one attempt;
 the caller retries.

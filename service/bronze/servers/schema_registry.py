@@ -58,6 +58,7 @@ async def check(key_values: KeyValueStore, declared: Mapping[str, Source], origi
 async def _register(key_values: KeyValueStore, source: Source, place: str) -> None:
     declared = source.schema
     key = f"{PREFIX}{source.name}"
+    same_fields = False
     while True:
         value, revision = await key_values.get(key)
         if value:
@@ -71,13 +72,16 @@ async def _register(key_values: KeyValueStore, source: Source, place: str) -> No
                     registered.version,
                     declared.version,
                 )
-            if registered.version >= declared.version:
+            if registered.version > declared.version or registered == declared:
                 return
+            same_fields = registered.version == declared.version
         try:
             await key_values.put(key, msgspec.json.encode(declared), revision)
         except KeyChanged:
             continue
         except NotPermitted as error:
+            if same_fields:  # nothing that another process depends on
+                return
             raise Misconfigured(
                 f"{place}: version {declared.version} is not registered, and the user of this process may not register "
                 "it: run `bronze init` as a user who may (docs/security.md)"

@@ -4,7 +4,9 @@ The SDK's own reservoir keeps the last of each bucket; somebody who follows an e
 """
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from threading import Lock
 from typing import Any
 
@@ -13,12 +15,15 @@ from opentelemetry.sdk.metrics import Exemplar, ExemplarReservoir
 from opentelemetry.trace import get_current_span
 from opentelemetry.util.types import Attributes
 
+_KEPT = ContextVar("exemplars_kept", default=False)
+
 
 class LargestOfEachBucket(ExemplarReservoir):
     """Keeps the largest measurement of each bucket until the next collection; of equal ones, the first.
 
-    The SDK creates one for each series and each reader, so a scrape takes nothing away from an export. It offers only
-    the measurements that `OTEL_METRICS_EXEMPLAR_FILTER` selects: by default, those in the context of a sampled span.
+    The SDK creates one for each series and each reader. It offers only the measurements that
+    `OTEL_METRICS_EXEMPLAR_FILTER` selects: by default, those in the context of a sampled span. `/metrics` has no
+    exemplars, so a scrape leaves them to the next export of the same reader (`kept`).
     """
 
     def __init__(self, boundaries: Sequence[float], **parameters: Any) -> None:
@@ -37,6 +42,8 @@ class LargestOfEachBucket(ExemplarReservoir):
                 self._largest[bucket] = Exemplar(attributes, value, time_unix_nano, *ids)
 
     def collect(self, point_attributes: Attributes) -> list[Exemplar]:
+        if _KEPT.get():
+            return []
         with self._lock:
             largest, self._largest = self._largest, {}
         of_point = point_attributes or {}
@@ -50,6 +57,16 @@ class LargestOfEachBucket(ExemplarReservoir):
             )
             for _, exemplar in sorted(largest.items())
         ]
+
+
+@contextmanager
+def kept() -> Iterator[None]:
+    """In this context, a collection gets no exemplars and takes none away."""
+    token = _KEPT.set(True)
+    try:
+        yield
+    finally:
+        _KEPT.reset(token)
 
 
 def keep_largest(_: type) -> Any:

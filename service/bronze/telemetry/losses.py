@@ -30,6 +30,7 @@ from opentelemetry.semconv.attributes.server_attributes import SERVER_ADDRESS, S
 from prometheus_client import CollectorRegistry
 
 from bronze.telemetry.signals import attribute
+from bronze.telemetry.span_encoding import encode
 
 T = TypeVar("T")
 
@@ -62,6 +63,11 @@ class _Signal:
         base = os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT") or "http://localhost:4318"
         endpoint = os.environ.get(f"OTEL_EXPORTER_OTLP_{self.variable}_ENDPOINT")
         return endpoint or f"{base.removesuffix('/')}/{self.path}"
+
+    def compressed(self) -> bool:
+        """Whether the standard variables ask for compressed requests."""
+        names = (f"OTEL_EXPORTER_OTLP_{self.variable}_COMPRESSION", "OTEL_EXPORTER_OTLP_COMPRESSION")
+        return (os.environ.get(names[0]) or os.environ.get(names[1]) or "none").strip().lower() != "none"
 
     def observed(self, session: "_Session") -> "_Session | None":
         """The session for the exporter, or None if the standard variables name one that adds credentials.
@@ -99,16 +105,22 @@ _METRICS: Final = _Signal(
 
 
 class _Session(requests.Session):
-    """An exporter's connection. It remembers how its last request ended; exporters report only that they failed."""
+    """An exporter's connection. It remembers how its last request ended; exporters report only that they failed.
+
+    It sends `content`, if that is set, instead of what the exporter has encoded.
+    """
 
     error: str | None = None
     status: int | None = None
+    content: bytes | None = None
 
     def reset(self) -> None:
         self.error = self.status = None
 
     def request(self, *args: Any, **options: Any) -> requests.Response:
         self.reset()
+        if self.content is not None:
+            options["data"] = self.content
         try:
             response = super().request(*args, **options)
         except Exception as error:
@@ -168,15 +180,27 @@ def _server(endpoint: str) -> dict[str, str | int]:
 
 
 class CountedSpans(SpanExporter):
-    """Exports spans over OTLP, and counts those that the collector accepts and those that it does not."""
+    """Exports spans over OTLP, and counts those that the collector accepts and those that it does not.
+
+    The exporter sends them, with its headers and retries. It encodes them only if they are to be compressed, or if the
+    session is not this module's.
+    """
 
     def __init__(self, meters: MeterProvider, endpoint: str | None = None) -> None:
         endpoint, session = endpoint or _SPANS.endpoint(), _Session()
-        self.wrapped = OTLPSpanExporter(endpoint, session=_SPANS.observed(session), meter_provider=_NO_METERS)
+        observed = _SPANS.observed(session)
+        self.wrapped = OTLPSpanExporter(endpoint, session=observed, meter_provider=_NO_METERS)
+        self._session = None if _SPANS.compressed() else observed
         self._counts = _ExportCounts(_SPANS, endpoint, session, meters)
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        return self._counts.count(len(spans), lambda: self.wrapped.export(spans), SpanExportResult.SUCCESS)
+        return self._counts.count(len(spans), lambda: self._export(spans), SpanExportResult.SUCCESS)
+
+    def _export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        if self._session is None:
+            return self.wrapped.export(spans)
+        self._session.content = encode(spans)
+        return self.wrapped.export(())
 
     def shutdown(self) -> None:
         self.wrapped.shutdown()  # type: ignore[no-untyped-call]

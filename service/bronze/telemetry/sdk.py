@@ -16,6 +16,7 @@ import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, TextIO, TypeVar
+from urllib.parse import quote
 
 from opentelemetry.exporter.prometheus import PrometheusMetricReader
 from opentelemetry.metrics import NoOpMeterProvider
@@ -39,9 +40,9 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 import bronze
 from bronze.errors import Misconfigured
 from bronze.settings import Settings
-from bronze.telemetry import logs, losses, sampling
-from bronze.telemetry.exemplars import keep_largest
+from bronze.telemetry import exemplars, logs, losses, sampling
 from bronze.telemetry.instruments import Instruments
+from bronze.telemetry.metric_reader import ExportingReader
 from bronze.telemetry.schema import registry
 from bronze.telemetry.scrape import MetricsServer
 from bronze.telemetry.signals import Role, attribute
@@ -100,7 +101,10 @@ _POSITIVE_NUMBERS: Final = (
     "OTEL_BSP_MAX_EXPORT_BATCH_SIZE",
 )
 
-_METRICS_PORTS: Final = {Role.CONSUMER: 9464, Role.PUBLISHER: 9465, Role.CANARY: 9466}
+#: The API has this one only for its workers.
+_METRICS_PORTS: Final = {Role.CONSUMER: 9464, Role.PUBLISHER: 9465, Role.CANARY: 9466, Role.API: 9467, Role.TABLE: 9468}
+
+_PORT_VARIABLE: Final = "OTEL_EXPORTER_PROMETHEUS_PORT"
 
 _PROBES = r"^\w+://[^/]+/(metrics|livez|readyz)(\?|$)"
 
@@ -122,7 +126,7 @@ class Telemetry:
     _meters: MeterProvider = field(repr=False)
     _loggers: LoggerProvider = field(repr=False)
     _exporters: Sequence[SpanExporter | MetricExporter | LogRecordExporter] = field(repr=False)
-    _readers: Sequence[MetricReader] = field(repr=False)  # without Prometheus', which only scrapes read
+    _readers: Sequence[MetricReader] = field(repr=False)  # without one that only scrapes read
     _prometheus_registry: CollectorRegistry = field(repr=False)
     _logs: logging.Handler = field(repr=False)
     _scrape_lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
@@ -149,11 +153,12 @@ class Telemetry:
             "version": self.version,
         }
 
-    def instrument(self, app: "FastAPI") -> None:
+    def instrument(self, app: "FastAPI", frequent: Sequence[str] = ()) -> None:
         """Records one SERVER span and one duration for each request, except probes and scrapes. Does nothing if the SDK
         is disabled.
 
-        The app must have been created with `telemetry=FASTAPI_TELEMETRY_OFF`.
+        The app must be complete, and created with `telemetry=FASTAPI_TELEMETRY_OFF`. The POST requests of the routes
+        `frequent` are recorded in the same way at a lower cost.
         """
         if _disabled():
             return  # the instrumentation would still parse each request
@@ -169,26 +174,25 @@ class Telemetry:
             # also if the standard variables ask for all headers
             http_capture_headers_sanitize_fields=["authorization", "cookie"],
         )
+        if frequent and not _asks_for_more():
+            from bronze.telemetry.post_requests import PostRequests
+
+            app.middleware_stack = PostRequests(app.build_middleware_stack(), frequent, self._tracers, self._meters)
 
     def metrics(self) -> tuple[bytes, str]:
         """The metrics of this process in Prometheus' text format, and its content type. Takes some milliseconds."""
-        with self._scrape_lock:  # the reader returns wrong series to concurrent scrapes
+        with self._scrape_lock, exemplars.kept():  # the reader returns wrong series to concurrent scrapes
             return generate_latest(self._prometheus_registry), CONTENT_TYPE_PLAIN_0_0_4
 
     def serve_metrics(self, port: int | None = None) -> MetricsServer:
-        """Serves `/metrics` and `/livez` for a role without an API, until the returned server is closed.
+        """Serves `/metrics` and `/livez` on a port of their own, until the returned server is closed.
 
         Listens on OTEL_EXPORTER_PROMETHEUS_HOST and _PORT, unless a port is given (0: any free port). Raises
         `CannotListen` if the port is in use, and `Misconfigured` if it is not a valid number.
         """
         host = os.environ.get("OTEL_EXPORTER_PROMETHEUS_HOST") or "127.0.0.1"
         if port is None:
-            text = os.environ.get("OTEL_EXPORTER_PROMETHEUS_PORT") or str(_METRICS_PORTS[Role(self.service_name)])
-            if not text.isdecimal() or int(text) > 65535:
-                raise Misconfigured(
-                    f"OTEL_EXPORTER_PROMETHEUS_PORT: {text!r} is not a port: use a number from 0 to 65535"
-                )
-            port = int(text)
+            port = _metrics_port(Role(self.service_name))
         return MetricsServer(host, port, self.metrics, self.alive)
 
     def export_zeros(self, sources: Iterable[str]) -> None:
@@ -255,6 +259,25 @@ def start(service_name: str, settings: Settings, *, log_stream: TextIO | None = 
     return telemetry
 
 
+def identity(role: Role) -> Mapping[str, str]:
+    """The resource of a process of this role, as the environment says. An instance id that it lacks is a new one."""
+    return _identity(_resource(role))
+
+
+def worker_variables(of_all: Mapping[str, str], number: int) -> Mapping[str, str]:
+    """The variables of a worker: an instance id and a port of `/metrics` of its own. `of_all` is the identity of the
+    process that starts it; `number` begins with 1. Raises `Misconfigured` if there is no such port.
+    """
+    port = _metrics_port(Role(of_all[attribute.service_name]))
+    instance_id = f"{of_all[attribute.service_instance_id]}-{number}"
+    given = os.environ.get("OTEL_RESOURCE_ATTRIBUTES", "").strip()
+    own = f"{attribute.service_instance_id}={quote(instance_id, safe='')}"
+    return {
+        "OTEL_RESOURCE_ATTRIBUTES": f"{given},{own}" if given else own,  # the last one of a name holds
+        _PORT_VARIABLE: str(_port(str(port + number - 1 if port else 0))),
+    }
+
+
 def assemble(
     resource: Resource,
     *,
@@ -269,8 +292,15 @@ def assemble(
     Without an objective, durations have only the registry's buckets.
     """
     prometheus_registry = CollectorRegistry()  # not the library's global registry
-    readers = [*metric_readers, *(PeriodicExportingMetricReader(exporter) for exporter in metric_exporters)]
-    meters = _meter_provider(resource, prometheus_registry, readers, delivery_objective_s)
+    readers: list[MetricReader] = [*metric_readers]
+    if metric_exporters:
+        exported, *others = metric_exporters
+        readers.append(ExportingReader(exported, prometheus_registry))
+        readers += [PeriodicExportingMetricReader(exporter) for exporter in others]
+        scraped = []
+    else:
+        scraped = [PrometheusMetricReader(scope_info_enabled=False, registry=prometheus_registry)]
+    meters = MeterProvider([*scraped, *readers], resource, shutdown_on_exit=False, views=_views(delivery_objective_s))
     for metric_exporter in metric_exporters:
         if isinstance(metric_exporter, losses.CountedMetrics):
             metric_exporter.use_meters(meters)
@@ -290,20 +320,6 @@ def assemble(
         _readers=readers,
         _prometheus_registry=prometheus_registry,
         _logs=logs.ExportHandler(loggers),
-    )
-
-
-def _meter_provider(
-    resource: Resource,
-    prometheus_registry: CollectorRegistry,
-    readers: Sequence[MetricReader],
-    delivery_objective_s: float | None,
-) -> MeterProvider:
-    return MeterProvider(
-        [PrometheusMetricReader(scope_info_enabled=False, registry=prometheus_registry), *readers],
-        resource,
-        shutdown_on_exit=False,
-        views=_views(delivery_objective_s),
     )
 
 
@@ -345,11 +361,29 @@ def _resource(role: Role) -> Resource:
     return Resource.create({**defaults, **configured, **fixed})
 
 
+def _metrics_port(role: Role) -> int:
+    return _port(os.environ.get(_PORT_VARIABLE) or str(_METRICS_PORTS[role]))
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or int(text) > 65535:
+        raise Misconfigured(f"{_PORT_VARIABLE}: {text!r} is not a port: use a number from 0 to 65535")
+    return int(text)
+
+
 def _opt_in_to_stable_http() -> None:
     """Selects the stable HTTP conventions before the first use of the instrumentation; its default is the old ones."""
     opted = os.environ.get("OTEL_SEMCONV_STABILITY_OPT_IN", "").split(",")
     if not {"http", "http/dup"} & {option.strip() for option in opted}:
         os.environ["OTEL_SEMCONV_STABILITY_OPT_IN"] = ",".join(["http", *filter(None, opted)])
+
+
+def _asks_for_more() -> bool:
+    """Whether the standard variables ask the instrumentation for more than `PostRequests` records."""
+    opted = os.environ.get("OTEL_SEMCONV_STABILITY_OPT_IN", "").split(",")
+    return "http/dup" in {option.strip() for option in opted} or any(
+        os.environ.get(f"OTEL_INSTRUMENTATION_HTTP_CAPTURE_HEADERS_SERVER_{side}") for side in ("REQUEST", "RESPONSE")
+    )
 
 
 def _views(delivery_objective_s: float | None) -> list[View]:
@@ -361,7 +395,7 @@ def _views(delivery_objective_s: float | None) -> list[View]:
         View(
             instrument_name=metric.name,
             aggregation=ExplicitBucketHistogramAggregation(bounds) if metric.instrumentation else None,
-            exemplar_reservoir_factory=keep_largest,
+            exemplar_reservoir_factory=exemplars.keep_largest,
         )
         for metric in registry().metrics.values()
         if (bounds := metric.bounds(delivery_objective_s))

@@ -19,6 +19,12 @@ from bronze.telemetry import schema
 #: `bronze.source` if a client named a source that is not declared: client values are unbounded.
 OTHER_SOURCE = "_OTHER"
 
+#: `enduser.id` of all principals of a source but the first ones that a process has seen.
+OTHER_PRINCIPAL = "_OTHER"
+
+#: `bronze.field` of undeclared fields after the first ones of a source: client values are unbounded.
+OTHER_FIELD = "_OTHER"
+
 #: `messaging.system` of the queue.
 NATS = "nats"
 
@@ -34,6 +40,7 @@ class Role(StrEnum):
     PUBLISHER = "publisher"
     VERIFY = "verify"
     CANARY = "canary"
+    TABLE = "table"
 
 
 class Outcome(StrEnum):
@@ -67,6 +74,11 @@ class Step(StrEnum):
     PUT = "put"
     CATALOG = "catalog"
     PURGE = "purge"
+
+
+class FieldValue(StrEnum):
+    PRESENT = "present"
+    NULL = "null"
 
 
 class VerifyCheck(StrEnum):
@@ -126,12 +138,19 @@ class Attributes:
     bronze_step: str
     bronze_verify_check: str
     bronze_check: str
+    bronze_field: str
+    bronze_value: str
+    bronze_expectation: str
     bronze_lane: str
+    bronze_cluster_server: str
+    bronze_replica_state: str
     bronze_submission_id: str
     bronze_classification_id: str
     bronze_classification_count: str
     bronze_file_path: str
     bronze_records: str
+    bronze_objects: str
+    bronze_table_snapshot_id: str
     bronze_bytes: str
     bronze_messages: str
     bronze_submissions: str
@@ -195,6 +214,7 @@ class Spans:
     upload: SpanSignal
     encode: SpanSignal
     put: SpanSignal
+    commit: SpanSignal
 
 
 @dataclass(frozen=True)

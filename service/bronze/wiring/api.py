@@ -4,7 +4,8 @@ import asyncio
 import logging
 import socket
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
+from typing import TYPE_CHECKING
 
 from bronze import process
 from bronze.api.app import Parts, create_app
@@ -14,6 +15,7 @@ from bronze.api.body import BodyReader
 from bronze.api.budget import Budget
 from bronze.api.callers import Callers
 from bronze.api.certificate import certificate_of
+from bronze.api.cluster_report import ClusterReport
 from bronze.api.columnar_reader import ColumnarReaders
 from bronze.api.connection import create_server
 from bronze.api.feed import Followers
@@ -24,70 +26,56 @@ from bronze.api.key_ring import KeyRing
 from bronze.api.login_page import LoginPage
 from bronze.api.manual import Manual
 from bronze.api.page import Page
-from bronze.api.rates import RateLimiter
+from bronze.api.rates import RateLimiter, Usages
 from bronze.api.readiness import Readiness
 from bronze.api.request_context import OwnContext
 from bronze.api.sessions import Sessions
-from bronze.api.tokens import TokenVerifier, Trust
-from bronze.errors import ErrorCode, Gone, Misconfigured
+from bronze.api.undeclared_counts import UndeclaredCounts
+from bronze.errors import ErrorCode, Gone
 from bronze.lineage.catalog_index import CatalogIndex
 from bronze.lineage.lookup import LineageLookup
 from bronze.lineage.submission import SubmissionLookup
-from bronze.process import STOP_GRACE_S, StopRequested, is_loopback, on_stop_signals, retry_until_available
+from bronze.process import STOP_GRACE_S, StopRequested, on_stop_signals, retry_until_available
 from bronze.protocol.feed_cursor import system_of
 from bronze.protocol.principals import Rates
 from bronze.records import sources
 from bronze.records.sources import Source
 from bronze.servers.catalog_feed import Feed
+from bronze.servers.issuer_keys import IssuerKeys
 from bronze.servers.prometheus import Prometheus
 from bronze.servers.queue import boot_time_s
 from bronze.settings import Auth, Settings
 from bronze.telemetry import sdk
 from bronze.telemetry.sdk import Telemetry
 from bronze.telemetry.signals import Role, attribute
-from bronze.wiring.reload import SourcesReload, inherited_listener, start_again
+from bronze.wiring.http_servers import open_issuer_keys, open_prometheus
+from bronze.wiring.listener import bind, check_exposure, of_supervisor
+from bronze.wiring.reload import SourcesReload, start_again
 from bronze.wiring.servers import (
     Servers,
     in_background,
     ledger_report,
-    open_issuer_keys,
-    open_prometheus,
     open_servers,
 )
+from bronze.wiring.workers import Worker
+
+if TYPE_CHECKING:
+    from bronze.api.tokens import TokenVerifier
 
 log = logging.getLogger(__name__)
 
 
-def check_exposure(settings: Settings) -> None:
-    """Raises `Misconfigured` if everybody on the network could send requests and no setting says that this is meant."""
-    if settings.auth is Auth.OPEN and not is_loopback(settings.api_host):
-        raise Misconfigured(
-            f"BRONZE_API_HOST={settings.api_host} is reachable from other machines, and with BRONZE_AUTH=open the API "
-            "accepts requests from everybody. Set BRONZE_AUTH=keys and create keys with `bronze keys create`; or set "
-            "BRONZE_AUTH=delegated if something in front of the API authenticates (docs/security.md)"
-        )
+def token_verifier(settings: Settings, issuer_keys: IssuerKeys) -> "TokenVerifier":
+    """By settings that name an issuer."""
+    from bronze.api.tokens import TokenVerifier, Trust  # slow to import, and most APIs have no issuer
 
-
-def trust(settings: Settings) -> Trust:
-    """Which tokens are accepted, by settings that name an issuer."""
-    return Trust(
+    trust = Trust(
         issuer=settings.jwt_issuer or "",
         audience=settings.jwt_audience or "",
         algorithms=settings.jwt_algorithms.split(","),
         leeway_s=settings.jwt_leeway_s,
     )
-
-
-def _listen(settings: Settings) -> socket.socket:
-    if listener := inherited_listener():
-        return listener
-    try:
-        return socket.create_server((settings.api_host, settings.api_port))
-    except OSError as error:
-        raise Misconfigured(
-            f"cannot listen on {settings.api_host}:{settings.api_port}: {error.strerror}. "
-            "Choose another address with BRONZE_API_HOST and BRONZE_API_PORT"
-        ) from error
+    return TokenVerifier(issuer_keys, trust)
 
 
 def api_parts(
@@ -100,7 +88,8 @@ def api_parts(
     on_gone: Callable[[Gone], None],
     now_s: Callable[[], float] = boot_time_s,
     stopping: Callable[[], bool] = lambda: False,
-    tokens: TokenVerifier | None = None,
+    tokens: "TokenVerifier | None" = None,
+    worker: Worker | None = None,
 ) -> Parts:
     """The parts of the API, on these servers. If it needs keys, they still have to be read."""
     audit = AuditLog()
@@ -109,6 +98,7 @@ def api_parts(
         telemetry.instruments.requests_refused.add(1, {attribute.error_type: code})
 
     keys = KeyRing(servers.principals, audit)
+    cluster = ClusterReport(servers.cluster, telemetry.instruments)
     lanes = {(lane.source, lane.number): lane for lane in servers.lanes}
     submissions = SubmissionLookup(lanes, settings.lanes, servers.queue, servers.catalog, servers.bucket)
     lookups = LineageLookup(index, servers.bucket, submissions.find, settings.prefix)
@@ -116,6 +106,7 @@ def api_parts(
         sources=declared,
         bodies=BodyReader(settings, ColumnarReaders(settings), Budget(settings)),
         ingest=Ingest(lanes, settings.lanes, servers.queue, servers.catalog, settings.deadline_s, now_s),
+        undeclared=UndeclaredCounts(telemetry.instruments.fields_undeclared),
         submissions=submissions,
         lookups=lookups,
         index=index,
@@ -130,29 +121,44 @@ def api_parts(
         prefix=settings.prefix,
         page=Page(
             lookups,
+            index,
             servers.bucket,
+            declared,
             None if prometheus is None else GlanceReader(prometheus),
             settings.trace_url,
             settings.runbook_url,
         ),
         manual=Manual(settings.runbook_url),
-        readiness=Readiness(servers.lanes, servers.queue, servers.catalog, servers.bucket, telemetry.instance_id),
+        readiness=Readiness(
+            servers.lanes, servers.queue, servers.catalog, servers.bucket, cluster, telemetry.instance_id
+        ),
+        cluster=cluster,
         telemetry=telemetry,
+        has_metrics=worker is None,
         on_gone=on_gone,
         audit=audit,
         callers=Callers(keys, tokens, Sessions(keys, settings.session_s_max)) if settings.auth is Auth.KEYS else None,
-        rates=RateLimiter(Rates(settings.requests_per_s_max, settings.bytes_per_s_max), settings.rate_window_s),
+        rates=RateLimiter(
+            Rates(settings.requests_per_s_max, settings.bytes_per_s_max),
+            settings.rate_window_s,
+            Usages(worker.rates if worker else None),
+        ),
         login=LoginPage(settings.runbook_url),
         on_refused=count_refused,
     )
 
 
-async def serve(settings: Settings, substitute: Callable[[Servers], Servers] = lambda servers: servers) -> int:
+async def serve(
+    settings: Settings,
+    substitute: Callable[[Servers], Servers] = lambda servers: servers,
+    worker: Worker | None = None,
+) -> int:
     """Run the API until a stop signal; requests in progress are answered first. Returns the exit code.
 
-    `substitute` may replace servers, as the kill test does.
+    `substitute` may replace servers, as the kill test does. `worker`: this process is one of several.
     """
     check_exposure(settings)
+    settings = settings.share_of_worker()
     certificate = certificate_of(settings)
     process.tune_malloc()
     reload = SourcesReload(settings.sources)
@@ -176,7 +182,9 @@ async def serve(settings: Settings, substitute: Callable[[Servers], Servers] = l
                 failed.append(error)
                 server.should_exit = True
 
-            index = CatalogIndex(settings.view_dir, f"view-{settings.api_port}")
+            index = CatalogIndex(
+                settings.view_dir, f"view-{settings.api_port}" + (f"-{worker.number}" if worker else "")
+            )
             parts = api_parts(
                 settings,
                 declared,
@@ -186,7 +194,8 @@ async def serve(settings: Settings, substitute: Callable[[Servers], Servers] = l
                 telemetry,
                 stop_on_gone,
                 stopping=lambda: server.should_exit,
-                tokens=None if issuer_keys is None else TokenVerifier(issuer_keys, trust(settings)),
+                tokens=None if issuer_keys is None else token_verifier(settings, issuer_keys),
+                worker=worker,
             )
             if parts.callers:
                 await retry_until_available(parts.callers.read, stop)
@@ -207,7 +216,10 @@ async def serve(settings: Settings, substitute: Callable[[Servers], Servers] = l
             if stop.is_set():
                 stop_serving()
             reload.begin(servers.check_sources, stop_serving)
-            with _listen(settings) as listener:
+            with (
+                of_supervisor() if worker else bind(settings) as listener,
+                telemetry.serve_metrics() if worker else nullcontext(),
+            ):
                 kept = listener.dup()  # uvicorn closes the other one
                 scheme = "https" if certificate else "http"
                 log.info("listening on %s://%s:%d", scheme, settings.api_host, settings.api_port)
@@ -215,7 +227,9 @@ async def serve(settings: Settings, substitute: Callable[[Servers], Servers] = l
                 report = ledger_report(servers, declared, telemetry)
                 async with (
                     _following(index, servers.feed, telemetry.instruments.catalog_lag.set),
-                    in_background(report.run(), reload.notice_edits(), *following),
+                    in_background(
+                        report.run(), parts.cluster.run(), parts.undeclared.run(), reload.notice_edits(), *following
+                    ),
                 ):
                     process.freeze_startup_objects()
                     await server.serve(sockets=[listener])
@@ -224,7 +238,7 @@ async def serve(settings: Settings, substitute: Callable[[Servers], Servers] = l
     finally:
         await asyncio.to_thread(telemetry.shutdown)
     if kept and reload.requested and not failed:
-        start_again(kept)
+        start_again(None if worker else kept)
     return 1 if failed else 0
 
 

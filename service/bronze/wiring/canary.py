@@ -26,10 +26,8 @@ from bronze.telemetry.sampling import always_sampled
 from bronze.telemetry.sdk import Telemetry
 from bronze.telemetry.signals import Role
 from bronze.verify.verification import Verification
+from bronze.wiring.http_servers import TELEMETRY_S_MAX, open_prometheus, open_trace_store
 from bronze.wiring.servers import (
-    TELEMETRY_S_MAX,
-    open_prometheus,
-    open_trace_store,
     queue_and_bucket,
 )
 

@@ -7,26 +7,29 @@ import tempfile
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 
 from bronze.admin import keys_command, objects_command, sources_command, verify_command
 from bronze.admin.acknowledge import Acknowledgement
 from bronze.admin.change_lanes import LaneChange
 from bronze.admin.confirmation import Confirmation, address, unfinished_if_interrupted
+from bronze.admin.copy_queue import QueueCopy
 from bronze.admin.progress import Progress
 from bronze.admin.quarantine_command import run
 from bronze.admin.rebuild_catalog import BucketContents, Rebuild
-from bronze.admin.reports import report_initialized, report_lanes, report_rebuilt
+from bronze.admin.reports import report_copied, report_initialized, report_lanes, report_rebuilt
 from bronze.errors import Misconfigured
 from bronze.plurals import counted
 from bronze.printable import printable
 from bronze.process import StopRequested, on_stop_signals
 from bronze.protocol import quarantine
+from bronze.queue_servers import Addresses
 from bronze.records import sources
 from bronze.servers import schema_registry
 from bronze.servers.catalog import NatsCatalog
 from bronze.servers.catalog_feed import Feed
 from bronze.servers.catalog_rebuild import CatalogReplacement
-from bronze.servers.jetstream import JetStream
+from bronze.servers.jetstream import ApiError, JetStream
 from bronze.servers.key_value import STREAM as KEYS
 from bronze.servers.key_value import KeyValueStore
 from bronze.servers.principal_store import PrincipalStore
@@ -36,12 +39,10 @@ from bronze.settings import Settings
 from bronze.telemetry.sdk import Telemetry
 from bronze.verify.results import report_shares
 from bronze.verify.verification import Verification
+from bronze.wiring.http_servers import TELEMETRY_S_MAX, open_prometheus, open_trace_store
 from bronze.wiring.servers import (
-    TELEMETRY_S_MAX,
     connect_queue,
-    open_prometheus,
     open_queue,
-    open_trace_store,
     queue_and_bucket,
 )
 
@@ -54,7 +55,8 @@ def _confirmation(args: argparse.Namespace, targets: Sequence[str]) -> Confirmat
 
 
 def _queue_target(jetstream: JetStream) -> str:
-    return f"queue at {address(jetstream.address)}, server {printable(str(jetstream.server_name))}"
+    cluster = f" of the cluster {printable(jetstream.cluster_name)}" if jetstream.cluster_name else ""
+    return f"queue at {address(jetstream.address)}, server {printable(str(jetstream.server_name))}{cluster}"
 
 
 def _bucket_target(bucket: S3Bucket, prefix: str) -> str:
@@ -84,7 +86,7 @@ async def run_objects(args: argparse.Namespace, settings: Settings) -> int:
 
 async def check_sources(args: argparse.Namespace, settings: Settings) -> int:
     """Run `bronze sources check`. Returns the exit code."""
-    declared = sources.load(args.file or settings.sources)
+    declared = sources_command.load(args.file, settings.sources)
     jetstream = await JetStream.connect(settings.queue_servers, server_name=settings.nats_server_name)
     try:
         _confirmation(args, [_queue_target(jetstream)]).show_targets()
@@ -150,15 +152,58 @@ async def initialize(settings: Settings, *, yes: bool) -> int:
     jetstream = await connect_queue(settings.queue_servers, settings.nats_server_name, stop)
     try:
         targets = [_queue_target(jetstream), f"lanes of the bucket {settings.bucket}, prefix {settings.prefix}"]
-        await Confirmation(targets, yes).ask("Create the streams that are missing, and register the sources?")
+        await Confirmation(targets, yes).ask(
+            "Create the streams that are missing, raise the others to BRONZE_QUEUE_REPLICAS, and register the sources?"
+        )
         before = set(await jetstream.stream_names(">"))
         key_values, queue, lanes, catalog = await open_queue(jetstream, settings, declared, stop)
         created = sorted(set(await jetstream.stream_names(">")) - before)
         protected = [lane.stream for lane in lanes if await queue.protect(lane)]
         protected += [KEYS] * await key_values.protect() + [catalog.stream] * await catalog.protect()
+        streams = [*(lane.stream for lane in lanes), catalog.stream, KEYS]
+        replicated = [stream for stream in streams if await _replicate(jetstream, stream, settings.queue_replicas)]
     finally:
         await jetstream.close()
-    report_initialized(len(lanes), created, protected)
+    report_initialized(len(lanes), created, protected, replicated, settings.queue_replicas)
+    return 0
+
+
+async def _replicate(jetstream: JetStream, stream: str, replicas: int) -> bool:
+    """As `JetStream.raise_replicas`. Raises `Misconfigured` if the queue cannot have so many."""
+    try:
+        return await jetstream.raise_replicas(stream, replicas)
+    except ApiError as error:
+        raise Misconfigured(
+            f"BRONZE_QUEUE_REPLICAS={replicas}: the queue refuses that for {stream}: {error}"
+        ) from error
+
+
+async def copy_queue(settings: Settings, to: str, *, yes: bool) -> int:
+    """Run `bronze queue copy`: copy the queue to servers that have none. Returns the exit code.
+
+    `yes`: it does not ask.
+    """
+    try:
+        servers = replace(settings.queue_servers, urls=Addresses.parse(to).urls)
+    except ValueError as error:
+        raise Misconfigured(f"--to: {error}") from error
+    source = await JetStream.connect(settings.queue_servers, server_name=settings.nats_server_name)
+    try:
+        target = await JetStream.connect(servers)
+        try:
+            targets = [_queue_target(source), f"{_queue_target(target)}, which gets the copy"]
+            await Confirmation(targets, yes).ask(
+                "Copy the queue? From now on it accepts nothing: submissions get a 503 until APIs use the copy."
+            )
+            with unfinished_if_interrupted("queue"), Progress("streams") as progress:
+                copied = await QueueCopy(
+                    source, target, settings.queue_replicas, settings.lock_expiry_s, progress.step
+                ).run()
+        finally:
+            await target.close()
+    finally:
+        await source.close()
+    report_copied(copied.streams, copied.messages, ",".join(servers.urls))
     return 0
 
 

@@ -9,6 +9,7 @@ from aiorwlock import RWLock
 from bronze import process
 from bronze.consumer.lane_writer import LaneWriter
 from bronze.consumer.ledger import Comparison
+from bronze.consumer.monitors import Monitors
 from bronze.consumer.run import consume
 from bronze.errors import Gone
 from bronze.process import StopRequested, on_stop_signals
@@ -59,6 +60,7 @@ async def run_consumer(settings: Settings, substitute: Callable[[Servers], Serve
                 on_stop_signals(stop_for_good)
                 reload.begin(servers.check_sources, stop.set)
                 decoding = RWLock()
+                monitors = Monitors(declared, telemetry.instruments)
                 writers = [
                     LaneWriter(
                         lane,
@@ -72,6 +74,7 @@ async def run_consumer(settings: Settings, substitute: Callable[[Servers], Serve
                         prefix=settings.prefix,
                         limits=limits(settings),
                         purge_grace_s=settings.purge_grace_s,
+                        monitors=monitors,
                     )
                     for lane in servers.lanes
                 ]
@@ -81,7 +84,9 @@ async def run_consumer(settings: Settings, substitute: Callable[[Servers], Serve
                 log.info("consuming %d lanes", len(writers))
                 process.freeze_startup_objects()
                 report = ledger_report(servers, declared, telemetry)
-                async with in_background(report.run(), comparison.run(), comparison.run_all(), reload.notice_edits()):
+                async with in_background(
+                    report.run(), comparison.run(), comparison.run_all(), monitors.run(), reload.notice_edits()
+                ):
                     await consume(writers, stop)
         finally:
             metrics_server.close()

@@ -25,10 +25,13 @@ LISTEN_FD = 3
 
 
 class SourcesReload:
-    """The file of sources of a role. It is made before the role reads the file; SIGHUP waits until `begin`."""
+    """The file of sources of a role, or that of the built-in ones.
+
+    It is made before the role reads the file; SIGHUP waits until `begin`.
+    """
 
     def __init__(self, file: Path | None) -> None:
-        self._file = file
+        self._file = file or sources.built_in_file()
         self._begun: tuple[Check, Callable[[], None]] | None = None
         self._waits = False
         self._taken = self._noticed = self._read()
@@ -51,7 +54,7 @@ class SourcesReload:
 
     async def notice_edits(self) -> None:
         """Say once for each edit of the file that it does not hold yet; ends by cancellation."""
-        while self._file:
+        while True:
             await asyncio.sleep(POLL_S)
             content = await asyncio.to_thread(self._read)
             if content not in {self._noticed, self._taken}:
@@ -60,7 +63,7 @@ class SourcesReload:
 
     def _read(self) -> bytes | None:
         try:
-            return self._file.read_bytes() if self._file else None
+            return self._file.read_bytes()
         except OSError:
             return None
 

@@ -1,4 +1,4 @@
-"""Connections to the servers that roles and commands use, and what several of them make."""
+"""Connections to the queue and the bucket, which roles and commands use, and what several of them make."""
 
 import asyncio
 import secrets
@@ -6,10 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Itera
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-import httpx
-
 from bronze.consumer.tasks import cancel
-from bronze.errors import Misconfigured
 from bronze.ledger.report import LedgerReport
 from bronze.process import retry_until_available
 from bronze.protocol.lane import Lane
@@ -19,20 +16,16 @@ from bronze.servers import schema_registry
 from bronze.servers.bucket import Bucket
 from bronze.servers.catalog import Catalog, NatsCatalog
 from bronze.servers.catalog_feed import Feed
-from bronze.servers.issuer_keys import IssuerKeys
 from bronze.servers.jetstream import JetStream
+from bronze.servers.key_value import STREAM as KEYS
 from bronze.servers.key_value import KeyValueStore
 from bronze.servers.lane_lock import Lock, NatsLock
 from bronze.servers.principal_store import PrincipalStore
-from bronze.servers.prometheus import Prometheus
 from bronze.servers.queue import NatsQueue, Queue
+from bronze.servers.queue_cluster import NatsCluster, QueueCluster
 from bronze.servers.s3 import S3Bucket
-from bronze.servers.trace_store import Tempo, TraceStore, Zipkin
 from bronze.settings import Settings
 from bronze.telemetry.sdk import Telemetry
-
-#: Time limit of each request to Prometheus and the trace store, in seconds.
-TELEMETRY_S_MAX = 30.0
 
 
 @dataclass(frozen=True)
@@ -47,6 +40,7 @@ class Servers:
     lock: Callable[[Lane], Lock]
     principals: PrincipalStore
     check_sources: Callable[[Mapping[str, Source], str], Awaitable[None]]
+    cluster: QueueCluster
 
 
 async def connect_queue(servers: QueueServers, server_name: str | None, stop: asyncio.Event) -> JetStream:
@@ -111,50 +105,11 @@ async def open_servers(
             lambda lane: NatsLock(key_values, lane, owner, settings.lock_expiry_s),
             PrincipalStore(key_values),
             lambda edited, file: prepare_sources(key_values, queue, edited, file),
+            NatsCluster(jetstream, [*(lane.stream for lane in lanes), catalog.stream, KEYS]),
         )
     finally:
         bucket.close()
         await jetstream.close()
-
-
-@asynccontextmanager
-async def open_prometheus(settings: Settings, timeout_s: float) -> AsyncIterator[Prometheus | None]:
-    """A client of the Prometheus in the settings, if there is one. Raises `Misconfigured` for an invalid address."""
-    if settings.prometheus_url is None:
-        yield None
-        return
-    async with _client("BRONZE_PROMETHEUS_URL", settings.prometheus_url, timeout_s) as client:
-        yield Prometheus(client)
-
-
-@asynccontextmanager
-async def open_trace_store(settings: Settings, timeout_s: float) -> AsyncIterator[TraceStore | None]:
-    """A client of the trace store in the settings, if there is one. Raises `Misconfigured` for an invalid address."""
-    if settings.tempo_url:
-        async with _client("BRONZE_TEMPO_URL", settings.tempo_url, timeout_s) as client:
-            yield Tempo(client)
-    elif settings.zipkin_url:
-        async with _client("BRONZE_ZIPKIN_URL", settings.zipkin_url, timeout_s) as client:
-            yield Zipkin(client)
-    else:
-        yield None
-
-
-@asynccontextmanager
-async def open_issuer_keys(settings: Settings) -> AsyncIterator[IssuerKeys | None]:
-    """The keys of the issuer in the settings, if there is one."""
-    if settings.jwt_keys is None:
-        yield None
-        return
-    async with httpx.AsyncClient() as client:
-        yield IssuerKeys(client, settings.jwt_keys)
-
-
-def _client(variable: str, url: str, timeout_s: float) -> httpx.AsyncClient:
-    try:
-        return httpx.AsyncClient(base_url=url, timeout=timeout_s)
-    except httpx.InvalidURL as error:
-        raise Misconfigured(f"{variable}: {url!r}: {error}") from error
 
 
 @asynccontextmanager

@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,13 +97,8 @@ class System:
 
     async def __aenter__(self) -> Self:
         self._stack.callback(self._stop_roles)
-        make = servers.nats_with_users if self.users else servers.nats
-        queue = make(self.root / "nats", self._queue_port, self.root.name)
-        bucket = servers.seaweedfs(self.root / "seaweedfs", self._account)
         try:
-            for program in (queue, bucket):
-                log = self.root / f"{program.name}.log"
-                self._servers[program.name] = self._stack.enter_context(programs.start(program, log))
+            self.start_servers(*self.queue_servers(), servers.seaweedfs(self.root / "seaweedfs", self._account))
             if self.users:
                 await self.initialize()
         except BaseException:
@@ -113,6 +108,18 @@ class System:
 
     async def __aexit__(self, *error: object) -> None:
         await asyncio.to_thread(self._stack.close)
+
+    def queue_servers(self) -> Sequence[Program]:
+        make = servers.nats_with_users if self.users else servers.nats
+        return (make(self.root / "nats", self._queue_port, self.root.name),)
+
+    def start_servers(self, *chosen: Program) -> None:
+        """Start servers at the same time; returns when they are ready."""
+        for program in chosen:
+            process = Process(program, self.root / f"{program.name}.log")
+            self._servers[program.name] = self._stack.enter_context(process)
+        for program in chosen:
+            self._servers[program.name].wait_ready()
 
     # --- the roles
 
@@ -173,9 +180,9 @@ class System:
         assert command.returncode == 0
         return out.decode().strip()
 
-    async def command(self, *words: str, key: str = "", user: str = "admin") -> asyncio.subprocess.Process:
+    async def command(self, *words: str, key: str = "", user: str = "admin", **env: str) -> asyncio.subprocess.Process:
         """Start a command of `bronze`, as a user of the queue, with an API key in its environment."""
-        env = {"BRONZE_API_URL": self.api_url, "BRONZE_API_KEY": key} if key else {}
+        env |= {"BRONZE_API_URL": self.api_url, "BRONZE_API_KEY": key} if key else {}
         return await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "bronze", *words),
             env={**programs.environment(), **SETTINGS, **self._account.env, **self.queue_env(user), **env},
@@ -209,8 +216,13 @@ class System:
 
     # --- kills
 
-    async def strike(self, target: Step | str, number: signal.Signals, pause_s: float = 0.0) -> None:
-        """Kill or pause the first process that reaches a step, or a process of this name at any moment."""
+    async def strike(
+        self, target: Step | str, number: signal.Signals, pause_s: float = 0.0, *, server: str = ""
+    ) -> None:
+        """Kill or pause the first process that reaches a step, or a process of this name at any moment.
+
+        With a `server`, the pause lasts until this server was killed and restarted.
+        """
         if target in self._servers:
             await self._strike_server(self._servers[target])
             self.kills[target, ANYWHERE, number.name] += 1
@@ -224,7 +236,10 @@ class System:
             async for _ in attempts(10, f"{name} did not stop: {target}"):
                 if _is_stopped(pid):
                     break
-            await asyncio.sleep(pause_s)
+            if server:
+                await self.strike(server, SIGKILL)
+            else:
+                await asyncio.sleep(pause_s)
             os.kill(pid, SIGCONT)
         else:
             async for _ in attempts(10, f"{name} did not die: {target}"):
@@ -273,7 +288,8 @@ class System:
     async def queue(self) -> JetStream:
         own = self.queue_env("admin")
         password = Path(own["BRONZE_NATS_PASSWORD_FILE"]) if self.users else ""
-        queue = QueueServers((own["BRONZE_NATS_URL"],), own.get("BRONZE_NATS_USER"), password)
+        urls = own["BRONZE_NATS_URL"].split(",")
+        queue = QueueServers(urls, own.get("BRONZE_NATS_USER"), password)
         return await JetStream.connect(queue, name="kill test")
 
     async def drained(self) -> Found:
@@ -286,7 +302,8 @@ class System:
                 states = [await jetstream.state(name) for name in await checker.streams(jetstream, "bronze.>")]
                 if all(one.last == ends.get(one.name, 0) and one.first >= ends.get(one.name, 0) for one in states):
                     break
-            refused = [line for line in self._servers["nats"].log.read_text().splitlines() if "iolation" in line]
+            logs = [server.log.read_text() for name, server in self._servers.items() if name.startswith("nats")]
+            refused = [line for log in logs for line in log.splitlines() if "iolation" in line]
             assert not refused, "the queue refused what a role needs"
             objects, quarantine, sizes = await asyncio.to_thread(checker.read_bucket, self._account)
             return Found(
@@ -324,7 +341,7 @@ class Submission:
 class Clients:
     """Clients that send, and retry under the same key until they get a 202."""
 
-    def __init__(self, system: System, rng: random.Random) -> None:
+    def __init__(self, system: System, rng: random.Random, timeout_s: float = REQUEST_TIMEOUT_S) -> None:
         self.sent = Sent()
         #: each accepted submission, with its 202
         self.accepted: list[tuple[Submission, Mapping[str, Any]]] = []
@@ -335,7 +352,7 @@ class Clients:
         self._system = system
         self._rng = rng
         self._numbers = itertools.count()
-        self._http = httpx.AsyncClient(timeout=REQUEST_TIMEOUT_S, trust_env=False)
+        self._http = httpx.AsyncClient(timeout=timeout_s, trust_env=False)
 
     async def __aenter__(self) -> Self:
         return self

@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
@@ -29,7 +29,9 @@ from bronze.protocol.message import AcceptedSubmission
 from bronze.records.spool import CheckedSubmission
 from bronze.servers.bucket import Bucket
 from bronze.servers.catalog import Catalog
-from bronze.servers.queue import LaneAdmin, Queue
+from bronze.servers.group_commit import Group, GroupLimits, GroupPublisher, Outcome
+from bronze.servers.jetstream import JetStream, Outgoing
+from bronze.servers.queue import LaneAdmin, NatsQueue, Queue
 from bronze.wiring.api import serve
 from bronze.wiring.commands import change_lanes
 from bronze.wiring.consumer import run_consumer
@@ -40,6 +42,10 @@ ORDERS = "BRONZE_KILL_ORDERS"
 LOCK = "BRONZE_KILL_LOCK"
 HANDED = "handed to all"
 CATALOG_FIRST = "BRONZE_KILL_CATALOG_FIRST"
+#: A file: submissions are published in large groups, and the number of messages of each stored group is added to it.
+GROUPS = "BRONZE_KILL_GROUPS"
+#: All submissions of a group whose reply is lost count as stored.
+GROUPS_BELIEVED = "BRONZE_KILL_GROUPS_BELIEVED"
 #: `lanes` kills itself after so many requests.
 ACTS = "BRONZE_KILL_ACTS"
 
@@ -48,6 +54,8 @@ DEADLY = b"kills its decoder"
 #: Decoding of a record with this text takes longer than the death of a decoder.
 SLOW = b"is slow to decode"
 DEATH_S, SLOW_S = 0.5, 2.0
+#: The submissions of so long are a group.
+HOLD_S = 0.2
 
 
 class Step(StrEnum):
@@ -57,6 +65,8 @@ class Step(StrEnum):
     PUT_CATALOG = "PUT and catalog entry"
     CATALOG_PURGE = "catalog entry and purge"
     PUBLISH_202 = "publish and 202"
+    GROUP_MESSAGES = "two messages of a group"
+    GROUP_ANSWERS = "group commit and answers"
     #: only for the negative control
     CATALOG_PUT = "catalog entry and PUT"
 
@@ -93,6 +103,63 @@ class KilledQueue(Wrapper):
     async def purge_below(self, lane: Lane, sequence: int) -> None:
         obey(Step.CATALOG_PURGE)
         await self._edge.purge_below(lane, sequence)
+
+
+class GroupedQueue(KilledQueue):
+    """Holds submissions for a while, and lets go of them at the same moment."""
+
+    def __init__(self, edge: NatsQueue) -> None:
+        super().__init__(edge)
+        edge.publisher = KilledPublisher
+        self._held: asyncio.Future[None] | None = None
+
+    async def submit(
+        self, lane: Lane, accepted: AcceptedSubmission, checked: CheckedSubmission, deadline_s: float
+    ) -> AcceptedSubmission | None:
+        if self._held is None or self._held.done():
+            loop = asyncio.get_running_loop()
+            self._held = loop.create_future()
+            loop.call_later(HOLD_S, self._held.set_result, None)
+        await asyncio.shield(self._held)
+        return await super().submit(lane, accepted, checked, deadline_s)
+
+
+class KilledPublisher(GroupPublisher):
+    """Two messages are a group already, also after a refused group."""
+
+    def __init__(
+        self, jetstream: JetStream, limits: GroupLimits, batches: asyncio.Semaphore, now_s: Callable[[], float]
+    ) -> None:
+        limits = GroupLimits(alone_max=1, messages_min=2, pause_s=0.0)
+        super().__init__(cast(JetStream, KilledBatches(jetstream)), limits, batches, now_s)
+
+    async def _send(self, group: Group) -> Outcome:
+        outcome = await super()._send(group)
+        if os.environ.get(GROUPS_BELIEVED) and outcome is Outcome.UNKNOWN:
+            return Outcome.STORED
+        return outcome
+
+
+class KilledBatches(Wrapper):
+    """The connection on which groups are published."""
+
+    async def publish_batch(self, messages: Iterable[Outgoing], count: int, **options: Any) -> int:
+        last: int = await self._edge.publish_batch(_killed_halfway(messages, count), count, **options)
+        _note_group(count)
+        obey(Step.GROUP_ANSWERS)
+        return last
+
+
+def _note_group(count: int) -> None:
+    with Path(os.environ[GROUPS]).open("a") as sizes:
+        sizes.write(f"{count}\n")
+
+
+def _killed_halfway(messages: Iterable[Outgoing], count: int) -> Iterator[Outgoing]:
+    for number, message in enumerate(messages):
+        if number == count // 2:
+            obey(Step.GROUP_MESSAGES)
+        yield message
 
 
 class KilledBucket(Wrapper):
@@ -156,9 +223,10 @@ def wire(edges: Servers) -> Servers:
         bucket, catalog = cast(Bucket, CatalogFirst(edges)), cast(Catalog, CatalogDone(edges.catalog))
     else:
         bucket, catalog = cast(Bucket, KilledBucket(edges.bucket)), edges.catalog
+    queue = GroupedQueue(cast(NatsQueue, edges.queue)) if os.environ.get(GROUPS) else KilledQueue(edges.queue)
     return replace(
         edges,
-        queue=cast(Queue, KilledQueue(edges.queue)),
+        queue=cast(Queue, queue),
         bucket=bucket,
         catalog=catalog,
         lock=(lambda lane: Handed()) if os.environ.get(LOCK) == HANDED else edges.lock,

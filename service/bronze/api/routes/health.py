@@ -12,7 +12,7 @@ from bronze.api.readiness import Readiness
 from bronze.telemetry.sdk import Telemetry
 
 
-def add(app: FastAPI, readiness: Readiness, telemetry: Telemetry) -> None:
+def add(app: FastAPI, readiness: Readiness, telemetry: Telemetry, *, has_metrics: bool) -> None:
     """Add the routes that report the state of this process."""
 
     @app.get("/livez", summary="Whether the process runs")
@@ -23,6 +23,9 @@ def add(app: FastAPI, readiness: Readiness, telemetry: Telemetry) -> None:
     async def readyz() -> JSONResponse:
         ready, body = await readiness.check()
         return JSONResponse(body, status_code=200 if ready else 503)
+
+    if not has_metrics:
+        return
 
     @app.get(
         "/metrics",

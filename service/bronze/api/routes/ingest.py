@@ -1,10 +1,12 @@
 """`POST /v1/ingest/{source}`: one submission, accepted or refused as a whole."""
 
 import datetime as dt
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
+from fastapi.routing import APIRoute
 
 from bronze.api import problems
 from bronze.api.authentication import require_ingest
@@ -14,6 +16,7 @@ from bronze.api.models import SubmissionAccepted, status_url
 from bronze.api.openapi_security import writing
 from bronze.api.routes.sources import declared
 from bronze.api.submit_telemetry import SubmissionTelemetry
+from bronze.api.undeclared_counts import UndeclaredCounts
 from bronze.errors import Refusal, Refused
 from bronze.protocol import request_headers
 from bronze.protocol.message import FILE_NAME_CHARS_MAX
@@ -90,19 +93,16 @@ def _openapi(sources: Mapping[str, Source]) -> dict[str, Any]:
     }
 
 
-def add(app: FastAPI, sources: Mapping[str, Source], bodies: BodyReader, ingest: Ingest, telemetry: Telemetry) -> None:
+def add(
+    app: FastAPI,
+    sources: Mapping[str, Source],
+    bodies: BodyReader,
+    ingest: Ingest,
+    undeclared: UndeclaredCounts,
+    telemetry: Telemetry,
+) -> None:
     """Add the route that accepts submissions for these sources."""
 
-    @app.post(
-        PATH,
-        status_code=202,
-        summary="Send one submission",
-        responses={
-            202: {"model": SubmissionAccepted},
-            **problems.responses(400, 401, 403, 404, 409, 413, 415, 422, 429, 503),
-        },
-        openapi_extra={**_openapi(sources), **writing("ingest:{source}")},
-    )
     async def submit(request: Request) -> Response:
         name = request.path_params.get("source", CANARY)
         submission = SubmissionTelemetry(telemetry, name if name in sources else None)
@@ -113,12 +113,13 @@ def add(app: FastAPI, sources: Mapping[str, Source], bodies: BodyReader, ingest:
                 source,
                 request.headers.get("content-type", "").partition(";")[0].strip().lower(),
                 _content_encoding(request),
-                request.stream(),
+                request.receive,
                 submission,
                 keep_invalid=_keep_invalid(request),
             )
             try:
                 accepted = await ingest.submit(source, head, checked, submission)
+                undeclared.add(name, checked.undeclared)
             finally:
                 checked.close()
         return Response(
@@ -128,7 +129,29 @@ def add(app: FastAPI, sources: Mapping[str, Source], bodies: BodyReader, ingest:
             headers={"Location": status_url(accepted.submission_id), "traceresponse": traceparent()},
         )
 
-    app.add_api_route(CANARY_PATH, submit, methods=["POST"], status_code=202, include_in_schema=False)
+    add_route = partial(
+        app.router.add_api_route, endpoint=submit, methods=["POST"], status_code=202, route_class_override=_Route
+    )
+    add_route(
+        PATH,
+        summary="Send one submission",
+        responses={
+            202: {"model": SubmissionAccepted},
+            **problems.responses(400, 401, 403, 404, 409, 413, 415, 422, 429, 503),
+        },
+        openapi_extra={**_openapi(sources), **writing("ingest:{source}")},
+    )
+    add_route(CANARY_PATH, include_in_schema=False)
+
+
+class _Route(APIRoute):
+    """A route whose handler takes the request and returns the response. FastAPI has nothing to parse for it, and only
+    describes it.
+    """
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handler: Callable[[Request], Coroutine[Any, Any, Response]] = self.endpoint
+        return handler
 
 
 def _head(request: Request, caller: Caller) -> SubmissionHead:
@@ -184,6 +207,8 @@ def _single(header: str, values: Sequence[str]) -> str | None:
 
 def _query_values(request: Request, name: str) -> list[str]:
     """As `request.query_params`, which replaces what is not UTF-8."""
+    if not request.scope["query_string"]:
+        return []
     pairs = (part.partition("=") for part in request.url.query.replace("+", " ").split("&"))
     return [request_headers.decode(value) for key, _, value in pairs if request_headers.decode(key) == name]
 

@@ -12,7 +12,7 @@ def add(app: FastAPI, page: Page) -> None:
     """Add the route of the page."""
 
     @app.get("/", include_in_schema=False)
-    async def show(request: Request, q: str = "") -> HTMLResponse:
+    async def show(request: Request, q: str = "", source: str = "") -> HTMLResponse:
         found = require_read_every(request)
-        rendered = await page.show(q, found.principal if cookie_of(request.scope) else "")
+        rendered = await page.show(q, found.principal if cookie_of(request.scope) else "", source)
         return HTMLResponse(rendered.html, rendered.status, page.headers)

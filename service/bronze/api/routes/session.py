@@ -31,7 +31,7 @@ def add(app: FastAPI, sessions: Sessions, page: LoginPage, audit: AuditLog) -> N
         if not is_from_here(request.scope):
             return page.show(403, path, "The form was sent by another site. Log in here.")
         try:
-            found, headers = sessions.begin(request.scope, form.get("key", "").strip())
+            found, headers = await sessions.begin(request.scope, form.get("key", "").strip())
         except Refused as error:
             audit.refused(request.scope, error)
             return page.show(error.status, path, error.detail)

@@ -1,0 +1,192 @@
+{{- define "bronze.name" -}}
+{{- if contains "bronze" .Release.Name }}{{ .Release.Name }}{{ else }}{{ .Release.Name }}-bronze{{ end }}
+{{- end }}
+
+{{- /* A dict of root and component: what a pod is found by. */}}
+{{- define "bronze.selector" -}}
+app.kubernetes.io/name: bronze
+app.kubernetes.io/instance: {{ .root.Release.Name }}
+app.kubernetes.io/component: {{ .component }}
+{{- end }}
+
+{{- define "bronze.labels" -}}
+{{ include "bronze.selector" . }}
+app.kubernetes.io/version: {{ .root.Values.image.tag | default .root.Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .root.Release.Service }}
+helm.sh/chart: {{ .root.Chart.Name }}-{{ .root.Chart.Version }}
+{{- end }}
+
+{{- define "bronze.sources" -}}
+{{ .Values.sources | default (.Files.Get "files/sources.toml") }}
+{{- end }}
+
+{{- /* The most consumers that can work at the same time: lanes × sources. */}}
+{{- define "bronze.lanes" -}}
+{{- $sources := include "bronze.sources" . | fromToml }}
+{{- with $sources.Error }}
+{{- fail (printf "sources is not TOML: %s" .) }}
+{{- end }}
+{{- mul .Values.lanes (len $sources) }}
+{{- end }}
+
+{{- define "bronze.consumersMax" -}}
+{{- $lanes := include "bronze.lanes" . | int }}
+{{- $chosen := .Values.consumer.autoscaling.maxReplicas | int }}
+{{- if gt $chosen $lanes }}
+{{- fail (printf "consumer.autoscaling.maxReplicas is %d, but only %d consumers can work at the same time (lanes × sources): set lanes to more, or maxReplicas to less" $chosen $lanes) }}
+{{- end }}
+{{- $chosen | default $lanes }}
+{{- end }}
+
+{{- define "bronze.apisMax" -}}
+{{- if .Values.api.autoscaling.enabled }}{{ .Values.api.autoscaling.maxReplicas }}{{ else }}{{ .Values.api.replicas }}{{ end }}
+{{- end }}
+
+{{- /* Values that contradict each other; values.schema.json checks each alone. */}}
+{{- define "bronze.check" -}}
+{{- $values := .Values }}
+{{- with $values.queue }}
+{{- if and .caSecret (not (hasPrefix "tls://" .url)) }}
+{{- fail "queue.caSecret is set: queue.url needs tls:// then" }}
+{{- end }}
+{{- if and (contains "@" .url) .secret }}
+{{- fail "queue.url contains a user: remove it, the roles have users of their own (queue.secret)" }}
+{{- end }}
+{{- end }}
+{{- if and $values.telemetry.tempoUrl $values.telemetry.zipkinUrl }}
+{{- fail "telemetry.tempoUrl and telemetry.zipkinUrl are both set: set the one that has the traces" }}
+{{- end }}
+{{- if and $values.canary.enabled (eq $values.api.auth "keys") (not $values.canary.apiKeySecret) }}
+{{- fail "the canary needs an API key, since api.auth is keys: set canary.apiKeySecret, or canary.enabled to false" }}
+{{- end }}
+{{- if and $values.monitoring.serviceMonitors (eq $values.api.auth "keys") (not $values.monitoring.apiKeySecret) }}
+{{- fail "Prometheus needs an API key for the API's /metrics, since api.auth is keys: set monitoring.apiKeySecret" }}
+{{- end }}
+{{- range $role := list "api" "consumer" }}
+{{- with (index $values $role).autoscaling }}
+{{- $max := include (ternary "bronze.apisMax" "bronze.consumersMax" (eq $role "api")) $ | int }}
+{{- if and .enabled (gt (int .minReplicas) $max) }}
+{{- fail (printf "%s.autoscaling.minReplicas is %d, and its maximum %d" $role (int .minReplicas) $max) }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- with $values.consumer.autoscaling }}
+{{- if and .enabled (eq .by "age") (not $values.telemetry.prometheusUrl) }}
+{{- fail "consumer.autoscaling.by is age, which KEDA reads from Prometheus: set telemetry.prometheusUrl, or by to cpu" }}
+{{- end }}
+{{- $flush := $values.settings.BRONZE_FLUSH_AGE_S | default "15" | float64 }}
+{{- if and .enabled (eq .by "age") (le (float64 .ageS) (addf $flush 2)) }}
+{{- fail (printf "consumer.autoscaling.ageS is %v: messages wait up to BRONZE_FLUSH_AGE_S + 2 s (%v s) even if consumers are idle" .ageS (addf $flush 2)) }}
+{{- end }}
+{{- end }}
+{{- if and (eq ($values.settings.BRONZE_CREATE_ONLY_MISSING | default "false" | lower) "true") (or $values.consumer.autoscaling.enabled (ne (int $values.consumer.replicas) 1)) }}
+{{- fail "BRONZE_CREATE_ONLY_MISSING needs exactly one consumer: set consumer.replicas to 1, without autoscaling" }}
+{{- end }}
+{{- end }}
+
+{{- /* A dict of root, component, user (of the queue) and bucketSecret: what every container gets. */}}
+{{- define "bronze.env" -}}
+{{- $values := .root.Values }}
+- {name: BRONZE_SOURCES, value: /etc/bronze/sources/sources.toml}
+- {name: BRONZE_LANES, value: {{ $values.lanes | quote }}}
+- {name: BRONZE_NATS_URL, value: {{ $values.queue.url | quote }}}
+- {name: BRONZE_QUEUE_REPLICAS, value: {{ $values.queue.replicas | quote }}}
+{{- with $values.queue.serverName }}
+- {name: BRONZE_NATS_SERVER_NAME, value: {{ . | quote }}}
+{{- end }}
+{{- if $values.queue.secret }}
+- {name: BRONZE_NATS_USER, value: {{ .user }}}
+- {name: BRONZE_NATS_PASSWORD_FILE, value: /etc/bronze/queue/password}
+{{- end }}
+{{- if $values.queue.caSecret }}
+- {name: BRONZE_NATS_CA_FILE, value: /etc/bronze/queue-ca/ca.crt}
+{{- end }}
+- {name: BRONZE_BUCKET, value: {{ $values.bucket.name | quote }}}
+- {name: BRONZE_PREFIX, value: {{ $values.bucket.prefix | quote }}}
+{{- with $values.bucket.endpoint }}
+- {name: AWS_ENDPOINT_URL_S3, value: {{ . | quote }}}
+{{- end }}
+- {name: AWS_DEFAULT_REGION, value: {{ $values.bucket.region | quote }}}
+{{- with .bucketSecret }}
+- {name: AWS_ACCESS_KEY_ID, valueFrom: {secretKeyRef: {name: {{ . }}, key: AWS_ACCESS_KEY_ID}}}
+- {name: AWS_SECRET_ACCESS_KEY, valueFrom: {secretKeyRef: {name: {{ . }}, key: AWS_SECRET_ACCESS_KEY}}}
+{{- end }}
+{{- if $values.telemetry.endpoint }}
+- {name: OTEL_EXPORTER_OTLP_ENDPOINT, value: {{ $values.telemetry.endpoint | quote }}}
+{{- with $values.telemetry.secret }}
+- {name: COLLECTOR_OTLP_TOKEN, valueFrom: {secretKeyRef: {name: {{ . }}, key: token}}}
+- {name: OTEL_EXPORTER_OTLP_HEADERS, value: Authorization=Bearer%20$(COLLECTOR_OTLP_TOKEN)}
+{{- end }}
+{{- else }}
+{{- range $signal := list "TRACES" "METRICS" "LOGS" }}
+- {name: OTEL_{{ $signal }}_EXPORTER, value: none}
+{{- end }}
+{{- end }}
+{{- if has .component (list "api" "canary" "admin") }}
+{{- range $name, $url := dict "PROMETHEUS" $values.telemetry.prometheusUrl "TEMPO" $values.telemetry.tempoUrl "ZIPKIN" $values.telemetry.zipkinUrl }}
+{{- with $url }}
+- {name: BRONZE_{{ $name }}_URL, value: {{ . | quote }}}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- if has .component (list "canary" "admin") }}
+- {name: BRONZE_API_URL, value: http://{{ include "bronze.name" .root }}-api:8000}
+{{- end }}
+{{- range $name, $value := merge dict $values.environment $values.settings }}
+- {name: {{ $name }}, value: {{ $value | quote }}}
+{{- end }}
+{{- end }}
+
+{{- define "bronze.mounts" -}}
+- {name: tmp, mountPath: /tmp}
+- {name: sources, mountPath: /etc/bronze/sources, readOnly: true}
+{{- if .root.Values.queue.secret }}
+- {name: queue, mountPath: /etc/bronze/queue, readOnly: true}
+{{- end }}
+{{- if .root.Values.queue.caSecret }}
+- {name: queue-ca, mountPath: /etc/bronze/queue-ca, readOnly: true}
+{{- end }}
+{{- end }}
+
+{{- /* As bronze.env, with sourcesFrom, the ConfigMap of the sources. */}}
+{{- define "bronze.volumes" -}}
+- name: sources
+  configMap: {name: {{ .sourcesFrom }}}
+{{- with .root.Values.queue.secret }}
+- name: queue
+  secret:
+    secretName: {{ . }}
+    defaultMode: 0440
+    items: [{key: {{ $.user }}, path: password}]
+{{- end }}
+{{- with .root.Values.queue.caSecret }}
+- name: queue-ca
+  secret: {secretName: {{ . }}, defaultMode: 0440}
+{{- end }}
+{{- end }}
+
+{{- define "bronze.image" -}}
+image: "{{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}"
+imagePullPolicy: {{ .Values.image.pullPolicy }}
+securityContext:
+  allowPrivilegeEscalation: false
+  readOnlyRootFilesystem: true
+  capabilities: {drop: [ALL]}
+{{- end }}
+
+{{- define "bronze.pod" -}}
+automountServiceAccountToken: false
+enableServiceLinks: false # its variables would be taken for settings: BRONZE_API_PORT
+securityContext:
+  runAsNonRoot: true
+  runAsUser: 10000
+  runAsGroup: 10000
+  fsGroup: 10000
+  seccompProfile: {type: RuntimeDefault}
+{{- with .Values.image.pullSecrets }}
+imagePullSecrets:
+{{- range . }}
+  - name: {{ . }}
+{{- end }}
+{{- end }}
+{{- end }}

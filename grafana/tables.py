@@ -1,0 +1,128 @@
+"""Tables: how far the Iceberg table of each source has come, and what each commit to it took."""
+
+from grafana_foundation_sdk.builders.stat import Panel as Stat
+from grafana_foundation_sdk.builders.timeseries import Panel as Timeseries
+
+from grafana import components
+from grafana.components import (
+    BYTES,
+    COUNT,
+    COUNTS_PER_S,
+    RECORDS_PER_S,
+    SECONDS,
+    Board,
+    PanelInfo,
+    Row,
+    graph,
+    limit_line,
+    percentiles,
+    query,
+    single_value,
+    tile,
+)
+from grafana.promql import SOURCE, THRESHOLDS, rate, since
+
+_UID = "bronze-tables"
+_TABLE = f'job="bronze/table", {SOURCE}'
+_DURATIONS = f'bronze_table_commit_duration_seconds{{{_TABLE}, bronze_outcome="success"}}'
+_AGES = f"max by (bronze_source) (bronze_table_objects_oldest_age_seconds{{{_TABLE}}})"
+_NOT_RUNNING = "bronze table has not reported yet"
+
+
+def board() -> Board:
+    return Board(
+        _UID,
+        "Tables",
+        "The Iceberg table of each source, to which `bronze table` commits the rows of its objects.",
+        [
+            Row("Are the tables up to date?", [oldest(), newest(), waiting()]),
+            Row("Commits", [commits(), durations(), records()]),
+            Row("Files", [files(), size()]),
+        ],
+    )
+
+
+def oldest() -> Stat:
+    info = PanelInfo(
+        "Oldest waiting object",
+        "Age of the oldest object whose rows are not in its table yet, of the worst source. Red from "
+        f"{THRESHOLDS.table_age_s_max / 60:g} minutes on, as the alert.",
+        _NOT_RUNNING,
+        ["BronzeTableLags", "BronzeTableHalted"],
+        explained_by=(_UID, "Waiting for the tables"),
+    )
+    panel = tile(info, SECONDS, single_value(f"max({_AGES})"), width=6, height=9)
+    return panel.thresholds(components.zero_is_good(THRESHOLDS.table_age_s_max))
+
+
+def newest() -> Stat:
+    info = PanelInfo(
+        "Last snapshot",
+        "Time since the last snapshot of any table. Without new objects there is none.",
+        "no snapshot yet",
+        explained_by=(_UID, "Commits by outcome"),
+    )
+    snapshot = since(f"max(bronze_table_snapshot_time_seconds{{{_TABLE}}})")
+    return tile(info, SECONDS, single_value(snapshot), width=6, height=9)
+
+
+def waiting() -> Timeseries:
+    info = PanelInfo(
+        "Waiting for the tables",
+        "Age of the oldest object of each source whose rows are not in its table yet. Between two commits it grows to "
+        "BRONZE_TABLE_INTERVAL_S.",
+        _NOT_RUNNING,
+        ["BronzeTableLags"],
+    )
+    limit = limit_line(f"vector({THRESHOLDS.table_age_s_max:g})", f"limit: {THRESHOLDS.table_age_s_max:g} s")
+    return graph(info, SECONDS, query(_AGES, "{{bronze_source}}"), limit, width=12)
+
+
+def commits() -> Timeseries:
+    info = PanelInfo(
+        "Commits by outcome",
+        "Commits per second. *conflict*: another commit came first, and it was tried again; *unavailable*: the next "
+        "commit finds out whether it was made; *halted*: nothing is committed until you act.",
+        _NOT_RUNNING,
+        ["BronzeTableHalted"],
+    )
+    succeeded = rate(f'bronze_table_commits_total{{{_TABLE}, bronze_outcome="success"}}')
+    failed = rate(f'bronze_table_commits_total{{{_TABLE}, bronze_outcome="failure"}}', "error_type")
+    return graph(info, COUNTS_PER_S, query(succeeded, "success"), query(f"{failed} > 0", "{{error_type}}"))
+
+
+def durations() -> Timeseries:
+    info = PanelInfo(
+        "Duration of a commit",
+        "From reading the table to its new snapshot, with reading the objects in between. Each exemplar links to the "
+        "trace of its commit, which links to the uploads of the objects.",
+        "no commit in this time range",
+    )
+    return graph(info, SECONDS, *percentiles(_DURATIONS, (0.5, 0.95), exemplars=True))
+
+
+def records() -> Timeseries:
+    info = PanelInfo("Records committed", "Records per second that became rows of a table.", _NOT_RUNNING)
+    return components.by_source(
+        graph(
+            info,
+            RECORDS_PER_S,
+            query(rate(f"bronze_table_records_total{{{_TABLE}}}", "bronze_source"), "{{bronze_source}}"),
+        )
+    )
+
+
+def files() -> Timeseries:
+    info = PanelInfo(
+        "Data files",
+        "Data files of each table in its last snapshot. Many small files make readers slow.",
+        _NOT_RUNNING,
+    )
+    count = f"max by (bronze_source) (bronze_table_files{{{_TABLE}}})"
+    return graph(info, COUNT, query(count, "{{bronze_source}}"), width=12)
+
+
+def size() -> Timeseries:
+    info = PanelInfo("Size of the tables", "Bytes of the data files in the last snapshot.", _NOT_RUNNING)
+    bytes_now = f"max by (bronze_source) (bronze_table_size_bytes{{{_TABLE}}})"
+    return graph(info, BYTES, query(bytes_now, "{{bronze_source}}"), width=12)

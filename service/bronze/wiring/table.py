@@ -1,0 +1,53 @@
+"""The committer of tables."""
+
+import asyncio
+import logging
+from contextlib import suppress
+
+from bronze.process import StopRequested, on_stop_signals, retry_until_available
+from bronze.records.sources import load, without_canary
+from bronze.servers.catalog_feed import Feed
+from bronze.servers.iceberg import open_tables
+from bronze.servers.s3 import S3Bucket
+from bronze.settings import Settings
+from bronze.table.committer import Committer
+from bronze.table.run import TableRole
+from bronze.table.table_telemetry import TableTelemetry
+from bronze.telemetry import sdk
+from bronze.telemetry.signals import Role
+from bronze.wiring.servers import connect_queue
+
+log = logging.getLogger(__name__)
+
+
+async def run_table(settings: Settings) -> int:
+    """Commit to the tables until a stop signal. Returns the exit code."""
+    declared = without_canary(load(settings.sources))
+    telemetry = sdk.start(Role.TABLE, settings)
+    telemetry.export_zeros(declared)
+    stop = asyncio.Event()
+    on_stop_signals(stop.set)
+    try:
+        metrics_server = telemetry.serve_metrics()
+        bucket = S3Bucket(settings)
+        try:
+            with suppress(StopRequested):
+                tables = await retry_until_available(lambda: asyncio.to_thread(open_tables, settings), stop)
+                jetstream = await connect_queue(settings.queue_servers, settings.nats_server_name, stop)
+                try:
+                    feed = Feed(jetstream)
+                    committers = [
+                        Committer(source, tables, feed, bucket, settings.prefix, settings.table_commit_bytes_max)
+                        for source in declared.values()
+                    ]
+                    log.info("committing the objects of %s to tables", ", ".join(declared))
+                    role = TableRole(committers, feed, TableTelemetry(telemetry), settings.table_interval_s)
+                    await role.run(stop)
+                finally:
+                    await jetstream.close()
+        finally:
+            bucket.close()
+            metrics_server.close()
+    finally:
+        await asyncio.to_thread(telemetry.shutdown)
+    return 0

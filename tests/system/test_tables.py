@@ -1,0 +1,86 @@
+"""The committer of tables as a process, with SeaweedFS' own catalog."""
+
+import signal
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from functools import partial
+
+import pytest
+from pyiceberg.catalog import Catalog, load_catalog
+
+from local import servers
+from local.builds import REPOSITORY
+from local.machine import limit_s
+from local.programs import Process
+from tests.system.blackbox import System, ndjson, until, vehicles
+from tests.system.test_readers import MARKED
+
+ROWS = 7
+PAGE = REPOSITORY / "docs" / "tables.md"
+RECIPES = ("pyiceberg", "polars_iceberg")
+
+
+@pytest.fixture
+def catalog(system: System) -> Catalog:
+    """The catalog, with the account of the commands. pyiceberg reads its variables when it is imported."""
+    account = system.stack.account
+    credentials = {"s3.access-key-id": account.access_key, "s3.secret-access-key": account.secret_key}
+    return load_catalog("reader", **servers.tables_catalog(account), **credentials)
+
+
+def namespace(system: System) -> str:
+    return system.prefix.replace("-", "_")
+
+
+@pytest.fixture
+def table(system: System) -> Iterator[Process]:
+    """The running role, with tables of its own."""
+    program = system.role("table", BRONZE_TABLE_NAMESPACE=namespace(system), BRONZE_TABLE_INTERVAL_S="0.2")
+    with system.running(program) as processes:
+        yield processes["table"]
+
+
+def rows(system: System, catalog: Catalog, submission_id: str) -> "Counter[int]":
+    identifier = (namespace(system), "vehicles")
+    if not catalog.table_exists(identifier):
+        return Counter()
+    found = catalog.load_table(identifier).scan(
+        row_filter=f"_submission_id = '{submission_id}'", selected_fields=("_record_index",)
+    )
+    return Counter(found.to_arrow()["_record_index"].to_pylist())
+
+
+def test_accepted_records_are_rows_of_the_table_once(
+    system: System, catalog: Catalog, table: Process, mark: str
+) -> None:
+    """Also those that are sent around a kill of the committer."""
+    ids = []
+    for round_ in range(3):
+        accepted = system.post("vehicles", ndjson(vehicles(f"{mark}{round_}", ROWS)))
+        ids.append(accepted.json()["submission_id"])
+        if round_ == 1:
+            table.signal(signal.SIGKILL)
+            table.restart()
+    for submission_id in ids:
+        system.stored(submission_id)
+        found = until("its rows are in the table", partial(rows, system, catalog, submission_id))
+        assert found == Counter(range(ROWS))
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_reads_the_table(name: str, system: System, catalog: Catalog, table: Process, mark: str) -> None:
+    accepted = system.post("vehicles", ndjson(vehicles(mark, ROWS)))
+    until("its rows are in the table", partial(rows, system, catalog, accepted.json()["submission_id"]))
+    recipe = dict(MARKED.findall(PAGE.read_text(encoding="utf-8")))[name]
+    outcome = subprocess.run(
+        [sys.executable, "-c", recipe.replace("bronze.vehicles", f"{namespace(system)}.vehicles")],
+        env=system.client_env,
+        capture_output=True,
+        text=True,
+        timeout=limit_s(60),
+        check=False,
+    )
+    assert outcome.returncode == 0, outcome.stderr
+    assert {f"('{mark}-{n}', {n}, 1)" for n in range(ROWS)} <= set(outcome.stdout.splitlines())
