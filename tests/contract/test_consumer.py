@@ -538,6 +538,34 @@ async def test_a_dead_letter_is_quarantined_byte_for_byte_and_delays_nothing(
     assert heard.count("bronze.consumer.errors", bronze_step="encode", error_type="poison") == 1
 
 
+class ClaimsExistence(S3Bucket):
+    """A bucket that once says of a key under `quarantine/` that it exists, and has not written it."""
+
+    claimed = False
+
+    async def create(self, key: str, body: bytes, metadata: Mapping[str, str], content_type: str) -> bool:
+        if key.startswith("quarantine/") and not self.claimed:
+            self.claimed = True
+            return False
+        return await super().create(key, body, metadata, content_type)
+
+
+async def test_a_dead_letter_is_written_although_the_bucket_says_that_it_exists(
+    parts: Parts, jetstream: JetStream
+) -> None:
+    """The entry is not appended before its quarantined bytes are in the bucket."""
+    claiming = ClaimsExistence(parts.settings)
+    await jetstream.publish(Outgoing(lane_subject("vehicles", 0, "x"), b"no JSON", {}))
+    try:
+        async with replace(parts, bucket=claiming).running():
+            await until(parts.at(1))
+    finally:
+        claiming.close()
+    assert claiming.claimed
+    (quarantined,) = [message for contents in await parts.objects() for message in contents.quarantined]
+    assert await parts.bucket.read(quarantined.key, 0, 1_000) == b"no JSON"
+
+
 @pytest.mark.parametrize("whole", [True, False], ids=["no records", "truncated"])
 async def test_a_compressed_dead_letter_is_quarantined_decompressed_if_possible(
     parts: Parts, jetstream: JetStream, *, whole: bool

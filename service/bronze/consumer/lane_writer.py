@@ -329,6 +329,8 @@ class LaneWriter:
         except DeadLetter:
             content = message.payload
         created = await self._bucket.create(key, content, metadata.encode(), quarantine.CONTENT_TYPE)
+        if not created and await self._bucket.head(key) is None:
+            raise Unavailable(Outage.CONFLICT, f"{key} existed a moment ago and is now missing")
         if created and quarantined.kind is MessageKind.REJECTED:
             log.info(
                 "%d rejected records of submission %s were quarantined as %s",
