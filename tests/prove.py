@@ -62,6 +62,12 @@ SUITES = (
         {"BRONZE_KILL_SEED": "{seed}", "BRONZE_KILL_ROUNDS": "3"},
     ),
     Suite(
+        "bucket",
+        "if the bucket answers late, wrongly or not at all, nothing is lost or doubled",
+        ["tests/delivery/test_bucket_faults.py"],
+        {"BRONZE_KILL_SEED": "{seed}"},
+    ),
+    Suite(
         "fuzz",
         "no answer is a server error or undocumented in the OpenAPI document",
         ["tests/system/test_fuzz.py"],
