@@ -26,7 +26,8 @@ COMMANDS = {
     "serve": "run the API: it accepts submissions over HTTP and puts them into the queue",
     "consume": "run a consumer: it writes queued submissions to the bucket, as Parquet",
     "canary": "run the canary: it sends records and looks for them in bucket, telemetry and lineage",
-    "table": "run the committer of tables: it appends the rows of new objects to an Iceberg table per source",
+    "table": "run the committer of tables: it appends the rows of new objects to an Iceberg table per source; or "
+    "compact the tables",
     "publish": "send the records of files to the API",
     "simulate": "send simulated records slowly until it is stopped",
     "lineage": "print the submissions, traces and objects of an id or a path; or follow new objects",
@@ -50,8 +51,8 @@ def parser(chosen: str | None = None) -> argparse.ArgumentParser:
         description="Accepts raw data over HTTP and writes it through a durable queue to a bucket, as Parquet. Each "
         "write can be traced.",
         epilog="Settings are environment variables: BRONZE_* (docs/settings.md lists them), OTEL_* for telemetry, "
-        "AWS_* for the bucket. The exit codes of publish, lineage, read, quarantine, objects, verify, keys and sources "
-        "are in their own --help, those of the other commands in docs/operations.md.",
+        "AWS_* for the bucket. The exit codes of publish, lineage, read, quarantine, objects, verify, keys, sources "
+        "and table compact are in their own --help, those of the other commands in docs/operations.md.",
     )
     top.add_argument("--version", action="version", version=f"bronze {__version__}")
     commands = top.add_subparsers(dest="role", required=True, metavar="COMMAND")
@@ -77,9 +78,12 @@ def declare_options(name: str, command: argparse.ArgumentParser) -> None:
         case "table":
             command.description = (
                 "Run the committer of tables. It follows the catalog, and appends the rows of each new object to the "
-                "Iceberg table of its source, once. It has no options: its settings are environment variables "
-                "(docs/settings.md lists them), and pyiceberg's for the catalog of the tables (docs/tables.md)."
+                "Iceberg table of its source, once. Its settings are environment variables (docs/settings.md lists "
+                "them), and pyiceberg's for the catalog of the tables (docs/tables.md)."
             )
+            from bronze.admin import table_command
+
+            table_command.arguments(command.add_subparsers(dest="command", metavar="COMMAND"))
         case "publish":
             from bronze.publisher import publish_arguments
 
@@ -217,6 +221,11 @@ def main() -> None:
 
 def run(args: argparse.Namespace, chosen: Settings) -> int:
     confirmation.check_answerable(args)
+    if args.role == "table" and args.command == "compact":
+        logging.basicConfig(level=logging.WARNING, format="bronze table: %(message)s")
+        from bronze.wiring.table import compact_tables
+
+        return asyncio.run(compact_tables(args, chosen))
     if args.role in {"serve", "consume", "canary", "table"}:
         return run_role(args, chosen)
     if args.role == "lineage":

@@ -1,5 +1,6 @@
 """The committer of tables as a process, with SeaweedFS' own catalog."""
 
+import json
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from tests.system.test_readers import MARKED
 
 ROWS = 7
 PAGE = REPOSITORY / "docs" / "tables.md"
+BRONZE = (sys.executable, "-m", "bronze")
 RECIPES = ("pyiceberg", "polars_iceberg")
 
 
@@ -67,6 +69,31 @@ def test_accepted_records_are_rows_of_the_table_once(
         system.stored(submission_id)
         found = until("its rows are in the table", partial(rows, system, catalog, submission_id))
         assert found == Counter(range(ROWS))
+
+
+def test_a_compaction_leaves_the_rows(system: System, catalog: Catalog, table: Process, mark: str) -> None:
+    """Beside the running committer: also those of the open hour, which it goes on to append."""
+    ids = []
+    for round_ in range(3):
+        accepted = system.post("vehicles", ndjson(vehicles(f"{mark}{round_}", ROWS)))
+        ids.append(accepted.json()["submission_id"])
+        until("its rows are in the table", partial(rows, system, catalog, ids[-1]))
+    outcome = subprocess.run(
+        [*BRONZE, "table", "compact", "--older-than", "0", "--source", "vehicles", "--json", "--yes"],
+        env={**system.client_env, "BRONZE_TABLE_NAMESPACE": namespace(system)},
+        capture_output=True,
+        text=True,
+        timeout=limit_s(60),
+        check=False,
+    )
+    assert outcome.returncode == 0, outcome.stderr
+    done = json.loads(outcome.stdout)
+    assert done["files"] >= 3
+    assert done["new_files"] < done["files"]
+    last = system.post("vehicles", ndjson(vehicles(mark, ROWS))).json()["submission_id"]
+    until("its rows are in the table", partial(rows, system, catalog, last))
+    for submission_id in (*ids, last):
+        assert rows(system, catalog, submission_id) == Counter(range(ROWS))
 
 
 @pytest.mark.parametrize("name", RECIPES)

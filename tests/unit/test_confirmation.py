@@ -24,6 +24,7 @@ CHANGES = [
     ["catalog", "rebuild"],
     ["quarantine", "replay", "--submission", "s"],
     ["objects", "acknowledge", "--all-missing", "--reason", "lost"],
+    ["table", "compact"],
     ["keys", "create", "fleet", "--scope", "admin"],
     ["keys", "rotate", "fleet"],
     ["keys", "limit", "fleet", "--requests-per-s", "1"],
@@ -99,7 +100,7 @@ def test_without_a_terminal_a_change_is_refused(command: Sequence[str]) -> None:
     "command",
     [
         *([*command, "--yes"] for command in CHANGES),
-        *([*command, "--dry-run"] for command in CHANGES if {"rebuild", "acknowledge"} & {*command}),
+        *([*command, "--dry-run"] for command in CHANGES if {"rebuild", "acknowledge", "compact"} & {*command}),
         ["keys", "list"],
         ["objects", "missing"],
         ["quarantine", "list"],

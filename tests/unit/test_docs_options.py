@@ -24,6 +24,7 @@ PAGES = {
     "serve": "operations.md",
     "simulate": "publishing.md",
     "sources": "sources.md",
+    "table": "tables.md",
     "verify": "operations.md",
 }
 

@@ -4,10 +4,16 @@ Each commit requires the snapshot that was read before it as its parent. So one 
 the same state is refused. A commit whose outcome is unknown does no harm either: it lands before the next one, which is
 then refused, or never. pyiceberg would repeat a refused commit on the newer snapshot, whose rows it does not look at:
 the property of the table that allows this has to be 0.
+
+A compaction replaces data files by others with the same rows. It writes these first, and commits them on top of the
+newest snapshot. pyiceberg 0.12 has no snapshot of the operation `replace`: it is an `overwrite`.
 """
 
+import datetime as dt
 import logging
-from collections.abc import Iterator, Mapping
+import uuid
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Final, cast
@@ -15,10 +21,17 @@ from typing import Final, cast
 import pyarrow as pa
 import pyarrow.compute as pc
 from pyiceberg.catalog import Catalog, load_catalog
+from pyiceberg.conversions import from_bytes
 from pyiceberg.exceptions import CommitFailedException, NoSuchTableError, RESTError, TableAlreadyExistsError
-from pyiceberg.table import Table, TableProperties
+from pyiceberg.expressions import AlwaysTrue
+from pyiceberg.io.pyarrow import ArrowScan, write_file
+from pyiceberg.manifest import DataFile
+from pyiceberg.partitioning import PartitionFieldValue, PartitionKey
+from pyiceberg.table import FileScanTask, Table, TableProperties, Transaction, WriteTask
 from pyiceberg.table.snapshots import Snapshot
+from pyiceberg.table.sorting import SortDirection
 from pyiceberg.transforms import DayTransform, IdentityTransform
+from pyiceberg.types import TimestamptzType
 
 from bronze.errors import BronzeError, Halted, Misconfigured, Outage, Unavailable
 from bronze.settings import Settings
@@ -42,6 +55,10 @@ _PROPERTIES: Final = {
     TableProperties.MANIFEST_MERGE_ENABLED: "true",
     TableProperties.METADATA_DELETE_AFTER_COMMIT_ENABLED: "true",
 }
+
+
+#: A data file of at least this share of the target size is left as it is.
+SMALL_SHARE_MAX: Final = 0.75
 
 
 class Conflict(Exception):
@@ -76,12 +93,45 @@ class TableState:
         return self.snapshot is not None
 
 
+@dataclass(frozen=True, slots=True)
+class FileGroup:
+    """Small data files of one partition that become one file."""
+
+    table: Table
+    scans: Sequence[FileScanTask]
+
+    @property
+    def rows(self) -> int:
+        return sum(scan.file.record_count for scan in self.scans)
+
+    @property
+    def bytes(self) -> int:
+        return sum(scan.file.file_size_in_bytes for scan in self.scans)
+
+
+@dataclass(frozen=True, slots=True)
+class RewrittenGroup:
+    """A group, and the file that was written with its rows. It is in no snapshot yet."""
+
+    group: FileGroup
+    file: DataFile
+
+    @property
+    def bytes(self) -> int:
+        return self.file.file_size_in_bytes
+
+
 class Tables:
     """The tables of a namespace. All methods block: call them in a thread."""
 
     def __init__(self, catalog: Catalog, namespace: str) -> None:
         self._catalog = catalog
         self._namespace = namespace
+
+    @property
+    def address(self) -> str:
+        """The address of the catalog, or its name if it has none."""
+        return str(self._catalog.properties.get("uri", self._catalog.name))
 
     def open(self, name: str, columns: pa.Schema) -> None:
         """Create a table, or add the columns that it lacks. Raises `Unavailable`, and `Halted` if its columns cannot
@@ -130,24 +180,119 @@ class Tables:
         Raises `Conflict`, and `Unavailable` if the outcome is not known: read the table again in both cases. Raises
         `Halted` if pyiceberg would repeat a refused commit.
         """
-        retries = state.table.properties.get(TableProperties.COMMIT_NUM_RETRIES)
-        if retries != RETRIES:
-            raise Halted(
-                f"the table {'.'.join(state.table.name())} has the property "
-                f"{TableProperties.COMMIT_NUM_RETRIES}={retries}: with it, a refused commit would be repeated, and "
-                f"rows would be there twice. Set it to {RETRIES}"
-            )
+        _check_not_repeated(state.table)
         transaction = state.table.transaction()
         with _failures():
             transaction.append(rows, snapshot_properties={POSITION: position, **summary})
-            # it was just added, and is in the table if the commit succeeds
-            snapshot = cast(Snapshot, transaction.table_metadata.current_snapshot())
-            transaction.set_properties({POSITION: position, POSITION_SNAPSHOT: str(snapshot.snapshot_id)})
+            snapshot = _set_position(transaction, position)
             try:
                 transaction.commit_transaction()
             except CommitFailedException as error:
                 raise Conflict(str(error)) from error
         return snapshot
+
+    def exists(self, name: str) -> bool:
+        """Whether there is a table. Raises `Unavailable`."""
+        with _failures():
+            return self._catalog.table_exists(self._id(name))
+
+    def small_files(self, state: TableState, before: dt.datetime, target_bytes: int) -> list[FileGroup]:
+        """Groups of small files, each of about the target size, all rows of which were received before a time.
+
+        Files to which delete files apply, and those of another partitioning, are left out: other programs made them.
+        Raises `Unavailable`.
+        """
+        before_us = int(before.timestamp()) * 1_000_000
+        spec = state.table.spec()
+        by_partition: dict[tuple[object, ...], list[tuple[int, FileScanTask]]] = defaultdict(list)
+        with _failures():
+            column = state.table.schema().find_field(RECEIVED_AT).field_id
+            for scan in state.table.scan().plan_files():
+                file = scan.file
+                first, last = (_time_us(bounds, column) for bounds in (file.lower_bounds, file.upper_bounds))
+                small = file.file_size_in_bytes < SMALL_SHARE_MAX * target_bytes
+                ours = file.spec_id == spec.spec_id and not scan.delete_files
+                if small and ours and first is not None and last is not None and last < before_us:
+                    key = tuple(file.partition[number] for number in range(len(spec.fields)))
+                    by_partition[key].append((first, scan))
+        groups: list[FileGroup] = []
+        for files in by_partition.values():
+            group: list[FileScanTask] = []
+            group_bytes = 0
+            # in the order of their rows, so that the ranges of the new files overlap as little as possible
+            for _, scan in sorted(files, key=lambda each: (each[0], each[1].file.file_path)):
+                if group_bytes + scan.file.file_size_in_bytes > target_bytes:
+                    groups.append(FileGroup(state.table, group))
+                    group, group_bytes = [], 0
+                group.append(scan)
+                group_bytes += scan.file.file_size_in_bytes
+            groups.append(FileGroup(state.table, group))
+        return [group for group in groups if len(group.scans) > 1]
+
+    def rewrite(self, group: FileGroup) -> RewrittenGroup:
+        """Write the rows of a group to one file, in the table's sort order. Raises `Unavailable`."""
+        table = group.table
+        with _failures():
+            schema, spec = table.schema(), table.spec()
+            rows = ArrowScan(table.metadata, table.io, schema, AlwaysTrue()).to_table(group.scans)
+            if rows.num_rows != group.rows:
+                raise Halted(
+                    f"the files of the table {'.'.join(table.name())} have {rows.num_rows} rows where its manifests "
+                    f"say {group.rows}: nothing was changed"
+                )
+            partition = group.scans[0].file.partition
+            values = [PartitionFieldValue(field, partition[number]) for number, field in enumerate(spec.fields)]
+            task = WriteTask(
+                write_uuid=uuid.uuid4(),
+                task_id=0,
+                schema=schema,
+                record_batches=rows.sort_by(_sort_keys(table)).combine_chunks().to_batches(),
+                partition_key=PartitionKey(values, spec, schema),
+            )
+            (file,) = write_file(table.io, table.metadata, iter([task]))
+            return RewrittenGroup(group, file)
+
+    def replaceable(self, state: TableState, rewritten: Sequence[RewrittenGroup]) -> list[RewrittenGroup]:
+        """The groups whose old files are all in the table still, with all of their rows. Raises `Unavailable`."""
+        with _failures():
+            whole = {scan.file for scan in state.table.scan().plan_files() if not scan.delete_files}
+        return [one for one in rewritten if whole.issuperset(scan.file for scan in one.group.scans)]
+
+    def replace(self, state: TableState, rewritten: Sequence[RewrittenGroup], summary: Mapping[str, str]) -> Snapshot:
+        """Replace the old files of groups by the new ones, in one snapshot. The position stays. Returns the snapshot.
+
+        Raises `Conflict` if another commit came first, and `Unavailable` if the outcome is not known: the new files
+        may then be in the table, now or later. Raises `Halted` as `append` does.
+        """
+        _check_not_repeated(state.table)
+        position = {POSITION: state.position} if state.position is not None else {}
+        transaction = state.table.transaction()
+        with _failures():
+            update = transaction.update_snapshot(snapshot_properties={**position, **summary}).overwrite()
+            for one in rewritten:
+                update.append_data_file(one.file)
+                for scan in one.group.scans:
+                    update.delete_data_file(scan.file)
+            update.commit()
+            snapshot = _set_position(transaction, state.position)
+            try:
+                transaction.commit_transaction()
+            except Exception as error:
+                if self._has(state, snapshot):
+                    return snapshot
+                if isinstance(error, CommitFailedException):
+                    raise Conflict(str(error)) from error
+                raise
+        return snapshot
+
+    def discard(self, state: TableState, rewritten: Sequence[RewrittenGroup]) -> None:
+        """Delete the new files of groups, which are in no snapshot and will be in none. Raises `Unavailable`."""
+        with _failures():
+            for one in rewritten:
+                state.table.io.delete(one.file.file_path)
+
+    def _has(self, state: TableState, snapshot: Snapshot) -> bool:
+        return self._catalog.load_table(state.table.name()).snapshot_by_id(snapshot.snapshot_id) is not None
 
     def _id(self, name: str) -> tuple[str, str]:
         return (self._namespace, name)
@@ -174,6 +319,41 @@ def table_size(snapshot: Snapshot | None) -> TableSize:
     summary = snapshot.summary.additional_properties if snapshot.summary else {}
     files, size = (int(summary.get(name, 0)) for name in ("total-data-files", "total-files-size"))
     return TableSize(files, size, snapshot.timestamp_ms / 1000)
+
+
+def _check_not_repeated(table: Table) -> None:
+    """Raises `Halted` if pyiceberg would repeat a refused commit."""
+    retries = table.properties.get(TableProperties.COMMIT_NUM_RETRIES)
+    if retries != RETRIES:
+        raise Halted(
+            f"the table {'.'.join(table.name())} has the property {TableProperties.COMMIT_NUM_RETRIES}={retries}: with "
+            f"it, a refused commit would be repeated, and rows would be there twice. Set it to {RETRIES}"
+        )
+
+
+def _set_position(transaction: Transaction, position: str | None) -> Snapshot:
+    """Let the table's property say the position, too, if it is known. Returns the snapshot of the transaction."""
+    # it was just added, and is in the table if the commit succeeds
+    snapshot = cast(Snapshot, transaction.table_metadata.current_snapshot())
+    if position is not None:
+        transaction.set_properties({POSITION: position, POSITION_SNAPSHOT: str(snapshot.snapshot_id)})
+    return snapshot
+
+
+def _sort_keys(table: Table) -> list[tuple[str, str]]:
+    """The sort order of a table for Arrow; what sorts by a transform of a column is left out."""
+    names = {SortDirection.ASC: "ascending", SortDirection.DESC: "descending"}
+    return [
+        (str(table.schema().find_column_name(field.source_id)), names[field.direction])
+        for field in table.sort_order().fields
+        if isinstance(field.transform, IdentityTransform)
+    ] or [(RECEIVED_AT, "ascending")]
+
+
+def _time_us(bounds: Mapping[int, bytes] | None, column: int) -> int | None:
+    """The bound of a column with times, in microseconds since 1970; None if it is not known."""
+    value = (bounds or {}).get(column)
+    return None if value is None else int(from_bytes(TimestamptzType(), value))
 
 
 def _position(table: Table) -> str | None:

@@ -1,9 +1,14 @@
-"""The committer of tables."""
+"""The committer of tables, and their compaction."""
 
+import argparse
 import asyncio
+import datetime as dt
 import logging
 from contextlib import suppress
 
+from bronze.admin import compact_table
+from bronze.admin.compact_table import Compaction, closed_before
+from bronze.admin.confirmation import Confirmation, address
 from bronze.process import StopRequested, on_stop_signals, retry_until_available
 from bronze.records.sources import load, without_canary
 from bronze.servers.catalog_feed import Feed
@@ -51,3 +56,12 @@ async def run_table(settings: Settings) -> int:
     finally:
         await asyncio.to_thread(telemetry.shutdown)
     return 0
+
+
+async def compact_tables(args: argparse.Namespace, settings: Settings) -> int:
+    """Run `bronze table compact`, which needs only the tables. Returns the exit code."""
+    declared = without_canary(load(settings.sources))
+    tables = await asyncio.to_thread(open_tables, settings)
+    target = f"tables of the namespace {settings.table_namespace} in the catalog at {address(tables.address)}"
+    compaction = Compaction(tables, closed_before(dt.datetime.now(dt.UTC), args.older_than), args.target_size)
+    return await compact_table.run(args, compaction, declared, Confirmation([target], args.yes))

@@ -1,0 +1,155 @@
+"""Compact a table: its small files become files of a target size, with the same rows.
+
+The new files are written first. Then one commit replaces the old ones, on top of the newest snapshot: what was
+appended meanwhile stays, and so does the position of `bronze table`.
+"""
+
+import argparse
+import asyncio
+import datetime as dt
+import sys
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import asdict, dataclass
+
+import msgspec
+
+from bronze.admin.confirmation import Confirmation
+from bronze.admin.progress import Progress
+from bronze.errors import Misconfigured
+from bronze.plurals import counted
+from bronze.servers.iceberg import Conflict, FileGroup, RewrittenGroup, Tables
+
+#: Commits that are tried. Each takes less time than `bronze table` leaves between two appends, by default.
+COMMITS_MAX = 8
+#: In a snapshot's summary: the files that a compaction replaced.
+REPLACED = "bronze.compacted-files"
+
+
+@dataclass(frozen=True, slots=True)
+class Compacted:
+    """What a compaction did, or would do."""
+
+    source: str
+    files: int = 0
+    bytes: int = 0
+    rows: int = 0
+    #: None of a dry run
+    new_files: int | None = 0
+    new_bytes: int | None = 0
+    snapshot_id: int | None = None
+    #: commits that were refused, since another one came first
+    conflicts: int = 0
+
+    def as_dict(self) -> dict[str, str | int | None]:
+        return asdict(self)
+
+
+class NotCompacted(Exception):
+    """Other commits came first each time. The table is as they left it."""
+
+
+class Compaction:
+    """The compaction of tables: of files all of whose rows were received before a time. All methods block."""
+
+    def __init__(self, tables: Tables, before: dt.datetime, target_bytes: int) -> None:
+        self._tables = tables
+        self._before = before
+        self._target_bytes = target_bytes
+
+    def plan(self, source: str) -> Compacted:
+        """What `run` would replace. Raises `Unavailable`."""
+        groups = self._groups(source)
+        return Compacted(source, *_size(groups), new_files=None, new_bytes=None)
+
+    def run(self, source: str, on_file: Callable[[], None]) -> Compacted:
+        """Compact a table. `on_file` is called for each file that was written.
+
+        Raises `NotCompacted`, `Halted`, and `Unavailable`, after which the new files may be in the
+        table or not; its rows are the same.
+        """
+        written: list[RewrittenGroup] = []
+        for group in self._groups(source):
+            written.append(self._tables.rewrite(group))
+            on_file()
+        if not written:
+            return Compacted(source)
+        for conflicts in range(COMMITS_MAX):
+            state = self._tables.read(source)
+            chosen = self._tables.replaceable(state, written)
+            self._tables.discard(state, [one for one in written if one not in chosen])
+            written = chosen
+            if not written:
+                return Compacted(source, conflicts=conflicts)
+            size = _size([one.group for one in written])
+            try:
+                snapshot = self._tables.replace(state, written, {REPLACED: str(size[0])})
+            except Conflict:
+                continue
+            new_bytes = sum(one.bytes for one in written)
+            return Compacted(source, *size, len(written), new_bytes, snapshot.snapshot_id, conflicts)
+        self._tables.discard(state, written)
+        raise NotCompacted(
+            f"{source}: other commits to the table came first {COMMITS_MAX} times. Nothing was changed. Run the "
+            "command again"
+        )
+
+    def _groups(self, source: str) -> list[FileGroup]:
+        """None if the source has no table yet."""
+        if not self._tables.exists(source):
+            return []
+        state = self._tables.read(source)
+        return self._tables.small_files(state, self._before, self._target_bytes) if state.has_rows else []
+
+
+def closed_before(now: dt.datetime, hours: int) -> dt.datetime:
+    """The begin of so many hours, of which the one that is open now is the first."""
+    return now.replace(minute=0, second=0, microsecond=0) - dt.timedelta(hours=hours - 1)
+
+
+def _size(groups: list[FileGroup]) -> tuple[int, int, int]:
+    """The files, bytes and rows of groups."""
+    return (
+        sum(len(group.scans) for group in groups),
+        sum(group.bytes for group in groups),
+        sum(group.rows for group in groups),
+    )
+
+
+async def run(
+    args: argparse.Namespace, compaction: Compaction, declared: Collection[str], confirmation: Confirmation
+) -> int:
+    """Run the command. The exit code is 1 if a table was not compacted."""
+    sources: Sequence[str] = args.source or sorted(declared)
+    if unknown := set(sources) - set(declared):
+        raise Misconfigured(f"--source: {', '.join(sorted(unknown))}: no such source is declared")
+    if args.dry_run:
+        confirmation.show_targets()
+    else:
+        await confirmation.ask("Replace the small files of the tables?")
+    code = 0
+    with Progress("files written") as progress:
+        for source in sources:
+            try:
+                if args.dry_run:
+                    done = await asyncio.to_thread(compaction.plan, source)
+                else:
+                    done = await asyncio.to_thread(compaction.run, source, progress.step)
+            except NotCompacted as error:
+                print(f"bronze table: {error}", file=sys.stderr)
+                code = 1
+            else:
+                _report(done, json=args.json)
+    return code
+
+
+def _report(done: Compacted, *, json: bool) -> None:
+    if json:
+        print(msgspec.json.encode(done.as_dict()).decode())
+    elif not done.files:
+        print(f"{done.source}: no small files to replace")
+    else:
+        old = f"{counted(done.files, 'file')} ({done.bytes:,} bytes) with {counted(done.rows, 'row')}"
+        if done.new_files is None:
+            print(f"{done.source}: would replace {old}")
+        else:
+            print(f"{done.source}: replaced {old} by {counted(done.new_files, 'file')} ({done.new_bytes:,} bytes)")
