@@ -886,7 +886,8 @@ def _parity(at: Thresholds) -> Group:
 
     A process may start again under its id, without some of its series: after a change of its sources, for example. A
     scrape ends those. Nothing ends those of OTLP, which Prometheus shows for five minutes: they are left out as soon as
-    they are older than the others. Until the values of before are no longer read, nothing is compared.
+    they are older than the others. Until the values of before are no longer read, nothing is compared. Its first export
+    may come before the first scrape.
     """
     lag = f"{at.parity_lag_s}s"
 
