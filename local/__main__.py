@@ -218,7 +218,7 @@ def update(supervisor: Supervisor, running: Stack, stack: Stack) -> None:
             raise LocalError(f"{error}\nNothing was changed") from error
     with _running_on():
         reconcile(supervisor, running, stack)
-    for role in stack.roles:
+    for role in (*stack.roles, stack.table):
         supervisor.reload(role.name)
     warn_of_unsent(stack.built, stack.exporters)
 

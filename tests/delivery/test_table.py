@@ -431,7 +431,7 @@ async def test_an_object_that_is_missing_halts_the_table(lanes: Lanes, catalog: 
 async def test_rows_of_a_newer_declaration_wait(lanes: Lanes, catalog: Catalog) -> None:
     lanes.write(version=SOURCE.version + 1)
     begun = await follow(lanes, CutTables(catalog))
-    with pytest.raises(Halted, match="restart it with the declaration"):
+    with pytest.raises(Halted, match="give it the declaration"):
         await begun.commit("")
 
 

@@ -7,6 +7,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 
 import pytest
 from pyiceberg.catalog import Catalog, load_catalog
@@ -19,6 +20,12 @@ from tests.system.blackbox import System, ndjson, until, vehicles
 from tests.system.test_readers import MARKED
 
 ROWS = 7
+SOURCES = REPOSITORY / "service" / "bronze" / "sources.toml"
+ADDED = """
+[added]
+description = "A source that is added."
+fields = [{ name = "a", type = "string", description = "-" }]
+"""
 PAGE = REPOSITORY / "docs" / "tables.md"
 BRONZE = (sys.executable, "-m", "bronze")
 RECIPES = ("pyiceberg", "polars_iceberg")
@@ -93,6 +100,37 @@ def test_a_compaction_leaves_the_rows(system: System, catalog: Catalog, table: P
     last = system.post("vehicles", ndjson(vehicles(mark, ROWS))).json()["submission_id"]
     until("its rows are in the table", partial(rows, system, catalog, last))
     for submission_id in (*ids, last):
+        assert rows(system, catalog, submission_id) == Counter(range(ROWS))
+
+
+def test_an_edited_file_of_sources_is_taken(system: System, catalog: Catalog, tmp_path: Path, mark: str) -> None:
+    """On SIGHUP, by the same process; one that cannot be read changes nothing."""
+    declarations = SOURCES.read_text()
+    file = tmp_path / "own.toml"
+    file.write_text(declarations)
+    role = system.role(
+        "table", BRONZE_SOURCES=str(file), BRONZE_TABLE_NAMESPACE=namespace(system), BRONZE_TABLE_INTERVAL_S="0.2"
+    )
+    added = (namespace(system), "added")
+    with system.running(role) as processes:
+        table = processes["table"]
+        pid = table.pid
+        first = system.post("vehicles", ndjson(vehicles(mark, ROWS))).json()["submission_id"]
+        until("its rows are in the table", partial(rows, system, catalog, first))
+        assert not catalog.table_exists(added)
+
+        file.write_text("[added")
+        table.signal(signal.SIGHUP)
+        log = system.log("table")
+        until("it refuses the file", lambda: "SIGHUP: the sources stay as they are" in log.read_text())
+        file.write_text(f"{declarations}\n{ADDED}")
+        table.signal(signal.SIGHUP)
+        until("the new source has a table", lambda: catalog.table_exists(added))
+        last = system.post("vehicles", ndjson(vehicles(mark, ROWS))).json()["submission_id"]
+        until("its rows are in the table", partial(rows, system, catalog, last))
+        assert table.pid == pid
+        assert table.alive()
+    for submission_id in (first, last):
         assert rows(system, catalog, submission_id) == Counter(range(ROWS))
 
 

@@ -136,7 +136,7 @@ class Committer:
         if newer:
             raise Halted(
                 f"{entry.file_path} has version {newer[-1]} of {self.source.name}, and this process knows version "
-                f"{self.source.version}: restart it with the declaration of the API"
+                f"{self.source.version}: give it the declaration of the API, and send it SIGHUP"
             )
         return await read_rows(self._bucket, self._prefix, entry, self._columns)
 

@@ -4,13 +4,14 @@ import argparse
 import asyncio
 import datetime as dt
 import logging
+from collections.abc import Mapping
 from contextlib import suppress
 
 from bronze.admin import compact_table
 from bronze.admin.compact_table import Compaction, closed_before
 from bronze.admin.confirmation import Confirmation, address
 from bronze.process import StopRequested, on_stop_signals, retry_until_available
-from bronze.records.sources import load, without_canary
+from bronze.records.sources import Source, load, without_canary
 from bronze.servers.catalog_feed import Feed
 from bronze.servers.iceberg import open_tables
 from bronze.servers.s3 import S3Bucket
@@ -20,18 +21,25 @@ from bronze.table.run import TableRole
 from bronze.table.table_telemetry import TableTelemetry
 from bronze.telemetry import sdk
 from bronze.telemetry.signals import Role
-from bronze.wiring.servers import connect_queue
+from bronze.wiring.reload import SourcesReload, start_again
+from bronze.wiring.servers import connect_queue, in_background
 
 log = logging.getLogger(__name__)
 
 
 async def run_table(settings: Settings) -> int:
     """Commit to the tables until a stop signal. Returns the exit code."""
+    reload = SourcesReload(settings.sources)
     declared = without_canary(load(settings.sources))
     telemetry = sdk.start(Role.TABLE, settings)
     telemetry.export_zeros(declared)
     stop = asyncio.Event()
-    on_stop_signals(stop.set)
+
+    def stop_for_good() -> None:
+        reload.cancel()
+        stop.set()
+
+    on_stop_signals(stop_for_good)
     try:
         metrics_server = telemetry.serve_metrics()
         bucket = S3Bucket(settings)
@@ -47,7 +55,9 @@ async def run_table(settings: Settings) -> int:
                     ]
                     log.info("committing the objects of %s to tables", ", ".join(declared))
                     role = TableRole(committers, feed, TableTelemetry(telemetry), settings.table_interval_s)
-                    await role.run(stop)
+                    reload.begin(_anything_that_can_be_read, stop.set)
+                    async with in_background(reload.notice_edits()):
+                        await role.run(stop)
                 finally:
                     await jetstream.close()
         finally:
@@ -55,7 +65,15 @@ async def run_table(settings: Settings) -> int:
             metrics_server.close()
     finally:
         await asyncio.to_thread(telemetry.shutdown)
+    if reload.requested:
+        start_again()
     return 0
+
+
+async def _anything_that_can_be_read(_: Mapping[str, Source], __: str) -> None:
+    """API and consumer check a file against what is registered, which the queue's user of this role may not read. A
+    table whose columns cannot take the declaration halts, and the others go on.
+    """
 
 
 async def compact_tables(args: argparse.Namespace, settings: Settings) -> int:
