@@ -9,6 +9,7 @@ in any order, and so may two requests: a span with anything unusual, such as an 
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from struct import Struct, pack
+from types import MappingProxyType
 from typing import Final
 
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
@@ -75,6 +76,7 @@ def _span(span: ReadableSpan) -> bytes:
         or span.end_time is None
     ):
         raise _Unusual
+    attributes = MappingProxyType(span.attributes or {}).copy()  # the SDK's mapping takes much longer to iterate
     return b"".join(
         [
             _TRACE_ID,
@@ -85,7 +87,7 @@ def _span(span: ReadableSpan) -> bytes:
             _name(span.name),
             _KINDS[span.kind],
             _TIMES.pack(_START, span.start_time, _END, span.end_time),
-            *[_attribute(name, value) for name, value in (span.attributes or {}).items()],
+            *map(_attribute, attributes, attributes.values()),
             *[_link(link) for link in span.links],
             _status(span.status),
             _SPAN_FLAGS[bool(parent and parent.is_remote)],
@@ -153,10 +155,12 @@ def _number(field: int, number: int) -> bytes:
     return _tag(field, _VARINT) + _varint(number)
 
 
+@lru_cache(_KEPT)
 def _tag(field: int, encoding: int) -> bytes:
     return _varint(field << 3 | encoding)
 
 
+@lru_cache(_KEPT)
 def _varint(number: int) -> bytes:
     if not 0 <= number < 1 << 63:
         raise _Unusual
