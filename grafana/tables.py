@@ -36,7 +36,7 @@ def board() -> Board:
         "The Iceberg table of each source, to which `bronze table` commits the rows of its objects.",
         [
             Row("Are the tables up to date?", [oldest(), newest(), waiting()]),
-            Row("Commits", [commits(), durations(), records()]),
+            Row("Commits", [delivery(), commits(), durations(), records()]),
             Row("Files", [files(), size()]),
         ],
     )
@@ -78,6 +78,18 @@ def waiting() -> Timeseries:
     return graph(info, SECONDS, query(_AGES, "{{bronze_source}}"), limit, width=12)
 
 
+def delivery() -> Timeseries:
+    info = PanelInfo(
+        "From acceptance to the table",
+        "From the acceptance of an object's oldest record to the snapshot that has its rows. With nothing to catch up, "
+        "at most BRONZE_FLUSH_AGE_S + BRONZE_TABLE_INTERVAL_S and a commit. Each exemplar links to the trace of its "
+        "commit.",
+        "no commit in this time range",
+    )
+    durations = f"bronze_table_delivery_duration_seconds{{{_TABLE}}}"
+    return graph(info, SECONDS, *percentiles(durations, (0.5, 0.95), exemplars=True), width=12)
+
+
 def commits() -> Timeseries:
     info = PanelInfo(
         "Commits by outcome",
@@ -88,7 +100,7 @@ def commits() -> Timeseries:
     )
     succeeded = rate(f'bronze_table_commits_total{{{_TABLE}, bronze_outcome="success"}}')
     failed = rate(f'bronze_table_commits_total{{{_TABLE}, bronze_outcome="failure"}}', "error_type")
-    return graph(info, COUNTS_PER_S, query(succeeded, "success"), query(f"{failed} > 0", "{{error_type}}"))
+    return graph(info, COUNTS_PER_S, query(succeeded, "success"), query(f"{failed} > 0", "{{error_type}}"), width=12)
 
 
 def durations() -> Timeseries:
@@ -98,7 +110,7 @@ def durations() -> Timeseries:
         "trace of its commit, which links to the uploads of the objects.",
         "no commit in this time range",
     )
-    return graph(info, SECONDS, *percentiles(_DURATIONS, (0.5, 0.95), exemplars=True))
+    return graph(info, SECONDS, *percentiles(_DURATIONS, (0.5, 0.95), exemplars=True), width=12)
 
 
 def records() -> Timeseries:
@@ -108,6 +120,7 @@ def records() -> Timeseries:
             info,
             RECORDS_PER_S,
             query(rate(f"bronze_table_records_total{{{_TABLE}}}", "bronze_source"), "{{bronze_source}}"),
+            width=12,
         )
     )
 

@@ -465,6 +465,24 @@ async def test_a_table_that_is_halted_does_not_stop_the_others(
     )
 
 
+async def test_the_time_from_acceptance_is_measured_once_per_object(lanes: Lanes, catalog: Catalog) -> None:
+    """Of its oldest record; objects without rows have none."""
+    heard = Heard(Role.TABLE)
+    feed, bucket = cast(Feed, lanes.feed), cast(Bucket, lanes.bucket)
+    committer = Committer(SOURCE, CutTables(catalog), feed, bucket, "bronze", 2**20)
+    role = TableRole([committer], feed, TableTelemetry(heard.telemetry), interval_s=0)
+    for rows in (2, 0, 3):
+        lanes.write(rows=rows)
+    ages_s = []
+    for _ in range(2):
+        ages_s.append(dt.datetime.now(dt.UTC) - LATE)
+        await role.step()
+    ages_s.append(dt.datetime.now(dt.UTC) - LATE)
+    (point,) = heard.points("bronze.table.delivery.duration")
+    assert point.count == 2
+    assert ages_s[0].total_seconds() <= point.min <= point.max <= ages_s[-1].total_seconds()
+
+
 # --- all together
 
 

@@ -1,6 +1,7 @@
 """Commits the objects of one source to its table, in the order of their lanes, each once."""
 
 import asyncio
+import datetime as dt
 import logging
 from collections import deque
 from collections.abc import Sequence
@@ -8,13 +9,14 @@ from dataclasses import dataclass, replace
 
 import msgspec
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from bronze.errors import Halted
 from bronze.protocol.documents import CatalogEntry
 from bronze.records.sources import Source
 from bronze.servers.bucket import Bucket
 from bronze.servers.catalog_feed import Feed, FeedEntry, FeedPosition
-from bronze.servers.iceberg import Tables, TableSize, TableState, table_size
+from bronze.servers.iceberg import RECEIVED_AT, Tables, TableSize, TableState, table_size
 from bronze.table.object_rows import read_rows, table_columns
 from bronze.table.position import TablePosition
 
@@ -34,11 +36,15 @@ class Behind(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Commit:
-    """What a commit added to the table."""
+    """What a commit added to the table.
+
+    `accepted_at`: when the oldest record of each object with rows was accepted.
+    """
 
     entries: Sequence[FeedEntry]
     rows: int
     snapshot_id: int
+    accepted_at: Sequence[dt.datetime]
 
 
 class Committer:
@@ -117,7 +123,8 @@ class Committer:
         for _ in chosen:
             self._waiting.popleft()
         self.size = table_size(snapshot)
-        return Commit(chosen, rows.num_rows, snapshot.snapshot_id)
+        accepted_at = [pc.min(table[RECEIVED_AT]).as_py() for table in tables if table.num_rows]
+        return Commit(chosen, rows.num_rows, snapshot.snapshot_id, accepted_at)
 
     async def _read(self) -> TableState:
         return await asyncio.to_thread(self._tables.read, self.source.name)

@@ -62,6 +62,11 @@ class TableTelemetry:
             if telemetry.commit is not None:
                 self._describe(span, telemetry.commit)
                 self._instruments.table_records.add(telemetry.commit.rows, of_source)
+                now_s = time.time()
+                for accepted_at in telemetry.commit.accepted_at:
+                    self._instruments.table_delivery_duration.record(
+                        max(0.0, now_s - accepted_at.timestamp()), of_source
+                    )
 
     def _describe(self, span: Span, commit: Commit) -> None:
         span.set_attributes(

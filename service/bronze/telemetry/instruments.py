@@ -85,6 +85,7 @@ class Instruments:
     canary_last_run_time: Gauge
     table_commits: Counter
     table_commit_duration: Histogram
+    table_delivery_duration: Histogram
     table_records: Counter
     table_objects_oldest_age: Gauge
     table_files: Gauge
