@@ -94,7 +94,7 @@ class Compaction:
         )
 
     def _groups(self, source: str) -> list[FileGroup]:
-        """None if the source has no table yet."""
+        """The groups of small files; none if the source has no table yet."""
         if not self._tables.exists(source):
             return []
         state = self._tables.read(source)
@@ -102,7 +102,7 @@ class Compaction:
 
 
 def closed_before(now: dt.datetime, hours: int) -> dt.datetime:
-    """The begin of so many hours, of which the one that is open now is the first."""
+    """When so many hours began, of which the one that is open now is counted as the first."""
     return now.replace(minute=0, second=0, microsecond=0) - dt.timedelta(hours=hours - 1)
 
 
