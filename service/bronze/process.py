@@ -129,3 +129,9 @@ def return_arrow_memory() -> None:
     import pyarrow as pa  # a supervisor of workers does not need it
 
     pa.set_memory_pool(pa.system_memory_pool())
+
+
+def return_freed_memory() -> None:
+    """Return to the system what malloc keeps of freed memory, in all of its arenas."""
+    if malloc_trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+        malloc_trim(0)

@@ -11,11 +11,13 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from typing import NoReturn
 
 from aiorwlock import RWLock
 
+from bronze import process
 from bronze.consumer.monitors import Monitors
 from bronze.consumer.tasks import cancel, run_unless_stopped, wait_unless_stopped
 from bronze.consumer.upload_telemetry import UploadTelemetry
@@ -58,6 +60,8 @@ BACK_OFF_S_MIN = 0.1
 BACK_OFF_S_MAX = 5.0
 #: How long a lane waits if its next message needs a newer consumer.
 NEWER_FORMAT_WAIT_S = 30.0
+#: After a cut with so many bytes of records, freed memory goes back to the system: that takes 3 to 8 ms.
+LARGE_CUT_BYTES = 8 * 2**20
 
 
 class NewerFormat(BronzeError):
@@ -100,6 +104,8 @@ class LaneWriter:
         self._purge_grace_s = purge_grace_s
         self._monitors = monitors
         self._now_s = now_s
+        # malloc keeps memory per thread: in the threads of asyncio's executor by turns, 270 MB more at the peak
+        self._encoder = ThreadPoolExecutor(1, f"encode-{lane.stream}")
         self._read_ns = 0
         self._verified_s = -math.inf
 
@@ -258,7 +264,8 @@ class LaneWriter:
         await self._lock.begin_decoding(attempt)
         with upload.stage(Stage.ENCODE, spans.encode):
             key = object_key(self._prefix, self._lane, cut.messages[0])
-            encoded = await asyncio.to_thread(
+            encoded = await asyncio.get_running_loop().run_in_executor(
+                self._encoder,
                 encoder.encode_object,
                 self._source,
                 self._lane,
@@ -269,6 +276,8 @@ class LaneWriter:
                 position.totals,
             )
         await self._lock.end_decoding()
+        if sum(message.size for message in cut.messages) >= LARGE_CUT_BYTES:
+            await asyncio.to_thread(process.return_freed_memory)
         return encoded
 
     async def _create(self, encoded: Encoded, upload: UploadTelemetry, read: Sequence[Message]) -> StoredObject:
