@@ -23,6 +23,7 @@ from benchmarks import (
     outage_volume,
     small,
     telemetry,
+    view,
 )
 from benchmarks.rounds import VARIANTS_ACROSS, Found, shown, tables
 from benchmarks.stand import Options, console, keep, say
@@ -40,6 +41,7 @@ PARTS: Mapping[str, Callable[[Options], Found]] = {
     "growth": growth.run,
     "objects": objects.run,
     "monitors": monitors.run,
+    "view": view.run,
 }
 #: What telemetry costs: with options of their own, so they run only when they are named.
 OTHERS: Mapping[str, Callable[[Sequence[str]], int]] = {"telemetry": telemetry.main, "outage": outage_volume.main}
