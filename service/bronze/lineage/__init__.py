@@ -6,5 +6,5 @@ rejections     why records are in quarantine
 submission     finds a submission by its id, also before it is stored
 
 Imports: errors, objects, protocol, records, servers.
-Libraries: msgspec.
+Libraries: msgspec, zstandard.
 """

@@ -15,14 +15,16 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import IntEnum
+from itertools import takewhile
 from pathlib import Path
 from typing import Self, TypeVar
 
 import msgspec
+import zstandard
 
 from bronze.errors import Refusal, Refused, Unavailable
 from bronze.protocol.documents import CatalogEntry, trace_id_of
-from bronze.protocol.feed_cursor import FeedCursor, Ranges
+from bronze.protocol.feed_cursor import RANGES_MAX, FeedCursor, Ranges
 from bronze.protocol.feed_event import FeedEvent, ObjectEvent, RemovalEvent
 from bronze.protocol.lane import Lane
 from bronze.records.sources import CANARY
@@ -41,13 +43,26 @@ POLL_REMOVALS_S = 1.0
 #: No messages.
 NO_RANGES = Ranges()
 #: Removals that one page of the feed looks at; a cursor of before a rebuild has received most of them.
-REMOVALS_MAX = 10_000
+REMOVALS_MAX = 1_000
 RETRY_S = 1.0
 CACHE_KIB = 32 * 1024
-#: The version of the tables below. A file with another version is rebuilt.
-SCHEMA_VERSION = 4
+#: Pages of a catalog that is being read which are committed together: most of them change the same parts of the file.
+PAGES_PER_COMMIT = 16
+#: Ids of one generation, so that new ids change only as much of the file as fits in memory.
+IDS_PER_GENERATION = 2**21
+#: Objects of one generation of those whose column has to be searched, and of one of its parts.
+SEARCHED_PER_GENERATION = 4096
+SEARCHED_PER_PART = 64
+ZSTD_LEVEL = 1
+#: The version of the tables below. A file with another version is replaced.
+SCHEMA_VERSION = 5
 SCHEMA = """
-CREATE TABLE place (stream TEXT NOT NULL, sequence INTEGER NOT NULL, removals_sequence INTEGER NOT NULL);
+CREATE TABLE place (
+    stream TEXT NOT NULL,
+    sequence INTEGER NOT NULL,
+    removals_sequence INTEGER NOT NULL,
+    ids INTEGER NOT NULL  -- stored so far
+);
 CREATE TABLE lanes (
     id INTEGER PRIMARY KEY,
     source TEXT NOT NULL,
@@ -60,20 +75,20 @@ CREATE TABLE entries (
     file_path TEXT NOT NULL,
     source TEXT NOT NULL,
     time TEXT NOT NULL,
-    entry BLOB NOT NULL,
-    searched INTEGER NOT NULL,  -- 1: search the object's column; its ids are in this range (NULL: unknown)
-    least TEXT,
-    greatest TEXT,
     lane INTEGER NOT NULL,
     last INTEGER NOT NULL,
     bytes_total INTEGER,  -- of the lane, with this object
     records_total INTEGER,
     quarantined INTEGER NOT NULL,  -- 1: it lists messages in quarantine
-    received_us INTEGER,  -- the last of its submissions
-    event BLOB NOT NULL
+    received_us INTEGER NOT NULL,  -- the last of its submissions; if that is not known, when the entry was stored
+    received_us_max INTEGER NOT NULL,  -- of the lane, with this object
+    event BLOB NOT NULL,
+    entry BLOB NOT NULL  -- compressed; the last column, since SQLite reads what is before a column
 );
-CREATE INDEX by_lane ON entries (lane, last);
+CREATE INDEX by_lane ON entries (lane, last, received_us);
+CREATE INDEX by_received ON entries (lane, received_us_max, last);
 CREATE INDEX by_quarantine ON entries (lane, last) WHERE quarantined;
+CREATE INDEX by_path ON entries (file_path);
 CREATE TABLE removals (
     sequence INTEGER PRIMARY KEY,
     source TEXT NOT NULL,
@@ -82,14 +97,38 @@ CREATE TABLE removals (
 );
 CREATE INDEX removals_by_source ON removals (source, sequence);
 CREATE INDEX removals_by_path ON removals (file_path);
-CREATE INDEX by_path ON entries (file_path);
-CREATE INDEX by_run ON entries (sequence, least, greatest) WHERE searched;
+CREATE TABLE removed_ranges (  -- the newest of each lane
+    source TEXT NOT NULL,
+    number INTEGER NOT NULL,
+    epoch TEXT NOT NULL,
+    first INTEGER NOT NULL,
+    last INTEGER NOT NULL,
+    PRIMARY KEY (source, number, epoch, first)
+) WITHOUT ROWID;
 CREATE TABLE ids (  -- hashes, since each submission has several ids; the entry shows whether the id itself matches
+    generation INTEGER NOT NULL,
     hash INTEGER NOT NULL,
     sequence INTEGER NOT NULL,
-    PRIMARY KEY (hash, sequence)
+    PRIMARY KEY (generation, hash, sequence)
+) WITHOUT ROWID;
+CREATE TABLE searched (  -- the objects whose column has to be searched, with the range of its classification ids
+    source TEXT NOT NULL,
+    generation INTEGER NOT NULL,
+    least TEXT NOT NULL,
+    sequence INTEGER NOT NULL,
+    greatest NOT NULL,  -- an empty BLOB, which is greater than each text: unknown
+    PRIMARY KEY (source, generation, least, sequence)
+) WITHOUT ROWID;
+CREATE TABLE searched_parts (  -- of each full generation of `searched`, in its order
+    source TEXT NOT NULL,
+    generation INTEGER NOT NULL,
+    least TEXT NOT NULL,
+    least_max TEXT NOT NULL,
+    greatest NOT NULL,
+    PRIMARY KEY (source, generation, least)
 ) WITHOUT ROWID;
 """
+_UNBOUNDED = b""
 
 
 class IdKind(IntEnum):
@@ -141,6 +180,8 @@ class CatalogIndex:
         self._changed = asyncio.Event()
         self._removals: RemovalsPage | None = None
         self._removals_read_s = -POLL_REMOVALS_S
+        self._uncommitted_pages = 0
+        self._ids_stored = 0
         self.position = FeedPosition()
         self.removals_position = FeedPosition()
 
@@ -150,7 +191,7 @@ class CatalogIndex:
         return self
 
     async def close(self) -> None:
-        await self._run(self._db.close)
+        await self._run(self._close)
         self._thread.shutdown(wait=False)
 
     @property
@@ -173,7 +214,7 @@ class CatalogIndex:
                 log.info("the catalog index cannot be updated now, and look-ups may lack new objects: %s", error)
             except Exception as error:
                 if _is_corrupt(error):
-                    await self._run(self._recreate)
+                    await self._run(self._replace)
                 log.exception("the catalog index cannot be updated, and look-ups may lack new objects; trying again")
             report(self.lag_s)
             with suppress(TimeoutError):
@@ -220,46 +261,109 @@ class CatalogIndex:
         self._changed = asyncio.Event()
 
     def _store(self, page: FeedPage) -> None:
-        """Store a page in one transaction."""
-        with self._db:
-            self._db.execute("BEGIN")
-            removals_sequence = self.removals_position.sequence
-            if page.position.stream != self.position.stream:
-                for table in ("entries", "ids", "lanes", "removals"):
-                    self._db.execute(f"DELETE FROM {table}")  # noqa: S608  the names above
-                removals_sequence = 0
-            self._store_position(page.position, removals_sequence)
-            for item in page.entries:
-                self._db.execute(
-                    "INSERT OR REPLACE INTO entries VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                    (*_row(item), *self._feed_columns(item.entry)),
+        """Store a page; if others follow, several of them in one transaction. If it fails, the position is what was
+        committed.
+        """
+        if self.position.stream and page.position.stream != self.position.stream:
+            self._replace()
+        try:
+            if not self._db.in_transaction:
+                self._db.execute("BEGIN")
+                self._uncommitted_pages = 0
+            self._store_entries(page.entries)
+            self._store_position(page.position, self.removals_position.sequence)
+            self._uncommitted_pages += 1
+            if not page.remaining or self._uncommitted_pages == PAGES_PER_COMMIT:
+                self._db.execute("COMMIT")
+        except BaseException:
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+            self._read_position()
+            raise
+
+    def _store_entries(self, entries: Sequence[FeedEntry]) -> None:
+        for item in entries:
+            self._db.execute(
+                "INSERT OR REPLACE INTO entries VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", self._row(item)
+            )
+        generation = self._ids_stored // IDS_PER_GENERATION
+        ids = sorted((generation, _hash(*key), item.sequence) for item in entries for key in _ids(item.entry))
+        self._db.executemany("INSERT OR IGNORE INTO ids VALUES (?, ?, ?)", ids)
+        self._ids_stored += len(ids)
+        searched: dict[str, list[FeedEntry]] = {}
+        for item in entries:
+            if _has_several_classifications(item.entry) and not _lists_classifications(item.entry):
+                searched.setdefault(item.entry.source, []).append(item)
+        for source, items in searched.items():
+            self._store_searched(source, items)
+
+    def _store_searched(self, source: str, items: Iterable[FeedEntry]) -> None:
+        """Store that the columns of these objects of a source have to be searched."""
+        generation = self._open_generation(source)
+        self._db.executemany(
+            "INSERT OR REPLACE INTO searched VALUES (?, ?, ?, ?, ?)",
+            (
+                (
+                    source,
+                    generation,
+                    item.entry.classification_least or "",
+                    item.sequence,
+                    _UNBOUNDED if item.entry.classification_greatest is None else item.entry.classification_greatest,
                 )
-            self._db.executemany(
-                "INSERT OR IGNORE INTO ids VALUES (?, ?)",
-                ((_hash(*key), item.sequence) for item in page.entries for key in _ids(item.entry)),
+                for item in items
+            ),
+        )
+        (count,) = self._db.execute(
+            "SELECT count(*) FROM searched WHERE source = ? AND generation = ?", (source, generation)
+        ).fetchone()
+        if count >= SEARCHED_PER_GENERATION:
+            # by rank, so that parts have no `least` in common
+            self._db.execute(
+                "INSERT INTO searched_parts SELECT source, generation, min(least), max(least), max(greatest) "
+                "FROM (SELECT *, (rank() OVER (ORDER BY least) - 1) / ? AS part FROM searched "
+                "WHERE source = ? AND generation = ?) GROUP BY part",
+                (SEARCHED_PER_PART, source, generation),
             )
 
-    def _feed_columns(self, entry: CatalogEntry) -> tuple[int, int, int | None, int | None, bool, int | None, bytes]:
-        """The lane of an entry, its last message, the totals of the lane's bytes and records, whether it lists messages
-        in quarantine, when it was received, its event.
-        """
+    def _open_generation(self, source: str) -> int:
+        """The generation of `searched` that is not full."""
+        (full,) = self._db.execute("SELECT max(generation) FROM searched_parts WHERE source = ?", (source,)).fetchone()
+        return 0 if full is None else int(full) + 1
+
+    def _row(self, item: FeedEntry) -> Sequence[object]:
+        """The row of an entry."""
+        entry = item.entry
         lane = (entry.source, entry.lane, entry.epoch)
         self._db.execute("INSERT OR IGNORE INTO lanes (source, number, epoch) VALUES (?, ?, ?)", lane)
         (lane_id,) = self._db.execute(
             "SELECT id FROM lanes WHERE source = ? AND number = ? AND epoch = ?", lane
         ).fetchone()
+        last_before, bytes_before, received_us_before = self._db.execute(
+            "SELECT last, bytes_total, received_us_max FROM entries WHERE lane = ? AND last < ? "
+            "ORDER BY last DESC LIMIT 1",
+            (lane_id, entry.first),
+        ).fetchone() or (0, 0, 0)
         total = entry.totals.bytes if entry.totals else None
-        before = self._db.execute(
-            "SELECT bytes_total FROM entries WHERE lane = ? AND last = ?", (lane_id, entry.first - 1)
-        ).fetchone()
-        total_before = 0 if entry.first == 1 else before[0] if before else None
-        size = None if total is None or total_before is None else total - total_before
+        is_next = last_before == entry.first - 1
+        size = total - bytes_before if total is not None and bytes_before is not None and is_next else None
         event = ObjectEvent.of(entry, size)
-        received = None if event.last_received_at is None else dt.datetime.fromisoformat(event.last_received_at)
-        received_us = None if received is None else round(received.timestamp() * 1e6)
-        records_total = entry.totals.records if entry.totals else None
-        quarantined = bool(entry.quarantined)
-        return lane_id, entry.last, total, records_total, quarantined, received_us, msgspec.json.encode(event)
+        received = dt.datetime.fromisoformat(event.last_received_at or item.time)
+        received_us = round(received.timestamp() * 1e6)
+        return (
+            item.sequence,
+            entry.file_path,
+            entry.source,
+            item.time,
+            lane_id,
+            entry.last,
+            total,
+            entry.totals.records if entry.totals else None,
+            bool(entry.quarantined),
+            received_us,
+            max(received_us, received_us_before),
+            msgspec.json.encode(event),
+            zstandard.compress(msgspec.json.encode(entry), ZSTD_LEVEL),
+        )
 
     def _store_removals(self, page: RemovalsPage) -> None:
         """Store a page of removals in one transaction."""
@@ -273,10 +377,47 @@ class CatalogIndex:
                     for sequence, removal in page.removals
                 ),
             )
+            for _, removal in page.removals:
+                self._add_removed_range(RemovalEvent.of(removal))
+
+    def _add_removed_range(self, removal: RemovalEvent) -> None:
+        """Add the messages of a removal to the ranges of its lane, of which the newest are kept."""
+        lane = (removal.source, removal.lane, removal.epoch)
+        of_lane = "source = ? AND number = ? AND epoch = ?"
+        before = self._db.execute(
+            f"SELECT first, last FROM removed_ranges WHERE {of_lane} AND first <= ? ORDER BY first DESC",  # noqa: S608  the text above
+            (*lane, removal.last + 1),
+        )
+        touched = list(takewhile(lambda known: known[1] >= removal.first - 1, before))
+        self._db.executemany(
+            f"DELETE FROM removed_ranges WHERE {of_lane} AND first = ?",  # noqa: S608  the text above
+            ((*lane, first) for first, _ in touched),
+        )
+        first = min(removal.first, *(first for first, _ in touched)) if touched else removal.first
+        last = max(removal.last, *(last for _, last in touched)) if touched else removal.last
+        self._db.execute("INSERT INTO removed_ranges VALUES (?, ?, ?, ?, ?)", (*lane, first, last))
+        self._db.execute(
+            f"DELETE FROM removed_ranges WHERE {of_lane} AND first <= (SELECT first FROM removed_ranges "  # noqa: S608  the text above
+            f"WHERE {of_lane} ORDER BY first DESC LIMIT 1 OFFSET {RANGES_MAX})",
+            (*lane, *lane),
+        )
 
     def _store_position(self, position: FeedPosition, removals_sequence: int) -> None:
         self._db.execute("DELETE FROM place")
-        self._db.execute("INSERT INTO place VALUES (?, ?, ?)", (position.stream, position.sequence, removals_sequence))
+        self._db.execute(
+            "INSERT INTO place VALUES (?, ?, ?, ?)",
+            (position.stream, position.sequence, removals_sequence, self._ids_stored),
+        )
+
+    def _read_position(self) -> None:
+        stream, sequence, removals_sequence, self._ids_stored = self._db.execute("SELECT * FROM place").fetchone() or (
+            "",
+            0,
+            0,
+            0,
+        )
+        self.position = FeedPosition(stream, sequence)
+        self.removals_position = FeedPosition(stream, removals_sequence)
 
     # --- the feed
 
@@ -325,15 +466,14 @@ class CatalogIndex:
         return page if page.more else self._new_removals(page, sources, limit)
 
     def _new_objects(self, cursor: FeedCursor, sources: Sources, limit: int, since: dt.datetime | None) -> EventPage:
-        since_us = None if since is None else round(since.timestamp() * 1e6)
         found: list[int] = []
         for lane_id, lane in self._lanes(sources).items():
-            entries = self._db.execute(
-                "SELECT sequence FROM entries WHERE lane = ?1 AND last > ?2 "
-                "AND (?3 IS NULL OR received_us IS NULL OR received_us >= ?3) ORDER BY last LIMIT ?4",
-                (lane_id, cursor.positions.get(lane, 0), since_us, limit + 1),
+            after = cursor.positions.get(lane, 0)
+            found += (
+                self._after(lane_id, after, limit + 1)
+                if since is None
+                else (self._received_since(lane_id, after, round(since.timestamp() * 1e6), limit + 1))
             )
-            found += (sequence for (sequence,) in entries)
         found.sort()
         page = EventPage([], [], cursor, more=len(found) > limit)
         for sequence in found[:limit]:
@@ -344,9 +484,38 @@ class CatalogIndex:
             ).fetchone()
             written = msgspec.json.decode(event, type=ObjectEvent)
             page = page.with_event(
-                replace(written, removed=bool(removed)), page.cursor.after_object(written.of_lane, written.last)
+                replace(written, removed=True) if removed else written,
+                page.cursor.after_object(written.of_lane, written.last),
             )
         return page
+
+    def _after(self, lane_id: int, last: int, limit: int) -> list[int]:
+        """The first entries of a lane after a message."""
+        return self._sequences(
+            "SELECT sequence FROM entries WHERE lane = ? AND last > ? ORDER BY last LIMIT ?", lane_id, last, limit
+        )
+
+    def _received_since(self, lane_id: int, last: int, since_us: int, limit: int) -> list[int]:
+        """The first entries of a lane after a message, without those that were received before a time.
+
+        Nearly all after the first of them were received later, too; so what is before that is not looked at.
+        """
+        first = self._db.execute(
+            "SELECT last FROM entries WHERE lane = ? AND received_us_max >= ? ORDER BY received_us_max, last LIMIT 1",
+            (lane_id, since_us),
+        ).fetchone()
+        if first is None:
+            return []
+        return self._sequences(
+            "SELECT sequence FROM entries WHERE lane = ? AND last > ? AND received_us >= ? ORDER BY last LIMIT ?",
+            lane_id,
+            max(last, first[0] - 1),
+            since_us,
+            limit,
+        )
+
+    def _sequences(self, query: str, *values: object) -> list[int]:
+        return [sequence for (sequence,) in self._db.execute(query, values)]
 
     def _new_removals(self, page: EventPage, sources: Sources, limit: int) -> EventPage:
         stream = self.position.stream
@@ -371,24 +540,26 @@ class CatalogIndex:
 
     def _sources_with_removals(self) -> set[str]:
         """All but the canary's."""
-        return {source for (source,) in self._db.execute("SELECT DISTINCT source FROM removals")} - {CANARY}
+        return {source for (source,) in self._db.execute("SELECT DISTINCT source FROM removed_ranges")} - {CANARY}
 
     def _latest(self, sources: Sources) -> FeedCursor:
         positions = {
             lane: self._db.execute("SELECT max(last) FROM entries WHERE lane = ?", (lane_id,)).fetchone()[0]
             for lane_id, lane in self._lanes(sources).items()
         }
-        removed: dict[Lane, Ranges] = {}
+        removed: dict[Lane, list[tuple[int, int]]] = {}
         read: dict[str, int] = {}
         for source in self._sources_with_removals() if sources is None else sources:
-            for sequence, event in self._db.execute(
-                "SELECT sequence, event FROM removals WHERE source = ? ORDER BY sequence", (source,)
+            for number, epoch, first, last in self._db.execute(
+                "SELECT number, epoch, first, last FROM removed_ranges WHERE source = ? ORDER BY number, epoch, first",
+                (source,),
             ):
-                removal = msgspec.json.decode(event, type=RemovalEvent)
-                lane = removal.of_lane
-                removed[lane] = removed.get(lane, NO_RANGES).with_range(removal.first, removal.last)
+                removed.setdefault(Lane(source, number, epoch), []).append((first, last))
+            (sequence,) = self._db.execute("SELECT max(sequence) FROM removals WHERE source = ?", (source,)).fetchone()
+            if sequence is not None:
                 read[source] = sequence
-        return FeedCursor(positions, removed, self.position.stream, read)
+        ranges = {lane: Ranges(*zip(*of_lane, strict=True)) for lane, of_lane in removed.items()}
+        return FeedCursor(positions, ranges, self.position.stream, read)
 
     def _has_any(self, lanes: Iterable[Lane]) -> bool:
         return any(
@@ -435,7 +606,7 @@ class CatalogIndex:
         keys: list[str] = []
         for sequence, _ in self._newest(sources, limit, quarantined=True):
             (entry,) = self._db.execute("SELECT entry FROM entries WHERE sequence = ?", (sequence,)).fetchone()
-            keys += reversed(msgspec.json.decode(entry, type=CatalogEntry).quarantined)
+            keys += reversed(_decoded(entry).quarantined)
         return keys[:limit]
 
     def _totals(self, sources: Sources) -> dict[str, SourceTotals]:
@@ -457,95 +628,149 @@ class CatalogIndex:
     ) -> list[T]:
         """The results of `select` for the entries with an id, in the order of the catalog."""
         return await self._run(
-            self._query,
-            "SELECT sequence, time, entry FROM ids JOIN entries USING (sequence) WHERE hash = ?1 "
-            "AND (?2 IS NULL OR source IN (SELECT value FROM json_each(?2))) ORDER BY sequence LIMIT ?3",
-            (_hash(text, kind), _encoded(sources), limit),
-            lambda item: select(item) if (text, kind) in _ids(item.entry) else None,
+            self._by_hash,
+            _hash(text, kind),
+            msgspec.json.encode(text)[1:-1],
+            limit,
+            select,
+            sources,
         )
+
+    def _by_hash(
+        self, hashed: int, text: bytes, limit: int, select: Callable[[FeedEntry], T], sources: Sources
+    ) -> list[T]:
+        """The results of `select` for the first entries with the hash of a text that contain it."""
+        found: list[T] = []
+        left = limit
+        for generation in range(self._generations):
+            rows = self._db.execute(
+                "SELECT sequence, time, entry FROM ids JOIN entries USING (sequence) WHERE generation = ?1 "
+                "AND hash = ?2 AND (?3 IS NULL OR source IN (SELECT value FROM json_each(?3))) "
+                "ORDER BY sequence LIMIT ?4",
+                (generation, hashed, _encoded(sources), left),
+            ).fetchall()
+            found += _selected(rows, select, text)
+            left -= len(rows)
+            if not left:
+                break
+        return found
+
+    @property
+    def _generations(self) -> int:
+        """The number of generations of ids."""
+        return self._ids_stored // IDS_PER_GENERATION + 1
 
     async def by_path(self, file_path: str, select: Callable[[FeedEntry], T], sources: Sources = None) -> list[T]:
         """The result of `select` for the entry of an object; empty if there is no entry."""
-        return await self._run(
-            self._query,
+        return await self._run(self._by_path, file_path, select, sources)
+
+    def _by_path(self, file_path: str, select: Callable[[FeedEntry], T], sources: Sources) -> list[T]:
+        rows = self._db.execute(
             "SELECT sequence, time, entry FROM entries WHERE file_path = ?1 "
             "AND (?2 IS NULL OR source IN (SELECT value FROM json_each(?2))) ORDER BY sequence LIMIT 1",
             (file_path, _encoded(sources)),
-            select,
         )
+        return _selected(rows, select)
 
     async def candidates(self, classification_id: str, limit: int, sources: Sources = None) -> list[str]:
         """The objects, newest first, of which only the column shows whether they have rows of a classification."""
         return await self._run(self._candidates, classification_id, limit, sources)
 
     def _candidates(self, classification_id: str, limit: int, sources: Sources) -> list[str]:
-        rows = self._db.execute(
-            """
-            SELECT file_path FROM (
-                SELECT sequence, file_path, source FROM entries
-                WHERE searched AND (least IS NULL OR least <= ?1) AND (greatest IS NULL OR greatest >= ?1)
-                UNION
-                SELECT sequence, file_path, source FROM ids JOIN entries USING (sequence) WHERE hash = ?2
-            )
-            WHERE ?4 IS NULL OR source IN (SELECT value FROM json_each(?4))
-            ORDER BY sequence DESC LIMIT ?3
-            """,
-            (
-                classification_id,
-                _hash(classification_id, IdKind.CLASSIFICATION_IN_COLUMN),
-                limit,
-                _encoded(sources),
-            ),
-        )
-        return [file_path for (file_path,) in rows]
+        found: list[int] = []
+        for source in self._sources() if sources is None else sources:
+            found += self._searched(source, classification_id, limit)
+        found += self._listed(_hash(classification_id, IdKind.CLASSIFICATION_IN_COLUMN), limit, sources)
+        found.sort(reverse=True)
+        return [
+            file_path
+            for sequence in found[:limit]
+            for (file_path,) in self._db.execute("SELECT file_path FROM entries WHERE sequence = ?", (sequence,))
+        ]
 
-    def _query(self, query: str, values: Sequence[object], select: Callable[[FeedEntry], T | None]) -> list[T]:
-        results = (
-            select(FeedEntry(sequence, stored, msgspec.json.decode(entry, type=CatalogEntry)))
-            for sequence, stored, entry in self._db.execute(query, values)
+    def _sources(self) -> set[str]:
+        return {source for (source,) in self._db.execute("SELECT DISTINCT source FROM lanes")}
+
+    def _searched(self, source: str, classification_id: str, limit: int) -> list[int]:
+        """The newest objects of a source whose column may have a classification, and has to be searched for it."""
+        within = "least <= ?3 AND greatest >= ?3 ORDER BY sequence DESC LIMIT ?4"
+        generation = self._open_generation(source)
+        found = self._sequences(
+            f"SELECT sequence FROM searched WHERE source = ?1 AND generation = ?2 AND {within}",  # noqa: S608  the text above
+            *(source, generation, classification_id, limit),
         )
-        return [result for result in results if result is not None]
+        while generation and len(found) < limit:
+            generation -= 1
+            found += self._sequences(
+                "SELECT sequence FROM searched_parts part CROSS JOIN searched ON searched.source = ?1 "
+                "AND searched.generation = ?2 AND searched.least BETWEEN part.least AND part.least_max "
+                "WHERE part.source = ?1 AND part.generation = ?2 AND part.least <= ?3 AND part.greatest >= ?3 "
+                "AND searched.least <= ?3 AND searched.greatest >= ?3 ORDER BY sequence DESC LIMIT ?4",
+                *(source, generation, classification_id, limit - len(found)),
+            )
+        return found
+
+    def _listed(self, hashed: int, limit: int, sources: Sources) -> list[int]:
+        """The newest entries that list a classification of their column."""
+        found: list[int] = []
+        for generation in reversed(range(self._generations)):
+            found += self._sequences(
+                "SELECT sequence FROM ids JOIN entries USING (sequence) WHERE generation = ?1 AND hash = ?2 "
+                "AND (?3 IS NULL OR source IN (SELECT value FROM json_each(?3))) ORDER BY sequence DESC LIMIT ?4",
+                *(generation, hashed, _encoded(sources), limit - len(found)),
+            )
+            if len(found) == limit:
+                break
+        return found
 
     # --- the database
 
     def _open(self) -> None:
         if self._file is None:
-            self._db = self._connect("")
+            self._connect("")
             return
         try:
             self._file.parent.mkdir(parents=True, exist_ok=True)
             try:
-                self._db = self._connect(str(self._file))
+                self._connect(str(self._file))
             except sqlite3.DatabaseError as error:
                 if not _is_corrupt(error):
                     raise
                 self._file.unlink()
-                self._db = self._connect(str(self._file))
+                self._connect(str(self._file))
         except (sqlite3.DatabaseError, OSError) as error:
             log.warning("the catalog index uses a temporary file, since %s cannot be used: %s", self._file, error)
-            self._db = self._connect("")
+            self._connect("")
 
-    def _recreate(self) -> None:
+    def _close(self) -> None:
+        if self._db.in_transaction:
+            self._db.execute("COMMIT")
+        self._db.close()
+
+    def _replace(self) -> None:
+        """Begin with an empty database. To delete the rows would take as long as to read all of them."""
         self._complete = False
         self._db.close()
-        if self._file is not None:
-            self._file.unlink(missing_ok=True)
+        if self._path:
+            Path(self._path).unlink(missing_ok=True)
         self._open()
 
-    def _connect(self, path: str) -> sqlite3.Connection:
-        db = sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=True)
+    def _connect(self, path: str) -> None:
+        """Open the database of a path; one with other tables is replaced."""
+        self._path = path
+        self._db = sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=True)
         for pragma in ("locking_mode = EXCLUSIVE", "journal_mode = WAL", "synchronous = OFF"):
-            db.execute(f"PRAGMA {pragma}")
-        db.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
-        (version,) = db.execute("PRAGMA user_version").fetchone()
-        if version != SCHEMA_VERSION:
-            tables = db.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
-            script = "".join(f'DROP TABLE "{name}";' for (name,) in tables)
-            db.executescript(f"BEGIN; {script} {SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT")
-        stream, sequence, removals_sequence = db.execute("SELECT * FROM place").fetchone() or ("", 0, 0)
-        self.position = FeedPosition(stream, sequence)
-        self.removals_position = FeedPosition(stream, removals_sequence)
-        return db
+            self._db.execute(f"PRAGMA {pragma}")
+        self._db.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
+        (version,) = self._db.execute("PRAGMA user_version").fetchone()
+        if version not in {0, SCHEMA_VERSION}:
+            self._db.close()
+            Path(path).unlink()
+            self._connect(path)
+            return
+        if not version:
+            self._db.executescript(f"BEGIN; {SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT")
+        self._read_position()
 
 
 def _sum(one: SourceTotals, other: SourceTotals) -> SourceTotals:
@@ -566,18 +791,19 @@ def _is_corrupt(error: Exception) -> bool:
     return isinstance(error, sqlite3.DatabaseError) and not isinstance(error, sqlite3.OperationalError)
 
 
-def _row(item: FeedEntry) -> tuple[int, str, str, str, bytes, bool, str | None, str | None]:
-    entry = item.entry
-    return (
-        item.sequence,
-        entry.file_path,
-        entry.source,
-        item.time,
-        msgspec.json.encode(entry),
-        _has_several_classifications(entry) and not _lists_classifications(entry),
-        entry.classification_least,
-        entry.classification_greatest,
-    )
+def _decoded(entry: bytes) -> CatalogEntry:
+    """An entry from its column."""
+    return msgspec.json.decode(zstandard.decompress(entry), type=CatalogEntry)
+
+
+def _selected(rows: Iterable[tuple[int, str, bytes]], select: Callable[[FeedEntry], T], text: bytes = b"") -> list[T]:
+    """The results of `select` for the entries of these rows that contain a text."""
+    documents = ((sequence, stored, zstandard.decompress(entry)) for sequence, stored, entry in rows)
+    return [
+        select(FeedEntry(sequence, stored, msgspec.json.decode(document, type=CatalogEntry)))
+        for sequence, stored, document in documents
+        if text in document
+    ]
 
 
 def _has_several_classifications(entry: CatalogEntry) -> bool:
