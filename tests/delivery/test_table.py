@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from pyiceberg.catalog import Catalog, load_catalog
 from pyiceberg.table import Table, TableProperties
+from pyiceberg.table.update import update_table_metadata
 
 from bronze.errors import Halted, Outage, Unavailable
 from bronze.protocol.documents import CatalogEntry
@@ -231,6 +232,24 @@ async def test_rows_are_committed_once_with_their_position(lanes: Lanes, catalog
     position = TablePosition.decode(snapshot.summary.additional_properties[POSITION])
     assert position.lanes == {(0, EPOCH): 6, (1, EPOCH): 3}
     assert snapshot.summary["bronze.objects"] == "3"
+
+
+async def test_a_commit_copies_the_metadata_a_few_times(
+    lanes: Lanes, catalog: Catalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They have all snapshots: once per change of the transaction, and not each time that pyiceberg looks at them."""
+    copies = []
+
+    def counted(*args: Any) -> Any:
+        copies.append(args)
+        return update_table_metadata(*args)
+
+    lanes.write()
+    begun = await follow(lanes, CutTables(catalog))
+    monkeypatch.setattr("pyiceberg.table.update_table_metadata", counted)
+    await begun.commit("")
+    assert 1 <= len(copies) <= 5
+    assert rows_of(catalog) == lanes.rows
 
 
 async def test_a_process_that_ends_around_a_commit_loses_and_doubles_nothing(lanes: Lanes, catalog: Catalog) -> None:

@@ -28,8 +28,10 @@ from pyiceberg.io.pyarrow import ArrowScan, write_file
 from pyiceberg.manifest import DataFile
 from pyiceberg.partitioning import PartitionFieldValue, PartitionKey
 from pyiceberg.table import FileScanTask, Table, TableProperties, Transaction, WriteTask
+from pyiceberg.table.metadata import TableMetadata
 from pyiceberg.table.snapshots import Snapshot
 from pyiceberg.table.sorting import SortDirection
+from pyiceberg.table.update import TableUpdate
 from pyiceberg.transforms import DayTransform, IdentityTransform
 from pyiceberg.types import TimestamptzType
 
@@ -121,6 +123,18 @@ class RewrittenGroup:
         return self.file.file_size_in_bytes
 
 
+class _Transaction(Transaction):
+    """pyiceberg copies the metadata, with all snapshots, each time that it looks at them: some 30 times per commit."""
+
+    _known: tuple[tuple[TableUpdate, ...], TableMetadata] | None = None
+
+    @property
+    def table_metadata(self) -> TableMetadata:
+        if self._known is None or self._known[0] is not self._updates:
+            self._known = self._updates, super().table_metadata
+        return self._known[1]
+
+
 class Tables:
     """The tables of a namespace. All methods block: call them in a thread."""
 
@@ -181,7 +195,7 @@ class Tables:
         `Halted` if pyiceberg would repeat a refused commit.
         """
         _check_not_repeated(state.table)
-        transaction = state.table.transaction()
+        transaction = _Transaction(state.table)
         with _failures():
             transaction.append(rows, snapshot_properties={POSITION: position, **summary})
             snapshot = _set_position(transaction, position)
@@ -266,7 +280,7 @@ class Tables:
         """
         _check_not_repeated(state.table)
         position = {POSITION: state.position} if state.position is not None else {}
-        transaction = state.table.transaction()
+        transaction = _Transaction(state.table)
         with _failures():
             update = transaction.update_snapshot(snapshot_properties={**position, **summary}).overwrite()
             for one in rewritten:
