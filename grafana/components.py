@@ -731,6 +731,7 @@ def _annotation(name: str, colour: str, expr: str, title: str, text_format: str)
 #: The labels that say of what an alert is, with their headings.
 ALERT_LABELS: Mapping[str, str] = {
     "bronze_source": "Source",
+    "bronze_receiver": "Receiver of events",
     "bronze_lane": "Lane",
     "bronze_field": "Field",
     "bronze_expectation": "Expectation",

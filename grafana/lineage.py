@@ -4,10 +4,14 @@ from grafana_foundation_sdk.builders.dashboard import Panel
 from grafana_foundation_sdk.builders.table import Panel as Table
 from grafana_foundation_sdk.builders.tempo import TempoQuery
 from grafana_foundation_sdk.builders.text import Panel as Text
+from grafana_foundation_sdk.builders.timeseries import Panel as Timeseries
 
 from grafana import components, traces
-from grafana.components import Board, PanelInfo, Row
+from grafana.components import COUNTS_PER_S, SECONDS, Board, PanelInfo, Row, graph, limit_line, query
+from grafana.promql import THRESHOLDS, rate
 
+_NOTIFY = 'job="bronze/notify"'
+_NO_RECEIVERS = "bronze notify has not reported yet: it runs if it has a receiver (BRONZE_WEBHOOK_URL)"
 _IDS = ("classification_id", "submission_id", "file_path")
 
 
@@ -19,6 +23,7 @@ def board() -> Board:
         [
             Row("Search", [guide(), results(), writes_of_trace()]),
             Row("Latest Bronze writes", [latest_writes()]),
+            Row("Lineage for others", [receivers(), attempts()]),
             Row("Trace", [trace()], closed=True),
         ],
         [
@@ -85,3 +90,36 @@ def latest_writes() -> Table:
         "no write in this range",
     )
     return traces.uploads(info, "1ns", first="Start")
+
+
+def receivers() -> Timeseries:
+    info = PanelInfo(
+        "Lag of the receivers",
+        "For how long each receiver of `bronze notify` has not had all events of the feed. Without new objects it "
+        "stays below 20 s.",
+        _NO_RECEIVERS,
+        ["BronzeNotifyLags"],
+    )
+    lag = f"max by (bronze_receiver) (bronze_notify_lag_seconds{{{_NOTIFY}}})"
+    limit = limit_line(f"vector({THRESHOLDS.notify_lag_s_max:g})", f"limit: {THRESHOLDS.notify_lag_s_max:g} s")
+    return graph(info, SECONDS, query(lag, "{{bronze_receiver}}"), limit, width=12)
+
+
+def attempts() -> Timeseries:
+    info = PanelInfo(
+        "Events sent",
+        "Attempts per second to send an event to a receiver. A failed one is repeated until the receiver has taken the "
+        "event; after *halted*, nothing is sent until a restart.",
+        _NO_RECEIVERS,
+        ["BronzeNotifyLags"],
+    )
+    sent = rate(f'bronze_notify_events_total{{{_NOTIFY}, bronze_outcome="success"}}', "bronze_receiver")
+    failures = f'bronze_notify_events_total{{{_NOTIFY}, bronze_outcome="failure"}}'
+    failed = rate(failures, "bronze_receiver, error_type")
+    return graph(
+        info,
+        COUNTS_PER_S,
+        query(sent, "{{bronze_receiver}}"),
+        query(f"{failed} > 0", "{{bronze_receiver}}: {{error_type}}"),
+        width=12,
+    )

@@ -44,6 +44,9 @@ _ADDRESSES = (
     *("BRONZE_TEMPO_URL", "BRONZE_ZIPKIN_URL"),
 )
 
+#: The settings of `bronze notify`, with secrets of its own.
+_NOTIFICATIONS = ("BRONZE_WEBHOOK_", "BRONZE_NOTIFY_")
+
 
 def settings(file: Path = FILE) -> Mapping[str, str]:
     return {**_in_file(file), **os.environ}
@@ -68,8 +71,15 @@ def service_settings(file: Path = FILE) -> dict[str, str]:
     return {
         name: value
         for name, value in settings(file).items()
-        if name in SERVICE | _SAMPLER and not name.startswith((*_RUNNER, *_ADDRESSES, "BRONZE_API_KEY"))
+        if name in SERVICE | _SAMPLER
+        and not name.startswith((*_RUNNER, *_ADDRESSES, *_NOTIFICATIONS, "BRONZE_API_KEY"))
     }
+
+
+def notifications(file: Path = FILE) -> dict[str, str]:
+    """The settings of `bronze notify`, which no other role gets; none if it has nobody to send events to."""
+    found = {name: value for name, value in settings(file).items() if name.startswith(_NOTIFICATIONS)}
+    return found if found.get("BRONZE_WEBHOOK_URL") else {}
 
 
 def fleet(file: Path = FILE) -> bool:

@@ -17,7 +17,7 @@ from local.builds import Built
 from local.exporters import SIGNALS, Exporters
 from local.programs import LOOPBACK, PORT_VARIABLE, LocalError, NotReady, Program, environment, free_ports, get_json
 from local.secret_files import SecretFiles
-from local.settings import NATS_VARIABLE, WORKERS_MAX, service_settings, settings, sources_file
+from local.settings import NATS_VARIABLE, WORKERS_MAX, notifications, service_settings, settings, sources_file
 
 FLUSH_AGE_S = 1
 BUCKET = "bronze"
@@ -28,6 +28,7 @@ API_KEY_SCOPES = {
     "publisher": ("ingest:*", "trace"),
     "canary": ("ingest:canary", "read:canary", "trace"),
     "prometheus": ("read:*",),
+    "notify": ("read:*",),
 }
 _REPLICAS = "BRONZE_QUEUE_REPLICAS"
 #: The users of the roles at the queue.
@@ -50,6 +51,7 @@ class Ports:
     publisher: int = 9465
     canary: int = 9466
     table: int = 9468
+    notify: int = 9469
     #: `/metrics` of each worker, first those of the API
     workers: int = 9470
 
@@ -454,6 +456,7 @@ class Stack:
             **({"scrape-publisher": [self.ports.publisher]} if self.fleet else {}),
             "scrape-canary": [self.ports.canary],
             "scrape-table": [self.ports.table],
+            **({"scrape-notify": [self.ports.notify]} if notifications() else {}),
             "scrape-collector": [self.collector.ports["metrics"]],
             "scrape-prometheus": [self.ports.prometheus],
             "scrape-seaweedfs": [self.ports.s3 + servers.SEAWEEDFS_PORTS - 1],
@@ -521,6 +524,11 @@ class Stack:
         account = servers.s3_account(self.root / "seaweedfs", self.ports.s3, BUCKET, "table")
         return self._role("table", "table", self.ports.table, "/livez", servers.tables_env(account))
 
+    @cached_property
+    def notify(self) -> Program:
+        env = {**notifications(), **self._api_key_env("notify"), "BRONZE_NOTIFY_DIR": str(self.root / "notify")}
+        return self._role("notify", "notify", self.ports.notify, "/livez", env)
+
     @property
     def programs(self) -> tuple[Program, ...]:
         return (*self.servers, *self.roles, *self.senders)
@@ -528,7 +536,11 @@ class Stack:
     @property
     def senders(self) -> tuple[Program, ...]:
         """The programs that work by themselves while API and consumer run."""
-        return (self.canary, self.table, *([self.simulate] if self.fleet else []))
+        return (
+            *(self.canary, self.table),
+            *([self.notify] if notifications() else []),
+            *([self.simulate] if self.fleet else []),
+        )
 
     @property
     def publish_env(self) -> Mapping[str, str]:

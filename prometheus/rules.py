@@ -90,6 +90,8 @@ class Thresholds:
 
     #: The age of the oldest object that is not in its table.
     table_age_s_max: float = 300
+    #: For how long a receiver of notifications may lack events.
+    notify_lag_s_max: float = 300
 
     #: The age of the canary's last run, in addition to the time in which its records have to be stored.
     canary_age_s_max: float = 300
@@ -246,6 +248,7 @@ def groups(thresholds: Thresholds) -> Mapping[str, Sequence[Group]]:
         "queue": [_queue()],
         "data": [_data(thresholds)],
         "tables": [_tables(thresholds)],
+        "notify": [_notify(thresholds)],
         "canary": [_canary(thresholds)],
         "telemetry": [_telemetry(thresholds)],
         "verdict": [_verdict(thresholds)],
@@ -682,6 +685,26 @@ def _tables(at: Thresholds) -> Group:
                 "ticket",
                 f"sum by (bronze_source) (increase({halted}[{at.recent_s}s] anchored)) > 0",
                 "Nothing is committed to the table of {{ $labels.bronze_source }} until an operator acts",
+            ),
+        ],
+    )
+
+
+# --- the notifications
+
+
+def _notify(at: Thresholds) -> Group:
+    lag = 'max by (bronze_receiver) (bronze_notify_lag_seconds{job="bronze/notify"})'
+    return Group(
+        "notify",
+        "15s",
+        [
+            Alert(
+                "BronzeNotifyLags",
+                "ticket",
+                f"{lag} > {at.notify_lag_s_max:g}",
+                f"The receiver {{{{ $labels.bronze_receiver }}}} has lacked events for more than "
+                f"{at.notify_lag_s_max / 60:g} minutes",
             ),
         ],
     )

@@ -28,6 +28,7 @@ COMMANDS = {
     "canary": "run the canary: it sends records and looks for them in bucket, telemetry and lineage",
     "table": "run the committer of tables: it appends the rows of new objects to an Iceberg table per source; or "
     "compact the tables",
+    "notify": "send an event per new object to a webhook",
     "publish": "send the records of files to the API",
     "simulate": "send simulated records slowly until it is stopped",
     "lineage": "print the submissions, traces and objects of an id or a path; or follow new objects",
@@ -84,6 +85,12 @@ def declare_options(name: str, command: argparse.ArgumentParser) -> None:
             from bronze.admin import table_command
 
             table_command.arguments(command.add_subparsers(dest="command", metavar="COMMAND"))
+        case "notify":
+            command.description = (
+                "Send an event per new object and per removal to a webhook, as signed CloudEvents, each at least once. "
+                "It follows the feed of the API. It has no options: its settings are environment variables "
+                "(docs/events.md)."
+            )
         case "publish":
             from bronze.publisher import publish_arguments
 
@@ -226,7 +233,7 @@ def run(args: argparse.Namespace, chosen: Settings) -> int:
         from bronze.wiring.table import compact_tables
 
         return asyncio.run(compact_tables(args, chosen))
-    if args.role in {"serve", "consume", "canary", "table"}:
+    if args.role in {"serve", "consume", "canary", "table", "notify"}:
         return run_role(args, chosen)
     if args.role == "lineage":
         return run_lineage(args, chosen)
@@ -291,6 +298,10 @@ def run_role(args: argparse.Namespace, chosen: Settings) -> int:
         from bronze.wiring.table import run_table
 
         return uvloop.run(run_table(chosen))
+    if args.role == "notify":
+        from bronze.wiring.notify import run_notify
+
+        return uvloop.run(run_notify(chosen))
     if args.worker:
         process.end_with(args.worker[1])
     elif chosen.workers > 1:

@@ -45,6 +45,13 @@ class Auth(StrEnum):
     DELEGATED = "delegated"
 
 
+class NotifyBegin(StrEnum):
+    """Where a new follower begins."""
+
+    FIRST = "first"
+    LATEST = "latest"
+
+
 class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="BRONZE_", frozen=True)
 
@@ -318,6 +325,26 @@ class Settings(BaseSettings):
         description="Limit of the rows of one commit to a table, in bytes of memory; an object is never divided.",
     )
 
+    webhook_url: Annotated[str, Field(pattern=_HTTP)] | None = Field(
+        None, description="Address of the webhook to which `bronze notify` sends events (docs/events.md)."
+    )
+    webhook_secrets: SecretStr | None = Field(
+        None,
+        description="Secrets that sign the requests to the webhook, separated by spaces: whsec_ and 24 to 64 random "
+        "bytes in base64.",
+    )
+    webhook_secrets_file: Path | None = Field(
+        None, description="File that has these secrets instead. It is read when `bronze notify` starts."
+    )
+    notify_dir: Path | None = Field(
+        None, description="Folder in which `bronze notify` stores how far each receiver is. It has to survive restarts."
+    )
+    notify_begin: NotifyBegin = Field(
+        NotifyBegin.FIRST,
+        description="Where `bronze notify` begins if its folder is empty: first, with the first object of the catalog; "
+        "or latest, with what is stored from now on.",
+    )
+
     canary_interval_s: Annotated[float, Field(gt=0, le=240)] = Field(
         60, description="Interval of the canary's runs, in seconds. Alerts expect a run within five minutes."
     )
@@ -359,6 +386,14 @@ class Settings(BaseSettings):
     def _one_api_key(self) -> Self:
         if self.api_key and self.api_key_file:
             raise ValueError("BRONZE_API_KEY and BRONZE_API_KEY_FILE are both set: set one of them")
+        return self
+
+    @model_validator(mode="after")
+    def _webhook_is_signed(self) -> Self:
+        if self.webhook_secrets and self.webhook_secrets_file:
+            raise ValueError("BRONZE_WEBHOOK_SECRETS and BRONZE_WEBHOOK_SECRETS_FILE are both set: set one of them")
+        if self.webhook_url and not (self.webhook_secrets or self.webhook_secrets_file):
+            raise ValueError("BRONZE_WEBHOOK_URL needs BRONZE_WEBHOOK_SECRETS or BRONZE_WEBHOOK_SECRETS_FILE")
         return self
 
     @model_validator(mode="after")
@@ -434,6 +469,10 @@ class Settings(BaseSettings):
         "zipkin_url",
         "api_key",
         "api_key_file",
+        "webhook_url",
+        "webhook_secrets",
+        "webhook_secrets_file",
+        "notify_dir",
         "jwt_issuer",
         "jwt_audience",
         "jwt_keys",

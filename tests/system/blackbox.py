@@ -68,9 +68,8 @@ class System:
     # --- its processes
 
     def role(self, name: str, **env: str) -> Program:
-        program = next(
-            p for p in (*self.stack.roles, self.stack.canary, self.stack.table, self.stack.simulate) if p.name == name
-        )
+        others = (self.stack.canary, self.stack.table, self.stack.notify, self.stack.simulate)
+        program = next(p for p in (*self.stack.roles, *others) if p.name == name)
         return replace(program, env={**program.env, **self.env, **env})
 
     def log(self, name: str) -> Path:
@@ -122,6 +121,7 @@ class System:
             publisher=free_ports(),
             canary=free_ports(),
             table=free_ports(),
+            notify=free_ports(),
             workers=free_ports(2 * WORKERS_MAX),
         )
         name = f"test-{uuid4().hex[:12]}"
@@ -242,6 +242,7 @@ class System:
             "api": self.stack.ports.api,
             "consumer": self.stack.ports.consumer,
             "publisher": self.stack.ports.publisher,
+            "notify": self.stack.ports.notify,
         }[role]
         return Metrics.parse(self._http.get(f"http://{LOOPBACK}:{port}/metrics").raise_for_status().text)
 

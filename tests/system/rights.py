@@ -36,7 +36,7 @@ ACCOUNTS = (*servers.S3_RIGHTS,)
 #: What every role has: the token of the collector.
 ROLE = "role"
 #: The roles whose port is only for metrics and probes.
-ROLES = ("consumer", "publisher", "canary", "table")
+ROLES = ("consumer", "publisher", "canary", "table", "notify")
 #: Every program on this machine, but no web page.
 PROGRAMS = (NOBODY, WRONG_KEY)
 

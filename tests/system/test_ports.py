@@ -16,11 +16,14 @@ from tests.system.rights import RIGHTS, Right, table
 @pytest.fixture(scope="module")
 def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Stack, dict[str, int]]]:
     """All programs of `make up`, with their pids."""
-    stack = Stack.create(tmp_path_factory.mktemp("ports"), Ports.free(), build_all())
-    system = System(stack, SOON)
-    rest = [system.role(role) for role in ("api", "consumer", "canary", "table", "publisher")]
-    with system.running(*stack.servers) as servers, system.running(*rest) as roles:
-        yield stack, {name: process.pid for name, process in {**servers, **roles}.items()}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BRONZE_WEBHOOK_URL", f"http://{LOOPBACK}:9")
+        patch.setenv("BRONZE_WEBHOOK_SECRETS", f"whsec_{'A' * 32}")
+        stack = Stack.create(tmp_path_factory.mktemp("ports"), Ports.free(), build_all())
+        system = System(stack, SOON)
+        rest = [system.role(role) for role in ("api", "consumer", "canary", "table", "notify", "publisher")]
+        with system.running(*stack.servers) as servers, system.running(*rest) as roles:
+            yield stack, {name: process.pid for name, process in {**servers, **roles}.items()}
 
 
 def ports(stack: Stack) -> dict[int, tuple[str, str]]:

@@ -19,8 +19,9 @@ from local.settings import WORKERS_MAX
 from local.stack import Ports, Stack
 from local.supervision import SOCKET_PATH_BYTES_MAX, Supervisor, configuration
 
-#: Addresses in the settings that no command acts on: those that the API listens on, and those that pages link to.
-NOT_ACTED_ON = {"api_host", "runbook_url", "trace_url"}
+#: Addresses in the settings that no command acts on: those that the API listens on, those that pages
+#: link to, and the receiver of events.
+NOT_ACTED_ON = {"api_host", "runbook_url", "trace_url", "webhook_url"}
 
 BUILT = Built(Path("/x/otelcol"), Path("/x/prometheus"), Path("/x/zipkin.jar"))
 

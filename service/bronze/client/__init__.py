@@ -20,7 +20,7 @@ Libraries: httpx, msgspec, opentelemetry, pyarrow.
 
 from bronze.client.checkpoint import Checkpoint, FileCheckpoint
 from bronze.client.clients import AsyncClient, Client
-from bronze.client.connection import TIMEOUT, connect, connect_async, failure, problem_of, unreachable
+from bronze.client.connection import TIMEOUT, connect, connect_async, failure, problem_of, retry_after_s, unreachable
 from bronze.client.results import FeedPage, Status, StoredObject, Submission
 from bronze.errors import BronzeError, Misconfigured, Refused, Unavailable
 from bronze.protocol.feed_event import FeedEvent, ObjectEvent, RemovalEvent
@@ -46,5 +46,6 @@ __all__ = [
     "connect_async",
     "failure",
     "problem_of",
+    "retry_after_s",
     "unreachable",
 ]

@@ -84,7 +84,7 @@ def failure(response: httpx.Response, place: Callable[[int | None], str]) -> Ref
     text = printable(f"{status} {problem.detail or problem.title or response.reason_phrase}{hint}")
     if status == httpx.codes.TOO_MANY_REQUESTS or response.is_server_error:
         detail = f"{response.url.host} answers {text}"
-        return Unavailable(code, detail, retry_after_s=_retry_after_s(response), status=status)
+        return Unavailable(code, detail, retry_after_s=retry_after_s(response), status=status)
     return Refused(code, f"{place(problem.record)}: {text}", status=status, record=problem.record)
 
 
@@ -112,7 +112,7 @@ def _code(status: int, problem: Problem) -> ErrorCode:
             return Fault.INTERNAL
 
 
-def _retry_after_s(response: httpx.Response) -> int:
+def retry_after_s(response: httpx.Response) -> int:
     """The wait in the header, given as seconds or a date (RFC 9110); 0 if there is none."""
     value = response.headers.get("Retry-After", "").strip()
     if value.isdecimal():

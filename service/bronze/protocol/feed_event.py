@@ -22,8 +22,8 @@ class ObjectEvent:
     `classification_least` and `classification_greatest`. `principals` are the first of those who sent its records, by
     name, and `principal_count` counts all. `written_at` is when its write began; its records were received between
     `first_received_at` and `last_received_at`; `event_times` are those of its rows, None if its source declared none.
-    `trace_id` is that of its upload. `removed`: it was removed meanwhile,
-    and a removal follows.
+    `trace_id` is that of its upload, and `traceparent` its span. `removed`: it was removed meanwhile, and a removal
+    follows.
     """
 
     file_path: str
@@ -46,6 +46,7 @@ class ObjectEvent:
     trace_id: str
     removed: bool = False
     event_times: EventTimes | None = None
+    traceparent: str | None = None
     kind: Literal["object"] = "object"
 
     @classmethod
@@ -72,6 +73,7 @@ class ObjectEvent:
             last_received_at=max(received, default=None),
             trace_id=trace_id_of(entry.traceparent),
             event_times=None if entry.event_times is msgspec.UNSET else entry.event_times,
+            traceparent=entry.traceparent or None,
         )
 
     @property

@@ -91,6 +91,8 @@ class Instruments:
     table_files: Gauge
     table_size: Gauge
     table_snapshot_time: Gauge
+    notify_events: Counter
+    notify_lag: Gauge
     messaging_client_sent_messages: Counter
     messaging_client_consumed_messages: Counter
     messaging_client_operation_duration: Histogram

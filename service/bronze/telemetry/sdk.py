@@ -102,7 +102,14 @@ _POSITIVE_NUMBERS: Final = (
 )
 
 #: The API has this one only for its workers.
-_METRICS_PORTS: Final = {Role.CONSUMER: 9464, Role.PUBLISHER: 9465, Role.CANARY: 9466, Role.API: 9467, Role.TABLE: 9468}
+_METRICS_PORTS: Final = {
+    Role.CONSUMER: 9464,
+    Role.PUBLISHER: 9465,
+    Role.CANARY: 9466,
+    Role.API: 9467,
+    Role.TABLE: 9468,
+    Role.NOTIFY: 9469,
+}
 
 _PORT_VARIABLE: Final = "OTEL_EXPORTER_PROMETHEUS_PORT"
 

@@ -41,6 +41,7 @@ class Role(StrEnum):
     VERIFY = "verify"
     CANARY = "canary"
     TABLE = "table"
+    NOTIFY = "notify"
 
 
 class Outcome(StrEnum):
@@ -142,6 +143,7 @@ class Attributes:
     bronze_value: str
     bronze_expectation: str
     bronze_lane: str
+    bronze_receiver: str
     bronze_cluster_server: str
     bronze_replica_state: str
     bronze_submission_id: str
@@ -215,6 +217,7 @@ class Spans:
     encode: SpanSignal
     put: SpanSignal
     commit: SpanSignal
+    notify: SpanSignal
 
 
 @dataclass(frozen=True)

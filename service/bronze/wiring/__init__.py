@@ -6,6 +6,7 @@ api           the API
 consumer      the consumer
 canary        the canary and its checks
 table         the committer of tables
+notify        the events for others
 workers       several processes of a role
 listener      the socket of the API
 reload        takes an edited file of sources

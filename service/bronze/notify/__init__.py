@@ -1,0 +1,11 @@
+"""Notifications: each new object and each removal goes to the receivers of others, at least once.
+
+follower          follows the feed for one receiver, and sends each event until the receiver has taken it
+event             the id of an event, and how it is written as a CloudEvent
+signature         the secrets of a webhook, and the signature of a message (Standard Webhooks)
+webhook           sends CloudEvents to a webhook
+notify_telemetry  the span and the measurements of each attempt
+
+A role. Imports: client, errors, protocol, telemetry.
+Libraries: httpx, msgspec, opentelemetry.
+"""
