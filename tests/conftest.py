@@ -26,6 +26,7 @@ LONGEST = (
     "test_parity",
     "test_docs_commands",
     "test_silver",
+    "test_rolling_upgrade",
 )
 
 

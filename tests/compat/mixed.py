@@ -1,8 +1,9 @@
 """Another version next to this one: `make mixed BASE=<commit>`.
 
-An API of one version and a consumer of the other use one queue and one bucket, then the other way around, then two of
-each, as in a rolling upgrade and back. Meanwhile clients send bodies of all kinds, and retry under the same key to any
-API. At the end each record has to be in the bucket or in quarantine exactly once.
+A rolling upgrade and back: an API of one version and a consumer of the other use one queue and one bucket, then the
+other way around, then two of each; each process is replaced by a new one that is ready before, and the servers are
+restarted. Meanwhile clients send bodies of all kinds, and retry under the same key to any API. No answer is another one
+than 202 or a 503, and at the end each record has to be in the bucket or in quarantine exactly once.
 """
 
 import argparse
@@ -10,13 +11,14 @@ import asyncio
 import itertools
 import random
 import shutil
-import subprocess
 import sys
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -25,9 +27,9 @@ import pyarrow as pa
 from bronze.queue_servers import QueueServers
 from bronze.servers.jetstream import JetStream
 from local import programs, servers
-from local.builds import REPOSITORY
-from local.programs import LOOPBACK, Process, start
+from local.programs import LOOPBACK, Process, http_get, start
 from tests.compat import scenario, state
+from tests.compat.release import installed
 from tests.compat.scenario import HERE, Sending
 from tests.compat.site import QUIET, Site
 from tests.delivery.kill import checker
@@ -49,9 +51,12 @@ class Phase:
 
     apis: Sequence[str]
     consumers: Sequence[str]
+    #: Queue and bucket are replaced, too, one after the other.
+    servers: bool = False
 
     def __str__(self) -> str:
-        return f"API of {' and '.join(self.apis)}, consumer of {' and '.join(self.consumers)}"
+        servers = ", servers restarted" if self.servers else ""
+        return f"API of {' and '.join(self.apis)}, consumer of {' and '.join(self.consumers)}{servers}"
 
 
 PHASES = (
@@ -59,26 +64,10 @@ PHASES = (
     Phase([BASE], [THIS]),
     Phase([THIS], [BASE]),
     Phase([BASE, THIS], [BASE, THIS]),
-    Phase([THIS], [THIS]),
-    Phase([BASE], [BASE]),
+    Phase([THIS], [THIS], servers=True),
+    Phase([BASE], [THIS]),
+    Phase([BASE], [BASE], servers=True),
 )
-
-
-def checked_out(base: str) -> Path:
-    """The command of another version, from its own checkout with its pinned packages."""
-    commit = _git("rev-parse", "--verify", f"{base}^{{commit}}")
-    place = REPOSITORY / ".local" / "mixed" / commit[:12]
-    if not place.exists():
-        _git("worktree", "prune")
-        _git("worktree", "add", "--detach", str(place), commit)
-    subprocess.run(["make", "-C", str(place), f"PYTHON={sys.executable}", ".venv/.ready"], check=True)
-    return place / ".venv" / "bin" / "bronze"
-
-
-def _git(*words: str) -> str:
-    return subprocess.run(
-        ["git", "-C", str(REPOSITORY), *words], check=True, capture_output=True, text=True
-    ).stdout.strip()
 
 
 # --- load
@@ -129,6 +118,8 @@ class Clients:
     apis: Sequence[str] = ()
     sent: Sent = field(default_factory=Sent)
     again: int = 0
+    #: The longest time from the first request of a submission to its 202, since it was set to 0.
+    longest_s: float = 0.0
     wrong: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -145,6 +136,7 @@ class Clients:
 
     async def deliver(self, sending: Sending) -> None:
         records = {*sending.payloads, *(_bad(sending) if sending.quarantine else ())}
+        began = time.monotonic()
         answer = await (self._settle(sending) if sending.key else self._post(sending))
         if answer is None or answer.status_code == httpx.codes.SERVICE_UNAVAILABLE:
             nothing = answer is not None and answer.json()["type"] != "/problems/outcome-unknown"
@@ -152,6 +144,7 @@ class Clients:
             return
         assert answer.status_code == httpx.codes.ACCEPTED, answer.text
         accepted = answer.json()
+        self.longest_s = max(self.longest_s, time.monotonic() - began)
         self.sent.accepted |= records
         self.sent.submissions[accepted["submission_id"]] = sending.key is not None
         if sending.key and self.rng.random() < AGAIN:
@@ -185,10 +178,11 @@ def _bad(sending: Sending) -> Iterator[str]:
 
 
 class Versions:
-    """The roles of two versions on one site."""
+    """The roles of two versions on one site, and its servers."""
 
-    def __init__(self, sites: Mapping[str, Site]) -> None:
+    def __init__(self, sites: Mapping[str, Site], servers: Sequence[Process]) -> None:
         self._sites = sites
+        self._servers = servers
         self._running: dict[tuple[str, str], Process] = {}
         self._starts = itertools.count()
 
@@ -197,10 +191,14 @@ class Versions:
         wanted = {("serve", one) for one in phase.apis} | {("consume", one) for one in phase.consumers}
         for command, version in sorted(wanted - self._running.keys()):
             program = self._sites[version].role(f"{command}-{version}-{next(self._starts)}", command)
+            if command == "serve":  # a load balancer sends nothing to it before
+                program = replace(program, ready=partial(http_get, program.ports["http"], "/readyz"))
             self._running[command, version] = await asyncio.to_thread(self._sites[version].started, program)
         clients.apis = [f"http://{LOOPBACK}:{self._running['serve', one].program.ports['http']}" for one in phase.apis]
         for gone in self._running.keys() - wanted:
             await self._stop(gone)
+        for server in self._servers if phase.servers else ():
+            await asyncio.to_thread(server.restart)
 
     async def _stop(self, which: tuple[str, str]) -> None:
         process = self._running.pop(which)
@@ -248,16 +246,17 @@ def say(text: str) -> None:
     sys.stdout.flush()
 
 
-async def play(sites: Mapping[str, Site], seed: int, phase_s: float) -> bool:
+async def play(sites: Mapping[str, Site], servers: Sequence[Process], seed: int, phase_s: float) -> bool:
     """Run the phases under load and print the result; returns whether nothing is wrong."""
     rng, stop = random.Random(seed), asyncio.Event()
-    clients, versions, site = Clients(rng), Versions(sites), sites[THIS]
+    clients, versions, site = Clients(rng), Versions(sites, servers), sites[THIS]
     try:
         await versions.become(PHASES[0], clients)
         async with asyncio.TaskGroup() as group:
             for _ in range(CLIENTS):
                 group.create_task(clients.run(stop))
             for phase in PHASES:
+                clients.longest_s = 0.0
                 await versions.become(phase, clients)
                 before, stored = len(clients.sent.submissions), await asyncio.to_thread(_stored, site)
                 await asyncio.sleep(phase_s)
@@ -265,8 +264,10 @@ async def play(sites: Mapping[str, Site], seed: int, phase_s: float) -> bool:
                 async for _ in attempts(60, f"nothing was stored by: {phase}"):
                     if (now := await asyncio.to_thread(_stored, site)) > stored:
                         break
+                sent = len(clients.sent.submissions) - before
                 say(
-                    f"{len(clients.sent.submissions) - before:6} submissions, {now - stored:6} messages stored: {phase}"
+                    f"{sent:6} submissions, the slowest after {clients.longest_s:.2f} s, "
+                    f"{now - stored:6} messages stored: {phase}"
                 )
             stop.set()
         await at_rest(site)
@@ -295,27 +296,33 @@ def _stored(site: Site) -> int:
     return sum(stored for _, _, stored in state.lanes(site.nats_port).values())
 
 
+def side_by_side(base: Path, root: Path, seed: int, phase_s: float) -> bool:
+    """Run the phases with the command of another version, and print the result; returns whether nothing is wrong."""
+    commands = {BASE: base, THIS: Path(servers.executable("bronze"))}
+    account = servers.s3_account(root / "s3", programs.free_ports(servers.SEAWEEDFS_PORTS))
+    env = {**SETTINGS, **QUIET, "BRONZE_LANES": str(LANES), "BRONZE_SOURCES": str(HERE / "sources-2.toml")}
+    with ExitStack() as stack:
+        bucket = stack.enter_context(start(servers.seaweedfs(root / "s3", account), root / "s3.log"))
+        this = stack.enter_context(Site(root, account, env))
+        queue = stack.enter_context(start(this.queue(), root / "nats.log"))
+        sites = {version: replace(this, bronze=command) for version, command in commands.items()}
+        try:
+            return asyncio.run(play(sites, (queue, bucket), seed, phase_s))
+        except* AssertionError as errors:
+            say(f"WRONG: {[str(error)[:1000] for error in errors.exceptions]}")
+    return False
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.compat.mixed", description=__doc__)
     parser.add_argument("base", help="the other version: a commit, a tag or a branch")
     parser.add_argument("--seconds", type=float, default=10, help="for how long each of the phases runs (10)")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
     args = parser.parse_args(arguments)
-    commands = {BASE: checked_out(args.base), THIS: Path(servers.executable("bronze"))}
+    base = installed(args.base)
     root = Path(tempfile.mkdtemp(prefix="bronze-mixed-"))
     say(f"mixed: BASE={args.base} SEED={args.seed}, logs in {root}")
-    account = servers.s3_account(root / "s3", programs.free_ports(servers.SEAWEEDFS_PORTS))
-    env = {**SETTINGS, **QUIET, "BRONZE_LANES": str(LANES), "BRONZE_SOURCES": str(HERE / "sources-2.toml")}
-    with ExitStack() as stack:
-        stack.enter_context(start(servers.seaweedfs(root / "s3", account), root / "s3.log"))
-        this = stack.enter_context(Site(root, account, env))
-        stack.enter_context(start(this.queue(), root / "nats.log"))
-        sites = {version: replace(this, bronze=command) for version, command in commands.items()}
-        well = False
-        try:
-            well = asyncio.run(play(sites, args.seed, args.seconds))
-        except* AssertionError as errors:
-            say(f"WRONG: {[str(error)[:1000] for error in errors.exceptions]}")
+    well = side_by_side(base, root, args.seed, args.seconds)
     say(f"{args.base} and this version {'work side by side' if well else 'DO NOT work side by side'}")
     if well:
         shutil.rmtree(root)
