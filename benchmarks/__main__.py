@@ -16,6 +16,7 @@ from benchmarks import (
     connections,
     delivery,
     growth,
+    identities,
     lanes,
     memory,
     monitors,
@@ -41,6 +42,7 @@ PARTS: Mapping[str, Callable[[Options], Found]] = {
     "growth": growth.run,
     "objects": objects.run,
     "monitors": monitors.run,
+    "identities": identities.run,
     "view": view.run,
 }
 #: What telemetry costs: with options of their own, so they run only when they are named.
