@@ -27,7 +27,7 @@ COMMANDS = {
     "consume": "run a consumer: it writes queued submissions to the bucket, as Parquet",
     "canary": "run the canary: it sends records and looks for them in bucket, telemetry and lineage",
     "table": "run the committer of tables: it appends the rows of new objects to an Iceberg table per source; or "
-    "compact the tables",
+    "compact the tables, or expire their snapshots",
     "notify": "send an event per new object to a webhook",
     "publish": "send the records of files to the API",
     "simulate": "send simulated records slowly until it is stopped",
@@ -53,7 +53,7 @@ def parser(chosen: str | None = None) -> argparse.ArgumentParser:
         "write can be traced.",
         epilog="Settings are environment variables: BRONZE_* (docs/settings.md lists them), OTEL_* for telemetry, "
         "AWS_* for the bucket. The exit codes of publish, lineage, read, quarantine, objects, verify, keys, sources "
-        "and table compact are in their own --help, those of the other commands in docs/operations.md.",
+        "table compact and table expire are in their own --help, those of the other commands in docs/operations.md.",
     )
     top.add_argument("--version", action="version", version=f"bronze {__version__}")
     commands = top.add_subparsers(dest="role", required=True, metavar="COMMAND")
@@ -228,11 +228,11 @@ def main() -> None:
 
 def run(args: argparse.Namespace, chosen: Settings) -> int:
     confirmation.check_answerable(args)
-    if args.role == "table" and args.command == "compact":
+    if args.role == "table" and args.command:
         logging.basicConfig(level=logging.WARNING, format="bronze table: %(message)s")
-        from bronze.wiring.table import compact_tables
+        from bronze.wiring.table import maintain_tables
 
-        return asyncio.run(compact_tables(args, chosen))
+        return asyncio.run(maintain_tables(args, chosen))
     if args.role in {"serve", "consume", "canary", "table", "notify"}:
         return run_role(args, chosen)
     if args.role == "lineage":

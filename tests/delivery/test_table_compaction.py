@@ -18,8 +18,9 @@ from pyiceberg.catalog import Catalog
 from pyiceberg.table import TableProperties
 from pyiceberg.table.update import AddSnapshotUpdate, AssertRefSnapshotId
 
-from bronze.admin.compact_table import COMMITS_MAX, Compacted, Compaction, NotCompacted, closed_before
 from bronze.errors import Halted, Unavailable
+from bronze.maintenance.compaction import Compacted, Compaction, closed_before
+from bronze.maintenance.task import COMMITS_MAX, TooManyConflicts
 from bronze.servers import iceberg
 from bronze.servers.iceberg import POSITION, FileGroup, RewrittenGroup, TableState
 from bronze.table.committer import Committer
@@ -243,7 +244,7 @@ async def test_a_compaction_that_loses_each_time_deletes_its_files(
         asyncio.run(commit_all(lanes, CutTables(catalog)))
 
     tables.hooks["replace"] = append
-    with pytest.raises(NotCompacted, match="came first"):
+    with pytest.raises(TooManyConflicts, match="came first"):
         await asyncio.to_thread(compact, tables)
     assert len(appended) == COMMITS_MAX
     assert {f"file://{path}" for path in stored(tmp_path)} == set(files(catalog))

@@ -78,15 +78,10 @@ def test_accepted_records_are_rows_of_the_table_once(
         assert found == Counter(range(ROWS))
 
 
-def test_a_compaction_leaves_the_rows(system: System, catalog: Catalog, table: Process, mark: str) -> None:
-    """Beside the running committer: also those of the open hour, which it goes on to append."""
-    ids = []
-    for round_ in range(3):
-        accepted = system.post("vehicles", ndjson(vehicles(f"{mark}{round_}", ROWS)))
-        ids.append(accepted.json()["submission_id"])
-        until("its rows are in the table", partial(rows, system, catalog, ids[-1]))
+def maintain(system: System, *command: str) -> dict[str, int]:
+    """Run a command of maintenance for the table of vehicles. Returns what it says."""
     outcome = subprocess.run(
-        [*BRONZE, "table", "compact", "--older-than", "0", "--source", "vehicles", "--json", "--yes"],
+        [*BRONZE, "table", *command, "--source", "vehicles", "--json", "--yes"],
         env={**system.client_env, "BRONZE_TABLE_NAMESPACE": namespace(system)},
         capture_output=True,
         text=True,
@@ -94,9 +89,27 @@ def test_a_compaction_leaves_the_rows(system: System, catalog: Catalog, table: P
         check=False,
     )
     assert outcome.returncode == 0, outcome.stderr
-    done = json.loads(outcome.stdout)
+    return dict(json.loads(outcome.stdout))
+
+
+def test_a_compaction_leaves_the_rows(system: System, catalog: Catalog, table: Process, mark: str) -> None:
+    """Beside the running committer: also those of the open hour, which it goes on to append. So does an expiry, for
+    which the snapshots are too young.
+    """
+    ids = []
+    for round_ in range(3):
+        accepted = system.post("vehicles", ndjson(vehicles(f"{mark}{round_}", ROWS)))
+        ids.append(accepted.json()["submission_id"])
+        until("its rows are in the table", partial(rows, system, catalog, ids[-1]))
+    done = maintain(system, "compact", "--older-than", "0")
     assert done["files"] >= 3
     assert done["new_files"] < done["files"]
+    assert maintain(system, "expire") == {
+        "source": "vehicles",
+        "expired_snapshots": 0,
+        "deleted_files": 0,
+        "deleted_bytes": 0,
+    }
     last = system.post("vehicles", ndjson(vehicles(mark, ROWS))).json()["submission_id"]
     until("its rows are in the table", partial(rows, system, catalog, last))
     for submission_id in (*ids, last):

@@ -25,6 +25,7 @@ CHANGES = [
     ["quarantine", "replay", "--submission", "s"],
     ["objects", "acknowledge", "--all-missing", "--reason", "lost"],
     ["table", "compact"],
+    ["table", "expire"],
     ["keys", "create", "fleet", "--scope", "admin"],
     ["keys", "rotate", "fleet"],
     ["keys", "limit", "fleet", "--requests-per-s", "1"],

@@ -1,5 +1,5 @@
 """The commands of an operator: lineage, read, quarantine, objects, verify, keys, sources, lanes, the queue,
-the catalog and the compaction of tables.
+the catalog and the maintenance of tables.
 
 lineage_command     `bronze lineage`: prints the lineage of an id or a path, or follows new objects
 read_command        `bronze read`: its command line
@@ -20,13 +20,13 @@ data_contract_import  the declaration of sources that such a contract describes
 change_lanes        `bronze lanes`: seals the old lanes, drains them, and replaces them
 copy_queue          `bronze queue copy`: moves the queue to other servers
 rebuild_catalog     `bronze catalog rebuild`: rebuilds the catalog from the bucket
-table_command       `bronze table compact`: its command line
-compact_table       replaces the small files of a table by larger ones with the same rows
+table_command       `bronze table compact` and `bronze table expire`: their command lines
+maintain_tables     runs them: a task for one table after another
 confirmation        says what a command acts on, and asks before it changes something
 command_error       the error of a command that an operator has to correct
 time_argument       a time in the arguments of a command
 progress, reports   the progress bar, and the final output of lanes and the catalog
 
-A role. Imports: client, errors, objects, plurals, printable, protocol, records, servers, settings, verify.
+A role. Imports: client, errors, maintenance, objects, plurals, printable, protocol, records, servers, settings, verify.
 Libraries: httpx, msgspec, pyarrow, rich, yaml.
 """

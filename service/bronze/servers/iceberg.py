@@ -7,31 +7,37 @@ the property of the table that allows this has to be 0.
 
 A compaction replaces data files by others with the same rows. It writes these first, and commits them on top of the
 newest snapshot. pyiceberg 0.12 has no snapshot of the operation `replace`: it is an `overwrite`.
+
+An expiry removes snapshots from the metadata. pyiceberg deletes no files then: those that no snapshot has are found by
+listing the folders of the table.
 """
 
 import datetime as dt
 import logging
 import uuid
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Final, cast
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.fs as pafs
 from pyiceberg.catalog import Catalog, load_catalog
 from pyiceberg.conversions import from_bytes
 from pyiceberg.exceptions import CommitFailedException, NoSuchTableError, RESTError, TableAlreadyExistsError
 from pyiceberg.expressions import AlwaysTrue
-from pyiceberg.io.pyarrow import ArrowScan, write_file
+from pyiceberg.io.pyarrow import ArrowScan, PyArrowFileIO, write_file
 from pyiceberg.manifest import DataFile
 from pyiceberg.partitioning import PartitionFieldValue, PartitionKey
 from pyiceberg.table import FileScanTask, Table, TableProperties, Transaction, WriteTask
 from pyiceberg.table.metadata import TableMetadata
-from pyiceberg.table.snapshots import Snapshot
+from pyiceberg.table.snapshots import Operation, Snapshot, ancestors_of
 from pyiceberg.table.sorting import SortDirection
-from pyiceberg.table.update import TableUpdate
+from pyiceberg.table.update import AssertRefSnapshotId, TableUpdate, UpdatesAndRequirements
+from pyiceberg.table.update.snapshot import ExpireSnapshots
 from pyiceberg.transforms import DayTransform, IdentityTransform
 from pyiceberg.types import TimestamptzType
 
@@ -61,6 +67,10 @@ _PROPERTIES: Final = {
 
 #: A data file of at least this share of the target size is left as it is.
 SMALL_SHARE_MAX: Final = 0.75
+#: The folders of a table's location, and the ends of the names of files in them that may be deleted: data, manifests
+#: and lists of manifests. The catalog deletes its own metadata.
+FOLDERS: Final = ("data", "metadata")
+DELETABLE: Final = (".parquet", ".avro")
 
 
 class Conflict(Exception):
@@ -121,6 +131,27 @@ class RewrittenGroup:
     @property
     def bytes(self) -> int:
         return self.file.file_size_in_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class StoredFile:
+    """A file of a table, by its path in the table's file system."""
+
+    path: str
+    bytes: int
+    written_at: dt.datetime
+
+
+class _Expiry(ExpireSnapshots):
+    """Requires that each branch and tag is where it was read: somebody could just have put one to a snapshot that is to
+    be removed.
+    """
+
+    def _commit(self) -> UpdatesAndRequirements:
+        updates, requirements = super()._commit()
+        refs = self._transaction.table_metadata.refs
+        unchanged = [AssertRefSnapshotId(ref=name, **{"snapshot-id": ref.snapshot_id}) for name, ref in refs.items()]
+        return updates, (*requirements, *unchanged)
 
 
 class _Transaction(Transaction):
@@ -305,6 +336,86 @@ class Tables:
             for one in rewritten:
                 state.table.io.delete(one.file.file_path)
 
+    def expirable(self, state: TableState, before: dt.datetime, hourly_before: dt.datetime) -> list[int]:
+        """The snapshots that were last current before a time. Of those that were last current before `hourly_before`,
+        also all but the last one of each hour, if those after them only appended: their rows stay in its files.
+
+        Left out are those that a branch or a tag names, those of a branch with rules of its own for how long snapshots
+        stay, and those from the current one back to the one that has the position.
+        """
+        metadata = state.table.metadata
+        by_id = {snapshot.snapshot_id: snapshot for snapshot in metadata.snapshots}
+        last_ms = {snapshot.snapshot_id: snapshot.timestamp_ms for snapshot in metadata.snapshots}
+        for entry, next_ in pairwise(metadata.snapshot_log):
+            last_ms[entry.snapshot_id] = max(last_ms.get(entry.snapshot_id, 0), next_.timestamp_ms)
+        followed: set[int] = set()  # by an append in the same hour
+        for snapshot in metadata.snapshots:
+            parent = by_id.get(snapshot.parent_snapshot_id or 0)
+            if parent is not None:
+                last_ms[parent.snapshot_id] = max(last_ms[parent.snapshot_id], snapshot.timestamp_ms)
+                if _only_appends(snapshot) and _hour(parent) == _hour(snapshot):
+                    followed.add(parent.snapshot_id)
+        kept = set(_find_position(state.table)[1])
+        for ref in metadata.refs.values():
+            kept.add(ref.snapshot_id)
+            if ref.min_snapshots_to_keep or ref.max_snapshot_age_ms:
+                kept.update(one.snapshot_id for one in ancestors_of(by_id.get(ref.snapshot_id), metadata))
+        before_ms, hourly_before_ms = (time.timestamp() * 1000 for time in (before, hourly_before))
+        return [
+            snapshot_id
+            for snapshot_id in by_id
+            if snapshot_id not in kept
+            and last_ms[snapshot_id] < (hourly_before_ms if snapshot_id in followed else before_ms)
+        ]
+
+    def expire(self, state: TableState, snapshot_ids: Sequence[int]) -> None:
+        """Remove snapshots from a table; their files stay. Raises `Conflict` if another commit came first,
+        `Unavailable`, and `Halted` as `append` does.
+        """
+        _check_not_repeated(state.table)
+        transaction = _Transaction(state.table)
+        with _failures():
+            _Expiry(transaction).by_ids(list(snapshot_ids)).commit()
+            try:
+                transaction.commit_transaction()
+            except CommitFailedException as error:
+                raise Conflict(str(error)) from error
+
+    def unreferenced(
+        self, name: str, raw_data: str, without: Collection[int] = ()
+    ) -> tuple[list[StoredFile], dt.datetime]:
+        """The files under the location of a table that no snapshot has, and the time at which the newest file there was
+        written, by the clock of the storage.
+
+        `raw_data`: bucket and prefix of the raw data. `without`: snapshots that do not count. Raises `Unavailable`, and
+        `Halted` if raw data is there, or if the storage does not list what the snapshots have.
+        """
+        with _failures():
+            table = self._catalog.load_table(self._id(name))
+            folders = _folders(table)
+            _check_own(table, folders, raw_data)
+            seen = {snapshot.snapshot_id: snapshot for snapshot in table.snapshots()}
+            had = _files([one for one in seen.values() if one.snapshot_id not in without], table, folders)
+            listed = _list(table, folders)
+            if missing := had - {file.path for file in listed}:
+                raise Halted(
+                    f"the storage does not list {len(missing)} files of the table {'.'.join(table.name())}, such as "
+                    f"{min(missing)}: nothing was deleted"
+                )
+            # a commit of the meantime may have files that were listed
+            had |= _files([one for one in table.refresh().snapshots() if one.snapshot_id not in seen], table, folders)
+            found = [file for file in listed if file.path not in had and file.path.endswith(DELETABLE)]
+            return found, max((file.written_at for file in listed), default=dt.datetime.fromtimestamp(0, dt.UTC))
+
+    def delete(self, name: str, files: Sequence[StoredFile], on_file: Callable[[], None]) -> None:
+        """Delete files of a table. `on_file` is called after each. Raises `Unavailable`."""
+        with _failures():
+            file_system = _file_system(self._catalog.load_table(self._id(name)))
+        for file in files:
+            with _failures(), suppress(FileNotFoundError):
+                file_system.delete_file(file.path)
+            on_file()
+
     def _has(self, state: TableState, snapshot: Snapshot) -> bool:
         return self._catalog.load_table(state.table.name()).snapshot_by_id(snapshot.snapshot_id) is not None
 
@@ -370,24 +481,88 @@ def _time_us(bounds: Mapping[int, bytes] | None, column: int) -> int | None:
     return None if value is None else int(from_bytes(TimestamptzType(), value))
 
 
+def _only_appends(snapshot: Snapshot) -> bool:
+    return snapshot.summary is not None and snapshot.summary.operation == Operation.APPEND
+
+
+def _hour(snapshot: Snapshot) -> int:
+    return snapshot.timestamp_ms // 3_600_000
+
+
+def _file_system(table: Table) -> pafs.FileSystem:
+    if not isinstance(table.io, PyArrowFileIO):
+        raise Halted(f"the files of the table {'.'.join(table.name())} cannot be listed by {type(table.io).__name__}")
+    scheme, netloc, _ = PyArrowFileIO.parse_location(table.location(), table.io.properties)
+    return table.io.fs_by_scheme(scheme, netloc)
+
+
+def _path(table: Table, location: str) -> str:
+    """A location as a path in the table's file system."""
+    return PyArrowFileIO.parse_location(location, table.io.properties)[2]
+
+
+def _folders(table: Table) -> list[str]:
+    """The folders of a table that have its files: not all of its location, where another table could have its own."""
+    return [f"{_path(table, table.location()).rstrip('/')}/{folder}/" for folder in FOLDERS]
+
+
+def _check_own(table: Table, folders: Sequence[str], raw_data: str) -> None:
+    raw = f"{raw_data.rstrip('/')}/"
+    for folder in folders:
+        if folder.startswith(raw) or raw.startswith(folder):
+            raise Halted(
+                f"the table {'.'.join(table.name())} is at {table.location()}, where raw data is: nothing was deleted"
+            )
+
+
+def _list(table: Table, folders: Sequence[str]) -> list[StoredFile]:
+    """The files of folders. One without a time counts as new."""
+    file_system, now = _file_system(table), dt.datetime.now(dt.UTC)
+    return [
+        StoredFile(file.path, file.size, file.mtime or now)
+        for folder in folders
+        for file in file_system.get_file_info(pafs.FileSelector(folder, allow_not_found=True, recursive=True))
+        if file.type == pafs.FileType.File
+    ]
+
+
+def _files(snapshots: Sequence[Snapshot], table: Table, folders: Sequence[str]) -> set[str]:
+    """The files in folders that snapshots have: lists of manifests, manifests, data and delete files."""
+    manifests = {each.manifest_path: each for snapshot in snapshots for each in snapshot.manifests(table.io)}
+    entries = (entry for each in manifests.values() for entry in each.fetch_manifest_entry(table.io))
+    locations = {
+        *(snapshot.manifest_list for snapshot in snapshots),
+        *manifests,
+        *(entry.data_file.file_path for entry in entries),
+    }
+    paths = {_path(table, location) for location in locations if location}
+    return {path for path in paths if path.startswith(tuple(folders))}
+
+
 def _position(table: Table) -> str | None:
+    return _find_position(table)[0]
+
+
+def _find_position(table: Table) -> tuple[str | None, list[int]]:
     """The position of the nearest snapshot that has one, from the current one back: other writers' snapshots have none,
-    and leave our rows as they are.
+    and leave our rows as they are. And the snapshots that lead there.
 
     If the one that had it has expired, the table's property still names it, and belongs to the table as it is now if
     the oldest snapshot that is left came directly after it.
     """
+    passed: list[int] = []
     snapshot = table.current_snapshot()
     while snapshot is not None:
+        passed.append(snapshot.snapshot_id)
         if snapshot.summary is not None and (position := snapshot.summary.additional_properties.get(POSITION)):
-            return position
+            return position, passed
         parent = snapshot.parent_snapshot_id
         if parent is None:
-            return None
+            break
         snapshot = table.snapshot_by_id(parent)
         if snapshot is None and table.properties.get(POSITION_SNAPSHOT) == str(parent):
-            return table.properties.get(POSITION)
-    return None
+            return table.properties.get(POSITION), passed
+    return None, passed
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The committer of tables, and their compaction."""
+"""The committer of tables, and their maintenance."""
 
 import argparse
 import asyncio
@@ -7,9 +7,11 @@ import logging
 from collections.abc import Mapping
 from contextlib import suppress
 
-from bronze.admin import compact_table
-from bronze.admin.compact_table import Compaction, closed_before
 from bronze.admin.confirmation import Confirmation, address
+from bronze.admin.maintain_tables import run
+from bronze.maintenance.compaction import Compaction, closed_before
+from bronze.maintenance.expiry import Expiry
+from bronze.maintenance.task import Task
 from bronze.process import StopRequested, on_stop_signals, retry_until_available
 from bronze.records.sources import Source, load, without_canary
 from bronze.servers.catalog_feed import Feed
@@ -76,10 +78,21 @@ async def _anything_that_can_be_read(_: Mapping[str, Source], __: str) -> None:
     """
 
 
-async def compact_tables(args: argparse.Namespace, settings: Settings) -> int:
-    """Run `bronze table compact`, which needs only the tables. Returns the exit code."""
+async def maintain_tables(args: argparse.Namespace, settings: Settings) -> int:
+    """Run `bronze table compact` or `expire`, which need only the tables. Returns the exit code."""
     declared = without_canary(load(settings.sources))
     tables = await asyncio.to_thread(open_tables, settings)
+    now = dt.datetime.now(dt.UTC)
+    task: Task
+    if args.command == "compact":
+        task = Compaction(tables, closed_before(now, args.older_than), args.target_size)
+        question = "Replace the small files of the tables?"
+    else:
+        task = Expiry(tables, now, dt.timedelta(days=args.expire_days), _raw_data(settings))
+        question = "Remove old snapshots of the tables, and delete the files that no snapshot has?"
     target = f"tables of the namespace {settings.table_namespace} in the catalog at {address(tables.address)}"
-    compaction = Compaction(tables, closed_before(dt.datetime.now(dt.UTC), args.older_than), args.target_size)
-    return await compact_table.run(args, compaction, declared, Confirmation([target], args.yes))
+    return await run(args, task, declared, question, Confirmation([target], args.yes))
+
+
+def _raw_data(settings: Settings) -> str:
+    return f"{settings.bucket}/{settings.prefix}"

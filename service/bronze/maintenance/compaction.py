@@ -4,23 +4,14 @@ The new files are written first. Then one commit replaces the old ones, on top o
 appended meanwhile stays, and so does the position of `bronze table`.
 """
 
-import argparse
-import asyncio
 import datetime as dt
-import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
-import msgspec
-
-from bronze.admin.confirmation import Confirmation
-from bronze.admin.progress import Progress
-from bronze.errors import Misconfigured
+from bronze.maintenance.task import COMMITS_MAX, TooManyConflicts
 from bronze.plurals import counted
 from bronze.servers.iceberg import Conflict, FileGroup, RewrittenGroup, Tables
 
-#: Commits that are tried. Each takes less time than `bronze table` leaves between two appends, by default.
-COMMITS_MAX = 8
 #: In a snapshot's summary: the files that a compaction replaced.
 REPLACED = "bronze.compacted-files"
 
@@ -43,9 +34,13 @@ class Compacted:
     def as_dict(self) -> dict[str, str | int | None]:
         return asdict(self)
 
-
-class NotCompacted(Exception):
-    """Other commits came first each time. The table is as they left it."""
+    def __str__(self) -> str:
+        if not self.files:
+            return f"{self.source}: no small files to replace"
+        old = f"{counted(self.files, 'file')} ({self.bytes:,} bytes) with {counted(self.rows, 'row')}"
+        if self.new_files is None:
+            return f"{self.source}: would replace {old}"
+        return f"{self.source}: replaced {old} by {counted(self.new_files, 'file')} ({self.new_bytes:,} bytes)"
 
 
 class Compaction:
@@ -64,8 +59,8 @@ class Compaction:
     def run(self, source: str, on_file: Callable[[], None]) -> Compacted:
         """Compact a table. `on_file` is called for each file that was written.
 
-        Raises `NotCompacted`, `Halted`, and `Unavailable`, after which the new files may be in the
-        table or not; its rows are the same.
+        Raises `TooManyConflicts`, `Halted`, and `Unavailable`, after which the new files may be in the table or not;
+        its rows are the same.
         """
         written: list[RewrittenGroup] = []
         for group in self._groups(source):
@@ -88,10 +83,7 @@ class Compaction:
             new_bytes = sum(one.bytes for one in written)
             return Compacted(source, *size, len(written), new_bytes, snapshot.snapshot_id, conflicts)
         self._tables.discard(state, written)
-        raise NotCompacted(
-            f"{source}: other commits to the table came first {COMMITS_MAX} times. Nothing was changed. Run the "
-            "command again"
-        )
+        raise TooManyConflicts(source)
 
     def _groups(self, source: str) -> list[FileGroup]:
         """The groups of small files; none if the source has no table yet."""
@@ -113,43 +105,3 @@ def _size(groups: list[FileGroup]) -> tuple[int, int, int]:
         sum(group.bytes for group in groups),
         sum(group.rows for group in groups),
     )
-
-
-async def run(
-    args: argparse.Namespace, compaction: Compaction, declared: Collection[str], confirmation: Confirmation
-) -> int:
-    """Run the command. The exit code is 1 if a table was not compacted."""
-    sources: Sequence[str] = args.source or sorted(declared)
-    if unknown := set(sources) - set(declared):
-        raise Misconfigured(f"--source: {', '.join(sorted(unknown))}: no such source is declared")
-    if args.dry_run:
-        confirmation.show_targets()
-    else:
-        await confirmation.ask("Replace the small files of the tables?")
-    code = 0
-    with Progress("files written") as progress:
-        for source in sources:
-            try:
-                if args.dry_run:
-                    done = await asyncio.to_thread(compaction.plan, source)
-                else:
-                    done = await asyncio.to_thread(compaction.run, source, progress.step)
-            except NotCompacted as error:
-                print(f"bronze table: {error}", file=sys.stderr)
-                code = 1
-            else:
-                _report(done, json=args.json)
-    return code
-
-
-def _report(done: Compacted, *, json: bool) -> None:
-    if json:
-        print(msgspec.json.encode(done.as_dict()).decode())
-    elif not done.files:
-        print(f"{done.source}: no small files to replace")
-    else:
-        old = f"{counted(done.files, 'file')} ({done.bytes:,} bytes) with {counted(done.rows, 'row')}"
-        if done.new_files is None:
-            print(f"{done.source}: would replace {old}")
-        else:
-            print(f"{done.source}: replaced {old} by {counted(done.new_files, 'file')} ({done.new_bytes:,} bytes)")

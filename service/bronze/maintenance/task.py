@@ -1,0 +1,35 @@
+"""A task of the maintenance of tables."""
+
+from collections.abc import Callable
+from typing import Protocol
+
+#: Commits that are tried. Each takes less time than `bronze table` leaves between two appends, by default.
+COMMITS_MAX = 8
+
+
+class Done(Protocol):
+    """What a task did to a table, or would do. `str` says it in a sentence."""
+
+    def as_dict(self) -> dict[str, str | int | None]: ...
+
+
+class Task(Protocol):
+    """A task, for one table at a time. Its methods block."""
+
+    def plan(self, source: str) -> Done:
+        """What `run` would do. Raises `Halted` and `Unavailable`."""
+        ...
+
+    def run(self, source: str, on_file: Callable[[], None]) -> Done:
+        """Do it. `on_file` is called for each file that was written or deleted, and ends the task if it raises.
+
+        Raises `TooManyConflicts`, `Halted` and `Unavailable`; the rows of the table are the same in any case.
+        """
+        ...
+
+
+class TooManyConflicts(Exception):
+    """Other commits came first each time. The table is as they left it."""
+
+    def __init__(self, source: str) -> None:
+        super().__init__(f"{source}: other commits to the table came first {COMMITS_MAX} times. Nothing was changed")

@@ -1,0 +1,64 @@
+"""The catalog of tables that SeaweedFS has, with the account of `bronze table`: what the maintenance relies on."""
+
+import datetime as dt
+from collections.abc import Iterator
+
+import pytest
+from pyiceberg.catalog import Catalog, load_catalog
+
+from bronze.maintenance import expiry as expiry_module
+from local import servers
+from local.programs import Process, free_ports, start
+from tests.delivery.test_table import SOURCE, CutTables, Lanes, commit_all, rows_of, table
+from tests.delivery.test_table_compaction import checked, compact, fill
+from tests.delivery.test_table_expiry import HookedTables, current, expire, roll_back, snapshot_ids
+
+
+@pytest.fixture(scope="module")
+def weed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
+    state = tmp_path_factory.mktemp("tables")
+    account = servers.s3_account(state, free_ports(servers.SEAWEEDFS_PORTS))
+    with start(servers.seaweedfs(state, account), state / "log") as process:
+        yield process
+
+
+@pytest.fixture
+def catalog(weed: Process, monkeypatch: pytest.MonkeyPatch) -> Iterator[Catalog]:
+    """Files are deleted from a second on: nothing can be made older in a bucket."""
+    monkeypatch.setattr(expiry_module, "FILE_AGE_MIN", dt.timedelta(0))
+    account = servers.s3_account(weed.log.parent, weed.program.ports["s3"], identity="table")
+    credentials = {"s3.access-key-id": account.access_key, "s3.secret-access-key": account.secret_key}
+    opened = load_catalog("table", **servers.tables_catalog(account), **credentials)
+    yield opened
+    opened.drop_table(("bronze", SOURCE.name))
+
+
+async def test_old_snapshots_and_their_files_are_removed(catalog: Catalog) -> None:
+    lanes = Lanes()
+    await fill(lanes, catalog)
+    first = table(catalog).snapshots()[0]
+    compact(CutTables(catalog))
+    done = expire(CutTables(catalog))
+    assert done.expired_snapshots > 0
+    assert done.deleted_files > 0
+    assert snapshot_ids(catalog) == [current(catalog).snapshot_id]
+    assert not table(catalog).io.new_input(first.manifest_list).exists()
+    await checked(lanes, catalog)
+
+
+async def test_a_table_that_is_put_back_meanwhile_keeps_that_snapshot(catalog: Catalog) -> None:
+    lanes = Lanes()
+    await fill(lanes, catalog)
+    first = snapshot_ids(catalog)[0]
+    tables = HookedTables(catalog)
+
+    def once() -> None:
+        tables.hooks.clear()
+        roll_back(catalog)
+
+    tables.hooks["expire"] = once
+    expire(tables)
+    assert current(catalog).snapshot_id == first
+    await commit_all(lanes, CutTables(catalog))
+    assert rows_of(catalog) == lanes.rows
+    await checked(lanes, catalog)
