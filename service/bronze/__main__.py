@@ -27,7 +27,7 @@ COMMANDS = {
     "consume": "run a consumer: it writes queued submissions to the bucket, as Parquet",
     "canary": "run the canary: it sends records and looks for them in bucket, telemetry and lineage",
     "table": "run the committer of tables: it appends the rows of new objects to an Iceberg table per source; or "
-    "compact the tables, or expire their snapshots",
+    "compact the tables, expire their snapshots, or reprocess days of them",
     "notify": "send an event per new object to a webhook",
     "publish": "send the records of files to the API",
     "simulate": "send simulated records slowly until it is stopped",
@@ -52,8 +52,9 @@ def parser(chosen: str | None = None) -> argparse.ArgumentParser:
         description="Accepts raw data over HTTP and writes it through a durable queue to a bucket, as Parquet. Each "
         "write can be traced.",
         epilog="Settings are environment variables: BRONZE_* (docs/settings.md lists them), OTEL_* for telemetry, "
-        "AWS_* for the bucket. The exit codes of publish, lineage, read, quarantine, objects, verify, keys, sources "
-        "table compact and table expire are in their own --help, those of the other commands in docs/operations.md.",
+        "AWS_* for the bucket. The exit codes of publish, lineage, read, quarantine, objects, verify, keys, "
+        "sources and table compact, expire and reprocess are in their own --help, those of the other commands in "
+        "docs/operations.md.",
     )
     top.add_argument("--version", action="version", version=f"bronze {__version__}")
     commands = top.add_subparsers(dest="role", required=True, metavar="COMMAND")

@@ -35,6 +35,8 @@ from tests.contract.making import Heard
 
 SOURCE = built_in()["vehicles"]
 EPOCH, NEXT_EPOCH = "20261129T000000000", "20261129T120000000"
+#: A field of the records that the source does not declare.
+UNDECLARED = "paint"
 LATE = dt.datetime(2026, 11, 29, 23, 30, tzinfo=dt.UTC)
 PAGE = 3
 #: Of random steps: runs of the test, and steps of each.
@@ -109,6 +111,7 @@ class Lanes:
             "_received_at": [LATE + dt.timedelta(hours=n) for n in range(rows)],
             "_trace_id": ["0" * 32] * rows,
             "_schema_version": [version] * rows,
+            "_payload": [f'{{"vehicle_id": "v{n}", "{UNDECLARED}": "value {n}"}}' for n in range(rows)],
         }
         schema = object_schema(SOURCE)
         arrays = [pa.array(columns.get(one.name, [None] * rows), one.type) for one in schema]

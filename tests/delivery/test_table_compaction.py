@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from pyiceberg.catalog import Catalog
@@ -63,9 +64,9 @@ class HookedTables(CutTables):
         self._call("small_files")
         return super().small_files(state, before, target_bytes)
 
-    def rewrite(self, group: FileGroup) -> RewrittenGroup:
-        self._call("rewrite")
-        return super().rewrite(group)
+    def write(self, group: FileGroup, rows: pa.Table) -> RewrittenGroup:
+        self._call("write")
+        return super().write(group, rows)
 
     def replaceable(self, state: TableState, rewritten: Sequence[RewrittenGroup]) -> list[RewrittenGroup]:
         self._call("replaceable")
@@ -76,7 +77,7 @@ class HookedTables(CutTables):
         return super().replace(*args)
 
 
-STEPS = ("small_files", "rewrite", "replaceable", "replace")
+STEPS = ("small_files", "write", "replaceable", "replace")
 
 
 async def fill(lanes: Lanes, catalog: Catalog) -> None:

@@ -26,6 +26,7 @@ CHANGES = [
     ["objects", "acknowledge", "--all-missing", "--reason", "lost"],
     ["table", "compact"],
     ["table", "expire"],
+    ["table", "reprocess", "--day", "2026-11-28"],
     ["keys", "create", "fleet", "--scope", "admin"],
     ["keys", "rotate", "fleet"],
     ["keys", "limit", "fleet", "--requests-per-s", "1"],
@@ -101,7 +102,7 @@ def test_without_a_terminal_a_change_is_refused(command: Sequence[str]) -> None:
     "command",
     [
         *([*command, "--yes"] for command in CHANGES),
-        *([*command, "--dry-run"] for command in CHANGES if {"rebuild", "acknowledge", "compact"} & {*command}),
+        *([*command, "--dry-run"] for command in CHANGES if {"rebuild", "acknowledge", "compact", "reprocess"} & {*command}),
         ["keys", "list"],
         ["objects", "missing"],
         ["quarantine", "list"],

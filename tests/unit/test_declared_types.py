@@ -16,6 +16,7 @@ import pytest
 
 from bronze.errors import Refused
 from bronze.objects.encoder import encode_object
+from bronze.objects.reprocessing import Reprocessed, reprocess
 from bronze.objects.rows import ARROW_ROWS_MIN
 from bronze.protocol.chain import reconcile
 from bronze.protocol.keys import object_key
@@ -49,8 +50,8 @@ def of(declared: str, more: str = "") -> Source:
     return source(f'name = "a", type = "{declared}"{more}')
 
 
-def rows(checked: CheckedSubmission, checked_as: Source, later: Source | None = None) -> list[dict[str, Any]]:
-    """The rows of the object that a consumer makes of a submission. `later` is the source that the consumer knows."""
+def stored(checked: CheckedSubmission, checked_as: Source, later: Source | None = None) -> pa.Table:
+    """The object that a consumer makes of a submission. `later` is the source that the consumer knows."""
     submission = factories.accepted(
         submission_id="s",
         source="things",
@@ -74,8 +75,13 @@ def rows(checked: CheckedSubmission, checked_as: Source, later: Source | None = 
     for field in declared:
         kind = re.sub(r" \('\w+'\)", "", str(table.schema.field(field.name).type))
         assert kind.replace("element:", "item:") == str(arrow_type(field))
-    kept = [*(field.name for field in declared), "_payload", "classification_id"]
-    read: list[dict[str, Any]] = table.select(kept).to_pylist(maps_as_pydicts="strict")
+    return table
+
+
+def rows(checked: CheckedSubmission, checked_as: Source, later: Source | None = None) -> list[dict[str, Any]]:
+    """The rows of that object: the declared columns, payload and classification."""
+    kept = [*(field.name for field in (later or checked_as).fields), "_payload", "classification_id"]
+    read: list[dict[str, Any]] = stored(checked, checked_as, later).select(kept).to_pylist(maps_as_pydicts="strict")
     return read
 
 
@@ -408,6 +414,71 @@ def test_a_message_of_a_narrower_or_a_raw_version_becomes_rows_of_the_newest() -
             (row,) = rows(sent, old, wide)
             assert row["a"] == (None if old is raw else 5)
     assert values(wide, '{"a": 9007199254740993}') == [9007199254740993]
+
+
+RAW = sources.parse('[things]\ndescription = "d"\nraw = true', "things.toml")["things"]
+
+
+@pytest.mark.parametrize(("declared", "sent", "value", "array"), TYPED, ids=lambda value: str(value)[:40])
+def test_a_reprocessed_row_is_as_if_it_were_accepted_today(
+    declared: str, sent: str, value: Any, array: pa.Array
+) -> None:
+    """The fields were sent before they were declared, in JSON: all columns are then the same, and so is the version."""
+    later = source('name = "b", type = "int64", since = 2', f'name = "a", type = "{declared}", since = 3', version=3)
+    records = (f'{{"a": {sent}, "b": 1}}', '{"b": 2, "classification_id": "c"}', f'{{ "a" : {sent}}}', "{}")
+    before, today = stored(checked(RAW, *records), RAW, later), stored(checked(later, *records), later)
+    assert before["a"].null_count == before["b"].null_count == len(records)
+    done = reprocess(before, later)
+    assert (done.changed, done.unfit, done.reason) == (len(records), 0, None)
+    assert done.rows.schema == before.schema
+    assert done.rows.to_pylist() == today.to_pylist()
+    assert reprocess(done.rows, later) == Reprocessed(done.rows)
+
+
+def test_a_reprocessed_row_of_an_arrow_body_gets_its_undeclared_columns() -> None:
+    old = source('name = "b", type = "int64"')
+    later = source('name = "b", type = "int64"', 'name = "a", type = "list<int32>", since = 2', version=2)
+    of_columns = pa.record_batch({"b": [1, 2], "a": [[1], None]})
+    done = reprocess(stored(columnar(old, of_columns), old, later), later)
+    assert done.rows.select(["a", "b", "_schema_version"]).to_pylist() == [
+        {"a": [1], "b": 1, "_schema_version": 2},
+        {"a": None, "b": 2, "_schema_version": 2},
+    ]
+    without_payload = stored(columnar(old, pa.record_batch({"b": [1]})), old, later)
+    assert reprocess(without_payload, later) == Reprocessed(without_payload)
+
+
+def test_a_row_that_does_not_fit_today_stays_as_it_is() -> None:
+    """As a whole, and with its version, so that a corrected declaration can be tried again."""
+    later = source('name = "a", type = "int32", since = 2', 'name = "b", type = "int64", since = 2', version=2)
+    records = ('{"a": "five", "b": 1}', '{"a": 5, "b": 2}', "[1]", '{"a": 3000000000, "b": 3}')
+    before = stored(checked(RAW, *records), RAW, later)
+    done = reprocess(before, later)
+    assert (done.changed, done.unfit) == (1, 3)
+    assert done.reason is not None
+    assert done.reason.startswith("a: Expected")
+    assert done.rows.select(["a", "b", "_schema_version"]).to_pylist() == [
+        {"a": None, "b": None, "_schema_version": 1},
+        {"a": 5, "b": 2, "_schema_version": 2},
+        {"a": None, "b": None, "_schema_version": 1},
+        {"a": None, "b": None, "_schema_version": 1},
+    ]
+    assert done.rows["_payload"].to_pylist() == [*records]
+
+
+def test_fields_of_the_version_of_a_row_stay_as_they_are() -> None:
+    """Only what was declared later is read from the payload: what was checked once is not checked again."""
+    old = source('name = "a", type = "int32"')
+    later = source(
+        'name = "a", type = "int64", widened_from = "int32", widened_since = 2',
+        'name = "b", type = "string", since = 3',
+        version=3,
+    )
+    before = stored(checked(old, '{"a": 1, "b": "x"}', '{"a": 2}'), old, later)
+    before = before.set_column(0, before.schema.field(0), pa.array([7, 8], pa.int64()))
+    done = reprocess(before, later)
+    assert done.rows.select(["a", "b"]).to_pylist() == [{"a": 7, "b": "x"}, {"a": 8, "b": None}]
+    assert done.changed == 2
 
 
 def test_an_offset_may_lack_its_colon() -> None:

@@ -20,7 +20,7 @@ data_contract_import  the declaration of sources that such a contract describes
 change_lanes        `bronze lanes`: seals the old lanes, drains them, and replaces them
 copy_queue          `bronze queue copy`: moves the queue to other servers
 rebuild_catalog     `bronze catalog rebuild`: rebuilds the catalog from the bucket
-table_command       `bronze table compact` and `bronze table expire`: their command lines
+table_command       `bronze table compact`, `expire` and `reprocess`: their command lines
 maintain_tables     runs them: a task for one table after another
 confirmation        says what a command acts on, and asks before it changes something
 command_error       the error of a command that an operator has to correct

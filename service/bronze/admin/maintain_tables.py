@@ -1,4 +1,4 @@
-"""Runs `bronze table compact` and `bronze table expire`: a task for one table after another."""
+"""Runs `bronze table compact`, `expire` and `reprocess`: a task for one table after another."""
 
 import argparse
 import asyncio

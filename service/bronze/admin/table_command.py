@@ -1,8 +1,9 @@
-"""The command lines of `bronze table compact` and `bronze table expire`. They need the catalog and the storage of the
+"""The command lines of `bronze table compact`, `expire` and `reprocess`. They need the catalog and the storage of the
 tables; not the queue.
 """
 
 import argparse
+import datetime as dt
 from functools import partial
 
 from bronze.admin.confirmation import add_yes
@@ -17,7 +18,7 @@ _EXIT_CODES = (
 
 
 def arguments(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """The command lines of both."""
+    """The command lines of all."""
     compact = actions.add_parser(
         "compact",
         help="replace the small files of tables by files of a target size",
@@ -59,6 +60,24 @@ def arguments(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
         help=f"remove snapshots that were last current so many days ago (default: {EXPIRE_DAYS})",
     )
     _add_common(expire)
+    reprocess = actions.add_parser(
+        "reprocess",
+        help="fill the columns that were declared later, in the rows of a day",
+        description="Fill the columns that were declared after rows were accepted, from what their records had: for "
+        "the rows that were received on a day, in UTC, in one snapshot. A row that does not fit today's declaration "
+        "stays as it is. `bronze table` can go on meanwhile. The objects in the bucket are not changed. If the command "
+        "is interrupted, the tables are as before: run it again.",
+        epilog=_EXIT_CODES,
+    )
+    reprocess.add_argument(
+        "--day",
+        type=_day,
+        action="append",
+        required=True,
+        metavar="YYYY-MM-DD",
+        help="the day on which the rows were received; may be repeated: all of them are in one snapshot",
+    )
+    _add_common(reprocess)
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
@@ -74,3 +93,10 @@ def _whole(text: str, minimum: int) -> int:
     if not text.isdecimal() or int(text) < minimum:
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number from {minimum} on")
     return int(text)
+
+
+def _day(text: str) -> dt.date:
+    try:
+        return dt.date.fromisoformat(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no day, such as 2026-11-30") from error

@@ -64,7 +64,7 @@ class Compaction:
         """
         written: list[RewrittenGroup] = []
         for group in self._groups(source):
-            written.append(self._tables.rewrite(group))
+            written.append(self._tables.write(group, self._tables.rows(group)))
             on_file()
         if not written:
             return Compacted(source)

@@ -7,6 +7,7 @@ measurements    what an object says of the values in its columns
 event_times     the event times of an object, and how late its rows were received
 footer          describes an object, in its footer and in its user metadata in S3
 reader          reads objects in the bucket without fetching all their bytes
+reprocessing    fills columns that were declared later
 preview         the first rows of an object
 ledger          counts what a lane holds, where its entries do not say it
 removals        reads and writes removal records

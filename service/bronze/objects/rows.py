@@ -79,7 +79,7 @@ def record_batch(source: Source, columns: pa.Schema, key: str, messages: Sequenc
     parts = [message.accepted.part for message in messages]
     versions = [part.accepted.schema_version for part in parts]
     try:
-        arrays = [_column(field, records, versions) for field in source.fields]
+        arrays = [column(field, records, versions) for field in source.fields]
         payloads = pa.array([raw for message in messages for raw in message.raw], pa.binary()).cast(pa.string())
     except (pa.ArrowTypeError, OverflowError, ValueError) as error:  # an ArrowInvalid is a ValueError
         raise DeadLetter(f"its records do not fit {source.name}'s columns: {error}") from error
@@ -223,7 +223,7 @@ def _per_row(parts: Sequence[Part], values: Iterable[object], data_type: pa.Data
     return pc.run_end_decode(pa.RunEndEncodedArray.from_arrays(ends, pa.array(values, data_type)))
 
 
-def _column(field: Field, records: Sequence[Any], versions: Sequence[int]) -> pa.Array:
+def column(field: Field, records: Sequence[Any], versions: Sequence[int]) -> pa.Array:
     """A field of each record; null if the record is older than the field. `versions` are those of the messages."""
     if field.since <= min(versions):
         values = list(map(attrgetter(field.name), records))

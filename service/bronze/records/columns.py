@@ -1,4 +1,4 @@
-"""The Arrow schemas of a source: of its objects, and of its columnar messages."""
+"""The Arrow schemas of a source: of its objects, its table, and its columnar messages."""
 
 from collections.abc import Mapping
 
@@ -52,6 +52,16 @@ def arrow_type(field: Field) -> pa.DataType:
 def object_schema(source: Source) -> pa.Schema:
     """The columns of a source's objects: the declared fields, then the columns that Bronze adds."""
     return pa.schema(_declared(source) + _BRONZE_COLUMNS)
+
+
+def table_schema(source: Source) -> pa.Schema:
+    """The columns of a source's table: those of its objects. A declared field may be null, since older objects lack
+    it if it was added later.
+    """
+    declared = {field.name for field in source.fields}
+    return pa.schema(
+        [field.with_nullable(True) if field.name in declared else field for field in object_schema(source)]
+    )
 
 
 def columnar_schema(source: Source) -> pa.Schema:

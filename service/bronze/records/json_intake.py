@@ -610,6 +610,22 @@ class JsonIntake:
         return record_too_large(self._records, limit)
 
 
+class RecordCheck:
+    """Checks single records as those of a body are checked."""
+
+    def __init__(self, source: Source) -> None:
+        self._intake = JsonIntake(source, body_bytes_max=0, spool_memory_bytes_max=0)
+        self._intake.close()  # a check stores nothing
+
+    def rejection(self, record: bytes) -> str | None:
+        """Why a record does not fit the source; None if it does."""
+        try:
+            self._intake._check(record)  # noqa: SLF001  of this module
+        except _RejectedRecord as error:
+            return f"{error.field}: {error.reason}" if error.field else error.reason
+        return None
+
+
 def _decimal_texts(decimals: Sequence[Field]) -> "msgspec.json.Decoder[Any]":
     """Decodes the texts of decimals."""
     return msgspec.json.Decoder(

@@ -16,7 +16,7 @@ import datetime as dt
 import logging
 import uuid
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import pairwise
@@ -71,6 +71,7 @@ SMALL_SHARE_MAX: Final = 0.75
 #: and lists of manifests. The catalog deletes its own metadata.
 FOLDERS: Final = ("data", "metadata")
 DELETABLE: Final = (".parquet", ".avro")
+_EPOCH: Final = dt.date(1970, 1, 1)
 
 
 class Conflict(Exception):
@@ -260,31 +261,46 @@ class Tables:
                 if small and ours and first is not None and last is not None and last < before_us:
                     key = tuple(file.partition[number] for number in range(len(spec.fields)))
                     by_partition[key].append((first, scan))
-        groups: list[FileGroup] = []
-        for files in by_partition.values():
-            group: list[FileScanTask] = []
-            group_bytes = 0
-            # in the order of their rows, so that the ranges of the new files overlap as little as possible
-            for _, scan in sorted(files, key=lambda each: (each[0], each[1].file.file_path)):
-                if group_bytes + scan.file.file_size_in_bytes > target_bytes:
-                    groups.append(FileGroup(state.table, group))
-                    group, group_bytes = [], 0
-                group.append(scan)
-                group_bytes += scan.file.file_size_in_bytes
-            groups.append(FileGroup(state.table, group))
+        groups = _grouped(state.table, by_partition.values(), target_bytes)
         return [group for group in groups if len(group.scans) > 1]
 
-    def rewrite(self, group: FileGroup) -> RewrittenGroup:
-        """Write the rows of a group to one file, in the table's sort order. Raises `Unavailable`."""
+    def files_of(self, state: TableState, days: Collection[dt.date], target_bytes: int) -> list[FileGroup]:
+        """The files of the partitions of these days, in groups of about the target size. Raises `Unavailable`, and
+        `Halted` if delete files of another program apply to one, or if it has another partitioning.
+        """
+        spec = state.table.spec()
+        wanted = {(day - _EPOCH).days for day in days}
+        by_partition: dict[int, list[tuple[int, FileScanTask]]] = defaultdict(list)
+        with _failures():
+            for scan in state.table.scan().plan_files() if state.has_rows else ():
+                is_ours = scan.file.spec_id == spec.spec_id
+                if is_ours and scan.file.partition[0] not in wanted:
+                    continue
+                if scan.delete_files or not is_ours:
+                    raise Halted(
+                        f"the table {'.'.join(state.table.name())} has delete files, or files of another partitioning: "
+                        "let the program that made them compact the table first"
+                    )
+                by_partition[scan.file.partition[0]].append((0, scan))
+        return _grouped(state.table, by_partition.values(), target_bytes)
+
+    def rows(self, group: FileGroup) -> pa.Table:
+        """The rows of a group. Raises `Unavailable`, and `Halted` if they are not as many as the manifests say."""
         table = group.table
         with _failures():
-            schema, spec = table.schema(), table.spec()
-            rows = ArrowScan(table.metadata, table.io, schema, AlwaysTrue()).to_table(group.scans)
+            rows = ArrowScan(table.metadata, table.io, table.schema(), AlwaysTrue()).to_table(group.scans)
             if rows.num_rows != group.rows:
                 raise Halted(
                     f"the files of the table {'.'.join(table.name())} have {rows.num_rows} rows where its manifests "
                     f"say {group.rows}: nothing was changed"
                 )
+            return rows
+
+    def write(self, group: FileGroup, rows: pa.Table) -> RewrittenGroup:
+        """Write rows in the place of those of a group to one file, in the table's sort order. Raises `Unavailable`."""
+        table = group.table
+        with _failures():
+            schema, spec = table.schema(), table.spec()
             partition = group.scans[0].file.partition
             values = [PartitionFieldValue(field, partition[number]) for number, field in enumerate(spec.fields)]
             task = WriteTask(
@@ -463,6 +479,23 @@ def _set_position(transaction: Transaction, position: str | None) -> Snapshot:
     if position is not None:
         transaction.set_properties({POSITION: position, POSITION_SNAPSHOT: str(snapshot.snapshot_id)})
     return snapshot
+
+
+def _grouped(table: Table, partitions: Iterable[list[tuple[int, FileScanTask]]], target_bytes: int) -> list[FileGroup]:
+    """Groups of about the target size of the files of each partition, which come with the time of their first row."""
+    groups: list[FileGroup] = []
+    for files in partitions:
+        group: list[FileScanTask] = []
+        group_bytes = 0
+        # in the order of their rows, so that the ranges of the new files overlap as little as possible
+        for _, scan in sorted(files, key=lambda each: (each[0], each[1].file.file_path)):
+            if group and group_bytes + scan.file.file_size_in_bytes > target_bytes:
+                groups.append(FileGroup(table, group))
+                group, group_bytes = [], 0
+            group.append(scan)
+            group_bytes += scan.file.file_size_in_bytes
+        groups.append(FileGroup(table, group))
+    return groups
 
 
 def _sort_keys(table: Table) -> list[tuple[str, str]]:

@@ -13,11 +13,12 @@ import pyarrow.compute as pc
 
 from bronze.errors import Halted
 from bronze.protocol.documents import CatalogEntry
+from bronze.records.columns import table_schema
 from bronze.records.sources import Source
 from bronze.servers.bucket import Bucket
 from bronze.servers.catalog_feed import Feed, FeedEntry, FeedPosition
 from bronze.servers.iceberg import RECEIVED_AT, Tables, TableSize, TableState, table_size
-from bronze.table.object_rows import read_rows, table_columns
+from bronze.table.object_rows import read_rows
 from bronze.table.position import TablePosition
 
 log = logging.getLogger(__name__)
@@ -52,7 +53,7 @@ class Committer:
 
     def __init__(self, source: Source, tables: Tables, feed: Feed, bucket: Bucket, prefix: str, bytes_max: int) -> None:
         self.source = source
-        self._columns = table_columns(source)
+        self._columns = table_schema(source)
         self._tables = tables
         self._feed = feed
         self._bucket = bucket

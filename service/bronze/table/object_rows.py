@@ -9,19 +9,7 @@ import pyarrow.parquet as pq
 from bronze.errors import Halted
 from bronze.objects.removals import read_removal
 from bronze.protocol.documents import CatalogEntry
-from bronze.records.columns import object_schema
-from bronze.records.sources import Source
 from bronze.servers.bucket import Bucket
-
-
-def table_columns(source: Source) -> pa.Schema:
-    """The columns of a source's table: those of its objects. A declared field may be null, since older objects lack
-    it if it was added later.
-    """
-    declared = {field.name for field in source.fields}
-    return pa.schema(
-        [field.with_nullable(True) if field.name in declared else field for field in object_schema(source)]
-    )
 
 
 async def read_rows(bucket: Bucket, prefix: str, entry: CatalogEntry, columns: pa.Schema) -> pa.Table | None:

@@ -11,6 +11,7 @@ from bronze.admin.confirmation import Confirmation, address
 from bronze.admin.maintain_tables import run
 from bronze.maintenance.compaction import Compaction, closed_before
 from bronze.maintenance.expiry import Expiry
+from bronze.maintenance.reprocessing import Reprocessing
 from bronze.maintenance.task import Task
 from bronze.process import StopRequested, on_stop_signals, retry_until_available
 from bronze.records.sources import Source, load, without_canary
@@ -79,7 +80,7 @@ async def _anything_that_can_be_read(_: Mapping[str, Source], __: str) -> None:
 
 
 async def maintain_tables(args: argparse.Namespace, settings: Settings) -> int:
-    """Run `bronze table compact` or `expire`, which need only the tables. Returns the exit code."""
+    """Run `bronze table compact`, `expire` or `reprocess`, which need only the tables. Returns the exit code."""
     declared = without_canary(load(settings.sources))
     tables = await asyncio.to_thread(open_tables, settings)
     now = dt.datetime.now(dt.UTC)
@@ -87,6 +88,9 @@ async def maintain_tables(args: argparse.Namespace, settings: Settings) -> int:
     if args.command == "compact":
         task = Compaction(tables, closed_before(now, args.older_than), args.target_size)
         question = "Replace the small files of the tables?"
+    elif args.command == "reprocess":
+        task = Reprocessing(tables, declared, args.day)
+        question = "Fill the columns that were declared later in the tables?"
     else:
         task = Expiry(tables, now, dt.timedelta(days=args.expire_days), _raw_data(settings))
         question = "Remove old snapshots of the tables, and delete the files that no snapshot has?"

@@ -1,0 +1,112 @@
+"""Reprocess days of a table: rows of earlier versions of a source get the columns that were declared since.
+
+New files with the filled rows are written first. Then one commit puts them in the place of the old ones, so that readers see each day
+before or after. The objects in the bucket stay as they are.
+"""
+
+import datetime as dt
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+
+from bronze.maintenance.task import COMMITS_MAX, TooManyConflicts
+from bronze.objects.reprocessing import reprocess
+from bronze.plurals import counted
+from bronze.records.columns import table_schema
+from bronze.records.sources import Source
+from bronze.servers.iceberg import Conflict, RewrittenGroup, Tables
+
+#: In a snapshot's summary: the rows that were changed, and the version that they have now.
+REPROCESSED = "bronze.reprocessed-rows"
+SCHEMA_VERSION = "bronze.schema-version"
+#: The rows of a file that is written have to fit in memory.
+TARGET_BYTES = 128 * 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Reprocessed:
+    """What was reprocessed, or would be.
+
+    `rows` counts those that are of the source's version then. `unfit` counts those that stay as they are since they do
+    not fit it; `reason` says why of the first.
+    """
+
+    source: str
+    rows: int = 0
+    unfit: int = 0
+    reason: str | None = None
+    files: int = 0
+    snapshot_id: int | None = None
+    #: commits that were refused, since another one came first
+    conflicts: int = 0
+    is_planned: bool = False
+
+    def as_dict(self) -> dict[str, str | int | None]:
+        return {name: value for name, value in asdict(self).items() if name != "is_planned"}
+
+    def __str__(self) -> str:
+        if not (self.rows or self.unfit):
+            return f"{self.source}: no rows of an earlier version have fields that were declared since"
+        verb = "would reprocess" if self.is_planned else "reprocessed"
+        text = f"{self.source}: {verb} {counted(self.rows, 'row')} in {counted(self.files, 'file')}"
+        if self.unfit:
+            text += f"; {counted(self.unfit, 'row')} stay as they are, the first since {self.reason}"
+        return text
+
+
+class Reprocessing:
+    """The reprocessing of days: of the rows that were received on them, in UTC. All methods block."""
+
+    def __init__(self, tables: Tables, sources: Mapping[str, Source], days: Sequence[dt.date]) -> None:
+        self._tables = tables
+        self._sources = sources
+        self._days = days
+
+    def plan(self, source: str) -> Reprocessed:
+        """What `run` would change: all rows are read for it. Raises `Halted` and `Unavailable`."""
+        found, _ = self._rewrite(source, None)
+        return replace(found, is_planned=True)
+
+    def run(self, source: str, on_file: Callable[[], None]) -> Reprocessed:
+        """Reprocess the days of a table. `on_file` is called for each file that was written.
+
+        Raises `TooManyConflicts`, `Halted`, and `Unavailable`, after which the new rows may be in the table or not.
+        """
+        if self._tables.exists(source):
+            self._tables.open(source, table_schema(self._sources[source]))
+        found, written = self._rewrite(source, on_file)
+        for conflicts in range(COMMITS_MAX):
+            if not written:
+                return replace(found, conflicts=conflicts)
+            state = self._tables.read(source)
+            if len(self._tables.replaceable(state, written)) < len(written):  # they were compacted meanwhile
+                self._tables.discard(state, written)
+                found, written = self._rewrite(source, on_file)
+                continue
+            summary = {REPROCESSED: str(found.rows), SCHEMA_VERSION: str(self._sources[source].version)}
+            try:
+                snapshot = self._tables.replace(state, written, summary)
+            except Conflict:
+                continue
+            return replace(found, snapshot_id=snapshot.snapshot_id, conflicts=conflicts)
+        self._tables.discard(state, written)
+        raise TooManyConflicts(source)
+
+    def _rewrite(self, source: str, on_file: Callable[[], None] | None) -> tuple[Reprocessed, list[RewrittenGroup]]:
+        """What there is to change, and the files with the changed rows; without `on_file` none are written."""
+        found = Reprocessed(source)
+        written: list[RewrittenGroup] = []
+        if not self._tables.exists(source):
+            return found, written
+        for group in self._tables.files_of(self._tables.read(source), self._days, TARGET_BYTES):
+            done = reprocess(self._tables.rows(group), self._sources[source])
+            found = replace(
+                found,
+                rows=found.rows + done.changed,
+                unfit=found.unfit + done.unfit,
+                reason=found.reason or done.reason,
+                files=found.files + (len(group.scans) if done.changed else 0),
+            )
+            if done.changed and on_file is not None:
+                written.append(self._tables.write(group, done.rows))
+                on_file()
+        return found, written
