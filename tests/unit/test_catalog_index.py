@@ -98,7 +98,8 @@ async def test_no_look_up_scans_a_table_that_grows() -> None:
         (query, step)
         for query, steps in plans.items()
         for step in steps
-        if step.startswith("SCAN") and step.split()[1] not in BOUNDED
+        # what a subquery reads is a step of its own
+        if step.startswith("SCAN") and step.split()[1] not in BOUNDED and "subquery" not in step
     }
     assert not scans
 

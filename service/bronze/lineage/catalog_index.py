@@ -7,6 +7,7 @@ catalog. It is always a little behind the catalog and reports how much.
 import asyncio
 import datetime as dt
 import hashlib
+import heapq
 import logging
 import sqlite3
 import time
@@ -15,7 +16,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import IntEnum
-from itertools import takewhile
+from itertools import islice, takewhile
+from operator import itemgetter
 from pathlib import Path
 from typing import Self, TypeVar
 
@@ -54,6 +56,8 @@ IDS_PER_GENERATION = 2**21
 SEARCHED_PER_GENERATION = 4096
 SEARCHED_PER_PART = 64
 ZSTD_LEVEL = 1
+#: After all messages of a lane.
+NO_MESSAGE = 2**63 - 1
 #: The version of the tables below. A file with another version is replaced.
 SCHEMA_VERSION = 5
 SCHEMA = """
@@ -466,52 +470,40 @@ class CatalogIndex:
         return page if page.more else self._new_removals(page, sources, limit)
 
     def _new_objects(self, cursor: FeedCursor, sources: Sources, limit: int, since: dt.datetime | None) -> EventPage:
-        found: list[int] = []
-        for lane_id, lane in self._lanes(sources).items():
-            after = cursor.positions.get(lane, 0)
-            found += (
-                self._after(lane_id, after, limit + 1)
-                if since is None
-                else (self._received_since(lane_id, after, round(since.timestamp() * 1e6), limit + 1))
-            )
-        found.sort()
-        page = EventPage([], [], cursor, more=len(found) > limit)
-        for sequence in found[:limit]:
-            event, removed = self._db.execute(
-                "SELECT event, EXISTS (SELECT 1 FROM removals WHERE removals.file_path = entries.file_path) "
-                "FROM entries WHERE sequence = ?",
-                (sequence,),
-            ).fetchone()
+        since_us = None if since is None else round(since.timestamp() * 1e6)
+        lanes = [
+            self._events_of_lane(lane_id, cursor.positions.get(lane, 0), since_us)
+            for lane_id, lane in self._lanes(sources).items()
+        ]
+        found = list(islice(heapq.merge(*lanes, key=itemgetter(0)), limit + 1))
+        for rows in lanes:
+            rows.close()  # most of them are not read
+        events: list[FeedEvent] = []
+        cursors: list[FeedCursor] = []
+        for _, event, removed in found[:limit]:
             written = msgspec.json.decode(event, type=ObjectEvent)
-            page = page.with_event(
-                replace(written, removed=True) if removed else written,
-                page.cursor.after_object(written.of_lane, written.last),
-            )
-        return page
+            cursor = cursor.after_object(written.of_lane, written.last)
+            events.append(replace(written, removed=True) if removed else written)
+            cursors.append(cursor)
+        return EventPage(events, cursors, cursor, more=len(found) > limit)
 
-    def _after(self, lane_id: int, last: int, limit: int) -> list[int]:
-        """The first entries of a lane after a message."""
-        return self._sequences(
-            "SELECT sequence FROM entries WHERE lane = ? AND last > ? ORDER BY last LIMIT ?", lane_id, last, limit
-        )
-
-    def _received_since(self, lane_id: int, last: int, since_us: int, limit: int) -> list[int]:
-        """The first entries of a lane after a message, without those that were received before a time.
+    def _events_of_lane(self, lane_id: int, last: int, since_us: int | None) -> sqlite3.Cursor:
+        """Sequence, event and whether it was removed, of a lane's entries after a message, in their order; without
+        those that were received before a time.
 
         Nearly all after the first of them were received later, too; so what is before that is not looked at.
         """
-        first = self._db.execute(
-            "SELECT last FROM entries WHERE lane = ? AND received_us_max >= ? ORDER BY received_us_max, last LIMIT 1",
-            (lane_id, since_us),
-        ).fetchone()
-        if first is None:
-            return []
-        return self._sequences(
-            "SELECT sequence FROM entries WHERE lane = ? AND last > ? AND received_us >= ? ORDER BY last LIMIT ?",
-            lane_id,
-            max(last, first[0] - 1),
-            since_us,
-            limit,
+        if since_us is not None:
+            (first,) = self._db.execute(
+                "SELECT last FROM entries WHERE lane = ? AND received_us_max >= ? "
+                "ORDER BY received_us_max, last LIMIT 1",
+                (lane_id, since_us),
+            ).fetchone() or (NO_MESSAGE,)
+            last = max(last, first - 1)
+        return self._db.execute(
+            "SELECT sequence, event, EXISTS (SELECT 1 FROM removals WHERE removals.file_path = entries.file_path) "
+            "FROM entries WHERE lane = ? AND last > ? AND received_us >= ? ORDER BY last",
+            (lane_id, last, since_us or 0),
         )
 
     def _sequences(self, query: str, *values: object) -> list[int]:
@@ -547,19 +539,19 @@ class CatalogIndex:
             lane: self._db.execute("SELECT max(last) FROM entries WHERE lane = ?", (lane_id,)).fetchone()[0]
             for lane_id, lane in self._lanes(sources).items()
         }
-        removed: dict[Lane, list[tuple[int, int]]] = {}
+        removed: dict[Lane, Ranges] = {}
         read: dict[str, int] = {}
         for source in self._sources_with_removals() if sources is None else sources:
-            for number, epoch, first, last in self._db.execute(
-                "SELECT number, epoch, first, last FROM removed_ranges WHERE source = ? ORDER BY number, epoch, first",
+            for number, epoch, firsts, lasts in self._db.execute(
+                "SELECT number, epoch, json_group_array(first), json_group_array(last) FROM "
+                "(SELECT * FROM removed_ranges WHERE source = ? ORDER BY number, epoch, first) GROUP BY number, epoch",
                 (source,),
             ):
-                removed.setdefault(Lane(source, number, epoch), []).append((first, last))
+                removed[Lane(source, number, epoch)] = Ranges(_numbers(firsts), _numbers(lasts))
             (sequence,) = self._db.execute("SELECT max(sequence) FROM removals WHERE source = ?", (source,)).fetchone()
             if sequence is not None:
                 read[source] = sequence
-        ranges = {lane: Ranges(*zip(*of_lane, strict=True)) for lane, of_lane in removed.items()}
-        return FeedCursor(positions, ranges, self.position.stream, read)
+        return FeedCursor(positions, removed, self.position.stream, read)
 
     def _has_any(self, lanes: Iterable[Lane]) -> bool:
         return any(
@@ -779,6 +771,10 @@ def _sum(one: SourceTotals, other: SourceTotals) -> SourceTotals:
 
     newest = max(one.newest, other.newest, key=lambda event: event.written_at or "")
     return SourceTotals(added(one.records, other.records), added(one.bytes, other.bytes), newest)
+
+
+def _numbers(encoded: str) -> tuple[int, ...]:
+    return msgspec.json.decode(encoded, type=tuple[int, ...])
 
 
 def _encoded(sources: Sources) -> str | None:
