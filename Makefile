@@ -118,12 +118,13 @@ check-types: $(READY)
 check-configurations: $(READY)
 	@$(LOCAL) check
 
-generate: $(READY) ## write the generated files: Prometheus rules, dashboards, docs/telemetry.md, docs/settings.md, a table of docs/kubernetes.md
+generate: $(READY) ## write the generated files: Prometheus rules, dashboards, docs/telemetry.md, docs/settings.md, tables of docs/kubernetes.md and docs/sizing.md
 	$(BIN)/python -m prometheus.rules
 	$(BIN)/python -m grafana
 	$(BIN)/python -m docs.telemetry
 	$(BIN)/python -m docs.settings
 	$(BIN)/python -m docs.kubernetes
+	$(BIN)/python -m docs.sizing
 
 COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header
 lock: $(READY) ## pin the dependencies of pyproject.toml, uv, and the Go modules of what is built; U=--upgrade: newer versions

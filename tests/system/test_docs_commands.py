@@ -48,6 +48,7 @@ NOT_RUN = {
     "helm install": "it needs a cluster; tests/chart renders the chart",
     "helm upgrade": "it needs a cluster; tests/chart renders the chart",
     "bronze_job": "it needs a cluster; tests/chart runs such a Job",
+    ".venv/bin/python -m docs.sizing": "it needs the repository; tests/unit/test_docs_sizing.py runs it",
     "make bench": "it takes forty minutes; tests/unit/test_benchmarks.py checks the parts",
 }
 #: What runs on a system of its own.
