@@ -11,7 +11,7 @@ from grafana.components import COUNTS_PER_S, SECONDS, Board, PanelInfo, Row, gra
 from grafana.promql import THRESHOLDS, rate
 
 _NOTIFY = 'job="bronze/notify"'
-_NO_RECEIVERS = "bronze notify has not reported yet: it runs if it has a receiver (BRONZE_WEBHOOK_URL)"
+_NO_RECEIVERS = "bronze notify has not reported yet: it runs if it has a receiver (docs/events.md)"
 _IDS = ("classification_id", "submission_id", "file_path")
 
 

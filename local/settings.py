@@ -10,7 +10,7 @@ from pathlib import Path
 
 from dotenv import dotenv_values
 
-from bronze.settings import Settings
+from bronze.settings import Settings, sends_openlineage
 from local.builds import REPOSITORY
 from local.programs import LocalError
 from local.servers import NATS_SERVERS
@@ -45,7 +45,7 @@ _ADDRESSES = (
 )
 
 #: The settings of `bronze notify`, with secrets of its own.
-_NOTIFICATIONS = ("BRONZE_WEBHOOK_", "BRONZE_NOTIFY_")
+_NOTIFICATIONS = ("BRONZE_WEBHOOK_", "BRONZE_NOTIFY_", "OPENLINEAGE_")
 
 
 def settings(file: Path = FILE) -> Mapping[str, str]:
@@ -79,7 +79,7 @@ def service_settings(file: Path = FILE) -> dict[str, str]:
 def notifications(file: Path = FILE) -> dict[str, str]:
     """The settings of `bronze notify`, which no other role gets; none if it has nobody to send events to."""
     found = {name: value for name, value in settings(file).items() if name.startswith(_NOTIFICATIONS)}
-    return found if found.get("BRONZE_WEBHOOK_URL") else {}
+    return found if found.get("BRONZE_WEBHOOK_URL") or sends_openlineage(found) else {}
 
 
 def fleet(file: Path = FILE) -> bool:

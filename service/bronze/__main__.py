@@ -28,7 +28,7 @@ COMMANDS = {
     "canary": "run the canary: it sends records and looks for them in bucket, telemetry and lineage",
     "table": "run the committer of tables: it appends the rows of new objects to an Iceberg table per source; or "
     "compact the tables, expire their snapshots, or reprocess days of them",
-    "notify": "send an event per new object to a webhook",
+    "notify": "send an event per new object to a webhook, or OpenLineage events",
     "publish": "send the records of files to the API",
     "simulate": "send simulated records slowly until it is stopped",
     "lineage": "print the submissions, traces and objects of an id or a path; or follow new objects",
@@ -88,7 +88,8 @@ def declare_options(name: str, command: argparse.ArgumentParser) -> None:
             table_command.arguments(command.add_subparsers(dest="command", metavar="COMMAND"))
         case "notify":
             command.description = (
-                "Send an event per new object and per removal to a webhook, as signed CloudEvents, each at least once. "
+                "Send an event per new object and per removal to a webhook, as signed CloudEvents, and the OpenLineage "
+                "events of each new object, at least once. "
                 "It follows the feed of the API. It has no options: its settings are environment variables "
                 "(docs/events.md)."
             )

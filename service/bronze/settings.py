@@ -1,13 +1,14 @@
 """All settings of Bronze: environment variables `BRONZE_*`.
 
 Settings that have a standard variable are not here: `OTEL_*` for telemetry (exporters, sampling, and
-`OTEL_EXPORTER_PROMETHEUS_HOST` and `_PORT` for `/metrics` of consumer and publisher), and `AWS_*` for the bucket's
-endpoint, region and credentials (which boto3 reads).
+`OTEL_EXPORTER_PROMETHEUS_HOST` and `_PORT` for `/metrics` of consumer and publisher), `AWS_*` for the bucket's
+endpoint, region and credentials (which boto3 reads), and `OPENLINEAGE_*`.
 
 Imports: errors, objectives, protocol, queue_servers.
 Libraries: pydantic, pydantic_settings.
 """
 
+from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Self
@@ -29,6 +30,7 @@ JWT_ALGORITHMS = (
     *("RS256", "RS384", "RS512", "PS256", "PS384", "PS512"),
     *("ES256", "ES384", "ES512", "EdDSA", "Ed25519"),
 )
+_OPENLINEAGE = ("OPENLINEAGE_URL", "OPENLINEAGE_CONFIG", "OPENLINEAGE__TRANSPORT")
 _HTTP = r"^https?://[^\s/]"
 
 
@@ -509,6 +511,12 @@ class Settings(BaseSettings):
         if url is not None and TRACE_ID not in url:
             raise ValueError(f"{url!r} has no placeholder for the trace id: add {TRACE_ID}")
         return url
+
+
+def sends_openlineage(environ: Mapping[str, str]) -> bool:
+    """Whether OpenLineage's own variables choose where its events go, and do not turn it off."""
+    disabled = environ.get("OPENLINEAGE_DISABLED", "").strip().lower() == "true"
+    return not disabled and any(value and name.startswith(_OPENLINEAGE) for name, value in environ.items())
 
 
 def load(workers: int | None = None) -> Settings:

@@ -1,12 +1,15 @@
 """`bronze notify` announces every object at least once, under one id, whatever happens to it and to the receiver."""
 
 import base64
+import json
 import random
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 from uuid import NAMESPACE_URL, uuid5
 
+import jsonschema_rs
 import pytest
 from standardwebhooks import Webhook
 
@@ -94,6 +97,40 @@ def test_every_object_is_announced(system: System, inbox: Inbox, mark: str, tmp_
         in_bucket = {key for key in system.keys(f"{system.prefix}/source=") if "/source=canary/" not in key}
         until("the bucket is announced", lambda: announced(inbox) >= in_bucket, 60)
     assert_genuine(inbox, system.bucket)
+
+
+def test_openlineage_events_name_the_submission_also_while_the_webhook_is_away(
+    system: System, mark: str, tmp_path: Path
+) -> None:
+    """One run per object, with its begin and its end, and a facet that the API's own schema accepts."""
+    file = tmp_path / "events.ndjson"
+    with open_inbox() as away:
+        variables = {
+            "OPENLINEAGE__TRANSPORT__TYPE": "file",
+            "OPENLINEAGE__TRANSPORT__LOG_FILE_PATH": str(file),
+            "OPENLINEAGE__TRANSPORT__APPEND": "true",
+        }
+        program = role(system, away, tmp_path, BRONZE_NOTIFY_BEGIN="latest", **variables)
+    with system.running(program) as running:
+        until("it has begun", (tmp_path / "openlineage.cursor").exists)
+        accepted = system.post("vehicles", ndjson(vehicles(mark))).json()
+        (link,) = system.stored(accepted["submission_id"])["objects"]
+
+        def of_object() -> list[dict[str, Any]]:
+            run_id = str(uuid5(NAMESPACE_URL, f"s3://{system.bucket}/{link['file_path']}"))
+            lines = file.read_text().splitlines() if file.exists() else []
+            return [found for found in map(json.loads, lines) if found["run"]["runId"] == run_id]
+
+        until("its run has ended", lambda: len(of_object()) >= 2)
+        running["notify"].restart()
+    start, complete = of_object()
+    assert (start["eventType"], complete["eventType"]) == ("START", "COMPLETE")
+    assert start["eventTime"] < complete["eventTime"]
+    facet = complete["run"]["facets"]["bronze_write"]
+    assert accepted["submission_id"] in {one["submissionId"] for one in facet["submissions"]}
+    assert accepted["classification_id"] in {one.get("classificationId") for one in facet["submissions"]}
+    schema = system.get(facet["_schemaURL"].removeprefix(system.stack.api_url).partition("#")[0]).json()
+    jsonschema_rs.validator_for(schema).validate({"bronze_write": facet})
 
 
 def test_a_receiver_that_is_away_gets_everything_later(system: System, mark: str, tmp_path: Path) -> None:

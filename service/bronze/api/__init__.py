@@ -36,6 +36,7 @@ verdicts.json      what a verdict means; `prometheus/rules.py` writes it
 formats            the formats of numbers, times and paths
 manual             the runbook at `/runbook`, and the other pages of docs/
 manual/            links to docs/, which become files in the installed package
+schemas/           JSON Schemas of facets of OpenLineage events, which the API serves
 layout             what all pages share
 templates/         their HTML and CSS
 

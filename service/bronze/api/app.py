@@ -21,7 +21,19 @@ from bronze.api.openapi_security import describe_security
 from bronze.api.page import Page
 from bronze.api.rates import RateLimiter
 from bronze.api.readiness import Readiness
-from bronze.api.routes import feed, health, ingest, lineage, manual, objects, page, session, sources, submissions
+from bronze.api.routes import (
+    feed,
+    health,
+    ingest,
+    lineage,
+    manual,
+    objects,
+    page,
+    schemas,
+    session,
+    sources,
+    submissions,
+)
 from bronze.api.undeclared_counts import UndeclaredCounts
 from bronze.errors import ErrorCode, Gone
 from bronze.lineage.catalog_index import CatalogIndex
@@ -80,6 +92,7 @@ def create_app(parts: Parts) -> FastAPI:
     feed.add(app, parts.sources, parts.index, parts.followers)
     page.add(app, parts.page)
     manual.add(app, parts.manual)
+    schemas.add(app)
     health.add(app, parts.readiness, parts.telemetry, has_metrics=parts.has_metrics)
     if parts.callers:
         session.add(app, parts.callers.sessions, parts.login, parts.audit)

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from email.utils import parsedate_to_datetime
 
 import httpx
@@ -84,7 +84,7 @@ def failure(response: httpx.Response, place: Callable[[int | None], str]) -> Ref
     text = printable(f"{status} {problem.detail or problem.title or response.reason_phrase}{hint}")
     if status == httpx.codes.TOO_MANY_REQUESTS or response.is_server_error:
         detail = f"{response.url.host} answers {text}"
-        return Unavailable(code, detail, retry_after_s=retry_after_s(response), status=status)
+        return Unavailable(code, detail, retry_after_s=retry_after_s(response.headers), status=status)
     return Refused(code, f"{place(problem.record)}: {text}", status=status, record=problem.record)
 
 
@@ -112,9 +112,9 @@ def _code(status: int, problem: Problem) -> ErrorCode:
             return Fault.INTERNAL
 
 
-def retry_after_s(response: httpx.Response) -> int:
+def retry_after_s(headers: Mapping[str, str]) -> int:
     """The wait in the header, given as seconds or a date (RFC 9110); 0 if there is none."""
-    value = response.headers.get("Retry-After", "").strip()
+    value = headers.get("Retry-After", "").strip()
     if value.isdecimal():
         return int(value)
     try:

@@ -4,8 +4,10 @@ follower          follows the feed for one receiver, and sends each event until 
 event             the id of an event, and how it is written as a CloudEvent
 signature         the secrets of a webhook, and the signature of a message (Standard Webhooks)
 webhook           sends CloudEvents to a webhook
+lineage_event     the OpenLineage events of a Bronze write
+openlineage       sends OpenLineage events
 notify_telemetry  the span and the measurements of each attempt
 
 A role. Imports: client, errors, protocol, telemetry.
-Libraries: httpx, msgspec, opentelemetry.
+Libraries: httpx, msgspec, openlineage, opentelemetry, requests.
 """

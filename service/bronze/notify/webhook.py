@@ -77,7 +77,7 @@ class Webhook:
                 code = Outage.THROTTLED
             case _:
                 code = Outage.UNAVAILABLE
-        raise Unavailable(code, answer, retry_after_s=retry_after_s(response))
+        raise Unavailable(code, answer, retry_after_s=retry_after_s(response.headers))
 
     @property
     def _place(self) -> str:

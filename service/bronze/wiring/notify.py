@@ -2,20 +2,23 @@
 
 import asyncio
 import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import httpx
 
-from bronze.client import AsyncClient, FileCheckpoint
+from bronze.client import AsyncClient, FileCheckpoint, connect_async
 from bronze.consumer.tasks import cancel, stop_on_error
 from bronze.errors import Misconfigured
-from bronze.notify.follower import Follower
+from bronze.notify.follower import Follower, Receiver
+from bronze.notify.lineage_event import Site
 from bronze.notify.notify_telemetry import NotifyTelemetry
+from bronze.notify.openlineage import OpenLineage, open_client
 from bronze.notify.signature import parse_secrets
 from bronze.notify.webhook import Webhook
 from bronze.process import on_stop_signals
-from bronze.settings import NotifyBegin, Settings
+from bronze.settings import NotifyBegin, Settings, sends_openlineage
 from bronze.telemetry import sdk
 from bronze.telemetry.signals import Role
 
@@ -26,11 +29,14 @@ REPORT_S = 5.0
 
 async def run_notify(settings: Settings) -> int:
     """Send events to the receivers until a stop signal. Returns the exit code."""
+    lineage = open_client() if sends_openlineage(os.environ) else None
+    if settings.webhook_url is None and lineage is None:
+        raise Misconfigured(
+            "there is nobody to send events to: set BRONZE_WEBHOOK_URL or OPENLINEAGE_URL (docs/events.md)"
+        )
     if settings.notify_dir is None:
         raise Misconfigured("set BRONZE_NOTIFY_DIR, where `bronze notify` stores how far it is (docs/events.md)")
-    if settings.webhook_url is None:
-        raise Misconfigured("there is nobody to send events to: set BRONZE_WEBHOOK_URL (docs/events.md)")
-    secrets = _secrets(settings)
+    secrets = _secrets(settings) if settings.webhook_url else []
     folder = _writable(settings.notify_dir)
     telemetry = sdk.start(Role.NOTIFY, settings)
     telemetry.export_zeros([])
@@ -39,12 +45,17 @@ async def run_notify(settings: Settings) -> int:
     try:
         metrics_server = telemetry.serve_metrics()
         try:
-            async with AsyncClient() as api, httpx.AsyncClient() as http:
+            async with AsyncClient() as api, httpx.AsyncClient() as http, connect_async(settings) as lookups:
                 measuring = NotifyTelemetry(telemetry)
                 begin = "latest" if settings.notify_begin is NotifyBegin.LATEST else ""
+                receivers: list[Receiver] = []
+                if settings.webhook_url:
+                    receivers.append(Webhook(http, settings.webhook_url, secrets, settings.bucket, settings.prefix))
+                if lineage:
+                    receivers.append(OpenLineage(lineage, lookups, _site(settings)))
                 followers = [
                     Follower(api, receiver, FileCheckpoint(folder / f"{receiver.name}.cursor"), measuring, begin)
-                    for receiver in [Webhook(http, settings.webhook_url, secrets, settings.bucket, settings.prefix)]
+                    for receiver in receivers
                 ]
                 log.info("sending events to %s", ", ".join(follower.receiver.name for follower in followers))
                 work = [*(follower.run() for follower in followers), _report(followers, measuring)]
@@ -61,6 +72,11 @@ async def run_notify(settings: Settings) -> int:
     finally:
         await asyncio.to_thread(telemetry.shutdown)
     return 0
+
+
+def _site(settings: Settings) -> Site:
+    namespace = os.environ.get("OPENLINEAGE_NAMESPACE") or "bronze"
+    return Site(settings.bucket, settings.prefix, f"{settings.api_url.rstrip('/')}/", namespace)
 
 
 def _secrets(settings: Settings) -> Sequence[bytes]:

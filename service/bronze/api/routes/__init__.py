@@ -9,6 +9,7 @@ sources      `GET /v1/sources`: the declared sources, and their schemas
 page         `/`: the page for people without Grafana
 session      `/login` and `/logout`: the session of a browser
 manual       `/runbook`, and `/manual/{name}`: the pages of docs/
+schemas      the schemas of what Bronze sends to others
 health       `/livez`, `/readyz` and `/metrics`
 
 The routes are added to the app itself: OpenTelemetry's instrumentation does not find the paths of included routers.
