@@ -527,6 +527,8 @@ class Stack:
     @cached_property
     def notify(self) -> Program:
         env = {**notifications(), **self._api_key_env("notify"), "BRONZE_NOTIFY_DIR": str(self.root / "notify")}
+        if env.get("BRONZE_NOTIFY_TABLES"):
+            env |= servers.tables_env(servers.s3_account(self.root / "seaweedfs", self.ports.s3, BUCKET, "table"))
         return self._role("notify", "notify", self.ports.notify, "/livez", env)
 
     @property

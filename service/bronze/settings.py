@@ -338,6 +338,11 @@ class Settings(BaseSettings):
     webhook_secrets_file: Path | None = Field(
         None, description="File that has these secrets instead. It is read when `bronze notify` starts."
     )
+    notify_tables: bool = Field(
+        False,
+        description="Whether `bronze notify` announces the snapshots of the Iceberg tables, too. It then needs the "
+        "catalog, with a right to read (docs/events.md).",
+    )
     notify_dir: Path | None = Field(
         None, description="Folder in which `bronze notify` stores how far each receiver is. It has to survive restarts."
     )

@@ -28,7 +28,7 @@ NOT_FOR_USERS = {
     *("NATS_URL", "NATS_USER", "NATS_PASSWORD", "NATS_PASSWORD_FILE", "NATS_SERVER_NAME"),
     *("NATS_CA_FILE", "NATS_CERT_FILE", "NATS_KEY_FILE"),
     # the chart does not run `bronze notify`
-    *("WEBHOOK_URL", "WEBHOOK_SECRETS", "WEBHOOK_SECRETS_FILE", "NOTIFY_DIR", "NOTIFY_BEGIN"),
+    *("WEBHOOK_URL", "WEBHOOK_SECRETS", "WEBHOOK_SECRETS_FILE", "NOTIFY_DIR", "NOTIFY_BEGIN", "NOTIFY_TABLES"),
     *("API_HOST", "API_PORT", "AUTH", "TLS_CERT_FILE", "TLS_KEY_FILE", "API_URL", "API_KEY", "API_KEY_FILE"),
     *("PROMETHEUS_URL", "TEMPO_URL", "ZIPKIN_URL"),
     # of the committer of tables, which the chart does not run

@@ -13,6 +13,7 @@ import jsonschema_rs
 import pytest
 from standardwebhooks import Webhook
 
+from local import servers
 from local.programs import Process, Program
 from tests.inbox import OK, Answer, Inbox, Request, open_inbox
 from tests.system.blackbox import System, ndjson, until, vehicles
@@ -131,6 +132,26 @@ def test_openlineage_events_name_the_submission_also_while_the_webhook_is_away(
     assert accepted["classification_id"] in {one.get("classificationId") for one in facet["submissions"]}
     schema = system.get(facet["_schemaURL"].removeprefix(system.stack.api_url).partition("#")[0]).json()
     jsonschema_rs.validator_for(schema).validate({"bronze_write": facet})
+
+
+def test_snapshots_of_tables_are_announced(system: System, inbox: Inbox, mark: str, tmp_path: Path) -> None:
+    """With the trace of their commit."""
+    namespace = {"BRONZE_TABLE_NAMESPACE": mark.replace("-", "_"), "BRONZE_TABLE_INTERVAL_S": "0.2"}
+    reader = servers.tables_env(system.stack.account)
+    program = role(system, inbox, tmp_path, BRONZE_NOTIFY_TABLES="true", **namespace, **reader)
+    with system.running(system.role("table", **namespace), program):
+        path = stored(system, mark)
+
+        def committed() -> list[dict[str, Any]]:
+            return [found for found in inbox.documents() if found["type"] == "bronze.table.committed"]
+
+        event = until("a snapshot is announced", lambda: [one for one in committed() if one["subject"] == "vehicles"])[
+            0
+        ]
+        assert event["data"]["records"] > 0
+        assert event["data"]["objects"] > 0
+        until("its trace is stored", lambda: system.trace(event["traceparent"].split("-")[1]))
+        until("the object is announced", lambda: path in announced(inbox))
 
 
 def test_a_receiver_that_is_away_gets_everything_later(system: System, mark: str, tmp_path: Path) -> None:

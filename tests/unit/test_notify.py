@@ -16,7 +16,9 @@ from standardwebhooks import WebhookVerificationError
 
 from bronze.client import AsyncClient, FeedPage, ObjectEvent, RemovalEvent
 from bronze.errors import Halted, Misconfigured, Outage, Refusal, Refused, Unavailable
+from bronze.notify import delivery as delivery_module
 from bronze.notify import follower as follower_module
+from bronze.notify.delivery import Delivery, Receiver
 from bronze.notify.event import cloud_event, event_id
 from bronze.notify.follower import Follower
 from bronze.notify.notify_telemetry import NotifyTelemetry
@@ -188,7 +190,11 @@ class Memory:
 
 
 def follower(pages: Pages, receiver: Webhook, memory: Memory, heard: Heard) -> Follower:
-    return Follower(cast("AsyncClient", pages), receiver, memory, NotifyTelemetry(heard.telemetry))
+    return Follower(cast("AsyncClient", pages), delivery(receiver, heard), memory)
+
+
+def delivery(receiver: Receiver, heard: Heard) -> Delivery:
+    return Delivery(receiver, NotifyTelemetry(heard.telemetry))
 
 
 @pytest.fixture
@@ -200,7 +206,7 @@ def heard() -> Iterator[Heard]:
 
 @pytest.fixture(autouse=True)
 def _no_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(follower_module, "back_off_s", lambda *_: 0.0)
+    monkeypatch.setattr(delivery_module, "back_off_s", lambda *_: 0.0)
     monkeypatch.setattr(follower_module, "REFUSED_RETRY_S", 0.0)
 
 
@@ -255,9 +261,10 @@ async def test_a_receiver_that_is_gone_ends_only_its_own_follower(
 ) -> None:
     inbox.script = [lambda _: (410, {})]
     memory = Memory()
-    gone = follower(Pages([an_object(1)]), webhook(http, inbox.url), memory, heard)
+    late = delivery(webhook(http, inbox.url), heard)
+    gone = Follower(cast("AsyncClient", Pages([an_object(1)])), late, memory)
     with caplog.at_level(logging.ERROR):
         await gone.run()
     assert "wants no more events" in caplog.text
     assert memory.cursor == ""
-    assert gone.lag_s > 1000  # since the event was written: it still is not there
+    assert late.lag_s > 1000  # since the event was written: it still is not there

@@ -20,8 +20,8 @@ from openlineage.client.naming.dataset import S3
 from openlineage.client.serde import Serde
 
 from bronze.errors import Halted, Misconfigured, Outage, Unavailable
-from bronze.notify.event import event_id
-from bronze.notify.lineage_event import SUBMISSIONS_MAX, Site, WriteLineage, run_events
+from bronze.notify.event import SnapshotEvent, event_id
+from bronze.notify.lineage_event import SUBMISSIONS_MAX, Site, WriteLineage, commit_events, run_events
 from bronze.notify.openlineage import OpenLineage, open_client
 from bronze.protocol.feed_event import ObjectEvent
 from bronze.settings import sends_openlineage
@@ -41,6 +41,10 @@ SUBMISSION = {
 }
 LINEAGE = msgspec.convert(
     {"submissions": [SUBMISSION], "objects": [{"ended_at": "2026-11-27T10:00:03Z", "submissions": 1}]}, WriteLineage
+)
+A_SNAPSHOT = SnapshotEvent(
+    *("vehicles", "9c6b1a1e-4d0c-4f0e-8d5a-0a3b5a0c9d11", "s3://lake-tables/bronze/vehicles", "12", "11", 2, "append"),
+    *("2026-11-27T10:00:05+00:00", 3, 1, None),
 )
 SCHEMA = REPOSITORY / "service" / "bronze" / "api" / "schemas" / "BronzeWriteRunFacet.json"
 #: The folder `spec` of a checkout of OpenLineage. Its schemas are not copied here, and its package does not have them.
@@ -150,14 +154,15 @@ def test_the_schemas_of_openlineage_accept_the_events(lineage: WriteLineage) -> 
     def validate(schema: Any, document: Any) -> None:
         jsonschema_rs.validator_for(schema, retriever=schemas.__getitem__, validate_formats=True).validate(document)
 
+    committed = [json.loads(Serde.to_json(run_event)) for run_event in commit_events(A_SNAPSHOT, SITE)]
     checked = 0
-    for document in documents(an_object(1), lineage):
+    for document in [*documents(an_object(1), lineage), *committed]:
         validate(core, document)
         for name, facet in facets(document):
-            if name != "bronze_write":
+            if not name.startswith("bronze_"):
                 validate(schemas[facet["_schemaURL"].partition("#")[0]], {name: facet})
                 checked += 1
-    assert checked == 4
+    assert checked == 9
     with pytest.raises(jsonschema_rs.ValidationError):
         validate(core, {**documents(an_object(1))[0], "run": {"runId": "no uuid"}})
 

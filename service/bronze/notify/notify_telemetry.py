@@ -1,13 +1,13 @@
 """The span and the measurements of each attempt to send an event."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from opentelemetry.context import Context
 from opentelemetry.trace import Link, use_span
 from opentelemetry.util.types import AttributeValue
 
-from bronze.protocol.feed_event import FeedEvent, ObjectEvent
+from bronze.notify.event import Event, SnapshotEvent, traceparent_of
 from bronze.telemetry.context import extract, span_context
 from bronze.telemetry.sdk import Telemetry
 from bronze.telemetry.signals import Outcome, attribute, error_type, spans
@@ -21,21 +21,20 @@ class NotifyTelemetry:
         self._instruments = telemetry.instruments
 
     @contextmanager
-    def sending(self, receiver: str, event: FeedEvent) -> Iterator[None]:
+    def sending(self, receiver: str, event: Event) -> Iterator[None]:
         """Record an attempt that the caller makes. Its span is the root of a trace of its own, with a link to the
-        upload of the object.
+        upload of the object, or to the commit of the snapshot.
         """
-        traceparent = event.traceparent if isinstance(event, ObjectEvent) else None
-        upload = span_context(extract({"traceparent": traceparent or ""}))
+        written = span_context(extract({"traceparent": traceparent_of(event) or ""}))
         span = self._tracer.start_span(
             spans.notify.name(),
             context=Context(),
             kind=spans.notify.kind,
-            links=[Link(upload)] if upload.is_valid else [],
+            links=[Link(written)] if written.is_valid else [],
             attributes={
                 attribute.bronze_receiver: receiver,
                 attribute.bronze_source: event.source,
-                attribute.bronze_file_path: event.file_path or "",
+                **_named(event),
             },
         )
         ended: dict[str, AttributeValue] = {attribute.bronze_outcome: Outcome.SUCCESS}
@@ -52,3 +51,9 @@ class NotifyTelemetry:
     def report(self, receiver: str, lag_s: float) -> None:
         """Report how far a receiver is behind."""
         self._instruments.notify_lag.set(lag_s, {attribute.bronze_receiver: receiver})
+
+
+def _named(event: Event) -> Mapping[str, AttributeValue]:
+    if isinstance(event, SnapshotEvent):
+        return {attribute.bronze_table_snapshot_id: event.snapshot_id}
+    return {attribute.bronze_file_path: event.file_path or ""}

@@ -11,8 +11,9 @@ from openlineage.client.transport.http import HttpTransport
 
 from bronze.client import failure, retry_after_s, unreachable
 from bronze.errors import Halted, Misconfigured, Outage, Refused, Unavailable
-from bronze.notify.lineage_event import SUBMISSIONS_MAX, Site, WriteLineage, run_events
-from bronze.protocol.feed_event import FeedEvent, ObjectEvent
+from bronze.notify.event import Event, SnapshotEvent
+from bronze.notify.lineage_event import SUBMISSIONS_MAX, Site, WriteLineage, commit_events, run_events
+from bronze.protocol.feed_event import ObjectEvent, RemovalEvent
 
 #: Transports that raise an error if the event was not delivered. Others report only later, or never, that it was lost.
 TRANSPORTS = ("http", "file", "console")
@@ -36,8 +37,8 @@ def open_client() -> OpenLineageClient:
 
 
 class OpenLineage:
-    """A receiver: two events per object, the begin and the end of the run that wrote it. `api` looks its submissions
-    up. A removal is no run, so nothing is sent of it.
+    """A receiver: two events per object or snapshot, the begin and the end of the run that wrote it. `api` looks the
+    submissions of an object up. A removal is no run, so nothing is sent of it.
     """
 
     name = "openlineage"
@@ -47,12 +48,16 @@ class OpenLineage:
         self._api = api
         self._site = site
 
-    async def send(self, event: FeedEvent) -> None:
-        """Send the events of an object. Raises `Unavailable` or `Halted`, as a webhook does."""
-        if not isinstance(event, ObjectEvent):
-            return
-        lineage = await self._lineage(event.file_path)
-        for run_event in run_events(event, lineage, self._site):
+    async def send(self, event: Event) -> None:
+        """Send the events of an object or a snapshot. Raises `Unavailable` or `Halted`, as a webhook does."""
+        match event:
+            case ObjectEvent():
+                events = run_events(event, await self._lineage(event.file_path), self._site)
+            case SnapshotEvent():
+                events = commit_events(event, self._site)
+            case RemovalEvent():
+                return
+        for run_event in events:
             await asyncio.to_thread(self._emit, run_event)
 
     async def _lineage(self, file_path: str) -> WriteLineage:

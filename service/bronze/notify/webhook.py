@@ -7,9 +7,8 @@ import httpx
 
 from bronze.client import retry_after_s
 from bronze.errors import Halted, Outage, Unavailable
-from bronze.notify.event import CONTENT_TYPE, cloud_event, event_id
+from bronze.notify.event import CONTENT_TYPE, Event, cloud_event, event_id
 from bronze.notify.signature import signed_headers
-from bronze.protocol.feed_event import FeedEvent
 from bronze.telemetry.context import inject
 
 TIMEOUT = httpx.Timeout(20, connect=5)
@@ -38,7 +37,7 @@ class Webhook:
         self._prefix = prefix
         self._now_s = now_s
 
-    async def send(self, event: FeedEvent) -> None:
+    async def send(self, event: Event) -> None:
         """Send an event once. Raises `Unavailable` if it has to be sent again, and `Halted` if nothing may be sent."""
         body = cloud_event(event, self._bucket, self._prefix)
         signed = signed_headers(str(event_id(event, self._bucket)), int(self._now_s()), body, self._secrets)

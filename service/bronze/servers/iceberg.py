@@ -135,6 +135,26 @@ class RewrittenGroup:
 
 
 @dataclass(frozen=True, slots=True)
+class SnapshotFacts:
+    """A snapshot of a table, with its number in the order of the table's commits. `summary` is as the table has it."""
+
+    id: int
+    parent_id: int | None
+    sequence: int
+    committed_at: dt.datetime
+    summary: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class TableHistory:
+    """Which table it is, where its files are, and its snapshots that have not expired, oldest first."""
+
+    uuid: str
+    location: str
+    events: Sequence[SnapshotFacts]
+
+
+@dataclass(frozen=True, slots=True)
 class StoredFile:
     """A file of a table, by its path in the table's file system."""
 
@@ -236,6 +256,31 @@ class Tables:
             except CommitFailedException as error:
                 raise Conflict(str(error)) from error
         return snapshot
+
+    def names(self) -> list[str]:
+        """The names of the tables; none if there is no namespace yet. Raises `Unavailable`."""
+        with _failures():
+            if not self._catalog.namespace_exists(self._namespace):
+                return []
+            return sorted(name for *_, name in self._catalog.list_tables(self._namespace))
+
+    def history(self, name: str) -> TableHistory:
+        """The snapshots of a table. Raises `Unavailable`."""
+        with _failures():
+            metadata = self._catalog.load_table(self._id(name)).metadata
+            facts = [
+                SnapshotFacts(
+                    id=snapshot.snapshot_id,
+                    parent_id=snapshot.parent_snapshot_id,
+                    sequence=snapshot.sequence_number or 0,
+                    committed_at=dt.datetime.fromtimestamp(snapshot.timestamp_ms / 1000, dt.UTC),
+                    summary=_summary(snapshot),
+                )
+                for snapshot in metadata.snapshots
+            ]
+            return TableHistory(
+                str(metadata.table_uuid), metadata.location, sorted(facts, key=lambda each: each.sequence)
+            )
 
     def exists(self, name: str) -> bool:
         """Whether there is a table. Raises `Unavailable`."""
@@ -460,6 +505,12 @@ def table_size(snapshot: Snapshot | None) -> TableSize:
     summary = snapshot.summary.additional_properties if snapshot.summary else {}
     files, size = (int(summary.get(name, 0)) for name in ("total-data-files", "total-files-size"))
     return TableSize(files, size, snapshot.timestamp_ms / 1000)
+
+
+def _summary(snapshot: Snapshot) -> Mapping[str, str]:
+    if snapshot.summary is None:
+        return {}
+    return {"operation": snapshot.summary.operation.value, **snapshot.summary.additional_properties}
 
 
 def _check_not_repeated(table: Table) -> None:

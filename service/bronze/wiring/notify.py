@@ -4,23 +4,31 @@ import asyncio
 import logging
 import os
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import httpx
 
 from bronze.client import AsyncClient, FileCheckpoint, connect_async
 from bronze.consumer.tasks import cancel, stop_on_error
 from bronze.errors import Misconfigured
-from bronze.notify.follower import Follower, Receiver
+from bronze.notify.delivery import Delivery, Receiver
+from bronze.notify.follower import Follower
 from bronze.notify.lineage_event import Site
 from bronze.notify.notify_telemetry import NotifyTelemetry
 from bronze.notify.openlineage import OpenLineage, open_client
 from bronze.notify.signature import parse_secrets
+from bronze.notify.snapshots import SnapshotFollower
 from bronze.notify.webhook import Webhook
 from bronze.process import on_stop_signals
 from bronze.settings import NotifyBegin, Settings, sends_openlineage
 from bronze.telemetry import sdk
 from bronze.telemetry.signals import Role
+
+if TYPE_CHECKING:
+    from bronze.servers.iceberg import TableHistory, Tables
 
 log = logging.getLogger(__name__)
 
@@ -53,12 +61,25 @@ async def run_notify(settings: Settings) -> int:
                     receivers.append(Webhook(http, settings.webhook_url, secrets, settings.bucket, settings.prefix))
                 if lineage:
                     receivers.append(OpenLineage(lineage, lookups, _site(settings)))
-                followers = [
-                    Follower(api, receiver, FileCheckpoint(folder / f"{receiver.name}.cursor"), measuring, begin)
-                    for receiver in receivers
+                log.info("sending events to %s", ", ".join(receiver.name for receiver in receivers))
+                deliveries = [Delivery(receiver, measuring) for receiver in receivers]
+                work = [
+                    Follower(api, delivery, FileCheckpoint(folder / f"{delivery.receiver.name}.cursor"), begin).run()
+                    for delivery in deliveries
                 ]
-                log.info("sending events to %s", ", ".join(follower.receiver.name for follower in followers))
-                work = [*(follower.run() for follower in followers), _report(followers, measuring)]
+                if settings.notify_tables:
+                    of_snapshots = [Delivery(receiver, measuring) for receiver in receivers]
+                    work += [
+                        SnapshotFollower(
+                            LateTables(settings),
+                            delivery,
+                            FileCheckpoint(folder / f"{delivery.receiver.name}.snapshots"),
+                            skip=settings.notify_begin is NotifyBegin.LATEST,
+                        ).run()
+                        for delivery in of_snapshots
+                    ]
+                    deliveries += of_snapshots
+                work.append(_report(deliveries, measuring))
                 tasks = [asyncio.create_task(stop_on_error(part, stop)) for part in work]
                 try:
                     await stop.wait()
@@ -76,7 +97,11 @@ async def run_notify(settings: Settings) -> int:
 
 def _site(settings: Settings) -> Site:
     namespace = os.environ.get("OPENLINEAGE_NAMESPACE") or "bronze"
-    return Site(settings.bucket, settings.prefix, f"{settings.api_url.rstrip('/')}/", namespace)
+    uri = urlsplit(os.environ.get(f"PYICEBERG_CATALOG__{settings.table_catalog.upper()}__URI", ""))
+    # of a REST catalog, without a password; others may be a database with one
+    address = f"{uri.scheme}://{uri.netloc.rpartition('@')[2]}" if uri.netloc else settings.table_catalog
+    api_url = f"{settings.api_url.rstrip('/')}/"
+    return Site(settings.bucket, settings.prefix, api_url, namespace, address, settings.table_namespace)
 
 
 def _secrets(settings: Settings) -> Sequence[bytes]:
@@ -101,8 +126,27 @@ def _writable(folder: Path) -> Path:
     return folder
 
 
-async def _report(followers: Sequence[Follower], telemetry: NotifyTelemetry) -> None:
+class LateTables:
+    """The tables of the catalog, which is opened when it is first needed, and does not have to answer before."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+
+    @cached_property
+    def _tables(self) -> "Tables":
+        from bronze.servers.iceberg import open_tables  # slow to import
+
+        return open_tables(self._settings)
+
+    def names(self) -> list[str]:
+        return self._tables.names()
+
+    def history(self, name: str) -> "TableHistory":
+        return self._tables.history(name)
+
+
+async def _report(deliveries: Sequence[Delivery], telemetry: NotifyTelemetry) -> None:
     while True:
-        for follower in followers:
-            telemetry.report(follower.receiver.name, follower.lag_s)
+        for receiver in {delivery.receiver.name for delivery in deliveries}:
+            telemetry.report(receiver, max(one.lag_s for one in deliveries if one.receiver.name == receiver))
         await asyncio.sleep(REPORT_S)

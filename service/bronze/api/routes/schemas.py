@@ -7,7 +7,7 @@ from fastapi import FastAPI, Response
 from bronze.errors import Refusal, Refused
 
 MEDIA_TYPE = "application/schema+json"
-_FILES = {"1-0-0/BronzeWriteRunFacet.json": "BronzeWriteRunFacet.json"}
+_FILES = {f"1-0-0/{name}": name for name in ("BronzeWriteRunFacet.json", "BronzeCommitRunFacet.json")}
 
 
 def add(app: FastAPI) -> None:
