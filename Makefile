@@ -11,7 +11,7 @@ QUIET = $(shell test -t 2 || echo --quiet)  # in a terminal, uv shows a progress
 LOCAL := $(BIN)/python -m local
 
 .DEFAULT_GOAL := help
-.PHONY: help up status logs down demo unit test kill-test mixed fuzz fuzz-intake outage-test attack prove truth drill incidents coverage bench first-record secrets check check-types check-configurations generate lock sbom audit pin-images
+.PHONY: help up status logs down demo unit test kill-test mixed fuzz fuzz-intake outage-test attack prove truth drill incidents soak coverage bench first-record secrets check check-types check-configurations generate lock sbom audit pin-images
 MAKEFLAGS += --no-print-directory
 
 help: ## show this list
@@ -92,6 +92,11 @@ truth: HOURS ?= 1
 truth: $(READY) ## compare all numbers with bucket and sender, with faults, for HOURS=... or S=... seconds; results are in docs/truth.md
 	@$(BIN)/python -m tests.truth --seed $(SEED) $(if $(S),--seconds $(S),--hours $(HOURS))
 
+soak: SEED ?= 1
+soak: H ?= 2
+soak: $(READY) ## run a system under half of its load, with faults, for H=... hours: does anything grow, is anything lost; RATE=...: submissions/s, FAULT_S=...: seconds between faults, DOCS=1: write docs/soak.md also after less than an hour
+	@$(BIN)/python -m tests.soak --seed $(SEED) --hours $(H) $(if $(RATE),--rate $(RATE)) $(if $(FAULT_S),--fault-s $(FAULT_S)) $(if $(DOCS),--docs) $(if $(NOTE),--note "$(NOTE)")
+
 coverage: T ?= --numprocesses 2 tests/unit tests/contract tests/delivery/test_model.py
 coverage: $(READY) ## measure the test coverage of the service; fails if the pure modules are below their minimum
 	$(BIN)/python -m pytest --cov --cov-report= $(T)
@@ -131,6 +136,7 @@ lock: $(READY) ## pin the dependencies of pyproject.toml, uv, and the Go modules
 	$(COMPILE) --all-extras $(U) pyproject.toml --output-file requirements.lock
 	@$(LOCAL) modules
 	echo uv==$(UV_VERSION) | $(COMPILE) --no-annotate - --output-file requirements-uv.lock
+	echo matplotlib | $(COMPILE) --no-annotate $(U) - --output-file requirements-plots.lock
 	echo atheris==$(ATHERIS_VERSION) | $(COMPILE) --no-annotate - --output-file requirements-fuzz.lock
 
 sbom: $(READY) ## write all components with their licences to .local/sbom/ (CycloneDX); fails on AGPL and the like

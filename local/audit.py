@@ -16,7 +16,7 @@ from typing import Any
 from local.builds import REPOSITORY, build_all, build_tool, go_environment
 from local.programs import LocalError
 
-LOCK_FILES = ("requirements.lock", "requirements-uv.lock", "requirements-fuzz.lock")
+LOCK_FILES = ("requirements.lock", "requirements-uv.lock", "requirements-fuzz.lock", "requirements-plots.lock")
 AUDIT_S_MAX = 600
 
 

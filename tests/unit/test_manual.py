@@ -126,6 +126,10 @@ async def test_a_link_that_only_the_repository_has_keeps_its_text() -> None:
     assert "defined in <code>prometheus/rules.py</code>" in html
 
 
+async def test_a_picture_is_replaced_by_its_text() -> None:
+    assert "<p>Plots: memory and file handles" in (await Manual(None).show("soak")).html
+
+
 async def test_a_page_is_served_with_the_headers_of_the_page(api: httpx.AsyncClient) -> None:
     answer = await api.get("/runbook")
     assert (answer.status_code, answer.headers["content-type"]) == (200, "text/html; charset=utf-8")

@@ -125,10 +125,12 @@ def _add_anchors(tokens: Sequence["Token"]) -> Iterator[Heading]:
 
 def _with_links(children: Sequence["Token"]) -> Iterator["Token"]:
     """The tokens of a text. Links to other pages lead to their paths; those to files that the API lacks are removed,
-    and their texts stay.
+    and their texts stay, as do the texts of pictures.
     """
     linked = True
     for child in children:
+        if child.type == "image":
+            child.type = "text"
         if child.type == "link_open":
             target = _target(str(child.attrGet("href")))
             linked = target is not None
