@@ -11,7 +11,7 @@ QUIET = $(shell test -t 2 || echo --quiet)  # in a terminal, uv shows a progress
 LOCAL := $(BIN)/python -m local
 
 .DEFAULT_GOAL := help
-.PHONY: help up status logs down demo unit test kill-test mixed fuzz fuzz-intake outage-test attack prove truth drill incidents soak coverage bench first-record secrets check check-types check-configurations generate lock sbom audit pin-images
+.PHONY: help up status logs down demo unit test kill-test mixed fuzz fuzz-intake outage-test attack prove truth drill incidents restore-test soak coverage bench first-record secrets check check-types check-configurations generate lock sbom audit pin-images
 MAKEFLAGS += --no-print-directory
 
 help: ## show this list
@@ -91,6 +91,10 @@ truth: SEED ?= 1
 truth: HOURS ?= 1
 truth: $(READY) ## compare all numbers with bucket and sender, with faults, for HOURS=... or S=... seconds; results are in docs/truth.md
 	@$(BIN)/python -m tests.truth --seed $(SEED) $(if $(S),--seconds $(S),--hours $(HOURS))
+
+restore-test: N ?= 2000
+restore-test: $(READY) ## fill a bucket with N=... objects, throw away everything else, and time each step of the restore
+	@$(BIN)/python -m tests.restore --objects $(N)
 
 soak: SEED ?= 1
 soak: H ?= 2
