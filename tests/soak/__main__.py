@@ -156,6 +156,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=1, help="the seed of load and faults (%(default)s)")
     parser.add_argument("--rate", type=float, help="submissions per second (half of what the machine takes)")
     parser.add_argument("--fault-s", type=float, help="seconds from one fault to the next, 0: none (at most 600)")
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="replaced by what the run writes (.local/soak)")
     parser.add_argument(
         "--note", default="", help="what else the page says of the run, such as what else the machine did"
     )
@@ -167,11 +168,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command = " ".join(["make soak", *(f"{name}={value:g}" for name, value in given.items() if value is not None)])
     try:
         with leave_nothing():
-            result = {"command": command, "note": args.note, **run(FOLDER, seconds, args.seed, args.rate, fault_s)}
-            (FOLDER / RESULT).write_text(json.dumps(result, indent=1) + "\n")
+            result = {"command": command, "note": args.note, **run(args.folder, seconds, args.seed, args.rate, fault_s)}
+            (args.folder / RESULT).write_text(json.dumps(result, indent=1) + "\n")
             show(result)
-            if plot(FOLDER) and (args.docs or result["seconds"] >= report.TELLING_S_MIN):
-                publish(FOLDER)
+            if plot(args.folder) and (args.docs or result["seconds"] >= report.TELLING_S_MIN):
+                publish(args.folder)
     except KeyboardInterrupt:
         return 130
     return 1 if result["problems"] else 0
