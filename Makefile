@@ -76,8 +76,8 @@ outage-test: $(READY) ## stop each part of the telemetry pipeline under load, fo
 
 prove: SEED ?= 1
 prove: HOURS ?= 1
-prove: $(READY) ## run the long random tests for HOURS=..., after those already done for SEED=...; results are in docs/proof.md
-	@$(BIN)/python -m tests.prove --seed $(SEED) --hours $(HOURS)
+prove: $(READY) ## run the long random tests (SUITES=cluster: some) for HOURS=..., after those already done for SEED=...; results are in docs/proof.md
+	@$(BIN)/python -m tests.prove --seed $(SEED) --hours $(HOURS) $(SUITES)
 
 drill: PARALLEL ?= 2
 drill: $(READY) ## break one thing at a time in a whole system, and check alerts, runbook and panels; C=poison: one case, C=--list

@@ -1,8 +1,8 @@
 """Searches for a lost or doubled record for hours, from a seed: `make prove SEED=7 HOURS=2`.
 
-In each round, every suite runs with another seed. Each result becomes a line of docs/proof.jsonl, from which
-docs/proof.md is written. Another call with the same seed continues after the last result. A failure does not end the
-search; its log is kept, and the exit code is 1.
+In each round, every suite runs with another seed, or only those that SUITES names. Each result becomes a line of
+docs/proof.jsonl, from which docs/proof.md is written. Another call with the same seed continues after the last result.
+A failure does not end the search; its log is kept, and the exit code is 1.
 """
 
 import argparse
@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 import xml.etree.ElementTree as ET
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -25,6 +25,8 @@ from local.watch import leave_nothing
 DOCS = REPOSITORY / "docs"
 RESULTS, PAGE = "proof.jsonl", "proof.md"
 LOGS = REPOSITORY / ".local" / "prove"
+#: Between a kind and what is counted, in the name of a figure.
+KIND = ": "
 #: The seed of a round is the given seed times this, plus the round's number.
 ROUNDS_MAX = 1000
 
@@ -99,8 +101,9 @@ class Result:
 def prove(seed: int, hours: float, suites: Sequence[Suite] = SUITES, docs: Path = DOCS, logs: Path = LOGS) -> bool:
     """Runs suites that have no result yet until the time is over; a started suite is finished.
 
-    Returns whether all of them passed.
+    Returns whether all of them passed. The page has the results of all suites, also of those that do not run now.
     """
+    every = [*SUITES, *(suite for suite in suites if suite not in SUITES)]
     results, until = docs / RESULTS, time.monotonic() + hours * 3600
     logs.mkdir(parents=True, exist_ok=True)
     passed = True
@@ -115,7 +118,7 @@ def prove(seed: int, hours: float, suites: Sequence[Suite] = SUITES, docs: Path 
         passed &= result.passed
         with results.open("a") as file:
             file.write(json.dumps(asdict(result)) + "\n")
-        (docs / PAGE).write_text(written(read(results), suites))
+        (docs / PAGE).write_text(written(read(results), every))
         say(f"{'passed' if result.passed else 'FAILED'} after {result.seconds:.0f} s: {shown(result.figures)}")
     return passed
 
@@ -197,11 +200,28 @@ def written(results: Sequence[Result], suites: Sequence[Suite] = SUITES) -> str:
                 row = (suite.name, suite.claim, str(len(of_suite)), str(failed), f"{hours:.2f}", shown(sums))
                 parts.append(f"| {' | '.join(row)} |\n")
         parts.append("\n")
+        parts += (_by_kind(suite.name, [one for one in of_code if one.suite == suite.name]) for suite in suites)
         for result, suite in product(of_code, suites):
             if result.suite == suite.name and not result.passed:
                 env = " ".join(f"{k}={v}" for k, v in suite.env_of(result.seed * ROUNDS_MAX + result.round).items())
                 parts.append(f"Failed: `{env} pytest {' '.join(suite.tests)}`\n\n")
     return "".join(parts).rstrip() + "\n"
+
+
+def _by_kind(suite: str, results: Sequence[Result]) -> str:
+    """A table of the figures that are named `kind: what is counted`."""
+    kinds: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    for result in results:
+        for name, value in result.figures.items():
+            kind, _, counted = name.partition(KIND)
+            if counted:
+                kinds[kind][counted] += int(value)
+    if not kinds:
+        return ""
+    columns = list(dict.fromkeys(counted for counts in kinds.values() for counted in counts))
+    rows = [f"| {kind} | {' | '.join(f'{counts[one]:,}' for one in columns)} |\n" for kind, counts in kinds.items()]
+    head = f"| kind | {' | '.join(columns)} |\n|{'---|' * (len(columns) + 1)}\n"
+    return f"By kind, of the suite {suite}:\n\n{head}{''.join(sorted(rows))}\n"
 
 
 _INTRODUCTION = """\
@@ -217,7 +237,7 @@ suites. A service is identified by the id of its source: `git rev-parse --short=
 
 
 def shown(figures: Mapping[str, float]) -> str:
-    return ", ".join(f"{value:,} {name}" for name, value in figures.items())
+    return ", ".join(f"{value:,} {name}" for name, value in figures.items() if KIND not in name)
 
 
 def say(text: str) -> None:
@@ -229,10 +249,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.prove", description=__doc__)
     parser.add_argument("--seed", type=int, default=1, help="the seed of the search (%(default)s)")
     parser.add_argument("--hours", type=float, default=1, help="the duration in hours (%(default)s)")
+    names = [suite.name for suite in SUITES]
+    parser.add_argument("suites", nargs="*", metavar="SUITE", help=f"of {', '.join(names)}; without any, all")
     args = parser.parse_args()
+    if unknown := set(args.suites) - set(names):
+        parser.error(f"no such suite: {', '.join(sorted(unknown))}")
     try:
         with leave_nothing():
-            return 0 if prove(args.seed, args.hours) else 1
+            chosen = [suite for suite in SUITES if suite.name in (args.suites or names)]
+            return 0 if prove(args.seed, args.hours, chosen) else 1
     except KeyboardInterrupt:
         return 130
 

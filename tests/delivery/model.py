@@ -77,6 +77,8 @@ STEP_S = 0.11
 BODY_BYTES_MAX = 2**30
 #: Without faults a client has its answer after so many attempts.
 RETRIES_MAX = 2
+#: The faults that were decided in all worlds since they were cleared, by kind.
+FAULTS: Counter[str] = Counter()
 
 
 # --- time
@@ -480,6 +482,8 @@ class World:
         self.asks.remove(ask)
         if ask.writes and outcome in {Outcome.DONE, Outcome.STALE} and self.loop.time() - ask.asked_s > REPLY_S_MAX:
             outcome = Outcome.LOST
+        if outcome is not Outcome.DONE and (lag or outcome is not Outcome.STALE):
+            FAULTS[outcome] += 1
         away = Unavailable(Outage.TIMEOUT, f"no reply: {ask.name}")
         match outcome:
             case Outcome.DONE | Outcome.STALE:
@@ -542,6 +546,7 @@ class World:
 
     def roll_back(self, time: str, *, catalog: bool) -> None:
         """Reset the lane's data, and optionally the catalog's, to those of an earlier time."""
+        FAULTS["queue rolled back"] += 1
         self.rolled_back = True
         lost = self.queue.roll_back(time)
         for message in lost:

@@ -34,6 +34,7 @@ from bronze.servers.group_commit import Group, GroupPublisher
 from bronze.servers.group_commit import Outcome as GroupOutcome
 from bronze.servers.queue import READ_BYTES_MAX, READ_MESSAGES_MAX, LaneState, NatsQueue
 from tests.delivery.model import (
+    FAULTS,
     SERVICE,
     SETTINGS,
     Client,
@@ -155,6 +156,7 @@ class Delivery(RuleBasedStateMachine):
 
     @rule(number=processes)
     def crash(self, number: int) -> None:
+        FAULTS["process killed"] += 1
         if number < len(self.world.consumers):
             self.world.restart_consumer(number)
         else:
@@ -276,30 +278,34 @@ def search(machine: type[Delivery], examples: int, chosen: str | None = None) ->
     )
 
 
+def search_and_count(machine: type[Delivery], examples: int, record_property: Callable[[str, object], None]) -> None:
+    FAULTS.clear()
+    search(machine, examples, SEED)
+    record_property("runs", examples)
+    for kind, times in FAULTS.items():
+        record_property(f"{kind}: faults", times)
+
+
 def test_delivery(record_property: Callable[[str, object], None]) -> None:
     """With any crash, pause, and lost, stale or late answer, each accepted record is stored once, and all records
     agree.
     """
-    search(Delivery, EXAMPLES, SEED)
-    record_property("runs", EXAMPLES)
+    search_and_count(Delivery, EXAMPLES, record_property)
 
 
 def test_grouped(record_property: Callable[[str, object], None]) -> None:
     """If submissions are published as a group, each of them gets its own answer, whatever happens to the group."""
-    search(Grouped, EXAMPLES, SEED)
-    record_property("runs", EXAMPLES)
+    search_and_count(Grouped, EXAMPLES, record_property)
 
 
 def test_rolled_back(record_property: Callable[[str, object], None]) -> None:
     """After a rollback of the queue, no stored record is doubled and no queued record is dropped: the lane halts."""
-    search(RolledBack, EXAMPLES, SEED)
-    record_property("runs", EXAMPLES)
+    search_and_count(RolledBack, EXAMPLES, record_property)
 
 
 def test_changed(record_property: Callable[[str, object], None]) -> None:
     """If a working lane is replaced and any process dies meanwhile, nothing is lost or stored twice."""
-    search(Changed, EXAMPLES * 3 // 5, SEED)
-    record_property("runs", EXAMPLES * 3 // 5)
+    search_and_count(Changed, EXAMPLES * 3 // 5, record_property)
 
 
 @pytest.fixture

@@ -6,17 +6,21 @@ from pathlib import Path
 
 import pytest
 
-from tests.prove import Suite, prove, read, written
+from tests.prove import SUITES, Suite, prove, read, written
 
 TEST = """
 import os
 
 def test_it(record_property):
     record_property("tries", 2)
+    record_property("cable cut: faults", 3)
+    record_property("cable cut: lost", 0)
+    record_property("disk full: faults", 4)
     seed = int(os.environ["SEED_OF_ROUND"])
     print(seed)
     assert seed != 7002
 """
+COUNTED = {"tries": 2, "cable cut: faults": 3, "cable cut: lost": 0, "disk full: faults": 4}
 
 
 @pytest.fixture
@@ -35,13 +39,15 @@ def test_a_second_call_goes_on_and_the_page_says_what_failed(tmp_path: Path, sui
     assert not prove(7, seconds / 3600, suites, tmp_path, tmp_path)
     results = read(tmp_path / "proof.jsonl")
     assert [(result.seed, result.round, result.passed, result.figures) for result in results] == [
-        (7, 1, True, {"tries": 2}),
-        (8, 1, True, {"tries": 2}),
-        (7, 2, False, {"tries": 2}),
+        (7, 1, True, COUNTED),
+        (8, 1, True, COUNTED),
+        (7, 2, False, COUNTED),
     ]
     page = (tmp_path / "proof.md").read_text()
-    assert page == written(results, suites)
+    assert page == written(results, [*SUITES, *suites])
     assert re.search(r"\| seeded \| the second round fails \| 3 \| 1 \| 0\.\d\d \| 6 tries \|", page)
+    table = "| kind | faults | lost |\n|---|---|---|\n| cable cut | 9 | 0 |\n| disk full | 12 | 0 |\n"
+    assert f"By kind, of the suite seeded:\n\n{table}" in page
     assert f"Failed: `SEED_OF_ROUND=7002 pytest {suites[0].tests[0]}`" in page
 
 
