@@ -7,7 +7,8 @@ at all, and two commands at once build it only once. Go and Java always come fro
 All Go programs are built from the module in `go/`, so that they share what they have in common: most of the
 collector's packages are also Prometheus'. Its `go.mod` has the versions, its `go.sum` the checksum of every module; Go
 compiles nothing that differs from them. What only some commands need is built by these commands: `build_tool`. Helm,
-for tests, has a module of its own in `helm/`, so that another Helm does not build the servers again.
+for tests, has a module of its own in `helm/`, so that another Helm does not build the servers again; and so have the
+programs of the tests of faults, in `faults/`.
 """
 
 import fcntl
@@ -36,6 +37,7 @@ from local.programs import LocalError, log_tail
 REPOSITORY = Path(__file__).resolve().parent.parent
 GO_MODULE = REPOSITORY / "local" / "go"
 HELM_MODULE = REPOSITORY / "local" / "helm"
+FAULTS_MODULE = REPOSITORY / "local" / "faults"
 COLLECTOR = "go.opentelemetry.io/collector/otelcol"
 HELM = "helm.sh/helm/v4/cmd/helm"
 PROMETHEUS = "github.com/prometheus/prometheus"
@@ -171,6 +173,12 @@ def build_helm(say: Callable[[str], None] = print) -> Path:
     return ensure(_go_build(title, "helm", HELM, module=HELM_MODULE, flags=flags), say) / "helm"
 
 
+def build_fault_tool(name: str, say: Callable[[str], None] = print) -> Path:
+    """`disk` or `linearizable`, from the cache or built now."""
+    build = _go_build("programs for tests of faults", "faults", "./disk", "./linearizable", module=FAULTS_MODULE)
+    return ensure(build, say) / name
+
+
 def modules(program: Path) -> frozenset[str]:
     """The modules that a Go program was compiled from, as lines of a go.sum: path, version, checksum."""
     listing = subprocess.run(
@@ -184,7 +192,7 @@ def modules(program: Path) -> frozenset[str]:
 def pin_modules() -> None:
     """Completes `go.mod` and `go.sum` for the versions that `go.mod` requires. Raises `LocalError`."""
     with tempfile.TemporaryDirectory() as scratch:
-        for module in (GO_MODULE, HELM_MODULE):
+        for module in (GO_MODULE, HELM_MODULE, FAULTS_MODULE):
             _go(Path(scratch) / "log", "mod", "tidy", "-C", str(module))
 
 

@@ -64,6 +64,12 @@ SUITES = (
         {"BRONZE_KILL_SEED": "{seed}", "BRONZE_KILL_ROUNDS": "3"},
     ),
     Suite(
+        "cluster",
+        "whatever happens to a server of the queue, its disk or the network, nothing is lost or doubled",
+        ["tests/delivery/test_cluster_faults.py::test_faults_of_the_cluster_lose_and_double_nothing"],
+        {"BRONZE_CLUSTER_SEED": "{seed}", "BRONZE_CLUSTER_FAULTS": "22"},
+    ),
+    Suite(
         "bucket",
         "if the bucket answers late, wrongly or not at all, nothing is lost or doubled",
         ["tests/delivery/test_bucket_faults.py"],

@@ -56,7 +56,7 @@ class Changing(System):
         }
         with (self.root / "lanes.log").open("ab") as log:
             command = await asyncio.create_subprocess_exec(
-                sys.executable, wiring.__file__, "lanes", str(lanes), env=env, stdout=log, stderr=log
+                sys.executable, "-m", wiring.__name__, "lanes", str(lanes), env=env, stdout=log, stderr=log
             )
             return await command.wait()
 

@@ -1,70 +1,65 @@
-"""Three queue servers under load: the leader of a lane is killed, then two of three, and nothing is lost or doubled."""
+"""Three queue servers under load, with roles that are killed too: whatever happens to a server, its disk or the
+network, nothing is lost or doubled.
+
+BRONZE_CLUSTER_SEED is the seed of the run, BRONZE_CLUSTER_FAULTS the number of its faults (`make prove` has more).
+"""
 
 import asyncio
+import os
 import random
 import re
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable
 from pathlib import Path
-from signal import SIGKILL
 
-import httpx
+import pytest
 
-from bronze.errors import Unavailable
-from local import programs, servers
-from local.programs import LOOPBACK, Process, Program
-from tests.delivery.kill.checker import check, streams
-from tests.delivery.kill.harness import Clients, System, attempts
+from tests.delivery.cluster import faults
+from tests.delivery.cluster.run import Figures, order, run
+from tests.delivery.cluster.system import Cluster
+from tests.delivery.kill.checker import check
+from tests.delivery.kill.harness import Clients, attempts
 
+SEED = os.environ.get("BRONZE_CLUSTER_SEED", "24")
+#: Without a number, one fault of each of these kinds.
+FAULTS = int(os.environ.get("BRONZE_CLUSTER_FAULTS", "0"))
+SHORT = (
+    "one server killed",
+    "one server isolated, roles see it",
+    "one server does not hear",
+    "empty disk",
+    "power loss of all servers",
+)
 CLIENTS = 3
 
 
-class Cluster(System):
-    """A system whose queue has three servers."""
+@pytest.mark.timeout(300 + 60 * FAULTS)
+async def test_faults_of_the_cluster_lose_and_double_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], record_property: Callable[[str, object], None]
+) -> None:
+    """After each fault the cluster gets whole again by itself, and accepts; at the end each accepted record is stored
+    once, no lane has halted, and one order of all operations explains every answer of the catalog.
+    """
+    seed = random.SystemRandom().randrange(10**6) if SEED == "random" else int(SEED)
+    kinds = order(random.Random(seed), faults.POSSIBLE, FAULTS) or [kind for kind in SHORT if kind in faults.POSSIBLE]
 
-    def __init__(self, root: Path) -> None:
-        super().__init__(root)
-        self._queue_port = programs.free_ports(servers.NATS_PORTS)
+    def say(line: str) -> None:
+        with capsys.disabled():
+            sys.stdout.write(f"{line}\n")
+            sys.stdout.flush()
 
-    def queue_servers(self) -> Sequence[Program]:
-        return servers.nats_cluster(self.root / "nats", self._queue_port, self.root.name)
-
-    def queue_env(self, user: str) -> Mapping[str, str]:
-        urls = ",".join(f"nats://{LOOPBACK}:{self._queue_port + n}" for n in range(max(servers.NATS_SERVERS)))
-        return {**super().queue_env(user), "BRONZE_NATS_URL": urls, "BRONZE_QUEUE_REPLICAS": "3"}
-
-    def server(self, name: str) -> Process:
-        """By its name in the cluster, which ends with its number."""
-        return self._servers[f"nats-{name.rpartition('-')[2]}"]
-
-    async def leader(self, subject: str) -> str:
-        """The server that leads the stream on a subject."""
-        jetstream = await self.queue()
-        try:
-            async for _ in attempts(60, f"nobody leads {subject}"):
-                try:
-                    (stream,) = await streams(jetstream, subject)
-                    if leader := str((await jetstream.cluster_of(stream))["leader"]):
-                        return leader
-                except Unavailable:
-                    continue
-        finally:
-            await jetstream.close()
-        raise AssertionError  # `attempts` raises
-
-    async def ready(self) -> tuple[int, dict[str, str]]:
-        async with httpx.AsyncClient(trust_env=False, timeout=30) as http:
-            answer = await http.get(f"{self.api_url}/readyz")
-            return answer.status_code, answer.json()
-
-    async def leaderless(self) -> float:
-        """The series that the alert BronzeQueueLeaderless reads."""
-        async with httpx.AsyncClient(trust_env=False, timeout=30) as http:
-            text = (await http.get(f"{self.api_url}/metrics")).text
-        found = re.search(r"^bronze_queue_leaderless(?:\{.*\})? (\S+)$", text, re.MULTILINE)
-        return float(found[1]) if found else -1
+    say(f"\nfaults of a cluster: BRONZE_CLUSTER_SEED={seed} BRONZE_CLUSTER_FAULTS={FAULTS}, logs in {tmp_path}")
+    figures = Figures()
+    try:
+        verdict = await run(tmp_path, seed, kinds, figures, say)
+    finally:
+        for kind, counts in figures.by_kind().items():
+            for counted, count in counts.items():
+                record_property(f"{kind}: {counted}", count)
+    assert verdict, f"BRONZE_CLUSTER_SEED={seed} BRONZE_CLUSTER_FAULTS={FAULTS}, logs in {tmp_path}: {verdict}"
 
 
-async def test_servers_of_the_queue_are_killed_under_load(tmp_path: Path) -> None:
+async def test_the_loss_of_the_majority_is_shown(tmp_path: Path) -> None:
     """While the leader of a lane is away, submissions are accepted and stored. While two of three are away, `/readyz`
     says so, and clients get a 503; when they are back, everything goes on by itself.
     """
@@ -77,7 +72,7 @@ async def test_servers_of_the_queue_are_killed_under_load(tmp_path: Path) -> Non
         await clients.some_more(10)
 
         leader = await system.leader("bronze.vehicles.0.>")
-        system.server(leader).signal(SIGKILL)
+        system.kill(system.own_name(leader))
         await clients.some_more(20)
         assert await system.leader("bronze.vehicles.0.>") != leader
         async for _ in attempts(60, f"{leader} is not seen to be away"):
@@ -85,15 +80,15 @@ async def test_servers_of_the_queue_are_killed_under_load(tmp_path: Path) -> Non
             seen = f"{leader} is away with" in body["queue_servers"]
             if (seen, status, await system.leaderless()) == (True, 200, 0):
                 break
-        await asyncio.to_thread(system.server(leader).restart)
+        await system.restart(system.own_name(leader))
         async for _ in attempts(60, f"{leader} did not catch up"):
             _, body = await system.ready()
             if not re.search("away|lags|no leader", body["queue_servers"]):
                 break
 
-        away = [system.server(f"-{number}") for number in (1, 2)]
-        for server in away:
-            server.signal(SIGKILL)
+        away = system.names[:2]
+        for name in away:
+            system.kill(name)
         async for _ in attempts(60, "the API does not see that the majority is lost"):
             status, body = await system.ready()
             says_so = "most of its servers do not run" in body["status"] and "no leader of" in body["queue_servers"]
@@ -101,7 +96,7 @@ async def test_servers_of_the_queue_are_killed_under_load(tmp_path: Path) -> Non
                 break
         refused = await clients.deliver(clients.submission(keyed=False))
         assert refused["status"] == 503, refused
-        await asyncio.gather(*(asyncio.to_thread(server.restart) for server in away))
+        await system.restart(*away)
         await clients.some_more(10)
         async for _ in attempts(60, "the API is not ready again"):
             if (await system.ready())[0] == 200 and await system.leaderless() == 0:

@@ -3,13 +3,30 @@
 import asyncio
 import random
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from local import programs, servers
+from local.programs import LOOPBACK, Program
 from tests.delivery.kill.checker import check
 from tests.delivery.kill.harness import Clients, System
-from tests.delivery.test_cluster_faults import Cluster
 
 CLIENTS = 3
+
+
+class Cluster(System):
+    """A system whose queue has three servers."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self._queue_port = programs.free_ports(servers.NATS_PORTS)
+
+    def queue_servers(self) -> Sequence[Program]:
+        return servers.nats_cluster(self.root / "nats", self._queue_port, self.root.name)
+
+    def queue_env(self, user: str) -> Mapping[str, str]:
+        urls = ",".join(f"nats://{LOOPBACK}:{self._queue_port + n}" for n in range(max(servers.NATS_SERVERS)))
+        return {**super().queue_env(user), "BRONZE_NATS_URL": urls, "BRONZE_QUEUE_REPLICAS": "3"}
 
 
 class Moved(System):

@@ -180,6 +180,7 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         content.writestr("a.example/other@v1.0.0/other.go", 'package other\n\nconst Name = "other"\n')
     monkeypatch.setattr(builds, "GO_MODULE", folder)
     monkeypatch.setattr(builds, "HELM_MODULE", folder)
+    monkeypatch.setattr(builds, "FAULTS_MODULE", folder)
     monkeypatch.setenv("GOPROXY", (tmp_path / "proxy").as_uri())
     monkeypatch.setenv("GOMODCACHE", str(tmp_path / "modules"))
     monkeypatch.setenv("GOFLAGS", "-modcacherw")

@@ -131,7 +131,7 @@ class System:
             self.api_url = f"http://{LOOPBACK}:{port}"
         program = Program(
             name=name,
-            command=(sys.executable, wiring.__file__, command),
+            command=(sys.executable, "-m", wiring.__name__, command),
             ports={"http": port},
             ready=lambda: http_get(port, "/livez"),
             env={

@@ -1,6 +1,6 @@
 """The roles as the kill test runs them: the service's own parts, in wrappers that die where they are told to.
 
-    python tests/delivery/kill/wiring.py consume|serve|lanes N
+    python -m tests.delivery.kill.wiring consume|serve|lanes N
 
 An order is a file of the directory BRONZE_KILL_ORDERS, named after a step, that holds a signal. The process that comes
 to the step first takes the order, by renaming the file to `{step}.{its name}.{its pid}`, and sends itself the signal.
@@ -36,6 +36,8 @@ from bronze.wiring.api import serve
 from bronze.wiring.commands import change_lanes
 from bronze.wiring.consumer import run_consumer
 from bronze.wiring.servers import Servers
+from tests.delivery.cluster.history import RecordedCatalog
+from tests.truth.shifted_clock import Clock, shift_datetime, shift_time
 
 NAME = "BRONZE_KILL_NAME"
 ORDERS = "BRONZE_KILL_ORDERS"
@@ -48,6 +50,10 @@ GROUPS = "BRONZE_KILL_GROUPS"
 GROUPS_BELIEVED = "BRONZE_KILL_GROUPS_BELIEVED"
 #: `lanes` kills itself after so many requests.
 ACTS = "BRONZE_KILL_ACTS"
+#: A file with the seconds by which the wall clock of the process is ahead.
+CLOCK = "BRONZE_KILL_CLOCK"
+#: A file to which the process adds its reads and writes of positions in the catalog.
+HISTORY = "BRONZE_KILL_HISTORY"
 
 #: A record with this text kills the process that decodes it.
 DEADLY = b"kills its decoder"
@@ -223,6 +229,8 @@ def wire(edges: Servers) -> Servers:
         bucket, catalog = cast(Bucket, CatalogFirst(edges)), cast(Catalog, CatalogDone(edges.catalog))
     else:
         bucket, catalog = cast(Bucket, KilledBucket(edges.bucket)), edges.catalog
+    if os.environ.get(HISTORY):
+        catalog = cast(Catalog, RecordedCatalog(catalog, Path(os.environ[HISTORY])))
     queue = GroupedQueue(cast(NatsQueue, edges.queue)) if os.environ.get(GROUPS) else KilledQueue(edges.queue)
     return replace(
         edges,
@@ -278,6 +286,9 @@ class Doomed(Wrapper):
 
 def main(role: str, *arguments: str) -> int:
     decode_deadly()
+    if os.environ.get(CLOCK):
+        shift_time(Clock(Path(os.environ[CLOCK])).read)
+        shift_datetime()
     chosen = settings.load()
     if role == "lanes":
         (number,) = map(int, arguments)
