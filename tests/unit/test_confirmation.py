@@ -102,7 +102,11 @@ def test_without_a_terminal_a_change_is_refused(command: Sequence[str]) -> None:
     "command",
     [
         *([*command, "--yes"] for command in CHANGES),
-        *([*command, "--dry-run"] for command in CHANGES if {"rebuild", "acknowledge", "compact", "reprocess"} & {*command}),
+        *(
+            [*command, "--dry-run"]
+            for command in CHANGES
+            if {"rebuild", "acknowledge", "compact", "reprocess"} & {*command}
+        ),
         ["keys", "list"],
         ["objects", "missing"],
         ["quarantine", "list"],

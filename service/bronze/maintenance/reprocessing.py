@@ -1,7 +1,7 @@
 """Reprocess days of a table: rows of earlier versions of a source get the columns that were declared since.
 
-New files with the filled rows are written first. Then one commit puts them in the place of the old ones, so that readers see each day
-before or after. The objects in the bucket stay as they are.
+New files with the filled rows are written first. Then one commit puts them in the place of the old ones, so that
+readers see each day before or after. The objects in the bucket stay as they are.
 """
 
 import datetime as dt
