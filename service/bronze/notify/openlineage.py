@@ -67,7 +67,11 @@ class OpenLineage:
         except httpx.RequestError as error:
             raise unreachable(error, url) from error
         if response.is_success:
-            return msgspec.json.decode(response.content, type=WriteLineage)
+            try:
+                return msgspec.json.decode(response.content, type=WriteLineage)
+            except msgspec.DecodeError as error:
+                detail = f"{url} does not answer as the API does: {error}"
+                raise Unavailable(Outage.UNAVAILABLE, detail, retry_after_s=0) from error
         refusal = failure(response, lambda _: str(url))
         if isinstance(refusal, Refused):
             raise Unavailable(Outage.DENIED, f"the API refuses the lineage of {file_path}: {refusal}", retry_after_s=0)
