@@ -139,6 +139,28 @@ def test_a_place_of_traces_that_is_set_is_kept(tmp_path: Path, monkeypatch: pyte
     assert env["BRONZE_TRACE_URL"] == "https://traces.example/{trace_id}"
 
 
+def test_only_the_notifier_gets_its_secrets_and_it_runs_if_it_has_a_receiver(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Secrets of a webhook and keys of a lineage server are in no other process, nor in the file for commands."""
+    secrets = {"BRONZE_WEBHOOK_SECRETS", "OPENLINEAGE_API_KEY"}
+    monkeypatch.setenv("BRONZE_WEBHOOK_SECRETS", "whsec_x")
+    monkeypatch.setenv("OPENLINEAGE_API_KEY", "a-key")
+    stack = Stack.create(tmp_path, Ports(), BUILT)
+    assert "notify" not in {program.name for program in stack.programs}
+    for receiver in ("BRONZE_WEBHOOK_URL", "OPENLINEAGE_URL"):
+        with monkeypatch.context() as patch:
+            patch.setenv(receiver, "http://receiver")
+            stack = Stack.create(tmp_path, Ports(), BUILT)
+            env = {program.name: program.env for program in stack.programs}
+            assert env["notify"][receiver] == "http://receiver"
+            assert {
+                name for name, its in env.items() if {"BRONZE_WEBHOOK_SECRETS", "OPENLINEAGE_API_KEY"} & its.keys()
+            } == {"notify"}
+            assert "scrape-notify" in stack.targets
+    assert not secrets & variables_in(tmp_path / "env").keys()
+
+
 def test_the_file_for_commands_sets_every_address(tmp_path: Path) -> None:
     """So that no command acts on what listens on a default port: each address has a port of this stack."""
     ports = Ports.free()
