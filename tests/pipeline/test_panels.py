@@ -21,6 +21,7 @@ from local.evidence import trace_store
 from prometheus import rules
 from prometheus.rules import Alert, Recording, Thresholds
 from tests import panels
+from tests.inbox import open_inbox
 from tests.panels import Query
 from tests.pipeline.asking import DATASOURCES, Grafana
 from tests.pipeline.whole import quicken, stack
@@ -74,8 +75,10 @@ def idle(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gra
     system = System(whole, SOON)
     canary = system.role("canary", BRONZE_CANARY_INTERVAL_S="5")
     roles = [system.role(name) for name in ("api", "consumer", "table")]
-    with system.running(*whole.servers), system.running(*roles, canary):
-        yield Grafana(system, PERIOD)
+    with open_inbox() as inbox, system.running(*whole.servers):
+        webhook = {"BRONZE_WEBHOOK_URL": inbox.url, "BRONZE_WEBHOOK_SECRETS": f"whsec_{'A' * 32}"}
+        with system.running(*roles, canary, system.role("notify", **webhook)):
+            yield Grafana(system, PERIOD)
 
 
 @pytest.fixture(scope="module")
