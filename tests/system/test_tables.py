@@ -28,7 +28,7 @@ fields = [{ name = "a", type = "string", description = "-" }]
 """
 PAGE = REPOSITORY / "docs" / "tables.md"
 BRONZE = (sys.executable, "-m", "bronze")
-RECIPES = ("pyiceberg", "polars_iceberg")
+RECIPES = ("pyiceberg", "polars_iceberg", "duckdb_pyiceberg")
 
 
 @pytest.fixture
