@@ -19,6 +19,8 @@ RANKS = {"delivery": 0, "pipeline": 2, "system": 3}
 #: The longest files of their folders: first, so that no worker is left with one of them at the end.
 LONGEST = (
     "test_kill",
+    "test_cluster_controls",
+    "test_cluster_faults",
     "test_canary_faults",
     "test_rules_cases",
     "test_data_incidents",

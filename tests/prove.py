@@ -8,6 +8,7 @@ A failure does not end the search; its log is kept, and the exit code is 1.
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -27,6 +28,7 @@ RESULTS, PAGE = "proof.jsonl", "proof.md"
 LOGS = REPOSITORY / ".local" / "prove"
 #: Between a kind and what is counted, in the name of a figure.
 KIND = ": "
+PYTEST = (sys.executable, "-m", "pytest", "-p", "no:cacheprovider")
 #: The seed of a round is the given seed times this, plus the round's number.
 ROUNDS_MAX = 1000
 
@@ -132,10 +134,11 @@ def prove(seed: int, hours: float, suites: Sequence[Suite] = SUITES, docs: Path 
 def run(suite: Suite, seed: int, number: int, logs: Path) -> Result:
     of_round = seed * ROUNDS_MAX + number
     report, log = logs / f"{suite.name}-{of_round}.xml", logs / f"{suite.name}-{of_round}.log"
+    folder = logs / f"{suite.name}-{of_round}"
     began, code = time.monotonic(), service()
     with log.open("wb") as output:
         outcome = subprocess.run(
-            [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", f"--junitxml={report}", *suite.tests],
+            [*PYTEST, f"--basetemp={folder}", f"--junitxml={report}", *suite.tests],
             cwd=REPOSITORY,
             env={**os.environ, **suite.env_of(of_round)},
             stdin=subprocess.DEVNULL,
@@ -145,6 +148,8 @@ def run(suite: Suite, seed: int, number: int, logs: Path) -> Result:
         )
     if outcome.returncode not in {0, 1}:  # neither all passed nor some failed
         raise SystemExit(f"{suite.name} could not run: {log}")
+    if outcome.returncode == 0:
+        shutil.rmtree(folder, ignore_errors=True)
     return Result(
         seed,
         number,

@@ -104,10 +104,14 @@ def test_history_that_no_order_explains_is_found(tmp_path: Path) -> None:
 
     first = operation(1, 1, 2, "written", expected=0, value=5)
     assert found(first, operation(2, 3, 4, "read", value=5), operation(2, 5, 6, "refused", expected=0, value=7)) == []
-    assert found(first, operation(2, 3, 4, "read", value=0)) == ["lane"]
+    stale = operation(2, 3, 4, "read", value=0)
+    assert found(first, stale) == ["lane"]
+    assert history.not_linearizable(history.writes(history.read([tmp_path / "history"]))) == []
     assert found(first, operation(2, 3, 4, "written", expected=0, value=7)) == ["lane"]
     assert found(first, operation(2, 3, 4, "refused", expected=5, value=7)) == ["lane"]
     unknown = operation(2, 3, history.NEVER_NS, "unknown", expected=5, value=7)
     assert found(first, unknown, operation(1, 4, 5, "read", value=7), operation(1, 6, 7, "read", value=7)) == []
     assert found(first, unknown, operation(1, 4, 5, "read", value=7), operation(1, 6, 7, "read", value=5)) == ["lane"]
     assert found(first, unknown, operation(1, 4, 5, "written", expected=5, value=6)) == []
+    twice = operation(3, 6, history.NEVER_NS, "unknown", expected=7, value=9)
+    assert found(first, unknown, twice, operation(1, 8, 9, "read", value=9)) == []

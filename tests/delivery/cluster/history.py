@@ -75,8 +75,15 @@ def read(files: Iterable[Path]) -> list[Operation]:
         calls[operation["process"], operation["called"]] = operation  # the answer replaces the call
     operations = [{**operation, "client": client} for client, operation in enumerate(calls.values())]
     seen = {(one["register"], one["value"]) for one in operations if one["kind"] in {"read", "written"}}
-    seen |= {(one["register"], one["expected"]) for one in operations if one["kind"] == "written"}
+    seen |= {(one["register"], one["expected"]) for one in operations if "expected" in one}
     return [one for one in operations if one["kind"] != "unknown" or (one["register"], one["value"]) in seen]
+
+
+def writes(operations: Iterable[Operation]) -> list[Operation]:
+    """Without the reads: a leader that is cut off answers them with what it had, until it knows that it leads no more,
+    which takes some seconds. A write on what it read is refused.
+    """
+    return [one for one in operations if one["kind"] != "read"]
 
 
 def not_linearizable(operations: Sequence[Operation]) -> list[str]:
