@@ -37,7 +37,7 @@ def board() -> Board:
         [
             Row("Are the tables up to date?", [oldest(), newest(), waiting()]),
             Row("Commits", [delivery(), commits(), durations(), records()]),
-            Row("Files", [files(), size()]),
+            Row("Files", [files(), size(), snapshots()]),
         ],
     )
 
@@ -132,10 +132,21 @@ def files() -> Timeseries:
         _NOT_RUNNING,
     )
     count = f"max by (bronze_source) (bronze_table_files{{{_TABLE}}})"
-    return graph(info, COUNT, query(count, "{{bronze_source}}"), width=12)
+    return graph(info, COUNT, query(count, "{{bronze_source}}"), width=8)
 
 
 def size() -> Timeseries:
     info = PanelInfo("Size of the tables", "Bytes of the data files in the last snapshot.", _NOT_RUNNING)
     bytes_now = f"max by (bronze_source) (bronze_table_size_bytes{{{_TABLE}}})"
-    return graph(info, BYTES, query(bytes_now, "{{bronze_source}}"), width=12)
+    return graph(info, BYTES, query(bytes_now, "{{bronze_source}}"), width=8)
+
+
+def snapshots() -> Timeseries:
+    info = PanelInfo(
+        "Snapshots",
+        "Snapshots of each table. Each commit reads and writes the metadata of all of them, so many make it slow: the "
+        "maintenance keeps those of the last hour, and one per hour before.",
+        _NOT_RUNNING,
+    )
+    count = f"max by (bronze_source) (bronze_table_snapshots{{{_TABLE}}})"
+    return graph(info, COUNT, query(count, "{{bronze_source}}"), width=8)

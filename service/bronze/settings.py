@@ -14,7 +14,16 @@ from pathlib import Path
 from typing import Annotated, Self
 from urllib.parse import urlsplit
 
-from pydantic import Field, PositiveFloat, PositiveInt, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from bronze.errors import Misconfigured
@@ -327,6 +336,16 @@ class Settings(BaseSettings):
         description="Limit of the rows of one commit to a table, in bytes of memory; an object is never divided.",
     )
 
+    table_maintenance_interval_s: NonNegativeFloat = Field(
+        3600,
+        description="Time between two runs of the maintenance by `bronze table`, in seconds: it compacts the small "
+        "files of closed hours, and expires snapshots. 0: never.",
+    )
+    table_expire_days: Annotated[int, Field(ge=0)] = Field(
+        7,
+        description="Age from which the maintenance removes snapshots of tables, in days, and then the files that no "
+        "snapshot has. Of each hour before the last one, one snapshot stays. 0: all stay.",
+    )
     webhook_url: Annotated[str, Field(pattern=_HTTP)] | None = Field(
         None, description="Address of the webhook to which `bronze notify` sends events (docs/events.md)."
     )

@@ -33,6 +33,7 @@ NOT_FOR_USERS = {
     *("PROMETHEUS_URL", "TEMPO_URL", "ZIPKIN_URL"),
     # of the committer of tables, which the chart does not run
     *("TABLE_CATALOG", "TABLE_NAMESPACE", "TABLE_INTERVAL_S", "TABLE_COMMIT_BYTES_MAX"),
+    *("TABLE_MAINTENANCE_INTERVAL_S", "TABLE_EXPIRE_DAYS"),
 }
 
 

@@ -500,6 +500,8 @@ async def test_the_time_from_acceptance_is_measured_once_per_object(lanes: Lanes
         ages_s.append(dt.datetime.now(dt.UTC) - LATE)
         await role.step()
     ages_s.append(dt.datetime.now(dt.UTC) - LATE)
+    (snapshots,) = heard.points("bronze.table.snapshots")
+    assert snapshots.value == len(table(catalog).snapshots())
     (point,) = heard.points("bronze.table.delivery.duration")
     assert point.count == 2
     assert ages_s[0].total_seconds() <= point.min <= point.max <= ages_s[-1].total_seconds()

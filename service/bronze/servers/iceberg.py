@@ -80,12 +80,13 @@ class Conflict(Exception):
 
 @dataclass(frozen=True, slots=True)
 class TableSize:
-    """The data files of a table and their bytes, and when its last snapshot was made, in seconds since 1970; None
-    without one.
+    """The data files of a table and their bytes, its snapshots, and when the last one was made, in seconds since 1970;
+    None without one.
     """
 
     files: int = 0
     bytes: int = 0
+    snapshots: int = 0
     snapshot_s: float | None = None
 
 
@@ -99,6 +100,11 @@ class TableState:
     @property
     def snapshot(self) -> Snapshot | None:
         return self.table.current_snapshot()
+
+    @property
+    def snapshots(self) -> int:
+        """The number of its snapshots."""
+        return len(self.table.metadata.snapshots)
 
     @property
     def has_rows(self) -> bool:
@@ -498,13 +504,13 @@ def open_tables(settings: Settings) -> Tables:
     return Tables(catalog, settings.table_namespace)
 
 
-def table_size(snapshot: Snapshot | None) -> TableSize:
-    """The size of a table at a snapshot."""
+def table_size(snapshot: Snapshot | None, snapshots: int) -> TableSize:
+    """The size of a table at a snapshot, which is the last one of so many."""
     if snapshot is None:
         return TableSize()
     summary = snapshot.summary.additional_properties if snapshot.summary else {}
     files, size = (int(summary.get(name, 0)) for name in ("total-data-files", "total-files-size"))
-    return TableSize(files, size, snapshot.timestamp_ms / 1000)
+    return TableSize(files, size, snapshots, snapshot.timestamp_ms / 1000)
 
 
 def _summary(snapshot: Snapshot) -> Mapping[str, str]:

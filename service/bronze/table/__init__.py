@@ -4,8 +4,9 @@ run              the role: it follows the feed, and lets each committer commit
 committer        commits the objects of one source, in the order of their lanes
 position         how far a table has come: per lane, the last message that it holds
 object_rows      the rows of an object, with the columns of the table
+upkeep           the maintenance of the tables, beside the commits
 table_telemetry  the span and the measurements of a commit
 
-A role. Imports: errors, objects, protocol, records, servers, telemetry.
+A role. Imports: errors, maintenance, objects, protocol, records, servers, telemetry.
 Libraries: msgspec, opentelemetry, pyarrow.
 """

@@ -78,7 +78,7 @@ class Committer:
         """Create the table, or add the columns that it lacks. Returns where to read the feed."""
         await asyncio.to_thread(self._tables.open, self.source.name, self._columns)
         state = await self._read()
-        self.size = table_size(state.snapshot)
+        self.size = table_size(state.snapshot, state.snapshots)
         return (await self._position(state)).feed
 
     def begin(self, stream: str) -> None:
@@ -123,7 +123,7 @@ class Committer:
         snapshot = await asyncio.to_thread(self._tables.append, state, rows, position.encode(), summary)
         for _ in chosen:
             self._waiting.popleft()
-        self.size = table_size(snapshot)
+        self.size = table_size(snapshot, state.snapshots)  # the commit has updated the state
         accepted_at = [pc.min(table[RECEIVED_AT]).as_py() for table in tables if table.num_rows]
         return Commit(chosen, rows.num_rows, snapshot.snapshot_id, accepted_at)
 

@@ -88,5 +88,6 @@ class TableTelemetry:
         self._instruments.table_objects_oldest_age.set(max(0.0, age_s), of_source)
         self._instruments.table_files.set(size.files, of_source)
         self._instruments.table_size.set(size.bytes, of_source)
+        self._instruments.table_snapshots.set(size.snapshots, of_source)
         if size.snapshot_s is not None:
             self._instruments.table_snapshot_time.set(size.snapshot_s, of_source)

@@ -4,7 +4,7 @@ import argparse
 import asyncio
 import datetime as dt
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 
 from bronze.admin.confirmation import Confirmation, address
@@ -16,18 +16,22 @@ from bronze.maintenance.task import Task
 from bronze.process import StopRequested, on_stop_signals, retry_until_available
 from bronze.records.sources import Source, load, without_canary
 from bronze.servers.catalog_feed import Feed
-from bronze.servers.iceberg import open_tables
+from bronze.servers.iceberg import Tables, open_tables
 from bronze.servers.s3 import S3Bucket
 from bronze.settings import Settings
 from bronze.table.committer import Committer
 from bronze.table.run import TableRole
 from bronze.table.table_telemetry import TableTelemetry
+from bronze.table.upkeep import Upkeep
 from bronze.telemetry import sdk
 from bronze.telemetry.signals import Role
 from bronze.wiring.reload import SourcesReload, start_again
 from bronze.wiring.servers import connect_queue, in_background
 
 log = logging.getLogger(__name__)
+
+#: Size of the files that the role compacts to: their rows have to fit in its memory, beside those of a commit.
+TARGET_BYTES = 16 * 2**20
 
 
 async def run_table(settings: Settings) -> int:
@@ -59,7 +63,8 @@ async def run_table(settings: Settings) -> int:
                     log.info("committing the objects of %s to tables", ", ".join(declared))
                     role = TableRole(committers, feed, TableTelemetry(telemetry), settings.table_interval_s)
                     reload.begin(_anything_that_can_be_read, stop.set)
-                    async with in_background(reload.notice_edits()):
+                    upkeep = _upkeep(settings, declared, tables)
+                    async with in_background(reload.notice_edits(), *([upkeep.run()] if upkeep else [])):
                         await role.run(stop)
                 finally:
                     await jetstream.close()
@@ -71,6 +76,19 @@ async def run_table(settings: Settings) -> int:
     if reload.requested:
         start_again()
     return 0
+
+
+def _upkeep(settings: Settings, declared: Collection[str], tables: Tables) -> Upkeep | None:
+    """The maintenance that the settings ask for."""
+    if not settings.table_maintenance_interval_s:
+        return None
+
+    def tasks(now: dt.datetime) -> Sequence[Task]:
+        age = dt.timedelta(days=settings.table_expire_days)
+        expiry = [Expiry(tables, now, age, _raw_data(settings))] if age else []
+        return [Compaction(tables, closed_before(now, 1), TARGET_BYTES), *expiry]
+
+    return Upkeep(declared, tasks, settings.table_maintenance_interval_s)
 
 
 async def _anything_that_can_be_read(_: Mapping[str, Source], __: str) -> None:

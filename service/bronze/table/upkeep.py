@@ -1,0 +1,55 @@
+"""The maintenance of the tables, beside the commits."""
+
+import asyncio
+import datetime as dt
+import logging
+import threading
+from collections.abc import Callable, Collection, Sequence
+
+from bronze.errors import BronzeError
+from bronze.maintenance.task import Task, TooManyConflicts
+
+log = logging.getLogger(__name__)
+
+
+class _Ending(Exception):
+    """The process ends."""
+
+
+class Upkeep:
+    """Runs tasks for each table every `interval_s` seconds. `tasks` makes them for a time.
+
+    A task that failed is done again by the next run: none of them changes a row.
+    """
+
+    def __init__(
+        self, sources: Collection[str], tasks: Callable[[dt.datetime], Sequence[Task]], interval_s: float
+    ) -> None:
+        self._sources = sources
+        self._tasks = tasks
+        self._interval_s = interval_s
+
+    async def run(self) -> None:
+        """Run until cancelled. What a thread does then ends after the next file."""
+        ending = threading.Event()
+
+        def on_file() -> None:
+            if ending.is_set():
+                raise _Ending
+
+        try:
+            while True:
+                for source in self._sources:
+                    for task in self._tasks(dt.datetime.now(dt.UTC)):
+                        await self._run(task, source, on_file)
+                await asyncio.sleep(self._interval_s)
+        finally:
+            ending.set()
+
+    async def _run(self, task: Task, source: str, on_file: Callable[[], None]) -> None:
+        try:
+            log.info("%s", await asyncio.to_thread(task.run, source, on_file))
+        except (BronzeError, TooManyConflicts) as error:
+            log.warning("the maintenance of the table %s goes on in %g s: %s", source, self._interval_s, error)
+        except Exception:
+            log.exception("the maintenance of the table %s: unexpected error", source)

@@ -1,0 +1,119 @@
+"""`bronze table` maintains its tables beside its commits, and what fails there stops nothing."""
+
+import asyncio
+import datetime as dt
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from pyiceberg.catalog import Catalog
+
+from bronze.errors import Outage, Unavailable
+from bronze.maintenance.compaction import Compaction
+from bronze.maintenance.expiry import Expired, Expiry
+from bronze.maintenance.task import Done, Task
+from bronze.servers.iceberg import Conflict
+from bronze.settings import Settings
+from bronze.table.upkeep import Upkeep
+from bronze.wiring.table import _upkeep
+from local.machine import limit_s
+from tests.delivery import test_table as tables_test
+from tests.delivery.test_table import SOURCE, CutTables, Lanes, commit_all, rows_of
+from tests.delivery.test_table_compaction import checked, compaction, files, fill
+from tests.delivery.test_table_expiry import current, expiry, grow_old, referenced, snapshot_ids, stored
+
+catalog, lanes = tables_test.catalog, tables_test.lanes
+
+
+async def until(done: Callable[[], bool]) -> None:
+    async with asyncio.timeout(limit_s(60)):
+        while not await asyncio.to_thread(done):
+            pass
+
+
+class FailingTask:
+    """Fails once in each way."""
+
+    def __init__(self) -> None:
+        self.errors: list[Exception] = [Unavailable(Outage.UNAVAILABLE, "no answer"), ValueError("a bug")]
+        self.runs: list[str] = []
+
+    def plan(self, source: str) -> Done:
+        raise NotImplementedError
+
+    def run(self, source: str, on_file: Callable[[], None]) -> Done:
+        self.runs.append(source)
+        if self.errors:
+            raise self.errors.pop()
+        on_file()
+        return Expired(source)
+
+
+async def test_the_tables_are_maintained_while_rows_are_committed(
+    lanes: Lanes, catalog: Catalog, tmp_path: Path
+) -> None:
+    await fill(lanes, catalog)
+    grow_old(tmp_path)
+    before = len(snapshot_ids(catalog))
+
+    def tasks(_: dt.datetime) -> Sequence[Task]:
+        return [compaction(CutTables(catalog)), expiry(CutTables(catalog))]
+
+    running = asyncio.create_task(Upkeep([SOURCE.name], tasks, 0.05).run())
+    for _ in range(3):
+        lanes.write()
+        is_committed = False
+        while not is_committed:
+            with suppress(Conflict):
+                await commit_all(lanes, CutTables(catalog))
+                is_committed = True
+    await until(lambda: len(files(catalog)) == 2 and snapshot_ids(catalog) == [current(catalog).snapshot_id])
+    running.cancel()
+    await asyncio.wait({running})
+    assert before > 1
+    assert rows_of(catalog) == lanes.rows
+    assert referenced(catalog) <= stored(tmp_path)
+    await checked(lanes, catalog)
+
+
+async def test_a_failure_stops_neither_the_other_tables_nor_the_next_run() -> None:
+    task = FailingTask()
+    running = asyncio.create_task(Upkeep(["one", "other"], lambda _: [task], 0.01).run())
+    await until(lambda: task.runs[:4] == ["one", "other", "one", "other"])
+    running.cancel()
+    await asyncio.wait({running})
+    assert running.cancelled()
+
+
+async def test_an_end_comes_after_the_next_file() -> None:
+    """What a thread does is not waited for longer."""
+    begun, ended, task = threading.Event(), threading.Event(), FailingTask()
+
+    def run(_: str, on_file: Callable[[], None]) -> Done:
+        begun.set()
+        try:
+            while True:
+                on_file()
+        finally:
+            ended.set()
+
+    setattr(task, "run", run)  # noqa: B010
+    running = asyncio.create_task(Upkeep(["one"], lambda _: [task], 60).run())
+    await until(begun.is_set)
+    running.cancel()
+    await until(ended.is_set)
+
+
+@pytest.mark.parametrize(
+    ("settings", "tasks"),
+    [
+        (Settings(), [Compaction, Expiry]),
+        (Settings(table_expire_days=0), [Compaction]),
+        (Settings(table_maintenance_interval_s=0), None),
+    ],
+)
+def test_settings_turn_it_off(settings: Settings, tasks: list[type] | None, catalog: Catalog) -> None:
+    found = _upkeep(settings, [SOURCE.name], CutTables(catalog))
+    assert (None if found is None else [type(task) for task in found._tasks(dt.datetime.now(dt.UTC))]) == tasks
