@@ -78,6 +78,12 @@ SUITES = (
         {"BRONZE_KILL_SEED": "{seed}"},
     ),
     Suite(
+        "table",
+        "if committers, compaction and expiry of a table end or lose replies, no row is lost or doubled",
+        ["tests/delivery/test_table_faults.py"],
+        {"BRONZE_TABLE_SEED": "{seed}", "BRONZE_TABLE_CUTS": "300"},
+    ),
+    Suite(
         "fuzz",
         "no answer is a server error or undocumented in the OpenAPI document",
         ["tests/system/test_fuzz.py"],
