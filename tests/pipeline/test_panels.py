@@ -70,14 +70,15 @@ REFUSED: Mapping[int, tuple[str, bytes, dict[str, str]]] = {
 @pytest.fixture(scope="module")
 def idle(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Grafana]:
     """A system that has just started. Only its canary sends, which panels of data do not count."""
-    whole = stack(tmp_path_factory.mktemp("panels"), built)
-    quicken(whole, QUICK)
-    system = System(whole, SOON)
-    canary = system.role("canary", BRONZE_CANARY_INTERVAL_S="5")
-    roles = [system.role(name) for name in ("api", "consumer", "table")]
-    with open_inbox() as inbox, system.running(*whole.servers):
-        webhook = {"BRONZE_WEBHOOK_URL": inbox.url, "BRONZE_WEBHOOK_SECRETS": f"whsec_{'A' * 32}"}
-        with system.running(*roles, canary, system.role("notify", **webhook)):
+    with open_inbox() as inbox, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BRONZE_WEBHOOK_URL", inbox.url)  # so Prometheus has a target for `bronze notify`, too
+        patch.setenv("BRONZE_WEBHOOK_SECRETS", f"whsec_{'A' * 32}")
+        whole = stack(tmp_path_factory.mktemp("panels"), built)
+        quicken(whole, QUICK)
+        system = System(whole, SOON)
+        canary = system.role("canary", BRONZE_CANARY_INTERVAL_S="5")
+        roles = [system.role(name) for name in ("api", "consumer", "table", "notify")]
+        with system.running(*whole.servers), system.running(*roles, canary):
             yield Grafana(system, PERIOD)
 
 
