@@ -35,6 +35,7 @@ COMMANDS = {
     "read": "write the rows of a source to a file, or show them",
     "quarantine": "list the records in quarantine, export them for correction, and replay them",
     "objects": "list the objects that are missing in the bucket, and acknowledge what cannot be restored",
+    "retain": "delete the oldest objects, from the beginning of each chain",
     "verify": "check that telemetry, catalog and bucket agree, for a range of time",
     "keys": "create, list, rotate and revoke the API keys of principals",
     "sources": "check what a declaration of sources would change, or make one of files or a data contract",
@@ -52,7 +53,7 @@ def parser(chosen: str | None = None) -> argparse.ArgumentParser:
         description="Accepts raw data over HTTP and writes it through a durable queue to a bucket, as Parquet. Each "
         "write can be traced.",
         epilog="Settings are environment variables: BRONZE_* (docs/settings.md lists them), OTEL_* for telemetry, "
-        "AWS_* for the bucket. The exit codes of publish, lineage, read, quarantine, objects, verify, keys, "
+        "AWS_* for the bucket. The exit codes of publish, lineage, read, quarantine, objects, retain, verify, keys, "
         "sources and table compact, expire and reprocess are in their own --help, those of the other commands in "
         "docs/operations.md.",
     )
@@ -117,6 +118,10 @@ def declare_options(name: str, command: argparse.ArgumentParser) -> None:
             from bronze.admin import objects_command
 
             objects_command.arguments(command)
+        case "retain":
+            from bronze.admin import retain_command
+
+            retain_command.arguments(command)
         case "verify":
             from bronze.admin import verify_command
 
@@ -252,6 +257,10 @@ def run(args: argparse.Namespace, chosen: Settings) -> int:
         from bronze.wiring import commands
 
         return asyncio.run(commands.run_objects(args, chosen))
+    if args.role == "retain":
+        from bronze.wiring import retention
+
+        return asyncio.run(retention.run_retain(args, chosen))
     if args.role == "verify":
         return run_verify(args, chosen)
     if args.role == "sources":

@@ -17,6 +17,7 @@ from bronze.servers.jetstream import JetStream
 from bronze.servers.key_value import KeyValueStore
 from bronze.settings import Settings
 from bronze.wiring import commands
+from bronze.wiring.retention import run_retain
 from local.servers import S3Account
 
 
@@ -84,4 +85,6 @@ async def test_the_bucket_is_named(
     await NatsCatalog.open(jetstream, KeyValueStore(jetstream, 1), chosen)
     acknowledge = parse("objects", "acknowledge", "--all-missing", "--reason", "x", "--by", "y", "--dry-run")
     assert await commands.run_objects(acknowledge, chosen) == 0
+    assert queue + bucket in capsys.readouterr().err
+    assert await run_retain(parse("retain", "--days", "30", "--dry-run"), chosen) == 0
     assert queue + bucket in capsys.readouterr().err

@@ -27,6 +27,7 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.trace import NoOpTracer
 
 from bronze.admin.change_lanes import LaneChange
+from bronze.admin.retention import Retention, Statement
 from bronze.api.ingest import Ingest, SubmissionHead
 from bronze.api.submit_telemetry import SubmissionTelemetry
 from bronze.consumer.lane_writer import LaneWriter
@@ -35,6 +36,7 @@ from bronze.ledger.report import LedgerReport
 from bronze.objects.footer import TAIL_BYTES, contents_of_footer, footer_start
 from bronze.protocol.attempts import Attempt
 from bronze.protocol.documents import CatalogEntry, Contents, Identity, StoredObject, Totals, entry_of
+from bronze.protocol.expiry import lane_of_mark
 from bronze.protocol.keys import KEY_LAYOUT
 from bronze.protocol.lane import Lane, lane_subject
 from bronze.protocol.limits import Limits
@@ -73,6 +75,10 @@ MESSAGES_MAX = (3, 2)
 REPLY_S_MAX = 2.0
 #: The virtual time of a step: enough for an idle writer to read again.
 STEP_S = 0.11
+#: The age of objects that expire.
+RETENTION = dt.timedelta(days=1)
+#: The bucket refuses a request that was signed longer ago.
+SIGNATURE_S_MAX = 900.0
 #: The largest body; no test reaches it.
 BODY_BYTES_MAX = 2**30
 #: Without faults a client has its answer after so many attempts.
@@ -95,6 +101,9 @@ class _Clock(selectors.SelectSelector):
         self.now_s += max(0.0, timeout or 0.0)
         return super().select(0)
 
+    def skip(self, seconds: float) -> None:
+        self.now_s += seconds
+
 
 class Loop(asyncio.SelectorEventLoop):
     """An event loop with virtual time, which advances only when nothing can run. Work for threads is done at once."""
@@ -105,6 +114,10 @@ class Loop(asyncio.SelectorEventLoop):
 
     def time(self) -> float:
         return self._clock.now_s
+
+    def skip(self, seconds: float) -> None:
+        """Let time pass in which nothing runs."""
+        self._clock.skip(seconds)
 
     def run_in_executor(self, executor: Any, func: Callable[..., T], *args: Any) -> asyncio.Future[T]:  # type: ignore[override]
         done: asyncio.Future[T] = self.create_future()
@@ -182,6 +195,7 @@ class Wiring:
     writer: type[LaneWriter] = LaneWriter
     change: type[NewEpoch] = NewEpoch
     changed: type[Unclaimed] = Unclaimed
+    retention: type[Retention] = Retention
 
 
 #: The parts of the real service.
@@ -280,6 +294,7 @@ class Consumer(Process):
             limits=Limits(bytes_max=4 * 2**20, messages_max=messages_max, submissions_max=2, age_s_max=0.0),
             purge_grace_s=SETTINGS.purge_grace_s,
             now_s=self.world.now_s,
+            clock_s=self.world.loop.time,
         )
 
     @property
@@ -331,6 +346,34 @@ class Changing(Process):
             self.world.unforeseen.append(error)
 
 
+class Retaining(Process):
+    """A running command that deletes the oldest objects, and folds their entries."""
+
+    def __init__(self, world: "World") -> None:
+        super().__init__(world)
+        link, made_of = Link(self), world.wiring
+        self._retention = made_of.retention(
+            made_of.catalog(link, CATALOG),
+            made_of.bucket(world.objects, self.ask),
+            "bronze",
+            [name for name in world.server.streams if name != CATALOG],
+            now=lambda: dt.datetime.fromtimestamp(world.now_s(), dt.UTC),
+        )
+        self._before = dt.datetime.fromtimestamp(world.now_s(), dt.UTC) - RETENTION
+        self.working = self.start(self._run())
+        self.working.add_done_callback(self._ended)
+
+    async def _run(self) -> None:
+        with suppress(Unavailable):  # the operator runs it again
+            for expired in await self._retention.find(None, self._before):
+                await self._retention.expire(expired, Statement("too old", "the model"))
+            await self._retention.delete(None, self._before)
+
+    def _ended(self, work: asyncio.Task[None]) -> None:
+        if not work.cancelled() and (error := work.exception()):
+            self.world.unforeseen.append(error)
+
+
 @cache
 def _telemetry() -> Telemetry:
     """Telemetry without exporters."""
@@ -360,6 +403,25 @@ class Client:
 
 
 # --- the whole model
+
+
+class Objects(dict[str, Object]):
+    """The objects of the bucket by key. It remembers those that were deleted, and which of these were created again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.deleted: dict[str, Object] = {}
+        self.again: set[str] = set()
+
+    def setdefault(self, key: str, default: Any = None) -> Object:
+        if key in self.deleted and key not in self:
+            self.again.add(key)
+        return super().setdefault(key, default)
+
+    def pop(self, key: str, default: Any = None) -> Any:
+        if key in self:
+            self.deleted[key] = self[key]
+        return super().pop(key, default)
 
 
 @dataclass(frozen=True)
@@ -405,7 +467,8 @@ class World:
         self.outdated: set[str] = set()
         self.changing: Changing | None = None
         self.new_epoch(LANE_CONFIG)
-        self.objects: dict[str, Object] = {}
+        self.objects = Objects()
+        self.retaining: Retaining | None = None
         self.asks: list[Ask] = []
         self.late: list[Ask] = []
         self.clients: list[Client] = []
@@ -422,7 +485,7 @@ class World:
 
     @property
     def processes(self) -> list[Process]:
-        return [*self.consumers, self.api, *([self.changing] if self.changing else [])]
+        return [*self.consumers, self.api, *(one for one in (self.changing, self.retaining) if one)]
 
     # --- the lane's streams
 
@@ -469,10 +532,29 @@ class World:
         """Let every process run until it waits for a server, and advance the time."""
         self.loop.run_until_complete(asyncio.sleep(seconds))
 
+    def skip(self, seconds: float) -> None:
+        """Let a long time pass, in which all processes are suspended. Requests to the queue do not last so long: they
+        arrive before it; and clients give up.
+        """
+        for ask in [ask for ask in self.asks if ask.writes and ask.process is self.api]:
+            self.answer(ask, Outcome.LATE)
+        while self.late:
+            self.arrive(self.late[0])
+        self.clients = [client for client in self.clients if client.settled]
+        self.loop.skip(seconds)
+        self.run(STEP_S)
+
     # --- requests and their outcomes
 
     async def ask(self, process: Process, name: str, act: Callable[[int], T], *, writes: bool) -> T:
-        ask = Ask(process, name, act, writes, self.loop.create_future(), self.loop.time())
+        signed_s = self.loop.time()
+
+        def act_if_valid(lag: int) -> T:
+            if name in {"put", "delete"} and self.loop.time() - signed_s > SIGNATURE_S_MAX:
+                raise Unavailable(Outage.DENIED, "the request was signed too long ago")
+            return act(lag)
+
+        ask = Ask(process, name, act_if_valid, writes, self.loop.create_future(), signed_s)
         self.asks.append(ask)
         reply: T = await ask.reply
         return reply
@@ -613,6 +695,56 @@ class World:
         self.queue.store([Outgoing(lane_subject(SOURCE.name, 0, "poison"), b"[" + record + b"]", {})])
         self.promised[record] = self.moment()
 
+    # --- retention
+
+    def retain(self) -> None:
+        """Run the command that deletes the oldest objects, after killing a running one."""
+        if self.retaining:
+            self.crash(self.retaining)
+        self.retaining = Retaining(self)
+        self.run(STEP_S)
+
+    def finish_retaining(self) -> None:
+        """Let the command run to its end without faults."""
+        while self.retaining and (ask := next((ask for ask in self.asks if ask.process is self.retaining), None)):
+            self.answer(ask)
+
+    def check_retention(self) -> None:
+        """At any moment: what was deleted has a mark; what a living identity names is there, as is the last object of a
+        lane; and each object that was stored completely has its entry.
+        """
+        again = [key for key in self.objects.again if not key.startswith("bronze/.")]
+        assert not again, f"I1: deleted, and stored again: {again}"
+        assert self.deleted() <= self.marked(), "I9: an object without a mark was deleted"
+        present = [message for message in self.catalog.present() if message.subject.startswith("catalog.")]
+        entries = [msgspec.json.decode(message.payload, type=CatalogEntry) for message in present]
+        named = {entry.file_path for entry in entries}
+        assert {entry.file_path for entry in self.entries()} & self.objects.keys() <= named, "I3: folded too early"
+        last = {entry.epoch: entry.file_path for entry in entries}
+        for lane, _ in self.epochs:
+            if lane.stream in self.server.streams and lane.epoch in last:
+                assert last[lane.epoch] in self.objects, "I9: the last object of a lane was deleted"
+        for message in self.catalog.present():
+            if message.subject.startswith("identity."):
+                identity = msgspec.json.decode(message.payload, type=Identity)
+                assert self.objects.keys() >= set(identity.objects), "I4: an identity names a deleted object"
+
+    def deleted(self) -> set[str]:
+        """The objects that were deleted; some may be there again."""
+        return {key for key in self.objects.deleted if key.startswith("bronze/source=")}
+
+    def marked(self) -> set[str]:
+        """The objects that have expired, by the marks in the bucket."""
+        marks = [lane_of_mark(key) for key in self.objects if key.startswith("bronze/.expired/")]
+        last: dict[Lane, int] = {}
+        for lane, message in filter(None, marks):
+            last[lane] = max(message, last.get(lane, 0))
+        return {
+            entry.file_path
+            for entry in self.entries()
+            if entry.last <= last.get(Lane(entry.source, entry.lane, entry.epoch), 0)
+        }
+
     # --- the end: everything is drained, then checked
 
     def drain(self) -> None:
@@ -638,6 +770,9 @@ class World:
                 self.arrive(self.late[0])
             self._restart_consumers()
             self.rest()
+        if self.retaining:  # what was begun is finished
+            self.retain()
+            self.rest()
 
     def _restart_consumers(self) -> None:
         for number in range(len(self.consumers)):
@@ -652,6 +787,7 @@ class World:
         for _ in range(1000):
             idle = all(ask.name == "read" for ask in self.asks) and not any(client.waits for client in self.clients)
             idle = idle and (self.changing is None or self.changing.working.done())
+            idle = idle and (self.retaining is None or self.retaining.working.done())
             for ask in list(self.asks):
                 if ask in self.asks:
                     self.answer(ask)
@@ -679,14 +815,19 @@ class World:
         return {one.accepted.submission_id: one for one in found}
 
     def stored(self) -> dict[str, Stored]:
-        return {key: _open(one.body) for key, one in self.objects.items() if not key.startswith("quarantine/")}
+        """The objects, also those that were deleted."""
+        objects = {**self.objects.deleted, **self.objects}
+        return {key: _open(one.body) for key, one in objects.items() if key.startswith("bronze/source=")}
 
     def aside(self) -> dict[str, list[bytes]]:
-        return {key: _records(one.body) for key, one in self.objects.items() if key.startswith("quarantine/")}
+        objects = {**self.objects.deleted, **self.objects}
+        return {key: _records(one.body) for key, one in objects.items() if key.startswith("quarantine/")}
 
     def check(self) -> None:
         """Check the invariants of `docs/delivery.md` after everything is drained."""
         assert not self.unforeseen, self.unforeseen
+        if self.retaining:
+            self.check_retention()
         self.check_promise()
         if self.check_halted():
             return
@@ -736,7 +877,7 @@ class World:
             contents, rows = stored[entry.file_path].contents, stored[entry.file_path].rows
             before = totals.get(entry.epoch, Totals())
             assert contents.totals_before == before, "I8: an object's totals do not follow those before it"
-            size = len(self.objects[entry.file_path].body)
+            size = len({**self.objects.deleted, **self.objects}[entry.file_path].body)
             totals[entry.epoch] = before + StoredObject(size=size, contents=contents).totals
             assert entry == entry_of(contents, totals[entry.epoch]), "I3: an entry says something else than its object"
             assert entry.records == len(rows), "I3: an object does not hold what it says"

@@ -73,6 +73,7 @@ class Stream:
         self.commits: list[str] = []
         self.last = 0
         self._purged_below = 0
+        self._deleted: set[int] = set()
         self._time = time
         self._now_s = now_s
 
@@ -87,7 +88,11 @@ class Stream:
         return bool(self.config.get("sealed"))
 
     def present(self) -> list[Message]:
-        there = [one for one in self.log if one.sequence >= self._purged_below and not self._expired(one)]
+        there = [
+            one
+            for one in self.log
+            if one.sequence >= self._purged_below and one.sequence not in self._deleted and not self._expired(one)
+        ]
         if self.config.get("max_msgs_per_subject") == 1:
             newest = {message.subject: message.sequence for message in there}
             there = [message for message in there if newest[message.subject] == message.sequence]
@@ -148,6 +153,10 @@ class Stream:
             raise Unavailable(Outage.QUEUE_AWAY, "the queue refuses to purge: invalid operation on sealed stream")
         self._purged_below = max(self._purged_below, sequence)
         self.last = max(self.last, sequence - 1)
+
+    def delete(self, sequence: int) -> None:
+        """Remove one message, if it exists."""
+        self._deleted.add(sequence)
 
     def update(self, changes: Mapping[str, object]) -> bool:
         if self.sealed and changes.get("sealed") is False:
@@ -272,6 +281,9 @@ class ModelJetStream(JetStream):
     async def purge_below(self, stream: str, sequence: int) -> None:
         self._server.stream(stream).purge_below(sequence)
 
+    async def delete_message(self, stream: str, sequence: int) -> None:
+        await self._ask_server("fold", lambda _: self._server.stream(stream).delete(sequence), writes=True)
+
     async def publish(self, message: Outgoing) -> int:
         return await self.publish_batch([message], 1)
 
@@ -361,6 +373,9 @@ class ModelBucket:
     async def create(self, key: str, body: bytes, metadata: Mapping[str, str], content_type: str) -> bool:
         new = Object(body, {**metadata, "sha256": hashlib.sha256(body).hexdigest()})
         return await self._ask("put", lambda _: self.put(key, new), writes=True)
+
+    async def delete(self, key: str) -> None:
+        await self._ask("delete", lambda _: self._objects.pop(key, None), writes=True)
 
     async def head(self, key: str) -> Head | None:
         def head(_: int) -> Head | None:

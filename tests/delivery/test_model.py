@@ -3,10 +3,12 @@
 BRONZE_MODEL_SEED sets the seed of the search, BRONZE_MODEL_EXAMPLES its length.
 """
 
+import datetime as dt
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, Phase, seed, settings
@@ -20,15 +22,18 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from bronze.admin.retention import ExpiredObjects, Retention, Statement
 from bronze.consumer.lane_writer import LaneWriter
 from bronze.consumer.upload_telemetry import UploadTelemetry
 from bronze.errors import Unavailable
 from bronze.objects.encoder import Encoded
+from bronze.objects.expiry import expired_up_to, read_mark
 from bronze.protocol.chain import Position, Tail, follow
-from bronze.protocol.documents import Identity, StoredObject
+from bronze.protocol.documents import CatalogEntry, Identity, StoredObject
 from bronze.protocol.lane import Lane
-from bronze.protocol.message import Message
+from bronze.protocol.message import Message, unix_time_s
 from bronze.servers import jetstream as js
+from bronze.servers.bucket import ErasableBucket
 from bronze.servers.catalog import NatsCatalog
 from bronze.servers.group_commit import Group, GroupPublisher
 from bronze.servers.group_commit import Outcome as GroupOutcome
@@ -56,6 +61,7 @@ pytestmark = pytest.mark.timeout(200 + EXAMPLES)
 LARGE_CHARS = 600_000
 POISONS_MAX = 3
 EPOCHS_MAX = 3
+SKIPS_MAX = 3
 #: With fewer clients without an answer, others send at the same moment: the modelled servers answer one request after
 #: the other, and a client has to get its answer within the deadline.
 WAITING_MAX = 4
@@ -260,6 +266,78 @@ class Changed(Delivery):
         self._answer(self.world.changing, 0, fates, lag)
 
 
+class Retained(Changed):
+    """The same, and days pass, after which the oldest objects are deleted and their entries are folded."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.skips = 0
+
+    @initialize(where=st.sampled_from(["new", "old", "paused", "resumed", "kept", "killed"]))
+    def begin(self, where: str) -> None:
+        """Most searches start with old objects; in some of them, a writer is suspended since before they were stored,
+        an identity is kept for longer, or the command was killed.
+        """
+        if where == "new":
+            return
+        slow, quick = self.world.consumers
+        for writer in (slow, quick):
+            self.world.work(writer, until="read")
+        self.send("a" if where == "kept" else None, 0, [Outcome.DONE] * 2, 1)
+        if where in {"paused", "resumed"}:
+            self.send(None, 0, [Outcome.DONE], 1)
+            self.world.work(slow, until="identities")
+        for _ in range(3):
+            self.world.work(quick, until="store catalog")
+            self.world.work(quick, until="read")
+            self.send(None, 0, [Outcome.DONE], 1)
+        self.skip(1)
+        if where in {"paused", "resumed"}:
+            self.world.retain()
+            self.world.finish_retaining()
+        if where == "resumed":  # the writer goes on when the objects are gone
+            self._answer(slow, 0, [Outcome.DONE] * 2, 1)
+        if where == "killed":  # the command was killed after it had created the mark
+            self.world.retain()
+            assert self.world.retaining
+            self.world.work(self.world.retaining, until="store removed")
+            self.world.crash(self.world.retaining)
+
+    @invariant()
+    def retention(self) -> None:
+        if not self.world.unforeseen:
+            self.world.check_retention()
+
+    @precondition(lambda self: self.skips < SKIPS_MAX)
+    @rule(days=st.sampled_from([1, 1, 30]))
+    def skip(self, days: int) -> None:
+        self.skips += 1
+        self.world.skip(days * 86_400 + 3_600)
+
+    @rule(key=st.sampled_from(["a", "b", None]), size=sizes, fates=fates, lag=lags)
+    def send(self, key: str | None, size: int, fates: Sequence[Outcome], lag: int) -> None:
+        """No key is used again after days: its identity may be over."""
+        super().send(key and f"{key}{self.skips}", size, fates, lag)
+
+    @precondition(lambda self: any((client.key or "").endswith(str(self.skips)) for client in self.world.clients))
+    @rule(number=numbers, fates=fates, lag=lags)
+    def send_again(self, number: int, fates: Sequence[Outcome], lag: int) -> None:
+        keyed = [client for client in self.world.clients if (client.key or "").endswith(str(self.skips))]
+        self._send(keyed[number % len(keyed)], fates, lag)
+
+    @rule(whole=st.booleans())
+    def retain(self, *, whole: bool) -> None:
+        self.world.retain()
+        if whole:
+            self.world.finish_retaining()
+
+    @precondition(lambda self: self.world.retaining and not self.world.retaining.working.done())
+    @rule(fates=fates, lag=lags)
+    def retain_on(self, fates: Sequence[Outcome], lag: int) -> None:
+        assert self.world.retaining
+        self._answer(self.world.retaining, 0, fates, lag)
+
+
 def search(machine: type[Delivery], examples: int, chosen: str | None = None) -> None:
     """A random search, which is the same for the same seed. The default seed is a digest of the state machine."""
     if chosen:
@@ -306,6 +384,14 @@ def test_rolled_back(record_property: Callable[[str, object], None]) -> None:
 def test_changed(record_property: Callable[[str, object], None]) -> None:
     """If a working lane is replaced and any process dies meanwhile, nothing is lost or stored twice."""
     search_and_count(Changed, EXAMPLES * 3 // 5, record_property)
+
+
+def test_retained(record_property: Callable[[str, object], None]) -> None:
+    """If old objects are deleted and any process dies or is paused for days meanwhile, nothing comes back, and nothing
+    is deleted that is needed.
+    """
+    search(Retained, EXAMPLES * 3 // 5, SEED)
+    record_property("runs", EXAMPLES * 3 // 5)
 
 
 @pytest.fixture
@@ -428,6 +514,62 @@ class NotDrained(NewEpoch):
     """Replaces a lane that is not drained."""
 
     async def _drain(self, lanes: Sequence[LaneState]) -> None: ...
+
+
+class LastToo(Retention):
+    """Deletes the last object of a lane, too."""
+
+    def __init__(
+        self, catalog: NatsCatalog, bucket: ErasableBucket, prefix: str, living: Collection[str], **options: Any
+    ) -> None:
+        super().__init__(catalog, bucket, prefix, (), **options)
+
+
+class AnyIdentity(Retention):
+    """Deletes an object of which an identity lives."""
+
+    async def _may_expire(self, lane: Lane, sequence: int, entry: CatalogEntry, before_s: float) -> bool:
+        return unix_time_s(entry.last_time) < before_s
+
+
+class FoldsFirst(Retention):
+    """Folds the entries of objects before these are deleted."""
+
+    async def delete(self, sources: Collection[str] | None, entries_before: dt.datetime) -> int:  # type: ignore[override]
+        for lane in await expired_up_to(self._bucket, self._prefix):
+            if mark := await read_mark(self._bucket, self._prefix, lane):
+                await self._catalog.fold(mark.removal(), entries_before.timestamp())
+        return await super().delete(sources, entries_before)
+
+
+class NoMark(Retention):
+    """Deletes an object without a mark."""
+
+    async def expire(self, expired: ExpiredObjects, statement: Statement) -> None:
+        await self._bucket.delete(expired.entry.file_path)
+
+
+class AnyTime(LaneWriter):
+    """Creates an object, however long ago it read the position."""
+
+    def _check_time(self) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("machine", "without", "found"),
+    [
+        pytest.param(Retained, Wiring(retention=LastToo), "I9: the last object", id="the last object"),
+        pytest.param(Retained, Wiring(retention=AnyIdentity), "I4: an identity names", id="the identities"),
+        pytest.param(Retained, Wiring(retention=FoldsFirst), "I3: folded too early", id="objects before entries"),
+        pytest.param(Retained, Wiring(retention=NoMark), "I9: an object without a mark", id="the mark"),
+        pytest.param(Retained, Wiring(writer=AnyTime), "I1", id="the time of a write"),
+    ],
+)
+def test_each_rule_of_retention_is_needed(machine: type[Delivery], without: Wiring, found: str) -> None:
+    """If any one of them is missing, the same search finds what was deleted too early, or came back."""
+    lacking: type[Delivery] = type("Lacking", (machine,), {"wiring": without})
+    with pytest.raises(AssertionError, match=found):
+        search(lacking, 400)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import datetime as dt
 import io
 import random
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,6 +27,7 @@ from bronze.servers.bucket import Bucket, Head
 from bronze.servers.catalog_feed import Feed, FeedEntry, FeedPage, FeedPosition
 from bronze.servers.iceberg import POSITION, Conflict, Tables, TableState
 from bronze.table.committer import Behind, Committer
+from bronze.table.contents import TableContents
 from bronze.table.position import TablePosition
 from bronze.table.run import TableRole
 from bronze.table.table_telemetry import TableTelemetry
@@ -57,6 +58,11 @@ class FakeBucket:
 
     async def read(self, key: str, start: int, end: int) -> bytes:
         return self.bodies[key][start:end]
+
+    async def keys(self, prefix: str, start_after: str = "") -> AsyncIterator[str]:
+        for key in sorted(self.bodies):
+            if key.startswith(prefix) and key > start_after:
+                yield key
 
 
 @dataclass
@@ -157,6 +163,14 @@ class CutTables(Tables):
         super().__init__(catalog, "bronze")
         self.before: Callable[[], None] = lambda: None
         self.after: Callable[[], None] = lambda: None
+        #: of the next deletions of rows, how many come too late
+        self.conflicts = 0
+
+    def delete_before(self, state: TableState, before: dt.datetime) -> int:
+        if self.conflicts:
+            self.conflicts -= 1
+            raise Conflict
+        return super().delete_before(state, before)
 
     def append(self, state: TableState, rows: pa.Table, position: str, summary: Mapping[str, str]) -> Any:
         before, after = self.before, self.after
@@ -217,6 +231,46 @@ def fail(error: BaseException) -> Callable[[], None]:
         raise error
 
     return raise_it
+
+
+# --- what retention may delete
+
+
+async def test_an_object_is_held_when_its_rows_are_committed(lanes: Lanes, catalog: Catalog) -> None:
+    """Of sources that have a table. Before its role has begun, the table holds nothing."""
+    tables = CutTables(catalog)
+    first, other = lanes.write(), lanes.write(source="status")
+
+    def contents() -> TableContents:
+        return TableContents(tables, [SOURCE.name])
+
+    assert [await contents().holds(entry) for entry in (first, other)] == [False, True]
+    await commit_all(lanes, tables)
+    later = lanes.write()
+    assert [await contents().holds(entry) for entry in (first, later)] == [True, False]
+
+
+async def test_old_rows_are_deleted_and_the_position_stays(lanes: Lanes, catalog: Catalog) -> None:
+    """Also while others commit. The committer goes on, and no row comes back."""
+    tables = CutTables(catalog)
+    for _ in range(3):
+        lanes.write()  # each has a row of this day and one of the next
+    await commit_all(lanes, tables)
+    before = table(catalog).current_snapshot()
+    contents = TableContents(tables, [SOURCE.name, "status"])
+    day = dt.datetime(LATE.year, LATE.month, LATE.day, tzinfo=dt.UTC)
+    assert await contents.delete_rows(None, day) == 0
+    assert await contents.delete_rows(["status"], day + dt.timedelta(days=1)) == 0
+    assert table(catalog).current_snapshot() == before
+    tables.conflicts = 2
+    assert await contents.delete_rows(None, day + dt.timedelta(days=1)) == 3
+    young = Counter({row: number for row, number in lanes.rows.items() if row[1] == 1})
+    assert rows_of(catalog) == young
+    await commit_all(lanes, tables)
+    assert rows_of(catalog) == young
+    later = lanes.write()
+    await commit_all(lanes, tables)
+    assert rows_of(catalog) - young == Counter({(f"{EPOCH}-0-{later.first}", n): 1 for n in range(2)})
 
 
 # --- the ways in which a commit can end

@@ -54,7 +54,9 @@ NOT_RUN = {
 #: What runs on a system of its own.
 BREAKING = re.compile(r"bronze (lanes|catalog|objects acknowledge|keys)|fleet\.key")
 #: Commands that ask before they change something, which needs a terminal.
-ASKING = r"init|lanes [0-9]+|catalog rebuild|objects acknowledge|quarantine replay|keys (create|rotate|limit|revoke)"
+ASKING = (
+    "init|lanes [0-9]+|catalog rebuild|retain|objects acknowledge|quarantine replay|keys (create|rotate|limit|revoke)"
+)
 RUN_S_MAX = 60.0
 FLIGHT = {"operator": "UA", "run_number": 1545, "origin": "EWR", "destination": "IAH"}
 SCHEDULED = "2013-01-01T05:15:00Z"

@@ -24,6 +24,7 @@ CHANGES = [
     ["catalog", "rebuild"],
     ["quarantine", "replay", "--submission", "s"],
     ["objects", "acknowledge", "--all-missing", "--reason", "lost"],
+    ["retain", "--days", "30"],
     ["table", "compact"],
     ["table", "expire"],
     ["table", "reprocess", "--day", "2026-11-28"],
@@ -105,7 +106,7 @@ def test_without_a_terminal_a_change_is_refused(command: Sequence[str]) -> None:
         *(
             [*command, "--dry-run"]
             for command in CHANGES
-            if {"rebuild", "acknowledge", "compact", "reprocess"} & {*command}
+            if {"rebuild", "acknowledge", "retain", "compact", "reprocess"} & {*command}
         ),
         ["keys", "list"],
         ["objects", "missing"],
@@ -125,7 +126,7 @@ def test_what_changes_nothing_or_has_yes_needs_no_terminal(
 def test_every_action_with_yes_is_tested() -> None:
     """A new command that changes something gets into the list above."""
     assert {" ".join(path) for path in _with_yes(parser())} == {
-        " ".join(command[:1] if command[0] == "lanes" else command[:2]) for command in CHANGES
+        " ".join(command[:1] if command[0] in {"lanes", "retain"} else command[:2]) for command in CHANGES
     }
 
 

@@ -17,6 +17,7 @@ PAGES = {
     "lanes": "delivery.md",
     "lineage": "lineage.md",
     "objects": "operations.md",
+    "retain": "operations.md",
     "publish": "publishing.md",
     "quarantine": "api.md",
     "queue": "operations.md",

@@ -1,4 +1,4 @@
-"""The commands of an operator: lineage, read, quarantine, objects, verify, keys, sources, lanes, the queue,
+"""The commands of an operator: lineage, read, quarantine, objects, retain, verify, keys, sources, lanes, the queue,
 the catalog and the maintenance of tables.
 
 lineage_command     `bronze lineage`: prints the lineage of an id or a path, or follows new objects
@@ -10,6 +10,8 @@ quarantine_replay   sends their corrected records to the API, once
 objects_command     `bronze objects`: its command line
 missing_objects     finds the objects that are in the catalog, but missing or damaged in the bucket
 acknowledge         writes their removal records
+retain_command      `bronze retain`: its command line
+retention           deletes the oldest objects of each lane
 verify_command      `bronze verify`: its command line, and its results as a table and as JSON
 keys_command        `bronze keys`: its command line
 keys                creates, rotates and revokes API keys

@@ -84,6 +84,8 @@ class Acknowledgement:
             if head is not None:
                 found[file_path] = head.size
             record = await read_removal(self._bucket, self._prefix, file_path)
+            if record is not None and record.reason == RemovalReason.EXPIRED:
+                raise CommandError(f"{file_path} has expired: it does not count as missing. Nothing was written")
             if record is not None:
                 records[file_path] = record
         made = await self._removals(set(file_paths) - records.keys(), statement, on_entry)

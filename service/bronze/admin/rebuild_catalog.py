@@ -14,6 +14,7 @@ from typing import BinaryIO
 import msgspec
 
 from bronze.errors import Halted, Outage, Unavailable
+from bronze.objects.expiry import read_marks
 from bronze.objects.reader import read_object
 from bronze.objects.removals import read_removal, read_removals
 from bronze.objects.removed_ranges import RemovedRange, RemovedRanges, read_removed_ranges
@@ -105,7 +106,12 @@ class Rebuild:
         """Write the footer of every object that is not in `found` to the spool, and check that the chains are complete.
 
         Raises `Halted` if they are not. Removal records bridge gaps, and continue a chain whose last objects are gone.
+        The chain of a lane whose first objects have expired begins after its expiry mark, with the entry in it.
         """
+        for lane, mark in (await read_marks(self._bucket, self._prefix)).items():
+            if lane not in found.ends:
+                found.ends[lane] = (mark.last, mark.entry.last_time)
+                _write(spool, ChainedObject(removal=msgspec.structs.replace(mark.removal(), entry=mark.entry)))
         lanes = await read_removed_ranges(self._bucket, self._prefix)
         async for key, lane, first, stored in self._objects(found, lanes):
             await self._bridge(lanes.get(lane, RemovedRanges()), lane, first, spool, found)
@@ -157,8 +163,11 @@ class Rebuild:
         await catalog.finish()
 
     async def _announce(self, catalog: CatalogReplacement) -> None:
-        """Publish all removal records on the feed of the new catalog."""
-        batch: list[Removal] = []
+        """Publish all removal records, and what has expired, on the feed of the new catalog."""
+        batch = [mark.removal() for mark in (await read_marks(self._bucket, self._prefix)).values()]
+        for begin in range(0, len(batch), BATCH_OBJECTS):
+            await catalog.announce(batch[begin : begin + BATCH_OBJECTS])
+        batch = []
         async for removal in read_removals(self._bucket, self._prefix):
             batch.append(removal.announcement())
             if len(batch) == BATCH_OBJECTS:

@@ -40,7 +40,7 @@ from bronze.records.sources import Source
 from bronze.servers.bucket import Bucket
 from bronze.servers.catalog import Catalog, Overtaken
 from bronze.servers.lane_lock import Lock, LockLost
-from bronze.servers.queue import Queue
+from bronze.servers.queue import Queue, boot_time_s
 from bronze.telemetry.sdk import Telemetry
 from bronze.telemetry.signals import Stage, Step, attribute, error_type, spans
 
@@ -58,6 +58,9 @@ MAINTENANCE_S = 1.0
 IDLE_MAINTENANCE_S = 2.5
 BACK_OFF_S_MIN = 0.1
 BACK_OFF_S_MAX = 5.0
+#: A consumer creates an object at most so long after it read the position: less than the shortest time for which an
+#: identity is kept, during which no object is deleted (rule 12).
+WRITE_S_MAX = 3600.0
 #: How long a lane waits if its next message needs a newer consumer.
 NEWER_FORMAT_WAIT_S = 30.0
 #: After a cut with so many bytes of records, freed memory goes back to the system: that takes 3 to 8 ms.
@@ -90,7 +93,9 @@ class LaneWriter:
         purge_grace_s: float,
         monitors: Monitors | None = None,
         now_s: Callable[[], float] = time.time,
+        clock_s: Callable[[], float] = boot_time_s,
     ) -> None:
+        """`clock_s` also runs while the process is suspended."""
         self._lane = lane
         self._source = source
         self._queue = queue
@@ -106,6 +111,9 @@ class LaneWriter:
         self._now_s = now_s
         # malloc keeps memory per thread: in the threads of asyncio's executor by turns, 270 MB more at the peak
         self._encoder = ThreadPoolExecutor(1, f"encode-{lane.stream}")
+        self._clock_s = clock_s
+        #: when the position was last known to be that of the lane
+        self._position_s = -math.inf
         self._read_ns = 0
         self._verified_s = -math.inf
 
@@ -155,6 +163,7 @@ class LaneWriter:
 
     async def _write(self, stop: asyncio.Event) -> None:
         with self._step(Step.POSITION):
+            self._position_s = self._clock_s()
             position, _ = await self._catalog.position(self._lane)
             position = await count_totals(self._catalog, self._bucket, self._lane, position)
             await self._check_keys(position)
@@ -230,6 +239,7 @@ class LaneWriter:
 
     async def _store(self, position: Position, cut: Sequence[Message], read: Sequence[Message]) -> Position:
         lane = self._lane
+        await self._confirm(position)
         with self._step(Step.IDENTITIES):
             ids = list(dict.fromkeys(message.submission_id for message in cut))
             identities = await self._catalog.identities(lane, position, ids)
@@ -246,8 +256,10 @@ class LaneWriter:
             with self._step(Step.QUARANTINE):
                 for quarantined in contents.quarantined:
                     await self._quarantine(quarantined, contents.file_path, position, read)
+            appended_s = self._clock_s()
             with self._step(Step.CATALOG), upload.stage(Stage.CATALOG):
                 position = await self._catalog.append(lane, position, stored)
+            self._position_s = appended_s
             upload.stored(stored)
             # if another consumer wrote the object, of other messages, what was measured here is not of it
             if self._monitors and contents.digest == encoded.contents.digest:
@@ -257,6 +269,17 @@ class LaneWriter:
             raise
         upload.close()
         return position
+
+    async def _confirm(self, position: Position) -> None:
+        """Read the position again if it was read long ago, as in an idle lane. Raises `Overtaken` if it has moved."""
+        asked_s = self._clock_s()
+        if asked_s - self._position_s < WRITE_S_MAX / 2:
+            return
+        with self._step(Step.POSITION):
+            current, _ = await self._catalog.position(self._lane)
+        if current.entry_sequence != position.entry_sequence:
+            raise Overtaken
+        self._position_s = asked_s
 
     async def _encode(
         self, attempt: Attempt, cut: ReconciledCut, upload: UploadTelemetry, position: Position
@@ -281,10 +304,14 @@ class LaneWriter:
         return encoded
 
     async def _create(self, encoded: Encoded, upload: UploadTelemetry, read: Sequence[Message]) -> StoredObject:
-        """Create the object. Returns the object that is in the bucket, whichever consumer wrote it."""
+        """Create the object. Returns the object that is in the bucket, whichever consumer wrote it.
+
+        Raises `Overtaken`.
+        """
         key = encoded.contents.file_path
         wait_s = BACK_OFF_S_MIN
         while True:
+            self._check_time()
             began_s = time.perf_counter()
             try:
                 with self._step(Step.PUT), upload.stage(Stage.PUT, spans.put, self._put_attributes(encoded)):
@@ -303,6 +330,13 @@ class LaneWriter:
         if stored.contents.traceparent == upload.traceparent:
             upload.put_done(stored)
         return stored
+
+    def _check_time(self) -> None:
+        """Raises `Overtaken` if the position was read too long ago to create something: another consumer may have
+        written the object since, and it may have expired (rule 12).
+        """
+        if self._clock_s() - self._position_s > WRITE_S_MAX:
+            raise Overtaken
 
     def _now(self) -> str:
         return dt.datetime.fromtimestamp(self._now_s(), dt.UTC).isoformat(timespec="microseconds")
@@ -337,6 +371,7 @@ class LaneWriter:
             content = message.content()
         except DeadLetter:
             content = message.payload
+        self._check_time()
         created = await self._bucket.create(key, content, metadata.encode(), quarantine.CONTENT_TYPE)
         if not created and await self._bucket.head(key) is None:
             raise Unavailable(Outage.CONFLICT, f"{key} existed a moment ago and is now missing")

@@ -29,6 +29,7 @@ from bronze.protocol.documents import CatalogEntry, trace_id_of
 from bronze.protocol.feed_cursor import RANGES_MAX, FeedCursor, Ranges
 from bronze.protocol.feed_event import FeedEvent, ObjectEvent, RemovalEvent
 from bronze.protocol.lane import Lane
+from bronze.protocol.removal import Removal, RemovalReason
 from bronze.records.sources import CANARY
 from bronze.servers.catalog_feed import Feed, FeedEntry, FeedPage, FeedPosition, RemovalsPage
 
@@ -72,6 +73,9 @@ CREATE TABLE lanes (
     source TEXT NOT NULL,
     number INTEGER NOT NULL,
     epoch TEXT NOT NULL,
+    expired INTEGER NOT NULL DEFAULT 0,  -- the last message of the objects that have expired, and what these were
+    expired_bytes INTEGER NOT NULL DEFAULT 0,
+    expired_records INTEGER NOT NULL DEFAULT 0,
     UNIQUE (source, number, epoch)
 );
 CREATE TABLE entries (
@@ -115,6 +119,11 @@ CREATE TABLE ids (  -- hashes, since each submission has several ids; the entry 
     sequence INTEGER NOT NULL,
     PRIMARY KEY (generation, hash, sequence)
 ) WITHOUT ROWID;
+CREATE TABLE id_generations (  -- with the sequences of the entries that have its ids
+    generation INTEGER PRIMARY KEY,
+    first INTEGER NOT NULL,
+    last INTEGER NOT NULL
+);
 CREATE TABLE searched (  -- the objects whose column has to be searched, with the range of its classification ids
     source TEXT NOT NULL,
     generation INTEGER NOT NULL,
@@ -133,6 +142,12 @@ CREATE TABLE searched_parts (  -- of each full generation of `searched`, in its 
 ) WITHOUT ROWID;
 """
 _UNBOUNDED = b""
+
+#: Of an entry: whether its object was removed, or has expired.
+REMOVED = (
+    "EXISTS (SELECT 1 FROM removals WHERE removals.file_path = entries.file_path) "
+    "OR last <= (SELECT expired FROM lanes WHERE lanes.id = lane)"
+)
 
 
 class IdKind(IntEnum):
@@ -294,6 +309,12 @@ class CatalogIndex:
         ids = sorted((generation, _hash(*key), item.sequence) for item in entries for key in _ids(item.entry))
         self._db.executemany("INSERT OR IGNORE INTO ids VALUES (?, ?, ?)", ids)
         self._ids_stored += len(ids)
+        if entries:
+            self._db.execute(
+                "INSERT INTO id_generations VALUES (?, ?, ?) "
+                "ON CONFLICT (generation) DO UPDATE SET last = excluded.last",
+                (generation, entries[0].sequence, entries[-1].sequence),
+            )
         searched: dict[str, list[FeedEntry]] = {}
         for item in entries:
             if _has_several_classifications(item.entry) and not _lists_classifications(item.entry):
@@ -382,7 +403,30 @@ class CatalogIndex:
                 ),
             )
             for _, removal in page.removals:
+                if removal.reason == RemovalReason.EXPIRED:
+                    self._expire(removal)
                 self._add_removed_range(RemovalEvent.of(removal))
+
+    def _expire(self, removal: Removal) -> None:
+        """Store that the objects of a lane have expired up to a message, and remove the entries that were folded."""
+        lane = (removal.source, removal.lane, removal.epoch)
+        self._db.execute(
+            "UPDATE lanes SET expired = ?, expired_bytes = ?, expired_records = ? "
+            "WHERE source = ? AND number = ? AND epoch = ?",
+            (removal.last, removal.bytes or 0, removal.records or 0, *lane),
+        )
+        if not removal.folded:
+            return
+        self._db.execute(
+            "DELETE FROM entries WHERE lane = (SELECT id FROM lanes WHERE source = ? AND number = ? AND epoch = ?) "
+            "AND last <= ?",
+            (*lane, removal.folded),
+        )
+        # ids of an entry are found by the entry only: a generation goes when the last of its entries has gone
+        self._db.execute(
+            "DELETE FROM ids WHERE generation IN (SELECT generation FROM id_generations known "
+            "WHERE NOT EXISTS (SELECT 1 FROM entries WHERE sequence BETWEEN known.first AND known.last))"
+        )
 
     def _add_removed_range(self, removal: RemovalEvent) -> None:
         """Add the messages of a removal to the ranges of its lane, of which the newest are kept."""
@@ -500,10 +544,11 @@ class CatalogIndex:
                 (lane_id, since_us),
             ).fetchone() or (NO_MESSAGE,)
             last = max(last, first - 1)
+        (expired,) = self._db.execute("SELECT expired FROM lanes WHERE id = ?", (lane_id,)).fetchone()
         return self._db.execute(
-            "SELECT sequence, event, EXISTS (SELECT 1 FROM removals WHERE removals.file_path = entries.file_path) "
+            f"SELECT sequence, event, {REMOVED} "  # noqa: S608  the text above
             "FROM entries WHERE lane = ? AND last > ? AND received_us >= ? ORDER BY last",
-            (lane_id, last, since_us or 0),
+            (lane_id, max(last, expired), since_us or 0),
         )
 
     def _sequences(self, query: str, *values: object) -> list[int]:
@@ -519,7 +564,7 @@ class CatalogIndex:
             ).fetchall()
             for sequence, event in rows:
                 removal = msgspec.json.decode(event, type=RemovalEvent)
-                if removal.first not in page.cursor.removed.get(removal.of_lane, NO_RANGES):
+                if not page.cursor.removed.get(removal.of_lane, NO_RANGES).cover(removal.first, removal.last):
                     if len(page.events) == limit:
                         break
                     cursor = page.cursor.after_removal(removal.of_lane, removal.first, removal.last)
@@ -582,7 +627,7 @@ class CatalogIndex:
         found: list[tuple[int, ObjectEvent]] = []
         for lane_id in self._lanes(sources):
             entries = self._db.execute(
-                "SELECT sequence, event, EXISTS (SELECT 1 FROM removals WHERE removals.file_path = entries.file_path) "  # noqa: S608  the text above
+                f"SELECT sequence, event, {REMOVED} "  # noqa: S608  the texts above
                 f"FROM entries WHERE lane = ? {only} ORDER BY last DESC LIMIT ?",
                 (lane_id, limit),
             )
@@ -605,7 +650,8 @@ class CatalogIndex:
         found: dict[str, SourceTotals] = {}
         for lane_id, lane in self._lanes(sources).items():
             size, records, event = self._db.execute(
-                "SELECT bytes_total, records_total, event FROM entries WHERE lane = ? ORDER BY last DESC LIMIT 1",
+                "SELECT bytes_total - expired_bytes, records_total - expired_records, event "
+                "FROM entries JOIN lanes ON lanes.id = lane WHERE lane = ? ORDER BY last DESC LIMIT 1",
                 (lane_id,),
             ).fetchone()
             totals = SourceTotals(records, size, msgspec.json.decode(event, type=ObjectEvent))

@@ -11,6 +11,7 @@ reprocessing    fills columns that were declared later
 preview         the first rows of an object
 ledger          counts what a lane holds, where its entries do not say it
 removals        reads and writes removal records
+expiry          reads and writes expiry marks
 differences     finds objects that are gone, or have another size than the catalog says
 removed_ranges  the gaps in the chains of the bucket that removal records explain
 search          finds the submissions that have rows of a classification

@@ -3,7 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from bronze.objects.expiry import expired_up_to
 from bronze.objects.removals import removed_paths
+from bronze.protocol.keys import lane_of_key
 from bronze.servers.bucket import Bucket
 
 
@@ -12,7 +14,7 @@ class Difference:
     """An object that is gone, or has another size.
 
     `size` is its size in bytes by the catalog, None if unknown; `found` that in the bucket, None if it is gone.
-    `removed`: it has a removal record.
+    `removed`: it has a removal record, or has expired.
     """
 
     key: str
@@ -40,4 +42,10 @@ async def find_differences(
     if not differing:
         return []
     removed = await removed_paths(bucket, prefix, source, differing[0], differing[-1])
-    return [Difference(key, sizes[key], found.get(key), key in removed) for key in differing]
+    expired = await expired_up_to(bucket, prefix, source)
+
+    def is_removed(key: str) -> bool:
+        lane, first = lane_of_key(key) or (None, 0)
+        return key in removed or (lane is not None and first <= expired.get(lane, 0))
+
+    return [Difference(key, sizes[key], found.get(key), is_removed(key)) for key in differing]

@@ -6,6 +6,8 @@ from collections.abc import AsyncIterator
 import msgspec
 
 from bronze.errors import Halted
+from bronze.objects.expiry import read_mark
+from bronze.protocol.keys import lane_of_key
 from bronze.protocol.removal import CONTENT_TYPE, FOLDER, Removal, removal_key, removals_of, removed_path
 from bronze.servers.bucket import Bucket
 
@@ -14,8 +16,15 @@ READS = 16
 
 
 async def read_removal(bucket: Bucket, prefix: str, file_path: str) -> Removal | None:
-    """The removal record of an object; None if it has none. Raises `Halted` if the record cannot be read."""
-    return await _read(bucket, removal_key(prefix, file_path))
+    """The removal record of an object, or that it has expired; None if neither is the case.
+
+    Raises `Halted` if the record, or the mark, cannot be read.
+    """
+    if removal := await _read(bucket, removal_key(prefix, file_path)):
+        return removal
+    lane, first = lane_of_key(file_path) or (None, 0)
+    mark = await read_mark(bucket, prefix, lane) if lane else None
+    return mark.removal_of(file_path, first) if mark and first <= mark.last else None
 
 
 async def read_effective_removal(bucket: Bucket, prefix: str, file_path: str, size: int | None) -> Removal | None:

@@ -13,6 +13,7 @@ quarantine        the keys and the user metadata of quarantine objects
 documents         the footer of an object, its catalog entry, and the identity of a submission
 entry_sizes       the sizes of objects, from their entries
 removal           the record of an object that was removed from the bucket
+expiry            the mark that says which objects of a lane have expired
 feed_event        the events of the HTTP feed
 feed_cursor       the cursor of a follower of the HTTP feed: what it has received
 principals        principals and their API keys: who may send and read what

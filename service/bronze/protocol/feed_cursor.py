@@ -67,6 +67,11 @@ class Ranges:
         place = bisect_right(self.firsts, sequence) - 1
         return place >= 0 and sequence <= self.lasts[place]
 
+    def cover(self, first: int, last: int) -> bool:
+        """Whether all messages from `first` to `last` are in one of these ranges."""
+        place = bisect_right(self.firsts, first) - 1
+        return place >= 0 and last <= self.lasts[place]
+
     def __len__(self) -> int:
         return len(self.firsts)
 

@@ -85,6 +85,9 @@ class ObjectEvent:
 class RemovalEvent:
     """A removal: an object is no longer in the bucket; or messages without one, if no catalog entry names any.
 
+    With the reason `expired` it is about all objects of the lane up to the message `last`: they have no event of their
+    own, and objects that have expired are not sent to followers any more. It comes again for each greater `last`.
+
     `records` and `bytes` are what it had; None if unknown. `reason` is a code, and `note` why, in the words of
     `removed_by`. `recorded_at` is RFC 3339 in UTC.
     """

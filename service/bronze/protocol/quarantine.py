@@ -28,7 +28,17 @@ def source_folder(source: str) -> str:
 def quarantine_key(lane: Lane, sequence: int, kind: MessageKind = MessageKind.RECORDS) -> str:
     """The key of a message in quarantine; its end says whether the message holds rejected records."""
     suffix = REJECTED if kind is MessageKind.REJECTED else MESSAGE
-    return f"{source_folder(lane.source)}{lane.epoch}-{lane.number}-{sequence:012}{suffix}"
+    return f"{keys_of_lane(lane)}{sequence:012}{suffix}"
+
+
+def keys_of_lane(lane: Lane) -> str:
+    """What the keys of a lane's messages in quarantine begin with."""
+    return f"{source_folder(lane.source)}{lane.epoch}-{lane.number}-"
+
+
+def sequence_of(lane: Lane, key: str) -> int:
+    """The sequence of a lane's message in quarantine, by its key or by that of a mark."""
+    return int(key.removeprefix(keys_of_lane(lane)).partition(".")[0])
 
 
 def is_quarantined(key: str) -> bool:

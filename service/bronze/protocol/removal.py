@@ -20,6 +20,8 @@ class RemovalReason(StrEnum):
 
     #: it was missing, and an operator has confirmed that
     ACKNOWLEDGED = "acknowledged"
+    #: the objects of a lane up to its last message are older than the retention
+    EXPIRED = "expired"
 
 
 class Removal(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -28,6 +30,9 @@ class Removal(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     `first` to `last` are its messages. `note` is why, in the words of `removed_by`. `recorded_at` is RFC 3339 in UTC.
     `records` counts its rows; None if unknown, as `bytes`. `entry` and `identities` are what the catalog said of the
     object: with them the catalog can be rebuilt. The feed's message lacks both.
+
+    With the reason `expired`, it is about all objects of the lane up to the message `last`, and the catalog has no
+    entries any more of those up to the message `folded`.
     """
 
     source: str
@@ -42,6 +47,7 @@ class Removal(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     file_path: str | None = None
     records: int | None = None
     bytes: int | None = None
+    folded: int = 0
     entry: CatalogEntry | None = None
     identities: list[Identity] = []
 
@@ -51,7 +57,9 @@ class Removal(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     @property
     def subject(self) -> str:
-        """The subject of its message on the feed: one per removal."""
+        """The subject of its message on the feed: one per removal, and one per lane for what has expired."""
+        if self.reason == RemovalReason.EXPIRED:
+            return expired_subject(self.of_lane)
         return removal_subject(self.of_lane, self.first)
 
     def announcement(self) -> "Removal":
@@ -69,6 +77,11 @@ class Removal(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 def removal_subject(lane: Lane, first: int) -> str:
     """The subject on the feed of the removal that begins with a message of a lane."""
     return f"removed.{lane.source}.{lane.number}.{lane.epoch}.{first}"
+
+
+def expired_subject(lane: Lane) -> str:
+    """The subject on the feed that says which objects of a lane have expired."""
+    return f"removed.{lane.source}.{lane.number}.{lane.epoch}.{RemovalReason.EXPIRED}"
 
 
 def removal_key(prefix: str, file_path: str) -> str:

@@ -2,9 +2,11 @@
 
 It is one stream. `catalog.{source}.{lane}.{epoch}` has an entry for each object, in order and without gaps, and is also
 the feed of new objects; `identity.{submission_id}` says where a submission is;
-`removed.{source}.{lane}.{epoch}.{first}` is the feed of removal records.
+`removed.{source}.{lane}.{epoch}.{first}` is the feed of removal records, and
+`removed.{source}.{lane}.{epoch}.expired` says up to which message the objects of a lane have expired.
 """
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol, Self, TypeVar
@@ -16,8 +18,8 @@ from bronze.protocol.chain import Position
 from bronze.protocol.documents import CatalogEntry, Identity, StoredObject, identities_of
 from bronze.protocol.keys import lane_of_key
 from bronze.protocol.lane import Lane
-from bronze.protocol.message import Message
-from bronze.protocol.removal import Removal, removal_subject
+from bronze.protocol.message import Message, unix_time_s
+from bronze.protocol.removal import Removal, RemovalReason, removal_subject
 from bronze.servers import jetstream as js
 from bronze.servers import stream_metadata
 from bronze.servers.jetstream import ApiError, JetStream, Outgoing, StreamState
@@ -42,6 +44,8 @@ ADVICE = "Set BRONZE_BUCKET and BRONZE_PREFIX to the values of the stream, or us
 #: Bounds of one page of a lane's entries.
 PAGE_ENTRIES = 256
 PAGE_BYTES = 2**20
+#: Entries that are removed concurrently.
+REMOVED_AT_ONCE = 16
 
 #: A user who may purge lanes must not purge the catalog.
 PROTECTION: Mapping[str, object] = {"deny_purge": True}
@@ -124,6 +128,16 @@ class NatsCatalog:
     async def protect(self) -> bool:
         """As `KeyValueStore.protect`."""
         return await self._js.update_stream(self.stream, **PROTECTION)
+
+    async def stored_at(self, sequence: int) -> str:
+        """When the server stored an entry; empty if it is gone."""
+        async with self._gone_if_replaced():
+            message = await self._js.get(self.stream, sequence)
+        return message.time if message else ""
+
+    async def now(self) -> str:
+        """The time by the server's clock."""
+        return (await self._js.state(self.stream)).now
 
     async def position(self, lane: Lane) -> tuple[Position, str]:
         """The position of a lane, from the leader, and when its entry was stored, by the server's clock."""
@@ -218,9 +232,21 @@ class NatsCatalog:
         return Position(entry, sequence)
 
     async def announce(self, removal: Removal) -> None:
-        """Publish a removal record on its feed, once. Raises `Gone` if the catalog was replaced."""
+        """Publish a removal record on its feed, once; that objects have expired, again for each last message.
+
+        Raises `Gone` if the catalog was replaced.
+        """
         message = removal_message(removal)
-        headers = {js.EXPECTED_LAST_SUBJECT_SEQUENCE: "0", js.EXPECTED_STREAM: self.stream}
+        before = 0
+        if removal.reason == RemovalReason.EXPIRED:
+            async with self._gone_if_replaced():
+                published = await self._js.get_last(self.stream, message.subject)
+            if published is not None:
+                known = decode(published, Removal)
+                if known.last >= removal.last and known.folded >= removal.folded:
+                    return
+                before = published.sequence
+        headers = {js.EXPECTED_LAST_SUBJECT_SEQUENCE: str(before), js.EXPECTED_STREAM: self.stream}
         try:
             await self._js.publish(Outgoing(message.subject, message.payload, headers))
         except ApiError as error:
@@ -243,6 +269,39 @@ class NatsCatalog:
             if not remaining:
                 return subjects
             since = messages[-1].sequence + 1
+
+    async def fold(self, expired: Removal, before_s: float) -> None:
+        """Remove the entries of expired objects whose last message is older than a time, but never that of the last of
+        these objects: it is the position, or the beginning of what follows. Then the removal that is published says so,
+        and the outdated ones are removed.
+
+        If the call ends early, call it again.
+        """
+        lane, since, folded = expired.of_lane, 1, 0
+        while page := await self.entries(lane, since):
+            since = page[-1][0] + 1
+            old = [
+                (sequence, entry)
+                for sequence, entry in page
+                if entry.last < expired.last and unix_time_s(entry.last_time) < before_s
+            ]
+            await self._remove([sequence for sequence, _ in old])
+            folded = old[-1][1].last if old else folded
+            if len(old) < len(page):
+                break
+        if folded:
+            await self.announce(msgspec.structs.replace(expired, folded=folded))
+        async with self._gone_if_replaced():
+            published, _ = await self._js.read_subject(
+                self.stream, expired.subject, 1, messages_max=PAGE_ENTRIES, bytes_max=PAGE_BYTES
+            )
+        await self._remove([message.sequence for message in published[:-1]])
+
+    async def _remove(self, sequences: Sequence[int]) -> None:
+        for begin in range(0, len(sequences), REMOVED_AT_ONCE):
+            async with self._gone_if_replaced():
+                chosen = sequences[begin : begin + REMOVED_AT_ONCE]
+                await asyncio.gather(*(self._js.delete_message(self.stream, sequence) for sequence in chosen))
 
     def _gone_if_replaced(self) -> AbstractAsyncContextManager[None]:
         """Raises `Gone` if the catalog was replaced by another one."""

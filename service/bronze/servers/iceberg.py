@@ -40,6 +40,7 @@ from pyiceberg.table.update import AssertRefSnapshotId, TableUpdate, UpdatesAndR
 from pyiceberg.table.update.snapshot import ExpireSnapshots
 from pyiceberg.transforms import DayTransform, IdentityTransform
 from pyiceberg.types import TimestamptzType
+from pyiceberg.utils.config import Config
 
 from bronze.errors import BronzeError, Halted, Misconfigured, Outage, Unavailable
 from bronze.settings import Settings
@@ -397,6 +398,27 @@ class Tables:
                 raise
         return snapshot
 
+    def delete_before(self, state: TableState, before: dt.datetime) -> int:
+        """Delete the rows that were received before a day, which are whole files. The position stays. Returns the
+        number of rows.
+
+        Raises `Conflict`, `Unavailable` and `Halted` as `append` does.
+        """
+        _check_not_repeated(state.table)
+        old = f"{RECEIVED_AT} < '{before.isoformat()}'"
+        rows = _rows(state.snapshot)
+        transaction = state.table.transaction()
+        with _failures():
+            if not any(True for _ in state.table.scan(row_filter=old).plan_files()):
+                return 0
+            transaction.delete(old, {POSITION: state.position} if state.position is not None else {})
+            snapshot = _set_position(transaction, state.position)
+            try:
+                transaction.commit_transaction()
+            except CommitFailedException as error:
+                raise Conflict(str(error)) from error
+        return rows - _rows(snapshot)
+
     def discard(self, state: TableState, rewritten: Sequence[RewrittenGroup]) -> None:
         """Delete the new files of groups, which are in no snapshot and will be in none. Raises `Unavailable`."""
         with _failures():
@@ -490,6 +512,11 @@ class Tables:
         return (self._namespace, name)
 
 
+def has_catalog(settings: Settings) -> bool:
+    """Whether pyiceberg has settings for the catalog of the tables."""
+    return Config().get_catalog_config(settings.table_catalog) is not None
+
+
 def open_tables(settings: Settings) -> Tables:
     """The tables of the catalog that the settings name. Raises `Unavailable` and `Misconfigured`."""
     try:
@@ -517,6 +544,11 @@ def _summary(snapshot: Snapshot) -> Mapping[str, str]:
     if snapshot.summary is None:
         return {}
     return {"operation": snapshot.summary.operation.value, **snapshot.summary.additional_properties}
+
+
+def _rows(snapshot: Snapshot | None) -> int:
+    summary = snapshot.summary.additional_properties if snapshot and snapshot.summary else {}
+    return int(summary.get("total-records", 0))
 
 
 def _check_not_repeated(table: Table) -> None:

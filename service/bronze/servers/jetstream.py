@@ -496,6 +496,18 @@ class JetStream:
         """Delete the messages below a sequence; the message at the sequence and all later ones stay."""
         await self._call(f"STREAM.PURGE.{stream}", {"seq": sequence})
 
+    async def delete_message(self, stream: str, sequence: int) -> None:
+        """Delete one message, if it exists."""
+        try:
+            await self.api(f"STREAM.MSG.DELETE.{stream}", {"seq": sequence, "no_erase": True})
+        except ApiError as error:
+            if error.err_code == STREAM_NOT_FOUND:
+                raise Missing(stream) from error
+            if error.err_code == NO_MAJORITY:
+                raise Unavailable(Outage.QUEUE_AWAY, LOST_MAJORITY) from error
+            if await self.get(stream, sequence) is not None:
+                raise Unavailable(Outage.QUEUE_AWAY, f"the queue cannot delete message {sequence}: {error}") from error
+
     # --- writing
 
     async def publish(self, message: Outgoing) -> int:

@@ -128,6 +128,10 @@ class S3Bucket:
 
         return await self._call(put)
 
+    async def delete(self, key: str) -> None:
+        """Delete an object if it exists."""
+        await self._call(partial(self._s3.delete_object, Bucket=self.name, Key=key))
+
     async def head(self, key: str) -> Head | None:
         def head() -> Head | None:
             try:
@@ -189,7 +193,7 @@ class S3Bucket:
                     return_exceptions=True,
                 )
             finally:
-                await self._call(partial(self._s3.delete_object, Bucket=self.name, Key=key))
+                await self.delete(key)
             if results.count(True) > 1:
                 raise Misconfigured(
                     f"{results.count(True)} of {RACERS} writers created the same key in bucket {self.name}: the bucket "
@@ -211,7 +215,7 @@ class S3Bucket:
         )
         for item in page.get("Contents", []):
             if self._now_s() - item["LastModified"].timestamp() > PROBE_AGE_S_MAX:
-                await self._call(partial(self._s3.delete_object, Bucket=self.name, Key=item["Key"]))
+                await self.delete(item["Key"])
 
 
 def _status(error: botocore.exceptions.ClientError) -> int:

@@ -10,5 +10,6 @@ notify        the events for others
 workers       several processes of a role
 listener      the socket of the API
 reload        takes an edited file of sources
+retention     `bronze retain`, and the tables that it waits for
 commands      the commands that need a server
 """

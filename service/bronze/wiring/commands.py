@@ -54,12 +54,12 @@ def _confirmation(args: argparse.Namespace, targets: Sequence[str]) -> Confirmat
     return Confirmation(targets, yes=getattr(args, "yes", False))
 
 
-def _queue_target(jetstream: JetStream) -> str:
+def queue_target(jetstream: JetStream) -> str:
     cluster = f" of the cluster {printable(jetstream.cluster_name)}" if jetstream.cluster_name else ""
     return f"queue at {address(jetstream.address)}, server {printable(str(jetstream.server_name))}{cluster}"
 
 
-def _bucket_target(bucket: S3Bucket, prefix: str) -> str:
+def bucket_target(bucket: S3Bucket, prefix: str) -> str:
     return f"bucket {bucket.name} at {address(bucket.address)}, prefix {prefix}"
 
 
@@ -67,7 +67,7 @@ async def run_quarantine(args: argparse.Namespace, settings: Settings) -> int:
     """Run a command of `bronze quarantine`, which needs only the bucket. Returns the exit code."""
     bucket = S3Bucket(settings)
     try:
-        targets = [_bucket_target(bucket, quarantine.FOLDER), f"API at {address(settings.api_url)}"]
+        targets = [bucket_target(bucket, quarantine.FOLDER), f"API at {address(settings.api_url)}"]
         return await run(args, settings, bucket, _confirmation(args, targets))
     finally:
         bucket.close()
@@ -80,7 +80,7 @@ async def run_objects(args: argparse.Namespace, settings: Settings) -> int:
         feed = Feed(jetstream)
         catalog = await NatsCatalog.find(jetstream, settings)
         acknowledgement = Acknowledgement(catalog, feed, bucket, settings.prefix)
-        confirmation = _confirmation(args, [_queue_target(jetstream), _bucket_target(bucket, settings.prefix)])
+        confirmation = _confirmation(args, [queue_target(jetstream), bucket_target(bucket, settings.prefix)])
         return await objects_command.run(args, feed, bucket, settings.prefix, acknowledgement, confirmation)
 
 
@@ -89,7 +89,7 @@ async def check_sources(args: argparse.Namespace, settings: Settings) -> int:
     declared = sources_command.load(args.file, settings.sources)
     jetstream = await JetStream.connect(settings.queue_servers, server_name=settings.nats_server_name)
     try:
-        _confirmation(args, [_queue_target(jetstream)]).show_targets()
+        _confirmation(args, [queue_target(jetstream)]).show_targets()
         registered = await schema_registry.registered(KeyValueStore(jetstream, settings.queue_replicas))
     finally:
         await jetstream.close()
@@ -101,7 +101,7 @@ async def run_keys(args: argparse.Namespace, settings: Settings) -> int:
     jetstream = await JetStream.connect(settings.queue_servers, server_name=settings.nats_server_name)
     try:
         store = PrincipalStore(KeyValueStore(jetstream, settings.queue_replicas))
-        return await keys_command.run(args, store, _confirmation(args, [_queue_target(jetstream)]))
+        return await keys_command.run(args, store, _confirmation(args, [queue_target(jetstream)]))
     finally:
         await jetstream.close()
 
@@ -151,7 +151,7 @@ async def initialize(settings: Settings, *, yes: bool) -> int:
     declared = sources.load(settings.sources)
     jetstream = await connect_queue(settings.queue_servers, settings.nats_server_name, stop)
     try:
-        targets = [_queue_target(jetstream), f"lanes of the bucket {settings.bucket}, prefix {settings.prefix}"]
+        targets = [queue_target(jetstream), f"lanes of the bucket {settings.bucket}, prefix {settings.prefix}"]
         await Confirmation(targets, yes).ask(
             "Create the streams that are missing, raise the others to BRONZE_QUEUE_REPLICAS, and register the sources?"
         )
@@ -191,7 +191,7 @@ async def copy_queue(settings: Settings, to: str, *, yes: bool) -> int:
     try:
         target = await JetStream.connect(servers)
         try:
-            targets = [_queue_target(source), f"{_queue_target(target)}, which gets the copy"]
+            targets = [queue_target(source), f"{queue_target(target)}, which gets the copy"]
             await Confirmation(targets, yes).ask(
                 "Copy the queue? From now on it accepts nothing: submissions get a 503 until APIs use the copy."
             )
@@ -223,7 +223,7 @@ async def change_lanes(
     new_settings = settings.model_copy(update={"lanes": number})
     jetstream = await JetStream.connect(settings.queue_servers, server_name=settings.nats_server_name)
     try:
-        targets = [_queue_target(jetstream), f"lanes of the bucket {settings.bucket}, prefix {settings.prefix}"]
+        targets = [queue_target(jetstream), f"lanes of the bucket {settings.bucket}, prefix {settings.prefix}"]
         await Confirmation(targets, yes).ask(
             f"Change each source to {counted(number, 'lane')}? Submissions are refused until an API runs with this "
             "number. If that takes over two minutes, alerts on refused submissions are sent."
@@ -249,7 +249,7 @@ async def rebuild_catalog(settings: Settings, *, dry_run: bool, yes: bool) -> in
     found = BucketContents()
     async with queue_and_bucket(settings) as (jetstream, bucket):
         await bucket.check()
-        confirmation = Confirmation([_queue_target(jetstream), _bucket_target(bucket, settings.prefix)], yes)
+        confirmation = Confirmation([queue_target(jetstream), bucket_target(bucket, settings.prefix)], yes)
         if dry_run:
             confirmation.show_targets()
         else:

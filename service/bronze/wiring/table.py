@@ -112,8 +112,11 @@ async def maintain_tables(args: argparse.Namespace, settings: Settings) -> int:
     else:
         task = Expiry(tables, now, dt.timedelta(days=args.expire_days), _raw_data(settings))
         question = "Remove old snapshots of the tables, and delete the files that no snapshot has?"
-    target = f"tables of the namespace {settings.table_namespace} in the catalog at {address(tables.address)}"
-    return await run(args, task, declared, question, Confirmation([target], args.yes))
+    return await run(args, task, declared, question, Confirmation([table_target(tables, settings)], args.yes))
+
+
+def table_target(tables: Tables, settings: Settings) -> str:
+    return f"tables of the namespace {settings.table_namespace} in the catalog at {address(tables.address)}"
 
 
 def _raw_data(settings: Settings) -> str:

@@ -215,7 +215,7 @@ def read_bucket(
                 for item in page.get("Contents", []):
                     yield item["Key"], s3.get_object(Bucket=account.bucket, Key=item["Key"])["Body"].read()
 
-        for key, body in under("bronze/"):
+        for key, body in under("bronze/source="):
             sizes[key] = len(body)
             file = pq.ParquetFile(BytesIO(body))
             contents = msgspec.json.decode(file.metadata.metadata[FOOTER_KEY], type=Contents)
@@ -247,7 +247,7 @@ async def read_catalog(jetstream: JetStream) -> tuple[list[CatalogEntry], dict[s
         for one in messages:
             if one.subject.startswith("catalog."):
                 entries.append(msgspec.json.decode(one.payload, type=CatalogEntry))
-            else:
+            elif one.subject.startswith("identity."):
                 identities[one.submission_id] = msgspec.json.decode(one.payload, type=Identity), one.headers[TTL]
         first = messages[-1].sequence + 1
     return entries, identities

@@ -1,12 +1,13 @@
 """The roles as the kill test runs them: the service's own parts, in wrappers that die where they are told to.
 
-    python -m tests.delivery.kill.wiring consume|serve|lanes N
+    python -m tests.delivery.kill.wiring consume|serve|lanes N|retain ...
 
 An order is a file of the directory BRONZE_KILL_ORDERS, named after a step, that holds a signal. The process that comes
 to the step first takes the order, by renaming the file to `{step}.{its name}.{its pid}`, and sends itself the signal.
 """
 
 import asyncio
+import datetime as dt
 import os
 import signal
 import sys
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from bronze import settings
+from bronze.__main__ import parser
 from bronze.objects import encoder
 from bronze.objects.encoder import Encoded
 from bronze.objects.footer import CONTENT_TYPE, TAIL_BYTES, contents_of_footer, footer_start
@@ -28,13 +30,16 @@ from bronze.protocol.lane import Lane
 from bronze.protocol.message import AcceptedSubmission
 from bronze.records.spool import CheckedSubmission
 from bronze.servers.bucket import Bucket
+from bronze.servers.catalog import PREFIX as CATALOG
 from bronze.servers.catalog import Catalog
 from bronze.servers.group_commit import Group, GroupLimits, GroupPublisher, Outcome
-from bronze.servers.jetstream import JetStream, Outgoing
+from bronze.servers.jetstream import JetStream, Outgoing, StreamState
 from bronze.servers.queue import LaneAdmin, NatsQueue, Queue
+from bronze.servers.s3 import S3Bucket
 from bronze.wiring.api import serve
 from bronze.wiring.commands import change_lanes
 from bronze.wiring.consumer import run_consumer
+from bronze.wiring.retention import run_retain
 from bronze.wiring.servers import Servers
 from tests.delivery.cluster.history import RecordedCatalog
 from tests.truth.shifted_clock import Clock, shift_datetime, shift_time
@@ -54,6 +59,8 @@ ACTS = "BRONZE_KILL_ACTS"
 CLOCK = "BRONZE_KILL_CLOCK"
 #: A file to which the process adds its reads and writes of positions in the catalog.
 HISTORY = "BRONZE_KILL_HISTORY"
+#: `retain` kills itself after so many requests of a kind: `delete 3`.
+KINDS = "BRONZE_KILL_KINDS"
 
 #: A record with this text kills the process that decodes it.
 DEADLY = b"kills its decoder"
@@ -62,6 +69,8 @@ SLOW = b"is slow to decode"
 DEATH_S, SLOW_S = 0.5, 2.0
 #: The submissions of so long are a group.
 HOLD_S = 0.2
+#: How old objects seem to `retain`.
+AGE = dt.timedelta(days=3)
 
 
 class Step(StrEnum):
@@ -284,6 +293,56 @@ class Doomed(Wrapper):
         await self._edge.create_lane(source, number)
 
 
+class DoomedRetention:
+    """Queue and bucket for `retain`, which kill the process before a request, after so many of its kind. The queue's
+    clock is days ahead, so that the objects are old.
+    """
+
+    def __init__(self) -> None:
+        self._kind, _, left = os.environ.get(KINDS, "").partition(" ")
+        self._left = int(left or 0)
+
+    def act(self, kind: str) -> None:
+        if kind == self._kind:
+            if not self._left:
+                os.kill(os.getpid(), signal.SIGKILL)
+            self._left -= 1
+
+    def substitute(self, jetstream: JetStream, bucket: S3Bucket) -> tuple[JetStream, S3Bucket]:
+        queue, objects = AgedQueue(jetstream), AgedBucket(bucket)
+        queue.act = objects.act = self.act
+        return cast(JetStream, queue), cast(S3Bucket, objects)
+
+
+class AgedQueue(Wrapper):
+    act: Callable[[str], None]
+
+    async def state(self, stream: str) -> StreamState:
+        state: StreamState = await self._edge.state(stream)
+        later = dt.datetime.fromisoformat(state.now) + AGE
+        return replace(state, now=later.isoformat()) if stream.startswith(CATALOG) else state
+
+    async def publish(self, message: Outgoing) -> int:
+        self.act("announce")
+        return cast(int, await self._edge.publish(message))
+
+    async def delete_message(self, stream: str, sequence: int) -> None:
+        self.act("fold")
+        await self._edge.delete_message(stream, sequence)
+
+
+class AgedBucket(Wrapper):
+    act: Callable[[str], None]
+
+    async def create(self, key: str, body: bytes, metadata: Mapping[str, str], content_type: str) -> bool:
+        self.act("mark")
+        return cast(bool, await self._edge.create(key, body, metadata, content_type))
+
+    async def delete(self, key: str) -> None:
+        self.act("delete")
+        await self._edge.delete(key)
+
+
 def main(role: str, *arguments: str) -> int:
     decode_deadly()
     if os.environ.get(CLOCK):
@@ -293,6 +352,9 @@ def main(role: str, *arguments: str) -> int:
     if role == "lanes":
         (number,) = map(int, arguments)
         return asyncio.run(change_lanes(chosen, number, lambda queue: cast(LaneAdmin, Doomed(queue)), yes=True))
+    if role == "retain":
+        args = parser().parse_args([role, *arguments])
+        return asyncio.run(run_retain(args, chosen, DoomedRetention().substitute))
     if role == "serve":
         return asyncio.run(serve(chosen, wire))
     return asyncio.run(run_consumer(chosen, wire))

@@ -1,0 +1,135 @@
+"""`bronze retain`. It needs the queue and the bucket, and the tables if there are any; not the API."""
+
+import argparse
+import datetime as dt
+import getpass
+from collections.abc import Awaitable, Callable, Sequence
+
+from bronze.admin.command_error import CommandError
+from bronze.admin.confirmation import Confirmation, add_yes, unfinished_if_interrupted
+from bronze.admin.progress import Progress
+from bronze.admin.retention import ExpiredObjects, Retention, Statement
+from bronze.errors import Misconfigured
+from bronze.plurals import counted
+from bronze.servers.catalog import UNKEYED_S
+
+#: How much longer the catalog keeps the entries of objects than the bucket keeps the objects.
+ENTRIES_DAYS_MORE = 30
+#: What an identity keeps anyway.
+DAYS_MIN = UNKEYED_S // 86_400
+
+_CODES = (
+    "0 if everything is done, 1 if it was not confirmed, 2 if an argument or a setting cannot work, 3 if the queue, "
+    "the bucket or the tables do not answer, 130 if it was interrupted (Ctrl-C)."
+)
+
+#: Deletes the rows of the tables of some sources, or of all, that were received before a day; returns how many.
+DeleteRows = Callable[[Sequence[str] | None, dt.datetime], Awaitable[int]]
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """The command line of `bronze retain`."""
+    parser.description = (
+        "Delete the objects all of whose records were accepted before a day, N days ago, from the beginning of each "
+        "chain. Never deleted are the last object of a lane that exists, an object of which an identity is kept still "
+        "(24 hours; 30 days for submissions with an Idempotency-Key), and, if BRONZE_TABLE_CATALOG is set, an object "
+        "that its table does not hold yet. With the objects, their messages in quarantine are deleted, and the rows of "
+        "the tables that were received before that day. If the command is interrupted, run it again."
+    )
+    parser.epilog = f"Exit codes: {_CODES}"
+    parser.add_argument("--days", type=_days, metavar="N", required=True, help="the age in days, at least 1")
+    parser.add_argument(
+        "--source", action="append", metavar="SOURCE", help="only this source; can be given several times"
+    )
+    parser.add_argument(
+        "--entries-days",
+        type=_days,
+        metavar="N",
+        help="the age in days up to which the catalog keeps the entries of deleted objects, so that look-ups say that "
+        f"they have expired (default: {ENTRIES_DAYS_MORE} more than --days)",
+    )
+    parser.add_argument(
+        "--keep-rows", action="store_true", help="leave the rows of the tables as they are; else those go, too"
+    )
+    parser.add_argument("--by", metavar="NAME", help="who deletes them, for look-ups (default: the user's name)")
+    parser.add_argument("--dry-run", action="store_true", help="print what would be deleted; change nothing")
+    add_yes(parser)
+
+
+def _days(text: str) -> int:
+    if not text.isdecimal() or int(text) < DAYS_MIN:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of days from {DAYS_MIN} on")
+    return int(text)
+
+
+def first_kept_day(now: dt.datetime, days: int) -> dt.datetime:
+    """The beginning of the day, in UTC, of `days` ago: what was accepted before it is old enough."""
+    day = (now.astimezone(dt.UTC) - dt.timedelta(days=days)).date()
+    return dt.datetime(day.year, day.month, day.day, tzinfo=dt.UTC)
+
+
+async def run(
+    args: argparse.Namespace,
+    retention: Retention,
+    now: dt.datetime,
+    sources: Sequence[str],
+    confirmation: Confirmation,
+    delete_rows: DeleteRows | None = None,
+) -> int:
+    """Run the command; `now` is the time by the queue's clock, `sources` are those that are known. `delete_rows`: if
+    there are tables.
+    """
+    days, entries_days = args.days, args.entries_days or args.days + ENTRIES_DAYS_MORE
+    if entries_days < days:
+        raise Misconfigured("--entries-days is less than --days: entries are kept at least as long as their objects")
+    if unknown := sorted(set(args.source or ()) - set(sources)):
+        raise Misconfigured(f"--source {unknown[0]}: the catalog has no objects of this source")
+    before = first_kept_day(now, days)
+    with Progress("catalog entries read") as progress:
+        expired = await retention.find(args.source, before, progress.step)
+    for line in _lines(expired):
+        print(line)
+    print(f"{counted(sum(each.objects for each in expired), 'object')} accepted before {before:%Y-%m-%d} (UTC).")
+    if args.dry_run:
+        confirmation.show_targets()
+        print("Nothing was deleted.")
+        return 0
+    statement = Statement(f"accepted before {before:%Y-%m-%d}", args.by or _user())
+    also = ", and the rows of the tables that were received before this day" if delete_rows else ""
+    if expired or delete_rows:
+        await confirmation.ask(
+            f"Delete these objects, and what they list in quarantine{also}? They cannot be restored."
+        )
+    else:
+        confirmation.show_targets()
+    with unfinished_if_interrupted("retain"), Progress("objects deleted") as progress:
+        for each in expired:
+            await retention.expire(each, statement)
+        deleted = await retention.delete(args.source, first_kept_day(now, entries_days), progress.step)
+        rows = await delete_rows(args.source, before) if delete_rows else None
+    of_tables = "" if rows is None else f" {counted(rows, 'row')} of tables deleted."
+    print(f"{counted(deleted, 'object')} deleted.{of_tables}")
+    return 0
+
+
+def _lines(expired: Sequence[ExpiredObjects]) -> list[str]:
+    """What is deleted, one line per source."""
+    lines = []
+    for source in sorted({each.lane.source for each in expired}):
+        of_source = [each for each in expired if each.lane.source == source]
+        sizes = [each.bytes for each in of_source]
+        known = [size for size in sizes if size is not None]
+        size = f"{sum(known):,} bytes" if len(known) == len(sizes) else "bytes unknown"
+        lines.append(
+            f"{source}: {counted(sum(each.objects for each in of_source), 'object')}, {size}, "
+            f"{counted(sum(each.records for each in of_source), 'record')}, accepted "
+            f"{min(each.oldest for each in of_source)[:19]}Z to {max(each.newest for each in of_source)[:19]}Z"
+        )
+    return lines
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError) as error:  # a container's user often has no name
+        raise CommandError("the user has no name here: say with --by who deletes them") from error

@@ -1,0 +1,52 @@
+"""Retention."""
+
+import argparse
+import asyncio
+import datetime as dt
+from collections.abc import Callable
+
+from bronze.admin import retain_command
+from bronze.admin.command_error import CommandError
+from bronze.admin.confirmation import Confirmation
+from bronze.admin.retention import Retention
+from bronze.records import sources
+from bronze.servers.catalog import NatsCatalog
+from bronze.servers.iceberg import has_catalog, open_tables
+from bronze.servers.jetstream import JetStream
+from bronze.servers.s3 import S3Bucket
+from bronze.settings import Settings
+from bronze.table.contents import TableContents
+from bronze.wiring.commands import bucket_target, queue_target
+from bronze.wiring.servers import queue_and_bucket
+from bronze.wiring.table import table_target
+
+
+async def run_retain(
+    args: argparse.Namespace,
+    settings: Settings,
+    substitute: Callable[[JetStream, S3Bucket], tuple[JetStream, S3Bucket]] = lambda *servers: servers,
+) -> int:
+    """Run `bronze retain`. Returns the exit code.
+
+    `substitute`: as for `serve`, for queue and bucket.
+    """
+    async with queue_and_bucket(settings) as servers:
+        jetstream, bucket = substitute(*servers)
+        await bucket.check()
+        catalog = await NatsCatalog.find(jetstream, settings)
+        if catalog is None:
+            raise CommandError("the queue has no catalog: run `bronze catalog rebuild` first")
+        living = await jetstream.stream_names("bronze.>")
+        known = {lane.source for lane in await catalog.positions()}
+        targets = [queue_target(jetstream), bucket_target(bucket, settings.prefix)]
+        contents: TableContents | None = None
+        if has_catalog(settings):
+            tables = await asyncio.to_thread(open_tables, settings)
+            contents = TableContents(tables, sources.without_canary(sources.load(settings.sources)))
+            targets.append(table_target(tables, settings))
+        retention = Retention(catalog, bucket, settings.prefix, living, contents.holds if contents else None)
+        now = dt.datetime.fromisoformat(await catalog.now())
+        delete_rows = contents.delete_rows if contents and not args.keep_rows else None
+        return await retain_command.run(
+            args, retention, now, sorted(known), Confirmation(targets, args.yes), delete_rows
+        )
