@@ -370,6 +370,11 @@ class Settings(BaseSettings):
         description="Where `bronze notify` begins if its folder is empty: first, with the first object of the catalog; "
         "or latest, with what is stored from now on.",
     )
+    retention_days: PositiveInt | None = Field(
+        None,
+        description="Age in days of the objects that `bronze retain` deletes without --days. Nothing is deleted by "
+        "itself: run that command once a day (docs/operations.md).",
+    )
 
     canary_interval_s: Annotated[float, Field(gt=0, le=240)] = Field(
         60, description="Interval of the canary's runs, in seconds. Alerts expect a run within five minutes."

@@ -34,6 +34,8 @@ NOT_FOR_USERS = {
     # of the committer of tables, which the chart does not run
     *("TABLE_CATALOG", "TABLE_NAMESPACE", "TABLE_INTERVAL_S", "TABLE_COMMIT_BYTES_MAX"),
     *("TABLE_MAINTENANCE_INTERVAL_S", "TABLE_EXPIRE_DAYS"),
+    # of `bronze retain`, which the chart does not run
+    "RETENTION_DAYS",
 }
 
 

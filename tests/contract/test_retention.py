@@ -9,6 +9,7 @@ from bronze.__main__ import parser
 from bronze.admin import retain_command
 from bronze.admin.confirmation import Confirmation
 from bronze.admin.retention import Retention
+from bronze.errors import Misconfigured
 from bronze.lineage.catalog_index import CatalogIndex
 from bronze.objects.expiry import expired_up_to, read_mark
 from bronze.objects.removals import read_removal
@@ -163,6 +164,18 @@ async def acknowledge_first(parts: Parts, paths: list[str]) -> int:
     """An object was lost before: its removal record is deleted with the others."""
     await delete(parts, paths[0])
     return await acknowledge(parts, paths[0])
+
+
+async def test_without_an_age_nothing_is_deleted(parts: Parts) -> None:
+    """The setting is the age of a command without --days; if neither is given, the command refuses."""
+    _, paths, ids = await stored(parts, 2)
+    await forget(parts, ids)
+    now, confirmation = dt.datetime.now(dt.UTC) + LATER, Confirmation([], yes=True)
+    with pytest.raises(Misconfigured, match="BRONZE_RETENTION_DAYS"):
+        await retain_command.run(parse(), await retention(parts), now, ["vehicles"], confirmation)
+    assert await keys(parts) == paths
+    code = await retain_command.run(parse(), await retention(parts), now, ["vehicles"], confirmation, default_days=DAYS)
+    assert (code, await keys(parts)) == (0, paths[1:])
 
 
 async def test_what_comes_back_behind_the_mark_is_deleted_again(parts: Parts) -> None:

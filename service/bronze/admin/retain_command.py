@@ -37,7 +37,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "the tables that were received before that day. If the command is interrupted, run it again."
     )
     parser.epilog = f"Exit codes: {_CODES}"
-    parser.add_argument("--days", type=_days, metavar="N", required=True, help="the age in days, at least 1")
+    parser.add_argument(
+        "--days", type=_days, metavar="N", help="the age in days, at least 1 (default: BRONZE_RETENTION_DAYS)"
+    )
     parser.add_argument(
         "--source", action="append", metavar="SOURCE", help="only this source; can be given several times"
     )
@@ -75,11 +77,15 @@ async def run(
     sources: Sequence[str],
     confirmation: Confirmation,
     delete_rows: DeleteRows | None = None,
+    default_days: int | None = None,
 ) -> int:
     """Run the command; `now` is the time by the queue's clock, `sources` are those that are known. `delete_rows`: if
     there are tables.
     """
-    days, entries_days = args.days, args.entries_days or args.days + ENTRIES_DAYS_MORE
+    days = args.days or default_days
+    if days is None:
+        raise Misconfigured("no age: give --days, or set BRONZE_RETENTION_DAYS. Nothing was deleted")
+    entries_days = args.entries_days or days + ENTRIES_DAYS_MORE
     if entries_days < days:
         raise Misconfigured("--entries-days is less than --days: entries are kept at least as long as their objects")
     if unknown := sorted(set(args.source or ()) - set(sources)):

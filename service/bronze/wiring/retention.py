@@ -48,5 +48,11 @@ async def run_retain(
         now = dt.datetime.fromisoformat(await catalog.now())
         delete_rows = contents.delete_rows if contents and not args.keep_rows else None
         return await retain_command.run(
-            args, retention, now, sorted(known), Confirmation(targets, args.yes), delete_rows
+            args,
+            retention,
+            now,
+            sorted(known),
+            Confirmation(targets, args.yes),
+            delete_rows,
+            settings.retention_days,
         )
