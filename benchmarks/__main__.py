@@ -16,6 +16,7 @@ from benchmarks import (
     connections,
     delivery,
     growth,
+    iceberg,
     identities,
     lanes,
     memory,
@@ -44,6 +45,7 @@ PARTS: Mapping[str, Callable[[Options], Found]] = {
     "monitors": monitors.run,
     "identities": identities.run,
     "view": view.run,
+    "tables": iceberg.run,
 }
 #: What telemetry costs: with options of their own, so they run only when they are named.
 OTHERS: Mapping[str, Callable[[Sequence[str]], int]] = {"telemetry": telemetry.main, "outage": outage_volume.main}

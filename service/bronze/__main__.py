@@ -356,7 +356,11 @@ def run_lineage(args: argparse.Namespace, chosen: Settings) -> int:
         logging.ERROR
     )  # follow itself reports once that the queue does not answer
     if not lineage_command.wants_follow(args):
-        return lineage_command.run_lookup(args, chosen)
+        if not args.tables:
+            return lineage_command.run_lookup(args, chosen)
+        from bronze.wiring.table import find_first_snapshots
+
+        return lineage_command.run_lookup(args, chosen, find_first_snapshots(chosen))
     from bronze.wiring import commands
 
     return asyncio.run(commands.with_feed(chosen, partial(lineage_command.follow, args)))

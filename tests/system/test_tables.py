@@ -116,6 +116,33 @@ def test_a_compaction_leaves_the_rows(system: System, catalog: Catalog, table: P
         assert rows(system, catalog, submission_id) == Counter(range(ROWS))
 
 
+def test_a_row_leads_to_its_traces_and_to_the_snapshot(
+    system: System, catalog: Catalog, table: Process, mark: str
+) -> None:
+    """From a row of the table, by its columns, to what the lineage says of its object, and on to the commit's trace."""
+    sent = system.post("vehicles", ndjson(vehicles(mark, ROWS))).json()
+    until("its rows are in the table", partial(rows, system, catalog, sent["submission_id"]))
+    loaded = catalog.load_table((namespace(system), "vehicles"))
+    row = loaded.scan(row_filter=f"_submission_id = '{sent['submission_id']}'", limit=1).to_arrow().to_pylist()[0]
+    assert row["_trace_id"] == sent["trace_id"]
+    outcome = subprocess.run(
+        [*BRONZE, "lineage", "--file-path", row["file_path"], "--tables", "--json"],
+        env={**system.client_env, "BRONZE_TABLE_NAMESPACE": namespace(system)},
+        capture_output=True,
+        text=True,
+        timeout=limit_s(60),
+        check=False,
+    )
+    assert outcome.returncode == 0, outcome.stderr
+    (written,) = json.loads(outcome.stdout)["objects"]
+    appended = loaded.refresh().snapshot_by_id(written["table"]["snapshot_id"])
+    assert appended is not None
+    assert appended.summary is not None
+    assert written["table"]["trace_id"] in appended.summary.additional_properties["bronze.traceparent"]
+    (span,) = until("the commit has a trace", lambda: system.trace(written["table"]["trace_id"]))
+    assert span["tags"]["bronze.table.snapshot_id"] == str(appended.snapshot_id)
+
+
 def test_an_edited_file_of_sources_is_taken(system: System, catalog: Catalog, tmp_path: Path, mark: str) -> None:
     """On SIGHUP, by the same process; one that cannot be read changes nothing."""
     declarations = SOURCES.read_text()

@@ -2,6 +2,8 @@
 
 import argparse
 import datetime as dt
+from collections.abc import Mapping
+from typing import Any
 
 import httpx
 import msgspec
@@ -32,7 +34,7 @@ def test_follow_has_options_of_its_own() -> None:
     """A classification_id of that name can be looked up with its option."""
     assert lineage_command.wants_follow(parse("follow", "--source", "vehicles"))
     assert not lineage_command.wants_follow(parse("--classification-id", "follow"))
-    for wrong in (["abc", "--from-start"], ["--file-path", "a", "--source", "vehicles"]):
+    for wrong in (["abc", "--from-start"], ["--file-path", "a", "--source", "vehicles"], ["follow", "--tables"]):
         with pytest.raises(Misconfigured, match="bronze lineage follow"):
             lineage_command.wants_follow(parse(*wrong))
 
@@ -63,6 +65,34 @@ def test_a_removed_object_says_why_and_how_many_records_it_had(
     monkeypatch.setattr(client, "connect", lambda *_: httpx.Client(base_url="http://front", transport=front))
     assert lineage_command.run_lookup(parse("--file-path", "a.parquet"), Settings()) == 0
     assert "by operator: deleted by a script (it had 1,234 records)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("snapshot", "says"),
+    [
+        (None, "not in its table"),
+        (
+            {"snapshot_id": 7, "committed_at": "2026-11-28T08:00:09+00:00", "is_exact": True, "trace_id": "a" * 32},
+            f"in its table since snapshot 7, committed +9.000 s, trace {'a' * 32}",
+        ),
+        (
+            {"snapshot_id": 7, "committed_at": "2026-11-28T08:00:09+00:00", "is_exact": False, "trace_id": None},
+            "committed +9.000 s or before: older snapshots have expired",
+        ),
+    ],
+)
+def test_an_object_says_since_when_its_table_has_it(
+    snapshot: Mapping[str, Any] | None, says: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    written = LineageObject("a.parquet", "s", "e", 0, 1, 4, 4, 2, 1234, 9, "0" * 32, "2026-11-28T08:00:00Z")
+    lineage = Lineage("file_path", "a.parquet", [], [written], truncated=False, complete=True, lag_s=0)
+    front = httpx.MockTransport(lambda _: httpx.Response(200, content=msgspec.json.encode(lineage)))
+    monkeypatch.setattr(client, "connect", lambda *_: httpx.Client(base_url="http://front", transport=front))
+    asked = ("--file-path", "a.parquet", "--tables")
+    assert lineage_command.run_lookup(parse(*asked), Settings(), lambda _: snapshot) == 0
+    assert says in capsys.readouterr().out
+    assert lineage_command.run_lookup(parse(*asked, "--json"), Settings(), lambda _: snapshot) == 0
+    assert msgspec.json.decode(capsys.readouterr().out)["objects"][0]["table"] == snapshot
 
 
 @pytest.mark.parametrize(

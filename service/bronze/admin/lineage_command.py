@@ -25,6 +25,8 @@ from bronze.servers.catalog_feed import Feed, FeedEntry, FeedPosition
 from bronze.settings import Settings
 
 FOLLOW = "follow"
+#: For an object of the API's answer: the first snapshot of its table that has its rows.
+FindSnapshot = Callable[[Mapping[str, Any]], Mapping[str, Any] | None]
 POLL_S = 0.2
 RETRY_S = 0.5
 
@@ -58,6 +60,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--json", action="store_true", help=f"print the API's answer as JSON; with {FOLLOW}, one catalog entry per line"
     )
+    parser.add_argument(
+        "--tables",
+        action="store_true",
+        help="also show since which snapshot the rows of each object are in the Iceberg table of its source, by the "
+        "catalog of the tables",
+    )
     follow_options = parser.add_argument_group(f"options of {FOLLOW}")
     follow_options.add_argument("--source", help="print objects of this source only (default: all sources)")
     start = follow_options.add_mutually_exclusive_group()
@@ -74,6 +82,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def wants_follow(args: argparse.Namespace) -> bool:
     """Whether the command is `follow`. Raises `Misconfigured` if its options are used without it."""
     if args.id == FOLLOW:
+        if args.tables:
+            raise Misconfigured(f"--tables is no option of bronze lineage {FOLLOW}")
         return True
     if args.source or args.from_start or args.since:
         raise Misconfigured(f"--source, --from-start and --since are options of bronze lineage {FOLLOW} only")
@@ -83,10 +93,11 @@ def wants_follow(args: argparse.Namespace) -> bool:
 # --- the lineage of an id
 
 
-def run_lookup(args: argparse.Namespace, settings: Settings) -> int:
+def run_lookup(args: argparse.Namespace, settings: Settings, find_snapshot: FindSnapshot | None = None) -> int:
     """Print the lineage. The exit code is 1 if nothing is known, and 2 if the API refuses the question.
 
-    Raises `Unavailable`.
+    With `find_snapshot`, each object says since which snapshot its table has it. Raises `Unavailable`, and what
+    `find_snapshot` raises.
     """
     by = ("id", "classification_id", "file_path", "submission_id", "trace_id")
     query = {name: getattr(args, name) for name in by if getattr(args, name)}
@@ -110,8 +121,11 @@ def run_lookup(args: argparse.Namespace, settings: Settings) -> int:
         detail = printable(client.problem_of(response).detail or failure.detail)
         print(f"bronze lineage: {detail}", file=sys.stderr)
         return 1 if failure.status == httpx.codes.NOT_FOUND else 2
+    if find_snapshot is not None:
+        for written in answer["objects"]:
+            written["table"] = find_snapshot(written)
     if args.json:
-        print(response.text)
+        print(response.text if find_snapshot is None else msgspec.json.encode(answer).decode())
     else:
         _print(answer)
     return 0
@@ -156,12 +170,25 @@ def _print(lineage: Mapping[str, Any]) -> None:
         elif written.get("in_bucket") is False:
             line("  missing: it is not in the bucket, and has no removal record")
         line(f"  trace {written['trace_id']}, of its upload")
+        if "table" in written:
+            line(f"  {_in_table(written['table'], ended_at or written['stored_at'])}")
     line("")
     if lineage["truncated"]:
         line("There are more results: use --limit (up to 1,000) to show more.")
     if not lineage["complete"]:
         line("Not all objects that may contain the classification could be searched: there may be more results.")
     line(f"The catalog index was at most {lineage['lag_s']:.1f} s behind the catalog.")
+
+
+def _in_table(snapshot: Mapping[str, Any] | None, ended_at: str) -> str:
+    """Since when the table of an object has its rows."""
+    if snapshot is None:
+        return "not in its table"
+    committed = _after(ended_at, snapshot["committed_at"])
+    text = f"in its table since snapshot {snapshot['snapshot_id']}, committed {committed}"
+    if not snapshot["is_exact"]:
+        text += " or before: older snapshots have expired"
+    return f"{text}, trace {snapshot['trace_id']}" if snapshot["trace_id"] else text
 
 
 def _classification(submission: Mapping[str, Any]) -> str:

@@ -159,6 +159,8 @@ class TableHistory:
     uuid: str
     location: str
     events: Sequence[SnapshotFacts]
+    #: those of which one came after the other up to the current one, oldest first: without what was put back
+    current_line: Sequence[SnapshotFacts] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,8 +287,17 @@ class Tables:
                 )
                 for snapshot in metadata.snapshots
             ]
+            by_id = {each.id: each for each in facts}
+            line: list[int] = []
+            for entry in metadata.snapshot_log:
+                if entry.snapshot_id in line:  # the table was put back to it
+                    del line[line.index(entry.snapshot_id) :]
+                line.append(entry.snapshot_id)
             return TableHistory(
-                str(metadata.table_uuid), metadata.location, sorted(facts, key=lambda each: each.sequence)
+                str(metadata.table_uuid),
+                metadata.location,
+                sorted(facts, key=lambda each: each.sequence),
+                [by_id[snapshot_id] for snapshot_id in line if snapshot_id in by_id],
             )
 
     def exists(self, name: str) -> bool:

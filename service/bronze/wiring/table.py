@@ -4,8 +4,10 @@ import argparse
 import asyncio
 import datetime as dt
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import asdict
+from typing import Any
 
 from bronze.admin.confirmation import Confirmation, address
 from bronze.admin.maintain_tables import run
@@ -20,6 +22,7 @@ from bronze.servers.iceberg import Tables, open_tables
 from bronze.servers.s3 import S3Bucket
 from bronze.settings import Settings
 from bronze.table.committer import Committer
+from bronze.table.first_snapshot import FirstSnapshots
 from bronze.table.run import TableRole
 from bronze.table.table_telemetry import TableTelemetry
 from bronze.table.upkeep import Upkeep
@@ -117,6 +120,19 @@ async def maintain_tables(args: argparse.Namespace, settings: Settings) -> int:
 
 def table_target(tables: Tables, settings: Settings) -> str:
     return f"tables of the namespace {settings.table_namespace} in the catalog at {address(tables.address)}"
+
+
+def find_first_snapshots(settings: Settings) -> Callable[[Mapping[str, Any]], Mapping[str, Any] | None]:
+    """For an object of a lineage: the first snapshot of its table that has its rows. Raises `Unavailable` and
+    `Misconfigured`.
+    """
+    snapshots = FirstSnapshots(open_tables(settings))
+
+    def find(written: Mapping[str, Any]) -> Mapping[str, Any] | None:
+        found = snapshots.find(written["source"], written["epoch"], written["lane"], written["last"])
+        return asdict(found) if found else None
+
+    return find
 
 
 def _raw_data(settings: Settings) -> str:

@@ -1,0 +1,63 @@
+"""Which snapshot of a table made the rows of an object queryable."""
+
+from dataclasses import dataclass
+
+import msgspec
+
+from bronze.errors import Halted
+from bronze.protocol.documents import trace_id_of
+from bronze.servers.iceberg import POSITION, TableHistory, Tables
+from bronze.table.committer import TRACEPARENT
+from bronze.table.position import TablePosition
+
+
+@dataclass(frozen=True, slots=True)
+class FirstSnapshot:
+    """The first snapshot that has the rows of an object. `committed_at` is RFC 3339 in UTC.
+
+    `is_exact`: False if snapshots from before it have expired, so that readers may have seen the rows earlier.
+    `trace_id` is that of its commit; None if `bronze table` did not append in it.
+    """
+
+    snapshot_id: int
+    committed_at: str
+    is_exact: bool
+    trace_id: str | None
+
+
+class FirstSnapshots:
+    """The snapshots of tables, each table as it is when it is first asked for. The methods block."""
+
+    def __init__(self, tables: Tables) -> None:
+        self._tables = tables
+        self._histories: dict[str, TableHistory | None] = {}
+
+    def find(self, source: str, epoch: str, lane: int, last: int) -> FirstSnapshot | None:
+        """The first snapshot with the rows of the object that ends with message `last` of a lane; None if the table of
+        its source does not have them. Snapshots that were put back do not count.
+
+        Raises `Unavailable`, and `Halted` if the position of a snapshot cannot be read.
+        """
+        if source not in self._histories:
+            self._histories[source] = self._tables.history(source) if self._tables.exists(source) else None
+        history = self._histories[source]
+        before = 0
+        for snapshot in history.current_line if history else ():
+            position = snapshot.summary.get(POSITION)
+            if position is not None and _position(source, position).lanes.get((lane, epoch), -1) >= last:
+                traceparent = snapshot.summary.get(TRACEPARENT)
+                return FirstSnapshot(
+                    snapshot.id,
+                    snapshot.committed_at.isoformat(timespec="milliseconds"),
+                    snapshot.sequence == before + 1,
+                    trace_id_of(traceparent) if traceparent else None,
+                )
+            before = snapshot.sequence
+        return None
+
+
+def _position(source: str, text: str) -> TablePosition:
+    try:
+        return TablePosition.decode(text)
+    except msgspec.DecodeError as error:
+        raise Halted(f"the position of the table {source} cannot be read: {error}") from error
