@@ -200,6 +200,7 @@ ROUTES: dict[str, tuple[int, int, int, Sequence[str]]] = {
     "GET /openapi.json": (401, 200, 200, ["read:*"]),
     "GET /runbook": (401, 200, 200, ["read:*"]),
     "GET /manual/api": (401, 200, 200, ["read:*"]),
+    "GET /schemas/1-0-0/BronzeWriteRunFacet.json": (401, 200, 200, ["read:*"]),
     "GET /v1/sources": (401, 200, 200, ["read:*"]),
     "GET /v1/sources/vehicles/schema": (401, 200, 200, ["read:*"]),
     "GET /v1/lineage?trace_id=1": (401, 404, 404, ["read:vehicles"]),

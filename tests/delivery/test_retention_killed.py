@@ -40,7 +40,7 @@ class Retaining(System):
         with (self.root / "retain.log").open("ab") as log:
             words = ("retain", "--days", "1", "--entries-days", "1", "--by", "operator", "--yes", *words)
             command = await asyncio.create_subprocess_exec(
-                *(sys.executable, wiring.__file__, *words), env=env, stdout=log, stderr=log
+                *(sys.executable, "-m", wiring.__name__, *words), env=env, stdout=log, stderr=log
             )
             async with asyncio.timeout(limit_s(120)):
                 return await command.wait()

@@ -453,7 +453,7 @@ async def test_the_position_is_found_if_its_snapshot_expired(
 
 def test_the_property_counts_if_the_oldest_snapshot_came_directly_after_its_own() -> None:
     """Engines other than pyiceberg keep the name of a parent that expired."""
-    left = SimpleNamespace(summary=None, parent_snapshot_id=7)
+    left = SimpleNamespace(snapshot_id=8, summary=None, parent_snapshot_id=7)
     properties = {POSITION: "position", iceberg.POSITION_SNAPSHOT: "7"}
     found = SimpleNamespace(
         current_snapshot=lambda: left,
