@@ -41,7 +41,7 @@ unit: $(READY) ## run the tests that need no server; two minutes
 
 # tests mostly wait for servers, so three run in parallel
 test: T ?= --numprocesses 3 --dist loadfile --no-loadscope-reorder
-test: check ## run check, then all tests; 18 minutes on 2 idle cores; T="...": pytest's arguments
+test: check ## run check, then all tests; half an hour on 2 cores; T="...": pytest's arguments
 	$(BIN)/python -m pytest $(T)
 
 kill-test: SEED ?= random
