@@ -5,11 +5,13 @@ import datetime as dt
 import logging
 import random
 import time
+from collections.abc import Mapping
 from itertools import count
 from typing import Protocol
 
+from bronze.client import retry_after_s
 from bronze.client.calls import back_off_s
-from bronze.errors import Unavailable
+from bronze.errors import Halted, Outage, Unavailable
 from bronze.notify.event import Event, happened_at
 from bronze.notify.notify_telemetry import NotifyTelemetry
 
@@ -28,6 +30,21 @@ class Receiver(Protocol):
     def name(self) -> str: ...
 
     async def send(self, event: Event) -> None: ...
+
+
+def refusal(place: str, status: int, reason: str, headers: Mapping[str, str]) -> Halted | Unavailable:
+    """The error for an answer that does not take an event; `place` is who answered."""
+    answer = f"{place} answers {status} {reason}"
+    match status:
+        case 410:
+            return Halted(f"{answer}: it wants no more events. Nothing is sent to it until a restart")
+        case 401 | 403:
+            code = Outage.DENIED
+        case 429:
+            code = Outage.THROTTLED
+        case _:
+            code = Outage.UNAVAILABLE
+    return Unavailable(code, answer, retry_after_s=retry_after_s(headers))
 
 
 class Delivery:

@@ -9,8 +9,9 @@ from openlineage.client import OpenLineageClient
 from openlineage.client.event_v2 import RunEvent
 from openlineage.client.transport.http import HttpTransport
 
-from bronze.client import failure, retry_after_s, unreachable
+from bronze.client import failure, unreachable
 from bronze.errors import Halted, Misconfigured, Outage, Refused, Unavailable
+from bronze.notify.delivery import refusal
 from bronze.notify.event import Event, SnapshotEvent
 from bronze.notify.lineage_event import SUBMISSIONS_MAX, Site, WriteLineage, commit_events, run_events
 from bronze.protocol.feed_event import ObjectEvent, RemovalEvent
@@ -72,10 +73,11 @@ class OpenLineage:
             except msgspec.DecodeError as error:
                 detail = f"{url} does not answer as the API does: {error}"
                 raise Unavailable(Outage.UNAVAILABLE, detail, retry_after_s=0) from error
-        refusal = failure(response, lambda _: str(url))
-        if isinstance(refusal, Refused):
-            raise Unavailable(Outage.DENIED, f"the API refuses the lineage of {file_path}: {refusal}", retry_after_s=0)
-        raise refusal
+        error_of_api = failure(response, lambda _: str(url))
+        if isinstance(error_of_api, Refused):
+            detail = f"the API refuses the lineage of {file_path}: {error_of_api}"
+            raise Unavailable(Outage.DENIED, detail, retry_after_s=0)
+        raise error_of_api
 
     def _emit(self, run_event: RunEvent) -> None:
         try:
@@ -96,14 +98,4 @@ def _refusal(error: requests.HTTPError) -> Halted | Unavailable:
     response = error.response
     if response is None:
         return Unavailable(Outage.UNAVAILABLE, "the OpenLineage server does not answer", retry_after_s=0)
-    answer = f"the OpenLineage server answers {response.status_code} {response.reason}"
-    match response.status_code:
-        case 410:
-            return Halted(f"{answer}: it wants no more events. Nothing is sent to it until a restart")
-        case 401 | 403:
-            code = Outage.DENIED
-        case 429:
-            code = Outage.THROTTLED
-        case _:
-            code = Outage.UNAVAILABLE
-    return Unavailable(code, answer, retry_after_s=retry_after_s(response.headers))
+    return refusal("the OpenLineage server", response.status_code, response.reason, response.headers)

@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 
 import httpx
 
-from bronze.client import retry_after_s
-from bronze.errors import Halted, Outage, Unavailable
+from bronze.errors import Outage, Unavailable
+from bronze.notify.delivery import refusal
 from bronze.notify.event import CONTENT_TYPE, Event, cloud_event, event_id
 from bronze.notify.signature import signed_headers
 from bronze.telemetry.context import inject
@@ -61,22 +61,8 @@ class Webhook:
         except (httpx.RequestError, ValueError) as error:
             detail = f"cannot send to {self._place}: {error!r}"
             raise Unavailable(Outage.UNAVAILABLE, detail, retry_after_s=0) from error
-        self._check(response)
-
-    def _check(self, response: httpx.Response) -> None:
-        answer = f"{self._place} answers {response.status_code} {response.reason_phrase}"
-        match response.status_code:
-            case status if 200 <= status < 300:
-                return
-            case 410:
-                raise Halted(f"{answer}: it wants no more events. Nothing is sent to it until a restart")
-            case 401 | 403:
-                code = Outage.DENIED
-            case 429:
-                code = Outage.THROTTLED
-            case _:
-                code = Outage.UNAVAILABLE
-        raise Unavailable(code, answer, retry_after_s=retry_after_s(response.headers))
+        if not response.is_success:
+            raise refusal(self._place, response.status_code, response.reason_phrase, response.headers)
 
     @property
     def _place(self) -> str:
