@@ -103,6 +103,11 @@ class TableState:
         return self.table.current_snapshot()
 
     @property
+    def position_summary(self) -> Mapping[str, str]:
+        """The position as a part of the summary of a snapshot that leaves it as it is."""
+        return {} if self.position is None else {POSITION: self.position}
+
+    @property
     def snapshots(self) -> int:
         """The number of its snapshots."""
         return len(self.table.metadata.snapshots)
@@ -260,10 +265,7 @@ class Tables:
         with _failures():
             transaction.append(rows, snapshot_properties={POSITION: position, **summary})
             snapshot = _set_position(transaction, position)
-            try:
-                transaction.commit_transaction()
-            except CommitFailedException as error:
-                raise Conflict(str(error)) from error
+            _commit(transaction)
         return snapshot
 
     def names(self) -> list[str]:
@@ -389,10 +391,9 @@ class Tables:
         may then be in the table, now or later. Raises `Halted` as `append` does.
         """
         _check_not_repeated(state.table)
-        position = {POSITION: state.position} if state.position is not None else {}
         transaction = _Transaction(state.table)
         with _failures():
-            update = transaction.update_snapshot(snapshot_properties={**position, **summary}).overwrite()
+            update = transaction.update_snapshot(snapshot_properties={**state.position_summary, **summary}).overwrite()
             for one in rewritten:
                 update.append_data_file(one.file)
                 for scan in one.group.scans:
@@ -400,12 +401,10 @@ class Tables:
             update.commit()
             snapshot = _set_position(transaction, state.position)
             try:
-                transaction.commit_transaction()
-            except Exception as error:
+                _commit(transaction)
+            except Exception:
                 if self._has(state, snapshot):
                     return snapshot
-                if isinstance(error, CommitFailedException):
-                    raise Conflict(str(error)) from error
                 raise
         return snapshot
 
@@ -418,16 +417,13 @@ class Tables:
         _check_not_repeated(state.table)
         old = f"{RECEIVED_AT} < '{before.isoformat()}'"
         rows = _rows(state.snapshot)
-        transaction = state.table.transaction()
+        transaction = _Transaction(state.table)
         with _failures():
             if not any(True for _ in state.table.scan(row_filter=old).plan_files()):
                 return 0
-            transaction.delete(old, {POSITION: state.position} if state.position is not None else {})
+            transaction.delete(old, dict(state.position_summary))
             snapshot = _set_position(transaction, state.position)
-            try:
-                transaction.commit_transaction()
-            except CommitFailedException as error:
-                raise Conflict(str(error)) from error
+            _commit(transaction)
         return rows - _rows(snapshot)
 
     def discard(self, state: TableState, rewritten: Sequence[RewrittenGroup]) -> None:
@@ -476,10 +472,7 @@ class Tables:
         transaction = _Transaction(state.table)
         with _failures():
             _Expiry(transaction).by_ids(list(snapshot_ids)).commit()
-            try:
-                transaction.commit_transaction()
-            except CommitFailedException as error:
-                raise Conflict(str(error)) from error
+            _commit(transaction)
 
     def unreferenced(
         self, name: str, raw_data: str, without: Collection[int] = ()
@@ -570,6 +563,14 @@ def _check_not_repeated(table: Table) -> None:
             f"the table {'.'.join(table.name())} has the property {TableProperties.COMMIT_NUM_RETRIES}={retries}: with "
             f"it, a refused commit would be repeated, and rows would be there twice. Set it to {RETRIES}"
         )
+
+
+def _commit(transaction: Transaction) -> None:
+    """Raises `Conflict` if another commit came first."""
+    try:
+        transaction.commit_transaction()
+    except CommitFailedException as error:
+        raise Conflict(str(error)) from error
 
 
 def _set_position(transaction: Transaction, position: str | None) -> Snapshot:
