@@ -286,7 +286,7 @@ async def test_rows_are_committed_once_with_their_position(lanes: Lanes, catalog
     snapshot = table(catalog).current_snapshot()
     assert snapshot is not None
     assert snapshot.summary is not None
-    position = TablePosition.decode(snapshot.summary.additional_properties[POSITION])
+    position = TablePosition.decode(snapshot.summary.additional_properties[POSITION], SOURCE.name)
     assert position.lanes == {(0, EPOCH): 6, (1, EPOCH): 3}
     assert snapshot.summary["bronze.objects"] == "3"
 

@@ -5,6 +5,6 @@ compaction    replaces the small files of a table by larger ones with the same r
 expiry        removes old snapshots, and deletes the files that no snapshot has
 reprocessing  fills the columns that were declared later
 
-Imports: objects, plurals, records, servers.
+Imports: objects, plurals, protocol, records, servers.
 Libraries: none.
 """

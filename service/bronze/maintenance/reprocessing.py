@@ -11,13 +11,13 @@ from dataclasses import asdict, dataclass, replace
 from bronze.maintenance.task import COMMITS_MAX, TooManyConflicts
 from bronze.objects.reprocessing import reprocess
 from bronze.plurals import counted
+from bronze.protocol.snapshot_summary import SCHEMA_VERSION
 from bronze.records.columns import table_schema
 from bronze.records.sources import Source
 from bronze.servers.iceberg import Conflict, RewrittenGroup, Tables
 
-#: In a snapshot's summary: the rows that were changed, and the version that they have now.
+#: In a snapshot's summary: the rows that were changed.
 REPROCESSED = "bronze.reprocessed-rows"
-SCHEMA_VERSION = "bronze.schema-version"
 #: The rows of a file that is written have to fit in memory.
 TARGET_BYTES = 128 * 2**20
 
@@ -63,6 +63,8 @@ class Reprocessing:
 
     def plan(self, source: str) -> Reprocessed:
         """What `run` would change: all rows are read for it. Raises `Halted` and `Unavailable`."""
+        if not self._tables.exists(source):
+            return Reprocessed(source)
         found, _ = self._rewrite(source, None)
         return replace(found, is_planned=True)
 
@@ -71,8 +73,9 @@ class Reprocessing:
 
         Raises `TooManyConflicts`, `Halted`, and `Unavailable`, after which the new rows may be in the table or not.
         """
-        if self._tables.exists(source):
-            self._tables.open(source, table_schema(self._sources[source]))
+        if not self._tables.exists(source):
+            return Reprocessed(source)
+        self._tables.open(source, table_schema(self._sources[source]))
         found, written = self._rewrite(source, on_file)
         for conflicts in range(COMMITS_MAX):
             if not written:
@@ -95,8 +98,6 @@ class Reprocessing:
         """What there is to change, and the files with the changed rows; without `on_file` none are written."""
         found = Reprocessed(source)
         written: list[RewrittenGroup] = []
-        if not self._tables.exists(source):
-            return found, written
         for group in self._tables.files_of(self._tables.read(source), self._days, TARGET_BYTES):
             done = reprocess(self._tables.rows(group), self._sources[source])
             found = replace(

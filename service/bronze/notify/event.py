@@ -7,6 +7,7 @@ from uuid import NAMESPACE_URL, UUID, uuid5
 import msgspec
 
 from bronze.protocol.feed_event import FeedEvent, ObjectEvent, RemovalEvent
+from bronze.protocol.snapshot_summary import OBJECTS, TRACEPARENT
 
 if TYPE_CHECKING:  # pyiceberg is slow to import, and only needed if there are tables
     from bronze.servers.iceberg import SnapshotFacts, TableHistory
@@ -41,7 +42,7 @@ class SnapshotEvent:
 
     @classmethod
     def of(cls, source: str, table: "TableHistory", snapshot: "SnapshotFacts") -> Self:
-        records, objects = (snapshot.summary.get(name) for name in ("added-records", "bronze.objects"))
+        records, objects = (snapshot.summary.get(name) for name in ("added-records", OBJECTS))
         return cls(
             source=source,
             table_uuid=table.uuid,
@@ -53,7 +54,7 @@ class SnapshotEvent:
             committed_at=snapshot.committed_at.isoformat(),
             records=None if records is None else int(records),
             objects=None if objects is None else int(objects),
-            traceparent=snapshot.summary.get("bronze.traceparent"),
+            traceparent=snapshot.summary.get(TRACEPARENT),
         )
 
 

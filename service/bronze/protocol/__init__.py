@@ -14,6 +14,7 @@ documents         the footer of an object, its catalog entry, and the identity o
 entry_sizes       the sizes of objects, from their entries
 removal           the record of an object that was removed from the bucket
 expiry            the mark that says which objects of a lane have expired
+snapshot_summary  what the snapshot of a table states
 feed_event        the events of the HTTP feed
 feed_cursor       the cursor of a follower of the HTTP feed: what it has received
 principals        principals and their API keys: who may send and read what

@@ -7,12 +7,12 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import msgspec
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from bronze.errors import Halted
 from bronze.protocol.documents import CatalogEntry
+from bronze.protocol.snapshot_summary import OBJECTS, SCHEMA_VERSION, TRACEPARENT
 from bronze.records.columns import table_schema
 from bronze.records.sources import Source
 from bronze.servers.bucket import Bucket
@@ -25,10 +25,6 @@ log = logging.getLogger(__name__)
 
 #: Entries that wait; the feed is read on when there are fewer.
 WAITING_MAX = 1024
-#: In a snapshot's summary: what it added.
-OBJECTS = "bronze.objects"
-TRACEPARENT = "bronze.traceparent"
-SCHEMA_VERSION = "bronze.schema-version"
 
 
 class Behind(Exception):
@@ -150,10 +146,7 @@ class Committer:
 
     async def _position(self, state: TableState) -> TablePosition:
         if state.position is not None:
-            try:
-                return TablePosition.decode(state.position)
-            except msgspec.DecodeError as error:
-                raise Halted(f"the position of the table {self.source.name} cannot be read: {error}") from error
+            return TablePosition.decode(state.position, self.source.name)
         return await self._found(state) if state.has_rows else TablePosition()
 
     async def _found(self, state: TableState) -> TablePosition:

@@ -6,9 +6,7 @@ import asyncio
 import datetime as dt
 from collections.abc import Collection
 
-import msgspec
-
-from bronze.errors import Halted, Outage, Unavailable
+from bronze.errors import Outage, Unavailable
 from bronze.protocol.documents import CatalogEntry
 from bronze.servers.iceberg import Conflict, Tables
 from bronze.table.position import TablePosition
@@ -40,10 +38,7 @@ class TableContents:
         if not self._tables.exists(source):
             return TablePosition()  # its role has not begun
         position = self._tables.read(source).position
-        try:
-            return TablePosition.decode(position) if position is not None else TablePosition()
-        except msgspec.DecodeError as error:
-            raise Halted(f"the position of the table {source} cannot be read: {error}") from error
+        return TablePosition.decode(position, source) if position is not None else TablePosition()
 
     async def delete_rows(self, sources: Collection[str] | None, before: dt.datetime) -> int:
         """Delete the rows that were received before a day, of all sources that have a table or of these; returns how

@@ -2,12 +2,9 @@
 
 from dataclasses import dataclass
 
-import msgspec
-
-from bronze.errors import Halted
 from bronze.protocol.documents import trace_id_of
+from bronze.protocol.snapshot_summary import TRACEPARENT
 from bronze.servers.iceberg import POSITION, TableHistory, Tables
-from bronze.table.committer import TRACEPARENT
 from bronze.table.position import TablePosition
 
 
@@ -44,7 +41,7 @@ class FirstSnapshots:
         before = 0
         for snapshot in history.current_line if history else ():
             position = snapshot.summary.get(POSITION)
-            if position is not None and _position(source, position).lanes.get((lane, epoch), -1) >= last:
+            if position is not None and TablePosition.decode(position, source).lanes.get((lane, epoch), -1) >= last:
                 traceparent = snapshot.summary.get(TRACEPARENT)
                 return FirstSnapshot(
                     snapshot.id,
@@ -54,10 +51,3 @@ class FirstSnapshots:
                 )
             before = snapshot.sequence
         return None
-
-
-def _position(source: str, text: str) -> TablePosition:
-    try:
-        return TablePosition.decode(text)
-    except msgspec.DecodeError as error:
-        raise Halted(f"the position of the table {source} cannot be read: {error}") from error

@@ -6,6 +6,7 @@ from typing import Self
 
 import msgspec
 
+from bronze.errors import Halted
 from bronze.protocol.documents import CatalogEntry
 from bronze.servers.catalog_feed import FeedPosition
 
@@ -60,9 +61,12 @@ class TablePosition:
         return msgspec.json.encode(_Document(lanes, self.feed.stream, self.feed.sequence)).decode()
 
     @classmethod
-    def decode(cls, text: str) -> Self:
-        """Raises `msgspec.DecodeError`."""
-        document = msgspec.json.decode(text, type=_Document)
+    def decode(cls, text: str, table: str) -> Self:
+        """The position that a table states. Raises `Halted` if it cannot be read."""
+        try:
+            document = msgspec.json.decode(text, type=_Document)
+        except msgspec.DecodeError as error:
+            raise Halted(f"the position of the table {table} cannot be read: {error}") from error
         return cls(
             {(lane.lane, lane.epoch): lane.last for lane in document.lanes},
             FeedPosition(document.catalog, document.sequence),
