@@ -10,6 +10,7 @@ reader          reads objects in the bucket without fetching all their bytes
 reprocessing    fills columns that were declared later
 preview         the first rows of an object
 ledger          counts what a lane holds, where its entries do not say it
+json_document   reads a JSON document beside the objects
 removals        reads and writes removal records
 expiry          reads and writes expiry marks
 differences     finds objects that are gone, or have another size than the catalog says

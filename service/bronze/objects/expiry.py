@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-from bronze.errors import Halted
+from bronze.objects.json_document import read_json_document
 from bronze.protocol.expiry import CONTENT_TYPE, FOLDER, ExpiryMark, lane_of_mark, marks_of_lane, marks_of_source
 from bronze.protocol.lane import Lane
 from bronze.servers.bucket import Bucket
@@ -51,10 +51,4 @@ async def _newest(bucket: Bucket, prefix: str) -> dict[Lane, tuple[int, str]]:
 
 
 async def _read(bucket: Bucket, key: str) -> ExpiryMark | None:
-    head = await bucket.head(key)
-    if head is None:
-        return None
-    try:
-        return msgspec.json.decode(await bucket.read(key, 0, head.size), type=ExpiryMark)
-    except msgspec.DecodeError as error:
-        raise Halted(f"the expiry mark {key} cannot be read: {error}. Nothing was changed") from error
+    return await read_json_document(bucket, key, ExpiryMark, "expiry mark")

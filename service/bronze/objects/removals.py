@@ -5,8 +5,8 @@ from collections.abc import AsyncIterator
 
 import msgspec
 
-from bronze.errors import Halted
 from bronze.objects.expiry import read_mark
+from bronze.objects.json_document import read_json_document
 from bronze.protocol.keys import lane_of_key
 from bronze.protocol.removal import CONTENT_TYPE, FOLDER, Removal, removal_key, removals_of, removed_path
 from bronze.servers.bucket import Bucket
@@ -72,10 +72,4 @@ async def _read_all(bucket: Bucket, keys: list[str]) -> list[Removal]:
 
 
 async def _read(bucket: Bucket, key: str) -> Removal | None:
-    head = await bucket.head(key)
-    if head is None:
-        return None
-    try:
-        return msgspec.json.decode(await bucket.read(key, 0, head.size), type=Removal)
-    except msgspec.DecodeError as error:
-        raise Halted(f"the removal record {key} cannot be read: {error}. Nothing was changed") from error
+    return await read_json_document(bucket, key, Removal, "removal record")
