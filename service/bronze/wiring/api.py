@@ -206,13 +206,9 @@ async def serve(
             def stop_serving() -> None:
                 server.should_exit = True
 
-            def stop_for_good() -> None:
-                reload.cancel()
-                stop_serving()
-
             # until uvicorn handles the signals itself; when it ends, it raises them again, before the rest of this
             # function is done
-            on_stop_signals(stop_for_good)
+            reload.stop_on_signals(stop_serving)
             if stop.is_set():
                 stop_serving()
             reload.begin(servers.check_sources, stop_serving)

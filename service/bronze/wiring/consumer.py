@@ -52,12 +52,7 @@ async def run_consumer(settings: Settings, substitute: Callable[[Servers], Serve
         try:
             async with open_servers(settings, declared, telemetry.instance_id, stop, creates_objects=True) as opened:
                 servers = substitute(opened)
-
-                def stop_for_good() -> None:
-                    reload.cancel()
-                    stop.set()
-
-                on_stop_signals(stop_for_good)
+                reload.stop_on_signals(stop.set)
                 reload.begin(servers.check_sources, stop.set)
                 decoding = RWLock()
                 monitors = Monitors(declared, telemetry.instruments)

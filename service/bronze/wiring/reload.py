@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from bronze.errors import Misconfigured, Unavailable
-from bronze.process import on_reload_signal
+from bronze.process import on_reload_signal, on_stop_signals
 from bronze.records import sources
 from bronze.records.sources import Source
 
@@ -48,9 +48,14 @@ class SourcesReload:
         if self._waits:
             self._on_signal()
 
-    def cancel(self) -> None:
-        """Forget a request: the role ends for good."""
-        self.requested = False
+    def stop_on_signals(self, stop: Callable[[], None]) -> None:
+        """Call `stop` on SIGTERM and SIGINT, after which the role ends for good."""
+
+        def stop_for_good() -> None:
+            self.requested = False
+            stop()
+
+        on_stop_signals(stop_for_good)
 
     async def notice_edits(self) -> None:
         """Say once for each edit of the file that it does not hold yet; ends by cancellation."""

@@ -15,7 +15,7 @@ from bronze.maintenance.compaction import Compaction, closed_before
 from bronze.maintenance.expiry import Expiry
 from bronze.maintenance.reprocessing import Reprocessing
 from bronze.maintenance.task import Task
-from bronze.process import StopRequested, on_stop_signals, retry_until_available
+from bronze.process import StopRequested, retry_until_available
 from bronze.records.sources import Source, load, without_canary
 from bronze.servers.catalog_feed import Feed
 from bronze.servers.iceberg import Tables, open_tables
@@ -44,12 +44,7 @@ async def run_table(settings: Settings) -> int:
     telemetry = sdk.start(Role.TABLE, settings)
     telemetry.export_zeros(declared)
     stop = asyncio.Event()
-
-    def stop_for_good() -> None:
-        reload.cancel()
-        stop.set()
-
-    on_stop_signals(stop_for_good)
+    reload.stop_on_signals(stop.set)
     try:
         metrics_server = telemetry.serve_metrics()
         bucket = S3Bucket(settings)
