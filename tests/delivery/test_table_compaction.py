@@ -50,8 +50,8 @@ AFTER = LATE + dt.timedelta(days=2)
 OBJECTS = 4
 
 
-class HookedTables(CutTables):
-    """Tables that call something before a step of a compaction, each time."""
+class StepTables(CutTables):
+    """Tables that call something before a step, each time."""
 
     def __init__(self, opened: Catalog) -> None:
         super().__init__(opened)
@@ -59,6 +59,10 @@ class HookedTables(CutTables):
 
     def _call(self, step: str) -> None:
         self.hooks.get(step, lambda: None)()
+
+
+class HookedTables(StepTables):
+    """The steps of a compaction."""
 
     def small_files(self, state: TableState, before: dt.datetime, target_bytes: int) -> list[FileGroup]:
         self._call("small_files")
@@ -280,8 +284,16 @@ async def test_rows_that_another_program_deletes_meanwhile_stay_deleted(lanes: L
     assert rows_of(catalog) == lanes.rows - Counter([gone])
 
 
-async def test_a_reader_sees_all_rows_all_the_time(lanes: Lanes, catalog: Catalog) -> None:
-    await fill(lanes, catalog)
+def read_meanwhile(
+    lanes: Lanes,
+    catalog: Catalog,
+    tables: StepTables,
+    steps: Sequence[str],
+    work: Callable[[Callable[[], None]], object],
+) -> int:
+    """Count the rows again and again while `work` is done, at least twice before each of its steps and whenever it
+    calls its argument; each count has to be right. Returns how often they were counted.
+    """
     rows, wrong, counts = sum(lanes.rows.values()), [], 0
     ended, looked = threading.Event(), threading.Event()
 
@@ -297,20 +309,25 @@ async def test_a_reader_sees_all_rows_all_the_time(lanes: Lanes, catalog: Catalo
         """A whole look of the reader begins and ends here."""
         for _ in range(2):
             looked.clear()
-            assert looked.wait(60)
+            assert looked.wait(limit_s(60))
 
-    tables = HookedTables(catalog)
-    tables.hooks = dict.fromkeys(STEPS, look)
+    tables.hooks = dict.fromkeys(steps, look)
     reader = threading.Thread(target=read)
     reader.start()
     try:
-        compact(tables)
+        work(look)
         look()
     finally:
         ended.set()
         reader.join()
     assert wrong == []
-    assert counts >= 2 * len(STEPS)
+    return counts
+
+
+async def test_a_reader_sees_all_rows_all_the_time(lanes: Lanes, catalog: Catalog) -> None:
+    await fill(lanes, catalog)
+    tables = HookedTables(catalog)
+    assert read_meanwhile(lanes, catalog, tables, STEPS, lambda _: compact(tables)) >= 2 * len(STEPS)
 
 
 # --- the ways in which its commit can end

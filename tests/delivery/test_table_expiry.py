@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -38,7 +37,7 @@ from tests.delivery.test_table import (
     set_retries,
     table,
 )
-from tests.delivery.test_table_compaction import checked, compact, fill
+from tests.delivery.test_table_compaction import StepTables, checked, compact, fill, read_meanwhile
 
 catalog, lanes = tables_test.catalog, tables_test.lanes
 
@@ -48,15 +47,8 @@ LATER = dt.datetime.now(dt.UTC) + dt.timedelta(days=30)
 RAW_DATA = "bucket/bronze"
 
 
-class HookedTables(CutTables):
-    """Tables that call something before a step of an expiry, each time."""
-
-    def __init__(self, opened: Catalog) -> None:
-        super().__init__(opened)
-        self.hooks: dict[str, Callable[[], None]] = {}
-
-    def _call(self, step: str) -> None:
-        self.hooks.get(step, lambda: None)()
+class HookedTables(StepTables):
+    """The steps of an expiry."""
 
     def expirable(self, *args: Any) -> list[int]:
         self._call("expirable")
@@ -366,34 +358,8 @@ async def test_an_expiry_that_loses_each_time_says_so(lanes: Lanes, catalog: Cat
 
 async def test_a_reader_sees_all_rows_all_the_time(lanes: Lanes, catalog: Catalog, tmp_path: Path) -> None:
     await fill_and_compact(lanes, catalog, tmp_path)
-    rows, wrong, counts = sum(lanes.rows.values()), [], 0
-    ended, looked = threading.Event(), threading.Event()
-
-    def read() -> None:
-        nonlocal counts
-        while not ended.is_set():
-            if (found := table(catalog).scan().to_arrow().num_rows) != rows:
-                wrong.append(found)
-            counts += 1
-            looked.set()
-
-    def look() -> None:
-        """A whole look of the reader begins and ends here."""
-        for _ in range(2):
-            looked.clear()
-            assert looked.wait(limit_s(60))
-
     tables = HookedTables(catalog)
-    tables.hooks = dict.fromkeys(STEPS, look)
-    reader = threading.Thread(target=read)
-    reader.start()
-    try:
-        expiry(tables).run(SOURCE.name, look)
-        look()
-    finally:
-        ended.set()
-        reader.join()
-    assert wrong == []
+    counts = read_meanwhile(lanes, catalog, tables, STEPS, lambda look: expiry(tables).run(SOURCE.name, look))
     assert counts >= 2 * len(STEPS)
 
 
