@@ -6,7 +6,7 @@ contents         what the tables hold, for retention
 position         how far a table has come: per lane, the last message that it holds
 first_snapshot   which snapshot made the rows of an object queryable
 object_rows      the rows of an object, with the columns of the table
-upkeep           the maintenance of the tables, beside the commits
+maintenance      the maintenance of the tables, beside the commits
 table_telemetry  the span and the measurements of a commit
 
 A role. Imports: errors, maintenance, objects, protocol, records, servers, telemetry.

@@ -23,9 +23,9 @@ from bronze.servers.s3 import S3Bucket
 from bronze.settings import Settings
 from bronze.table.committer import Committer
 from bronze.table.first_snapshot import FirstSnapshots
+from bronze.table.maintenance import Maintenance
 from bronze.table.run import TableRole
 from bronze.table.table_telemetry import TableTelemetry
-from bronze.table.upkeep import Upkeep
 from bronze.telemetry import sdk
 from bronze.telemetry.signals import Role
 from bronze.wiring.reload import SourcesReload, start_again
@@ -61,8 +61,8 @@ async def run_table(settings: Settings) -> int:
                     log.info("committing the objects of %s to tables", ", ".join(declared))
                     role = TableRole(committers, feed, TableTelemetry(telemetry), settings.table_interval_s)
                     reload.begin(_anything_that_can_be_read, stop.set)
-                    upkeep = _upkeep(settings, declared, tables)
-                    async with in_background(reload.notice_edits(), *([upkeep.run()] if upkeep else [])):
+                    maintenance = _maintenance(settings, declared, tables)
+                    async with in_background(reload.notice_edits(), *([maintenance.run()] if maintenance else [])):
                         await role.run(stop)
                 finally:
                     await jetstream.close()
@@ -76,7 +76,7 @@ async def run_table(settings: Settings) -> int:
     return 0
 
 
-def _upkeep(settings: Settings, declared: Collection[str], tables: Tables) -> Upkeep | None:
+def _maintenance(settings: Settings, declared: Collection[str], tables: Tables) -> Maintenance | None:
     """The maintenance that the settings ask for."""
     if not settings.table_maintenance_interval_s:
         return None
@@ -86,7 +86,7 @@ def _upkeep(settings: Settings, declared: Collection[str], tables: Tables) -> Up
         expiry = [Expiry(tables, now, age, _raw_data(settings))] if age else []
         return [Compaction(tables, closed_before(now, 1), TARGET_BYTES), *expiry]
 
-    return Upkeep(declared, tasks, settings.table_maintenance_interval_s)
+    return Maintenance(declared, tasks, settings.table_maintenance_interval_s)
 
 
 async def _anything_that_can_be_read(_: Mapping[str, Source], __: str) -> None:

@@ -16,8 +16,8 @@ from bronze.maintenance.expiry import Expired, Expiry
 from bronze.maintenance.task import Done, Task
 from bronze.servers.iceberg import Conflict
 from bronze.settings import Settings
-from bronze.table.upkeep import Upkeep
-from bronze.wiring.table import _upkeep
+from bronze.table.maintenance import Maintenance
+from bronze.wiring.table import _maintenance
 from local.machine import limit_s
 from tests.delivery import test_table as tables_test
 from tests.delivery.test_table import SOURCE, CutTables, Lanes, commit_all, rows_of
@@ -61,7 +61,7 @@ async def test_the_tables_are_maintained_while_rows_are_committed(
     def tasks(_: dt.datetime) -> Sequence[Task]:
         return [compaction(CutTables(catalog)), expiry(CutTables(catalog))]
 
-    running = asyncio.create_task(Upkeep([SOURCE.name], tasks, 0.05).run())
+    running = asyncio.create_task(Maintenance([SOURCE.name], tasks, 0.05).run())
     for _ in range(3):
         lanes.write()
         is_committed = False
@@ -80,7 +80,7 @@ async def test_the_tables_are_maintained_while_rows_are_committed(
 
 async def test_a_failure_stops_neither_the_other_tables_nor_the_next_run() -> None:
     task = FailingTask()
-    running = asyncio.create_task(Upkeep(["one", "other"], lambda _: [task], 0.01).run())
+    running = asyncio.create_task(Maintenance(["one", "other"], lambda _: [task], 0.01).run())
     await until(lambda: task.runs[:4] == ["one", "other", "one", "other"])
     running.cancel()
     await asyncio.wait({running})
@@ -100,7 +100,7 @@ async def test_an_end_comes_after_the_next_file() -> None:
             ended.set()
 
     setattr(task, "run", run)  # noqa: B010
-    running = asyncio.create_task(Upkeep(["one"], lambda _: [task], 60).run())
+    running = asyncio.create_task(Maintenance(["one"], lambda _: [task], 60).run())
     await until(begun.is_set)
     running.cancel()
     await until(ended.is_set)
@@ -115,5 +115,5 @@ async def test_an_end_comes_after_the_next_file() -> None:
     ],
 )
 def test_settings_turn_it_off(settings: Settings, tasks: list[type] | None, catalog: Catalog) -> None:
-    found = _upkeep(settings, [SOURCE.name], CutTables(catalog))
+    found = _maintenance(settings, [SOURCE.name], CutTables(catalog))
     assert (None if found is None else [type(task) for task in found._tasks(dt.datetime.now(dt.UTC))]) == tasks

@@ -16,7 +16,7 @@ class _Ending(Exception):
     """The process ends."""
 
 
-class Upkeep:
+class Maintenance:
     """Runs tasks for each table every `interval_s` seconds. `tasks` makes them for a time.
 
     A task that failed is done again by the next run: none of them changes a row.
