@@ -370,10 +370,10 @@ class Settings(BaseSettings):
         description="Where `bronze notify` begins if its folder is empty: first, with the first object of the catalog; "
         "or latest, with what is stored from now on.",
     )
-    retention_days: PositiveInt | None = Field(
+    retention_days: Annotated[int, Field(ge=1, le=36_500)] | None = Field(
         None,
-        description="Age in days of the objects that `bronze retain` deletes without --days. Nothing is deleted by "
-        "itself: run that command once a day (docs/operations.md).",
+        description="Age in days of the objects that `bronze retain` deletes without --days, of sources that declare "
+        "no retention_days. Nothing is deleted by itself: run that command once a day (docs/operations.md).",
     )
 
     canary_interval_s: Annotated[float, Field(gt=0, le=240)] = Field(

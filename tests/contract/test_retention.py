@@ -46,7 +46,7 @@ async def retain(parts: Parts, *words: str, days: int = DAYS, later: dt.timedelt
         parse("--days", str(days), *words),
         await retention(parts),
         now,
-        ["vehicles"],
+        {"vehicles": None},
         Confirmation([], yes=True),
     )
 
@@ -166,16 +166,26 @@ async def acknowledge_first(parts: Parts, paths: list[str]) -> int:
     return await acknowledge(parts, paths[0])
 
 
-async def test_without_an_age_nothing_is_deleted(parts: Parts) -> None:
-    """The setting is the age of a command without --days; if neither is given, the command refuses."""
+async def test_without_an_age_nothing_is_deleted(parts: Parts, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without --days each source has an age of its own; if none has one, the command refuses."""
     _, paths, ids = await stored(parts, 2)
     await forget(parts, ids)
     now, confirmation = dt.datetime.now(dt.UTC) + LATER, Confirmation([], yes=True)
     with pytest.raises(Misconfigured, match="BRONZE_RETENTION_DAYS"):
-        await retain_command.run(parse(), await retention(parts), now, ["vehicles"], confirmation)
-    assert await keys(parts) == paths
-    code = await retain_command.run(parse(), await retention(parts), now, ["vehicles"], confirmation, default_days=DAYS)
-    assert (code, await keys(parts)) == (0, paths[1:])
+        await retain_command.run(parse(), await retention(parts), now, {"vehicles": None}, confirmation)
+    for other in ({"vehicles": None, "status": DAYS}, {"vehicles": 3 * DAYS, "status": DAYS}):
+        assert await retain_command.run(parse(), await retention(parts), now, other, confirmation) == 0
+        assert await keys(parts) == paths
+    assert "vehicles: no age, nothing is deleted\n" in capsys.readouterr().out
+    words = parse("--entries-days", str(DAYS))
+    with pytest.raises(Misconfigured, match="--entries-days is less than the age"):
+        await retain_command.run(words, await retention(parts), now, other, confirmation)
+    ages = {"vehicles": DAYS, "status": 3 * DAYS, "canary": None}
+    assert await retain_command.run(parse(), await retention(parts), now, ages, confirmation) == 0
+    assert await keys(parts) == paths[1:]
+    shown = capsys.readouterr().out
+    assert f"1 object of vehicles accepted before {retain_command.first_kept_day(now, DAYS):%Y-%m-%d} (UTC)." in shown
+    assert "0 objects of status accepted before" in shown
 
 
 async def test_what_comes_back_behind_the_mark_is_deleted_again(parts: Parts) -> None:

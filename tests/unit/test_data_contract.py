@@ -29,6 +29,7 @@ description = "Each kind of field; \\"quoted\\", and\\nmore: {x} # no comment"
 version = 4
 strict = true
 event_time = "d"
+retention_days = 400
 expect = { every = "90m", records_per_hour_min = 2.5 }
 timezone = "Europe/Lisbon"
 fields = [
@@ -70,7 +71,8 @@ def there_and_back(source: Source) -> Source:
 def test_a_round_trip_loses_nothing(source: Source) -> None:
     again = there_and_back(source)
     assert again == source
-    assert again.expectations == source.expectations  # which make it no other source
+    # these make it no other source
+    assert (again.expectations, again.retention_days) == (source.expectations, source.retention_days)
     assert "not kept" not in declarations(contract_text(source), "f")
 
 

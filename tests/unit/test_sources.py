@@ -139,6 +139,8 @@ def test_a_version_counts_changes_and_begins_at_1() -> None:
         ("[things]\nfields = []", "source things: Object missing required field `description`"),
         ("things = 1", "source things: Expected `object`"),
         (declare(FIELD, more="version = 0"), "source things: Expected `int` >= 1"),
+        (declare(FIELD, more="retention_days = 0"), "source things: Expected `int` >= 1"),
+        (declare(FIELD, more="retention_days = 40000"), "source things: Expected `int` <= 36500"),
         (declare(FIELD, more="versions = 2"), "source things: Object contains unknown field `versions`"),
         (
             declare(FIELD.replace(" }", ", since = 2 }")),
@@ -175,6 +177,14 @@ def test_the_error_for_an_unreadable_file_names_the_file_and_the_setting(tmp_pat
     for file in (tmp_path, tmp_path / "none.toml", latin):
         with pytest.raises(Misconfigured, match=rf"^BRONZE_SOURCES: {file} cannot be read: "):
             sources.load(file)
+
+
+def test_the_age_of_its_objects_is_no_part_of_what_readers_depend_on() -> None:
+    """A role goes on with an edited age, and nothing is registered anew."""
+    before = sources.parse(declare(FIELD), "f")["things"]
+    after = sources.parse(declare(FIELD, more="retention_days = 30"), "f")["things"]
+    assert (before.retention_days, after.retention_days) == (None, 30)
+    assert (before, before.schema) == (after, after.schema)
 
 
 def test_a_file_replaces_the_built_in_sources(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ KIND = "DataContract"
 API_VERSION = "v3.1.0"
 #: The custom properties of a source, and of a field.
 VERSION, STRICT, EVENT_TIME, EXPECT = "bronzeVersion", "bronzeStrict", "bronzeEventTime", "bronzeExpect"
+RETENTION_DAYS = "bronzeRetentionDays"
 SINCE, UNIT, WIDENED_FROM, WIDENED_SINCE = "bronzeSince", "bronzeUnit", "bronzeWidenedFrom", "bronzeWidenedSince"
 
 
@@ -48,6 +49,7 @@ def contract(source: Source) -> Mapping[str, Any]:
                         VERSION: source.version,
                         STRICT: source.strict or None,
                         EVENT_TIME: source.event_time,
+                        RETENTION_DAYS: source.retention_days,
                         EXPECT: expected_of_source(source.expectations) or None,
                     }
                 ),

@@ -18,6 +18,7 @@ from bronze.admin.data_contract import (
     EVENT_TIME,
     EXPECT,
     KIND,
+    RETENTION_DAYS,
     SINCE,
     STRICT,
     UNIT,
@@ -119,7 +120,7 @@ def _source(item: Mapping[str, Any], names: set[str], origin: str) -> Iterator[s
     own = VERSION in custom
     if name != given:
         yield f"# {printable(given)} in the contract"
-    yield from _not_kept(item, _HELD_OF_OBJECT, custom, {VERSION, STRICT, EVENT_TIME, EXPECT})
+    yield from _not_kept(item, _HELD_OF_OBJECT, custom, {VERSION, STRICT, EVENT_TIME, RETENTION_DAYS, EXPECT})
     yield f"[{name}]"
     yield f"description = {quoted(str(item.get('description') or ''))}"
     if _number(custom.get(VERSION)) > 1:
@@ -128,6 +129,8 @@ def _source(item: Mapping[str, Any], names: set[str], origin: str) -> Iterator[s
         yield "strict = true"
     if isinstance(event_time := custom.get(EVENT_TIME), str):
         yield f"event_time = {quoted(event_time)}"
+    if own and _number(custom.get(RETENTION_DAYS)) > 0:
+        yield f"retention_days = {_number(custom[RETENTION_DAYS])}"
     if own and isinstance(expected := custom.get(EXPECT), Mapping):
         yield f"expect = {_inline(expected)}"
     properties = [each for each in _list(item, "properties", origin) if isinstance(each, Mapping)]

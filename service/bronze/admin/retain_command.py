@@ -3,7 +3,7 @@
 import argparse
 import datetime as dt
 import getpass
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from bronze.admin.command_error import CommandError
 from bronze.admin.confirmation import Confirmation, add_yes, unfinished_if_interrupted
@@ -11,20 +11,22 @@ from bronze.admin.progress import Progress
 from bronze.admin.retention import ExpiredObjects, Retention, Statement
 from bronze.errors import Misconfigured
 from bronze.plurals import counted
+from bronze.records.sources import RETENTION_DAYS_MAX
 from bronze.servers.catalog import UNKEYED_S
 
 #: How much longer the catalog keeps the entries of objects than the bucket keeps the objects.
 ENTRIES_DAYS_MORE = 30
 #: What an identity keeps anyway.
 DAYS_MIN = UNKEYED_S // 86_400
+DAYS_MAX = RETENTION_DAYS_MAX + ENTRIES_DAYS_MORE
 
 _CODES = (
     "0 if everything is done, 1 if it was not confirmed, 2 if an argument or a setting cannot work, 3 if the queue, "
     "the bucket or the tables do not answer, 130 if it was interrupted (Ctrl-C)."
 )
 
-#: Deletes the rows of the tables of some sources, or of all, that were received before a day; returns how many.
-DeleteRows = Callable[[Sequence[str] | None, dt.datetime], Awaitable[int]]
+#: Deletes the rows of the tables of some sources that were received before a day; returns how many.
+DeleteRows = Callable[[Sequence[str], dt.datetime], Awaitable[int]]
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,7 +40,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.epilog = f"Exit codes: {_CODES}"
     parser.add_argument(
-        "--days", type=_days, metavar="N", help="the age in days, at least 1 (default: BRONZE_RETENTION_DAYS)"
+        "--days",
+        type=_days,
+        metavar="N",
+        help="the age in days, at least 1 (default: retention_days of each source, else BRONZE_RETENTION_DAYS)",
     )
     parser.add_argument(
         "--source", action="append", metavar="SOURCE", help="only this source; can be given several times"
@@ -48,7 +53,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         type=_days,
         metavar="N",
         help="the age in days up to which the catalog keeps the entries of deleted objects, so that look-ups say that "
-        f"they have expired (default: {ENTRIES_DAYS_MORE} more than --days)",
+        f"they have expired (default: {ENTRIES_DAYS_MORE} more than the objects)",
     )
     parser.add_argument(
         "--keep-rows", action="store_true", help="leave the rows of the tables as they are; else those go, too"
@@ -59,8 +64,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _days(text: str) -> int:
-    if not text.isdecimal() or int(text) < DAYS_MIN:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of days from {DAYS_MIN} on")
+    if not text.isdecimal() or not DAYS_MIN <= int(text) <= DAYS_MAX:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of days from {DAYS_MIN} to {DAYS_MAX}")
     return int(text)
 
 
@@ -74,48 +79,75 @@ async def run(
     args: argparse.Namespace,
     retention: Retention,
     now: dt.datetime,
-    sources: Sequence[str],
+    ages: Mapping[str, int | None],
     confirmation: Confirmation,
     delete_rows: DeleteRows | None = None,
-    default_days: int | None = None,
 ) -> int:
-    """Run the command; `now` is the time by the queue's clock, `sources` are those that are known. `delete_rows`: if
-    there are tables.
+    """Run the command; `now` is the time by the queue's clock. `ages` has the known sources, each with the age in days
+    that holds without --days, or None. `delete_rows`: if there are tables.
     """
-    days = args.days or default_days
-    if days is None:
-        raise Misconfigured("no age: give --days, or set BRONZE_RETENTION_DAYS. Nothing was deleted")
-    entries_days = args.entries_days or days + ENTRIES_DAYS_MORE
-    if entries_days < days:
-        raise Misconfigured("--entries-days is less than --days: entries are kept at least as long as their objects")
-    if unknown := sorted(set(args.source or ()) - set(sources)):
-        raise Misconfigured(f"--source {unknown[0]}: the catalog has no objects of this source")
-    before = first_kept_day(now, days)
+    chosen = _chosen(args, ages)
+    expired: list[tuple[ExpiredObjects, dt.datetime]] = []
     with Progress("catalog entries read") as progress:
-        expired = await retention.find(args.source, before, progress.step)
-    for line in _lines(expired):
+        for days, sources in chosen.items():
+            before = first_kept_day(now, days)
+            expired += [(each, before) for each in await retention.find(sources, before, progress.step)]
+    for line in _lines([each for each, _ in expired]):
         print(line)
-    print(f"{counted(sum(each.objects for each in expired), 'object')} accepted before {before:%Y-%m-%d} (UTC).")
+    for days, sources in chosen.items():
+        before = first_kept_day(now, days)
+        objects = sum(each.objects for each, _ in expired if each.lane.source in sources)
+        of_sources = "" if len(chosen) == 1 else f" of {', '.join(sources)}"
+        print(f"{counted(objects, 'object')}{of_sources} accepted before {before:%Y-%m-%d} (UTC).")
     if args.dry_run:
         confirmation.show_targets()
         print("Nothing was deleted.")
         return 0
-    statement = Statement(f"accepted before {before:%Y-%m-%d}", args.by or _user())
-    also = ", and the rows of the tables that were received before this day" if delete_rows else ""
     if expired or delete_rows:
+        also = ", and the rows of the tables that are as old" if delete_rows else ""
         await confirmation.ask(
             f"Delete these objects, and what they list in quarantine{also}? They cannot be restored."
         )
     else:
         confirmation.show_targets()
+    expired_by = args.by or _user()
+    deleted = rows = 0
     with unfinished_if_interrupted("retain"), Progress("objects deleted") as progress:
-        for each in expired:
-            await retention.expire(each, statement)
-        deleted = await retention.delete(args.source, first_kept_day(now, entries_days), progress.step)
-        rows = await delete_rows(args.source, before) if delete_rows else None
-    of_tables = "" if rows is None else f" {counted(rows, 'row')} of tables deleted."
+        for each, before in expired:
+            await retention.expire(each, Statement(f"accepted before {before:%Y-%m-%d}", expired_by))
+        for days, sources in chosen.items():
+            entries_before = first_kept_day(now, args.entries_days or days + ENTRIES_DAYS_MORE)
+            deleted += await retention.delete(sources, entries_before, progress.step)
+            rows += await delete_rows(sources, first_kept_day(now, days)) if delete_rows else 0
+    of_tables = f" {counted(rows, 'row')} of tables deleted." if delete_rows else ""
     print(f"{counted(deleted, 'object')} deleted.{of_tables}")
     return 0
+
+
+def _chosen(args: argparse.Namespace, ages: Mapping[str, int | None]) -> Mapping[int, Sequence[str]]:
+    """The sources that the command acts on, by their age in days. Raises `Misconfigured`."""
+    if unknown := sorted(set(args.source or ()) - set(ages)):
+        raise Misconfigured(f"--source {unknown[0]}: the catalog has no objects of this source")
+    chosen: dict[int, list[str]] = {}
+    ageless = []
+    for source in sorted(set(args.source or ages)):
+        days = args.days or ages[source]
+        if days:
+            chosen.setdefault(days, []).append(source)
+        else:
+            ageless.append(source)
+    if ageless and not chosen:
+        raise Misconfigured(
+            "no age: give --days, or set BRONZE_RETENTION_DAYS or the retention_days of a source. Nothing was deleted"
+        )
+    if ageless:
+        print(f"{', '.join(ageless)}: no age, nothing is deleted")
+    if args.entries_days and args.entries_days < max(chosen, default=0):
+        raise Misconfigured(
+            f"--entries-days is less than the age of the objects ({max(chosen)} days): entries are kept at least as "
+            "long as their objects"
+        )
+    return chosen
 
 
 def _lines(expired: Sequence[ExpiredObjects]) -> list[str]:

@@ -27,6 +27,9 @@ from bronze.records.fields import WIDER, Field, FieldType, InvalidType, TimeUnit
 CLASSIFICATION_ID = "classification_id"
 CLASSIFICATION_ID_CHARS_MAX = 256
 
+#: Of the age of the objects that `bronze retain` deletes: a hundred years.
+RETENTION_DAYS_MAX = 36_500
+
 #: The name of the source of `bronze canary`, which exists in addition to the declared sources.
 CANARY = "canary"
 
@@ -43,6 +46,7 @@ _T = TypeVar("_T")
 
 _NAME_RULE = "a name must begin with a-z and have at most 63 characters of a-z, 0-9 and _"
 _Version = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
+_Days = Annotated[int, msgspec.Meta(ge=1, le=RETENTION_DAYS_MAX)]
 
 
 class RegisteredField(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -109,7 +113,8 @@ class Source:
 
     If it is `strict`, a new record must not have fields that are not declared. `event_time` is the field that says when
     what a record is about happened.
-    What is expected of its data may change at any time, and makes it no other source.
+    What is expected of its data, and after how many days its objects are deleted (`retention_days`; None: the setting
+    says it), may change at any time, and makes it no other source.
     """
 
     name: str
@@ -119,6 +124,7 @@ class Source:
     strict: bool = False
     expectations: Expectations = dataclass_field(default_factory=Expectations, compare=False)
     event_time: str | None = None
+    retention_days: int | None = dataclass_field(default=None, compare=False)
 
     def __hash__(self) -> int:
         """Of name and version alone: each body looks its source up, and has no time for all fields."""
@@ -245,6 +251,7 @@ class _Declaration(msgspec.Struct, forbid_unknown_fields=True):
     strict: bool = False
     event_time: str | None = None
     timezone: str | None = None
+    retention_days: _Days | None = None
     expect: dict[str, Any] = {}
 
 
@@ -351,6 +358,7 @@ def source_from_table(name: str, table: object, origin: str) -> Source:
         declared.strict,
         of_source,
         declared.event_time,
+        declared.retention_days,
     )
 
 

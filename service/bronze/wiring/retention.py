@@ -10,6 +10,7 @@ from bronze.admin.command_error import CommandError
 from bronze.admin.confirmation import Confirmation
 from bronze.admin.retention import Retention
 from bronze.records import sources
+from bronze.records.sources import Source
 from bronze.servers.catalog import NatsCatalog
 from bronze.servers.iceberg import has_catalog, open_tables
 from bronze.servers.jetstream import JetStream
@@ -38,11 +39,12 @@ async def run_retain(
             raise CommandError("the queue has no catalog: run `bronze catalog rebuild` first")
         living = await jetstream.stream_names("bronze.>")
         known = {lane.source for lane in await catalog.positions()}
+        declared = sources.without_canary(sources.load(settings.sources))
         targets = [queue_target(jetstream), bucket_target(bucket, settings.prefix)]
         contents: TableContents | None = None
         if has_catalog(settings):
             tables = await asyncio.to_thread(open_tables, settings)
-            contents = TableContents(tables, sources.without_canary(sources.load(settings.sources)))
+            contents = TableContents(tables, declared)
             targets.append(table_target(tables, settings))
         retention = Retention(catalog, bucket, settings.prefix, living, contents.holds if contents else None)
         now = dt.datetime.fromisoformat(await catalog.now())
@@ -51,8 +53,12 @@ async def run_retain(
             args,
             retention,
             now,
-            sorted(known),
+            {name: _age(declared.get(name), settings) for name in known},
             Confirmation(targets, args.yes),
             delete_rows,
-            settings.retention_days,
         )
+
+
+def _age(source: Source | None, settings: Settings) -> int | None:
+    own = source.retention_days if source else None
+    return own or settings.retention_days
