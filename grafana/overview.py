@@ -158,6 +158,8 @@ def board() -> Board:
                     leaderless(),
                     replicas_behind(),
                     streams_led(),
+                    catalog_entries(),
+                    catalog_size(),
                 ],
             ),
             Row(
@@ -538,6 +540,31 @@ def streams_led() -> Timeseries:
     )
     led = f'max by (bronze_cluster_server) ({_QUEUE_REPLICAS}{{{_ANY_API}, bronze_replica_state="leader"}})'
     return components.stacked(graph(info, COUNT, query(led, "{{bronze_cluster_server}}"), width=9))
+
+
+def catalog_entries() -> Timeseries:
+    info = PanelInfo(
+        "Entries of the catalog",
+        "One per object, until `bronze retain` removes it. The dashed line is the most that there should be "
+        "(`BRONZE_CATALOG_ENTRIES_MAX`): an API that has to read them all finds old objects only minutes after its "
+        "start. Above it, everything goes on.",
+        "no API has reported yet",
+        ["BronzeCatalogLarge"],
+    )
+    entries = query(f"max(bronze_catalog_entries{{{_ANY_API}}})", "entries")
+    limit = limit_line(f"min(bronze_catalog_limit{{{_ANY_API}}})", "limit")
+    return graph(info, COUNT, entries, limit, width=12)
+
+
+def catalog_size() -> Timeseries:
+    info = PanelInfo(
+        "Size of the catalog",
+        "Bytes of the catalog in the queue, on the disk of each of its servers: entries, removals, and the identity of "
+        "each submission, which is kept for a day, or for 30 days with an `Idempotency-Key`.",
+        "no API has reported yet",
+        ["BronzeCatalogLarge"],
+    )
+    return graph(info, BYTES, query(f"max(bronze_catalog_size_bytes{{{_ANY_API}}})", "bytes"), width=12)
 
 
 # --- upload

@@ -73,6 +73,9 @@ class Thresholds:
 
     #: How far beyond its objective the oldest message of a lane may be.
     overdue_s_max: float = 300
+    #: The entries of the catalog, as a share of BRONZE_CATALOG_ENTRIES_MAX.
+    catalog_share_max: float = 0.8
+
     #: Messages of a lane that are not in the bucket yet.
     backlog_messages_max: float = 20_000
     #: A lane is stuck if it has overdue messages and its position does not change for so long.
@@ -245,7 +248,7 @@ def groups(thresholds: Thresholds) -> Mapping[str, Sequence[Group]]:
             for objective in _objectives(thresholds)
         },
         "delivery": [_delivery(thresholds)],
-        "queue": [_queue()],
+        "queue": [_queue(thresholds)],
         "data": [_data(thresholds)],
         "tables": [_tables(thresholds)],
         "notify": [_notify(thresholds)],
@@ -501,7 +504,7 @@ unless on (bronze_source)
 # --- the servers of the queue
 
 
-def _queue() -> Group:
+def _queue(at: Thresholds) -> Group:
     api = 'job="bronze/api"'
     return Group(
         "queue",
@@ -520,6 +523,12 @@ def _queue() -> Group:
                 f'(bronze_queue_replicas{{{api}, bronze_replica_state=~"away|lagging"}}) > 0',
                 "{{ $value }} replicas on the queue's server {{ $labels.bronze_cluster_server }} are "
                 "{{ $labels.bronze_replica_state }}",
+            ),
+            Alert(
+                "BronzeCatalogLarge",
+                "ticket",
+                f"max(bronze_catalog_entries{{{api}}}) / min(bronze_catalog_limit{{{api}}}) > {at.catalog_share_max:g}",
+                "The catalog has {{ $value | humanizePercentage }} of the entries that it should have at most",
             ),
         ],
     )

@@ -293,6 +293,13 @@ class Settings(BaseSettings):
         description="Folder of an API's catalog index, which then survives a restart. Without it: a temporary file.",
     )
 
+    catalog_entries_max: PositiveInt = Field(
+        2_000_000,
+        description="Entries that the catalog should have at most: from 80 % of them on, an alert asks to remove old "
+        "ones (`bronze retain`, docs/operations.md). Above it, entries are still written, so that nothing that was "
+        "accepted has to wait.",
+    )
+
     api_url: str = Field("http://127.0.0.1:8000", description="Address of the API, for publishers and commands.")
     api_key: SecretStr | None = Field(
         None, description="API key that publishers and commands send, if the API needs one (BRONZE_AUTH=keys)."

@@ -215,6 +215,23 @@ async def test_a_catalog_without_a_connection_is_unavailable(catalog: NatsCatalo
         await catalog.position(LANE)
 
 
+@on_both
+async def test_the_size_counts_the_entries_that_were_not_folded(catalog: NatsCatalog, jetstream: JetStream) -> None:
+    """Of all lanes, without identities and removals, which are in the bytes only."""
+    assert (await catalog.size()).entries == 0
+    position = await catalog.append(LANE, BEGINNING, factories.stored(an_object(1, 2, [accepted("a"), accepted("b")])))
+    await catalog.append(LANE, position, factories.stored(an_object(3, 3, [accepted("c")])))
+    before = await catalog.size()
+    await catalog.announce(a_removal(1))
+    full = await catalog.size()
+    assert (before.entries, full.entries) == (2, 2)
+    assert full.bytes > before.bytes > 0
+    await jetstream.delete_message(catalog.stream, position.entry_sequence)
+    folded = await catalog.size()
+    assert folded.entries == 1
+    assert folded.bytes < full.bytes
+
+
 def test_an_identity_survives_its_encoding() -> None:
     for identity in identities_of(an_object(1, 1, [accepted("a", keyed=True)])):
         assert msgspec.json.decode(msgspec.json.encode(identity), type=Identity) == identity

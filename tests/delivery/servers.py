@@ -262,6 +262,7 @@ class ModelJetStream(JetStream):
             first=of.first,
             last=of.last,
             messages=len(of.present()),
+            bytes=sum(len(one.payload) for one in of.present()),
             deleted=of.last - of.first + 1 - len(of.present()) if of.present() else 0,
             now=self._server.time(),
         )

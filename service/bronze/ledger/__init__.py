@@ -2,6 +2,7 @@
 
 report         reports it as metrics
 accepted       counts the records that a lane accepted
+catalog_size   reports how large the catalog is
 
 Imports: errors, objects, protocol, servers, telemetry.
 """

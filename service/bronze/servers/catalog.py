@@ -9,6 +9,7 @@ the feed of new objects; `identity.{submission_id}` says where a submission is;
 import asyncio
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
 from typing import Protocol, Self, TypeVar
 
 import msgspec
@@ -57,12 +58,21 @@ class Overtaken(Exception):
     """Another writer has appended to this chain: load the position again."""
 
 
+@dataclass(frozen=True, slots=True)
+class CatalogSize:
+    """The entries of objects that were not folded, and the bytes of the whole stream, with identities and removals."""
+
+    entries: int
+    bytes: int
+
+
 class Catalog(Protocol):
     """The calls of a catalog that the roles need.
 
     `append` writes everything or nothing, and only one of several writers at one position succeeds.
     """
 
+    async def size(self) -> CatalogSize: ...
     async def position(self, lane: Lane) -> tuple[Position, str]: ...
     async def positions(self) -> Mapping[Lane, Position]: ...
     async def identity(self, submission_id: str) -> Identity | None: ...
@@ -138,6 +148,12 @@ class NatsCatalog:
     async def now(self) -> str:
         """The time by the server's clock."""
         return (await self._js.state(self.stream)).now
+
+    async def size(self) -> CatalogSize:
+        """How large the catalog is; the entries as a replica counts them."""
+        state = await self._js.state(self.stream)
+        first, remaining = await self._js.read_subject(self.stream, ENTRIES, 1, messages_max=1, bytes_max=PAGE_BYTES)
+        return CatalogSize(len(first) + remaining, state.bytes)
 
     async def position(self, lane: Lane) -> tuple[Position, str]:
         """The position of a lane, from the leader, and when its entry was stored, by the server's clock."""

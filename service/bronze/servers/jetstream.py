@@ -123,6 +123,7 @@ class StreamState:
     first: int
     last: int
     messages: int
+    bytes: int
     deleted: int
     now: str
 
@@ -386,6 +387,7 @@ class JetStream:
             first=state["first_seq"],
             last=state["last_seq"],
             messages=state["messages"],
+            bytes=state["bytes"],
             deleted=state.get("num_deleted", 0),
             now=info["ts"],
         )

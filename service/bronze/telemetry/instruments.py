@@ -69,6 +69,9 @@ class Instruments:
     lane_position: Gauge
     queue_replicas: Gauge
     queue_leaderless: Gauge
+    catalog_entries: Gauge
+    catalog_limit: Gauge
+    catalog_size: Gauge
     catalog_lag: Gauge
     feed_followers: Gauge
     ledger_records: Gauge

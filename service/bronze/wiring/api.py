@@ -32,6 +32,7 @@ from bronze.api.request_context import OwnContext
 from bronze.api.sessions import Sessions
 from bronze.api.undeclared_counts import UndeclaredCounts
 from bronze.errors import ErrorCode, Gone
+from bronze.ledger.catalog_size import CatalogSizeReport
 from bronze.lineage.catalog_index import CatalogIndex
 from bronze.lineage.lookup import LineageLookup
 from bronze.lineage.submission import SubmissionLookup
@@ -221,10 +222,16 @@ async def serve(
                 log.info("listening on %s://%s:%d", scheme, settings.api_host, settings.api_port)
                 following = [part.follow() for part in (parts.callers, certificate) if part]
                 report = ledger_report(servers, declared, telemetry)
+                size = CatalogSizeReport(servers.catalog, telemetry.instruments, settings.catalog_entries_max)
                 async with (
                     _following(index, servers.feed, telemetry.instruments.catalog_lag.set),
                     in_background(
-                        report.run(), parts.cluster.run(), parts.undeclared.run(), reload.notice_edits(), *following
+                        report.run(),
+                        size.run(),
+                        parts.cluster.run(),
+                        parts.undeclared.run(),
+                        reload.notice_edits(),
+                        *following,
                     ),
                 ):
                     process.freeze_startup_objects()
