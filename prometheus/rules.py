@@ -156,6 +156,8 @@ class Alert:
     expr: str
     summary: str
     labels: Mapping[str, str] = field(default_factory=dict)
+    #: Of a condition that is never true for a moment only: it does not have to hold first.
+    at_once: bool = False
 
 
 @dataclass(frozen=True)
@@ -444,7 +446,8 @@ and {overdue} > 0""",
                 "Lane {{ $labels.bronze_source }}/{{ $labels.bronze_lane }} has overdue messages and makes no "
                 'progress after message {{ $value | printf "%.0f" }}',
             ),
-            # A lane stays halted until its consumer restarts, and so does this counter.
+            # A lane stays halted until its consumer restarts, and so does this counter. With 15 s until it is evaluated
+            # and Alertmanager's 30 s, operators know within a minute.
             Alert(
                 "BronzeLaneHalted",
                 "page",
@@ -452,6 +455,7 @@ and {overdue} > 0""",
                 " > 0",
                 "A lane of {{ $labels.bronze_source }} is halted at step {{ $labels.bronze_step }}: queue, bucket and "
                 "catalog contradict each other",
+                at_once=True,
             ),
             Alert(
                 "BronzePoison",
@@ -1060,10 +1064,11 @@ def _group(group: Group, at: Thresholds) -> dict[str, Any]:
 def _rule(rule: Recording | Alert, at: Thresholds) -> dict[str, Any]:
     if isinstance(rule, Recording):
         return {"record": rule.name, "expr": rule.expr, **({"labels": dict(rule.labels)} if rule.labels else {})}
+    hold_s = {"page": at.page_hold_s, "ticket": at.ticket_hold_s, "none": 0}[rule.severity]
     return {
         "alert": rule.name,
         "expr": rule.expr,
-        "for": f"{ {'page': at.page_hold_s, 'ticket': at.ticket_hold_s, 'none': 0}[rule.severity] }s",
+        "for": f"{0 if rule.at_once else hold_s}s",
         "labels": {"severity": rule.severity, **rule.labels},
         "annotations": {"summary": rule.summary, "runbook_url": f"{RUNBOOK_URL}#{rule.name.lower()}"},
     }

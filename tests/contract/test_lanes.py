@@ -116,7 +116,10 @@ async def parts(
 
 @pytest.mark.parametrize(("before", "after"), [(2, 3), (3, 1)])
 async def test_old_lanes_are_stored_completely_and_new_ones_replace_them(parts: Parts, before: int, after: int) -> None:
-    """With a new epoch. Consumers of the old ones end, also one that waits for the lock; a retry finds its identity."""
+    """With a new epoch. Consumers of the old ones end, also one that waits for the lock; a retry finds its identity.
+
+    That is no halted lane, of which an operator would be told at once.
+    """
     old = await parts.open(before)
     sent = [submission(vehicle(str(number)), key=str(number)) for number in range(20)]
     for submitted in sent:
@@ -127,6 +130,7 @@ async def test_old_lanes_are_stored_completely_and_new_ones_replace_them(parts: 
             async with asyncio.timeout(limit_s(10)):
                 with pytest.raises(Gone, match="restart this process"):
                     await consumer
+    assert parts.heard.count("bronze.consumer.errors", error_type="halted") == 0
     new = await parts.open(after)
     assert len(new) == after
     assert {lane.epoch for lane in new}.isdisjoint(lane.epoch for lane in old)

@@ -456,8 +456,8 @@ class LaneWriter:
         except NewerFormat:
             self._count(step, Fault.UNKNOWN_FORMAT)
             raise
-        except (Overtaken, LockLost):
-            raise  # caused by another writer, and no error
+        except (Overtaken, LockLost, Gone):
+            raise  # caused by another writer, or by a change of lanes, and no error
         except Exception as error:
             self._count(step, error_type(error))
             raise
