@@ -184,6 +184,44 @@ async def test_a_server_that_hangs_is_left(
         await jetstream.close()
 
 
+async def test_a_replica_without_a_leader_does_not_say_what_a_stream_has(
+    cluster: tuple[list[Process], dict[str, str]], of_cluster: dict[str, Settings]
+) -> None:
+    """It may lack messages. Of two replicas one is lost, so the stream has no majority; the three servers still have
+    one, and let the other replica answer.
+    """
+    jetstream = await connect(of_cluster["admin"])
+    try:
+        await jetstream.create_stream({"name": "PAIR", "subjects": ["pair"], "num_replicas": 2, "storage": "file"})
+        assert (await jetstream.state("PAIR")).messages == 0
+        leader = str((await jetstream.cluster_of("PAIR"))["leader"]).removeprefix(NAME)
+        (process,) = (one for one in cluster[0] if one.program.name == f"nats{leader}")
+        process.signal(SIGKILL)
+
+        async def is_refused() -> bool:
+            try:
+                await jetstream.state("PAIR")
+            except Unavailable as error:
+                return "the stream PAIR has no leader" in str(error)
+            return False
+
+        await until(is_refused, within_s=40)
+        answer = await jetstream.api("STREAM.INFO.PAIR")
+        assert ("state" in answer, answer["cluster"].get("leader", "")) == (True, "")
+        process.restart()
+
+        async def is_known() -> bool:
+            try:
+                return (await jetstream.state("PAIR")).messages == 0
+            except Unavailable:
+                return False
+
+        await until(is_known, within_s=40)
+        await jetstream.delete_stream("PAIR")
+    finally:
+        await jetstream.close()
+
+
 async def test_without_a_majority_the_error_says_so(
     cluster: tuple[list[Process], dict[str, str]], of_cluster: dict[str, Settings]
 ) -> None:
