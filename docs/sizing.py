@@ -453,8 +453,8 @@ class Plan:
             Limit(
                 "disk of an API's index",
                 *(self.index_bytes / GB, 10.0, "GB"),
-                "measured, extrapolated; `api.spool` of the chart",
-                "a larger `api.spool`; a shorter retention",
+                "measured, extrapolated; `api.index.size` of the chart",
+                "a larger `api.index.size`; a shorter retention",
             ),
             Limit(
                 "queue while the bucket is away",

@@ -36,6 +36,10 @@ def render(*values: Path) -> list[dict[str, Any]]:
 
 
 def pods(documents: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The pods of Deployments and Jobs, by the name of their container."""
-    templates = (document["spec"]["template"] for document in documents if document["kind"] in {"Deployment", "Job"})
-    return {template["spec"]["containers"][0]["name"]: template["spec"] for template in templates}
+    """The pods of Deployments, StatefulSets, Jobs and CronJobs, by the name of their container."""
+    specs = (
+        document["spec"].get("jobTemplate", document)["spec"]
+        for document in documents
+        if document["kind"] in {"Deployment", "StatefulSet", "Job", "CronJob"}
+    )
+    return {spec["template"]["spec"]["containers"][0]["name"]: spec["template"]["spec"] for spec in specs}

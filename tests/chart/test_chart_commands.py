@@ -1,5 +1,6 @@
 """Commands and probes of every container, as the chart has them, on the real program."""
 
+import base64
 import json
 import re
 import subprocess
@@ -21,6 +22,7 @@ from local.machine import Deadline, limit_s
 from local.programs import LOOPBACK, NotReady, Process, Program, http_get
 from local.servers import NATS_USERS, S3_RIGHTS
 from tests.chart.helm import pods, render
+from tests.inbox import open_inbox
 
 ENTRYPOINT = str(Path(sys.executable).parent / "bronze")
 COMMAND_S_MAX = 60
@@ -33,6 +35,8 @@ PORTS = {
     "api": "BRONZE_API_PORT",
     "consumer": "OTEL_EXPORTER_PROMETHEUS_PORT",
     "canary": "OTEL_EXPORTER_PROMETHEUS_PORT",
+    "table": "OTEL_EXPORTER_PROMETHEUS_PORT",
+    "notify": "OTEL_EXPORTER_PROMETHEUS_PORT",
 }
 
 
@@ -53,8 +57,8 @@ class Node:
         file.write_text(yaml.safe_dump(self.values))
         self.documents = render(file)
 
-    def run_hook(self, name: str) -> str:
-        """Run a Job to its end, and return its output."""
+    def run_job(self, name: str) -> str:
+        """Run a Job, or one of a CronJob, to its end, and return its output."""
         container, env = self._container(name)
         outcome = subprocess.run(
             [ENTRYPOINT, *container["args"]],
@@ -100,10 +104,13 @@ class Node:
         (container,) = pod["containers"]
         root = self.state / name
         for mount in container["volumeMounts"]:
-            (volume,) = [volume for volume in pod["volumes"] if volume["name"] == mount["name"]]
-            if "emptyDir" not in volume:
-                self._write(root / mount["mountPath"].lstrip("/"), volume)
+            for volume in pod["volumes"]:  # those that are claimed are empty
+                if volume["name"] == mount["name"] and "emptyDir" not in volume:
+                    self._write(root / mount["mountPath"].lstrip("/"), volume)
         env = dict(IMAGE) | {"BRONZE_API_HOST": LOOPBACK, "OTEL_EXPORTER_PROMETHEUS_HOST": LOOPBACK}
+        for source in container.get("envFrom", []):
+            secret = self.secrets[source["secretRef"]["name"]]
+            env |= {source.get("prefix", "") + key: value for key, value in secret.items()}
         for variable in container["env"]:
             if "valueFrom" in variable:
                 key = variable["valueFrom"]["secretKeyRef"]
@@ -111,7 +118,9 @@ class Node:
             else:
                 text = re.sub(r"\$\((\w+)\)", lambda found: env[found[1]], variable["value"])
                 text = text.replace("http://bronze-api:8000", f"http://{LOOPBACK}:{self.ports['api']}")
-                env[variable["name"]] = str(root) + text if text.startswith("/etc/bronze") else text
+                env[variable["name"]] = (
+                    str(root) + text if text.startswith(("/etc/bronze", "/var/lib/bronze")) else text
+                )
         if name in PORTS:
             env[PORTS[name]] = str(self.ports[name])
         return container, env
@@ -141,11 +150,17 @@ def node(tmp_path: Path) -> Iterator[Node]:
         f"bronze-bucket-{identity}": {"AWS_ACCESS_KEY_ID": own.access_key, "AWS_SECRET_ACCESS_KEY": own.secret_key}
         for identity, own in accounts.items()
     }
+    tables = {
+        name.removeprefix("PYICEBERG_CATALOG__BRONZE__"): value
+        for name, value in servers.tables_env(accounts["table"]).items()
+    }
+    secrets["catalog"] = {"CREDENTIAL": tables.pop("CREDENTIAL")}
     values = {
         "queue": {"url": f"nats://{LOOPBACK}:{queue}", "serverName": "chart", "replicas": 1},
         "bucket": {"endpoint": f"http://{LOOPBACK}:{first}"},
         "telemetry": {"endpoint": "", "secret": "", "prometheusUrl": "", "tempoUrl": ""},
         "settings": {"BRONZE_FLUSH_AGE_S": "0.1", "BRONZE_CANARY_INTERVAL_S": "1"},
+        "table": {"catalog": tables, "catalogSecret": "catalog"},
     }
     with (
         programs.start(servers.nats_with_users(nats, queue, "chart"), tmp_path / "nats.log"),
@@ -159,23 +174,53 @@ def test_the_chart_works_on_the_real_program(node: Node) -> None:
     all probes succeed, and a record is stored before and after.
     """
     node.install()
-    node.run_hook("init")
+    node.run_job("init")
     with ExitStack() as running:
         api, consumer = (running.enter_context(node.start(role)) for role in ("api", "consumer"))
         node.install(command=["keys", "create", "canary", "--scope", "admin", "--yes"])
-        key = node.run_hook("command").strip()
+        key = node.run_job("command").strip()
         node.secrets["bronze-canary-key"] = {"key": key}
         running.enter_context(node.start("canary"))
         _store(node, key)
         _until_checked(node)
 
         node.install(lanes=2, command=[])
-        node.run_hook("lanes")
-        node.run_hook("init")
+        node.run_job("lanes")
+        node.run_job("init")
         for role, process in (("api", api), ("consumer", consumer)):
             assert process.wait(COMMAND_S_MAX) == 1, f"{role} should notice that its lanes were replaced"
             running.enter_context(node.start(role))
         _store(node, key)
+
+
+def test_the_roles_that_are_off_by_default_work_too(node: Node) -> None:
+    """A stored record is committed to its table and announced to a webhook, as the chart runs both; the CronJob finds
+    nothing that is old enough, after it asked the tables.
+    """
+    with open_inbox() as inbox, ExitStack() as running:
+        node.values["table"] |= {"enabled": True}
+        node.secrets["events"] = {"BRONZE_WEBHOOK_SECRETS": f"whsec_{base64.b64encode(bytes(32)).decode()}"}
+        node.install(
+            command=["keys", "create", "notify", "--scope", "admin", "--yes"],
+            notify={"enabled": True, "webhookUrl": inbox.url, "secret": "events", "tables": True},
+            retain={"enabled": True, "days": 1},
+        )
+        node.run_job("init")
+        for role in ("api", "consumer"):
+            running.enter_context(node.start(role))
+        key = node.run_job("command").strip()
+        node.secrets["bronze-notify-key"] = {"key": key}
+        for role in ("table", "notify"):
+            running.enter_context(node.start(role))
+        _store(node, key)
+        deadline = Deadline(60)
+        while {document["type"] for document in inbox.documents()} != {
+            "bronze.object.stored",
+            "bronze.table.committed",
+        }:
+            assert not deadline.passed(), (node.state / "notify.log").read_text()
+            time.sleep(POLL_S)
+        assert "0 objects deleted. 0 rows of tables deleted." in node.run_job("retain")
 
 
 def _store(node: Node, key: str) -> None:

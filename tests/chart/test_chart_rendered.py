@@ -27,15 +27,10 @@ NOT_FOR_USERS = {
     *("SOURCES", "LANES", "QUEUE_REPLICAS", "OPEN_BATCHES_MAX", "WORKERS", "BUCKET", "PREFIX", "VIEW_DIR"),
     *("NATS_URL", "NATS_USER", "NATS_PASSWORD", "NATS_PASSWORD_FILE", "NATS_SERVER_NAME"),
     *("NATS_CA_FILE", "NATS_CERT_FILE", "NATS_KEY_FILE"),
-    # the chart does not run `bronze notify`
-    *("WEBHOOK_URL", "WEBHOOK_SECRETS", "WEBHOOK_SECRETS_FILE", "NOTIFY_DIR", "NOTIFY_BEGIN", "NOTIFY_TABLES"),
+    *("WEBHOOK_URL", "WEBHOOK_SECRETS", "WEBHOOK_SECRETS_FILE", "NOTIFY_DIR", "NOTIFY_TABLES"),
     *("API_HOST", "API_PORT", "AUTH", "TLS_CERT_FILE", "TLS_KEY_FILE", "API_URL", "API_KEY", "API_KEY_FILE"),
     *("PROMETHEUS_URL", "TEMPO_URL", "ZIPKIN_URL"),
-    # of the committer of tables, which the chart does not run
-    *("TABLE_CATALOG", "TABLE_NAMESPACE", "TABLE_INTERVAL_S", "TABLE_COMMIT_BYTES_MAX"),
-    *("TABLE_MAINTENANCE_INTERVAL_S", "TABLE_EXPIRE_DAYS"),
-    # of `bronze retain`, which the chart does not run
-    "RETENTION_DAYS",
+    *("TABLE_CATALOG", "RETENTION_DAYS"),
 }
 
 
@@ -97,20 +92,25 @@ def test_objects_fit_together(values: Path) -> None:
     names = [(document["kind"], document["metadata"]["name"]) for document in documents]
     assert len(names) == len(set(names))
     maps, accounts = of_kind(documents, "ConfigMap"), of_kind(documents, "ServiceAccount")
+    claims = {name: found["spec"]["volumeClaimTemplates"] for name, found in of_kind(documents, "StatefulSet").items()}
+    assert claims.keys() <= of_kind(documents, "Service").keys()
     for pod in pods(documents).values():
         (container,) = pod["containers"]
         assert pod.get("serviceAccountName", "default") in {*accounts, "default"}
         volumes = {volume["name"]: volume for volume in pod["volumes"]}
-        assert {mount["name"] for mount in container["volumeMounts"]} == set(volumes)
+        claimed = {claim["metadata"]["name"] for claim in claims.get(pod.get("serviceAccountName"), [])}
+        assert {mount["name"] for mount in container["volumeMounts"]} == {*volumes, *claimed}
         assert {volume["configMap"]["name"] for volume in volumes.values() if "configMap" in volume} <= set(maps)
         variables = [variable["name"] for variable in container["env"]]
         assert len(variables) == len(set(variables))
         for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
             if port := container.get(probe, {}).get("httpGet", {}).get("port"):
                 assert port in {named["name"] for named in container["ports"]}
-    labels = [
-        document["spec"]["template"]["metadata"]["labels"] for document in of_kind(documents, "Deployment").values()
-    ]
+    roles = of_kind(documents, "Deployment") | of_kind(documents, "StatefulSet")
+    labels = [document["spec"]["template"]["metadata"]["labels"] for document in roles.values()]
+    for scaled in of_kind(documents, "HorizontalPodAutoscaler").values():
+        target = scaled["spec"]["scaleTargetRef"]
+        assert roles[target["name"]]["kind"] == target["kind"]
     for kind in ("Service", "PodDisruptionBudget", "NetworkPolicy", "ServiceMonitor"):
         for name, document in of_kind(documents, kind).items():
             spec = document["spec"]
@@ -122,7 +122,7 @@ def test_objects_fit_together(values: Path) -> None:
 @each_values
 def test_a_pod_can_do_little_harm(values: Path) -> None:
     """Not root, no way to more, no token of the cluster, a root that cannot be written, and bounded memory."""
-    for pod in pods(rendered(values)).values():
+    for name, pod in pods(rendered(values)).items():
         (container,) = pod["containers"]
         assert pod["automountServiceAccountToken"] is False
         assert (pod["securityContext"]["runAsNonRoot"], pod["securityContext"]["runAsUser"]) == (True, 10000)
@@ -134,7 +134,7 @@ def test_a_pod_can_do_little_harm(values: Path) -> None:
         }
         assert container["resources"]["limits"]["memory"]
         writable = [volume["name"] for volume in pod["volumes"] if "emptyDir" in volume]
-        assert writable == ["tmp"]
+        assert writable == (["tmp", "state"] if name == "api" and values.stem != "every-role" else ["tmp"])
         assert all(volume["emptyDir"]["sizeLimit"] for volume in pod["volumes"] if "emptyDir" in volume)
 
 

@@ -16,6 +16,17 @@ app.kubernetes.io/managed-by: {{ .root.Release.Service }}
 helm.sh/chart: {{ .root.Chart.Name }}-{{ .root.Chart.Version }}
 {{- end }}
 
+{{- /* The roles that run, and the port of each. */}}
+{{- define "bronze.ports" -}}
+api: 8000
+consumer: 9464
+{{- range $component, $port := dict "canary" 9466 "table" 9468 "notify" 9469 }}
+{{- if (index $.Values $component).enabled }}
+{{ $component }}: {{ $port }}
+{{- end }}
+{{- end }}
+{{- end }}
+
 {{- define "bronze.sources" -}}
 {{ .Values.sources | default (.Files.Get "files/sources.toml") }}
 {{- end }}
@@ -59,6 +70,31 @@ helm.sh/chart: {{ .root.Chart.Name }}-{{ .root.Chart.Version }}
 {{- if and $values.canary.enabled (eq $values.api.auth "keys") (not $values.canary.apiKeySecret) }}
 {{- fail "the canary needs an API key, since api.auth is keys: set canary.apiKeySecret, or canary.enabled to false" }}
 {{- end }}
+{{- range $variable := concat (keys $values.table.catalog) (keys $values.notify.environment) }}
+{{- if regexMatch "CREDENTIAL|TOKEN|SECRET|PASSWORD|ACCESS_KEY|API_KEY" $variable }}
+{{- fail (printf "%s is a secret: name it in the Secret of table.catalogSecret, or of notify.secret, and not in the values" $variable) }}
+{{- end }}
+{{- end }}
+{{- if and $values.table.enabled (not $values.table.catalog) }}
+{{- fail "table.enabled needs a catalog: set table.catalog, such as {URI: https://catalog.example.com, WAREHOUSE: s3://lake/}" }}
+{{- end }}
+{{- with $values.notify }}
+{{- if and .enabled (not .webhookUrl) (not .environment) }}
+{{- fail "notify.enabled needs a receiver: set notify.webhookUrl, or OPENLINEAGE_URL in notify.environment" }}
+{{- end }}
+{{- if and .enabled .webhookUrl (not .secret) }}
+{{- fail "notify.webhookUrl needs secrets that sign its requests: set notify.secret, with the key BRONZE_WEBHOOK_SECRETS" }}
+{{- end }}
+{{- if and .enabled (eq $values.api.auth "keys") (not .apiKeySecret) }}
+{{- fail "notify needs an API key, since api.auth is keys: set notify.apiKeySecret" }}
+{{- end }}
+{{- if and .enabled .tables (not $values.table.catalog) }}
+{{- fail "notify.tables is true: set table.catalog" }}
+{{- end }}
+{{- end }}
+{{- if and $values.retain.enabled (not $values.retain.days) }}
+{{- fail "retain.enabled needs an age: set retain.days" }}
+{{- end }}
 {{- if and $values.monitoring.serviceMonitors (eq $values.api.auth "keys") (not $values.monitoring.apiKeySecret) }}
 {{- fail "Prometheus needs an API key for the API's /metrics, since api.auth is keys: set monitoring.apiKeySecret" }}
 {{- end }}
@@ -84,7 +120,8 @@ helm.sh/chart: {{ .root.Chart.Name }}-{{ .root.Chart.Version }}
 {{- end }}
 {{- end }}
 
-{{- /* A dict of root, component, user (of the queue) and bucketSecret: what every container gets. */}}
+{{- /* A dict of root, component, user (of the queue), bucketSecret and tables (whether it uses their catalog): what every
+container gets. */}}
 {{- define "bronze.env" -}}
 {{- $values := .root.Values }}
 - {name: BRONZE_SOURCES, value: /etc/bronze/sources/sources.toml}
@@ -94,7 +131,7 @@ helm.sh/chart: {{ .root.Chart.Name }}-{{ .root.Chart.Version }}
 {{- with $values.queue.serverName }}
 - {name: BRONZE_NATS_SERVER_NAME, value: {{ . | quote }}}
 {{- end }}
-{{- if $values.queue.secret }}
+{{- if and $values.queue.secret .user }}
 - {name: BRONZE_NATS_USER, value: {{ .user }}}
 - {name: BRONZE_NATS_PASSWORD_FILE, value: /etc/bronze/queue/password}
 {{- end }}
@@ -129,7 +166,12 @@ helm.sh/chart: {{ .root.Chart.Name }}-{{ .root.Chart.Version }}
 {{- end }}
 {{- end }}
 {{- end }}
-{{- if has .component (list "canary" "admin") }}
+{{- if .tables }}
+{{- range $name, $value := $values.table.catalog }}
+- {name: PYICEBERG_CATALOG__BRONZE__{{ $name }}, value: {{ $value | quote }}}
+{{- end }}
+{{- end }}
+{{- if has .component (list "canary" "notify" "admin") }}
 - {name: BRONZE_API_URL, value: http://{{ include "bronze.name" .root }}-api:8000}
 {{- end }}
 {{- range $name, $value := merge dict $values.environment $values.settings }}
@@ -137,10 +179,17 @@ helm.sh/chart: {{ .root.Chart.Name }}-{{ .root.Chart.Version }}
 {{- end }}
 {{- end }}
 
+{{- /* The same dict. */}}
+{{- define "bronze.envFrom" -}}
+{{- if and .tables .root.Values.table.catalogSecret }}
+- {prefix: PYICEBERG_CATALOG__BRONZE__, secretRef: {name: {{ .root.Values.table.catalogSecret }}}}
+{{- end }}
+{{- end }}
+
 {{- define "bronze.mounts" -}}
 - {name: tmp, mountPath: /tmp}
 - {name: sources, mountPath: /etc/bronze/sources, readOnly: true}
-{{- if .root.Values.queue.secret }}
+{{- if and .root.Values.queue.secret .user }}
 - {name: queue, mountPath: /etc/bronze/queue, readOnly: true}
 {{- end }}
 {{- if .root.Values.queue.caSecret }}
@@ -152,12 +201,12 @@ helm.sh/chart: {{ .root.Chart.Name }}-{{ .root.Chart.Version }}
 {{- define "bronze.volumes" -}}
 - name: sources
   configMap: {name: {{ .sourcesFrom }}}
-{{- with .root.Values.queue.secret }}
+{{- if and .root.Values.queue.secret .user }}
 - name: queue
   secret:
-    secretName: {{ . }}
+    secretName: {{ .root.Values.queue.secret }}
     defaultMode: 0440
-    items: [{key: {{ $.user }}, path: password}]
+    items: [{key: {{ .user }}, path: password}]
 {{- end }}
 {{- with .root.Values.queue.caSecret }}
 - name: queue-ca
