@@ -16,10 +16,12 @@ import pytest
 import yaml
 
 import bronze
+from bronze.notify.signature import parse_secrets
 from bronze.telemetry.schema import registry
 from grafana.traces import LINEAGE, TRACE_PANEL
 from local import builds, servers
 from local.programs import PORT_VARIABLE
+from local.secret_files import new_secret
 from local.settings import FLEET_VARIABLE, NATS_VARIABLE
 from local.stack import Ports
 
@@ -37,7 +39,7 @@ CLUSTER_SECRETS = set(re.findall(r"\$\{(\w+):\?run make secrets\}", CLUSTER_FILE
 COMPOSE = yaml.safe_load(FILE.read_text())
 CLUSTER = yaml.safe_load(CLUSTER_FILE.read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
-ROLES = {"api", "consumer", "canary", "table", "publisher"}
+ROLES = {"api", "consumer", "canary", "table", "notify", "publisher"}
 #: Runs once and is waited for until it is done.
 ONCE = {"prepare", "init", "tables"}
 #: For `docker compose run`.
@@ -319,6 +321,20 @@ def test_there_is_no_secret_in_the_file() -> None:
     secret = {name for name in read if re.search("SECRET|PASSWORD|TOKEN", name)}
     assert {name for name in secret if ":?run make secrets}" not in read[name]} == set()
     assert secret == SECRETS != set()
+
+
+def test_the_secret_of_the_webhook_is_one_that_signs() -> None:
+    """As `make secrets` writes it."""
+    text = SERVICES["notify"]["environment"]["BRONZE_WEBHOOK_SECRETS"]
+    assert parse_secrets(text.replace("${WEBHOOK_SECRET:?run make secrets}", new_secret()), "BRONZE_WEBHOOK_SECRETS")
+
+
+def test_the_exporter_of_the_queue_reads_every_server() -> None:
+    """Of the cluster as of the single one, with the same options."""
+    single, three = (services["nats-exporter"]["command"] for services in (SERVICES, CLUSTER["services"]))
+    hosts = ("nats", "nats-2", "nats-3")
+    assert single == [*single[:-1], "http://nats:8222"]
+    assert three == [*single[:-1], *(f"http://{host}:8222" for host in hosts)]
 
 
 def test_profiles_are_named() -> None:
