@@ -98,7 +98,7 @@ def test_objects_fit_together(values: Path) -> None:
         (container,) = pod["containers"]
         assert pod.get("serviceAccountName", "default") in {*accounts, "default"}
         volumes = {volume["name"]: volume for volume in pod["volumes"]}
-        claimed = {claim["metadata"]["name"] for claim in claims.get(pod.get("serviceAccountName"), [])}
+        claimed = {claim["metadata"]["name"] for claim in claims.get(pod.get("serviceAccountName", ""), [])}
         assert {mount["name"] for mount in container["volumeMounts"]} == {*volumes, *claimed}
         assert {volume["configMap"]["name"] for volume in volumes.values() if "configMap" in volume} <= set(maps)
         variables = [variable["name"] for variable in container["env"]]

@@ -24,7 +24,7 @@ def weed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
 
 @pytest.fixture
 def catalog(weed: Process, monkeypatch: pytest.MonkeyPatch) -> Iterator[Catalog]:
-    """All files are old enough to be deleted: nothing in a bucket can be made older, and its times are whole seconds."""
+    """All files are old enough to be deleted: times there are whole seconds, and nothing can be made older."""
     monkeypatch.setattr(expiry_module, "FILE_AGE_MIN", dt.timedelta(days=-1))
     account = servers.s3_account(weed.log.parent, weed.program.ports["s3"], identity="table")
     credentials = {"s3.access-key-id": account.access_key, "s3.secret-access-key": account.secret_key}
