@@ -262,7 +262,8 @@ def check_sources(stack: Stack) -> None:
         check=False,
     )
     if outcome.returncode in {1, 2}:
-        raise LocalError(f"{(outcome.stdout + outcome.stderr).strip()}\nNothing was changed")
+        reason = (outcome.stdout + outcome.stderr).strip().removeprefix("bronze sources: ")
+        raise LocalError(f"{reason}\nNothing was changed")
     *changes, _ = outcome.stdout.splitlines() or [""]
     for change in changes:
         if not change.endswith("no change"):

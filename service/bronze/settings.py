@@ -11,7 +11,7 @@ Libraries: pydantic, pydantic_settings.
 from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -564,9 +564,14 @@ def load(workers: int | None = None) -> Settings:
         return Settings() if workers is None else Settings(workers=workers)
     except ValidationError as error:
         lines = [
-            f"BRONZE_{str(invalid['loc'][0]).upper()}: {invalid['msg']}"
+            f"BRONZE_{str(invalid['loc'][0]).upper()}: {_explanation(invalid)}"
             if invalid["loc"]
             else str(invalid["msg"]).removeprefix("Value error, ")
             for invalid in error.errors()
         ]
         raise Misconfigured("; ".join(lines)) from error
+
+
+def _explanation(invalid: Mapping[str, Any]) -> str:
+    is_address = invalid.get("ctx", {}).get("pattern") == _HTTP
+    return "an address begins with http:// or https://" if is_address else invalid["msg"]

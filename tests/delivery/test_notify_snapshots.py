@@ -13,6 +13,7 @@ import pytest
 from openlineage.client.serde import Serde
 from pyiceberg.catalog import Catalog, load_catalog
 
+from bronze.client import FileCheckpoint
 from bronze.errors import Halted, Outage, Unavailable
 from bronze.notify.delivery import Delivery
 from bronze.notify.event import Event, SnapshotEvent, cloud_event, event_id
@@ -126,6 +127,19 @@ async def test_after_a_crash_none_is_missing(catalog: Catalog, heard: Heard) -> 
         await started(catalog, taken, memory, heard).step()
         assert ids(taken) == [*made[:crash], *made]
         assert len({event_id(event, "lake") for event in taken.events}) == 4
+
+
+async def test_a_damaged_position_is_named(
+    catalog: Catalog, heard: Heard, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "webhook.snapshots"
+    file.write_text("corrupt")
+    taken = Taken()
+    await SnapshotFollower(
+        Tables(catalog, "bronze"), Delivery(taken, NotifyTelemetry(heard.telemetry)), FileCheckpoint(file)
+    ).run()
+    assert str(file) in caplog.text
+    assert not taken.events
 
 
 async def test_only_what_comes_from_now_on(catalog: Catalog, heard: Heard) -> None:

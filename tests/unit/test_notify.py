@@ -5,6 +5,7 @@ import json
 import logging
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, cast
 from uuid import NAMESPACE_URL, uuid5
 
@@ -14,7 +15,7 @@ from cloudevents.core.bindings.http import HTTPMessage, from_http_event
 from standardwebhooks import Webhook as Verifier
 from standardwebhooks import WebhookVerificationError
 
-from bronze.client import AsyncClient, FeedPage, ObjectEvent, RemovalEvent
+from bronze.client import AsyncClient, FeedPage, FileCheckpoint, ObjectEvent, RemovalEvent
 from bronze.errors import Halted, Misconfigured, Outage, Refusal, Refused, Unavailable
 from bronze.notify import delivery as delivery_module
 from bronze.notify import follower as follower_module
@@ -28,6 +29,7 @@ from bronze.protocol.documents import entry_of
 from bronze.settings import Settings
 from bronze.telemetry.context import extract, span_context
 from bronze.telemetry.signals import Outcome, Role
+from bronze.wiring import notify as wiring
 from tests import factories
 from tests.contract.making import Heard
 from tests.inbox import OK, Answer, Inbox, Request, open_inbox
@@ -117,6 +119,13 @@ def test_a_wrong_secret_is_not_repeated_in_the_error(text: str) -> None:
     with pytest.raises(Misconfigured) as refused:
         parse_secrets(text, "BRONZE_WEBHOOK_SECRETS")
     assert not text.removeprefix("whsec_") or text.removeprefix("whsec_") not in str(refused.value)
+
+
+def test_a_folder_is_used_by_one_process(tmp_path: Path) -> None:
+    """Two would send each event twice, and save the position of each other."""
+    wiring._own(tmp_path)
+    with pytest.raises(Misconfigured, match="another bronze notify uses"):
+        wiring._own(tmp_path)
 
 
 def test_a_webhook_needs_a_secret() -> None:
@@ -254,6 +263,21 @@ async def test_after_a_crash_the_events_since_the_saved_cursor_are_sent_again(
         await follower(Pages([an_object(1), an_object(2)]), receiver, memory, heard).run()
     ids = [document["id"] for document in inbox.documents()]
     assert ids[:2] == ids[2:]
+
+
+async def test_a_cursor_that_is_damaged_ends_its_follower_and_names_the_file(
+    inbox: Inbox, http: httpx.AsyncClient, heard: Heard, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    """It is not for the process to choose another begin: `latest` would leave events out."""
+    file = tmp_path / "webhook.cursor"
+    file.write_bytes(b"\xff")
+    pages = Pages([an_object(1)], [Refused(Refusal.INVALID_CURSOR, "-")])
+    with caplog.at_level(logging.ERROR):
+        await Follower(
+            cast("AsyncClient", pages), delivery(webhook(http, inbox.url), heard), FileCheckpoint(file)
+        ).run()
+    assert str(file) in caplog.text
+    assert not inbox.taken
 
 
 async def test_a_receiver_that_is_gone_ends_only_its_own_follower(

@@ -251,6 +251,12 @@ def test_a_transport_that_loses_events_is_refused(monkeypatch: pytest.MonkeyPatc
         open_client()
 
 
+def test_a_transport_that_lacks_settings_is_refused_for_what_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENLINEAGE__TRANSPORT__TYPE", "kafka")
+    with pytest.raises(Misconfigured, match=r"kafka does not say.*use http"):
+        open_client()
+
+
 def test_it_can_be_turned_off() -> None:
     chosen = {"OPENLINEAGE_URL": "http://server"}
     assert sends_openlineage(chosen)

@@ -80,6 +80,12 @@ def test_an_invalid_value_is_refused_with_the_name_of_its_variable(
         settings.load()
 
 
+def test_an_address_without_its_scheme_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BRONZE_WEBHOOK_URL", "127.0.0.1:9876")
+    with pytest.raises(Misconfigured, match="BRONZE_WEBHOOK_URL: an address begins with http:// or https://"):
+        settings.load()
+
+
 def test_the_queue_has_several_servers_and_one_user(monkeypatch: pytest.MonkeyPatch) -> None:
     """The user may be in the addresses, or in settings of its own."""
     monkeypatch.setenv("BRONZE_NATS_URL", "tls://a%40b:p%3Aw@one, tls://a%40b:p%3Aw@[::1]:4223/")

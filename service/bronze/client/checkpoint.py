@@ -6,7 +6,7 @@ from typing import Protocol
 
 
 class Checkpoint(Protocol):
-    """Stores the cursor of a follower. `load` returns an empty text if none is stored."""
+    """Stores the cursor of a follower. `load` returns an empty text if none is stored; `str` says where it is."""
 
     def load(self) -> str: ...
     def save(self, cursor: str) -> None: ...
@@ -18,9 +18,13 @@ class FileCheckpoint:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self._path = Path(path)
 
+    def __str__(self) -> str:
+        return str(self._path)
+
     def load(self) -> str:
         try:
-            return self._path.read_text(encoding="ascii").strip()
+            # what is damaged is refused by whoever reads the cursor
+            return self._path.read_text(encoding="ascii", errors="replace").strip()
         except FileNotFoundError:
             return ""
 

@@ -12,7 +12,7 @@ from typing import Protocol
 from bronze.client import retry_after_s
 from bronze.client.calls import back_off_s
 from bronze.errors import Halted, Outage, Unavailable
-from bronze.notify.event import Event, happened_at
+from bronze.notify.event import Event, happened_at, type_and_subject
 from bronze.notify.notify_telemetry import NotifyTelemetry
 
 log = logging.getLogger(__name__)
@@ -80,7 +80,10 @@ class Delivery:
                     await self.receiver.send(event)
             except Unavailable as error:
                 wait_s = max(back_off_s(attempt, self._jitter), min(error.retry_after_s, RETRY_AFTER_S_MAX))
-                log.warning("%s: attempt %d, trying again in %.1f s: %s", self.receiver.name, attempt, wait_s, error)
+                log.warning(
+                    "%s: attempt %d for %s %s, trying again in %.1f s: %s",
+                    *(self.receiver.name, attempt, *type_and_subject(event), wait_s, error),
+                )
                 await asyncio.sleep(wait_s)
             else:
                 break

@@ -90,15 +90,20 @@ def event_id(event: Event, bucket: str) -> UUID:
     return uuid5(NAMESPACE_URL, f"s3://{bucket}#removed/{messages}")
 
 
-def cloud_event(event: Event, bucket: str, prefix: str) -> bytes:
-    """The event in structured mode: all attributes are in the body, so that its signature covers them."""
+def type_and_subject(event: Event) -> tuple[str, str]:
+    """The attributes `type` and `subject`: what has happened, and to what."""
     match event:
         case ObjectEvent():
-            kind, subject = OBJECT_STORED, event.file_path
+            return OBJECT_STORED, event.file_path
         case RemovalEvent():
-            kind, subject = OBJECT_REMOVED, event.file_path or event.source
+            return OBJECT_REMOVED, event.file_path or event.source
         case SnapshotEvent():
-            kind, subject = TABLE_COMMITTED, event.source
+            return TABLE_COMMITTED, event.source
+
+
+def cloud_event(event: Event, bucket: str, prefix: str) -> bytes:
+    """The event in structured mode: all attributes are in the body, so that its signature covers them."""
+    kind, subject = type_and_subject(event)
     document: dict[str, Any] = {
         "specversion": "1.0",
         "id": str(event_id(event, bucket)),

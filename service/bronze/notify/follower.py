@@ -4,7 +4,7 @@ import asyncio
 import logging
 
 from bronze.client import AsyncClient, Checkpoint
-from bronze.errors import Halted, Refused, Unavailable
+from bronze.errors import Halted, Refusal, Refused, Unavailable
 from bronze.notify.delivery import Delivery
 
 log = logging.getLogger(__name__)
@@ -14,6 +14,11 @@ PAGE_EVENTS = 20
 WAIT_S = 15.0
 #: Between two attempts to read a feed that the API refuses, until an operator has acted.
 REFUSED_RETRY_S = 30.0
+#: What to do about a position that cannot be read.
+LOST_POSITION = (
+    "nothing is sent to this receiver. Put the file back; or delete it, and restart bronze notify with "
+    "BRONZE_NOTIFY_BEGIN=first: then events are repeated, and none is missing"
+)
 
 
 class Follower:
@@ -30,7 +35,7 @@ class Follower:
         self._begin = begin
 
     async def run(self) -> None:
-        """Run until cancelled; returns if the receiver wants no more events."""
+        """Run until cancelled; returns if the receiver wants no more events, or the saved cursor cannot be used."""
         receiver = self._delivery.receiver.name
         cursor = self._checkpoint.load() or self._begin
         while True:
@@ -42,6 +47,9 @@ class Follower:
             except Unavailable as error:  # the client has tried again for a while
                 log.warning("%s: the feed cannot be read, trying again: %s", receiver, error)
             except Refused as error:
+                if error.code is Refusal.INVALID_CURSOR:
+                    log.error("%s: the cursor in %s is damaged: %s", receiver, self._checkpoint, LOST_POSITION)
+                    return
                 log.error("%s: the API refuses the feed, trying again: %s", receiver, error)
                 await asyncio.sleep(REFUSED_RETRY_S)
 

@@ -1,6 +1,7 @@
 """Sends OpenLineage events, by the transport that OpenLineage's own variables choose."""
 
 import asyncio
+import os
 
 import httpx
 import msgspec
@@ -25,16 +26,22 @@ def open_client() -> OpenLineageClient:
     try:
         client = OpenLineageClient()
     except Exception as error:  # whatever its transports raise
+        if (kind := os.environ.get("OPENLINEAGE__TRANSPORT__TYPE", TRANSPORTS[0])) not in TRANSPORTS:
+            raise _not_supported(kind) from error
         raise Misconfigured(f"the OPENLINEAGE_ variables cannot work: {error}") from error
     transport = client.transport
     if transport.kind not in TRANSPORTS:
-        raise Misconfigured(
-            f"the OpenLineage transport {transport.kind} does not say whether an event was delivered: "
-            f"use {', '.join(TRANSPORTS)} (docs/events.md)"
-        )
+        raise _not_supported(str(transport.kind))
     if isinstance(transport, HttpTransport):
         transport.config.retry = {"total": 0}  # the follower tries again, for as long as it takes
     return client
+
+
+def _not_supported(kind: str) -> Misconfigured:
+    return Misconfigured(
+        f"the OpenLineage transport {kind} does not say whether an event was delivered: "
+        f"use {', '.join(TRANSPORTS)} (docs/events.md)"
+    )
 
 
 class OpenLineage:

@@ -11,6 +11,7 @@ from bronze.client import Checkpoint
 from bronze.errors import Halted, Unavailable
 from bronze.notify.delivery import Delivery
 from bronze.notify.event import SnapshotEvent
+from bronze.notify.follower import LOST_POSITION
 
 if TYPE_CHECKING:
     from bronze.servers.iceberg import TableHistory
@@ -50,7 +51,11 @@ class SnapshotFollower:
     async def run(self) -> None:
         """Run until cancelled; returns if the receiver wants no more events."""
         receiver = self._delivery.receiver.name
-        self.restore()
+        try:
+            self.restore()
+        except Halted as error:
+            log.error("%s: %s", receiver, error)
+            return
         while True:
             try:
                 await self.step()
@@ -62,9 +67,12 @@ class SnapshotFollower:
             await asyncio.sleep(POLL_S)
 
     def restore(self) -> None:
-        """Read what was announced before."""
-        text = self._checkpoint.load()
-        self._announced = msgspec.json.decode(text, type=dict[str, _Announced]) if text else {}
+        """Read what was announced before. Raises `Halted` if it cannot be read."""
+        try:
+            text = self._checkpoint.load()
+            self._announced = msgspec.json.decode(text, type=dict[str, _Announced]) if text else {}
+        except msgspec.DecodeError as error:
+            raise Halted(f"the position in {self._checkpoint} is damaged: {LOST_POSITION}") from error
 
     async def step(self) -> None:
         """Announce all snapshots that are new. Raises `Unavailable` and `Halted`."""

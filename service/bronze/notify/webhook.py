@@ -67,4 +67,4 @@ class Webhook:
     @property
     def _place(self) -> str:
         """The address without what may be secret: user, path and query."""
-        return f"{self._url.scheme}://{self._url.host}"
+        return f"{self._url.scheme}://{self._url.netloc.decode()}"

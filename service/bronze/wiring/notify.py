@@ -1,6 +1,7 @@
 """The notifications: what follows the feed, and where it sends events."""
 
 import asyncio
+import fcntl
 import logging
 import os
 from collections.abc import Sequence
@@ -45,7 +46,7 @@ async def run_notify(settings: Settings) -> int:
     if settings.notify_dir is None:
         raise Misconfigured("set BRONZE_NOTIFY_DIR, where `bronze notify` stores how far it is (docs/events.md)")
     secrets = _secrets(settings) if settings.webhook_url else []
-    folder = _writable(settings.notify_dir)
+    folder = _own(settings.notify_dir)
     telemetry = sdk.start(Role.NOTIFY, settings)
     telemetry.export_zeros([])
     stop = asyncio.Event()
@@ -115,12 +116,14 @@ def _secrets(settings: Settings) -> Sequence[bytes]:
     return parse_secrets(text, "BRONZE_WEBHOOK_SECRETS_FILE")
 
 
-def _writable(folder: Path) -> Path:
+def _own(folder: Path) -> Path:
+    """The folder, which no other process uses until this one ends."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".writable"
-        probe.touch()
-        probe.unlink()
+        lock = os.open(folder / ".lock", os.O_CREAT | os.O_WRONLY)  # it stays open
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise Misconfigured(f"BRONZE_NOTIFY_DIR: another bronze notify uses {folder}: choose another folder") from error
     except OSError as error:
         raise Misconfigured(f"BRONZE_NOTIFY_DIR: nothing can be written there: {error}") from error
     return folder
