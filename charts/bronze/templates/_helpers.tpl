@@ -57,8 +57,10 @@ consumer: 9464
 {{- define "bronze.check" -}}
 {{- $values := .Values }}
 {{- with $values.queue }}
-{{- if and .caSecret (not (hasPrefix "tls://" .url)) }}
-{{- fail "queue.caSecret is set: queue.url needs tls:// then" }}
+{{- range $secret := list "caSecret" "certificateSecret" }}
+{{- if and (get $values.queue $secret) (not (hasPrefix "tls://" $values.queue.url)) }}
+{{- fail (printf "queue.%s is set: queue.url needs tls:// then" $secret) }}
+{{- end }}
 {{- end }}
 {{- if and (contains "@" .url) .secret }}
 {{- fail "queue.url contains a user: remove it, the roles have users of their own (queue.secret)" }}
@@ -138,6 +140,10 @@ container gets. */}}
 {{- if $values.queue.caSecret }}
 - {name: BRONZE_NATS_CA_FILE, value: /etc/bronze/queue-ca/ca.crt}
 {{- end }}
+{{- if $values.queue.certificateSecret }}
+- {name: BRONZE_NATS_CERT_FILE, value: /etc/bronze/queue-certificate/tls.crt}
+- {name: BRONZE_NATS_KEY_FILE, value: /etc/bronze/queue-certificate/tls.key}
+{{- end }}
 - {name: BRONZE_BUCKET, value: {{ $values.bucket.name | quote }}}
 - {name: BRONZE_PREFIX, value: {{ $values.bucket.prefix | quote }}}
 {{- with $values.bucket.endpoint }}
@@ -195,6 +201,9 @@ container gets. */}}
 {{- if .root.Values.queue.caSecret }}
 - {name: queue-ca, mountPath: /etc/bronze/queue-ca, readOnly: true}
 {{- end }}
+{{- if .root.Values.queue.certificateSecret }}
+- {name: queue-certificate, mountPath: /etc/bronze/queue-certificate, readOnly: true}
+{{- end }}
 {{- end }}
 
 {{- /* As bronze.env, with sourcesFrom, the ConfigMap of the sources. */}}
@@ -210,6 +219,10 @@ container gets. */}}
 {{- end }}
 {{- with .root.Values.queue.caSecret }}
 - name: queue-ca
+  secret: {secretName: {{ . }}, defaultMode: 0440}
+{{- end }}
+{{- with .root.Values.queue.certificateSecret }}
+- name: queue-certificate
   secret: {secretName: {{ . }}, defaultMode: 0440}
 {{- end }}
 {{- end }}
