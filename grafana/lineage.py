@@ -38,7 +38,7 @@ def guide() -> Text:
         """\
 Type one of the ids above. The next table shows the spans with this id; for a trace_id, the one below it shows the \
 Bronze writes that stored the trace's submissions. Each row links to its trace and its lineage: \
-submissions, objects, rows and timings.
+submissions, objects, rows and timings, and the snapshot of the table that made each object queryable.
 
 The lineage without traces, as long as the data is in the bucket: [any id or path](${api_url}/), \
 [this classification](${api_url}/?q=${classification_id:percentencode}), \

@@ -171,6 +171,13 @@ S3_RIGHTS = {
     "consumer": ("Read", "Write", "List"),
     "canary": ("Read", "List"),
     "table": ("Read", "List", f"Read:{TABLES_BUCKET}", f"Write:{TABLES_BUCKET}", f"List:{TABLES_BUCKET}"),
+    "notify": (),
+}
+#: What each identity may do with the tables and their catalog.
+TABLE_RIGHTS = {
+    "table": "s3tables:*",
+    "api": ["s3tables:Get*", "s3tables:List*"],
+    "notify": ["s3tables:Get*", "s3tables:List*"],
 }
 
 
@@ -336,18 +343,21 @@ def _aws_client(service: str, account: S3Account) -> Any:
 
 
 def _create_table_bucket(account: S3Account) -> None:
-    """Create the table bucket, and let the committer of tables use it."""
+    """Create the table bucket, and let those use it who need it."""
     client = _aws_client("s3tables", account)
     try:
         arns = {bucket["name"]: bucket["arn"] for bucket in client.list_table_buckets().get("tableBuckets", ())}
         arn = arns.get(TABLES_BUCKET) or client.create_table_bucket(name=TABLES_BUCKET)["arn"]
-        allowed = {
-            "Effect": "Allow",
-            "Principal": {"AWS": "bronze-table"},
-            "Action": "s3tables:*",
-            "Resource": [arn, f"{arn}/*"],
-        }
-        policy = {"Version": "2012-10-17", "Statement": [allowed]}
+        allowed = [
+            {
+                "Effect": "Allow",
+                "Principal": {"AWS": f"bronze-{identity}"},
+                "Action": actions,
+                "Resource": [arn, f"{arn}/*"],
+            }
+            for identity, actions in TABLE_RIGHTS.items()
+        ]
+        policy = {"Version": "2012-10-17", "Statement": allowed}
         client.put_table_bucket_policy(tableBucketARN=arn, resourcePolicy=json.dumps(policy))
     finally:
         client.close()

@@ -202,6 +202,10 @@ class Stack:
             return {}
         return servers.s3_account(self.root / "seaweedfs", self.ports.s3, BUCKET, role).env
 
+    def _tables_env(self, role: str) -> Mapping[str, str]:
+        """The variables of the catalog of the tables for a role, by its account of the bucket."""
+        return servers.tables_env(servers.s3_account(self.root / "seaweedfs", self.ports.s3, BUCKET, role))
+
     def instance(self, role: str) -> str:
         """The `service.instance.id` of a role, in its telemetry and its `/livez`; a worker adds `-` and its number."""
         return f"{self.name}-{role}"
@@ -505,6 +509,7 @@ class Stack:
             traces = f"{ports.grafana}/d/bronze-lineage?var-trace_id={{trace_id}}&viewPanel=panel-100"
         return {
             "BRONZE_API_PORT": str(ports.api),
+            **self._tables_env("api"),
             **dict.fromkeys(("BRONZE_TLS_CERT_FILE", "BRONZE_TLS_KEY_FILE"), ""),  # its own clients use HTTP
             "BRONZE_TRACE_URL": settings().get("BRONZE_TRACE_URL") or f"http://{LOOPBACK}:{traces}",
         }
@@ -521,14 +526,13 @@ class Stack:
 
     @cached_property
     def table(self) -> Program:
-        account = servers.s3_account(self.root / "seaweedfs", self.ports.s3, BUCKET, "table")
-        return self._role("table", "table", self.ports.table, "/livez", servers.tables_env(account))
+        return self._role("table", "table", self.ports.table, "/livez", self._tables_env("table"))
 
     @cached_property
     def notify(self) -> Program:
         env = {**notifications(), **self._api_key_env("notify"), "BRONZE_NOTIFY_DIR": str(self.root / "notify")}
         if env.get("BRONZE_NOTIFY_TABLES"):
-            env |= servers.tables_env(servers.s3_account(self.root / "seaweedfs", self.ports.s3, BUCKET, "table"))
+            env |= self._tables_env("notify")
         return self._role("notify", "notify", self.ports.notify, "/livez", env)
 
     @property

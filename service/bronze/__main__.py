@@ -358,9 +358,9 @@ def run_lineage(args: argparse.Namespace, chosen: Settings) -> int:
     if not lineage_command.wants_follow(args):
         if not args.tables:
             return lineage_command.run_lookup(args, chosen)
-        from bronze.wiring.table import find_first_snapshots
+        from bronze.wiring.table import find_snapshots
 
-        return lineage_command.run_lookup(args, chosen, find_first_snapshots(chosen))
+        return lineage_command.run_lookup(args, chosen, partial(find_snapshots, chosen))
     from bronze.wiring import commands
 
     return asyncio.run(commands.with_feed(chosen, partial(lineage_command.follow, args)))

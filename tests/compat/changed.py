@@ -60,6 +60,14 @@ ADDED: Sequence[tuple[re.Pattern[str], str]] = (
         "Who sent a submission, if the API has keys: clients ignore members that they do not know.",
     ),
     (
+        re.compile(r',\s?\\?"snapshot\\?":\s?({[^{}]*}|null)(?=})'),
+        "The snapshot of a table that first had an object of a lineage: clients ignore members that they do not know.",
+    ),
+    (
+        re.compile(r',\s?\\?"in_table\\?":\s?(true|false|null)(?=})'),
+        "Whether the table of its source has an object of a lineage: clients ignore members that they do not know.",
+    ),
+    (
         re.compile(r',\s?\\?"ended_at\\?":\s?(\\?"[^"\\]*\\?"|null)(?=})'),
         "When the write of an object of a lineage ended: clients ignore members that they do not know.",
     ),

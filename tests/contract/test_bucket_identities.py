@@ -40,6 +40,7 @@ ALLOWED = {
     "consumer": {*READS, *WRITES},
     "canary": {*READS},
     "table": {*READS},
+    "notify": set[str](),
     "nobody": set[str](),
 }
 

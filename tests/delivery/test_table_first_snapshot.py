@@ -5,8 +5,9 @@ import datetime as dt
 from pyiceberg.catalog import Catalog
 
 from bronze.protocol.documents import CatalogEntry
+from bronze.protocol.snapshot_summary import FirstSnapshot
 from bronze.servers.iceberg import Tables
-from bronze.table.first_snapshot import FirstSnapshot, FirstSnapshots
+from bronze.table.first_snapshot import FirstSnapshots
 from tests.delivery import test_table as tables_test
 from tests.delivery.test_table import EPOCH, SOURCE, CutTables, Lanes, follow, table
 from tests.delivery.test_table_compaction import compact
@@ -22,12 +23,12 @@ def find(catalog: Catalog, entry: CatalogEntry) -> FirstSnapshot | None:
     return FirstSnapshots(Tables(catalog, "bronze")).find(entry.source, entry.epoch, entry.lane, entry.last)
 
 
-async def commit(lanes: Lanes, catalog: Catalog) -> int:
+async def commit(lanes: Lanes, catalog: Catalog) -> str:
     """Commit what there is; the id of the snapshot."""
     begun = await follow(lanes, CutTables(catalog))
     done = await begun.commit(TRACEPARENT)
     assert done is not None
-    return done.snapshot_id
+    return str(done.snapshot_id)
 
 
 async def test_each_object_has_the_snapshot_that_appended_it(lanes: Lanes, catalog: Catalog) -> None:
@@ -41,7 +42,7 @@ async def test_each_object_has_the_snapshot_that_appended_it(lanes: Lanes, catal
         found = find(catalog, entry)
         assert found is not None
         assert (found.snapshot_id, found.is_exact, found.trace_id) == (snapshot_id, True, TRACE_ID)
-        snapshot = table(catalog).snapshot_by_id(snapshot_id)
+        snapshot = table(catalog).snapshot_by_id(int(snapshot_id))
         assert snapshot is not None
         assert dt.datetime.fromisoformat(found.committed_at).timestamp() * 1000 == snapshot.timestamp_ms
 
@@ -60,7 +61,7 @@ async def test_what_was_put_back_does_not_count(lanes: Lanes, catalog: Catalog) 
     roll_back(catalog)
     current = table(catalog).current_snapshot()
     assert current is not None
-    assert current.snapshot_id == first
+    assert str(current.snapshot_id) == first
     assert find(catalog, later) is None
     again = await commit(lanes, catalog)
     found = find(catalog, later)
@@ -74,7 +75,7 @@ async def test_of_what_has_expired_it_says_at_the_latest(lanes: Lanes, catalog: 
     lanes.write()
     last = await commit(lanes, catalog)
     expire(CutTables(catalog))
-    assert [snapshot.snapshot_id for snapshot in table(catalog).snapshots()] == [last]
+    assert [str(snapshot.snapshot_id) for snapshot in table(catalog).snapshots()] == [last]
     found = find(catalog, entry)
     assert found is not None
     assert (found.snapshot_id, found.is_exact) == (last, False)

@@ -135,11 +135,14 @@ def test_a_row_leads_to_its_traces_and_to_the_snapshot(
     )
     assert outcome.returncode == 0, outcome.stderr
     (written,) = json.loads(outcome.stdout)["objects"]
-    appended = loaded.refresh().snapshot_by_id(written["table"]["snapshot_id"])
+    snapshot = written["snapshot"]
+    appended = loaded.refresh().snapshot_by_id(int(snapshot["snapshot_id"]))
     assert appended is not None
     assert appended.summary is not None
-    assert written["table"]["trace_id"] in appended.summary.additional_properties["bronze.traceparent"]
-    (span,) = until("the commit has a trace", lambda: system.trace(written["table"]["trace_id"]))
+    assert snapshot["trace_id"] in appended.summary.additional_properties["bronze.traceparent"]
+    path = f"/v1/lineage?file_path={row['file_path']}"
+    until("the API says the same", lambda: system.get(path).json()["objects"][0]["snapshot"] == snapshot)
+    (span,) = until("the commit has a trace", lambda: system.trace(snapshot["trace_id"]))
     assert span["tags"]["bronze.table.snapshot_id"] == str(appended.snapshot_id)
 
 

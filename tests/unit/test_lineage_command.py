@@ -2,7 +2,7 @@
 
 import argparse
 import datetime as dt
-from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -14,6 +14,7 @@ from bronze.__main__ import parser
 from bronze.admin import lineage_command
 from bronze.errors import Misconfigured, Unavailable
 from bronze.lineage.lookup import By, Lineage, LineageObject, LineageRemoval, guesses
+from bronze.protocol.snapshot_summary import FirstSnapshot
 from bronze.settings import Settings
 
 
@@ -72,27 +73,35 @@ def test_a_removed_object_says_why_and_how_many_records_it_had(
     [
         (None, "not in its table"),
         (
-            {"snapshot_id": 7, "committed_at": "2026-11-28T08:00:09+00:00", "is_exact": True, "trace_id": "a" * 32},
+            FirstSnapshot("7", "2026-11-28T08:00:09+00:00", is_exact=True, trace_id="a" * 32),
             f"in its table since snapshot 7, committed +9.000 s, trace {'a' * 32}",
         ),
         (
-            {"snapshot_id": 7, "committed_at": "2026-11-28T08:00:09+00:00", "is_exact": False, "trace_id": None},
+            FirstSnapshot("7", "2026-11-28T08:00:09+00:00", is_exact=False, trace_id=None),
             "committed +9.000 s or before: older snapshots have expired",
         ),
     ],
 )
 def test_an_object_says_since_when_its_table_has_it(
-    snapshot: Mapping[str, Any] | None, says: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    snapshot: FirstSnapshot | None, says: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """By the answer of the API, or by the catalog of the tables itself."""
+    known: dict[str, Any] = {"in_table": snapshot is not None, "snapshot": snapshot}
     written = LineageObject("a.parquet", "s", "e", 0, 1, 4, 4, 2, 1234, 9, "0" * 32, "2026-11-28T08:00:00Z")
     lineage = Lineage("file_path", "a.parquet", [], [written], truncated=False, complete=True, lag_s=0)
     front = httpx.MockTransport(lambda _: httpx.Response(200, content=msgspec.json.encode(lineage)))
     monkeypatch.setattr(client, "connect", lambda *_: httpx.Client(base_url="http://front", transport=front))
-    asked = ("--file-path", "a.parquet", "--tables")
-    assert lineage_command.run_lookup(parse(*asked), Settings(), lambda _: snapshot) == 0
+    asked = ("--file-path", "a.parquet")
+    assert lineage_command.run_lookup(parse(*asked), Settings()) == 0
+    assert "table" not in capsys.readouterr().out
+    assert lineage_command.run_lookup(parse(*asked, "--tables"), Settings(), lambda _: [snapshot]) == 0
     assert says in capsys.readouterr().out
-    assert lineage_command.run_lookup(parse(*asked, "--json"), Settings(), lambda _: snapshot) == 0
-    assert msgspec.json.decode(capsys.readouterr().out)["objects"][0]["table"] == snapshot
+    assert lineage_command.run_lookup(parse(*asked, "--tables", "--json"), Settings(), lambda _: [snapshot]) == 0
+    (printed,) = msgspec.json.decode(capsys.readouterr().out)["objects"]
+    assert msgspec.convert(printed, LineageObject) == replace(written, **known)
+    lineage.objects[:] = [replace(written, **known)]
+    assert lineage_command.run_lookup(parse(*asked), Settings()) == 0
+    assert says in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

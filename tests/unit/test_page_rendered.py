@@ -29,6 +29,7 @@ from bronze.protocol.documents import Contents, StoredSubmission, entry_of
 from bronze.protocol.feed_event import ObjectEvent
 from bronze.protocol.quarantine import REPLAYED, QuarantineMetadata
 from bronze.protocol.rejected_records import encode_note, pack
+from bronze.protocol.snapshot_summary import FirstSnapshot
 from bronze.records import sources
 from bronze.servers.bucket import Head
 from bronze.servers.catalog_feed import FeedEntry
@@ -189,6 +190,25 @@ async def test_a_lineage_shows_submissions_and_objects_with_their_links() -> Non
     assert f"/v1/lineage?submission_id={SUBMISSION.submission_id}" in links
     assert "The object is not in the bucket any more." in html
     assert "<title>x - Bronze</title>" in html
+
+
+@pytest.mark.parametrize(
+    ("snapshot", "text"),
+    [
+        (None, 'In the table">not yet</td>'),
+        (
+            FirstSnapshot("71", "2026-11-24T12:35:09+00:00", is_exact=False, trace_id="c" * 32),
+            f'or before: older snapshots have expired snapshot 71 commit\'s trace <a class="id" href="/?q={"c" * 32}">',
+        ),
+    ],
+)
+async def test_an_object_says_which_snapshot_has_it(snapshot: FirstSnapshot | None, text: str) -> None:
+    """Where the API has access to the catalog of the tables; else nothing is said of tables."""
+    known = replace(OBJECT, in_table=snapshot is not None, snapshot=snapshot)
+    html = (await new_page(Answers(replace(LINEAGE, objects=[known]))).show("x")).html
+    assert text in re.sub(r"\s+", " ", re.sub(r"</?span[^>]*>", "", html))
+    assert ("<b>In the table</b>" in html) is (snapshot is not None)
+    assert "In the table" not in (await new_page().show("x")).html
 
 
 async def test_a_missing_object_leads_to_the_runbook() -> None:

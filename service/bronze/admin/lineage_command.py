@@ -7,8 +7,9 @@ import argparse
 import asyncio
 import datetime as dt
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from typing import Any
 
 import httpx
@@ -21,14 +22,27 @@ from bronze.admin.time_argument import since
 from bronze.errors import Misconfigured, Outage, Unavailable
 from bronze.plurals import counted
 from bronze.printable import printable
+from bronze.protocol.snapshot_summary import FirstSnapshot
 from bronze.servers.catalog_feed import Feed, FeedEntry, FeedPosition
 from bronze.settings import Settings
 
 FOLLOW = "follow"
-#: For an object of the API's answer: the first snapshot of its table that has its rows.
-FindSnapshot = Callable[[Mapping[str, Any]], Mapping[str, Any] | None]
 POLL_S = 0.2
 RETRY_S = 0.5
+
+
+class WrittenObject(msgspec.Struct, frozen=True):
+    """An object of the API's answer, by its last message of its lane."""
+
+    file_path: str
+    source: str
+    epoch: str
+    lane: int
+    last: int
+
+
+#: The first snapshot with the rows of each object, in their order; None if its table does not have them.
+FindSnapshots = Callable[[Sequence[WrittenObject]], Sequence[FirstSnapshot | None]]
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -63,8 +77,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tables",
         action="store_true",
-        help="also show since which snapshot the rows of each object are in the Iceberg table of its source, by the "
-        "catalog of the tables",
+        help="ask the catalog of the tables itself since which snapshot each object is in the Iceberg table of its "
+        "source; without it, the API says so if it has access to the catalog",
     )
     follow_options = parser.add_argument_group(f"options of {FOLLOW}")
     follow_options.add_argument("--source", help="print objects of this source only (default: all sources)")
@@ -93,11 +107,11 @@ def wants_follow(args: argparse.Namespace) -> bool:
 # --- the lineage of an id
 
 
-def run_lookup(args: argparse.Namespace, settings: Settings, find_snapshot: FindSnapshot | None = None) -> int:
+def run_lookup(args: argparse.Namespace, settings: Settings, find_snapshots: FindSnapshots | None = None) -> int:
     """Print the lineage. The exit code is 1 if nothing is known, and 2 if the API refuses the question.
 
-    With `find_snapshot`, each object says since which snapshot its table has it. Raises `Unavailable`, and what
-    `find_snapshot` raises.
+    With `find_snapshots`, that says since which snapshot its table has each object, instead of the API. Raises
+    `Unavailable`, and what `find_snapshots` raises.
     """
     by = ("id", "classification_id", "file_path", "submission_id", "trace_id")
     query = {name: getattr(args, name) for name in by if getattr(args, name)}
@@ -121,11 +135,12 @@ def run_lookup(args: argparse.Namespace, settings: Settings, find_snapshot: Find
         detail = printable(client.problem_of(response).detail or failure.detail)
         print(f"bronze lineage: {detail}", file=sys.stderr)
         return 1 if failure.status == httpx.codes.NOT_FOUND else 2
-    if find_snapshot is not None:
-        for written in answer["objects"]:
-            written["table"] = find_snapshot(written)
+    if find_snapshots is not None:
+        objects = msgspec.convert(answer["objects"], list[WrittenObject])
+        for written, snapshot in zip(answer["objects"], find_snapshots(objects), strict=True):
+            written |= {"in_table": snapshot is not None, "snapshot": snapshot and asdict(snapshot)}
     if args.json:
-        print(response.text if find_snapshot is None else msgspec.json.encode(answer).decode())
+        print(response.text if find_snapshots is None else msgspec.json.encode(answer).decode())
     else:
         _print(answer)
     return 0
@@ -170,8 +185,8 @@ def _print(lineage: Mapping[str, Any]) -> None:
         elif written.get("in_bucket") is False:
             line("  missing: it is not in the bucket, and has no removal record")
         line(f"  trace {written['trace_id']}, of its upload")
-        if "table" in written:
-            line(f"  {_in_table(written['table'], ended_at or written['stored_at'])}")
+        if written.get("in_table") is not None:  # not known, or older versions of the API lack it
+            line(f"  {_in_table(written['snapshot'], ended_at or written['stored_at'])}")
     line("")
     if lineage["truncated"]:
         line("There are more results: use --limit (up to 1,000) to show more.")

@@ -393,4 +393,6 @@ def timeline(submission: LineageSubmission, objects: Sequence[LineageObject]) ->
         known.append(step("Write to the bucket began", written.stored_at))
         if written.ended_at:
             known.append(step(_WRITTEN, written.ended_at))
+        if written.snapshot:
+            known.append(step("In the table", written.snapshot.committed_at))
     return known

@@ -14,6 +14,7 @@ from uuid import UUID
 
 from bronze.errors import Halted, Outage, Refusal, Refused, Unavailable
 from bronze.lineage.catalog_index import CatalogIndex, IdKind, Sources
+from bronze.lineage.table_snapshots import TableSnapshots
 from bronze.objects.footer import NotABronzeObject
 from bronze.objects.reader import read_contents, read_in_thread
 from bronze.objects.removals import read_effective_removal, read_removal
@@ -30,6 +31,7 @@ from bronze.protocol.documents import (
 from bronze.protocol.keys import may_be_object
 from bronze.protocol.message import AcceptedSubmission
 from bronze.protocol.removal import Removal
+from bronze.protocol.snapshot_summary import FirstSnapshot
 from bronze.servers.bucket import Bucket
 from bronze.servers.catalog_feed import FeedEntry
 
@@ -108,6 +110,9 @@ class LineageObject:
 
     The write, which is encoding and upload, began at `stored_at`, and had ended at `ended_at`, when the catalog had the
     object; None if that is not known.
+
+    `in_table` says whether its rows were committed to the table of its source, and `snapshot` is the first that had
+    them. None: its source has no table, or the API has no access to the catalog of the tables or no answer in time.
     """
 
     file_path: str
@@ -125,6 +130,8 @@ class LineageObject:
     removed: LineageRemoval | None = None
     in_bucket: bool | None = None
     ended_at: str | None = None
+    in_table: bool | None = None
+    snapshot: FirstSnapshot | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,14 +161,18 @@ class LineageLookup:
         find_submission: Callable[[str], Awaitable[tuple[AcceptedSubmission, Identity | None]]],
         prefix: str,
         *,
+        snapshots: TableSnapshots | None = None,
         searched_max: int = SEARCHED_MAX,
         lag_s_max: float = LAG_S_MAX,
     ) -> None:
-        """`find_submission` finds a submission by its identity or in the queue; it raises `Refused`."""
+        """`find_submission` finds a submission by its identity or in the queue; it raises `Refused`. `snapshots`: if
+        the catalog of the tables can be asked.
+        """
         self._index = index
         self._bucket = bucket
         self._find_submission = find_submission
         self._prefix = prefix
+        self._snapshots = snapshots
         self._searched_max = searched_max
         self._lag_s_max = lag_s_max
         self._searches = asyncio.Semaphore(SEARCHED_AT_ONCE)
@@ -198,7 +209,7 @@ class LineageLookup:
             by=by,
             value=value,
             submissions=submissions or ([waiting] if waiting else []),
-            objects=await self._with_sizes([match.object for match in matches]),
+            objects=await self._as_they_are([match.object for match in matches]),
             truncated=truncated,
             complete=complete,
             lag_s=round(self._index.lag_s, 3),
@@ -319,6 +330,20 @@ class LineageLookup:
             ended_at=last_object.ended_at,
             objects=[ObjectShare(written.file_path, part.records) for written, part in parts],
         )
+
+    async def _as_they_are(self, objects: Sequence[LineageObject]) -> list[LineageObject]:
+        """The objects with what bucket and tables say of them."""
+        sized = asyncio.ensure_future(self._with_sizes(objects))
+        try:
+            snapshots = await self._snapshots.of(objects) if self._snapshots else {}
+            return [
+                replace(written, in_table=(snapshot := snapshots[written.file_path]) is not None, snapshot=snapshot)
+                if written.file_path in snapshots
+                else written
+                for written in await sized
+            ]
+        finally:
+            sized.cancel()
 
     async def _with_sizes(self, objects: Sequence[LineageObject]) -> list[LineageObject]:
         """The objects with the sizes that the bucket reports in time, or with why they are not there any more."""

@@ -1,25 +1,9 @@
 """Which snapshot of a table made the rows of an object queryable."""
 
-from dataclasses import dataclass
-
 from bronze.protocol.documents import trace_id_of
-from bronze.protocol.snapshot_summary import TRACEPARENT
+from bronze.protocol.snapshot_summary import TRACEPARENT, FirstSnapshot
 from bronze.servers.iceberg import POSITION, TableHistory, Tables
 from bronze.table.position import TablePosition
-
-
-@dataclass(frozen=True, slots=True)
-class FirstSnapshot:
-    """The first snapshot that has the rows of an object. `committed_at` is RFC 3339 in UTC.
-
-    `is_exact`: False if snapshots from before it have expired, so that readers may have seen the rows earlier.
-    `trace_id` is that of its commit; None if `bronze table` did not append in it.
-    """
-
-    snapshot_id: int
-    committed_at: str
-    is_exact: bool
-    trace_id: str | None
 
 
 class FirstSnapshots:
@@ -44,7 +28,7 @@ class FirstSnapshots:
             if position is not None and TablePosition.decode(position, source).lanes.get((lane, epoch), -1) >= last:
                 traceparent = snapshot.summary.get(TRACEPARENT)
                 return FirstSnapshot(
-                    snapshot.id,
+                    str(snapshot.id),
                     snapshot.committed_at.isoformat(timespec="milliseconds"),
                     snapshot.sequence == before + 1,
                     trace_id_of(traceparent) if traceparent else None,

@@ -2,8 +2,9 @@
 
 import asyncio
 import logging
+import os
 import socket
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, nullcontext
 from typing import TYPE_CHECKING
 
@@ -36,9 +37,11 @@ from bronze.ledger.catalog_size import CatalogSizeReport
 from bronze.lineage.catalog_index import CatalogIndex
 from bronze.lineage.lookup import LineageLookup
 from bronze.lineage.submission import SubmissionLookup
+from bronze.lineage.table_snapshots import InLane, TableSnapshots
 from bronze.process import STOP_GRACE_S, StopRequested, on_stop_signals, retry_until_available
 from bronze.protocol.feed_cursor import system_of
 from bronze.protocol.principals import Rates
+from bronze.protocol.snapshot_summary import FirstSnapshot
 from bronze.records import sources
 from bronze.records.sources import Source
 from bronze.servers.catalog_feed import Feed
@@ -79,6 +82,19 @@ def token_verifier(settings: Settings, issuer_keys: IssuerKeys) -> "TokenVerifie
     return TokenVerifier(issuer_keys, trust)
 
 
+def _table_snapshots(settings: Settings, declared: Mapping[str, Source]) -> TableSnapshots | None:
+    """None if this process has no settings of the catalog of the tables."""
+    if not any(name.startswith(f"PYICEBERG_CATALOG__{settings.table_catalog.upper()}__") for name in os.environ):
+        return None
+
+    def find(objects: Sequence[InLane]) -> Sequence[FirstSnapshot | None]:
+        from bronze.wiring.table import find_snapshots  # slow to import, and only for look-ups
+
+        return find_snapshots(settings, objects)
+
+    return TableSnapshots(find, sources.without_canary(declared))
+
+
 def api_parts(
     settings: Settings,
     declared: Mapping[str, Source],
@@ -102,7 +118,9 @@ def api_parts(
     cluster = ClusterReport(servers.cluster, telemetry.instruments)
     lanes = {(lane.source, lane.number): lane for lane in servers.lanes}
     submissions = SubmissionLookup(lanes, settings.lanes, servers.queue, servers.catalog, servers.bucket)
-    lookups = LineageLookup(index, servers.bucket, submissions.find, settings.prefix)
+    lookups = LineageLookup(
+        index, servers.bucket, submissions.find, settings.prefix, snapshots=_table_snapshots(settings, declared)
+    )
     return Parts(
         sources=declared,
         bodies=BodyReader(settings, ColumnarReaders(settings), Budget(settings)),

@@ -4,18 +4,18 @@ import argparse
 import asyncio
 import datetime as dt
 import logging
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict
-from typing import Any
 
 from bronze.admin.confirmation import Confirmation, address
 from bronze.admin.maintain_tables import run
+from bronze.lineage.table_snapshots import InLane
 from bronze.maintenance.compaction import Compaction, closed_before
 from bronze.maintenance.expiry import Expiry
 from bronze.maintenance.reprocessing import Reprocessing
 from bronze.maintenance.task import Task
 from bronze.process import StopRequested, retry_until_available
+from bronze.protocol.snapshot_summary import FirstSnapshot
 from bronze.records.sources import Source, load, without_canary
 from bronze.servers.catalog_feed import Feed
 from bronze.servers.iceberg import Tables, open_tables
@@ -117,17 +117,12 @@ def table_target(tables: Tables, settings: Settings) -> str:
     return f"tables of the namespace {settings.table_namespace} in the catalog at {address(tables.address)}"
 
 
-def find_first_snapshots(settings: Settings) -> Callable[[Mapping[str, Any]], Mapping[str, Any] | None]:
-    """For an object of a lineage: the first snapshot of its table that has its rows. Raises `Unavailable` and
+def find_snapshots(settings: Settings, objects: Sequence[InLane]) -> Sequence[FirstSnapshot | None]:
+    """The first snapshot with the rows of each object, in their order. Raises `Unavailable`, `Halted` and
     `Misconfigured`.
     """
     snapshots = FirstSnapshots(open_tables(settings))
-
-    def find(written: Mapping[str, Any]) -> Mapping[str, Any] | None:
-        found = snapshots.find(written["source"], written["epoch"], written["lane"], written["last"])
-        return asdict(found) if found else None
-
-    return find
+    return [snapshots.find(each.source, each.epoch, each.lane, each.last) for each in objects]
 
 
 def _raw_data(settings: Settings) -> str:
