@@ -18,6 +18,9 @@ from bronze.protocol.feed_event import ObjectEvent, RemovalEvent
 from bronze.protocol.lane import Lane
 from bronze.protocol.removal import RemovalReason
 from bronze.servers.catalog_feed import Feed
+from bronze.telemetry.signals import VerifyCheck
+from bronze.verify.results import Period
+from bronze.verify.verification import Verification
 from tests.contract.test_lanes import Parts, parts
 from tests.contract.test_objects_command import acknowledge, delete
 from tests.contract.test_objects_command import run as run_objects
@@ -189,10 +192,18 @@ async def test_without_an_age_nothing_is_deleted(parts: Parts, capsys: pytest.Ca
 
 
 async def test_what_comes_back_behind_the_mark_is_deleted_again(parts: Parts) -> None:
+    """`bronze verify` finds it once its entry is folded, and says how to delete it."""
     _, paths, ids = await stored(parts, 3)
     await forget(parts, ids)
-    assert await retain(parts) == 0
+    assert await retain(parts, "--entries-days", str(DAYS)) == 0
     await parts.bucket.create(paths[0], b"again", {}, "text/plain")
     assert (await read_bucket(parts)).objects == 1
+    verification = Verification(parts.bucket, Feed(parts.jetstream), None, None, parts.settings.prefix)
+    now = dt.datetime.now(dt.UTC)
+    *_, of_objects = await verification.run(Period(now - dt.timedelta(hours=1), now), ["vehicles"], deep=False)
+    assert (of_objects.check, of_objects.checked) == (VerifyCheck.OBJECT, 2)
+    (fault,) = of_objects.faults
+    assert (fault.file_path, fault.problem) == (paths[0], "it has expired, and is in the bucket")
+    assert "bronze retain --source vehicles" in fault.advice
     assert await retain(parts) == 0
     assert await keys(parts) == paths[2:]

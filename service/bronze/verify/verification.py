@@ -12,6 +12,7 @@ from enum import Enum
 from typing import TypeVar
 
 from bronze.errors import Unavailable
+from bronze.objects.expiry import expired_up_to
 from bronze.objects.footer import NotABronzeObject
 from bronze.objects.removals import read_removal
 from bronze.objects.removed_ranges import RemovedRanges, read_removed_ranges
@@ -45,7 +46,9 @@ READ_RUNBOOK = "see BronzeVerificationFaulty in the runbook"
 RESTORE = "restore the object from a backup or an earlier version"
 ACKNOWLEDGE = f"{RESTORE}, or acknowledge its loss: bronze objects acknowledge"
 REBUILD = "if it stays so while consumers run: bronze catalog rebuild"
+RETAIN = "it came back, or its deletion was interrupted: bronze retain --source {} deletes it"
 
+EXPIRED = "it has expired, and is in the bucket"
 UNNAMED = "no entry in the catalog names it"
 
 T = TypeVar("T")
@@ -261,6 +264,8 @@ class Verification:
                 nonlocal written_s
                 if entries.get(key):
                     return Correct.STORED
+                if expired := await self._expired(key):
+                    return expired
                 facts = await self._facts(key)
                 if not isinstance(facts, ObjectFacts):
                     return facts
@@ -272,6 +277,13 @@ class Verification:
 
         await _for_each(keys, check, READS)
         return result
+
+    async def _expired(self, key: str) -> Fault | None:
+        """The fault of an object behind the expiry mark of its lane, which a rebuilt catalog would leave out, too."""
+        lane, first = lane_of_key(key) or (None, 0)
+        if lane is None or first > (await expired_up_to(self._bucket, self._prefix, lane.source)).get(lane, 0):
+            return None
+        return Fault(EXPIRED, RETAIN.format(lane.source), key)
 
     async def _keys(self, source: str, hours: Period) -> AsyncIterator[str]:
         """The keys of a source's objects of these hours, in order."""
