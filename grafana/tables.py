@@ -20,7 +20,7 @@ from grafana.components import (
     single_value,
     tile,
 )
-from grafana.promql import SOURCE, THRESHOLDS, rate, since
+from grafana.promql import SOURCE, THRESHOLDS, counted_per_interval, rate, since
 
 _UID = "bronze-tables"
 _TABLE = f'job="bronze/table", {SOURCE}'
@@ -37,7 +37,7 @@ def board() -> Board:
         [
             Row("Are the tables up to date?", [oldest(), newest(), waiting()]),
             Row("Commits", [delivery(), commits(), durations(), records()]),
-            Row("Files", [files(), size(), snapshots()]),
+            Row("Files", [files(), size(), snapshots(), maintenance()]),
         ],
     )
 
@@ -132,13 +132,13 @@ def files() -> Timeseries:
         _NOT_RUNNING,
     )
     count = f"max by (bronze_source) (bronze_table_files{{{_TABLE}}})"
-    return graph(info, COUNT, query(count, "{{bronze_source}}"), width=8)
+    return graph(info, COUNT, query(count, "{{bronze_source}}"), width=12)
 
 
 def size() -> Timeseries:
     info = PanelInfo("Size of the tables", "Bytes of the data files in the last snapshot.", _NOT_RUNNING)
     bytes_now = f"max by (bronze_source) (bronze_table_size_bytes{{{_TABLE}}})"
-    return graph(info, BYTES, query(bytes_now, "{{bronze_source}}"), width=8)
+    return graph(info, BYTES, query(bytes_now, "{{bronze_source}}"), width=12)
 
 
 def snapshots() -> Timeseries:
@@ -149,4 +149,19 @@ def snapshots() -> Timeseries:
         _NOT_RUNNING,
     )
     count = f"max by (bronze_source) (bronze_table_snapshots{{{_TABLE}}})"
-    return graph(info, COUNT, query(count, "{{bronze_source}}"), width=8)
+    return graph(info, COUNT, query(count, "{{bronze_source}}"), width=12)
+
+
+def maintenance() -> Timeseries:
+    info = PanelInfo(
+        "Runs of the maintenance",
+        "How often the tables were compacted and their snapshots expired in each interval of the graph, and errors. "
+        "The next run does what is left.",
+        _NOT_RUNNING,
+        ["BronzeTableMaintenanceFails"],
+    )
+    runs = f"bronze_table_maintenance_runs_total{{{_TABLE}, bronze_outcome="
+    succeeded = counted_per_interval(f'{runs}"success"}}', "bronze_outcome")
+    failed = counted_per_interval(f'{runs}"failure"}}', "error_type")
+    queries = [query(succeeded, "success"), query(f"({failed}) > 0", "{{error_type}}")]
+    return components.bars(graph(info, COUNT, *queries, width=12))

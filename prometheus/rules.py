@@ -93,6 +93,9 @@ class Thresholds:
 
     #: The age of the oldest object that is not in its table.
     table_age_s_max: float = 300
+    #: Failed runs of a table's maintenance in so long, without one that succeeded.
+    maintenance_s: int = 86_400
+    maintenance_failures_max: float = 2.5
     #: For how long a receiver of notifications may lack events.
     notify_lag_s_max: float = 300
 
@@ -682,6 +685,11 @@ or absent({last_run})
 def _tables(at: Thresholds) -> Group:
     table = f'job="bronze/table", {NO_CANARY}'
     halted = f'bronze_table_commits_total{{{table}, error_type="halted"}}'
+
+    def runs(outcome: str) -> str:
+        of_outcome = f'bronze_table_maintenance_runs_total{{{table}, bronze_outcome="{outcome}"}}'
+        return f"sum by (bronze_source) (increase({of_outcome}[{at.maintenance_s}s] anchored))"
+
     return Group(
         "tables",
         "15s",
@@ -698,6 +706,15 @@ def _tables(at: Thresholds) -> Group:
                 "ticket",
                 f"sum by (bronze_source) (increase({halted}[{at.recent_s}s] anchored)) > 0",
                 "Nothing is committed to the table of {{ $labels.bronze_source }} until an operator acts",
+            ),
+            Alert(
+                "BronzeTableMaintenanceFails",
+                "ticket",
+                f"""\
+{runs("failure")} > {at.maintenance_failures_max:g}
+unless {runs("success")} > 0""",
+                "The maintenance of the table of {{ $labels.bronze_source }} has only failed for "
+                f"{at.maintenance_s / 3600:g} hours",
             ),
         ],
     )

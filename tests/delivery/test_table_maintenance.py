@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from pyiceberg.catalog import Catalog
 
-from bronze.errors import Outage, Unavailable
+from bronze.errors import ErrorCode, Fault, Outage, Unavailable
 from bronze.maintenance.compaction import Compaction
 from bronze.maintenance.expiry import Expired, Expiry
-from bronze.maintenance.task import Done, Task
+from bronze.maintenance.task import Done, Task, TooManyConflicts
 from bronze.servers.iceberg import Conflict
 from bronze.settings import Settings
 from bronze.table.maintenance import Maintenance
@@ -37,7 +37,11 @@ class FailingTask:
     """Fails once in each way."""
 
     def __init__(self) -> None:
-        self.errors: list[Exception] = [Unavailable(Outage.UNAVAILABLE, "no answer"), ValueError("a bug")]
+        self.errors: list[Exception] = [
+            TooManyConflicts("other"),
+            Unavailable(Outage.UNAVAILABLE, "no answer"),
+            ValueError("a bug"),
+        ]
         self.runs: list[str] = []
 
     def plan(self, source: str) -> Done:
@@ -61,7 +65,7 @@ async def test_the_tables_are_maintained_while_rows_are_committed(
     def tasks(_: dt.datetime) -> Sequence[Task]:
         return [compaction(CutTables(catalog)), expiry(CutTables(catalog))]
 
-    running = asyncio.create_task(Maintenance([SOURCE.name], tasks, 0.05).run())
+    running = asyncio.create_task(Maintenance([SOURCE.name], tasks, 0.05, lambda *_: None).run())
     for _ in range(3):
         lanes.write()
         is_committed = False
@@ -79,12 +83,17 @@ async def test_the_tables_are_maintained_while_rows_are_committed(
 
 
 async def test_a_failure_stops_neither_the_other_tables_nor_the_next_run() -> None:
-    task = FailingTask()
-    running = asyncio.create_task(Maintenance(["one", "other"], lambda _: [task], 0.01).run())
-    await until(lambda: task.runs[:4] == ["one", "other", "one", "other"])
+    """Of a run, the first error counts."""
+    task, runs = FailingTask(), list[tuple[str, ErrorCode | None]]()
+    running = asyncio.create_task(
+        Maintenance(["one", "other"], lambda _: [task, task], 0.01, lambda *run: runs.append(run)).run()
+    )
+    await until(lambda: len(runs) >= 4)
     running.cancel()
     await asyncio.wait({running})
     assert running.cancelled()
+    assert task.runs[:6] == ["one"] * 2 + ["other"] * 2 + ["one"] * 2
+    assert runs[:4] == [("one", Fault.INTERNAL), ("other", Outage.CONFLICT), ("one", None), ("other", None)]
 
 
 async def test_an_end_comes_after_the_next_file() -> None:
@@ -100,7 +109,7 @@ async def test_an_end_comes_after_the_next_file() -> None:
             ended.set()
 
     setattr(task, "run", run)  # noqa: B010
-    running = asyncio.create_task(Maintenance(["one"], lambda _: [task], 60).run())
+    running = asyncio.create_task(Maintenance(["one"], lambda _: [task], 60, lambda *_: None).run())
     await until(begun.is_set)
     running.cancel()
     await until(ended.is_set)
@@ -115,5 +124,5 @@ async def test_an_end_comes_after_the_next_file() -> None:
     ],
 )
 def test_settings_turn_it_off(settings: Settings, tasks: list[type] | None, catalog: Catalog) -> None:
-    found = _maintenance(settings, [SOURCE.name], CutTables(catalog))
+    found = _maintenance(settings, [SOURCE.name], CutTables(catalog), lambda *_: None)
     assert (None if found is None else [type(task) for task in found._tasks(dt.datetime.now(dt.UTC))]) == tasks

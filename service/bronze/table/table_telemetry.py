@@ -81,6 +81,14 @@ class TableTelemetry:
             if upload.is_valid:
                 span.add_link(upload)
 
+    def count_maintenance(self, source: str, error: ErrorCode | None) -> None:
+        """Count a run of the maintenance of a table; `error` is the first one."""
+        outcome = Outcome.FAILURE if error else Outcome.SUCCESS
+        failed = {attribute.error_type: error} if error else {}
+        self._instruments.table_maintenance_runs.add(
+            1, {attribute.bronze_source: source, attribute.bronze_outcome: outcome, **failed}
+        )
+
     def report(self, source: str, oldest: FeedEntry | None, size: TableSize) -> None:
         """Report a table as it is, and the object that waits longest for it."""
         of_source = {attribute.bronze_source: source}

@@ -93,6 +93,7 @@ class Instruments:
     table_objects_oldest_age: Gauge
     table_files: Gauge
     table_size: Gauge
+    table_maintenance_runs: Counter
     table_snapshots: Gauge
     table_snapshot_time: Gauge
     notify_events: Counter

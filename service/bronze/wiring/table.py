@@ -4,11 +4,12 @@ import argparse
 import asyncio
 import datetime as dt
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 
 from bronze.admin.confirmation import Confirmation, address
 from bronze.admin.maintain_tables import run
+from bronze.errors import ErrorCode
 from bronze.lineage.table_snapshots import InLane
 from bronze.maintenance.compaction import Compaction, closed_before
 from bronze.maintenance.expiry import Expiry
@@ -59,9 +60,10 @@ async def run_table(settings: Settings) -> int:
                         for source in declared.values()
                     ]
                     log.info("committing the objects of %s to tables", ", ".join(declared))
-                    role = TableRole(committers, feed, TableTelemetry(telemetry), settings.table_interval_s)
+                    measuring = TableTelemetry(telemetry)
+                    role = TableRole(committers, feed, measuring, settings.table_interval_s)
                     reload.begin(_anything_that_can_be_read, stop.set)
-                    maintenance = _maintenance(settings, declared, tables)
+                    maintenance = _maintenance(settings, declared, tables, measuring.count_maintenance)
                     async with in_background(reload.notice_edits(), *([maintenance.run()] if maintenance else [])):
                         await role.run(stop)
                 finally:
@@ -76,7 +78,9 @@ async def run_table(settings: Settings) -> int:
     return 0
 
 
-def _maintenance(settings: Settings, declared: Collection[str], tables: Tables) -> Maintenance | None:
+def _maintenance(
+    settings: Settings, declared: Collection[str], tables: Tables, on_run: Callable[[str, ErrorCode | None], None]
+) -> Maintenance | None:
     """The maintenance that the settings ask for."""
     if not settings.table_maintenance_interval_s:
         return None
@@ -86,7 +90,7 @@ def _maintenance(settings: Settings, declared: Collection[str], tables: Tables) 
         expiry = [Expiry(tables, now, age, _raw_data(settings))] if age else []
         return [Compaction(tables, closed_before(now, 1), TARGET_BYTES), *expiry]
 
-    return Maintenance(declared, tasks, settings.table_maintenance_interval_s)
+    return Maintenance(declared, tasks, settings.table_maintenance_interval_s, on_run)
 
 
 async def _anything_that_can_be_read(_: Mapping[str, Source], __: str) -> None:
