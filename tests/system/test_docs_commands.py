@@ -42,6 +42,7 @@ NOT_RUN = {
     ".venv/bin/supervisorctl": "it needs the system of `make up`; tests/runner/test_supervision.py runs it",
     "make test T=tests/delivery": "these tests",
     "BRONZE_QUEUE_REPLICAS=3 bronze queue copy": "it needs other servers; tests/delivery/test_moved_queue.py copies",
+    "bronze retain --every": "it runs until it is stopped; tests/unit/test_retain_every.py runs it",
     "bronze serve --workers": "they run until they are stopped; tests/system/test_workers.py runs them",
     "docker compose build": "it needs Docker; tests/compat/test_rolling_upgrade.py replaces the programs",
     "kubectl create": "it needs a cluster; tests/chart runs the commands of the containers",

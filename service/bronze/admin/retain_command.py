@@ -1,15 +1,18 @@
 """`bronze retain`. It needs the queue and the bucket, and the tables if there are any; not the API."""
 
 import argparse
+import asyncio
 import datetime as dt
 import getpass
+import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from bronze.admin.command_error import CommandError
 from bronze.admin.confirmation import Confirmation, add_yes, unfinished_if_interrupted
 from bronze.admin.progress import Progress
 from bronze.admin.retention import ExpiredObjects, Retention, Statement
-from bronze.errors import Misconfigured
+from bronze.admin.time_argument import period
+from bronze.errors import Halted, Misconfigured, NotPermitted, Unavailable
 from bronze.plurals import counted
 from bronze.records.sources import RETENTION_DAYS_MAX
 from bronze.servers.catalog import UNKEYED_S
@@ -60,7 +63,40 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--by", metavar="NAME", help="who deletes them, for look-ups (default: the user's name)")
     parser.add_argument("--dry-run", action="store_true", help="print what would be deleted; change nothing")
+    parser.add_argument(
+        "--every",
+        type=period,
+        metavar="PERIOD",
+        help="do it again and again, with this time between two runs (12h, 1d), until a stop signal; needs --yes. A "
+        "run that fails says so on standard error, and the next one does what is left",
+    )
     add_yes(parser)
+
+
+async def run_every(every: dt.timedelta, run_once: Callable[[], Awaitable[int]], stop: asyncio.Event) -> int:
+    """Run the command now, and again after each period, until `stop` is set. A run that is under way then is cancelled,
+    which the next start of the command makes good. Returns the exit code.
+
+    Raises `Misconfigured` and `NotPermitted`: a server that does not answer may do so the next time.
+    """
+    stopped = asyncio.ensure_future(stop.wait())
+    try:
+        while not stop.is_set():
+            running = asyncio.ensure_future(run_once())
+            await asyncio.wait({running, stopped}, return_when=asyncio.FIRST_COMPLETED)
+            if not running.done():
+                running.cancel()
+                break
+            try:
+                running.result()
+            except NotPermitted:
+                raise
+            except (Unavailable, Halted, CommandError) as error:
+                print(f"bronze retain: the next run is in {every}: {error}", file=sys.stderr, flush=True)
+            await asyncio.wait({stopped}, timeout=every.total_seconds())
+    finally:
+        stopped.cancel()
+    return 0
 
 
 def _days(text: str) -> int:

@@ -35,6 +35,14 @@ def until(text: str) -> dt.datetime:
     return moment
 
 
+def period(text: str) -> dt.timedelta:
+    """A period that is not empty."""
+    found = _period(text)
+    if not found:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a period such as 30s, 90m, 2h or 7d")
+    return found
+
+
 def _period(text: str) -> dt.timedelta | None:
     match = _DURATION.fullmatch(text)
     return dt.timedelta(seconds=int(match[1]) * _UNIT_S[match[2]]) if match else None

@@ -9,6 +9,8 @@ from bronze.admin import retain_command
 from bronze.admin.command_error import CommandError
 from bronze.admin.confirmation import Confirmation
 from bronze.admin.retention import Retention
+from bronze.errors import Misconfigured
+from bronze.process import on_stop_signals
 from bronze.records import sources
 from bronze.records.sources import Source
 from bronze.servers.catalog import NatsCatalog
@@ -27,10 +29,24 @@ async def run_retain(
     settings: Settings,
     substitute: Callable[[JetStream, S3Bucket], tuple[JetStream, S3Bucket]] = lambda *servers: servers,
 ) -> int:
-    """Run `bronze retain`. Returns the exit code.
+    """Run `bronze retain`, once or again and again. Returns the exit code.
 
     `substitute`: as for `serve`, for queue and bucket.
     """
+    if args.every is None:
+        return await _run_once(args, settings, substitute)
+    if not args.yes or args.dry_run:
+        raise Misconfigured("--every asks nobody: it needs --yes, and --dry-run is not for it")
+    stop = asyncio.Event()
+    on_stop_signals(stop.set)
+    return await retain_command.run_every(args.every, lambda: _run_once(args, settings, substitute), stop)
+
+
+async def _run_once(
+    args: argparse.Namespace,
+    settings: Settings,
+    substitute: Callable[[JetStream, S3Bucket], tuple[JetStream, S3Bucket]],
+) -> int:
     async with queue_and_bucket(settings) as servers:
         jetstream, bucket = substitute(*servers)
         await bucket.check()
