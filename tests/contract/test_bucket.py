@@ -8,7 +8,7 @@ import pytest
 
 from bronze.errors import Halted, Misconfigured, Unavailable
 from bronze.objects.reader import read_contents
-from bronze.servers.bucket import Bucket
+from bronze.servers.bucket import STORED_BYTES, Bucket, ErasableBucket
 from bronze.servers.s3 import PROBE_AGE_S_MAX, PROBES, S3Bucket
 from bronze.settings import Settings
 from local.programs import LOOPBACK, free_ports
@@ -26,7 +26,7 @@ async def list_keys(keys: AsyncIterator[str]) -> list[str]:
 
 
 @pytest.fixture(params=["SeaweedFS", "model"])
-def any_bucket(request: pytest.FixtureRequest) -> Bucket:
+def any_bucket(request: pytest.FixtureRequest) -> ErasableBucket:
     if request.param == "model":
         return ModelBucket({})
     real: S3Bucket = request.getfixturevalue("bucket")
@@ -106,11 +106,56 @@ async def test_keys_of_other_prefixes_are_not_listed(any_bucket: Bucket, prefix:
     assert await list_keys(any_bucket.keys(f"{prefix}/c")) == []
 
 
+async def test_an_object_is_replaced_only_if_it_is_still_the_one_that_was_read(
+    any_bucket: ErasableBucket, prefix: str
+) -> None:
+    """Of racing writers that read the same object exactly one replaces it, and none brings back a deleted one."""
+    key = f"{prefix}/key"
+    await any_bucket.create(key, b"first", {}, TEXT)
+    head = await any_bucket.head(key)
+    assert head is not None
+    won = await asyncio.gather(
+        *(any_bucket.replace(key, b"%d" % racer, {STORED_BYTES: "5"}, TEXT, head.etag) for racer in range(4))
+    )
+    assert won.count(True) == 1
+    new = await any_bucket.head(key)
+    assert new is not None
+    assert (new.size, new.stored_size, new.etag == head.etag) == (1, 5, False)
+    assert await any_bucket.read(key, 0, 1) == str(won.index(True)).encode()
+    assert await any_bucket.old_versions(key) == []
+    await any_bucket.delete(key)
+    assert not await any_bucket.replace(key, b"again", {}, TEXT, new.etag)
+    assert await any_bucket.head(key) is None
+
+
 async def test_an_existing_bucket_passes_the_check(any_bucket: Bucket) -> None:
     await any_bucket.check()
 
 
 # --- only the real bucket
+
+
+async def test_old_versions_are_listed_and_deleted(s3_account: S3Account, s3_env: dict[str, str]) -> None:
+    """Those of this key, and not of longer ones; the current one stays."""
+    bucket = S3Bucket(Settings(bucket="versions"))
+    try:
+        bucket._s3.create_bucket(Bucket="versions")
+        bucket._s3.put_bucket_versioning(Bucket="versions", VersioningConfiguration={"Status": "Enabled"})
+        for key in ("key", "key.longer", "key"):
+            bucket._s3.put_object(Bucket="versions", Key=key, Body=b"old")
+            for number in range(2):
+                head = await bucket.head(key)
+                assert head is not None
+                assert await bucket.replace(key, b"%d" % number, {}, TEXT, head.etag)
+        old = await bucket.old_versions("key")
+        assert len(old) == 5
+        for version in old:
+            await bucket.delete_version("key", version)
+        assert await bucket.old_versions("key") == []
+        assert len(await bucket.old_versions("key.longer")) == 2
+        assert await bucket.read("key", 0, 1) == b"1"
+    finally:
+        bucket.close()
 
 
 async def test_a_listing_continues_after_a_page(bucket: S3Bucket, s3_account: S3Account, prefix: str) -> None:

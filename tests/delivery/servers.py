@@ -378,10 +378,26 @@ class ModelBucket:
     async def delete(self, key: str) -> None:
         await self._ask("delete", lambda _: self._objects.pop(key, None), writes=True)
 
+    async def replace(self, key: str, body: bytes, metadata: Mapping[str, str], content_type: str, etag: str) -> bool:
+        new = Object(body, {**metadata, "sha256": hashlib.sha256(body).hexdigest()})
+
+        def put(_: int) -> bool:
+            if key not in self._objects or self._objects[key].metadata["sha256"] != etag:
+                return False
+            self._objects[key] = new
+            return True
+
+        return await self._ask("put", put, writes=True)
+
+    async def old_versions(self, key: str) -> Sequence[str]:
+        return []
+
+    async def delete_version(self, key: str, version: str) -> None: ...
+
     async def head(self, key: str) -> Head | None:
         def head(_: int) -> Head | None:
             there = self._objects.get(key)
-            return None if there is None else Head(len(there.body), there.metadata)
+            return None if there is None else Head(len(there.body), there.metadata, there.metadata.get("sha256", ""))
 
         return await self._ask("head", head)
 

@@ -82,7 +82,7 @@ class Acknowledgement:
                 raise CommandError(f"{file_path} is not the key of an object below the prefix {self._prefix!r}")
             head = await self._bucket.head(file_path)
             if head is not None:
-                found[file_path] = head.size
+                found[file_path] = head.stored_size
             record = await read_removal(self._bucket, self._prefix, file_path)
             if record is not None and record.reason == RemovalReason.EXPIRED:
                 raise CommandError(f"{file_path} has expired: it does not count as missing. Nothing was written")

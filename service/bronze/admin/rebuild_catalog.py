@@ -179,7 +179,7 @@ class Rebuild:
     async def _damaged(self, key: str, record: RemovedRange) -> bool:
         """Whether an object with a removal record has another size than the record says."""
         head = await self._bucket.head(key)
-        return head is not None and record.size not in {None, head.size}
+        return head is not None and record.size not in {None, head.stored_size}
 
     async def compare(self, queue: Queue, lanes: Iterable[Lane], found: BucketContents) -> None:
         """Add a warning for each lane that will halt because the queue does not continue its chain in the bucket."""

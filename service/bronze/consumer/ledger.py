@@ -104,7 +104,7 @@ class Comparison:
                 numbers[source] += 1
         for stored in list(self._older.values()):
             head = await self._bucket.head(stored.key)
-            if (head is not None and stored.size in {None, head.size}) or await read_removal(
+            if (head is not None and stored.size in {None, head.stored_size}) or await read_removal(
                 self._bucket, self._prefix, stored.key
             ):
                 self._older.pop(stored.key, None)

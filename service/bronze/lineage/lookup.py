@@ -352,12 +352,12 @@ class LineageLookup:
 
         async def read_size(file_path: str) -> None:
             head = await self._bucket.head(file_path)
-            size = head.size if head else None
-            removal = await read_effective_removal(self._bucket, self._prefix, file_path, size)
-            if size is None or removal:
+            stored_size = head.stored_size if head else None
+            removal = await read_effective_removal(self._bucket, self._prefix, file_path, stored_size)
+            if head is None or removal:
                 removed[file_path] = removal
             else:
-                sizes[file_path] = size
+                sizes[file_path] = head.size
 
         reads = [asyncio.ensure_future(read_size(written.file_path)) for written in objects]
         await finish_in_time(reads, SIZES_S_MAX)

@@ -60,7 +60,7 @@ class SubmissionLookup:
             head = await self._bucket.head(file_path)
         except Unavailable:
             return True
-        return head is None or removal.bytes not in {None, head.size}
+        return head is None or removal.bytes not in {None, head.stored_size}
 
 
 def not_found(submission_id: str) -> Refused:

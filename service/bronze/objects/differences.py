@@ -39,6 +39,10 @@ async def find_differences(
         if key in sizes:
             found[key] = size
     differing = [key for key in keys if key not in found or sizes[key] not in {None, found[key]}]
+    for key in differing:
+        if key in found and (head := await bucket.head(key)):  # an erasure may have made it smaller
+            found[key] = head.stored_size
+    differing = [key for key in differing if key not in found or sizes[key] != found[key]]
     if not differing:
         return []
     removed = await removed_paths(bucket, prefix, source, differing[0], differing[-1])

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 import msgspec
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.json
 
 from bronze import __version__
 from bronze.errors import DeadLetter
+from bronze.objects.classifications import Classifications
 from bronze.objects.event_times import EventTimesOfObject
 from bronze.objects.file_writer import FileWriter
 from bronze.objects.footer import FOOTER_KEY
@@ -30,7 +30,7 @@ from bronze.objects.rows import (
     record_batch,
 )
 from bronze.protocol.chain import AcceptedMessage, ReconciledCut, quarantined_message
-from bronze.protocol.documents import CLASSIFICATIONS_LISTED_MAX, Contents, StoredObject, StoredSubmission, Totals
+from bronze.protocol.documents import Contents, StoredObject, StoredSubmission, Totals
 from bronze.protocol.lane import Lane
 from bronze.protocol.limits import digest
 from bronze.protocol.message import Message, MessageKind
@@ -83,9 +83,9 @@ class _ObjectBuilder:
         self._columns = object_schema(source)
         self._writer = FileWriter(self._columns, executor, nan_columns)
         self._measurements = Measurements(source, self._columns)
-        self._event_times = EventTimesOfObject(source)
+        self._event_times = EventTimesOfObject(source.event_time)
         self._rows: dict[int, int] = {}  # by sequence
-        self._classifications: list[pa.Array] = []
+        self._classifications = Classifications()
         self._dead_letters: list[tuple[Message, str]] = []
 
     @property
@@ -150,8 +150,7 @@ class _ObjectBuilder:
         self._writer.add(batch)
         self._measurements.add(batch)
         self._event_times.add(batch)
-        # a copy: the column may keep its whole message in memory
-        self._classifications.append(batch.column(CLASSIFICATION_ID).unique())
+        self._classifications.add(batch.column(CLASSIFICATION_ID))
         self._rows |= {accepted.message.sequence: accepted.part.records for accepted in messages}
 
     def finish(
@@ -163,8 +162,6 @@ class _ObjectBuilder:
         quarantine_keys = {message.sequence: message.key for message in quarantined}
         stored = _stored_submissions(self._key, cut, self._rows, quarantine_keys)
         received = sorted(submission.accepted.received_at for submission in stored)
-        classifications = pa.chunked_array(self._classifications, pa.string()).unique()
-        bounds = pc.min_max(classifications)
         contents = Contents(
             writer=f"bronze {__version__}",
             file_path=self._key,
@@ -184,10 +181,7 @@ class _ObjectBuilder:
             quarantined=quarantined,
             duplicates=list(cut.duplicates),
             written_at=written_at,
-            classifications=classifications[:CLASSIFICATIONS_LISTED_MAX].to_pylist(),
-            classification_count=len(classifications),
-            classification_least=bounds["min"].as_py(),
-            classification_greatest=bounds["max"].as_py(),
+            **self._classifications.facts(),
             totals_before=totals_before,
             event_times=self._event_times.times or msgspec.UNSET,
         )

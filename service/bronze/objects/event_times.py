@@ -4,7 +4,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from bronze.protocol.documents import EventTimes
-from bronze.records.sources import Source
 
 _DAY_US = 86_400 * 10**6
 
@@ -12,8 +11,9 @@ _DAY_US = 86_400 * 10**6
 class EventTimesOfObject:
     """The event times of an object that is being written. A row without one does not count."""
 
-    def __init__(self, source: Source) -> None:
-        self._name = source.event_time
+    def __init__(self, field: str | None) -> None:
+        """`field` is the one that its source declares as its event time."""
+        self._name = field
         self._bounds: list[pa.Scalar] = []
         self._lateness: list[pa.Array] = []
 

@@ -8,6 +8,7 @@ import pyarrow.json
 import pyarrow.parquet as pq
 
 from bronze.protocol.documents import Contents
+from bronze.servers.bucket import STORED_BYTES
 
 CONTENT_TYPE = "application/vnd.apache.parquet"
 FOOTER_KEY = b"bronze"
@@ -33,6 +34,11 @@ def user_metadata(contents: Contents) -> dict[str, str]:
         "bronze-messages": str(contents.messages),
         "bronze-records": str(contents.records),
         "traceparent": contents.traceparent,
+        **(
+            {"bronze-erased": str(contents.erased), STORED_BYTES: str(contents.erasures[0].bytes)}
+            if contents.erasures
+            else {}
+        ),
     }
 
 
@@ -45,6 +51,11 @@ def footer_start(size: int, tail: bytes) -> int:
     if start < len(MAGIC):
         raise NotABronzeObject("it is not a Parquet file")
     return start
+
+
+def contents_of_file(body: bytes) -> Contents:
+    """The contents of an object, from its whole file; raises `NotABronzeObject`."""
+    return contents_of_footer(body[footer_start(len(body), body[-TAIL_BYTES:]) :])
 
 
 def contents_of_footer(footer: bytes) -> Contents:

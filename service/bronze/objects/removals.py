@@ -28,8 +28,8 @@ async def read_removal(bucket: Bucket, prefix: str, file_path: str) -> Removal |
 
 
 async def read_effective_removal(bucket: Bucket, prefix: str, file_path: str, size: int | None) -> Removal | None:
-    """The removal record that counts, by the size of the object in the bucket, None if it is gone. If it is there, its
-    record counts only if it says another size: what is left of the object is then damaged.
+    """The removal record that counts, by the stored size of the object in the bucket, None if it is gone. If it is
+    there, its record counts only if it says another size: what is left of the object is then damaged.
     """
     removal = await read_removal(bucket, prefix, file_path)
     return removal if removal and (size is None or removal.bytes not in {None, size}) else None

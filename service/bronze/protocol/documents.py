@@ -97,6 +97,15 @@ class EventTimes:
     greatest: str
 
 
+class ErasedRows(msgspec.Struct, frozen=True, kw_only=True):
+    """What an erasure has removed from an object: its rows of a person. The object had these bytes before it."""
+
+    erasure_id: str
+    records: int
+    bytes: int
+    sha256: str
+
+
 class Contents(msgspec.Struct, frozen=True, kw_only=True):
     """The footer of an object: what it holds. Everything that is derived from a write is derived from its footer.
 
@@ -105,6 +114,10 @@ class Contents(msgspec.Struct, frozen=True, kw_only=True):
     `classification_least` and `classification_greatest` (by code points, as in Parquet's statistics).
     `totals_before` are the totals of the lane before this object. The fields with defaults are missing in the footers
     of older versions. `event_times` is missing if the source declares none, or no row has one.
+
+    `erasures` are those that have rewritten the object, in their order; missing if there were none. The records that
+    they removed are still counted in `records`, and the facts about messages and submissions stay, but what the rows
+    have (`classifications` to `classification_greatest`, `event_times`) is that of the rows that are left.
     """
 
     writer: str
@@ -131,6 +144,21 @@ class Contents(msgspec.Struct, frozen=True, kw_only=True):
     classification_greatest: str | None = None
     totals_before: Totals | None = None
     event_times: EventTimes | msgspec.UnsetType = msgspec.UNSET
+    erasures: list[ErasedRows] | msgspec.UnsetType = msgspec.UNSET
+
+    @property
+    def erased(self) -> int:
+        """The number of records that were erased from the object."""
+        return sum(erased.records for erased in self.erasures) if self.erasures else 0
+
+    @property
+    def rows(self) -> int:
+        """The number of rows in the file."""
+        return self.records - self.erased
+
+    def stored_size(self, size: int) -> int:
+        """The size of the object when it was stored, in bytes; `size` is that of its file."""
+        return self.erasures[0].bytes if self.erasures else size
 
 
 class StoredObject(msgspec.Struct, frozen=True, kw_only=True):
@@ -145,7 +173,7 @@ class StoredObject(msgspec.Struct, frozen=True, kw_only=True):
         quarantined = self.contents.quarantined
         return Totals(
             objects=1,
-            bytes=self.size,
+            bytes=self.contents.stored_size(self.size),
             records=self.contents.records,
             quarantined=sum(one.records for one in quarantined if one.kind is not MessageKind.REJECTED),
             rejected=sum(one.records for one in quarantined if one.kind is MessageKind.REJECTED),
@@ -180,8 +208,9 @@ class CatalogEntry(msgspec.Struct, frozen=True, kw_only=True):
     """The catalog's note that an object exists; `last` is the chain's position, `last_time` identifies its anchor.
 
     `totals` are those of the lane up to and including this object, `schema_versions` the versions of the source that
-    its rows were checked against; entries of older versions lack them. The other fields, which are as in `Contents`,
-    are for readers of the feed and for look-ups of objects.
+    its rows were checked against; entries of older versions lack them. `erased` counts the records of `records` that
+    were erased; it is missing if the object was never rewritten. The other fields, which are as in `Contents`, are for
+    readers of the feed and for look-ups of objects.
     """
 
     file_path: str
@@ -205,6 +234,7 @@ class CatalogEntry(msgspec.Struct, frozen=True, kw_only=True):
     totals: Totals | None = None
     schema_versions: list[int] | None = None
     event_times: EventTimes | msgspec.UnsetType = msgspec.UNSET
+    erased: int | msgspec.UnsetType = msgspec.UNSET
 
 
 class Identity(msgspec.Struct, frozen=True, kw_only=True):
@@ -252,6 +282,7 @@ def entry_of(contents: Contents, totals: Totals | None = None) -> CatalogEntry:
         classifications=[name for name in contents.classifications if _short_text(name)],
         totals=totals,
         schema_versions=sorted({stored.accepted.schema_version for stored in contents.submissions if stored.records}),
+        erased=contents.erased if contents.erasures else msgspec.UNSET,
     )
 
 

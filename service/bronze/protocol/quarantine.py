@@ -63,6 +63,8 @@ class QuarantineMetadata:
     sequence: str
     time: str
     file_path: str
+    #: what the last erasure removed from it; empty if there was none
+    erased: str = ""
 
     def encode(self) -> dict[str, str]:
         """The metadata as S3 accepts it: in ASCII, and cut to its bounds."""
@@ -72,6 +74,7 @@ class QuarantineMetadata:
             "bronze-sequence": self.sequence,
             "bronze-time": self.time,
             "bronze-file-path": quote(self.file_path, safe="/=")[:FILE_PATH_CHARS_MAX],
+            **({"bronze-erased": self.erased} if self.erased else {}),
         }
 
     @classmethod
@@ -83,6 +86,7 @@ class QuarantineMetadata:
             sequence=metadata.get("bronze-sequence", ""),
             time=metadata.get("bronze-time", ""),
             file_path=unquote(metadata.get("bronze-file-path", "")),
+            erased=metadata.get("bronze-erased", ""),
         )
 
     @property

@@ -29,7 +29,8 @@ class Removal(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     `first` to `last` are its messages. `note` is why, in the words of `removed_by`. `recorded_at` is RFC 3339 in UTC.
     `records` counts its rows; None if unknown, as `bytes`. `entry` and `identities` are what the catalog said of the
-    object: with them the catalog can be rebuilt. The feed's message lacks both.
+    object: with them the catalog can be rebuilt. The feed's message lacks both. `erasures` are the ids of those that
+    have removed a classification from both.
 
     With the reason `expired`, it is about all objects of the lane up to the message `last`, and the catalog has no
     entries any more of those up to the message `folded`.
@@ -50,6 +51,7 @@ class Removal(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     folded: int = 0
     entry: CatalogEntry | None = None
     identities: list[Identity] = []
+    erasures: list[str] = []
 
     @property
     def of_lane(self) -> Lane:
@@ -64,7 +66,7 @@ class Removal(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     def announcement(self) -> "Removal":
         """The removal as the feed's message states it."""
-        return msgspec.structs.replace(self, entry=None, identities=[])
+        return msgspec.structs.replace(self, entry=None, identities=[], erasures=[])
 
     def key(self, prefix: str) -> str:
         """The key of the record in the bucket."""

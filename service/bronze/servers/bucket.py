@@ -1,16 +1,25 @@
 """The interface of the bucket: an S3 that refuses to create a key twice. `s3.py` implements it."""
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
+
+#: The user metadata of a rewritten object that states its size when it was stored first.
+STORED_BYTES = "bronze-stored-bytes"
 
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """An object's size in bytes and its user metadata."""
+    """An object's size in bytes, its user metadata, and its ETag, which changes with its content."""
 
     size: int
     metadata: Mapping[str, str]
+    etag: str = ""
+
+    @property
+    def stored_size(self) -> int:
+        """The size of the object when it was stored: catalog and removal records state this one."""
+        return int(self.metadata.get(STORED_BYTES, self.size))
 
 
 class Bucket(Protocol):
@@ -32,6 +41,16 @@ class Bucket(Protocol):
 
 
 class ErasableBucket(Bucket, Protocol):
-    """A bucket for retention, which alone deletes objects. To delete a key that does not exist is no error."""
+    """A bucket for retention and erasure, which alone delete and replace objects.
+
+    To delete a key that does not exist is no error. `replace` writes only if the object under the key still has this
+    ETag; else it returns False, also if there is none any more. `old_versions` are the ids of the versions of a key
+    that are not the current one: without versioning there are none.
+    """
 
     async def delete(self, key: str) -> None: ...
+    async def replace(
+        self, key: str, body: bytes, metadata: Mapping[str, str], content_type: str, etag: str
+    ) -> bool: ...
+    async def old_versions(self, key: str) -> Sequence[str]: ...
+    async def delete_version(self, key: str, version: str) -> None: ...

@@ -8,7 +8,7 @@ import asyncio
 import hashlib
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -107,21 +107,31 @@ class S3Bucket:
         """Write an object if its key does not exist. Returns False if the key exists; then nothing was written."""
         if not self._create_only and await self.head(key) is not None:
             return False
+        condition = {"IfNoneMatch": "*"} if self._create_only else {}
+        return await self._put(key, body, metadata, content_type, condition)
+
+    async def replace(self, key: str, body: bytes, metadata: Mapping[str, str], content_type: str, etag: str) -> bool:
+        """Write an object if the one under its key has this ETag. Returns False if not; then nothing was written."""
+        return await self._put(key, body, metadata, content_type, {"IfMatch": etag})
+
+    async def _put(
+        self, key: str, body: bytes, metadata: Mapping[str, str], content_type: str, condition: Mapping[str, str]
+    ) -> bool:
+        """Returns False if the condition is not met."""
         request: dict[str, Any] = {
             "Bucket": self.name,
             "Key": key,
             "Body": body,
             "ContentType": content_type,
             "Metadata": {**metadata, "sha256": hashlib.sha256(body).hexdigest()},
+            **condition,
         }
-        if self._create_only:
-            request["IfNoneMatch"] = "*"
 
         def put() -> bool:
             try:
                 self._s3.put_object(**request)
             except botocore.exceptions.ClientError as error:
-                if _status(error) == 412:
+                if _status(error) == 412 or ("IfMatch" in condition and _status(error) == 404):
                     return False
                 raise
             return True
@@ -132,6 +142,25 @@ class S3Bucket:
         """Delete an object if it exists."""
         await self._call(partial(self._s3.delete_object, Bucket=self.name, Key=key))
 
+    async def old_versions(self, key: str) -> Sequence[str]:
+        """The ids of the versions of an object that are not the current one, if the bucket has versioning."""
+        found: list[str] = []
+        place: dict[str, str] = {}
+        while True:
+            # without a bound of keys: with one, SeaweedFS 4.48 begins with the last ones
+            page = await self._call(
+                partial(self._s3.list_object_versions, Bucket=self.name, Prefix=key, **place)  # type: ignore[arg-type]
+            )
+            versions = page.get("Versions", [])
+            found += [item["VersionId"] for item in versions if item["Key"] == key and not item["IsLatest"]]
+            # the versions of a key come before those of longer keys
+            if not page["IsTruncated"] or any(item["Key"] != key for item in versions):
+                return found
+            place = {"KeyMarker": page["NextKeyMarker"], "VersionIdMarker": page["NextVersionIdMarker"]}
+
+    async def delete_version(self, key: str, version: str) -> None:
+        await self._call(partial(self._s3.delete_object, Bucket=self.name, Key=key, VersionId=version))
+
     async def head(self, key: str) -> Head | None:
         def head() -> Head | None:
             try:
@@ -140,7 +169,7 @@ class S3Bucket:
                 if _status(error) == 404:
                     return None
                 raise
-            return Head(answer["ContentLength"], answer["Metadata"])
+            return Head(answer["ContentLength"], answer["Metadata"], answer["ETag"])
 
         return await self._call(head)
 

@@ -24,6 +24,15 @@ class ObjectFacts:
     rows: int
     contents: Contents
 
+    @property
+    def records(self) -> int:
+        """The records that were stored as rows, with those that were erased since."""
+        return self.rows + self.contents.erased
+
+    @property
+    def stored_size(self) -> int:
+        return self.contents.stored_size(self.size)
+
 
 async def read_facts(bucket: Bucket, key: str) -> ObjectFacts | None:
     """The facts, in three small requests; None if there is no object. Raises `NotABronzeObject`, `Unavailable`."""

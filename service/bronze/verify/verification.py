@@ -169,13 +169,14 @@ class Verification:
         facts = await self._facts(key, trace_id)
         if not isinstance(facts, ObjectFacts):
             return facts
-        if records is not None and str(facts.rows) != records:
-            return Fault(f"it has {counted(facts.rows, 'row')}, its span says {records}", RESTORE, key, trace_id)
+        if records is not None and str(facts.records) != records:
+            return Fault(f"it has {counted(facts.records, 'row')}, its span says {records}", RESTORE, key, trace_id)
         entry = entries.get(key)
         if entry is None:
             return Fault(UNNAMED, REBUILD, key, trace_id)
-        if entry.records != facts.rows:
-            return Fault(f"it has {counted(facts.rows, 'row')}, its entry says {entry.records}", RESTORE, key, trace_id)
+        if entry.records != facts.records:
+            problem = f"it has {counted(facts.records, 'row')}, its entry says {entry.records}"
+            return Fault(problem, RESTORE, key, trace_id)
         return Correct.STORED
 
     # --- from an entry to its object
@@ -197,7 +198,7 @@ class Verification:
             outcome: Fault | Correct = Correct.STORED
             if problem:
                 outcome = await self._unless_removed(
-                    Fault(problem, RESTORE, entry.file_path), entry.file_path, facts.size
+                    Fault(problem, RESTORE, entry.file_path), entry.file_path, facts.stored_size
                 )
             self._add(result, outcome)
 
@@ -221,7 +222,7 @@ class Verification:
         return await self._unless_removed(Fault(problem, advice, key, trace_id), key)
 
     async def _unless_removed(self, fault: Fault, key: str, size: int | None = None) -> Fault | Correct:
-        """The fault of an object, unless its loss is acknowledged. `size` is that in the bucket, if it can be read."""
+        """The fault of an object, unless its loss is acknowledged. `size` is its stored size, if it can be read."""
         removal = await read_removal(self._bucket, self._prefix, key)
         return Correct.REMOVED if removal and (size is None or removal.bytes not in {None, size}) else fault
 
@@ -332,10 +333,10 @@ def _difference(entry: Entry, facts: ObjectFacts) -> str | None:
             return f"its footer says {name} {value}, its entry {getattr(entry, name)}"
     if contents.records != entry.records:
         return f"its footer says {counted(contents.records, 'row')}, its entry {entry.records}"
-    if facts.rows != entry.records:
-        return f"it has {counted(facts.rows, 'row')}, its entry says {entry.records}"
-    if entry.size not in {None, facts.size}:
-        return f"it has {facts.size} bytes, by the totals of its entry {entry.size}"
+    if facts.records != entry.records:
+        return f"it has {counted(facts.records, 'row')}, its entry says {entry.records}"
+    if entry.size not in {None, facts.stored_size}:
+        return f"it has {facts.stored_size} bytes, by the totals of its entry {entry.size}"
     return None
 
 

@@ -47,7 +47,7 @@ async def _contents(request: Request, bucket: Bucket, prefix: str, file_path: st
     if head is None or contents is None:
         removal = await read_removal(bucket, prefix, file_path)
     else:
-        removal = await read_effective_removal(bucket, prefix, file_path, head.size)
+        removal = await read_effective_removal(bucket, prefix, file_path, head.stored_size)
     if removal:
         raise Refused(
             Refusal.REMOVED,

@@ -1,0 +1,133 @@
+"""Which rows and records an erasure is about: those of a classification, or those of a source that meet a condition."""
+
+import json
+from dataclasses import dataclass
+from typing import Any, BinaryIO, Self
+
+import msgspec
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+
+from bronze.objects.footer import NotABronzeObject
+from bronze.protocol.message import AcceptedSubmission
+from bronze.records.columns import object_schema
+from bronze.records.sources import CLASSIFICATION_ID, Source
+
+_CLASSIFICATION = pa.schema([(CLASSIFICATION_ID, pa.string())])
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """The chosen rows. The condition is about these columns; one that an object lacks is null there.
+
+    `classification_id` is that of all chosen rows, None if they are chosen by a condition on the rows of `source`.
+    """
+
+    condition: pc.Expression
+    columns: pa.Schema
+    classification_id: str | None = None
+    source: Source | None = None
+
+    @classmethod
+    def of_classification(cls, classification_id: str) -> Self:
+        return cls(pc.field(CLASSIFICATION_ID) == classification_id, _CLASSIFICATION, classification_id)
+
+    @classmethod
+    def of_source(cls, source: Source, condition: pc.Expression) -> Self:
+        return cls(condition, object_schema(source), source=source)
+
+    def count(self, file: BinaryIO) -> int:
+        """The number of chosen rows in an object; only the row groups and columns that may show it are read.
+
+        Raises `NotABronzeObject`.
+        """
+        try:
+            fragment = ds.ParquetFileFormat().make_fragment(file).subset(filter=self.condition, schema=self.columns)
+            if not fragment.row_groups:
+                return 0
+            scanner = fragment.scanner(schema=self.columns, filter=self.condition, columns=[], use_threads=False)
+            rows: int = scanner.count_rows()
+        except (pa.ArrowException, OSError) as error:
+            raise NotABronzeObject(f"its rows cannot be read: {error}") from error
+        return rows
+
+    def mask(self, rows: pa.Table) -> pa.BooleanArray:
+        """For each row whether it is chosen."""
+        known = [
+            rows[field.name].cast(field.type)
+            if field.name in rows.column_names
+            else pa.chunked_array([pa.nulls(rows.num_rows, field.type)])
+            for field in self.columns
+        ]
+        columns = ds.dataset(pa.table(known, names=self.columns.names))
+        found = columns.to_table(columns={"chosen": self.condition}, use_threads=False)["chosen"]
+        return pc.fill_null(found, fill_value=False).combine_chunks()
+
+    def has_all_of(self, accepted: AcceptedSubmission | None) -> bool:
+        """Whether all records of a submission are chosen, as far as it says so itself."""
+        return (
+            self.classification_id is not None
+            and accepted is not None
+            and accepted.classification_id == (self.classification_id)
+        )
+
+    def mentions(self, text: bytes) -> bool:
+        """Whether the classification occurs in a text, as it is or as JSON."""
+        if self.classification_id is None:
+            return False
+        as_json = json.dumps(self.classification_id)[1:-1].encode()
+        return self.classification_id.encode() in text or as_json in text
+
+    def has_record(self, record: bytes, accepted: AcceptedSubmission | None) -> bool | None:
+        """Whether a record, as received, is chosen; None if that cannot be said since it cannot be read.
+
+        A value that its column cannot hold is null.
+        """
+        try:
+            values = msgspec.json.decode(record)
+        except (msgspec.DecodeError, RecursionError):
+            values = None
+        if not isinstance(values, dict):
+            if self.classification_id is None:
+                return None
+            return self.has_all_of(accepted) or self.mentions(record)
+        own = values.get(CLASSIFICATION_ID) or (accepted.classification_default if accepted else None)
+        if self.classification_id is not None:
+            return str(own) == self.classification_id
+        return bool(self.mask(self._row(values, own, record, accepted))[0].as_py())
+
+    def _row(
+        self, values: dict[str, Any], classification_id: Any, record: bytes, accepted: AcceptedSubmission | None
+    ) -> pa.Table:
+        known = {field.name: values.get(field.name_in_records) for field in self.source.fields} if self.source else {}
+        known |= {CLASSIFICATION_ID: classification_id, "_payload": record.decode(errors="replace")}
+        if accepted:
+            known |= {
+                "_submission_id": accepted.submission_id,
+                "_origin": accepted.origin,
+                "_received_at": accepted.received_at,
+                "_trace_id": accepted.trace_id,
+                "_schema_version": accepted.schema_version,
+            }
+        return pa.table({field.name: _column(known.get(field.name), field.type) for field in self.columns})
+
+    def cleared(self, accepted: AcceptedSubmission, *, all_erased: bool = False) -> AcceptedSubmission:
+        """A submission without the classification that was erased; without any, if `all_erased`."""
+
+        def left(classification_id: str | None) -> str | None:
+            return None if all_erased or classification_id == self.classification_id else classification_id
+
+        return msgspec.structs.replace(
+            accepted,
+            classification_id=left(accepted.classification_id),
+            classification_default=left(accepted.classification_default),
+        )
+
+
+def _column(value: Any, kind: pa.DataType) -> pa.Array:
+    """A value of JSON as a column of one row."""
+    try:
+        return pa.array([value], pa.string()).cast(kind) if isinstance(value, str) else pa.array([value], kind)
+    except (pa.ArrowException, OverflowError, TypeError, ValueError):
+        return pa.nulls(1, kind)
