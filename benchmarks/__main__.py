@@ -15,6 +15,7 @@ from benchmarks import (
     bulk,
     connections,
     delivery,
+    erasure,
     growth,
     iceberg,
     identities,
@@ -46,6 +47,7 @@ PARTS: Mapping[str, Callable[[Options], Found]] = {
     "identities": identities.run,
     "view": view.run,
     "tables": iceberg.run,
+    "erasure": erasure.run,
 }
 #: What telemetry costs: with options of their own, so they run only when they are named.
 OTHERS: Mapping[str, Callable[[Sequence[str]], int]] = {"telemetry": telemetry.main, "outage": outage_volume.main}

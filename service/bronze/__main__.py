@@ -36,6 +36,7 @@ COMMANDS = {
     "quarantine": "list the records in quarantine, export them for correction, and replay them",
     "objects": "list the objects that are missing in the bucket, and acknowledge what cannot be restored",
     "retain": "delete the oldest objects, from the beginning of each chain",
+    "erase": "erase a person's records from all that Bronze keeps, and prove it",
     "verify": "check that telemetry, catalog and bucket agree, for a range of time",
     "keys": "create, list, rotate and revoke the API keys of principals",
     "sources": "check what a declaration of sources would change, or make one of files or a data contract",
@@ -53,8 +54,8 @@ def parser(chosen: str | None = None) -> argparse.ArgumentParser:
         description="Accepts raw data over HTTP and writes it through a durable queue to a bucket, as Parquet. Each "
         "write can be traced.",
         epilog="Settings are environment variables: BRONZE_* (docs/settings.md lists them), OTEL_* for telemetry, "
-        "AWS_* for the bucket. The exit codes of publish, lineage, read, quarantine, objects, retain, verify, keys, "
-        "sources and table compact, expire and reprocess are in their own --help, those of the other commands in "
+        "AWS_* for the bucket. The exit codes of publish, lineage, read, quarantine, objects, retain, erase, verify, "
+        "keys, sources and table compact, expire and reprocess are in their own --help, those of the other commands in "
         "docs/operations.md.",
     )
     top.add_argument("--version", action="version", version=f"bronze {__version__}")
@@ -122,6 +123,10 @@ def declare_options(name: str, command: argparse.ArgumentParser) -> None:
             from bronze.admin import retain_command
 
             retain_command.arguments(command)
+        case "erase":
+            from bronze.admin import erase_command
+
+            erase_command.arguments(command)
         case "verify":
             from bronze.admin import verify_command
 
@@ -261,6 +266,10 @@ def run(args: argparse.Namespace, chosen: Settings) -> int:
         from bronze.wiring import retention
 
         return asyncio.run(retention.run_retain(args, chosen))
+    if args.role == "erase":
+        from bronze.wiring import erasure
+
+        return asyncio.run(erasure.run_erase(args, chosen))
     if args.role == "verify":
         return run_verify(args, chosen)
     if args.role == "sources":

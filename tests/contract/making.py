@@ -49,10 +49,20 @@ class Submission:
 
 
 def submission(
-    *records: bytes, source: str = "vehicles", key: str | None = None, trace_id: str = "0" * 32, **facts: Any
+    *records: bytes,
+    source: str = "vehicles",
+    key: str | None = None,
+    trace_id: str = "0" * 32,
+    quarantine_rejected: bool = False,
+    **facts: Any,
 ) -> Submission:
     """A checked submission with these records; `facts` replace values of its `AcceptedSubmission`."""
-    intake = JsonIntake(SOURCES[source], body_bytes_max=2**40, spool_memory_bytes_max=2**40)
+    intake = JsonIntake(
+        SOURCES[source],
+        body_bytes_max=2**40,
+        spool_memory_bytes_max=2**40,
+        quarantine_rejected=quarantine_rejected,
+    )
     intake.add_lines(b"\n".join(records))
     checked = intake.finish()
     with checked._spool as spool:
@@ -63,6 +73,7 @@ def submission(
         source=source,
         digest=checked.digest,
         records=checked.records,
+        rejected=checked.rejected,
         received_at=RECEIVED_AT,
         trace_id=trace_id,
         traceparent=f"00-{trace_id}-{'0' * 15}1-01",

@@ -53,10 +53,11 @@ NOT_RUN = {
     "make bench": "it takes forty minutes; tests/unit/test_benchmarks.py checks the parts",
 }
 #: What runs on a system of its own.
-BREAKING = re.compile(r"bronze (lanes|catalog|objects acknowledge|keys)|fleet\.key")
+BREAKING = re.compile(r"bronze (lanes|catalog|objects acknowledge|keys|erase)|fleet\.key")
 #: Commands that ask before they change something, which needs a terminal.
 ASKING = (
-    "init|lanes [0-9]+|catalog rebuild|retain|objects acknowledge|quarantine replay|keys (create|rotate|limit|revoke)"
+    "init|lanes [0-9]+|catalog rebuild|retain|erase --|objects acknowledge|quarantine replay|"
+    "keys (create|rotate|limit|revoke)"
 )
 RUN_S_MAX = 60.0
 FLIGHT = {"operator": "UA", "run_number": 1545, "origin": "EWR", "destination": "IAH"}

@@ -25,6 +25,7 @@ CHANGES = [
     ["quarantine", "replay", "--submission", "s"],
     ["objects", "acknowledge", "--all-missing", "--reason", "lost"],
     ["retain", "--days", "30"],
+    ["erase", "--classification-id", "x"],
     ["table", "compact"],
     ["table", "expire"],
     ["table", "reprocess", "--day", "2026-11-28"],
@@ -106,11 +107,12 @@ def test_without_a_terminal_a_change_is_refused(command: Sequence[str]) -> None:
         *(
             [*command, "--dry-run"]
             for command in CHANGES
-            if {"rebuild", "acknowledge", "retain", "compact", "reprocess"} & {*command}
+            if {"rebuild", "acknowledge", "retain", "erase", "compact", "reprocess"} & {*command}
         ),
         ["keys", "list"],
         ["objects", "missing"],
         ["quarantine", "list"],
+        ["erase", "verify", "proof.json", "--classification-id", "x"],
         ["publish", "vehicles", __file__, "--dry-run"],
     ],
     ids=" ".join,
@@ -126,7 +128,7 @@ def test_what_changes_nothing_or_has_yes_needs_no_terminal(
 def test_every_action_with_yes_is_tested() -> None:
     """A new command that changes something gets into the list above."""
     assert {" ".join(path) for path in _with_yes(parser())} == {
-        " ".join(command[:1] if command[0] in {"lanes", "retain"} else command[:2]) for command in CHANGES
+        " ".join(command[:1] if command[0] in {"lanes", "retain", "erase"} else command[:2]) for command in CHANGES
     }
 
 

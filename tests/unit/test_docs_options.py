@@ -12,6 +12,7 @@ from local.builds import REPOSITORY
 PAGES = {
     "catalog": "delivery.md",
     "consume": "operations.md",
+    "erase": "erasure.md",
     "init": "security.md",
     "keys": "security.md",
     "lanes": "delivery.md",

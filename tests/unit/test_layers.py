@@ -53,6 +53,8 @@ MADE_PER_PIECE = {
     "SubmissionTelemetry": "a request's span and measurements",
     "Progress": "a command's progress bar",
     "UploadTelemetry": "an object's spans and measurements",
+    "BucketErasure": "a search for a person's records",
+    "QueueErasure": "the lanes that it is about",
 }
 
 

@@ -1,5 +1,5 @@
-"""The commands of an operator: lineage, read, quarantine, objects, retain, verify, keys, sources, lanes, the queue,
-the catalog and the maintenance of tables.
+"""The commands of an operator: lineage, read, quarantine, objects, retain, erase, verify, keys, sources, lanes, the
+queue, the catalog and the maintenance of tables.
 
 lineage_command     `bronze lineage`: prints the lineage of an id or a path, or follows new objects
 read_command        `bronze read`: its command line
@@ -12,6 +12,10 @@ missing_objects     finds the objects that are in the catalog, but missing or da
 acknowledge         writes their removal records
 retain_command      `bronze retain`: its command line
 retention           deletes the oldest objects of each lane
+erase_command       `bronze erase`: its command line
+erasure_run         an erasure from its document to its proof
+erasure             removes a person's records from the bucket
+erasure_queue       waits until the queue is stored, and finds what it still has
 verify_command      `bronze verify`: its command line, and its results as a table and as JSON
 keys_command        `bronze keys`: its command line
 keys                creates, rotates and revokes API keys

@@ -146,7 +146,9 @@ class QuarantineLink(BaseModel):
 
 
 class ObjectContents(BaseModel):
-    """The contents of an object, from its own metadata and footer."""
+    """The contents of an object, from its own metadata and footer. `erased` counts the records of `records` that were
+    erased: the file has that many rows less.
+    """
 
     file_path: str
     source: str
@@ -166,6 +168,7 @@ class ObjectContents(BaseModel):
     submissions: list[SubmissionInObject]
     quarantined: list[QuarantineLink]
     duplicates: int
+    erased: int
 
     @classmethod
     def of(cls, contents: Contents, head: Head) -> Self:
@@ -178,6 +181,7 @@ class ObjectContents(BaseModel):
                 "submissions": [SubmissionInObject.of(stored) for stored in contents.submissions],
                 "quarantined": [QuarantineLink.model_validate(asdict(message)) for message in contents.quarantined],
                 "duplicates": len(contents.duplicates),
+                "erased": contents.erased,
             }
         )
 

@@ -16,6 +16,7 @@ preview         the first rows of an object
 ledger          counts what a lane holds, where its entries do not say it
 json_document   reads a JSON document beside the objects
 removals        reads and writes removal records
+erasures        reads and writes the documents and proofs of erasures
 expiry          reads and writes expiry marks
 differences     finds objects that are gone, or have another size than the catalog says
 removed_ranges  the gaps in the chains of the bucket that removal records explain

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from bronze.errors import DeadLetter
-from bronze.objects.selection import Chosen
+from bronze.objects.selection import RECEIVED_AT, Chosen
 from bronze.protocol import rejected_records
 from bronze.protocol.message import PLACEHOLDER, AcceptedSubmission, MessageKind, Part, split_records
 from bronze.protocol.quarantine import REJECTED
@@ -97,6 +97,8 @@ def _erase_columnar(content: bytes, accepted: AcceptedSubmission | None, chosen:
         number = rows.schema.get_field_index("classification_id")
         ids = rows.column(number).fill_null(accepted.classification_default)
         filled = rows.set_column(number, "classification_id", ids)
+    if accepted:
+        filled = filled.append_column(RECEIVED_AT, pa.array([accepted.received_at] * rows.num_rows, pa.string()))
     mask = chosen.mask(filled)
     erased: int = pc.sum(mask).as_py() or 0
     if not erased:

@@ -1,7 +1,7 @@
 """Which rows and records an erasure is about: those of a classification, or those of a source that meet a condition."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, BinaryIO, Self
 
 import msgspec
@@ -14,7 +14,9 @@ from bronze.protocol.message import AcceptedSubmission
 from bronze.records.columns import object_schema
 from bronze.records.sources import CLASSIFICATION_ID, Source
 
-_CLASSIFICATION = pa.schema([(CLASSIFICATION_ID, pa.string())])
+RECEIVED_AT = "_received_at"
+_TIME = pa.timestamp("us", tz="UTC")
+_CLASSIFICATION = pa.schema([(CLASSIFICATION_ID, pa.string()), (RECEIVED_AT, _TIME)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,12 +24,14 @@ class Chosen:
     """The chosen rows. The condition is about these columns; one that an object lacks is null there.
 
     `classification_id` is that of all chosen rows, None if they are chosen by a condition on the rows of `source`.
+    Records that were accepted at `accepted_before` or later are not chosen (RFC 3339 in UTC, in microseconds).
     """
 
     condition: pc.Expression
     columns: pa.Schema
     classification_id: str | None = None
     source: Source | None = None
+    accepted_before: str | None = None
 
     @classmethod
     def of_classification(cls, classification_id: str) -> Self:
@@ -36,6 +40,14 @@ class Chosen:
     @classmethod
     def of_source(cls, source: Source, condition: pc.Expression) -> Self:
         return cls(condition, object_schema(source), source=source)
+
+    def before(self, time: str) -> "Chosen":
+        """Only what was accepted before a time."""
+        condition = self.condition & (pc.field(RECEIVED_AT) < pa.scalar(time).cast(_TIME))
+        return replace(self, condition=condition, accepted_before=time)
+
+    def _is_too_new(self, accepted: AcceptedSubmission | None) -> bool:
+        return bool(accepted and self.accepted_before and accepted.received_at >= self.accepted_before)
 
     def count(self, file: BinaryIO) -> int:
         """The number of chosen rows in an object; only the row groups and columns that may show it are read.
@@ -66,11 +78,9 @@ class Chosen:
 
     def has_all_of(self, accepted: AcceptedSubmission | None) -> bool:
         """Whether all records of a submission are chosen, as far as it says so itself."""
-        return (
-            self.classification_id is not None
-            and accepted is not None
-            and accepted.classification_id == (self.classification_id)
-        )
+        if self.classification_id is None or accepted is None or self._is_too_new(accepted):
+            return False
+        return accepted.classification_id == self.classification_id
 
     def mentions(self, text: bytes) -> bool:
         """Whether the classification occurs in a text, as it is or as JSON."""
@@ -84,6 +94,8 @@ class Chosen:
 
         A value that its column cannot hold is null.
         """
+        if self._is_too_new(accepted):
+            return False
         try:
             values = msgspec.json.decode(record)
         except (msgspec.DecodeError, RecursionError):
@@ -92,7 +104,7 @@ class Chosen:
             if self.classification_id is None:
                 return None
             return self.has_all_of(accepted) or self.mentions(record)
-        own = values.get(CLASSIFICATION_ID) or (accepted.classification_default if accepted else None)
+        own = values.get(CLASSIFICATION_ID) or _classification_of(accepted)
         if self.classification_id is not None:
             return str(own) == self.classification_id
         return bool(self.mask(self._row(values, own, record, accepted))[0].as_py())
@@ -106,7 +118,7 @@ class Chosen:
             known |= {
                 "_submission_id": accepted.submission_id,
                 "_origin": accepted.origin,
-                "_received_at": accepted.received_at,
+                RECEIVED_AT: accepted.received_at,
                 "_trace_id": accepted.trace_id,
                 "_schema_version": accepted.schema_version,
             }
@@ -118,11 +130,18 @@ class Chosen:
         def left(classification_id: str | None) -> str | None:
             return None if all_erased or classification_id == self.classification_id else classification_id
 
+        if self._is_too_new(accepted):
+            return accepted
         return msgspec.structs.replace(
             accepted,
             classification_id=left(accepted.classification_id),
             classification_default=left(accepted.classification_default),
         )
+
+
+def _classification_of(accepted: AcceptedSubmission | None) -> str | None:
+    """The classification of a record that names none."""
+    return (accepted.classification_default or accepted.classification_id) if accepted else None
 
 
 def _column(value: Any, kind: pa.DataType) -> pa.Array:

@@ -13,6 +13,7 @@ quarantine        the keys and the user metadata of quarantine objects
 documents         the footer of an object, its catalog entry, and the identity of a submission
 entry_sizes       the sizes of objects, from their entries
 removal           the record of an object that was removed from the bucket
+erasure           the document and the proof of an erasure
 expiry            the mark that says which objects of a lane have expired
 snapshot_summary  what the snapshot of a table states
 feed_event        the events of the HTTP feed

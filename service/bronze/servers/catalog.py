@@ -7,7 +7,7 @@ the feed of new objects; `identity.{submission_id}` says where a submission is;
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol, Self, TypeVar
@@ -28,8 +28,9 @@ from bronze.servers.key_value import KeyValueStore
 from bronze.settings import Settings
 
 ENTRIES = "catalog.>"
+IDENTITIES = "identity.*"
 REMOVALS = "removed.>"
-SUBJECTS = [ENTRIES, "identity.*", REMOVALS]
+SUBJECTS = [ENTRIES, IDENTITIES, REMOVALS]
 #: How long an identity is kept: of a submission with an `Idempotency-Key`, and of one without.
 KEYED_S = 720 * 3600
 UNKEYED_S = 24 * 3600
@@ -201,6 +202,23 @@ class NatsCatalog:
             messages = [message for message in answers if message is not None]
         identities = [decode(message, Identity) for message in messages if message.subject != lane.entry_subject]
         return {identity.accepted.submission_id: identity for identity in identities}
+
+    async def all_identities(self) -> AsyncIterator[Identity]:
+        """The identities of all submissions, in the order in which they were written, from a replica."""
+        since = 1
+        while True:
+            async with self._gone_if_replaced():
+                messages, remaining = await self._js.read_subject(
+                    self.stream, IDENTITIES, since, messages_max=PAGE_ENTRIES, bytes_max=PAGE_BYTES
+                )
+            for message in messages:
+                yield decode(message, Identity)
+            if not remaining:
+                return
+            since = messages[-1].sequence + 1
+
+    async def is_being_rebuilt(self) -> bool:
+        return stream_metadata.REBUILDING in (await self._js.state(self.stream)).metadata
 
     async def removals(self, file_paths: Sequence[str]) -> Mapping[str, Removal]:
         """The removal records of objects, as they were published; by path, of those that have one."""

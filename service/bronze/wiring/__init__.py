@@ -11,5 +11,6 @@ workers       several processes of a role
 listener      the socket of the API
 reload        takes an edited file of sources
 retention     `bronze retain`, and the tables that it waits for
+erasure       `bronze erase`
 commands      the commands that need a server
 """

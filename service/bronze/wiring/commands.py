@@ -6,7 +6,7 @@ import logging
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 
 from bronze.admin import keys_command, objects_command, sources_command, verify_command
@@ -26,6 +26,7 @@ from bronze.protocol import quarantine
 from bronze.queue_servers import Addresses
 from bronze.records import sources
 from bronze.servers import schema_registry
+from bronze.servers.bucket import Bucket
 from bronze.servers.catalog import NatsCatalog
 from bronze.servers.catalog_feed import Feed
 from bronze.servers.catalog_rebuild import CatalogReplacement
@@ -254,16 +255,24 @@ async def rebuild_catalog(settings: Settings, *, dry_run: bool, yes: bool) -> in
             confirmation.show_targets()
         else:
             await confirmation.ask("Replace the catalog? API and consumers that use it end and have to be restarted.")
-        with Progress("objects read") as progress, tempfile.TemporaryFile() as spool:
-            rebuild = Rebuild(bucket, settings.prefix, progress.step)
-            await rebuild.read_bucket(spool, found)
-            if not dry_run:
-                key_values = KeyValueStore(jetstream, settings.queue_replicas)
-                with unfinished_if_interrupted("catalog"):
-                    await rebuild.run(CatalogReplacement(jetstream, key_values, settings), spool, found, time.time())
-                queue = NatsQueue(jetstream, key_values, settings)
-                declared = sources.load(settings.sources)
-                lanes = [state.lane for source in declared for state in await queue.lanes_of(source)]
-                await rebuild.compare(queue, lanes, found)
+        with unfinished_if_interrupted("catalog") if not dry_run else nullcontext():
+            await replace_catalog(settings, jetstream, bucket, found, dry_run=dry_run)
     report_rebuilt(found, dry_run=dry_run)
     return 0
+
+
+async def replace_catalog(
+    settings: Settings, jetstream: JetStream, bucket: Bucket, found: BucketContents, *, dry_run: bool = False
+) -> None:
+    """Rebuild the catalog from the bucket; `dry_run`: only read the bucket."""
+    with Progress("objects read") as progress, tempfile.TemporaryFile() as spool:
+        rebuild = Rebuild(bucket, settings.prefix, progress.step)
+        await rebuild.read_bucket(spool, found)
+        if dry_run:
+            return
+        key_values = KeyValueStore(jetstream, settings.queue_replicas)
+        await rebuild.run(CatalogReplacement(jetstream, key_values, settings), spool, found, time.time())
+        queue = NatsQueue(jetstream, key_values, settings)
+        declared = sources.load(settings.sources)
+        lanes = [state.lane for source in declared for state in await queue.lanes_of(source)]
+        await rebuild.compare(queue, lanes, found)

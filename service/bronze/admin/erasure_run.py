@@ -1,0 +1,248 @@
+"""`bronze erase`: from the document to the proof, in the order in which a run that is killed can be continued.
+
+1. The document, which has the selection as a hash, is created before anything is changed.
+2. What the queue had at the start is stored by the consumers.
+3. Objects, messages in quarantine and removal records are rewritten (`erasure.py`), then those of the tables.
+4. The catalog is rebuilt: after that none of its messages has the classification.
+5. The proof is created. Without it, the next run does all of this again, and finds nothing of what is done.
+"""
+
+import datetime as dt
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from bronze.admin.erasure import BucketErasure, Findings
+from bronze.admin.erasure_queue import QueueErasure
+from bronze.errors import Outage, Unavailable
+from bronze.objects.erasures import find_open, write_document, write_proof
+from bronze.objects.selection import Chosen
+from bronze.protocol.erasure import Erasure, LaneRest, Proof, Searched, Selection, SelectionHash
+from bronze.protocol.submission_id import new_id
+from bronze.records.sources import Source
+from bronze.servers.bucket import ErasableBucket
+from bronze.servers.catalog import REBUILD, NatsCatalog
+from bronze.servers.jetstream import JetStream
+from bronze.servers.queue import LaneAdmin
+
+#: The copies that no command of Bronze reaches, and how long they stay.
+NOT_REACHED: Mapping[str, str] = {
+    "traces": "the spans of submissions and uploads have classification_ids (bronze.classification_id), at most 128 "
+    "each, for the retention of the trace store (TEMPO_RETENTION, 15 days unless it is set; Zipkin: until it stops), "
+    "and what the collector could not send yet, on its disk",
+    "logs": "they have submission_ids and reasons, not classification_ids; reasons may quote a value. For the "
+    "retention of the place where the logs go",
+    "metrics": "no label and no exemplar has an id of a record; exemplars have trace ids. Nothing to remove",
+    "backups": "of the bucket and of the queue: until they are deleted. After a restore, run the erasure again",
+    "copies of readers": "what readers of the bucket, of the feed and of the tables have written elsewhere",
+    "receivers of events": "webhooks and lineage servers got the classification_ids of objects (bronze notify)",
+    "senders": "the files and databases that the records came from; a sender that sends them again stores them again",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """Who erases, and why, in their own words."""
+
+    note: str
+    erased_by: str
+
+
+@dataclass(frozen=True, slots=True)
+class Stores:
+    """All that may have records of a person.
+
+    `rebuild` replaces the catalog by one made from the bucket. `erase_tables` deletes the rows of the tables of these
+    sources for an erasure, and says what it did, table by table; None without a catalog of tables.
+    """
+
+    jetstream: JetStream
+    queue: LaneAdmin
+    bucket: ErasableBucket
+    prefix: str
+    sources: Mapping[str, Source]
+    find_catalog: Callable[[], Awaitable[NatsCatalog | None]]
+    rebuild: Callable[[], Awaitable[None]]
+    erase_tables: Callable[[Sequence[str], str], Awaitable[list[dict[str, str | int | None]]]] | None = None
+    not_reached: Mapping[str, str] = field(default_factory=lambda: NOT_REACHED)
+    #: whether rows are left in the tables of these sources
+    find_in_tables: Callable[[Sequence[str]], Awaitable[list[dict[str, str | int | None]]]] | None = None
+    now: Callable[[], dt.datetime] = field(default=lambda: dt.datetime.now(dt.UTC))
+
+    async def open_catalog(self) -> NatsCatalog:
+        """The complete catalog. Raises `Unavailable` if there is none."""
+        catalog = await self.find_catalog()
+        if catalog is None or await catalog.is_being_rebuilt():
+            raise Unavailable(
+                Outage.CONFLICT,
+                "the catalog is not complete: it is being rebuilt, or a command that rebuilt it was interrupted. Run "
+                f"that command again, or `{REBUILD}`",
+            )
+        return catalog
+
+    async def sources_of(self, selection: Selection, catalog: NatsCatalog) -> list[str]:
+        """The sources that may have chosen records."""
+        if selection.source is not None:
+            return [selection.source]
+        return sorted({*self.sources, *(lane.source for lane in await catalog.positions())})
+
+    def queue_erasure(self, catalog: NatsCatalog, sources: Sequence[str], chosen: Chosen) -> QueueErasure:
+        return QueueErasure(self.queue, self.jetstream, catalog, sources, chosen)
+
+
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """What an erasure would remove. `waiting` messages of the queue are not stored yet, and not searched.
+
+    `continued` is the erasure of the same selection that was begun and is not done; `tables` as those of a proof.
+    """
+
+    findings: Findings
+    waiting: int
+    continued: Erasure | None
+    tables: list[dict[str, str | int | None]] | None = None
+
+
+async def preview(stores: Stores, selection: Selection, chosen: Chosen, on_object: Callable[[], None]) -> Preview:
+    """Search, and change nothing."""
+    catalog = await stores.open_catalog()
+    sources = await stores.sources_of(selection, catalog)
+    queue = stores.queue_erasure(catalog, sources, chosen)
+    waiting = await queue.waiting(await queue.ends())
+    findings = await BucketErasure(catalog, stores.bucket, stores.prefix, selection, chosen, on_object=on_object).run()
+    tables = await stores.find_in_tables(sources) if stores.find_in_tables else None
+    return Preview(findings, waiting, await find_open(stores.bucket, stores.prefix, selection), tables)
+
+
+async def erase(
+    stores: Stores,
+    selection: Selection,
+    chosen: Chosen,
+    statement: Statement,
+    wait_s: float,
+    on_object: Callable[[], None] = lambda: None,
+) -> Proof:
+    """Erase, or continue an erasure of the same selection. Returns the proof.
+
+    Raises `Unavailable` if a server does not answer, or if the consumers do not store what waits within `wait_s`.
+    """
+    erasure = await find_open(stores.bucket, stores.prefix, selection)
+    if erasure is None:
+        erasure = Erasure(
+            erasure_id=new_id(),
+            kind=selection.kind,
+            source=selection.source,
+            selection=SelectionHash.of(selection),
+            erased_by=statement.erased_by,
+            note=statement.note,
+            began_at=stores.now().isoformat(timespec="microseconds"),
+        )
+        await write_document(stores.bucket, stores.prefix, erasure)
+    else:
+        await _finish_rebuild(stores)
+    catalog = await stores.open_catalog()
+    sources = await stores.sources_of(selection, catalog)
+    queue = stores.queue_erasure(catalog, sources, chosen)
+    ends = await queue.ends()
+    await queue.wait_until_stored(ends, wait_s)
+    found = await BucketErasure(
+        catalog, stores.bucket, stores.prefix, selection, chosen, erasure.erasure_id, on_object
+    ).run()
+    tables = await stores.erase_tables(sources, erasure.erasure_id) if stores.erase_tables else None
+    is_changed = bool(found.rewritten_keys)
+    if is_changed:
+        await stores.rebuild()
+        catalog = await stores.open_catalog()
+    deleted, left = await _delete_old_versions(stores.bucket, found.rewritten_keys)
+    proof = Proof(
+        erasure=erasure,
+        finished_at=stores.now().isoformat(),
+        searched=Searched(
+            objects=found.objects_searched,
+            messages_in_quarantine=found.messages_searched,
+            removal_records=found.removals_searched,
+            lanes=len(ends),
+        ),
+        objects=sorted(found.rewritten_objects, key=lambda each: each.file_path),
+        quarantine=[message for _, message in sorted(found.rewritten_messages.items())],
+        removal_records=found.rewritten_removals,
+        catalog_rebuilt=is_changed,
+        old_versions_deleted=deleted,
+        old_versions_left=left,
+        not_searched=sorted(set(found.not_searched)),
+        lanes=await stores.queue_erasure(catalog, sources, chosen).rest(),
+        tables=tables,
+        not_reached=dict(stores.not_reached),
+    )
+    return await write_proof(stores.bucket, stores.prefix, proof)
+
+
+async def _finish_rebuild(stores: Stores) -> None:
+    """An earlier run may have been killed while it rebuilt the catalog, from objects without the erased rows."""
+    catalog = await stores.find_catalog()
+    if catalog is None or await catalog.is_being_rebuilt():
+        await stores.rebuild()
+
+
+async def _delete_old_versions(bucket: ErasableBucket, keys: Sequence[str]) -> tuple[int, dict[str, str]]:
+    """Delete the old versions of rewritten keys; returns how many, and the keys that may still have some, with why."""
+    deleted = 0
+    for number, key in enumerate(keys):
+        try:
+            for version in await bucket.old_versions(key):
+                await bucket.delete_version(key, version)
+                deleted += 1
+        except Unavailable as error:
+            # the others would be refused as well; nothing is claimed of them
+            return deleted, dict.fromkeys(keys[number:], str(error))
+    return deleted, {}
+
+
+@dataclass(frozen=True, slots=True)
+class Rest:
+    """What is left of what an erasure had to remove. Of records that were accepted since it began, nothing is said."""
+
+    findings: Findings
+    catalog: int
+    lanes: list[LaneRest]
+    old_versions: dict[str, str]
+    tables: list[dict[str, str | int | None]] | None
+
+    @property
+    def by_store(self) -> dict[str, int | None]:
+        """How much is left in each store; None if it was not searched."""
+        return {
+            "rows": self.findings.rows,
+            "objects": len(self.findings.objects),
+            "messages in quarantine": len(self.findings.messages),
+            "removal records": len(self.findings.removals),
+            "catalog": self.catalog,
+            "lanes of the queue": len(self.lanes),
+            "old versions": len(self.old_versions),
+            "tables": None if self.tables is None else sum(bool(table.get("rows")) for table in self.tables),
+        }
+
+    @property
+    def is_gone(self) -> bool:
+        return not any(self.by_store.values())
+
+
+async def check(
+    stores: Stores, proof: Proof, selection: Selection, chosen: Chosen, on_object: Callable[[], None]
+) -> Rest:
+    """Search again for what was accepted before an erasure began, in everything that it has searched."""
+    catalog = await stores.open_catalog()
+    sources = await stores.sources_of(selection, catalog)
+    findings = await BucketErasure(catalog, stores.bucket, stores.prefix, selection, chosen, on_object=on_object).run()
+    in_catalog = len(findings.outdated_entries)
+    async for identity in catalog.all_identities():
+        in_catalog += chosen.cleared(identity.accepted) != identity.accepted
+    versions: dict[str, str] = {}
+    for key in (*(each.file_path for each in proof.objects), *(each.key for each in proof.quarantine)):
+        try:
+            if old := await stores.bucket.old_versions(key):
+                versions[key] = ", ".join(old)
+        except Unavailable as error:
+            versions[key] = str(error)
+    tables = await stores.find_in_tables(sources) if stores.find_in_tables else None
+    lanes = await stores.queue_erasure(catalog, sources, chosen).rest()
+    return Rest(findings, in_catalog, lanes, versions, tables)

@@ -1,0 +1,67 @@
+"""Erasure."""
+
+import argparse
+from collections.abc import Callable
+
+from bronze.admin import erase_command
+from bronze.admin.confirmation import Confirmation
+from bronze.admin.erasure_run import NOT_REACHED, Stores
+from bronze.admin.rebuild_catalog import BucketContents
+from bronze.client.condition import parse
+from bronze.errors import Misconfigured, Refused
+from bronze.objects.selection import Chosen
+from bronze.records import sources
+from bronze.records.columns import object_schema
+from bronze.servers.catalog import NatsCatalog
+from bronze.servers.iceberg import has_catalog
+from bronze.servers.jetstream import JetStream
+from bronze.servers.key_value import KeyValueStore
+from bronze.servers.queue import NatsQueue
+from bronze.servers.s3 import S3Bucket
+from bronze.settings import Settings
+from bronze.wiring.commands import bucket_target, queue_target, replace_catalog
+from bronze.wiring.servers import queue_and_bucket
+
+TABLES = "the Iceberg tables still have these rows, in all of their snapshots: delete them with an engine, then expire"
+
+
+async def run_erase(
+    args: argparse.Namespace,
+    settings: Settings,
+    substitute: Callable[[JetStream, S3Bucket], tuple[JetStream, S3Bucket]] = lambda *servers: servers,
+) -> int:
+    """Run `bronze erase`. Returns the exit code.
+
+    `substitute`: as for `serve`, for queue and bucket.
+    """
+    declared = sources.load(settings.sources)
+    selection = erase_command.selection(args)
+    if selection.classification_id is not None:
+        chosen = Chosen.of_classification(selection.classification_id)
+    else:
+        source = declared.get(selection.source or "")
+        if source is None:
+            raise Misconfigured(f"--source {selection.source}: no such source is declared")
+        try:
+            chosen = Chosen.of_source(source, parse(selection.where or "", object_schema(source)))
+        except Refused as error:
+            raise Misconfigured(f"--where: {error.detail}") from error
+    async with queue_and_bucket(settings) as servers:
+        jetstream, bucket = substitute(*servers)
+        await bucket.check()
+
+        async def rebuild() -> None:
+            await replace_catalog(settings, jetstream, bucket, BucketContents())
+
+        stores = Stores(
+            jetstream=jetstream,
+            queue=NatsQueue(jetstream, KeyValueStore(jetstream, settings.queue_replicas), settings),
+            bucket=bucket,
+            prefix=settings.prefix,
+            sources=declared,
+            find_catalog=lambda: NatsCatalog.find(jetstream, settings),
+            rebuild=rebuild,
+            not_reached={**NOT_REACHED, "tables": TABLES} if has_catalog(settings) else NOT_REACHED,
+        )
+        targets = [queue_target(jetstream), bucket_target(bucket, settings.prefix)]
+        return await erase_command.run(args, stores, selection, chosen, Confirmation(targets, args.yes))

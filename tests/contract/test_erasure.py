@@ -1,0 +1,452 @@
+"""`bronze erase` on real servers: a person's records are gone, all else stays, wherever the command is killed."""
+
+import argparse
+import datetime as dt
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pyarrow.parquet as pq
+import pytest
+from aiorwlock import RWLock
+
+from bronze.__main__ import parser
+from bronze.admin import erase_command
+from bronze.admin.command_error import CommandError
+from bronze.admin.confirmation import Confirmation
+from bronze.admin.erasure_run import Statement, Stores, erase
+from bronze.client.condition import parse
+from bronze.consumer.lane_writer import LaneWriter
+from bronze.errors import Misconfigured, Refused, Unavailable
+from bronze.lineage.catalog_index import CatalogIndex
+from bronze.lineage.lookup import LineageLookup
+from bronze.objects.erasures import read_proof
+from bronze.objects.preview import first_rows
+from bronze.objects.selection import Chosen
+from bronze.protocol.chain import Position
+from bronze.protocol.erasure import Proof, Selection
+from bronze.protocol.lane import Lane
+from bronze.records.columns import object_schema
+from bronze.servers.catalog import NatsCatalog, Overtaken
+from bronze.servers.catalog_feed import Feed
+from bronze.servers.lane_lock import NatsLock
+from bronze.servers.s3 import S3Bucket
+from bronze.verify.results import Period
+from bronze.verify.verification import Verification
+from bronze.wiring.consumer import limits
+from tests.contract.making import SOURCES, Submission, submission, until, vehicle
+from tests.contract.test_lanes import Parts, parts
+from tests.contract.test_objects_command import acknowledge, delete
+from tests.contract.test_objects_command import run as run_objects
+from tests.contract.test_rebuild import all_stored, catalog_contents, rebuild, reopened
+
+__all__ = ["parts"]
+
+PERSON = "person-7"
+BY_CLASSIFICATION = Selection(classification_id=PERSON)
+STATEMENT = Statement("", "operator")
+
+
+class Killed(Exception):
+    """The command ends here, as if it were killed."""
+
+
+class KilledBucket:
+    """A bucket of a process that is killed before, or right after, it has made so many changes."""
+
+    def __init__(self, bucket: S3Bucket, changes: int, *, after: bool) -> None:
+        self._bucket = bucket
+        self._left = changes
+        self._after = after
+
+    def __getattr__(self, name: str) -> Any:
+        call = getattr(self._bucket, name)
+        if name not in {"create", "replace", "delete", "delete_version"}:
+            return call
+
+        async def change(*args: Any, **kwargs: Any) -> Any:
+            self._left -= 1
+            if self._left < 0 and not self._after:
+                raise Killed
+            result = await call(*args, **kwargs)
+            if self._left < 0:
+                raise Killed
+            return result
+
+        return change
+
+
+def stores(parts: Parts, lanes: Sequence[Lane], **replaced: Any) -> Stores:
+    async def find() -> NatsCatalog | None:
+        return await NatsCatalog.find(parts.jetstream, parts.settings)
+
+    async def rebuild_catalog() -> None:
+        await rebuild(parts, lanes)
+
+    made = Stores(
+        jetstream=parts.jetstream,
+        queue=parts.queue(len(lanes)),
+        bucket=parts.bucket,
+        prefix=parts.settings.prefix,
+        sources=SOURCES,
+        find_catalog=find,
+        rebuild=rebuild_catalog,
+    )
+    return replace(made, **replaced)
+
+
+def chosen(selection: Selection) -> Chosen:
+    if selection.classification_id is not None:
+        return Chosen.of_classification(selection.classification_id)
+    source = SOURCES[str(selection.source)]
+    return Chosen.of_source(source, parse(str(selection.where), object_schema(source)))
+
+
+async def run(made: Stores, *words: str, selection: Selection = BY_CLASSIFICATION) -> int:
+    """The exit code of the command."""
+    of = (
+        ["--classification-id", selection.classification_id]
+        if selection.classification_id
+        else ["--source", str(selection.source), "--where", str(selection.where)]
+    )
+    given = [*words, *of] if "verify" in words else [*words, "--by", "operator", *of]
+    args: argparse.Namespace = parser().parse_args(["erase", *given])
+    assert erase_command.selection(args) == selection
+    return await erase_command.run(args, made, selection, chosen(selection), Confirmation([], yes=True))
+
+
+async def submit(parts: Parts, lanes: Sequence[Lane], *submitted: Submission) -> None:
+    for each in submitted:
+        await parts.submit(lanes, each)
+    await until(lambda: all_stored(parts, [each.id for each in submitted]))
+
+
+def of(classification_id: str, *names: str, **facts: Any) -> Submission:
+    """A submission of a classification."""
+    facts = {"classification_id": classification_id, "classification_default": classification_id} | facts
+    return submission(*map(vehicle, names), **facts)
+
+
+def mixed() -> Submission:
+    """Records that do not fit, two of them of the person, beside one that does."""
+    records = [
+        b'{"vehicle_id":"mixed"}',
+        b'{"vehicle_id": 7, "classification_id":"%s"}' % PERSON.encode(),
+        b'{"vehicle_id": 8, "classification_id":"other"}',
+        b'{"vehicle_id": 9 %s' % PERSON.encode(),
+    ]
+    return submission(*records, quarantine_rejected=True, classification_id="other", classification_default="other")
+
+
+async def stored(parts: Parts, lanes: Sequence[Lane]) -> list[Submission]:
+    """Objects: of the person and others; only of others; only of the person; and messages in quarantine."""
+    sent = [of(PERSON, "p1", "p2", key="person"), of("other", "o1", "o2"), of("other", "o3"), of(PERSON, "p3"), mixed()]
+    # without a default its record has no classification: it becomes a dead letter
+    lost = of(PERSON, "p4", classification_default=None)
+    async with parts.consuming(lanes):
+        for first, *rest in (sent[:2], sent[2:3], sent[3:4], sent[4:], [lost]):
+            for each in (first, *rest):
+                await parts.submit(lanes, each)
+            if first is not lost:
+                await until(partial(all_stored, parts, [first.id]))
+        await until(lambda: all_stored(parts, [each.id for each in (*sent, lost)]))
+    return [*sent, lost]
+
+
+async def read_all(parts: Parts) -> dict[str, bytes]:
+    """All that the bucket has below the prefix and of these lanes in quarantine."""
+    found = {}
+    names = {entry.epoch for entry in (await catalog_contents(parts, []))[0]}
+    async for key in parts.bucket.keys(""):
+        if key.startswith(f"{parts.settings.prefix}/") or any(name in key for name in names):
+            head = await parts.bucket.head(key)
+            assert head
+            found[key] = await parts.bucket.read(key, 0, head.size) if head.size else b""
+            found[f"{key} metadata"] = json.dumps(dict(head.metadata)).encode()
+    return found
+
+
+def rows(objects: Mapping[str, bytes]) -> list[dict[str, Any]]:
+    return [
+        row
+        for key, body in sorted(objects.items())
+        if key.endswith(".parquet")
+        for row in pq.read_table(BytesIO(body)).to_pylist()
+    ]
+
+
+async def names(parts: Parts) -> list[str]:
+    return [row["vehicle_id"] for row in rows(await read_all(parts))]
+
+
+async def faults(parts: Parts) -> list[str]:
+    """What `bronze verify --deep` finds."""
+    now = dt.datetime.now(dt.UTC)
+    period = Period(now - dt.timedelta(hours=1), now + dt.timedelta(minutes=1))
+    verification = Verification(parts.bucket, Feed(parts.jetstream), None, None, parts.settings.prefix, settle_s=0)
+    results = await verification.run(period, ["vehicles"], deep=True)
+    return [str(fault) for result in results for fault in result.faults]
+
+
+async def messages_with(parts: Parts, text: str) -> list[str]:
+    """The subjects of the catalog's messages that have a text."""
+    catalog = await NatsCatalog.find(parts.jetstream, parts.settings)
+    assert catalog
+    found, following = [], 1
+    while read := await parts.jetstream.read(catalog.stream, following, messages_max=4_000, bytes_max=2**26):
+        found += [message.subject for message in read if text.encode() in message.payload]
+        following = read[-1].sequence + 1
+    return found
+
+
+async def test_a_person_is_gone_and_everything_else_stays(
+    parts: Parts, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In objects, quarantine and catalog. Totals, positions and identities stay, and all readers accept the objects."""
+    lanes = await parts.open(1)
+    sent = await stored(parts, lanes)
+    ids = [each.id for each in sent]
+    before, (entries, identities) = await read_all(parts), await catalog_contents(parts, ids)
+    made = stores(parts, lanes)
+    assert await run(made, "--dry-run", "--json") == 0
+    preview = json.loads(capsys.readouterr().out)
+    assert (preview["rows"], len(preview["objects"]), len(preview["quarantine"])) == (3, 3, 2)
+    assert await read_all(parts) == before
+    proof_file = tmp_path / "proof.json"
+    assert await run(made, "--proof", str(proof_file), "--reason", "request 12") == 0
+    parts = await reopened(parts)
+    after = await read_all(parts)
+    assert not [key for key, content in after.items() if PERSON.encode() in content]
+    assert rows(after) == [row for row in rows(before) if row["classification_id"] != PERSON]
+    assert after.keys() - before.keys() == {
+        f"{parts.settings.prefix}/.erased/{name}{suffix}"
+        for name in [msgspec.json.decode(proof_file.read_bytes(), type=Proof).erasure.erasure_id]
+        for suffix in (".json", ".json metadata", ".proof.json", ".proof.json metadata")
+    }
+    assert await messages_with(parts, PERSON) == []
+    new_entries, new_identities = await catalog_contents(parts, ids)
+    for old, new in zip(entries, new_entries, strict=True):
+        same = ("file_path", "first", "last", "last_time", "records", "messages", "totals", "duplicates")
+        assert [getattr(old, name) for name in same] == [getattr(new, name) for name in same]
+    assert sum(entry.erased or 0 for entry in new_entries) == 3
+    for each in sent:
+        old_identity, new_identity = identities[each.id], new_identities[each.id]
+        assert old_identity
+        assert new_identity
+        assert new_identity.accepted.digest == each.accepted.digest
+        assert new_identity.accepted.classification_id in {None, "other"}
+    assert await faults(parts) == []
+    assert await run_objects(parts, "missing") == 0
+    await rebuild(parts, lanes)
+    parts = await reopened(parts)
+    assert await catalog_contents(parts, ids) == (new_entries, new_identities)
+    await check_lookups(parts, new_entries[0].file_path, sent)
+    proof = msgspec.json.decode(proof_file.read_bytes(), type=Proof)
+    assert proof == await read_proof(parts.bucket, parts.settings.prefix, proof.erasure.erasure_id)
+    assert (proof.rows_erased, len(proof.quarantine), proof.not_searched) == (3, 2, [])
+    assert PERSON.encode() not in proof_file.read_bytes()
+    async with parts.consuming(lanes):
+        await submit(parts, lanes, of("other", "later"))
+    assert (await names(parts))[-1] == "later"
+    assert await faults(parts) == []
+
+
+async def check_lookups(parts: Parts, file_path: str, sent: Sequence[Submission]) -> None:
+    """Lineage and preview of a rewritten object."""
+    index = await CatalogIndex().open()
+    try:
+        while not await index.catch_up(Feed(parts.jetstream)):
+            pass
+
+        async def unknown(_: str) -> Any:
+            raise AssertionError
+
+        lookup = LineageLookup(index, parts.bucket, unknown, parts.settings.prefix)
+        with pytest.raises(Refused):
+            await lookup.lineage("classification_id", PERSON)
+        (found,) = (await lookup.lineage("file_path", file_path)).objects
+        assert found.in_bucket
+        (of_person,) = (await lookup.lineage("submission_id", sent[0].id)).submissions
+        assert (of_person.records, of_person.classification_id) == (2, None)
+    finally:
+        await index.close()
+    head = await parts.bucket.head(file_path)
+    assert head
+    preview = first_rows(BytesIO(await parts.bucket.read(file_path, 0, head.size)))
+    assert len(preview.rows) == 2
+
+
+async def test_a_command_that_is_killed_at_any_change_is_finished_by_the_next(parts: Parts) -> None:
+    """Runs are killed before and after each change in turn, while the catalog is rebuilt, and before the proof."""
+    lanes = await parts.open(1)
+    sent = await stored(parts, lanes)
+    before = await read_all(parts)
+    deaths = 0
+
+    async def killed_rebuild() -> None:
+        catalog = await NatsCatalog.find(parts.jetstream, parts.settings)
+        assert catalog
+        await parts.jetstream.delete_stream(catalog.stream)
+        raise Killed
+
+    async def attempt(made: Stores) -> Proof | None:
+        nonlocal deaths
+        try:
+            return await erase(made, BY_CLASSIFICATION, chosen(BY_CLASSIFICATION), STATEMENT, 10)
+        except Killed:
+            deaths += 1
+        return None
+
+    for number in range(40):
+        bucket: Any = KilledBucket(parts.bucket, 0, after=number % 2 == 1)
+        proof = await attempt(stores(parts, lanes, bucket=bucket, rebuild=killed_rebuild))
+        if await NatsCatalog.find(parts.jetstream, parts.settings) is None:
+            break
+        assert proof is None
+    proof = await attempt(stores(parts, lanes, bucket=KilledBucket(parts.bucket, 0, after=False)))
+    assert proof is None
+    proof = await attempt(stores(parts, lanes))
+    assert proof is not None
+    assert deaths >= 8
+    parts = await reopened(parts)
+    after = await read_all(parts)
+    assert not [key for key, content in after.items() if PERSON.encode() in content]
+    assert rows(after) == [row for row in rows(before) if row["classification_id"] != PERSON]
+    assert await messages_with(parts, PERSON) == []
+    assert await faults(parts) == []
+    assert len([key for key in after if "/.erased/" in key and not key.endswith("metadata")]) == 2
+    assert (proof.rows_erased, len(proof.quarantine)) == (3, 2)
+    for each in proof.objects:
+        assert (each.sha256_before, each.rows_before - each.rows_erased) != (each.sha256_after, each.rows_before)
+        assert each.bytes_before == len(before[each.file_path])
+    assert await parts.stored() == sorted(each.id for each in sent)
+
+
+async def test_what_waits_is_stored_first(parts: Parts) -> None:
+    """Without a consumer the command gives up, and has changed nothing; with one it erases what had waited."""
+    lanes = await parts.open(1)
+    await parts.submit(lanes, of(PERSON, "p1"))
+    await parts.submit(lanes, of("other", "o1"))
+    with pytest.raises(Unavailable, match=r"2 messages .* are not stored"):
+        await run(stores(parts, lanes), "--wait", "0.1")
+    async with parts.consuming(lanes):
+        assert await run(stores(parts, lanes)) == 0
+    assert await names(await reopened(parts)) == ["o1"]
+
+
+async def test_rows_are_erased_by_a_condition(parts: Parts, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of one source. Verified later: what was accepted since is new, and what was restored is left."""
+    lanes = await parts.open(1)
+    selection = Selection(source="vehicles", where="vehicle_id = 'v7'")
+    first, second = of("a", "v7", "v8"), of("b", "v7")
+    async with parts.consuming(lanes):
+        await submit(parts, lanes, first, second)
+    before = await read_all(parts)
+    made = stores(parts, lanes)
+    assert await run(made, "--json", selection=selection) == 0
+    out = capsys.readouterr().out
+    proof = msgspec.json.decode(out, type=Proof)
+    assert "v7" not in out
+    assert proof.rows_erased == 2
+    # the anchor is a message of theirs
+    assert [(each.purged_later, each.anchor) for each in proof.lanes] == [(1, True)]
+    parts = await reopened(parts)
+    assert await names(parts) == ["v8"]
+    identities = (await catalog_contents(parts, [first.id, second.id]))[1]
+    assert [one and one.accepted.classification_id for one in identities.values()] == ["a", None]
+    async with parts.consuming(lanes):
+        later = of("c", "v7", received_at=dt.datetime.now(dt.UTC).isoformat(timespec="microseconds"))
+        await submit(parts, lanes, later, of("c", "v9"))
+    verify = ["verify", proof.erasure.erasure_id, "--json"]
+    assert await run(made, *verify, selection=selection) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert {store for store, number in found["left"].items() if number} == {"lanes of the queue"}
+    state = await parts.jetstream.state(lanes[0].stream)
+    await parts.jetstream.purge_below(lanes[0].stream, state.last)
+    assert await run(made, *verify, selection=selection) == 0
+    assert json.loads(capsys.readouterr().out)["gone"]
+    with pytest.raises(CommandError, match="the hashes differ"):
+        await run(made, *verify, selection=Selection(source="vehicles", where="vehicle_id = 'v8'"))
+    (restored,) = (each.file_path for each in proof.objects[:1])
+    await delete(parts, restored)
+    await parts.bucket.create(restored, before[restored], {}, "application/vnd.apache.parquet")
+    assert await run(made, *verify, selection=selection) == 1
+    assert json.loads(capsys.readouterr().out)["left"]["objects"] == 1
+
+
+async def test_removal_records_lose_the_classification(parts: Parts) -> None:
+    """Also of an object that is gone: its entry and its identities in a rebuilt catalog are those of the record."""
+    lanes = await parts.open(1)
+    person = of(PERSON, "p1")
+    async with parts.consuming(lanes):
+        await submit(parts, lanes, person)
+        await submit(parts, lanes, of("other", "o1"))
+    entries, _ = await catalog_contents(parts, [])
+    await delete(parts, entries[0].file_path)
+    assert await acknowledge(parts, entries[0].file_path) == 0
+    assert await run(stores(parts, lanes)) == 0
+    parts = await reopened(parts)
+    assert not [key for key, content in (await read_all(parts)).items() if PERSON.encode() in content]
+    assert await messages_with(parts, PERSON) == []
+    new_entries, identities = await catalog_contents(parts, [person.id])
+    assert [entry.totals for entry in new_entries] == [entry.totals for entry in entries]
+    identity = identities[person.id]
+    assert identity
+    assert (identity.accepted.digest, identity.accepted.classification_id) == (person.accepted.digest, None)
+
+
+async def test_a_consumer_that_was_paused_does_not_bring_back_what_was_erased(parts: Parts) -> None:
+    """It has the messages in hand, and the position of before. The object that is there decides."""
+    lanes = await parts.open(1)
+    async with parts.consuming(lanes):
+        await submit(parts, lanes, of(PERSON, "p1"), of("other", "o1"))
+    messages = await parts.queue(1).read(lanes[0], None)
+    assert await run(stores(parts, lanes)) == 0
+    parts = await reopened(parts)
+    before = await read_all(parts)
+    lock = NatsLock(parts.key_values, lanes[0], "paused", parts.settings.lock_expiry_s)
+    await lock.acquire()
+    paused = LaneWriter(
+        lanes[0],
+        SOURCES["vehicles"],
+        parts.queue(1),
+        parts.bucket,
+        parts.catalog,
+        lock,
+        parts.heard.telemetry,
+        RWLock(),
+        prefix=parts.settings.prefix,
+        limits=limits(parts.settings),
+        purge_grace_s=60,
+    )
+    paused._position_s = paused._clock_s()
+    with pytest.raises(Overtaken):
+        await paused._store(Position(None, 0), messages, messages)
+    assert await read_all(parts) == before
+    assert await names(parts) == ["o1"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["--source", "vehicles"],
+        ["--where", "seats = 1"],
+        ["--classification-id", ""],
+        ["--classification-id", "x", "--source", "vehicles", "--where", "seats = 1"],
+    ],
+)
+def test_a_selection_that_is_not_clear_is_refused(words: list[str]) -> None:
+    with pytest.raises(Misconfigured):
+        erase_command.selection(parser().parse_args(["erase", *words]))
+
+
+async def test_the_id_is_not_written_to_the_proof_by_hand(parts: Parts) -> None:
+    lanes = await parts.open(1)
+    with pytest.raises(Misconfigured, match="must not have the id"):
+        await run(stores(parts, lanes), "--reason", f"{PERSON} asked")
