@@ -7,11 +7,15 @@ import pytest
 from pyiceberg.catalog import Catalog, load_catalog
 
 from bronze.maintenance import expiry as expiry_module
+from bronze.servers.iceberg import Conflict
 from local import servers
 from local.programs import Process, free_ports, start
+from tests.delivery import test_table_erasure as erasure_test
 from tests.delivery.test_table import SOURCE, CutTables, Lanes, commit_all, rows_of, table
-from tests.delivery.test_table_compaction import checked, compact, fill
+from tests.delivery.test_table_compaction import checked, compact, files, fill
+from tests.delivery.test_table_erasure import erase, erasure, stale_append
 from tests.delivery.test_table_expiry import HookedTables, current, expire, roll_back, snapshot_ids
+from tests.delivery.test_table_reprocessing import NEXT_DAY
 
 
 @pytest.fixture(scope="module")
@@ -62,3 +66,21 @@ async def test_a_table_that_is_put_back_meanwhile_keeps_that_snapshot(catalog: C
     await commit_all(lanes, CutTables(catalog))
     assert rows_of(catalog) == lanes.rows
     await checked(lanes, catalog)
+
+
+async def test_rows_are_erased_from_all_files(catalog: Catalog) -> None:
+    """And an append that has read an object before is refused, and reads it again."""
+    lanes = Lanes()
+    await erasure_test.fill(lanes, catalog)
+    first = table(catalog).snapshots()[0]
+    old = [path for path in files(catalog) if str(NEXT_DAY) in path]
+    compact(CutTables(catalog))
+    with pytest.raises(Conflict):
+        await stale_append(lanes, catalog, lambda: erase(CutTables(catalog)))
+    assert snapshot_ids(catalog) == [current(catalog).snapshot_id]
+    assert not any(table(catalog).io.new_input(path).exists() for path in (first.manifest_list, *old))
+    await commit_all(lanes, CutTables(catalog))
+    assert erase(CutTables(catalog)).files == 1  # the refused append wrote it after the search
+    left = erasure(CutTables(catalog)).plan(SOURCE.name)
+    assert (left.rows, left.files, left.snapshots) == (0, 0, 0)
+    await erasure_test.checked(lanes, catalog)

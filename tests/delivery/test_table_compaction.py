@@ -290,17 +290,27 @@ def read_meanwhile(
     tables: StepTables,
     steps: Sequence[str],
     work: Callable[[Callable[[], None]], object],
+    after: int | None = None,
 ) -> int:
     """Count the rows again and again while `work` is done, at least twice before each of its steps and whenever it
     calls its argument; each count has to be right. Returns how often they were counted.
+
+    `after`: the number of rows that `work` leaves. Files that a reader needs may then be gone: it reads again.
     """
-    rows, wrong, counts = sum(lanes.rows.values()), [], 0
+    right, wrong, counts = [sum(lanes.rows.values()), after], [], 0
     ended, looked = threading.Event(), threading.Event()
 
     def read() -> None:
         nonlocal counts
         while not ended.is_set():
-            if (found := table(catalog).scan().to_arrow().num_rows) != rows:
+            try:
+                found = table(catalog).scan().to_arrow().num_rows
+            except FileNotFoundError:
+                assert after is not None
+                continue
+            if found == after:
+                right[0] = after  # there is no way back
+            if found != right[0]:
                 wrong.append(found)
             counts += 1
             looked.set()
@@ -321,6 +331,7 @@ def read_meanwhile(
         ended.set()
         reader.join()
     assert wrong == []
+    assert after in {None, right[0]}
     return counts
 
 

@@ -55,6 +55,7 @@ MADE_PER_PIECE = {
     "UploadTelemetry": "an object's spans and measurements",
     "BucketErasure": "a search for a person's records",
     "QueueErasure": "the lanes that it is about",
+    "RowSearch": "what was read of a table",
 }
 
 

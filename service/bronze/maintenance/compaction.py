@@ -6,6 +6,7 @@ appended meanwhile stays, and so does the position of `bronze table`.
 
 import datetime as dt
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 
 from bronze.maintenance.task import COMMITS_MAX, TooManyConflicts
@@ -64,19 +65,20 @@ class Compaction:
         """
         written: list[RewrittenGroup] = []
         for group in self._groups(source):
-            written.append(self._tables.write(group, self._tables.rows(group)))
+            with suppress(Conflict):  # rows were erased from its files meanwhile
+                written.append(self._tables.write(group, self._tables.rows(group)))
             on_file()
         if not written:
             return Compacted(source)
         for conflicts in range(COMMITS_MAX):
             state = self._tables.read(source)
-            chosen = self._tables.replaceable(state, written)
-            self._tables.discard(state, [one for one in written if one not in chosen])
-            written = chosen
-            if not written:
-                return Compacted(source, conflicts=conflicts)
-            size = _size([one.group for one in written])
             try:
+                chosen = self._tables.replaceable(state, written)
+                self._tables.discard(state, [one for one in written if one not in chosen])
+                written = chosen
+                if not written:
+                    return Compacted(source, conflicts=conflicts)
+                size = _size([one.group for one in written])
                 snapshot = self._tables.replace(state, written, {REPLACED: str(size[0])})
             except Conflict:
                 continue

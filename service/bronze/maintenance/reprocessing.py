@@ -8,6 +8,7 @@ import datetime as dt
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
+from bronze.errors import Outage, Unavailable
 from bronze.maintenance.task import COMMITS_MAX, TooManyConflicts
 from bronze.objects.reprocessing import reprocess
 from bronze.plurals import counted
@@ -81,12 +82,12 @@ class Reprocessing:
             if not written:
                 return replace(found, conflicts=conflicts)
             state = self._tables.read(source)
-            if len(self._tables.replaceable(state, written)) < len(written):  # they were compacted meanwhile
-                self._tables.discard(state, written)
-                found, written = self._rewrite(source, on_file)
-                continue
             summary = {REPROCESSED: str(found.rows), SCHEMA_VERSION: str(self._sources[source].version)}
             try:
+                if len(self._tables.replaceable(state, written)) < len(written):  # they were compacted meanwhile
+                    self._tables.discard(state, written)
+                    found, written = self._rewrite(source, on_file)
+                    continue
                 snapshot = self._tables.replace(state, written, summary)
             except Conflict:
                 continue
@@ -98,8 +99,14 @@ class Reprocessing:
         """What there is to change, and the files with the changed rows; without `on_file` none are written."""
         found = Reprocessed(source)
         written: list[RewrittenGroup] = []
-        for group in self._tables.files_of(self._tables.read(source), self._days, TARGET_BYTES):
-            done = reprocess(self._tables.rows(group), self._sources[source])
+        state = self._tables.read(source)
+        for group in self._tables.files_of(state, self._days, TARGET_BYTES):
+            try:
+                rows = self._tables.rows(group)
+            except Conflict as error:
+                self._tables.discard(state, written)
+                raise Unavailable(Outage.CONFLICT, f"rows of the table {source} were erased meanwhile") from error
+            done = reprocess(rows, self._sources[source])
             found = replace(
                 found,
                 rows=found.rows + done.changed,

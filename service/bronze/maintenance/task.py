@@ -29,7 +29,7 @@ class Task(Protocol):
 
 
 class TooManyConflicts(Exception):
-    """Other commits came first each time. The table is as they left it."""
+    """Other commits came first each time. `outcome` says what became of the task."""
 
-    def __init__(self, source: str) -> None:
-        super().__init__(f"{source}: other commits to the table came first {COMMITS_MAX} times. Nothing was changed")
+    def __init__(self, source: str, outcome: str = "Nothing was changed") -> None:
+        super().__init__(f"{source}: other commits to the table came first {COMMITS_MAX} times. {outcome}")

@@ -10,6 +10,9 @@ newest snapshot. pyiceberg 0.12 has no snapshot of the operation `replace`: it i
 
 An expiry removes snapshots from the metadata. pyiceberg deletes no files then: those that no snapshot has are found by
 listing the folders of the table.
+
+An erasure replaces data files by others without some rows. Values of these rows are also in manifests, as the bounds of
+columns: also in those of files that a snapshot has removed. It leaves no such manifest in its snapshot.
 """
 
 import datetime as dt
@@ -17,27 +20,40 @@ import logging
 import uuid
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
-from typing import Final, cast
+from typing import Final, TypeVar, cast
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.dataset as ds
 import pyarrow.fs as pafs
+from pyiceberg.avro.file import AvroFile
 from pyiceberg.catalog import Catalog, load_catalog
 from pyiceberg.conversions import from_bytes
 from pyiceberg.exceptions import CommitFailedException, NoSuchTableError, RESTError, TableAlreadyExistsError
 from pyiceberg.expressions import AlwaysTrue
 from pyiceberg.io.pyarrow import ArrowScan, PyArrowFileIO, write_file
-from pyiceberg.manifest import DataFile
+from pyiceberg.manifest import (
+    DATA_FILE_TYPE,
+    DataFile,
+    DataFileContent,
+    ManifestEntry,
+    ManifestEntryStatus,
+    ManifestFile,
+    read_manifest_list,
+)
 from pyiceberg.partitioning import PartitionFieldValue, PartitionKey
 from pyiceberg.table import FileScanTask, Table, TableProperties, Transaction, WriteTask
 from pyiceberg.table.metadata import TableMetadata
+from pyiceberg.table.refs import MAIN_BRANCH
 from pyiceberg.table.snapshots import Operation, Snapshot, ancestors_of
 from pyiceberg.table.sorting import SortDirection
 from pyiceberg.table.update import AssertRefSnapshotId, TableUpdate, UpdatesAndRequirements
-from pyiceberg.table.update.snapshot import ExpireSnapshots
+from pyiceberg.table.update.snapshot import ExpireSnapshots, _OverwriteFiles
 from pyiceberg.transforms import DayTransform, IdentityTransform
 from pyiceberg.types import TimestamptzType
 from pyiceberg.utils.config import Config
@@ -73,6 +89,23 @@ SMALL_SHARE_MAX: Final = 0.75
 FOLDERS: Final = ("data", "metadata")
 DELETABLE: Final = (".parquet", ".avro")
 _EPOCH: Final = dt.date(1970, 1, 1)
+#: Data files that are searched at a time.
+SEARCHES: Final = 8
+
+#: Which rows are meant, by the columns of the table. Rows for which it is null are not meant.
+Condition = Callable[[pa.Schema], pc.Expression]
+
+
+_T = TypeVar("_T")
+#: Of a data file's entry in a manifest: sizes, counts and bounds of its columns.
+_STATISTICS: Final = (
+    "column_sizes",
+    "value_counts",
+    "null_value_counts",
+    "nan_value_counts",
+    "lower_bounds",
+    "upper_bounds",
+)
 
 
 class Conflict(Exception):
@@ -177,6 +210,20 @@ class StoredFile:
     written_at: dt.datetime
 
 
+@dataclass(frozen=True, slots=True)
+class Matches:
+    """Where the snapshots of a table have rows that match a condition.
+
+    `current`: the files of the current snapshot with such rows, each alone, and the number of these rows. `files`: the
+    paths of such files of all snapshots. `snapshots`: those besides the current one that have such a file, or the
+    bounds of a file that they removed and that no snapshot has: nobody can tell of which rows these bounds are.
+    """
+
+    current: Sequence[tuple[FileGroup, int]]
+    files: Collection[str]
+    snapshots: Sequence[int]
+
+
 class _Expiry(ExpireSnapshots):
     """Requires that each branch and tag is where it was read: somebody could just have put one to a snapshot that is to
     be removed.
@@ -187,6 +234,37 @@ class _Expiry(ExpireSnapshots):
         refs = self._transaction.table_metadata.refs
         unchanged = [AssertRefSnapshotId(ref=name, **{"snapshot-id": ref.snapshot_id}) for name, ref in refs.items()]
         return updates, (*requirements, *unchanged)
+
+
+class _Erasure(_OverwriteFiles):
+    """An overwrite whose manifests have no bounds of files that were removed, by it or by a snapshot before it."""
+
+    def _deleted_entries(self) -> list[ManifestEntry]:
+        entries = super()._deleted_entries()
+        for entry in entries:
+            for number, field in enumerate(DATA_FILE_TYPE[2].fields):
+                if field.name in _STATISTICS:
+                    entry.data_file[number] = None
+        return entries
+
+    def _existing_manifests(self) -> list[ManifestFile]:
+        parent = self._transaction.table_metadata.snapshot_by_id(self._parent_snapshot_id or 0)
+        manifests: list[ManifestFile] = []
+        for manifest in parent.manifests(self._io) if parent else ():
+            entries = manifest.fetch_manifest_entry(self._io, discard_deleted=False)
+            kept = [
+                entry
+                for entry in entries
+                if entry.status != ManifestEntryStatus.DELETED and entry.data_file not in self._deleted_data_files
+            ]
+            if len(kept) == len(entries):
+                manifests.append(manifest)
+            elif kept:
+                with self.new_manifest_writer(self.spec(manifest.partition_spec_id)) as writer:
+                    for entry in kept:
+                        writer.existing(entry)
+                manifests.append(writer.to_manifest_file())
+        return manifests
 
 
 class _Transaction(Transaction):
@@ -262,7 +340,7 @@ class Tables:
         """
         _check_not_repeated(state.table)
         transaction = _Transaction(state.table)
-        with _failures():
+        with self._conflicts(state.table):
             transaction.append(rows, snapshot_properties={POSITION: position, **summary})
             snapshot = _set_position(transaction, position)
             _commit(transaction)
@@ -350,9 +428,11 @@ class Tables:
         return _grouped(state.table, by_partition.values(), target_bytes)
 
     def rows(self, group: FileGroup) -> pa.Table:
-        """The rows of a group. Raises `Unavailable`, and `Halted` if they are not as many as the manifests say."""
+        """The rows of a group. Raises `Conflict` if its files were deleted meanwhile, `Unavailable`, and `Halted` if
+        they are not as many as the manifests say.
+        """
         table = group.table
-        with _failures():
+        with self._conflicts(table):
             rows = ArrowScan(table.metadata, table.io, table.schema(), AlwaysTrue()).to_table(group.scans)
             if rows.num_rows != group.rows:
                 raise Halted(
@@ -379,8 +459,10 @@ class Tables:
             return RewrittenGroup(group, file)
 
     def replaceable(self, state: TableState, rewritten: Sequence[RewrittenGroup]) -> list[RewrittenGroup]:
-        """The groups whose old files are all in the table still, with all of their rows. Raises `Unavailable`."""
-        with _failures():
+        """The groups whose old files are all in the table still, with all of their rows. Raises `Conflict` and
+        `Unavailable`.
+        """
+        with self._conflicts(state.table):
             whole = {scan.file for scan in state.table.scan().plan_files() if not scan.delete_files}
         return [one for one in rewritten if whole.issuperset(scan.file for scan in one.group.scans)]
 
@@ -390,13 +472,43 @@ class Tables:
         Raises `Conflict` if another commit came first, and `Unavailable` if the outcome is not known: the new files
         may then be in the table, now or later. Raises `Halted` as `append` does.
         """
+        new = [one.file for one in rewritten]
+        return self._replace(state, _OverwriteFiles, new, [one.group for one in rewritten], summary)
+
+    def erase(
+        self,
+        state: TableState,
+        rewritten: Sequence[RewrittenGroup],
+        emptied: Sequence[FileGroup],
+        summary: Mapping[str, str],
+    ) -> Snapshot:
+        """As `replace`, and remove the files of groups that have no rows left. There is a snapshot also if there is
+        nothing to replace. Its manifests have no statistics of the old files, nor of files that were removed before.
+        """
+        new = [one.file for one in rewritten]
+        return self._replace(state, _Erasure, new, [*(one.group for one in rewritten), *emptied], summary)
+
+    def _replace(
+        self,
+        state: TableState,
+        producer: type[_OverwriteFiles],
+        new: Sequence[DataFile],
+        old: Sequence[FileGroup],
+        summary: Mapping[str, str],
+    ) -> Snapshot:
         _check_not_repeated(state.table)
         transaction = _Transaction(state.table)
-        with _failures():
-            update = transaction.update_snapshot(snapshot_properties={**state.position_summary, **summary}).overwrite()
-            for one in rewritten:
-                update.append_data_file(one.file)
-                for scan in one.group.scans:
+        with self._conflicts(state.table):
+            update = producer(
+                operation=Operation.OVERWRITE if state.has_rows else Operation.APPEND,
+                transaction=transaction,
+                io=state.table.io,
+                snapshot_properties={**state.position_summary, **summary},
+            )
+            for file in new:
+                update.append_data_file(file)
+            for group in old:
+                for scan in group.scans:
                     update.delete_data_file(scan.file)
             update.commit()
             snapshot = _set_position(transaction, state.position)
@@ -430,7 +542,8 @@ class Tables:
         """Delete the new files of groups, which are in no snapshot and will be in none. Raises `Unavailable`."""
         with _failures():
             for one in rewritten:
-                state.table.io.delete(one.file.file_path)
+                with suppress(FileNotFoundError):  # an erasure deleted it
+                    state.table.io.delete(one.file.file_path)
 
     def expirable(self, state: TableState, before: dt.datetime, hourly_before: dt.datetime) -> list[int]:
         """The snapshots that were last current before a time. Of those that were last current before `hourly_before`,
@@ -470,7 +583,7 @@ class Tables:
         """
         _check_not_repeated(state.table)
         transaction = _Transaction(state.table)
-        with _failures():
+        with self._conflicts(state.table):
             _Expiry(transaction).by_ids(list(snapshot_ids)).commit()
             _commit(transaction)
 
@@ -484,21 +597,26 @@ class Tables:
         `Halted` if raw data is there, or if the storage does not list what the snapshots have.
         """
         with _failures():
-            table = self._catalog.load_table(self._id(name))
-            folders = _folders(table)
-            _check_own(table, folders, raw_data)
-            seen = {snapshot.snapshot_id: snapshot for snapshot in table.snapshots()}
-            had = _files([one for one in seen.values() if one.snapshot_id not in without], table, folders)
-            listed = _list(table, folders)
-            if missing := had - {file.path for file in listed}:
-                raise Halted(
-                    f"the storage does not list {len(missing)} files of the table {'.'.join(table.name())}, such as "
-                    f"{min(missing)}: nothing was deleted"
-                )
-            # a commit of the meantime may have files that were listed
-            had |= _files([one for one in table.refresh().snapshots() if one.snapshot_id not in seen], table, folders)
+            listed, had = _stored(self._catalog.load_table(self._id(name)), raw_data, without)
             found = [file for file in listed if file.path not in had and file.path.endswith(DELETABLE)]
             return found, max((file.written_at for file in listed), default=dt.datetime.fromtimestamp(0, dt.UTC))
+
+    def unreferenced_matches(
+        self, name: str, raw_data: str, search: "RowSearch", barrier: Snapshot | None = None
+    ) -> list[StoredFile]:
+        """The files that no snapshot has and that have values of rows that match, as it is decided by `search`. They
+        come in the order in which they have to be deleted: a manifest is known by its data files.
+
+        `barrier`: a file that cannot be read is among them if it was written before this snapshot. Else as
+        `unreferenced`.
+        """
+        with _failures():
+            table = self._catalog.load_table(self._id(name))
+            listed, had = _stored(table, raw_data)
+            made = _path(table, barrier.manifest_list) if barrier else ""
+            before = next((file.written_at for file in listed if file.path == made), None)
+            orphans = [file for file in listed if file.path not in had and file.path.endswith(DELETABLE)]
+            return search.unreferenced(table, orphans, had, before)
 
     def delete(self, name: str, files: Sequence[StoredFile], on_file: Callable[[], None]) -> None:
         """Delete files of a table. `on_file` is called after each. Raises `Unavailable`."""
@@ -509,11 +627,178 @@ class Tables:
                 file_system.delete_file(file.path)
             on_file()
 
+    def search(self, state: TableState, search: "RowSearch") -> Matches:
+        """Where the snapshots have rows that match. Raises `Conflict`, `Unavailable`, and `Halted` if a tag or a branch
+        names one of these snapshots, or if a file cannot be replaced.
+        """
+        with self._conflicts(state.table):
+            return search.matches(state)
+
+    @contextmanager
+    def _conflicts(self, table: Table) -> Iterator[None]:
+        """As `_failures`, and `Conflict` for a file or a snapshot that is gone if another commit came first: an erasure
+        deletes the files that only older snapshots have.
+        """
+        location = table.metadata_location
+        with _failures():
+            try:
+                yield
+            except (FileNotFoundError, ValueError) as error:
+                if self._catalog.load_table(table.name()).metadata_location == location:
+                    raise
+                raise Conflict(str(error)) from error
+
     def _has(self, state: TableState, snapshot: Snapshot) -> bool:
         return self._catalog.load_table(state.table.name()).snapshot_by_id(snapshot.snapshot_id) is not None
 
     def _id(self, name: str) -> tuple[str, str]:
         return (self._namespace, name)
+
+
+@dataclass(frozen=True, slots=True)
+class _Manifest:
+    """The paths of the files that a manifest has, whether they are delete files, and the paths of those that its
+    snapshot removed and that it has the bounds of.
+    """
+
+    files: Collection[str]
+    has_deletes: bool
+    removed: Collection[str]
+
+
+class RowSearch:
+    """Searches the files of one table for rows that match a condition. It reads each file once: none of them changes.
+
+    For `Tables`, which turns the errors of its methods.
+    """
+
+    def __init__(self, condition: Condition) -> None:
+        self._condition = condition
+        self._rows: dict[str, int] = {}
+        self._lists: dict[int, Sequence[_Manifest]] = {}
+        self._manifests: dict[str, _Manifest] = {}
+
+    def without(self, rows: pa.Table) -> pa.Table:
+        """The rows that do not match."""
+        condition = self._condition(rows.schema)
+        return rows.filter(~condition | condition.is_null())
+
+    def matches(self, state: TableState) -> Matches:
+        table, current = state.table, state.snapshot.snapshot_id if state.snapshot else None
+        by_snapshot = {one.snapshot_id: self._manifests_of(table, one) for one in table.snapshots()}
+        having = {path for manifests in by_snapshot.values() for one in manifests for path in one.files}
+        self._search(table, having)
+        files = {path for path in having if self._rows[path]}
+        snapshots = [
+            snapshot_id
+            for snapshot_id, manifests in by_snapshot.items()
+            if snapshot_id != current and any(_has_values(one, files, having) for one in manifests)
+        ]
+        names = [
+            f"the {ref.snapshot_ref_type.value} {name}"
+            for name, ref in sorted(table.metadata.refs.items())
+            if name != MAIN_BRANCH and ref.snapshot_id in snapshots
+        ]
+        if names:
+            raise Halted(
+                f"of the table {'.'.join(table.name())}, {' and '.join(names)} keeps a snapshot with rows that are to "
+                "be erased. Remove the tag or branch, and run this again. Nothing was changed"
+            )
+        if current is None:
+            return Matches([], files, snapshots)
+        if any(one.has_deletes for one in by_snapshot[current]):
+            raise Halted(
+                f"the table {'.'.join(table.name())} has delete files, which can have values of rows: let the program "
+                "that made them compact the table first"
+            )
+        return Matches(list(self._current(table, files)), files, snapshots)
+
+    def _current(self, table: Table, files: Collection[str]) -> Iterator[tuple[FileGroup, int]]:
+        folders = tuple(_folders(table))
+        for scan in table.scan().plan_files():
+            path = _path(table, scan.file.file_path)
+            if path not in files:
+                continue
+            if scan.file.spec_id != table.spec().spec_id or not path.startswith(folders):
+                raise Halted(
+                    f"{scan.file.file_path} of the table {'.'.join(table.name())} has rows that are to be erased, and "
+                    "another partitioning, or is not in the folders of the table: let the program that made it compact "
+                    "the table first"
+                )
+            yield FileGroup(table, [scan]), self._rows[path]
+
+    def unreferenced(
+        self, table: Table, orphans: Sequence[StoredFile], had: set[str], barrier: dt.datetime | None
+    ) -> list[StoredFile]:
+        """Of the files that no snapshot has: lists of manifests, manifests and data files, in this order."""
+        data = [file for file in orphans if file.path.endswith(".parquet")]
+        with ThreadPoolExecutor(SEARCHES) as pool:
+            rows = dict(zip(data, pool.map(partial(_unless_unreadable, self._count, table), data), strict=True))
+        files = {file.path for file, number in rows.items() if number}
+        lists: dict[StoredFile, Collection[str]] = {}
+        manifests: list[StoredFile] = []
+        unreadable = [file for file, number in rows.items() if number is None]
+        for file in orphans:
+            if file in rows:
+                continue
+            named = _unless_unreadable(self._named, table, file)
+            if named is None:
+                unreadable.append(file)
+            elif isinstance(named, set):
+                lists[file] = named
+            elif _has_values(named, files, had):
+                manifests.append(file)
+        found = {file.path for file in manifests}
+        return [
+            *(file for file, named in lists.items() if not found.isdisjoint(named)),
+            *manifests,
+            *(file for file in data if file.path in files),
+            *(file for file in unreadable if barrier is not None and file.written_at < barrier),
+        ]
+
+    def _named(self, table: Table, path: str) -> _Manifest | set[str]:
+        """A manifest, or the paths of those that a list has."""
+        location = _location(table, path)
+        with AvroFile[ManifestFile](table.io.new_input(location)) as file:
+            is_list = "snapshot-id" in file.header.meta
+        if is_list:
+            return {_path(table, one.manifest_path) for one in read_manifest_list(table.io.new_input(location))}
+        return self._manifest(table, ManifestFile.from_args(manifest_path=location))
+
+    def _manifests_of(self, table: Table, snapshot: Snapshot) -> Sequence[_Manifest]:
+        if snapshot.snapshot_id not in self._lists:
+            self._lists[snapshot.snapshot_id] = [self._manifest(table, one) for one in snapshot.manifests(table.io)]
+        return self._lists[snapshot.snapshot_id]
+
+    def _manifest(self, table: Table, manifest: ManifestFile) -> _Manifest:
+        if manifest.manifest_path not in self._manifests:
+            files, removed, has_deletes = set(), set(), False
+            for entry in manifest.fetch_manifest_entry(table.io, discard_deleted=False):
+                path = _path(table, entry.data_file.file_path)
+                if entry.data_file.content != DataFileContent.DATA:
+                    has_deletes = True
+                    self._rows[path] = 1  # nobody knows of which rows it has values
+                if entry.status != ManifestEntryStatus.DELETED:
+                    files.add(path)
+                elif entry.data_file.lower_bounds or entry.data_file.upper_bounds:
+                    removed.add(path)
+            self._manifests[manifest.manifest_path] = _Manifest(files, has_deletes, removed)
+        return self._manifests[manifest.manifest_path]
+
+    def _search(self, table: Table, paths: Iterable[str]) -> None:
+        new = [path for path in paths if path not in self._rows]
+        with ThreadPoolExecutor(SEARCHES) as pool:
+            self._rows.update(zip(new, pool.map(partial(self._count, table), new), strict=True))
+
+    def _count(self, table: Table, path: str) -> int:
+        """The rows of a data file that match. Arrow reads only the columns of the condition, and of them only those
+        parts whose statistics do not exclude it.
+        """
+        file_system, form, schema = _file_system(table), ds.ParquetFileFormat(), table.schema().as_arrow()
+        fragment = form.make_fragment(path, file_system)
+        _check_names(table, fragment.physical_schema)
+        dataset = ds.FileSystemDataset([fragment], schema, form, file_system)
+        return int(dataset.count_rows(filter=self._condition(schema)))
 
 
 def has_catalog(settings: Settings) -> bool:
@@ -635,6 +920,11 @@ def _path(table: Table, location: str) -> str:
     return PyArrowFileIO.parse_location(location, table.io.properties)[2]
 
 
+def _location(table: Table, path: str) -> str:
+    """The opposite of `_path`."""
+    return f"{PyArrowFileIO.parse_location(table.location(), table.io.properties)[0]}://{path}"
+
+
 def _folders(table: Table) -> list[str]:
     """The folders of a table that have its files: not all of its location, where another table could have its own."""
     return [f"{_path(table, table.location()).rstrip('/')}/{folder}/" for folder in FOLDERS]
@@ -647,6 +937,25 @@ def _check_own(table: Table, folders: Sequence[str], raw_data: str) -> None:
             raise Halted(
                 f"the table {'.'.join(table.name())} is at {table.location()}, where raw data is: nothing was deleted"
             )
+
+
+def _stored(table: Table, raw_data: str, without: Collection[int] = ()) -> tuple[list[StoredFile], set[str]]:
+    """The files under the location of a table, and the paths of those that snapshots have. Raises `Halted` if raw data
+    is there, or if the storage does not list what the snapshots have.
+    """
+    folders = _folders(table)
+    _check_own(table, folders, raw_data)
+    seen = {snapshot.snapshot_id: snapshot for snapshot in table.snapshots()}
+    had = _files([one for one in seen.values() if one.snapshot_id not in without], table, folders)
+    listed = _list(table, folders)
+    if missing := had - {file.path for file in listed}:
+        raise Halted(
+            f"the storage does not list {len(missing)} files of the table {'.'.join(table.name())}, such as "
+            f"{min(missing)}: nothing was deleted"
+        )
+    # a commit of the meantime may have files that were listed
+    had |= _files([one for one in table.refresh().snapshots() if one.snapshot_id not in seen], table, folders)
+    return listed, had
 
 
 def _list(table: Table, folders: Sequence[str]) -> list[StoredFile]:
@@ -671,6 +980,31 @@ def _files(snapshots: Sequence[Snapshot], table: Table, folders: Sequence[str]) 
     }
     paths = {_path(table, location) for location in locations if location}
     return {path for path in paths if path.startswith(tuple(folders))}
+
+
+def _has_values(manifest: _Manifest, files: set[str], known: set[str]) -> bool:
+    """Whether a manifest has bounds of columns of these files, or of a file that is not known."""
+    return not files.isdisjoint(manifest.files) or not known.issuperset(manifest.removed)
+
+
+def _check_names(table: Table, columns: pa.Schema) -> None:
+    """Raises `Halted` if columns of a file have other names in the table: a condition would not find them."""
+    for column in columns:
+        number = (column.metadata or {}).get(b"PARQUET:field_id")
+        name = table.schema().find_column_name(int(number)) if number else column.name
+        if name not in {None, column.name}:
+            raise Halted(
+                f"the column {name} of the table {'.'.join(table.name())} is called {column.name} in older files: let "
+                "another program write them again first"
+            )
+
+
+def _unless_unreadable(read: Callable[[Table, str], _T], table: Table, file: StoredFile) -> _T | None:
+    """None if a file is not whole, or gone."""
+    try:
+        return read(table, file.path)
+    except (pa.ArrowInvalid, FileNotFoundError, ValueError, EOFError):
+        return None
 
 
 def _position(table: Table) -> str | None:
