@@ -79,7 +79,7 @@ SUITES = (
     ),
     Suite(
         "table",
-        "if committers, compaction and expiry of a table end or lose replies, no row is lost or doubled",
+        "if all that commits to a table ends or loses replies, no row is lost or doubled, and erased rows stay away",
         ["tests/delivery/test_table_faults.py"],
         {"BRONZE_TABLE_SEED": "{seed}", "BRONZE_TABLE_CUTS": "300"},
     ),
