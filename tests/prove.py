@@ -84,6 +84,12 @@ SUITES = (
         {"BRONZE_TABLE_SEED": "{seed}", "BRONZE_TABLE_CUTS": "300"},
     ),
     Suite(
+        "table-reader",
+        "each look at a table has its rows once, whatever is done to it meanwhile, and no row that was erased before",
+        ["tests/delivery/test_table_reader.py"],
+        {"BRONZE_TABLE_SEED": "{seed}", "BRONZE_TABLE_TASKS": "300"},
+    ),
+    Suite(
         "fuzz",
         "no answer is a server error or undocumented in the OpenAPI document",
         ["tests/system/test_fuzz.py"],
