@@ -13,6 +13,7 @@ from rich.table import Column, Table
 from benchmarks import (
     auth,
     bulk,
+    cluster,
     connections,
     delivery,
     erasure,
@@ -37,6 +38,7 @@ PARTS: Mapping[str, Callable[[Options], Found]] = {
     "bulk": bulk.run,
     "small": small.run,
     "connections": connections.run,
+    "cluster": cluster.run,
     "auth": auth.run,
     "delivery": delivery.run,
     "memory": memory.run,

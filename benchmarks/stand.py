@@ -52,11 +52,11 @@ def say(text: str) -> None:
     console.print(f"[dim]{time.monotonic() - _began:6.1f} s[/]  {escape(text)}", soft_wrap=True)
 
 
-def stack(name: str, exporters: Exporters) -> Stack:
+def stack(name: str, exporters: Exporters, nats_servers: int = 1) -> Stack:
     """A system with fresh state, of which nothing runs yet."""
     root = STATE / name
     shutil.rmtree(root, ignore_errors=True)
-    return Stack.create(root, Ports.free(), build_all(say), exporters)
+    return Stack.create(root, Ports.free(), build_all(say), exporters, nats_servers=nats_servers)
 
 
 @contextmanager
@@ -157,9 +157,15 @@ class System:
 
 
 @contextmanager
-def system(name: str, env: Mapping[str, str] | None = None, exporters: Exporters = Exporters()) -> Iterator[System]:  # noqa: B008  frozen
+def system(
+    name: str,
+    env: Mapping[str, str] | None = None,
+    exporters: Exporters = Exporters(),  # noqa: B008  frozen
+    *,
+    nats_servers: int = 1,
+) -> Iterator[System]:
     """The system with fresh state; `env` is added to the roles' own."""
-    made = stack(name, exporters)
+    made = stack(name, exporters, nats_servers)
     added = {"BRONZE_QUEUE_BYTES_MAX": str(QUEUE_BYTES_MAX), **(env or {})}
     with ExitStack() as stopping:
         say("starting the system")
