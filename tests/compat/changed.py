@@ -56,6 +56,10 @@ ADDED: Sequence[tuple[re.Pattern[str], str]] = (
         "The totals of a lane: readers ignore fields that they do not know, and count totals that are missing.",
     ),
     (
+        re.compile(r',\s?\\?"erased\\?":\s?0(?=})'),
+        "How many records of an object were erased: clients ignore members that they do not know.",
+    ),
+    (
         re.compile(r',\s?\\?"principal\\?":\s?null(?=})'),
         "Who sent a submission, if the API has keys: clients ignore members that they do not know.",
     ),

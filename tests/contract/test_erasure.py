@@ -14,6 +14,7 @@ import msgspec
 import pyarrow.parquet as pq
 import pytest
 from aiorwlock import RWLock
+from pyiceberg.catalog import load_catalog
 
 from bronze.__main__ import parser
 from bronze.admin import erase_command
@@ -25,17 +26,21 @@ from bronze.consumer.lane_writer import LaneWriter
 from bronze.errors import Misconfigured, Refused, Unavailable
 from bronze.lineage.catalog_index import CatalogIndex
 from bronze.lineage.lookup import LineageLookup
+from bronze.maintenance.erasure import TableErasure
 from bronze.objects.erasures import read_proof
 from bronze.objects.preview import first_rows
 from bronze.objects.selection import Chosen
 from bronze.protocol.chain import Position
 from bronze.protocol.erasure import Proof, Selection
 from bronze.protocol.lane import Lane
+from bronze.protocol.submission_id import lane_of
 from bronze.records.columns import object_schema
 from bronze.servers.catalog import NatsCatalog, Overtaken
 from bronze.servers.catalog_feed import Feed
+from bronze.servers.iceberg import Tables
 from bronze.servers.lane_lock import NatsLock
 from bronze.servers.s3 import S3Bucket
+from bronze.table.committer import Committer
 from bronze.verify.results import Period
 from bronze.verify.verification import Verification
 from bronze.wiring.consumer import limits
@@ -353,8 +358,7 @@ async def test_rows_are_erased_by_a_condition(parts: Parts, capsys: pytest.Captu
     proof = msgspec.json.decode(out, type=Proof)
     assert "v7" not in out
     assert proof.rows_erased == 2
-    # the anchor is a message of theirs
-    assert [(each.purged_later, each.anchor) for each in proof.lanes] == [(1, True)]
+    assert [(each.messages, each.anchor) for each in proof.lanes] == [(2, True)]
     parts = await reopened(parts)
     assert await names(parts) == ["v8"]
     identities = (await catalog_contents(parts, [first.id, second.id]))[1]
@@ -366,8 +370,8 @@ async def test_rows_are_erased_by_a_condition(parts: Parts, capsys: pytest.Captu
     assert await run(made, *verify, selection=selection) == 1
     found = json.loads(capsys.readouterr().out)
     assert {store for store, number in found["left"].items() if number} == {"lanes of the queue"}
-    state = await parts.jetstream.state(lanes[0].stream)
-    await parts.jetstream.purge_below(lanes[0].stream, state.last)
+    async with parts.consuming(lanes, purge_grace_s=0):
+        await until(lambda: purged(parts, lanes[0]))
     assert await run(made, *verify, selection=selection) == 0
     assert json.loads(capsys.readouterr().out)["gone"]
     with pytest.raises(CommandError, match="the hashes differ"):
@@ -377,6 +381,49 @@ async def test_rows_are_erased_by_a_condition(parts: Parts, capsys: pytest.Captu
     await parts.bucket.create(restored, before[restored], {}, "application/vnd.apache.parquet")
     assert await run(made, *verify, selection=selection) == 1
     assert json.loads(capsys.readouterr().out)["left"]["objects"] == 1
+
+
+async def purged(parts: Parts, lane: Lane) -> bool:
+    """Whether the lane has its anchor alone."""
+    state = await parts.jetstream.state(lane.stream)
+    return state.first == state.last == (await parts.catalog.position(lane))[0].last
+
+
+async def test_an_empty_submission_takes_the_place_of_the_anchor(
+    parts: Parts, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """If the person's message was the last one of its lane: nothing else has to arrive for it to be purged. Nothing is
+    counted for it, and it is purged as other messages are.
+    """
+    lanes = await parts.open(2)
+    async with parts.consuming(lanes):
+        await submit(parts, lanes, *(of("other", f"o{number}") for number in range(8)))
+        person = of(PERSON, "p1")
+        await submit(parts, lanes, person)
+    made = stores(parts, lanes)
+    assert await run(made, "--json") == 0
+    proof = msgspec.json.decode(capsys.readouterr().out, type=Proof)
+    assert [(each.messages, each.anchor) for each in proof.lanes] == [(1, True)]
+    parts = await reopened(parts)
+    before = {lane: (await parts.catalog.position(lane))[0] for lane in lanes}
+    of_person = lanes[lane_of(person.id, 2)]
+    ends = [(await parts.jetstream.state(lane.stream)).last - before[lane].last for lane in lanes]
+    assert ends == [int(lane == of_person) for lane in lanes]
+    async with parts.consuming(lanes, purge_grace_s=0):
+        await until(lambda: purged(parts, of_person))
+    entry = (await parts.catalog.position(of_person))[0].entry
+    assert entry
+    assert entry.totals
+    old = before[of_person].entry
+    assert old
+    assert old.totals
+    assert entry.totals.all_records == old.totals.all_records
+    assert (entry.records, entry.submissions[0].origin) == (0, "bronze erase")
+    assert await run(made, "verify", proof.erasure.erasure_id, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["gone"]
+    assert await faults(parts) == []
+    rebuilt = await rebuild(parts, lanes)
+    assert rebuilt.warnings == []
 
 
 async def test_removal_records_lose_the_classification(parts: Parts) -> None:
@@ -398,6 +445,52 @@ async def test_removal_records_lose_the_classification(parts: Parts) -> None:
     identity = identities[person.id]
     assert identity
     assert (identity.accepted.digest, identity.accepted.classification_id) == (person.accepted.digest, None)
+
+
+async def test_rows_of_the_tables_go_too(parts: Parts, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """From all of them; and `bronze table` goes on with the next objects."""
+    lanes = await parts.open(1)
+    tables = Tables(
+        load_catalog("test", type="sql", uri=f"sqlite:///{tmp_path}/catalog.db", warehouse=f"file://{tmp_path}"),
+        "bronze",
+    )
+    made = stores(parts, lanes, tables=lambda of, name: TableErasure(tables, of.in_table, name, "bucket/bronze"))
+    async with parts.consuming(lanes):
+        await submit(parts, lanes, of(PERSON, "p1"), of("other", "o1"))
+    await commit(parts, tables)
+    assert await run(made, "--dry-run", "--json") == 0
+    planned = {table["source"]: table["rows"] for table in json.loads(capsys.readouterr().out)["tables"]}
+    assert planned["vehicles"] == 1
+    assert await run(made, "--json") == 0
+    proof = msgspec.json.decode(capsys.readouterr().out, type=Proof)
+    assert proof.tables
+    assert [table["rows"] for table in proof.tables if table["source"] == "vehicles"] == [1]
+    parts = await reopened(parts)
+    async with parts.consuming(lanes):
+        await submit(parts, lanes, of("other", "o2"))
+    await commit(parts, tables)
+    table = tables.read("vehicles").table
+    assert sorted(table.scan().to_arrow()["vehicle_id"].to_pylist()) == ["o1", "o2"]
+    await run(made, "verify", proof.erasure.erasure_id, "--json")
+    assert json.loads(capsys.readouterr().out)["left"]["tables"] == 0
+
+
+async def commit(parts: Parts, tables: Tables) -> None:
+    """As `bronze table` does, which begins again."""
+    committer = Committer(
+        SOURCES["vehicles"], tables, Feed(parts.jetstream), parts.bucket, parts.settings.prefix, 2**20
+    )
+    position = await committer.open()
+    while True:
+        page = await Feed(parts.jetstream).read(position)
+        committer.begin(page.position.stream)
+        for entry in page.entries:
+            committer.add(entry)
+        position = page.position
+        if not page.remaining:
+            break
+    while await committer.commit("") is not None:
+        pass
 
 
 async def test_a_consumer_that_was_paused_does_not_bring_back_what_was_erased(parts: Parts) -> None:

@@ -64,7 +64,7 @@ class Parts:
         )
 
     @asynccontextmanager
-    async def consuming(self, lanes: Sequence[Lane]) -> AsyncIterator[asyncio.Task[None]]:
+    async def consuming(self, lanes: Sequence[Lane], purge_grace_s: float = 60) -> AsyncIterator[asyncio.Task[None]]:
         """A consumer of these lanes while the block runs."""
         stop = asyncio.Event()
         decoding = RWLock()
@@ -80,7 +80,7 @@ class Parts:
                 decoding,
                 prefix=self.settings.prefix,
                 limits=limits(self.settings),
-                purge_grace_s=60,
+                purge_grace_s=purge_grace_s,
             )
             for lane in lanes
         ]

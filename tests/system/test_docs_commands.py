@@ -50,6 +50,7 @@ NOT_RUN = {
     "helm upgrade": "it needs a cluster; tests/chart renders the chart",
     "bronze_job": "it needs a cluster; tests/chart runs such a Job",
     ".venv/bin/python -m docs.sizing": "it needs the repository; tests/unit/test_docs_sizing.py runs it",
+    "bronze erase verify": "messages are left until the grace period is over; tests/contract/test_erasure.py verifies",
     "make bench": "it takes forty minutes; tests/unit/test_benchmarks.py checks the parts",
 }
 #: What runs on a system of its own.

@@ -17,7 +17,7 @@ from bronze.objects.erasures import read_proof
 from bronze.objects.selection import Chosen
 from bronze.plurals import counted
 from bronze.printable import printable
-from bronze.protocol.erasure import Proof, Selection
+from bronze.protocol.erasure import LaneRest, Proof, Selection
 
 #: How long the command waits for the consumers, by default: longer than a flush age and a restart.
 WAIT_S = 600.0
@@ -155,11 +155,19 @@ def _print_preview(args: argparse.Namespace, found: Preview) -> None:
             print(f"  {printable(key)}" if number else f"{label}:\n  {printable(key)}")
     _print_not_searched(sorted(set(findings.not_searched)))
     for table in found.tables or []:
-        print(f"table {table['source']}: {counted(int(table.get('rows') or 0), 'row')}")
+        print(f"table {_table(table)}")
     if found.waiting:
         print(f"{counted(found.waiting, 'message')} of the queue are not stored yet, and were not searched.")
     if found.continued:
         print(f"The erasure {found.continued.erasure_id} of this selection was begun, and will be continued.")
+
+
+def _table(found: Mapping[str, str | int | None]) -> str:
+    rows, files, snapshots = (int(found[name] or 0) for name in ("rows", "files", "snapshots"))
+    return (
+        f"{found['source']}: {counted(rows, 'row')}, in {counted(files, 'file')}, and {counted(snapshots, 'snapshot')} "
+        "that had them"
+    )
 
 
 def _print_not_searched(keys: Sequence[str]) -> None:
@@ -176,7 +184,7 @@ def _print_proof(proof: Proof) -> None:
         f"{counted(len(proof.removal_records), 'removal record')}."
     )
     for table in proof.tables or []:
-        print(f"table {table['source']}: {counted(int(table.get('rows') or 0), 'row')} erased")
+        print(f"table {_table(table)}; snapshot {table['snapshot_id']} is without them")
     if proof.catalog_rebuilt:
         print("The catalog was rebuilt.")
     if proof.old_versions_deleted:
@@ -186,21 +194,19 @@ def _print_proof(proof: Proof) -> None:
         keys = counted(len(proof.old_versions_left), "key")
         print(f"Old versions of {keys} may be left: {printable(reason)}")
     _print_not_searched(proof.not_searched)
-    _print_lanes({each.lane: each.anchor for each in proof.lanes})
+    _print_lanes(proof.lanes)
     print("Not reached by this command:")
     for place, what in proof.not_reached.items():
         print(f"  {place}: {what}")
     print(f"The proof of the erasure {proof.erasure.erasure_id} is in the bucket.")
 
 
-def _print_lanes(lanes: Mapping[str, bool]) -> None:
-    for lane, anchor in lanes.items():
-        until = (
-            "until the next submission to this lane is stored, and older than the grace period"
-            if anchor
-            else "until they are older than the grace period (BRONZE_PURGE_GRACE_S)"
+def _print_lanes(lanes: Sequence[LaneRest]) -> None:
+    for each in lanes:
+        print(
+            f"lane {each.lane}: the queue keeps {counted(each.messages, 'stored message')} of it until the grace "
+            "period is over (BRONZE_PURGE_GRACE_S)"
         )
-        print(f"lane {lane}: the queue keeps stored messages of it {until}")
 
 
 async def _verify(
@@ -225,7 +231,7 @@ def _print_rest(rest: Rest) -> None:
         print(f"{store}: {'not searched' if number is None else 'gone' if not number else f'{number:,} left'}")
     for key in (*rest.findings.objects, *rest.findings.messages, *rest.findings.removals, *rest.old_versions):
         print(f"  {printable(key)}")
-    _print_lanes({each.lane: each.anchor for each in rest.lanes})
+    _print_lanes(rest.lanes)
     _print_not_searched(sorted(set(rest.findings.not_searched)))
 
 

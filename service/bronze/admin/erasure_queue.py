@@ -1,25 +1,57 @@
 """The queue's part of an erasure: what waits is stored first, and what is stored already is purged later."""
 
 import asyncio
+import datetime as dt
+import hashlib
 import time
 from collections.abc import AsyncIterator, Collection, Mapping
+
+import msgspec
 
 from bronze.admin.erasure import lane_name
 from bronze.errors import DeadLetter, Gone, Outage, Unavailable
 from bronze.objects.quarantine_erasing import NotSearchable, erase_records
 from bronze.objects.selection import Chosen
 from bronze.plurals import counted
+from bronze.protocol import rejected_records
 from bronze.protocol.erasure import LaneRest
-from bronze.protocol.lane import Lane
-from bronze.protocol.message import Message, MessageKind, Part
+from bronze.protocol.lane import Lane, lane_subject
+from bronze.protocol.message import AcceptedSubmission, Message, MessageKind, Part
 from bronze.protocol.quarantine import MESSAGE, REJECTED
+from bronze.protocol.submission_id import lane_of, new_id
+from bronze.servers import jetstream as js
 from bronze.servers.catalog import NatsCatalog
-from bronze.servers.jetstream import JetStream
-from bronze.servers.queue import LaneAdmin
+from bronze.servers.jetstream import JetStream, Outgoing
+from bronze.servers.queue import LaneAdmin, LaneState
 
 POLL_S = 0.2
+#: The origin of the empty submissions that become anchors.
+ORIGIN = "bronze erase"
 READ_MESSAGES = 256
 READ_BYTES = 8 * 2**20
+
+
+def _empty_submission(state: LaneState, now: dt.datetime) -> Outgoing:
+    """A submission of no records, under an id that leads to the lane."""
+    lane = state.lane
+    ids = iter(new_id, None)
+    accepted = AcceptedSubmission(
+        submission_id=next(each for each in ids if lane_of(each, state.lanes_total) == lane.number),
+        source=lane.source,
+        digest=hashlib.sha256().hexdigest(),
+        records=0,
+        classification_id=None,
+        classification_default=None,
+        classification_count=0,
+        received_at=now.isoformat(timespec="microseconds"),
+        trace_id="0" * 32,
+        traceparent=f"00-{'0' * 32}-{'0' * 16}-00",
+        origin=ORIGIN,
+    )
+    content = msgspec.json.encode(accepted) + b"\n" + rejected_records.pack([], [])
+    headers = Part(accepted, 1, 1, 0, 0, MessageKind.REJECTED).headers()
+    expected = {js.EXPECTED_LAST_SUBJECT_SEQUENCE: "0", js.EXPECTED_STREAM: lane.stream}
+    return Outgoing(lane_subject(lane.source, lane.number, accepted.submission_id), content, headers | expected)
 
 
 class QueueErasure:
@@ -57,6 +89,19 @@ class QueueErasure:
                 )
             await asyncio.sleep(POLL_S)
 
+    async def move_anchors(self, now: dt.datetime) -> None:
+        """Submit nothing to each lane of which the anchor has chosen records: a message of no rejected records.
+
+        When it is stored, it is the anchor, and the messages before it are purged as others are (rule 6). All versions
+        of the consumer know its kind. A lane that takes no messages now is left out: it is about to be replaced.
+        """
+        for source in self._sources:
+            for state in await self._queue.lanes_of(source):
+                position, _ = await self._catalog.position(state.lane)
+                anchor = await self._js.get(state.lane.stream, position.last) if position.last else None
+                if anchor and not state.sealed and self._has(anchor):
+                    await self._js.publish(_empty_submission(state, now))
+
     async def rest(self) -> list[LaneRest]:
         """The lanes that still have stored messages with chosen records."""
         found = []
@@ -66,8 +111,7 @@ class QueueErasure:
                 chosen = [message.sequence async for message in self._messages(state.lane, position.last)]
                 anchor = position.last in chosen
                 if chosen:
-                    purged = len(chosen) - anchor
-                    found.append(LaneRest(lane=lane_name(state.lane), purged_later=purged, anchor=anchor))
+                    found.append(LaneRest(lane=lane_name(state.lane), messages=len(chosen), anchor=anchor))
         return found
 
     async def _messages(self, lane: Lane, last: int) -> AsyncIterator[Message]:

@@ -4,9 +4,11 @@
 2. What the queue had at the start is stored by the consumers.
 3. Objects, messages in quarantine and removal records are rewritten (`erasure.py`), then those of the tables.
 4. The catalog is rebuilt: after that none of its messages has the classification.
-5. The proof is created. Without it, the next run does all of this again, and finds nothing of what is done.
+5. Where the last stored message of a lane has such records, an empty submission follows it, so that it can be purged.
+6. The proof is created. Without it, the next run does all of this again, and finds nothing of what is done.
 """
 
+import asyncio
 import datetime as dt
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,15 +16,19 @@ from dataclasses import dataclass, field
 from bronze.admin.erasure import BucketErasure, Findings
 from bronze.admin.erasure_queue import QueueErasure
 from bronze.errors import Outage, Unavailable
+from bronze.maintenance.task import Task, TooManyConflicts
 from bronze.objects.erasures import find_open, write_document, write_proof
 from bronze.objects.selection import Chosen
 from bronze.protocol.erasure import Erasure, LaneRest, Proof, Searched, Selection, SelectionHash
 from bronze.protocol.submission_id import new_id
-from bronze.records.sources import Source
+from bronze.records.sources import CANARY, Source
 from bronze.servers.bucket import ErasableBucket
 from bronze.servers.catalog import REBUILD, NatsCatalog
 from bronze.servers.jetstream import JetStream
 from bronze.servers.queue import LaneAdmin
+
+#: What was done to each table, or found in it; None without a catalog of tables.
+TableResults = list[dict[str, str | int | None]] | None
 
 #: The copies that no command of Bronze reaches, and how long they stay.
 NOT_REACHED: Mapping[str, str] = {
@@ -51,8 +57,8 @@ class Statement:
 class Stores:
     """All that may have records of a person.
 
-    `rebuild` replaces the catalog by one made from the bucket. `erase_tables` deletes the rows of the tables of these
-    sources for an erasure, and says what it did, table by table; None without a catalog of tables.
+    `rebuild` replaces the catalog by one made from the bucket. `tables` makes the task that erases the chosen rows from
+    the table of a source, for an erasure; None without a catalog of tables. It blocks.
     """
 
     jetstream: JetStream
@@ -62,10 +68,7 @@ class Stores:
     sources: Mapping[str, Source]
     find_catalog: Callable[[], Awaitable[NatsCatalog | None]]
     rebuild: Callable[[], Awaitable[None]]
-    erase_tables: Callable[[Sequence[str], str], Awaitable[list[dict[str, str | int | None]]]] | None = None
-    not_reached: Mapping[str, str] = field(default_factory=lambda: NOT_REACHED)
-    #: whether rows are left in the tables of these sources
-    find_in_tables: Callable[[Sequence[str]], Awaitable[list[dict[str, str | int | None]]]] | None = None
+    tables: Callable[[Chosen, str], Task] | None = None
     now: Callable[[], dt.datetime] = field(default=lambda: dt.datetime.now(dt.UTC))
 
     async def open_catalog(self) -> NatsCatalog:
@@ -85,6 +88,27 @@ class Stores:
             return [selection.source]
         return sorted({*self.sources, *(lane.source for lane in await catalog.positions())})
 
+    async def in_tables(self, sources: Sequence[str], chosen: Chosen, erasure_id: str | None = None) -> TableResults:
+        """Erase the chosen rows from the tables of these sources; without the id of an erasure, only look for them.
+
+        None without a catalog of tables. Raises `Unavailable`, and `Halted` if a table must not be changed.
+        """
+        if self.tables is None:
+            return None
+        task = self.tables(chosen, erasure_id or "")
+        found = []
+        try:
+            for source in sources:
+                if source in self.sources and source != CANARY:
+                    if erasure_id is None:
+                        done = await asyncio.to_thread(task.plan, source)
+                    else:
+                        done = await asyncio.to_thread(task.run, source, lambda: None)
+                    found.append(done.as_dict())
+        except TooManyConflicts as error:
+            raise Unavailable(Outage.CONFLICT, str(error)) from error
+        return found
+
     def queue_erasure(self, catalog: NatsCatalog, sources: Sequence[str], chosen: Chosen) -> QueueErasure:
         return QueueErasure(self.queue, self.jetstream, catalog, sources, chosen)
 
@@ -99,7 +123,7 @@ class Preview:
     findings: Findings
     waiting: int
     continued: Erasure | None
-    tables: list[dict[str, str | int | None]] | None = None
+    tables: TableResults = None
 
 
 async def preview(stores: Stores, selection: Selection, chosen: Chosen, on_object: Callable[[], None]) -> Preview:
@@ -109,7 +133,7 @@ async def preview(stores: Stores, selection: Selection, chosen: Chosen, on_objec
     queue = stores.queue_erasure(catalog, sources, chosen)
     waiting = await queue.waiting(await queue.ends())
     findings = await BucketErasure(catalog, stores.bucket, stores.prefix, selection, chosen, on_object=on_object).run()
-    tables = await stores.find_in_tables(sources) if stores.find_in_tables else None
+    tables = await stores.in_tables(sources, chosen)
     return Preview(findings, waiting, await find_open(stores.bucket, stores.prefix, selection), tables)
 
 
@@ -147,12 +171,14 @@ async def erase(
     found = await BucketErasure(
         catalog, stores.bucket, stores.prefix, selection, chosen, erasure.erasure_id, on_object
     ).run()
-    tables = await stores.erase_tables(sources, erasure.erasure_id) if stores.erase_tables else None
+    tables = await stores.in_tables(sources, chosen, erasure.erasure_id)
     is_changed = bool(found.rewritten_keys)
     if is_changed:
         await stores.rebuild()
         catalog = await stores.open_catalog()
     deleted, left = await _delete_old_versions(stores.bucket, found.rewritten_keys)
+    queue = stores.queue_erasure(catalog, sources, chosen)
+    await queue.move_anchors(stores.now())
     proof = Proof(
         erasure=erasure,
         finished_at=stores.now().isoformat(),
@@ -169,9 +195,9 @@ async def erase(
         old_versions_deleted=deleted,
         old_versions_left=left,
         not_searched=sorted(set(found.not_searched)),
-        lanes=await stores.queue_erasure(catalog, sources, chosen).rest(),
+        lanes=await queue.rest(),
         tables=tables,
-        not_reached=dict(stores.not_reached),
+        not_reached=dict(NOT_REACHED),
     )
     return await write_proof(stores.bucket, stores.prefix, proof)
 
@@ -205,7 +231,7 @@ class Rest:
     catalog: int
     lanes: list[LaneRest]
     old_versions: dict[str, str]
-    tables: list[dict[str, str | int | None]] | None
+    tables: TableResults
 
     @property
     def by_store(self) -> dict[str, int | None]:
@@ -218,12 +244,17 @@ class Rest:
             "catalog": self.catalog,
             "lanes of the queue": len(self.lanes),
             "old versions": len(self.old_versions),
-            "tables": None if self.tables is None else sum(bool(table.get("rows")) for table in self.tables),
+            "tables": None if self.tables is None else sum(map(_has_rows, self.tables)),
         }
 
     @property
     def is_gone(self) -> bool:
         return not any(self.by_store.values())
+
+
+def _has_rows(table: Mapping[str, str | int | None]) -> bool:
+    """Whether a table, one of its older snapshots, or a file without a snapshot has chosen rows."""
+    return any(table[name] for name in ("rows", "files", "snapshots"))
 
 
 async def check(
@@ -243,6 +274,6 @@ async def check(
                 versions[key] = ", ".join(old)
         except Unavailable as error:
             versions[key] = str(error)
-    tables = await stores.find_in_tables(sources) if stores.find_in_tables else None
+    tables = await stores.in_tables(sources, chosen)
     lanes = await stores.queue_erasure(catalog, sources, chosen).rest()
     return Rest(findings, in_catalog, lanes, versions, tables)

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
+from bronze.errors import Halted
 from bronze.objects.footer import NotABronzeObject
 from bronze.protocol.message import AcceptedSubmission
 from bronze.records.columns import object_schema
@@ -40,6 +41,19 @@ class Chosen:
     @classmethod
     def of_source(cls, source: Source, condition: pc.Expression) -> Self:
         return cls(condition, object_schema(source), source=source)
+
+    def in_table(self, columns: pa.Schema) -> pc.Expression:
+        """The condition on the rows of a table with these columns. Raises `Halted` if it is about one that is missing:
+        the table then takes the declaration that has it when `bronze table` starts with it.
+        """
+        try:
+            ds.dataset(columns.empty_table()).scanner(filter=self.condition)
+        except pa.ArrowInvalid as error:
+            raise Halted(
+                f"the table cannot be searched: {error}. Start `bronze table` with this declaration, then run the "
+                "erasure again"
+            ) from error
+        return self.condition
 
     def before(self, time: str) -> "Chosen":
         """Only what was accepted before a time."""

@@ -107,14 +107,14 @@ class RewrittenMessage(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LaneRest(msgspec.Struct, frozen=True, kw_only=True):
-    """What a lane of the queue still has: stored messages with records of the person.
+    """What a lane of the queue still has: so many stored messages with records of the person.
 
-    `purged_later` go when they are older than the grace period. `anchor`: the message at the position is one of them;
-    it goes when the next submission to this lane has been stored for the grace period.
+    They are purged when they are older than the grace period; the last one, if it is the `anchor`, when what was
+    submitted behind it is.
     """
 
     lane: str
-    purged_later: int
+    messages: int
     anchor: bool
 
 

@@ -1,19 +1,22 @@
 """Erasure."""
 
 import argparse
+import asyncio
 from collections.abc import Callable
 
 from bronze.admin import erase_command
 from bronze.admin.confirmation import Confirmation
-from bronze.admin.erasure_run import NOT_REACHED, Stores
+from bronze.admin.erasure_run import Stores
 from bronze.admin.rebuild_catalog import BucketContents
 from bronze.client.condition import parse
 from bronze.errors import Misconfigured, Refused
+from bronze.maintenance.erasure import TableErasure
+from bronze.maintenance.task import Task
 from bronze.objects.selection import Chosen
 from bronze.records import sources
 from bronze.records.columns import object_schema
 from bronze.servers.catalog import NatsCatalog
-from bronze.servers.iceberg import has_catalog
+from bronze.servers.iceberg import has_catalog, open_tables
 from bronze.servers.jetstream import JetStream
 from bronze.servers.key_value import KeyValueStore
 from bronze.servers.queue import NatsQueue
@@ -21,8 +24,6 @@ from bronze.servers.s3 import S3Bucket
 from bronze.settings import Settings
 from bronze.wiring.commands import bucket_target, queue_target, replace_catalog
 from bronze.wiring.servers import queue_and_bucket
-
-TABLES = "the Iceberg tables still have these rows, in all of their snapshots: delete them with an engine, then expire"
 
 
 async def run_erase(
@@ -61,7 +62,18 @@ async def run_erase(
             sources=declared,
             find_catalog=lambda: NatsCatalog.find(jetstream, settings),
             rebuild=rebuild,
-            not_reached={**NOT_REACHED, "tables": TABLES} if has_catalog(settings) else NOT_REACHED,
+            tables=await asyncio.to_thread(_tables, settings) if has_catalog(settings) else None,
         )
         targets = [queue_target(jetstream), bucket_target(bucket, settings.prefix)]
+        if stores.tables:
+            targets.append(f"tables of the namespace {settings.table_namespace}")
         return await erase_command.run(args, stores, selection, chosen, Confirmation(targets, args.yes))
+
+
+def _tables(settings: Settings) -> Callable[[Chosen, str], Task]:
+    tables = open_tables(settings)
+
+    def erasure(chosen: Chosen, erasure_id: str) -> Task:
+        return TableErasure(tables, chosen.in_table, erasure_id, f"{settings.bucket}/{settings.prefix}")
+
+    return erasure
