@@ -289,6 +289,28 @@ async def test_a_bucket_that_ignores_create_only_is_refused(s3_account: S3Accoun
         bucket.close()
 
 
+class Replacing(S3Bucket):
+    """A bucket that ignores `If-Match`."""
+
+    async def replace(self, key: str, body: bytes, metadata: Mapping[str, str], content_type: str, etag: str) -> bool:
+        self._s3.put_object(Bucket=self.name, Key=key, Body=body)
+        return True
+
+
+async def test_a_bucket_that_ignores_the_condition_of_a_replacement_is_refused(
+    bucket: S3Bucket, s3_account: S3Account
+) -> None:
+    """The probe leaves no key, whatever the result."""
+    await bucket.check_replace()
+    ignoring = Replacing(Settings(bucket=s3_account.bucket))
+    try:
+        with pytest.raises(Misconfigured, match="If-Match"):
+            await ignoring.check_replace()
+    finally:
+        ignoring.close()
+    assert await list_keys(bucket.keys(PROBES)) == []
+
+
 async def test_a_bucket_without_create_only_can_be_accepted_for_one_consumer(
     s3_account: S3Account, s3_env: Mapping[str, str], prefix: str
 ) -> None:

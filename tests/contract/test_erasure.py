@@ -426,8 +426,10 @@ async def test_an_empty_submission_takes_the_place_of_the_anchor(
     assert rebuilt.warnings == []
 
 
-async def test_removal_records_lose_the_classification(parts: Parts) -> None:
-    """Also of an object that is gone: its entry and its identities in a rebuilt catalog are those of the record."""
+async def test_removal_records_lose_the_classification(parts: Parts, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of an object that is gone: its entry and its identities in a rebuilt catalog are those of the record. Without a
+    record, it is named: it could not be searched.
+    """
     lanes = await parts.open(1)
     person = of(PERSON, "p1")
     async with parts.consuming(lanes):
@@ -435,6 +437,8 @@ async def test_removal_records_lose_the_classification(parts: Parts) -> None:
         await submit(parts, lanes, of("other", "o1"))
     entries, _ = await catalog_contents(parts, [])
     await delete(parts, entries[0].file_path)
+    assert await run(stores(parts, lanes), "--dry-run", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["not_searched"] == [entries[0].file_path]
     assert await acknowledge(parts, entries[0].file_path) == 0
     assert await run(stores(parts, lanes)) == 0
     parts = await reopened(parts)

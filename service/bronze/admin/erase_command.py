@@ -173,7 +173,7 @@ def _table(found: Mapping[str, str | int | None]) -> str:
 def _print_not_searched(keys: Sequence[str]) -> None:
     for number, key in enumerate(keys):
         if not number:
-            print("could not be searched, since their content cannot be read (look at them, and delete them by hand):")
+            print("could not be searched, since they are missing or cannot be read (look at them by hand):")
         print(f"  {printable(key)}")
 
 

@@ -17,7 +17,7 @@ from bronze.objects.erasing import Rewritten, cleared_message, erase_rows
 from bronze.objects.footer import CONTENT_TYPE, NotABronzeObject, user_metadata
 from bronze.objects.quarantine_erasing import ErasedContent, NotSearchable, erase_records
 from bronze.objects.reader import read_in_thread, read_object
-from bronze.objects.removals import read_removals
+from bronze.objects.removals import read_removal, read_removals
 from bronze.objects.selection import Chosen
 from bronze.protocol.documents import CatalogEntry, Contents, ErasedRows, QuarantinedMessage, entry_of
 from bronze.protocol.erasure import RewrittenMessage, RewrittenObject, Selection
@@ -41,8 +41,8 @@ SHA256 = "sha256"
 class Findings:
     """What was found, and removed if it was to be.
 
-    `not_searched` are keys in quarantine. `rows` counts the chosen rows of all objects, `objects` those that have any,
-    or have the classification in their footer.
+    `not_searched` are missing objects, and keys in quarantine that cannot be read. `rows` counts the chosen rows of all
+    objects, `objects` those that have any, or have the classification in their footer.
     """
 
     objects_searched: int = 0
@@ -145,7 +145,9 @@ class BucketErasure:
             head = await self._bucket.head(key)
             stored = await read_object(self._bucket, key) if head else None
             if head is None or stored is None:
-                return  # it was removed
+                if not await read_removal(self._bucket, self._prefix, key):
+                    self._found.not_searched.append(key)  # it is missing, and may come back
+                return
             contents = stored.contents
             if contents.erasures and entry_of(contents, entry.totals) != entry:
                 self._found.outdated_entries.append(key)

@@ -238,6 +238,21 @@ class S3Bucket:
         except Unavailable as error:
             log.warning("old probe keys under %s in bucket %s could not be deleted: %s", PROBES, self.name, error)
 
+    async def check_replace(self) -> None:
+        """Try to replace an object that is not the one that was read; raises `Misconfigured` if the bucket does it."""
+        key = f"{PROBES}{uuid4().hex}"
+        await self.create(key, b"stored", {}, "text/plain")
+        try:
+            replaced = await self.replace(key, b"replaced", {}, "text/plain", f'"{"0" * 32}"')
+        finally:
+            await self.delete(key)
+        if replaced:
+            raise Misconfigured(
+                f"the bucket {self.name} replaces an object although it is not the one that was read: it does not "
+                "support conditional PUT (If-Match). Without it, two commands could undo each other's erasures. "
+                "Nothing was erased"
+            )
+
     async def _delete_old_probes(self) -> None:
         page = await self._call(
             partial(self._s3.list_objects_v2, Bucket=self.name, Prefix=PROBES, MaxKeys=PROBES_DELETED_MAX)

@@ -50,6 +50,8 @@ async def run_erase(
     async with queue_and_bucket(settings) as servers:
         jetstream, bucket = substitute(*servers)
         await bucket.check()
+        if not args.dry_run:
+            await bucket.check_replace()
 
         async def rebuild() -> None:
             await replace_catalog(settings, jetstream, bucket, BucketContents())
