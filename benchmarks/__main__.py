@@ -25,6 +25,7 @@ from benchmarks import (
     monitors,
     objects,
     outage_volume,
+    queryable,
     small,
     telemetry,
     view,
@@ -50,6 +51,7 @@ PARTS: Mapping[str, Callable[[Options], Found]] = {
     "view": view.run,
     "tables": iceberg.run,
     "erasure": erasure.run,
+    "queryable": queryable.run,
 }
 #: What telemetry costs: with options of their own, so they run only when they are named.
 OTHERS: Mapping[str, Callable[[Sequence[str]], int]] = {"telemetry": telemetry.main, "outage": outage_volume.main}
