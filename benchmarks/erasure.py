@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from http import HTTPStatus
 from http.client import HTTPConnection
 from io import BytesIO
@@ -20,9 +20,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from benchmarks.rounds import Figures, Found, Target
-from benchmarks.stand import Feed, Options, System, running, say, stack
+from benchmarks.stand import Feed, Options, running, say, stack
 from local.exporters import Exporters
 from local.programs import LOOPBACK
+from local.stack import Stack
 
 #: Submissions, and records in each: a million in all. One submission of so many has rows of the person.
 SUBMISSIONS, RECORDS, EVERY = 1_000, 1_000, 5
@@ -42,15 +43,23 @@ ROLES = {
 LEAST_S, MOST_S = 0.1, 3.0
 
 
+@dataclass(frozen=True)
+class Bench:
+    """What runs, and where its API is."""
+
+    stack: Stack
+    api_port: int
+
+
 @contextmanager
-def started() -> Iterator[System]:
+def started() -> Iterator[Bench]:
     """Queue, bucket, API and consumer, without telemetry."""
     made = stack("erasure", Exporters())
     with ExitStack() as stopping:
         processes = dict(stopping.enter_context(running(made, *made.stores)))
         roles = (replace(role, env={**role.env, **ROLES}) for role in made.roles)
         processes.update(stopping.enter_context(running(made, *roles)))
-        yield System(made, processes, stopping.enter_context(Feed(made.queue_options)), stopping)
+        yield Bench(made, processes["api"].program.ports["http"])
 
 
 def body(number: int) -> bytes:
@@ -64,9 +73,14 @@ def body(number: int) -> bytes:
     )
 
 
-def fill(bench: System, submissions: int) -> None:
-    http = HTTPConnection(LOOPBACK, bench.port("api"), timeout=60)
-    mark = bench.feed.mark
+def fill(bench: Bench, submissions: int) -> None:
+    with Feed(bench.stack.queue_options) as feed:
+        send(bench, submissions)
+        feed.until(0, submissions * RECORDS, STORED_S_MAX)
+
+
+def send(bench: Bench, submissions: int) -> None:
+    http = HTTPConnection(LOOPBACK, bench.api_port, timeout=60)
     for number in range(submissions):
         http.request("POST", "/v1/ingest/status", body(number), {"Content-Type": "application/x-ndjson"})
         answer = http.getresponse()
@@ -74,16 +88,15 @@ def fill(bench: System, submissions: int) -> None:
         if answer.status != HTTPStatus.ACCEPTED:
             raise RuntimeError(f"{answer.status}: {said.decode()}")
     http.close()
-    bench.feed.until(mark, submissions * RECORDS, STORED_S_MAX)
 
 
-def command(bench: System, *words: str) -> "subprocess.Popen[str]":
+def command(bench: Bench, *words: str) -> "subprocess.Popen[str]":
     env = {**os.environ, **bench.stack.client_env, **bench.stack.queue_env("admin")}
     given = [sys.executable, "-m", "bronze", "erase", *words, "--classification-id", PERSON]
     return subprocess.Popen(given, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def rows(bench: System) -> Iterator[tuple[str, int, int]]:
+def rows(bench: Bench) -> Iterator[tuple[str, int, int]]:
     """Of each object, in order: a digest of all columns of the rows of others, their number, and that of the person."""
     env = bench.stack.client_env
     s3 = boto3.client(
@@ -101,7 +114,7 @@ def rows(bench: System) -> Iterator[tuple[str, int, int]]:
             yield f"{item['Key']} {digest}", others.num_rows, table.num_rows - others.num_rows
 
 
-def killed(bench: System, rng: random.Random) -> int:
+def killed(bench: Bench, rng: random.Random) -> int:
     """Start the command, and kill it after a while. Returns its exit code."""
     process = command(bench, "--yes", "--by", "bench")
     if process.stderr:

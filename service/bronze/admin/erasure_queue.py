@@ -21,7 +21,7 @@ from bronze.protocol.quarantine import MESSAGE, REJECTED
 from bronze.protocol.submission_id import lane_of, new_id
 from bronze.servers import jetstream as js
 from bronze.servers.catalog import NatsCatalog
-from bronze.servers.jetstream import JetStream, Outgoing
+from bronze.servers.jetstream import ApiError, JetStream, Outgoing
 from bronze.servers.queue import LaneAdmin, LaneState
 
 POLL_S = 0.2
@@ -35,8 +35,9 @@ def _empty_submission(state: LaneState, now: dt.datetime) -> Outgoing:
     """A submission of no records, under an id that leads to the lane."""
     lane = state.lane
     ids = iter(new_id, None)
+    lanes = max(state.lanes_total, lane.number + 1)
     accepted = AcceptedSubmission(
-        submission_id=next(each for each in ids if lane_of(each, state.lanes_total) == lane.number),
+        submission_id=next(each for each in ids if lane_of(each, lanes) == lane.number),
         source=lane.source,
         digest=hashlib.sha256().hexdigest(),
         records=0,
@@ -93,14 +94,22 @@ class QueueErasure:
         """Submit nothing to each lane of which the anchor has chosen records: a message of no rejected records.
 
         When it is stored, it is the anchor, and the messages before it are purged as others are (rule 6). All versions
-        of the consumer know its kind. A lane that takes no messages now is left out: it is about to be replaced.
+        of the consumer know its kind. A lane that takes no messages now is left out: it is about to be replaced. Raises
+        `Unavailable`.
         """
         for source in self._sources:
             for state in await self._queue.lanes_of(source):
                 position, _ = await self._catalog.position(state.lane)
                 anchor = await self._js.get(state.lane.stream, position.last) if position.last else None
                 if anchor and not state.sealed and self._has(anchor):
-                    await self._js.publish(_empty_submission(state, now))
+                    try:
+                        await self._js.publish(_empty_submission(state, now))
+                    except ApiError as error:
+                        raise Unavailable(
+                            Outage.QUEUE_AWAY,
+                            f"the queue refuses a message that is to follow the last one of {state.lane.stream}: "
+                            f"{error}. Everything else is done. Run this command again",
+                        ) from error
 
     async def rest(self) -> list[LaneRest]:
         """The lanes that still have stored messages with chosen records."""
