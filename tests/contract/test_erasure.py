@@ -247,6 +247,7 @@ async def test_a_person_is_gone_and_everything_else_stays(
         assert new_identity.accepted.classification_id in {None, "other"}
     assert await faults(parts) == []
     assert await run_objects(parts, "missing") == 0
+    assert await acknowledge(parts, new_entries[0].file_path) == 1  # it is neither gone nor damaged
     await rebuild(parts, lanes)
     parts = await reopened(parts)
     assert await catalog_contents(parts, ids) == (new_entries, new_identities)
