@@ -150,7 +150,7 @@ def layout(making: Making, options: Options) -> tuple[Runs, Mapping[str, float]]
             }
         )
         files = len(list(catalog.load_table((NAMESPACE, SOURCE.name)).scan().plan_files()))
-        compaction = Compaction(tables, BEGIN + dt.timedelta(days=8), TARGET_BYTES)
+        compaction = Compaction(tables, {SOURCE.name: SOURCE}, BEGIN + dt.timedelta(days=8), TARGET_BYTES)
         took_s = timed(lambda: compaction.run(SOURCE.name, lambda: None))
         after = asked({"table, compacted": partial(_ask_table, catalog, submission)})
         notes = {"objects": count, "files": files, "compaction, s": took_s}

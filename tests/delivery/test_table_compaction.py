@@ -92,7 +92,7 @@ async def fill(lanes: Lanes, catalog: Catalog) -> None:
 
 
 def compaction(tables: iceberg.Tables, before: dt.datetime = AFTER, target_bytes: int = 2**20) -> Compaction:
-    return Compaction(tables, before, target_bytes)
+    return Compaction(tables, {SOURCE.name: SOURCE}, before, target_bytes)
 
 
 def compact(tables: iceberg.Tables) -> Compacted:

@@ -124,5 +124,5 @@ async def test_an_end_comes_after_the_next_file() -> None:
     ],
 )
 def test_settings_turn_it_off(settings: Settings, tasks: list[type] | None, catalog: Catalog) -> None:
-    found = _maintenance(settings, [SOURCE.name], CutTables(catalog), lambda *_: None)
+    found = _maintenance(settings, {SOURCE.name: SOURCE}, CutTables(catalog), lambda *_: None)
     assert (None if found is None else [type(task) for task in found._tasks(dt.datetime.now(dt.UTC))]) == tasks

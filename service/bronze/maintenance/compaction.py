@@ -5,12 +5,14 @@ appended meanwhile stays, and so does the position of `bronze table`.
 """
 
 import datetime as dt
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 
 from bronze.maintenance.task import COMMITS_MAX, TooManyConflicts
 from bronze.plurals import counted
+from bronze.records.columns import table_schema
+from bronze.records.sources import Source
 from bronze.servers.iceberg import Conflict, FileGroup, RewrittenGroup, Tables
 
 #: In a snapshot's summary: the files that a compaction replaced.
@@ -47,13 +49,14 @@ class Compacted:
 class Compaction:
     """The compaction of tables: of files all of whose rows were received before a time. All methods block."""
 
-    def __init__(self, tables: Tables, before: dt.datetime, target_bytes: int) -> None:
+    def __init__(self, tables: Tables, sources: Mapping[str, Source], before: dt.datetime, target_bytes: int) -> None:
         self._tables = tables
+        self._sources = sources
         self._before = before
         self._target_bytes = target_bytes
 
     def plan(self, source: str) -> Compacted:
-        """What `run` would replace. Raises `Unavailable`."""
+        """What `run` would replace. Raises `Halted` and `Unavailable`."""
         groups = self._groups(source)
         return Compacted(source, *_size(groups), new_files=None, new_bytes=None)
 
@@ -92,6 +95,8 @@ class Compaction:
         if not self._tables.exists(source):
             return []
         state = self._tables.read(source)
+        # new files lack what the table's schema lacks: values of a column that was removed would be lost with the old
+        self._tables.check_columns(state, table_schema(self._sources[source]))
         return self._tables.small_files(state, self._before, self._target_bytes) if state.has_rows else []
 
 

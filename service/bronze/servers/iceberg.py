@@ -34,9 +34,15 @@ import pyarrow.fs as pafs
 from pyiceberg.avro.file import AvroFile
 from pyiceberg.catalog import Catalog, load_catalog
 from pyiceberg.conversions import from_bytes
-from pyiceberg.exceptions import CommitFailedException, NoSuchTableError, RESTError, TableAlreadyExistsError
+from pyiceberg.exceptions import (
+    CommitFailedException,
+    NoSuchTableError,
+    RESTError,
+    TableAlreadyExistsError,
+    ValidationError,
+)
 from pyiceberg.expressions import AlwaysTrue
-from pyiceberg.io.pyarrow import ArrowScan, PyArrowFileIO, write_file
+from pyiceberg.io.pyarrow import ArrowScan, PyArrowFileIO, _pyarrow_to_schema_without_ids, write_file
 from pyiceberg.manifest import (
     DATA_FILE_TYPE,
     DataFile,
@@ -47,12 +53,14 @@ from pyiceberg.manifest import (
     read_manifest_list,
 )
 from pyiceberg.partitioning import PartitionFieldValue, PartitionKey
+from pyiceberg.schema import assign_fresh_schema_ids
 from pyiceberg.table import FileScanTask, Table, TableProperties, Transaction, WriteTask
 from pyiceberg.table.metadata import TableMetadata
 from pyiceberg.table.refs import MAIN_BRANCH
 from pyiceberg.table.snapshots import Operation, Snapshot, ancestors_of
 from pyiceberg.table.sorting import SortDirection
 from pyiceberg.table.update import AssertRefSnapshotId, TableUpdate, UpdatesAndRequirements
+from pyiceberg.table.update.schema import UpdateSchema
 from pyiceberg.table.update.snapshot import ExpireSnapshots, _OverwriteFiles
 from pyiceberg.transforms import DayTransform, IdentityTransform
 from pyiceberg.types import TimestamptzType
@@ -110,6 +118,13 @@ _STATISTICS: Final = (
 
 class Conflict(Exception):
     """Another commit came first; nothing of this one is in the table."""
+
+
+class Dropped(Unavailable):
+    """The table is gone, or there is another one in its place, or columns of it were narrowed: open it again."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(Outage.UNAVAILABLE, detail)
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,8 +307,8 @@ class Tables:
         return str(self._catalog.properties.get("uri", self._catalog.name))
 
     def open(self, name: str, columns: pa.Schema) -> None:
-        """Create a table, or add the columns that it lacks. Raises `Unavailable`, and `Halted` if its columns cannot
-        take these.
+        """Create a table, or add the columns that it never had. Raises `Unavailable`, and `Halted` if it had one of
+        these columns, or if its columns cannot take these.
         """
         with _failures():
             self._catalog.create_namespace_if_not_exists(self._namespace)
@@ -301,13 +316,8 @@ class Tables:
                 if not self._catalog.table_exists(self._id(name)):
                     self._create(name, columns)
             table = self._catalog.load_table(self._id(name))
-            try:
-                with table.update_schema() as update:
-                    update.union_by_name(columns)
-            except (TypeError, ValueError) as error:  # pyiceberg's ValidationError is a ValueError
-                raise Halted(
-                    f"the table {self._namespace}.{name} cannot take the columns of the source {name}: {error}"
-                ) from error
+            if update := _schema_update(table, _Transaction(table, autocommit=True), columns):
+                update.commit()
 
     def _create(self, name: str, columns: pa.Schema) -> None:
         creation = self._catalog.create_table_transaction(self._id(name), columns, properties=_PROPERTIES)
@@ -323,6 +333,10 @@ class Tables:
             table = self._catalog.load_table(self._id(name))
             return TableState(table, _position(table))
 
+    def check_columns(self, state: TableState, columns: pa.Schema) -> None:
+        """Raises `Halted` if the table had one of these columns and lacks it: its files have values in it still."""
+        _check_not_lost(state.table, columns)
+
     def paths(self, state: TableState) -> set[str]:
         """The objects whose rows are in the table: its column `file_path`. Raises `Unavailable`."""
         with _failures():
@@ -336,11 +350,14 @@ class Tables:
         """Append rows, with the position that the table then has. Returns the new snapshot.
 
         Raises `Conflict`, and `Unavailable` if the outcome is not known: read the table again in both cases. Raises
-        `Halted` if pyiceberg would repeat a refused commit.
+        `Dropped` if the table never had one of the columns or has it narrower, and `Halted` if it had it, if it cannot
+        take one, or if pyiceberg would repeat a refused commit.
         """
         _check_not_repeated(state.table)
         transaction = _Transaction(state.table)
         with self._conflicts(state.table):
+            if _schema_update(state.table, transaction, rows.schema):
+                raise Dropped(f"the table {'.'.join(state.table.name())} has to be opened again to take the rows")
             transaction.append(rows, snapshot_properties={POSITION: position, **summary})
             snapshot = _set_position(transaction, position)
             _commit(transaction)
@@ -840,6 +857,39 @@ def _rows(snapshot: Snapshot | None) -> int:
     return int(summary.get("total-records", 0))
 
 
+def _schema_update(table: Table, transaction: _Transaction, columns: pa.Schema) -> UpdateSchema | None:
+    """The change after which a table can take all of these columns, which is not made yet; None if it can do so now.
+    Raises `Halted` if there is none, or if it lost one of them.
+    """
+    _check_not_lost(table, columns)
+    update = transaction.update_schema()
+    cannot = f"the table {'.'.join(table.name())} cannot take the columns of the source {table.name()[-1]}"
+    try:
+        schema = update.union_by_name(columns)._apply()  # noqa: SLF001 it alone says what a commit would do
+    except (TypeError, ValueError, ValidationError) as error:
+        raise Halted(f"{cannot}: {error}") from error
+    for field in table.schema().fields:
+        if field.required and field.name not in columns.names:
+            raise Halted(f"{cannot}: its column {field.name} must not be null, and Bronze has no value for it")
+    return None if schema == table.schema() else update
+
+
+def _check_not_lost(table: Table, columns: pa.Schema) -> None:
+    """Raises `Halted` if one of its older schemas had one of these columns that a table lacks. `bronze table` never
+    removes one. A column that is added under the name of an old one has another id: older rows have null in it.
+    """
+    schema = table.schema()
+    had = {name: old.find_field(name).field_id for old in table.metadata.schemas for name in old.column_names}
+    wanted = assign_fresh_schema_ids(_pyarrow_to_schema_without_ids(columns)).column_names
+    for name in sorted(had.keys() & set(wanted) - set(schema.column_names), key=lambda lost: lost.count(".")):
+        new_name = schema.find_column_name(had[name])
+        raise Halted(
+            f"the table {'.'.join(table.name())} lacks the column {name}, which it had: somebody "
+            f"{f'renamed it to {new_name}' if new_name else 'removed it'}. Nothing is committed to it before you put "
+            "the column back (docs/tables.md, Lost columns)"
+        )
+
+
 def _check_not_repeated(table: Table) -> None:
     """Raises `Halted` if pyiceberg would repeat a refused commit."""
     retries = table.properties.get(TableProperties.COMMIT_NUM_RETRIES)
@@ -1041,7 +1091,7 @@ def _failures() -> Iterator[None]:
     except (BronzeError, Conflict):
         raise
     except NoSuchTableError as error:
-        raise Unavailable(Outage.UNAVAILABLE, f"the table is gone: {error}") from error
+        raise Dropped(f"the table is gone: {error}") from error
     except Exception as error:
         raise Unavailable(
             Outage.UNAVAILABLE, f"the catalog or the storage of the tables failed: {type(error).__name__}: {error}"

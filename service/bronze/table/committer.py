@@ -17,7 +17,7 @@ from bronze.records.columns import table_schema
 from bronze.records.sources import Source
 from bronze.servers.bucket import Bucket
 from bronze.servers.catalog_feed import Feed, FeedEntry, FeedPosition
-from bronze.servers.iceberg import RECEIVED_AT, Tables, TableSize, TableState, table_size
+from bronze.servers.iceberg import RECEIVED_AT, Dropped, Tables, TableSize, TableState, table_size
 from bronze.table.object_rows import read_rows
 from bronze.table.position import TablePosition
 
@@ -28,7 +28,7 @@ WAITING_MAX = 1024
 
 
 class Behind(Exception):
-    """The table does not hold what the waiting entries follow: the feed has to be read again."""
+    """The table does not hold what the waiting entries follow: open it, and read the feed again. The text says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +92,12 @@ class Committer:
         Raises `Behind`; `Conflict` if another commit came first; `Halted` if the object must not be committed; and
         `Unavailable`, after which the rows may be committed or not. The entries then wait still.
         """
+        try:
+            return await self._commit(traceparent)
+        except Dropped as error:
+            raise Behind("was dropped or changed: it is opened again, and gets the rows that it lacks") from error
+
+    async def _commit(self, traceparent: str) -> Commit | None:
         state = await self._read()
         position = await self._position(state)
         while self._waiting and position.holds(self._waiting[0].entry):
@@ -131,7 +137,7 @@ class Committer:
             gap = (entry.lane, entry.epoch, position.last(entry), entry.first)
             if gap != self._gap:
                 self._gap = gap
-                raise Behind
+                raise Behind("is not where this process left it: the feed is read again")
             raise Halted(
                 f"the table {self.source.name} holds lane {entry.lane} of {entry.epoch} up to message {gap[2]}, and "
                 f"the catalog goes on at {entry.first}: the objects between are not in the catalog"

@@ -110,8 +110,8 @@ class TableRole:
         with self._telemetry.committing(name) as commit:
             try:
                 commit.commit = await committer.commit(commit.traceparent)
-            except Behind:
-                log.warning("the table %s is not where this process left it: reading the feed again", name)
+            except Behind as error:
+                log.warning("the table %s %s", name, error)
                 self._place = None
                 commit.error = Outage.CONFLICT
             except Conflict as error:

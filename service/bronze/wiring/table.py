@@ -4,7 +4,7 @@ import argparse
 import asyncio
 import datetime as dt
 import logging
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 
 from bronze.admin.confirmation import Confirmation, address
@@ -79,7 +79,10 @@ async def run_table(settings: Settings) -> int:
 
 
 def _maintenance(
-    settings: Settings, declared: Collection[str], tables: Tables, on_run: Callable[[str, ErrorCode | None], None]
+    settings: Settings,
+    declared: Mapping[str, Source],
+    tables: Tables,
+    on_run: Callable[[str, ErrorCode | None], None],
 ) -> Maintenance | None:
     """The maintenance that the settings ask for."""
     if not settings.table_maintenance_interval_s:
@@ -88,7 +91,7 @@ def _maintenance(
     def tasks(now: dt.datetime) -> Sequence[Task]:
         age = dt.timedelta(days=settings.table_expire_days)
         expiry = [Expiry(tables, now, age, _raw_data(settings))] if age else []
-        return [Compaction(tables, closed_before(now, 1), TARGET_BYTES), *expiry]
+        return [Compaction(tables, declared, closed_before(now, 1), TARGET_BYTES), *expiry]
 
     return Maintenance(declared, tasks, settings.table_maintenance_interval_s, on_run)
 
@@ -106,7 +109,7 @@ async def maintain_tables(args: argparse.Namespace, settings: Settings) -> int:
     now = dt.datetime.now(dt.UTC)
     task: Task
     if args.command == "compact":
-        task = Compaction(tables, closed_before(now, args.older_than), args.target_size)
+        task = Compaction(tables, declared, closed_before(now, args.older_than), args.target_size)
         question = "Replace the small files of the tables?"
     elif args.command == "reprocess":
         task = Reprocessing(tables, declared, args.day)
