@@ -334,7 +334,9 @@ class Settings(BaseSettings):
         description="Name of the Iceberg catalog that `bronze table` commits to. Its settings are pyiceberg's: "
         "PYICEBERG_CATALOG__BRONZE__URI and others, with this name in capitals (docs/tables.md).",
     )
-    table_namespace: str = Field("bronze", description="Namespace of the tables in that catalog.")
+    table_namespace: Annotated[str, Field(min_length=1)] = Field(
+        "bronze", description="Namespace of the tables in that catalog."
+    )
     table_interval_s: PositiveFloat = Field(
         5, description="Shortest time between two commits to a table, in seconds. Each commit is a snapshot."
     )
@@ -348,7 +350,7 @@ class Settings(BaseSettings):
         description="Time between two runs of the maintenance by `bronze table`, in seconds: it compacts the small "
         "files of closed hours, and expires snapshots. 0: never.",
     )
-    table_expire_days: Annotated[int, Field(ge=0)] = Field(
+    table_expire_days: Annotated[int, Field(ge=0, le=36_500)] = Field(
         7,
         description="Age from which the maintenance removes snapshots of tables, in days, and then the files that no "
         "snapshot has. Of each hour before the last one, one snapshot stays. 0: all stay.",

@@ -54,6 +54,8 @@ def test_a_variable_sets_its_setting(monkeypatch: pytest.MonkeyPatch) -> None:
         ("BRONZE_OBJECT_MESSAGES_MAX", "4097"),
         ("BRONZE_OPEN_BATCHES_MAX", "41"),
         ("BRONZE_CANARY_INTERVAL_S", "241"),
+        ("BRONZE_TABLE_EXPIRE_DAYS", "99999999999"),
+        ("BRONZE_TABLE_NAMESPACE", ""),
         ("BRONZE_BODY_BYTES_MAX", "-1"),
         ("BRONZE_LOG_FORMAT", "xml"),
         ("BRONZE_PROMETHEUS_URL", "prometheus:9090"),

@@ -30,7 +30,7 @@ table_command       `bronze table compact`, `expire` and `reprocess`: their comm
 maintain_tables     runs them: a task for one table after another
 confirmation        says what a command acts on, and asks before it changes something
 command_error       the error of a command that an operator has to correct
-time_argument       a time in the arguments of a command
+time_argument       a time, a day or a number of days in the arguments of a command
 progress, reports   the progress bar, and the final output of lanes and the catalog
 
 A role. Imports: client, errors, maintenance, objects, plurals, printable, protocol, records, servers, settings, verify.

@@ -3,7 +3,7 @@
 import argparse
 import asyncio
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 
 import msgspec
 
@@ -17,7 +17,7 @@ async def run(
     args: argparse.Namespace, task: Task, declared: Collection[str], question: str, confirmation: Confirmation
 ) -> int:
     """Run the command. The exit code is 1 if the task was not done for a table."""
-    sources: Sequence[str] = args.source or sorted(declared)
+    sources = list(dict.fromkeys(args.source or sorted(declared)))
     if unknown := set(sources) - set(declared):
         raise Misconfigured(f"--source: {', '.join(sorted(unknown))}: no such source is declared")
     if args.dry_run:

@@ -3,12 +3,14 @@ tables; not the queue.
 """
 
 import argparse
-import datetime as dt
 from functools import partial
 
 from bronze.admin.confirmation import add_yes
+from bronze.admin.time_argument import DAYS_MAX, day, whole
 
 TARGET_BYTES = 128 * 2**20
+#: Far more than the memory of a machine has.
+TARGET_BYTES_MAX = 2**40
 EXPIRE_DAYS = 7
 _EXIT_CODES = (
     "Exit codes: 0 if it was done for all tables, 1 if not for one (standard error says why), 2 if an argument or a "
@@ -30,7 +32,7 @@ def arguments(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     )
     compact.add_argument(
         "--older-than",
-        type=partial(_whole, minimum=0),
+        type=partial(whole, minimum=0, maximum=24 * DAYS_MAX),
         default=1,
         metavar="HOURS",
         help="leave files with rows of so many hours, of which the open one is the first (default: 1, so that the rows "
@@ -38,7 +40,7 @@ def arguments(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     )
     compact.add_argument(
         "--target-size",
-        type=partial(_whole, minimum=1),
+        type=partial(whole, minimum=1, maximum=TARGET_BYTES_MAX),
         default=TARGET_BYTES,
         metavar="BYTES",
         help="size of the new files (default: 128 MiB). The rows of a file have to fit in memory",
@@ -54,7 +56,7 @@ def arguments(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     )
     expire.add_argument(
         "--expire-days",
-        type=partial(_whole, minimum=1),
+        type=partial(whole, minimum=1, maximum=DAYS_MAX),
         default=EXPIRE_DAYS,
         metavar="DAYS",
         help=f"remove snapshots that were last current so many days ago (default: {EXPIRE_DAYS})",
@@ -71,7 +73,7 @@ def arguments(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     )
     reprocess.add_argument(
         "--day",
-        type=_day,
+        type=day,
         action="append",
         required=True,
         metavar="YYYY-MM-DD",
@@ -87,16 +89,3 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dry-run", action="store_true", help="print what would be done; change nothing")
     parser.add_argument("--json", action="store_true", help="print one line of JSON per table")
     add_yes(parser)
-
-
-def _whole(text: str, minimum: int) -> int:
-    if not text.isdecimal() or int(text) < minimum:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from {minimum} on")
-    return int(text)
-
-
-def _day(text: str) -> dt.date:
-    try:
-        return dt.date.fromisoformat(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is no day, such as 2026-11-30") from error

@@ -4,7 +4,10 @@ import argparse
 import datetime as dt
 import re
 
+#: The longest time in days that an option or a setting accepts: a hundred years.
+DAYS_MAX = 36_500
 _DURATION = re.compile(r"(\d+)([smhd])")
+_YEAR_MIN = 1970
 _UNIT_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -13,6 +16,8 @@ def since(text: str) -> str:
     try:
         ago = _period(text)
         moment = _time(text) if ago is None else dt.datetime.now(dt.UTC) - ago
+        if moment.year < _YEAR_MIN:  # what is subtracted from it must not lead out of the calendar
+            raise ValueError
         return moment.isoformat().replace("+00:00", "Z")
     except (ValueError, OverflowError) as error:
         raise argparse.ArgumentTypeError(
@@ -41,6 +46,24 @@ def period(text: str) -> dt.timedelta:
     if not found:
         raise argparse.ArgumentTypeError(f"{text!r} is not a period such as 30s, 90m, 2h or 7d")
     return found
+
+
+def whole(text: str, minimum: int, maximum: int) -> int:
+    """A whole number, such as of days or hours, in ASCII digits."""
+    if not re.fullmatch(r"[0-9]{1,18}", text) or not minimum <= int(text) <= maximum:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from {minimum:,} to {maximum:,}")
+    return int(text)
+
+
+def day(text: str) -> dt.date:
+    """A day as YYYY-MM-DD."""
+    try:
+        parsed = dt.date.fromisoformat(text)
+    except ValueError:
+        parsed = None
+    if parsed is None or parsed.isoformat() != text:  # there are other forms of ISO 8601
+        raise argparse.ArgumentTypeError(f"{text!r} is no day, such as 2026-11-30")
+    return parsed
 
 
 def _period(text: str) -> dt.timedelta | None:

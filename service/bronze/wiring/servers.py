@@ -1,6 +1,7 @@
 """Connections to the queue and the bucket, which roles and commands use, and what several of them make."""
 
 import asyncio
+import logging
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping
 from contextlib import asynccontextmanager
@@ -26,6 +27,8 @@ from bronze.servers.queue_cluster import NatsCluster, QueueCluster
 from bronze.servers.s3 import S3Bucket
 from bronze.settings import Settings
 from bronze.telemetry.sdk import Telemetry
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -133,9 +136,16 @@ def ledger_report(servers: Servers, declared: Iterable[str], telemetry: Telemetr
 
 @asynccontextmanager
 async def in_background(*work: Coroutine[None, None, None]) -> AsyncIterator[None]:
-    """Do work, which ends only by cancellation, during the block."""
+    """Do work, which ends only by cancellation, during the block. If it fails nevertheless, the log says so."""
     tasks = [asyncio.create_task(one) for one in work]
+    for task in tasks:
+        task.add_done_callback(_log_failure)
     try:
         yield
     finally:
         await cancel(*tasks)
+
+
+def _log_failure(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()):
+        log.error("%s has ended, and is not done again before a restart", task.get_coro(), exc_info=error)
