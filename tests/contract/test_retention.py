@@ -8,11 +8,12 @@ import pytest
 from bronze.__main__ import parser
 from bronze.admin import retain_command
 from bronze.admin.confirmation import Confirmation
-from bronze.admin.retention import Retention
+from bronze.admin.retention import HeldBy, HeldObjects, Retention, Statement
 from bronze.errors import Misconfigured
 from bronze.lineage.catalog_index import CatalogIndex
 from bronze.objects.expiry import expired_up_to, read_mark
 from bronze.objects.removals import read_removal
+from bronze.protocol.documents import CatalogEntry
 from bronze.protocol.feed_cursor import FeedCursor
 from bronze.protocol.feed_event import ObjectEvent, RemovalEvent
 from bronze.protocol.lane import Lane
@@ -189,6 +190,51 @@ async def test_without_an_age_nothing_is_deleted(parts: Parts, capsys: pytest.Ca
     shown = capsys.readouterr().out
     assert f"1 object of vehicles accepted before {retain_command.first_kept_day(now, DAYS):%Y-%m-%d} (UTC)." in shown
     assert "0 objects of status accepted before" in shown
+
+
+async def test_what_is_held_back_is_said(parts: Parts, capsys: pytest.CaptureFixture[str]) -> None:
+    """How many objects, from which on, and why; and which entries would be removed."""
+    _, paths, ids = await stored(parts, 4)
+    await forget(parts, [ids[0], *ids[2:]])
+    assert await retain(parts, "--dry-run", "--entries-days", str(DAYS)) == 0
+    shown = capsys.readouterr().out
+    assert f"vehicles: 3 objects as old, which stay, from {paths[1]} on: a submission of it could be sent" in shown
+    assert "of such objects to remove from the catalog" not in shown
+    await forget(parts, [ids[1]])
+    assert await retain(parts, "--dry-run", "--entries-days", str(DAYS)) == 0
+    shown = capsys.readouterr().out
+    assert f"vehicles: 1 object as old, which stays, from {paths[3]} on: the last object of a lane stays" in shown
+    assert "2 old entries of such objects to remove from the catalog." in shown
+
+    async def in_table(entry: CatalogEntry) -> bool:
+        return entry.file_path != paths[1]
+
+    before = dt.datetime.now(dt.UTC) + LATER
+    held: list[HeldObjects] = []
+    living = await parts.jetstream.stream_names("bronze.>")
+    (expired,) = await Retention(parts.catalog, parts.bucket, parts.settings.prefix, living, in_table).find(
+        None, before, on_held=held.append
+    )
+    assert expired.objects == 1
+    assert held == [HeldObjects("vehicles", 3, paths[1], HeldBy.TABLE)]
+
+
+async def test_an_earlier_run_that_was_killed_is_named(parts: Parts, capsys: pytest.CaptureFixture[str]) -> None:
+    """It has expired the objects, and deleted none."""
+    _, paths, ids = await stored(parts, 3)
+    await forget(parts, ids)
+    killed = await retention(parts)
+    for expired in await killed.find(None, dt.datetime.now(dt.UTC) + LATER):
+        await killed.expire(expired, Statement("", "operator"))
+    for words in (["--dry-run"], []):
+        assert await retain(parts, *words) == 0
+        shown = capsys.readouterr().out
+        assert "0 objects accepted before" in shown
+        assert "2 more objects to delete: an earlier run expired them, and did not finish." in shown
+    assert "2 objects deleted." in shown
+    assert await keys(parts) == paths[2:]
+    assert await retain(parts) == 0
+    assert "an earlier run" not in capsys.readouterr().out
 
 
 async def test_what_comes_back_behind_the_mark_is_deleted_again(parts: Parts) -> None:

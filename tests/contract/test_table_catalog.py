@@ -5,13 +5,17 @@ from collections.abc import Iterator
 
 import pytest
 from pyiceberg.catalog import Catalog, load_catalog
+from pyiceberg.utils.config import Config
 
+from bronze.errors import Halted, NotPermitted
 from bronze.maintenance import expiry as expiry_module
-from bronze.servers.iceberg import Conflict
+from bronze.servers.iceberg import Conflict, open_tables
+from bronze.settings import Settings
 from local import servers
 from local.programs import Process, free_ports, start
 from tests.delivery import test_table_erasure as erasure_test
 from tests.delivery.test_table import SOURCE, CutTables, Lanes, commit_all, rows_of, table
+from tests.delivery.test_table_columns import set_schema
 from tests.delivery.test_table_compaction import checked, compact, files, fill
 from tests.delivery.test_table_erasure import erase, erasure, stale_append
 from tests.delivery.test_table_expiry import HookedTables, current, expire, roll_back, snapshot_ids
@@ -48,6 +52,29 @@ async def test_old_snapshots_and_their_files_are_removed(catalog: Catalog) -> No
     assert snapshot_ids(catalog) == [current(catalog).snapshot_id]
     assert not table(catalog).io.new_input(first.manifest_list).exists()
     await checked(lanes, catalog)
+
+
+async def test_the_schema_from_before_can_be_made_current_again(catalog: Catalog) -> None:
+    """As docs/tables.md says, for a column that somebody removed: its values are back."""
+    lanes = Lanes()
+    await fill(lanes, catalog)
+    before = table(catalog)
+    with before.update_schema() as update:
+        update.delete_column("_payload")
+    with pytest.raises(Halted, match="_payload"):
+        await checked(lanes, catalog)
+    set_schema(table(catalog), before.metadata.schemas[0].schema_id)
+    assert table(catalog).scan().to_arrow()["_payload"].null_count == 0
+    await checked(lanes, catalog)
+
+
+def test_wrong_credentials_are_named_as_such(weed: Process, monkeypatch: pytest.MonkeyPatch) -> None:
+    account = servers.s3_account(weed.log.parent, weed.program.ports["s3"], identity="table")
+    for name, value in (servers.tables_env(account) | {"PYICEBERG_CATALOG__BRONZE__CREDENTIAL": "a:b"}).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("pyiceberg.catalog._ENV_CONFIG", Config())  # it was read when pyiceberg was imported
+    with pytest.raises(NotPermitted, match="refuses the credentials"):
+        open_tables(Settings())
 
 
 async def test_a_table_that_is_put_back_meanwhile_keeps_that_snapshot(catalog: Catalog) -> None:

@@ -22,7 +22,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from bronze.admin.retention import ExpiredObjects, Retention, Statement
+from bronze.admin.retention import ExpiredObjects, HeldBy, Retention, Statement
 from bronze.consumer.lane_writer import LaneWriter
 from bronze.consumer.upload_telemetry import UploadTelemetry
 from bronze.errors import Unavailable
@@ -31,7 +31,7 @@ from bronze.objects.expiry import expired_up_to, read_mark
 from bronze.protocol.chain import Position, Tail, follow
 from bronze.protocol.documents import CatalogEntry, Identity, StoredObject
 from bronze.protocol.lane import Lane
-from bronze.protocol.message import Message, unix_time_s
+from bronze.protocol.message import Message
 from bronze.servers import jetstream as js
 from bronze.servers.bucket import ErasableBucket
 from bronze.servers.catalog import NatsCatalog
@@ -528,8 +528,8 @@ class LastToo(Retention):
 class AnyIdentity(Retention):
     """Deletes an object of which an identity lives."""
 
-    async def _may_expire(self, lane: Lane, sequence: int, entry: CatalogEntry, before_s: float) -> bool:
-        return unix_time_s(entry.last_time) < before_s
+    async def _held_by(self, lane: Lane, sequence: int, entry: CatalogEntry) -> HeldBy | None:
+        return None
 
 
 class FoldsFirst(Retention):

@@ -6,12 +6,13 @@ import datetime as dt
 import getpass
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 
 from bronze.admin.command_error import CommandError
 from bronze.admin.confirmation import Confirmation, add_yes, unfinished_if_interrupted
 from bronze.admin.progress import Progress
-from bronze.admin.retention import ExpiredObjects, Retention, Statement
-from bronze.admin.time_argument import period
+from bronze.admin.retention import ExpiredObjects, HeldObjects, Retention, Statement
+from bronze.admin.time_argument import period, whole
 from bronze.errors import Halted, Misconfigured, NotPermitted, Unavailable
 from bronze.plurals import counted
 from bronze.records.sources import RETENTION_DAYS_MAX
@@ -37,14 +38,15 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Delete the objects all of whose records were accepted before a day, N days ago, from the beginning of each "
         "chain. Never deleted are the last object of a lane that exists, an object of which an identity is kept still "
-        "(24 hours; 30 days for submissions with an Idempotency-Key), and, if BRONZE_TABLE_CATALOG is set, an object "
-        "that its table does not hold yet. With the objects, their messages in quarantine are deleted, and the rows of "
-        "the tables that were received before that day. If the command is interrupted, run it again."
+        "(24 hours; 30 days for submissions with an Idempotency-Key), and, if there are tables, an object that its "
+        "table does not hold yet. There are tables if BRONZE_TABLE_CATALOG is set, or pyiceberg has settings of the "
+        "catalog bronze (PYICEBERG_CATALOG__BRONZE__URI). With the objects, their messages in quarantine are deleted, "
+        "and the rows of the tables that were received before that day. If the command is interrupted, run it again."
     )
     parser.epilog = f"Exit codes: {_CODES}"
     parser.add_argument(
         "--days",
-        type=_days,
+        type=partial(whole, minimum=DAYS_MIN, maximum=DAYS_MAX),
         metavar="N",
         help="the age in days, at least 1 (default: retention_days of each source, else BRONZE_RETENTION_DAYS)",
     )
@@ -53,7 +55,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--entries-days",
-        type=_days,
+        type=partial(whole, minimum=DAYS_MIN, maximum=DAYS_MAX),
         metavar="N",
         help="the age in days up to which the catalog keeps the entries of deleted objects, so that look-ups say that "
         f"they have expired (default: {ENTRIES_DAYS_MORE} more than the objects)",
@@ -99,12 +101,6 @@ async def run_every(every: dt.timedelta, run_once: Callable[[], Awaitable[int]],
     return 0
 
 
-def _days(text: str) -> int:
-    if not text.isdecimal() or not DAYS_MIN <= int(text) <= DAYS_MAX:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of days from {DAYS_MIN} to {DAYS_MAX}")
-    return int(text)
-
-
 def first_kept_day(now: dt.datetime, days: int) -> dt.datetime:
     """The beginning of the day, in UTC, of `days` ago: what was accepted before it is old enough."""
     day = (now.astimezone(dt.UTC) - dt.timedelta(days=days)).date()
@@ -118,28 +114,41 @@ async def run(
     ages: Mapping[str, int | None],
     confirmation: Confirmation,
     delete_rows: DeleteRows | None = None,
+    *,
+    notes: Sequence[str] = (),
 ) -> int:
     """Run the command; `now` is the time by the queue's clock. `ages` has the known sources, each with the age in days
-    that holds without --days, or None. `delete_rows`: if there are tables.
+    that holds without --days, or None. `delete_rows`: if there are tables. `notes` are printed first.
     """
+    for note in notes:
+        print(note)
     chosen = _chosen(args, ages)
     expired: list[tuple[ExpiredObjects, dt.datetime]] = []
+    held: list[HeldObjects] = []
+    unfinished = entries = 0
     with Progress("catalog entries read") as progress:
         for days, sources in chosen.items():
             before = first_kept_day(now, days)
-            expired += [(each, before) for each in await retention.find(sources, before, progress.step)]
-    for line in _lines([each for each, _ in expired]):
+            found = await retention.find(sources, before, progress.step, held.append)
+            expired += [(each, before) for each in found]
+            unfinished += await retention.unfinished(sources)
+            entries += await retention.removable_entries(sources, found, _entries_before(args, now, days))
+    for line in [*_lines([each for each, _ in expired]), *_held_lines(held)]:
         print(line)
     for days, sources in chosen.items():
         before = first_kept_day(now, days)
         objects = sum(each.objects for each, _ in expired if each.lane.source in sources)
         of_sources = "" if len(chosen) == 1 else f" of {', '.join(sources)}"
         print(f"{counted(objects, 'object')}{of_sources} accepted before {before:%Y-%m-%d} (UTC).")
+    if unfinished:
+        print(f"{counted(unfinished, 'more object')} to delete: an earlier run expired them, and did not finish.")
+    if entries:
+        print(f"{counted(entries, 'old entry', 'old entries')} of such objects to remove from the catalog.")
     if args.dry_run:
         confirmation.show_targets()
         print("Nothing was deleted.")
         return 0
-    if expired or delete_rows:
+    if expired or unfinished or entries or delete_rows:
         also = ", and the rows of the tables that are as old" if delete_rows else ""
         await confirmation.ask(
             f"Delete these objects, and what they list in quarantine{also}? They cannot be restored."
@@ -152,8 +161,7 @@ async def run(
         for each, before in expired:
             await retention.expire(each, Statement(f"accepted before {before:%Y-%m-%d}", expired_by))
         for days, sources in chosen.items():
-            entries_before = first_kept_day(now, args.entries_days or days + ENTRIES_DAYS_MORE)
-            deleted += await retention.delete(sources, entries_before, progress.step)
+            deleted += await retention.delete(sources, _entries_before(args, now, days), progress.step)
             rows += await delete_rows(sources, first_kept_day(now, days)) if delete_rows else 0
     of_tables = f" {counted(rows, 'row')} of tables deleted." if delete_rows else ""
     print(f"{counted(deleted, 'object')} deleted.{of_tables}")
@@ -184,6 +192,22 @@ def _chosen(args: argparse.Namespace, ages: Mapping[str, int | None]) -> Mapping
             "long as their objects"
         )
     return chosen
+
+
+def _entries_before(args: argparse.Namespace, now: dt.datetime, days: int) -> dt.datetime:
+    """The day before which the entries of deleted objects are removed from the catalog."""
+    return first_kept_day(now, args.entries_days or days + ENTRIES_DAYS_MORE)
+
+
+def _held_lines(held: Sequence[HeldObjects]) -> list[str]:
+    """What is old enough and stays, one line per source and reason."""
+    lines = []
+    for source, reason in sorted({(each.source, each.reason) for each in held}):
+        alike = [each for each in held if (each.source, each.reason) == (source, reason)]
+        number = sum(each.objects for each in alike)
+        stay = f"{counted(number, 'object')} as old, which {'stays' if number == 1 else 'stay'}"
+        lines.append(f"{source}: {stay}, from {alike[0].file_path} on: {reason}")
+    return lines
 
 
 def _lines(expired: Sequence[ExpiredObjects]) -> list[str]:

@@ -25,7 +25,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from typing import Final, TypeVar, cast
+from typing import Any, Final, TypeVar, cast
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -35,10 +35,14 @@ from pyiceberg.avro.file import AvroFile
 from pyiceberg.catalog import Catalog, load_catalog
 from pyiceberg.conversions import from_bytes
 from pyiceberg.exceptions import (
+    AuthorizationExpiredError,
     CommitFailedException,
+    ForbiddenError,
     NoSuchTableError,
+    OAuthError,
     RESTError,
     TableAlreadyExistsError,
+    UnauthorizedError,
     ValidationError,
 )
 from pyiceberg.expressions import AlwaysTrue
@@ -66,7 +70,7 @@ from pyiceberg.transforms import DayTransform, IdentityTransform
 from pyiceberg.types import TimestamptzType
 from pyiceberg.utils.config import Config
 
-from bronze.errors import BronzeError, Halted, Misconfigured, Outage, Unavailable
+from bronze.errors import BronzeError, Halted, Misconfigured, NotPermitted, Outage, Unavailable
 from bronze.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -96,6 +100,8 @@ SMALL_SHARE_MAX: Final = 0.75
 #: and lists of manifests. The catalog deletes its own metadata.
 FOLDERS: Final = ("data", "metadata")
 DELETABLE: Final = (".parquet", ".avro")
+#: How a REST catalog says that credentials are wrong or do not suffice.
+_REFUSALS: Final = (OAuthError, UnauthorizedError, AuthorizationExpiredError, ForbiddenError)
 _EPOCH: Final = dt.date(1970, 1, 1)
 #: Data files that are searched at a time.
 SEARCHES: Final = 8
@@ -819,22 +825,32 @@ class RowSearch:
 
 
 def has_catalog(settings: Settings) -> bool:
-    """Whether pyiceberg has settings for the catalog of the tables."""
-    return Config().get_catalog_config(settings.table_catalog) is not None
+    """Whether there are tables, by the settings: those of Bronze name a catalog, or pyiceberg has settings of it."""
+    return "table_catalog" in settings.model_fields_set or _catalog_settings(settings) is not None
 
 
 def open_tables(settings: Settings) -> Tables:
-    """The tables of the catalog that the settings name. Raises `Unavailable` and `Misconfigured`."""
+    """The tables of the catalog that the settings name. Raises `Unavailable`, `NotPermitted` and `Misconfigured`."""
+    prefix = f"PYICEBERG_CATALOG__{settings.table_catalog.upper()}__"
+    uri = (_catalog_settings(settings) or {}).get("uri")
+    if uri is not None and "://" not in str(uri):
+        raise Misconfigured(f"{prefix}URI: {uri!r} is no address of a catalog, such as https://catalog.example.com")
     try:
         catalog = load_catalog(settings.table_catalog)
+    except _REFUSALS as error:
+        raise _not_permitted(error) from error
     except (OSError, RESTError) as error:  # a RequestException is an OSError
         raise Unavailable(Outage.UNAVAILABLE, f"the catalog of the tables does not answer: {error}") from error
     except Exception as error:
         raise Misconfigured(
-            f"the catalog {settings.table_catalog} of Iceberg cannot be opened: {error}. Its settings are "
-            f"PYICEBERG_CATALOG__{settings.table_catalog.upper()}__URI and others (docs/tables.md)"
+            f"the catalog {settings.table_catalog} of Iceberg cannot be opened: {error}. Its settings are {prefix}URI "
+            "and others (docs/tables.md)"
         ) from error
     return Tables(catalog, settings.table_namespace)
+
+
+def _catalog_settings(settings: Settings) -> Mapping[str, Any] | None:
+    return Config().get_catalog_config(settings.table_catalog)
 
 
 def table_size(snapshot: Snapshot | None, snapshots: int) -> TableSize:
@@ -1083,13 +1099,19 @@ def _find_position(table: Table) -> tuple[str | None, list[int]]:
     return None, passed
 
 
+def _not_permitted(error: Exception) -> NotPermitted:
+    return NotPermitted(f"the catalog of the tables refuses the credentials, or has not given them this right: {error}")
+
+
 @contextmanager
 def _failures() -> Iterator[None]:
-    """Turns the errors of catalog and storage into `Unavailable`."""
+    """Turns the errors of catalog and storage into `Unavailable`, and into `NotPermitted` if the catalog refuses."""
     try:
         yield
     except (BronzeError, Conflict):
         raise
+    except _REFUSALS as error:
+        raise _not_permitted(error) from error
     except NoSuchTableError as error:
         raise Dropped(f"the table is gone: {error}") from error
     except Exception as error:

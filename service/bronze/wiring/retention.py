@@ -58,10 +58,16 @@ async def _run_once(
         declared = sources.without_canary(sources.load(settings.sources))
         targets = [queue_target(jetstream), bucket_target(bucket, settings.prefix)]
         contents: TableContents | None = None
+        notes: list[str] = []
         if has_catalog(settings):
             tables = await asyncio.to_thread(open_tables, settings)
             contents = TableContents(tables, declared)
             targets.append(table_target(tables, settings))
+        else:
+            notes.append(
+                "Tables are not looked at: neither BRONZE_TABLE_CATALOG nor "
+                f"PYICEBERG_CATALOG__{settings.table_catalog.upper()}__URI is set."
+            )
         retention = Retention(catalog, bucket, settings.prefix, living, contents.holds if contents else None)
         now = dt.datetime.fromisoformat(await catalog.now())
         delete_rows = contents.delete_rows if contents and not args.keep_rows else None
@@ -72,6 +78,7 @@ async def _run_once(
             {name: _age(declared.get(name), settings) for name in known},
             Confirmation(targets, args.yes),
             delete_rows,
+            notes=notes,
         )
 
 
