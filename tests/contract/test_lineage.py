@@ -11,16 +11,18 @@ import msgspec
 import pytest
 import pytest_asyncio
 
-from bronze.errors import Refused, Unavailable
+from bronze.errors import Refusal, Refused, Unavailable
 from bronze.lineage import catalog_index
 from bronze.lineage.catalog_index import CatalogIndex
 from bronze.lineage.lookup import Lineage, LineageLookup, LineageRemoval, ObjectShare
 from bronze.lineage.submission import SubmissionLookup
 from bronze.objects.encoder import encode_object
+from bronze.objects.expiry import write_mark
 from bronze.objects.footer import CONTENT_TYPE, user_metadata
 from bronze.objects.removals import write_removal
 from bronze.protocol.chain import Position, Tail, reconcile
 from bronze.protocol.documents import Contents, entry_of
+from bronze.protocol.expiry import ExpiryMark, anchor_of
 from bronze.protocol.keys import object_key
 from bronze.protocol.lane import Lane
 from bronze.protocol.submission_id import new_id
@@ -445,6 +447,24 @@ async def test_an_object_that_is_missing_is_told_from_one_that_is_not_known(
     monkeypatch.setattr("bronze.lineage.lookup.SIZES_S_MAX", 0.0)
     (found,) = (await lookup.lineage("file_path", missing.file_path)).objects
     assert (found.in_bucket, found.removed, found.bytes) == (None, None, None)
+
+
+async def test_an_expired_object_is_found_by_its_path_without_an_entry(data: Data, lookup: LineageLookup) -> None:
+    """As `GET /v1/objects/{file_path}` says it; only to those who may read its source. Its ids are not known."""
+    sent = submission_of("run")
+    wrote = await data.store(sent)
+    entry = anchor_of(entry_of(wrote))
+    mark = ExpiryMark(entry=entry, note="old", expired_by="operator", recorded_at="2026-11-24T13:00:00+00:00")
+    await write_mark(data.bucket, data.prefix, mark)
+    await asyncio.to_thread(data.bucket._s3.delete_object, Bucket=data.bucket.name, Key=wrote.file_path)
+    for asked in (lookup.lineage("file_path", wrote.file_path), lookup.guess(wrote.file_path)):
+        with pytest.raises(Refused, match=r"was removed \(expired\): old") as refused:
+            await asked
+        assert refused.value.code is Refusal.REMOVED
+    with pytest.raises(Refused, match="Nothing is known"):
+        await lookup.lineage("file_path", wrote.file_path, sources=frozenset({"another"}))
+    with pytest.raises(Refused, match="Nothing is known"):
+        await lookup.lineage("submission_id", "unknown")
 
 
 # --- over HTTP

@@ -110,6 +110,7 @@ def test_an_object_says_since_when_its_table_has_it(
         (httpx.Response(404, json={"type": "/problems/not-found", "detail": "Nothing is known."}), 1),
         (httpx.Response(400, json={"type": "/problems/invalid-query", "detail": "Give one."}), 2),
         (httpx.Response(301, json={"detail": "Moved."}), 2),
+        (httpx.Response(410, json={"type": "/problems/removed", "detail": "The object was removed (expired)."}), 1),
         (httpx.Response(404, text="<html>"), 3),
         (httpx.Response(403, text="<html>"), 3),
         (httpx.Response(200, text="<html>"), 3),

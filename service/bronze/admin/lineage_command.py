@@ -48,9 +48,9 @@ FindSnapshots = Callable[[Sequence[WrittenObject]], Sequence[FirstSnapshot | Non
 def arguments(parser: argparse.ArgumentParser) -> None:
     """The command line of `bronze lineage`."""
     parser.epilog = (
-        "Exit codes: 1 if nothing is known of the id, 2 if the API refuses the request, 3 if the API does not answer, "
-        f"130 if it was interrupted (Ctrl-C). {FOLLOW} runs until Ctrl-C or SIGTERM, and then ends with 0; it "
-        "waits for a queue that does not answer."
+        "Exit codes: 1 if nothing is known of the id, or only that the object was removed, 2 if the API refuses the "
+        "request, 3 if the API does not answer, 130 if it was interrupted (Ctrl-C). "
+        f"{FOLLOW} runs until Ctrl-C or SIGTERM, and then ends with 0; it waits for a queue that does not answer."
     )
     parser.description = (
         "Print the lineage of an id or a path: the submissions, traces and objects that belong to it. "
@@ -134,7 +134,7 @@ def run_lookup(args: argparse.Namespace, settings: Settings, find_snapshots: Fin
     if failure:
         detail = printable(client.problem_of(response).detail or failure.detail)
         print(f"bronze lineage: {detail}", file=sys.stderr)
-        return 1 if failure.status == httpx.codes.NOT_FOUND else 2
+        return 1 if failure.status in {httpx.codes.NOT_FOUND, httpx.codes.GONE} else 2
     if find_snapshots is not None:
         objects = msgspec.convert(answer["objects"], list[WrittenObject])
         for written, snapshot in zip(answer["objects"], find_snapshots(objects), strict=True):

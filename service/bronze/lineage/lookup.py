@@ -7,7 +7,7 @@ import asyncio
 import re
 from collections.abc import Awaitable, Callable, Container, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any, BinaryIO, Literal, Self
 from uuid import UUID
@@ -28,7 +28,7 @@ from bronze.protocol.documents import (
     state_of,
     trace_id_of,
 )
-from bronze.protocol.keys import may_be_object
+from bronze.protocol.keys import lane_of_key, may_be_object
 from bronze.protocol.message import AcceptedSubmission
 from bronze.protocol.removal import Removal
 from bronze.protocol.snapshot_summary import FirstSnapshot
@@ -218,8 +218,11 @@ class LineageLookup:
     async def guess(self, text: str, limit: int = LIMIT, sources: Sources = None) -> Lineage:
         """The lineage of an id of any kind, a path, an `s3://` address or a `traceparent`."""
         for by, value in guesses(text):
-            with suppress(Refused):
+            try:
                 return await self.lineage(by, value, limit, sources)
+            except Refused as error:
+                if error.code is Refusal.REMOVED:
+                    raise
         kinds = " or ".join(by for by, _ in guesses(text))
         raise Refused(Refusal.NOT_FOUND, f"Nothing is known of {text!r}: no {kinds} has this value.")
 
@@ -248,8 +251,20 @@ class LineageLookup:
         found = await self._index.by_path(file_path, _Match.of, sources)
         if not found:
             entry = await self._read_entry(file_path, sources)
+            if entry is None:
+                await self._check_expired(file_path, sources)
             return [_Match.of(FeedEntry(0, "", entry))] if entry else []
         return found
+
+    async def _check_expired(self, file_path: str, sources: Sources) -> None:
+        """Raises `Refused` for an object that has expired and of which the catalog has no entry any more."""
+        lane, _ = lane_of_key(file_path) or (None, 0)
+        if lane is None or not may_be_object(self._prefix, file_path):
+            return
+        if sources is None or lane.source in sources:
+            with suppress(Halted):
+                if removal := await read_removal(self._bucket, self._prefix, file_path):
+                    raise removed_error(file_path, removal)
 
     async def _not_indexed(
         self, submission_id: str, sources: Sources
@@ -390,6 +405,15 @@ class _Match:
 
 #: A submission in one of its objects.
 _Part = tuple[LineageObject, EntrySubmission]
+
+
+def removed_error(file_path: str, removal: Removal) -> Refused:
+    """The error of a request for an object that was removed."""
+    return Refused(
+        Refusal.REMOVED,
+        f"The object {file_path!r} was removed ({removal.reason}): {removal.note}.",
+        removed=asdict(LineageRemoval.of(removal)),
+    )
 
 
 async def finish_in_time(reads: Sequence[asyncio.Future[Any]], seconds: float) -> None:

@@ -17,7 +17,7 @@ def add(app: FastAPI, lookups: LineageLookup) -> None:
     @app.get(
         "/v1/lineage",
         summary="The lineage of an id or a path: all submissions and objects that belong to it",
-        responses=problems.responses(400, 401, 404, 422, 429, 503),
+        responses=problems.responses(400, 401, 404, 410, 422, 429, 503),
         openapi_extra=reading("read:{source}"),
     )
     async def lineage(

@@ -1,7 +1,5 @@
 """`GET /v1/objects/{file_path}`: the contents of an object."""
 
-from dataclasses import asdict
-
 from fastapi import FastAPI, Request
 
 from bronze.api import problems
@@ -9,7 +7,7 @@ from bronze.api.authentication import require_read, require_read_every
 from bronze.api.models import ObjectContents
 from bronze.api.openapi_security import reading
 from bronze.errors import Halted, Refusal, Refused
-from bronze.lineage.lookup import LineageRemoval
+from bronze.lineage.lookup import removed_error
 from bronze.objects.reader import read_contents
 from bronze.objects.removals import read_effective_removal, read_removal
 from bronze.protocol.keys import lane_of_key, may_be_object
@@ -49,11 +47,7 @@ async def _contents(request: Request, bucket: Bucket, prefix: str, file_path: st
     else:
         removal = await read_effective_removal(bucket, prefix, file_path, head.stored_size)
     if removal:
-        raise Refused(
-            Refusal.REMOVED,
-            f"The object {file_path!r} was removed ({removal.reason}): {removal.note}.",
-            removed=asdict(LineageRemoval.of(removal)),
-        )
+        raise removed_error(file_path, removal)
     if head is None or contents is None:
         raise missing
     require_read(request, contents.source)  # it may have been copied
