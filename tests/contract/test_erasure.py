@@ -392,6 +392,37 @@ async def test_rows_are_erased_by_a_condition(parts: Parts, capsys: pytest.Captu
     assert json.loads(capsys.readouterr().out)["left"]["objects"] == 1
 
 
+async def test_a_line_that_cannot_be_read_hides_no_record_in_quarantine(
+    parts: Parts, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By a condition: the readable records go, the message is named, and nothing is said to be gone without a doubt."""
+    lanes = await parts.open(1)
+    selection = Selection(source="vehicles", where="vehicle_id = 'v7'")
+    raw = [b'{"vehicle_id":"v7","seats":"many"}', b"not json at all", b'{"vehicle_id":"v8","seats":"few"}']
+    rejected = submission(*raw, b'{"vehicle_id":"v7" ', vehicle("v9"), quarantine_rejected=True)
+    async with parts.consuming(lanes):
+        await submit(parts, lanes, rejected)
+    made = stores(parts, lanes)
+    assert await run(made, "--json", selection=selection) == 0
+    proof = msgspec.json.decode(capsys.readouterr().out, type=Proof)
+    (message,) = proof.quarantine
+    assert (message.records_erased, proof.not_searched) == (1, [message.key])
+    left = (await read_all(parts))[message.key]
+    assert raw[0] not in left
+    assert all(line in left for line in raw[1:])
+    parts = await reopened(parts)
+    async with parts.consuming(lanes, purge_grace_s=0):
+        await until(lambda: purged(parts, lanes[0]))
+    verify = ["verify", proof.erasure.erasure_id]
+    assert await run(made, *verify, "--json", selection=selection) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert (found["gone"], any(found["left"].values()), found["not_searched"]) == (False, False, [message.key])
+    assert await run(made, *verify, selection=selection) == 1
+    text = capsys.readouterr().out
+    assert "messages in quarantine: 1 key could not be searched\n" in text
+    assert f"look at them by hand\n  {message.key}\n" in text
+
+
 async def purged(parts: Parts, lane: Lane) -> bool:
     """Whether the lane has its anchor alone."""
     state = await parts.jetstream.state(lane.stream)

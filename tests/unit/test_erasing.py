@@ -231,6 +231,22 @@ def test_rejected_records_are_chosen_by_the_fields_that_fit() -> None:
         erase_records(REJECTED, rejected(b"{"), None, where("vehicle_id = 'a'"))
 
 
+@pytest.mark.parametrize("key", [REJECTED, MESSAGE])
+def test_a_record_that_cannot_be_read_does_not_hide_the_others(key: str) -> None:
+    """Those that meet the condition are erased; it stays, and is counted, also when nothing else is left to erase."""
+    mine, other, broken = b'{"vehicle_id":"a","seats":"many"}', b'{"vehicle_id":"b"}', b'{"vehicle_id":"a" '
+    raw = [mine, b"not json at all", other, broken]
+    part = Part(accepted("vehicles"), 1, 1, 0, len(raw), MessageKind.LINES)
+    content = rejected(*raw) if key == REJECTED else b"\n".join(raw)
+    done = erase_records(key, content, part, where("vehicle_id = 'a'"))
+    assert done is not None
+    assert (done.records, done.not_searched, done.nothing_left) == (1, 2, False)
+    assert mine not in done.content
+    assert all(record in done.content for record in raw[1:])
+    with pytest.raises(NotSearchable):
+        erase_records(key, done.content, part, where("vehicle_id = 'a'"))
+
+
 @pytest.mark.parametrize("kind", [MessageKind.LINES, MessageKind.RECORDS])
 def test_what_is_left_of_a_dead_letter_keeps_its_place(kind: MessageKind) -> None:
     sent = message(1, records("a", PERSON, "b"), "vehicles", kind=kind)

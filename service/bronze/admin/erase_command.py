@@ -17,6 +17,7 @@ from bronze.objects.erasures import read_proof
 from bronze.objects.selection import Chosen
 from bronze.plurals import counted
 from bronze.printable import printable
+from bronze.protocol import quarantine
 from bronze.protocol.erasure import LaneRest, Proof, Selection
 
 #: How long the command waits for the consumers, by default: longer than a flush age and a restart.
@@ -59,7 +60,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="search again for what was erased",
         description="Search again, in all that an erasure has searched, for records that were accepted before it "
         "began. The proof does not have the id: give the same selection as to the erasure.",
-        epilog=f"Exit codes: 0 if nothing is left, 1 if something is left, {_CODES}",
+        epilog=f"Exit codes: 0 if nothing is left, 1 if something is left or could not be searched, {_CODES}",
     )
     verify.add_argument("verified", metavar="PROOF", help="the id of an erasure, or a file with its proof")
     _add_selection(verify)
@@ -135,7 +136,7 @@ def _print_preview(args: argparse.Namespace, found: Preview) -> None:
                     "objects": findings.objects,
                     "quarantine": sorted(set(findings.messages)),
                     "removal_records": findings.removals,
-                    "not_searched": sorted(set(findings.not_searched)),
+                    "not_searched": findings.all_not_searched,
                     "waiting_messages": found.waiting,
                     "tables": found.tables,
                     "continues": found.continued.erasure_id if found.continued else None,
@@ -153,7 +154,7 @@ def _print_preview(args: argparse.Namespace, found: Preview) -> None:
     for label, keys in (("messages in quarantine", findings.messages), ("removal records", findings.removals)):
         for number, key in enumerate(sorted(set(keys))):
             print(f"  {printable(key)}" if number else f"{label}:\n  {printable(key)}")
-    _print_not_searched(sorted(set(findings.not_searched)))
+    _print_not_searched(findings.all_not_searched)
     for table in found.tables or []:
         print(f"table {_table(table)}")
     if found.waiting:
@@ -171,10 +172,14 @@ def _table(found: Mapping[str, str | int | None]) -> str:
 
 
 def _print_not_searched(keys: Sequence[str]) -> None:
-    for number, key in enumerate(keys):
-        if not number:
-            print("could not be searched, since they are missing or cannot be read (look at them by hand):")
-        print(f"  {printable(key)}")
+    messages = [key for key in keys if key.startswith(quarantine.FOLDER)]
+    objects = [key for key in keys if key not in messages]
+    for why, which in (
+        ("objects could not be searched, since they are missing", objects),
+        ("messages in quarantine have records that cannot be read, so they could not be searched", messages),
+    ):
+        for number, key in enumerate(which):
+            print(f"  {printable(key)}" if number else f"{why}: look at them by hand\n  {printable(key)}")
 
 
 def _print_proof(proof: Proof) -> None:
@@ -220,19 +225,27 @@ async def _verify(
     confirmation.show_targets()
     if args.json:
         left = {"erasure_id": proof.erasure.erasure_id, "gone": rest.is_gone, "left": rest.by_store}
-        print(json.dumps({**left, "not_searched": sorted(set(rest.findings.not_searched))}))
+        print(json.dumps({**left, "not_searched": rest.findings.all_not_searched}))
     else:
         _print_rest(rest)
     return 0 if rest.is_gone else 1
 
 
 def _print_rest(rest: Rest) -> None:
+    in_question = {
+        "rows": rest.findings.not_searched,
+        "objects": rest.findings.not_searched,
+        "messages in quarantine": rest.findings.messages_not_searched,
+    }
     for store, number in rest.by_store.items():
-        print(f"{store}: {'not searched' if number is None else 'gone' if not number else f'{number:,} left'}")
+        keys = in_question.get(store, ())
+        unknown = f"{counted(len(keys), 'key')} could not be searched" if keys else ""
+        state = "not searched" if number is None else f"{number:,} left" if number else "" if unknown else "gone"
+        print(f"{store}: {', '.join(filter(None, (state, unknown)))}")
     for key in (*rest.findings.objects, *rest.findings.messages, *rest.findings.removals, *rest.old_versions):
         print(f"  {printable(key)}")
     _print_lanes(rest.lanes)
-    _print_not_searched(sorted(set(rest.findings.not_searched)))
+    _print_not_searched(rest.findings.all_not_searched)
 
 
 async def _read_proof(stores: Stores, name: str) -> Proof:

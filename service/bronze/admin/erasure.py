@@ -41,8 +41,8 @@ SHA256 = "sha256"
 class Findings:
     """What was found, and removed if it was to be.
 
-    `not_searched` are missing objects, and keys in quarantine that cannot be read. `rows` counts the chosen rows of all
-    objects, `objects` those that have any, or have the classification in their footer.
+    `not_searched` are missing objects, `messages_not_searched` keys in quarantine of which not all can be read. `rows`
+    counts the chosen rows of all objects, `objects` those that have any, or have the classification in their footer.
     """
 
     objects_searched: int = 0
@@ -53,6 +53,7 @@ class Findings:
     messages: list[str] = field(default_factory=list)
     removals: list[str] = field(default_factory=list)
     not_searched: list[str] = field(default_factory=list)
+    messages_not_searched: set[str] = field(default_factory=set)
     #: of a run that erases; also what an earlier run of the same erasure has rewritten
     rewritten_objects: list[RewrittenObject] = field(default_factory=list)
     rewritten_messages: dict[str, RewrittenMessage] = field(default_factory=dict)
@@ -63,6 +64,10 @@ class Findings:
     @property
     def nothing(self) -> bool:
         return not (self.objects or self.messages or self.removals)
+
+    @property
+    def all_not_searched(self) -> list[str]:
+        return sorted({*self.not_searched, *self.messages_not_searched})
 
     @property
     def rewritten_keys(self) -> list[str]:
@@ -238,8 +243,8 @@ class BucketErasure:
             try:
                 erased = erase_records(key, content, part, self._chosen)
             except NotSearchable:
-                self._found.not_searched.append(key)
-                return None
+                self._found.messages_not_searched.add(key)
+                erased = None
             if erased is None:
                 if note is None or note.erasure_id != self._erasure_id:
                     return None
@@ -258,6 +263,8 @@ class BucketErasure:
         else:
             raise _conflict(key)
         self._found.messages.append(key)
+        if erased.not_searched:
+            self._found.messages_not_searched.add(key)
         return erased
 
     # --- a removal record

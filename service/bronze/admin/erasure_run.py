@@ -194,7 +194,7 @@ async def erase(
         catalog_rebuilt=is_changed,
         old_versions_deleted=deleted,
         old_versions_left=left,
-        not_searched=sorted(set(found.not_searched)),
+        not_searched=found.all_not_searched,
         lanes=await queue.rest(),
         tables=tables,
         not_reached=dict(NOT_REACHED),
@@ -249,7 +249,8 @@ class Rest:
 
     @property
     def is_gone(self) -> bool:
-        return not any(self.by_store.values())
+        """Whether nothing is left, and nothing is in question."""
+        return not any(self.by_store.values()) and not self.findings.all_not_searched
 
 
 def _has_rows(table: Mapping[str, str | int | None]) -> bool:

@@ -1,6 +1,8 @@
 """Erasing records from a message in quarantine. Pure: its content in, and the content that is left out."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import or_
 
 import msgspec
 import pyarrow as pa
@@ -14,17 +16,18 @@ from bronze.protocol.quarantine import REJECTED
 
 
 class NotSearchable(Exception):
-    """Whether a message has chosen records cannot be said: its content cannot be read."""
+    """Whether a message has chosen records cannot be said: none was found, and not all of it can be read."""
 
 
 @dataclass(frozen=True, slots=True)
 class ErasedContent:
     """The content that is left of a message, and how many records were erased; None if it cannot be read and was erased
-    as a whole.
+    as a whole. `not_searched` records cannot be read, and were left.
     """
 
     content: bytes
     records: int | None
+    not_searched: int = 0
 
     @property
     def nothing_left(self) -> bool:
@@ -56,15 +59,18 @@ def erase_records(key: str, content: bytes, part: Part | None, chosen: Chosen) -
 def _erase_rejected(content: bytes, chosen: Chosen) -> ErasedContent | None:
     first_line, rejected = rejected_records.unpack(content)
     accepted = msgspec.json.decode(first_line, type=AcceptedSubmission)
-    chosen_ones = [_is_chosen(record, accepted, chosen) for _, record in rejected]
+    chosen_ones, unreadable = _choose([record for _, record in rejected], accepted, chosen)
     left = [item for item, is_chosen in zip(rejected, chosen_ones, strict=True) if not is_chosen]
     # the first line stays as it is if the classification is that of other records, which an erasure leaves
     cleared = chosen.cleared(accepted, all_erased=bool(rejected) and not left)
     if len(left) == len(rejected) and cleared == accepted:
+        if unreadable:
+            raise NotSearchable
         return None
     notes = [msgspec.json.encode(note) for note, _ in left]
     head = msgspec.json.encode(cleared) + b"\n"
-    return ErasedContent(head + rejected_records.pack(notes, [record for _, record in left]), sum(chosen_ones))
+    content = head + rejected_records.pack(notes, [record for _, record in left])
+    return ErasedContent(content, sum(chosen_ones), unreadable)
 
 
 def _erase_json(content: bytes, part: Part | None, chosen: Chosen) -> ErasedContent | None:
@@ -72,16 +78,20 @@ def _erase_json(content: bytes, part: Part | None, chosen: Chosen) -> ErasedCont
     accepted = part.accepted if part else None
     records = split_records(kind, content)
     # an empty line is what is left of a record that was erased before, as a placeholder is
-    chosen_ones = [record not in {PLACEHOLDER, b""} and _is_chosen(record, accepted, chosen) for record in records]
+    is_left_over = [record in {PLACEHOLDER, b""} for record in records]
+    chosen_ones, unreadable = _choose(records, accepted, chosen, is_left_over)
     if not any(chosen_ones):
+        if unreadable:
+            raise NotSearchable
         return None
-    if all(is_chosen or record in {PLACEHOLDER, b""} for record, is_chosen in zip(records, chosen_ones, strict=True)):
+    if all(map(or_, chosen_ones, is_left_over)):
         return ErasedContent(b"", sum(chosen_ones))
     lines = kind is MessageKind.LINES
     # what is left keeps its place, which is its index
     empty = b"" if lines else PLACEHOLDER
     left = [empty if is_chosen else record for record, is_chosen in zip(records, chosen_ones, strict=True)]
-    return ErasedContent(b"\n".join(left) if lines else b"[" + b",".join(left) + b"]", sum(chosen_ones))
+    new = b"\n".join(left) if lines else b"[" + b",".join(left) + b"]"
+    return ErasedContent(new, sum(chosen_ones), unreadable)
 
 
 def _guessed_kind(content: bytes) -> MessageKind:
@@ -111,8 +121,15 @@ def _erase_columnar(content: bytes, accepted: AcceptedSubmission | None, chosen:
     return ErasedContent(sink.getvalue().to_pybytes(), erased)
 
 
-def _is_chosen(record: bytes, accepted: AcceptedSubmission | None, chosen: Chosen) -> bool:
-    is_chosen = chosen.has_record(record, accepted)
-    if is_chosen is None:
-        raise NotSearchable
-    return is_chosen
+def _choose(
+    records: Sequence[bytes],
+    accepted: AcceptedSubmission | None,
+    chosen: Chosen,
+    is_left_over: Sequence[bool] | None = None,
+) -> tuple[list[bool], int]:
+    """For each record whether it is chosen, and how many cannot be read: whether they are cannot be said."""
+    found = [
+        False if is_empty else chosen.has_record(record, accepted)
+        for record, is_empty in zip(records, is_left_over or [False] * len(records), strict=True)
+    ]
+    return [bool(is_chosen) for is_chosen in found], found.count(None)
