@@ -3,7 +3,7 @@
 import argparse
 import datetime as dt
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from io import BytesIO
@@ -27,6 +27,7 @@ from bronze.errors import Misconfigured, Refused, Unavailable
 from bronze.lineage.catalog_index import CatalogIndex
 from bronze.lineage.lookup import LineageLookup
 from bronze.maintenance.erasure import TableErasure
+from bronze.maintenance.task import Task
 from bronze.objects.erasures import read_proof
 from bronze.objects.preview import first_rows
 from bronze.objects.selection import Chosen
@@ -54,7 +55,8 @@ __all__ = ["parts"]
 
 PERSON = "person-7"
 BY_CLASSIFICATION = Selection(classification_id=PERSON)
-STATEMENT = Statement("", "operator")
+BEGAN_AT, LATER = "2026-11-25T00:00:00.000000+00:00", "2026-11-25T00:00:00.000001+00:00"
+STATEMENT = Statement("", "operator", BEGAN_AT)
 
 
 class Killed(Exception):
@@ -137,7 +139,7 @@ def of(classification_id: str, *names: str, **facts: Any) -> Submission:
     return submission(*map(vehicle, names), **facts)
 
 
-def mixed() -> Submission:
+def mixed(**facts: Any) -> Submission:
     """Records that do not fit, two of them of the person, beside one that does."""
     records = [
         b'{"vehicle_id":"mixed"}',
@@ -145,7 +147,8 @@ def mixed() -> Submission:
         b'{"vehicle_id": 8, "classification_id":"other"}',
         b'{"vehicle_id": 9 %s' % PERSON.encode(),
     ]
-    return submission(*records, quarantine_rejected=True, classification_id="other", classification_default="other")
+    facts = {"classification_id": "other", "classification_default": "other"} | facts
+    return submission(*records, quarantine_rejected=True, **facts)
 
 
 async def stored(parts: Parts, lanes: Sequence[Lane]) -> list[Submission]:
@@ -341,6 +344,49 @@ async def nothing_waits(parts: Parts, lane: Lane) -> bool:
     return (await parts.jetstream.state(lane.stream)).last == (await parts.catalog.position(lane))[0].last
 
 
+async def test_what_is_accepted_after_the_command_began_stays(
+    parts: Parts, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In rows, footers, quarantine, identities, removal records, tables and queue, also beside what is erased."""
+    lanes = await parts.open(1)
+    async with parts.consuming(lanes):
+        await submit(parts, lanes, of(PERSON, "lost", received_at=LATER))
+    (lost,) = (await catalog_contents(parts, []))[0]
+    earlier = [of(PERSON, "p1"), mixed()]
+    later = [of(PERSON, "p2", key="again", received_at=BEGAN_AT), mixed(received_at=LATER)]
+    dead = of(PERSON, "p3", classification_default=None, received_at=LATER)  # becomes a dead letter
+    for each in (*earlier, *later, dead):
+        await parts.submit(lanes, each)
+    async with parts.consuming(lanes):
+        await until(lambda: all_stored(parts, [each.id for each in (*earlier, *later, dead)]))
+    tables = open_tables(tmp_path)
+    await commit(parts, tables)
+    await delete(parts, lost.file_path)
+    assert await acknowledge(parts, lost.file_path) == 0
+    capsys.readouterr()
+    before = await read_all(parts)
+    made = stores(parts, lanes, now=lambda: dt.datetime.fromisoformat(BEGAN_AT), tables=erasing(tables))
+    assert await run(made, "--dry-run", "--json") == 0
+    preview = json.loads(capsys.readouterr().out)
+    assert (preview["rows"], len(preview["quarantine"]), preview["removal_records"]) == (1, 1, [])
+    assert await run(made, "--json") == 0
+    proof = msgspec.json.decode(capsys.readouterr().out, type=Proof)
+    assert (proof.rows_erased, len(proof.quarantine), proof.erasure.began_at) == (1, 1, BEGAN_AT)
+    parts = await reopened(parts)
+    after = await read_all(parts)
+    assert [row["vehicle_id"] for row in rows(after)] == ["mixed", "p2", "mixed"]
+    changed = {key for key, content in before.items() if after[key] != content and not key.endswith(" metadata")}
+    assert changed == {*(each.file_path for each in proof.objects), *(each.key for each in proof.quarantine)}
+    assert sorted(tables.read("vehicles").table.scan().to_arrow()["vehicle_id"].to_pylist()) == [
+        *("lost", "mixed", "mixed", "p2")
+    ]
+    identities = (await catalog_contents(parts, [each.id for each in (earlier[0], later[0])]))[1]
+    assert [one and one.accepted.classification_id for one in identities.values()] == [None, PERSON]
+    assert await run(made, "verify", proof.erasure.erasure_id, "--json") == 1
+    found = json.loads(capsys.readouterr().out)["left"]
+    assert {store for store, number in found.items() if number} == {"lanes of the queue"}
+
+
 async def test_what_waits_is_stored_first(parts: Parts) -> None:
     """Without a consumer the command gives up, and has changed nothing; with one it erases what had waited."""
     lanes = await parts.open(1)
@@ -494,11 +540,8 @@ async def test_removal_records_lose_the_classification(parts: Parts, capsys: pyt
 async def test_rows_of_the_tables_go_too(parts: Parts, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """From all of them; and `bronze table` goes on with the next objects."""
     lanes = await parts.open(1)
-    tables = Tables(
-        load_catalog("test", type="sql", uri=f"sqlite:///{tmp_path}/catalog.db", warehouse=f"file://{tmp_path}"),
-        "bronze",
-    )
-    made = stores(parts, lanes, tables=lambda of, name: TableErasure(tables, of.in_table, name, "bucket/bronze"))
+    tables = open_tables(tmp_path)
+    made = stores(parts, lanes, tables=erasing(tables))
     async with parts.consuming(lanes):
         await submit(parts, lanes, of(PERSON, "p1"), of("other", "o1"))
     await commit(parts, tables)
@@ -517,6 +560,15 @@ async def test_rows_of_the_tables_go_too(parts: Parts, tmp_path: Path, capsys: p
     assert sorted(table.scan().to_arrow()["vehicle_id"].to_pylist()) == ["o1", "o2"]
     await run(made, "verify", proof.erasure.erasure_id, "--json")
     assert json.loads(capsys.readouterr().out)["left"]["tables"] == 0
+
+
+def open_tables(folder: Path) -> Tables:
+    catalog = load_catalog("test", type="sql", uri=f"sqlite:///{folder}/catalog.db", warehouse=f"file://{folder}")
+    return Tables(catalog, "bronze")
+
+
+def erasing(tables: Tables) -> Callable[[Chosen, str], Task]:
+    return lambda of, name: TableErasure(tables, of.in_table, name, "bucket/bronze")
 
 
 async def commit(parts: Parts, tables: Tables) -> None:

@@ -35,8 +35,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "Erase a person's records from objects, quarantine, removal records, tables and catalog: all records of a "
         "classification_id, or those of a source that meet a condition. What the queue has at the start is stored "
         "first. Objects are rewritten in place: all other rows stay. Then the catalog is rebuilt, for which roles "
-        "restart. Last a proof is written, which does not have the id. Records that are accepted later are new. If the "
-        "command is interrupted, run it again with the same selection: it finishes what is left."
+        "restart. Last a proof is written, which does not have the id. Records that are accepted later are new, and "
+        "stay. If the command is interrupted, run it again with the same selection: it finishes what is left."
     )
     parser.epilog = f"Exit codes: 0 if everything is done, 1 if it was not confirmed, {_CODES}"
     _add_selection(parser)
@@ -90,15 +90,16 @@ async def run(
     args: argparse.Namespace, stores: Stores, selected: Selection, chosen: Chosen, confirmation: Confirmation
 ) -> int:
     """Run the command. Returns the exit code."""
+    began_at = stores.now().isoformat(timespec="microseconds")
     if args.command == "verify":
         return await _verify(args, stores, selected, chosen, confirmation)
-    statement = Statement(args.reason, args.by or _user())
+    statement = Statement(args.reason, args.by or _user(), began_at)
     for text in (args.reason, statement.erased_by):
         if chosen.mentions(text.encode()):
             raise Misconfigured("--reason and --by are in the proof, which must not have the id: leave it out there")
     if not args.yes or args.dry_run:
         with Progress("objects searched") as progress:
-            found = await preview(stores, selected, chosen, progress.step)
+            found = await preview(stores, selected, chosen, began_at, progress.step)
         if args.dry_run or not args.json:
             _print_preview(args, found)
         if args.dry_run:
@@ -221,7 +222,7 @@ async def _verify(
     if proof.erasure.kind != selected.kind or not proof.erasure.selection.is_of(selected):
         raise CommandError(f"the erasure {proof.erasure.erasure_id} is not of this selection: the hashes differ")
     with Progress("objects searched") as progress:
-        rest = await check(stores, proof, selected, chosen.before(proof.erasure.began_at), progress.step)
+        rest = await check(stores, proof, selected, chosen, progress.step)
     confirmation.show_targets()
     if args.json:
         left = {"erasure_id": proof.erasure.erasure_id, "gone": rest.is_gone, "left": rest.by_store}

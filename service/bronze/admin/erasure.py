@@ -339,9 +339,13 @@ def _cleared_removal(removal: Removal, chosen: Chosen) -> Removal:
     entry, wanted = removal.entry, chosen.classification_id
     if entry is None or wanted is None:
         return removal
+    if entry.submissions and all(map(chosen.is_too_new, entry.submissions)):
+        return removal
     is_bound = wanted in {entry.classification_least, entry.classification_greatest}
     submissions = [
-        msgspec.structs.replace(each, classification_id=None) if each.classification_id == wanted else each
+        msgspec.structs.replace(each, classification_id=None)
+        if each.classification_id == wanted and not chosen.is_too_new(each)
+        else each
         for each in entry.submissions
     ]
     bounds: Mapping[str, None] = {"classification_least": None, "classification_greatest": None} if is_bound else {}

@@ -47,10 +47,11 @@ NOT_REACHED: Mapping[str, str] = {
 
 @dataclass(frozen=True, slots=True)
 class Statement:
-    """Who erases, and why, in their own words."""
+    """Who erases, why, in their own words, and since when."""
 
     note: str
     erased_by: str
+    began_at: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,15 +127,19 @@ class Preview:
     tables: TableResults = None
 
 
-async def preview(stores: Stores, selection: Selection, chosen: Chosen, on_object: Callable[[], None]) -> Preview:
-    """Search, and change nothing."""
+async def preview(
+    stores: Stores, selection: Selection, chosen: Chosen, began_at: str, on_object: Callable[[], None]
+) -> Preview:
+    """Search for what was accepted before the command, or the erasure that it continues, began. Changes nothing."""
+    continued = await find_open(stores.bucket, stores.prefix, selection)
+    chosen = chosen.before(continued.began_at if continued else began_at)
     catalog = await stores.open_catalog()
     sources = await stores.sources_of(selection, catalog)
     queue = stores.queue_erasure(catalog, sources, chosen)
     waiting = await queue.waiting(await queue.ends())
     findings = await BucketErasure(catalog, stores.bucket, stores.prefix, selection, chosen, on_object=on_object).run()
     tables = await stores.in_tables(sources, chosen)
-    return Preview(findings, waiting, await find_open(stores.bucket, stores.prefix, selection), tables)
+    return Preview(findings, waiting, continued, tables)
 
 
 async def erase(
@@ -145,7 +150,7 @@ async def erase(
     wait_s: float,
     on_object: Callable[[], None] = lambda: None,
 ) -> Proof:
-    """Erase, or continue an erasure of the same selection. Returns the proof.
+    """Erase what was accepted before the statement, or continue an erasure of the same selection. Returns the proof.
 
     Raises `Unavailable` if a server does not answer, or if the consumers do not store what waits within `wait_s`.
     """
@@ -158,11 +163,12 @@ async def erase(
             selection=SelectionHash.of(selection),
             erased_by=statement.erased_by,
             note=statement.note,
-            began_at=stores.now().isoformat(timespec="microseconds"),
+            began_at=statement.began_at,
         )
         await write_document(stores.bucket, stores.prefix, erasure)
     else:
         await _finish_rebuild(stores)
+    chosen = chosen.before(erasure.began_at)
     catalog = await stores.open_catalog()
     sources = await stores.sources_of(selection, catalog)
     queue = stores.queue_erasure(catalog, sources, chosen)
@@ -262,6 +268,7 @@ async def check(
     stores: Stores, proof: Proof, selection: Selection, chosen: Chosen, on_object: Callable[[], None]
 ) -> Rest:
     """Search again for what was accepted before an erasure began, in everything that it has searched."""
+    chosen = chosen.before(proof.erasure.began_at)
     catalog = await stores.open_catalog()
     sources = await stores.sources_of(selection, catalog)
     findings = await BucketErasure(catalog, stores.bucket, stores.prefix, selection, chosen, on_object=on_object).run()

@@ -42,6 +42,8 @@ def erase_records(key: str, content: bytes, part: Part | None, chosen: Chosen) -
     if not content:
         return None
     accepted = part.accepted if part else None
+    if chosen.is_too_new(accepted):
+        return None
     try:
         if key.endswith(REJECTED):
             return _erase_rejected(content, chosen)

@@ -11,6 +11,7 @@ import pyarrow.dataset as ds
 
 from bronze.errors import Halted
 from bronze.objects.footer import NotABronzeObject
+from bronze.protocol.documents import EntrySubmission
 from bronze.protocol.message import AcceptedSubmission
 from bronze.records.columns import object_schema
 from bronze.records.sources import CLASSIFICATION_ID, Source
@@ -56,11 +57,13 @@ class Chosen:
         return self.condition
 
     def before(self, time: str) -> "Chosen":
-        """Only what was accepted before a time."""
-        condition = self.condition & (pc.field(RECEIVED_AT) < pa.scalar(time).cast(_TIME))
+        """Only what was accepted before a time, or at an unknown time."""
+        received_at = pc.field(RECEIVED_AT)
+        condition = self.condition & ((received_at < pa.scalar(time).cast(_TIME)) | received_at.is_null())
         return replace(self, condition=condition, accepted_before=time)
 
-    def _is_too_new(self, accepted: AcceptedSubmission | None) -> bool:
+    def is_too_new(self, accepted: AcceptedSubmission | EntrySubmission | None) -> bool:
+        """Whether a submission was accepted too late to be chosen."""
         return bool(accepted and self.accepted_before and accepted.received_at >= self.accepted_before)
 
     def count(self, file: BinaryIO) -> int:
@@ -92,7 +95,7 @@ class Chosen:
 
     def has_all_of(self, accepted: AcceptedSubmission | None) -> bool:
         """Whether all records of a submission are chosen, as far as it says so itself."""
-        if self.classification_id is None or accepted is None or self._is_too_new(accepted):
+        if self.classification_id is None or accepted is None or self.is_too_new(accepted):
             return False
         return accepted.classification_id == self.classification_id
 
@@ -108,7 +111,7 @@ class Chosen:
 
         A value that its column cannot hold is null.
         """
-        if self._is_too_new(accepted):
+        if self.is_too_new(accepted):
             return False
         try:
             values = msgspec.json.decode(record)
@@ -144,7 +147,7 @@ class Chosen:
         def left(classification_id: str | None) -> str | None:
             return None if all_erased or classification_id == self.classification_id else classification_id
 
-        if self._is_too_new(accepted):
+        if self.is_too_new(accepted):
             return accepted
         return msgspec.structs.replace(
             accepted,
