@@ -29,8 +29,10 @@ from bronze.maintenance.task import COMMITS_MAX, TooManyConflicts
 from bronze.plurals import counted
 from bronze.servers.iceberg import Condition, Conflict, FileGroup, Matches, RewrittenGroup, RowSearch, Tables
 
-#: In a snapshot's summary: the erasure that made it.
+#: In a snapshot's summary: the erasure that made it, and what all its runs have erased up to this snapshot, with the
+#: files and snapshots that are still to be deleted.
 ERASURE_ID = "bronze.erasure-id"
+ERASED_ROWS, ERASED_FILES, ERASED_SNAPSHOTS = "bronze.erased-rows", "bronze.erased-files", "bronze.erased-snapshots"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,13 +41,15 @@ class ErasedRows:
 
     `rows` are those that readers saw. `files` counts the data files that had such rows, of all snapshots or of none; of
     a run also those that could not be read. `snapshots` counts those that were expired; `snapshot_id` is the barrier.
+    Rows, files and snapshots are those of all runs of the erasure, by the summary of its last barrier. Files of no
+    snapshot are those of the last run only.
     """
 
     source: str
     rows: int = 0
     files: int = 0
     snapshots: int = 0
-    #: of a run only: the files that were written, and those that were deleted, with manifests
+    #: of the last run only: the files that were written, and those that were deleted, with manifests
     new_files: int = 0
     deleted_files: int = 0
     deleted_bytes: int = 0
@@ -100,7 +104,7 @@ class TableErasure:
 
     def run(self, source: str, on_file: Callable[[], None]) -> ErasedRows:
         """Erase the rows from a table. `on_file` is called for each file that was written or deleted. It can be run
-        again after each of its ends; the result is then of what was left.
+        again after each of its ends; the result is then of all runs, unless the barriers of the earlier ones expired.
 
         Raises `Halted` before anything is changed if a tag or a branch names a snapshot with such rows, or if other
         programs have made files that cannot be replaced. Raises `TooManyConflicts` and `Unavailable`.
@@ -109,6 +113,7 @@ class TableErasure:
             return ErasedRows(source)  # what `bronze table` commits to it later, it reads later
         search = RowSearch(self._condition)
         written: dict[str, RewrittenGroup] = {}
+        earlier = self._earlier(source)
         done, files, barrier = ErasedRows(source), set[str](), None
         for _ in range(COMMITS_MAX):
             state = self._tables.read(source)
@@ -118,10 +123,12 @@ class TableErasure:
                 if found.current or barrier is None:
                     emptied = self._rewrite(found, search, written, on_file)
                     used = [written[_path(group)] for group, _ in found.current if _path(group) in written]
-                    barrier = self._tables.erase(state, used, emptied, {ERASURE_ID: self._erasure_id})
+                    rows, new = done.rows + _rows(found), done.new_files + len(used)
+                    snapshots = done.snapshots + len(found.snapshots) + bool(found.current)
+                    so_far = replace(done, rows=rows, files=len(files), snapshots=snapshots)
+                    barrier = self._tables.erase(state, used, emptied, self._summary(_total(earlier, so_far)))
                     for one in used:
                         del written[_path(one.group)]
-                    rows, new = done.rows + _rows(found), done.new_files + len(used)
                     done = replace(done, rows=rows, new_files=new, snapshot_id=barrier.snapshot_id)
                 elif found.snapshots:
                     self._tables.expire(state, found.snapshots)
@@ -136,9 +143,27 @@ class TableErasure:
         orphans = self._tables.unreferenced_matches(source, self._raw_data, search, barrier)
         self._tables.delete(source, orphans, on_file)
         files.update(file.path for file in orphans if file.path.endswith(".parquet"))
-        return replace(
-            done, files=len(files), deleted_files=len(orphans), deleted_bytes=sum(file.bytes for file in orphans)
-        )
+        deleted_bytes = sum(file.bytes for file in orphans)
+        done = replace(done, files=len(files), deleted_files=len(orphans), deleted_bytes=deleted_bytes)
+        return _total(earlier, done)
+
+    def _earlier(self, source: str) -> ErasedRows:
+        """What earlier runs of this erasure have erased, or have found and made unreachable."""
+        for snapshot in reversed(self._tables.history(source).current_line):
+            if snapshot.summary.get(ERASURE_ID) == self._erasure_id:
+                rows, files, snapshots = (
+                    int(snapshot.summary.get(name, 0)) for name in (ERASED_ROWS, ERASED_FILES, ERASED_SNAPSHOTS)
+                )
+                return ErasedRows(source, rows, files, snapshots)
+        return ErasedRows(source)
+
+    def _summary(self, total: ErasedRows) -> dict[str, str]:
+        return {
+            ERASURE_ID: self._erasure_id,
+            ERASED_ROWS: str(total.rows),
+            ERASED_FILES: str(total.files),
+            ERASED_SNAPSHOTS: str(total.snapshots),
+        }
 
     def _rewrite(
         self, found: Matches, search: RowSearch, written: dict[str, RewrittenGroup], on_file: Callable[[], None]
@@ -156,6 +181,18 @@ class TableErasure:
                 written[_path(group)] = self._tables.write(group, kept)
                 on_file()
         return emptied
+
+
+def _total(earlier: ErasedRows, done: ErasedRows) -> ErasedRows:
+    """What all runs have erased. Rows are erased once. Files and snapshots that an earlier run has counted can still be
+    there for the next one; after its barrier there are no others.
+    """
+    return replace(
+        done,
+        rows=earlier.rows + done.rows,
+        files=max(earlier.files, done.files),
+        snapshots=max(earlier.snapshots, done.snapshots),
+    )
 
 
 def _rows(found: Matches) -> int:
