@@ -47,7 +47,7 @@ from bronze.verify.verification import Verification
 from bronze.wiring.consumer import limits
 from tests.contract.making import SOURCES, Submission, submission, until, vehicle
 from tests.contract.test_lanes import Parts, parts
-from tests.contract.test_objects_command import acknowledge, delete
+from tests.contract.test_objects_command import acknowledge, damage, delete
 from tests.contract.test_objects_command import run as run_objects
 from tests.contract.test_rebuild import all_stored, catalog_contents, rebuild, reopened
 
@@ -97,6 +97,7 @@ def stores(parts: Parts, lanes: Sequence[Lane], **replaced: Any) -> Stores:
 
     made = Stores(
         jetstream=parts.jetstream,
+        feed=Feed(parts.jetstream),
         queue=parts.queue(len(lanes)),
         bucket=parts.bucket,
         prefix=parts.settings.prefix,
@@ -535,6 +536,40 @@ async def test_removal_records_lose_the_classification(parts: Parts, capsys: pyt
     identity = identities[person.id]
     assert identity
     assert (identity.accepted.digest, identity.accepted.classification_id) == (person.accepted.digest, None)
+
+
+async def test_objects_that_are_lost_stop_the_command_until_it_is_acknowledged(
+    parts: Parts, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One is deleted, one is damaged. Then both are named, and verify is content if nothing of them is left."""
+    lanes = await parts.open(1)
+    async with parts.consuming(lanes):
+        for name in ("gone", "damaged", "p1"):
+            await submit(parts, lanes, of(PERSON, name))
+    gone, damaged, _ = [entry.file_path for entry in (await catalog_contents(parts, []))[0]]
+    await delete(parts, gone)
+    await damage(parts, damaged)
+    made, before = stores(parts, lanes), await read_all(parts)
+    with pytest.raises(CommandError, match=rf"2 objects .*{gone}, {damaged}\. Nothing was erased\..* acknowledge"):
+        await run(made, "--yes")
+    assert await read_all(parts) == before
+    assert await run(made, "--dry-run", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["not_searched"] == sorted((gone, damaged))
+    assert await acknowledge(parts, gone, damaged) == 0
+    capsys.readouterr()
+    assert await run(made, "--json") == 0
+    proof = msgspec.json.decode(capsys.readouterr().out, type=Proof)
+    assert (proof.rows_erased, proof.not_searched) == (1, sorted((gone, damaged)))
+    parts = await reopened(parts)
+    async with parts.consuming(lanes, purge_grace_s=0):
+        await until(lambda: purged(parts, lanes[0]))
+    verify = ["verify", proof.erasure.erasure_id, "--json"]
+    assert await run(made, *verify) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert (any(found["left"].values()), found["gone"], found["not_searched"]) == (False, False, proof.not_searched)
+    await delete(parts, damaged)
+    assert await run(made, *verify) == 0
+    assert json.loads(capsys.readouterr().out)["not_searched"] == proof.not_searched
 
 
 async def test_rows_of_the_tables_go_too(parts: Parts, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

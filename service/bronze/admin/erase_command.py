@@ -38,7 +38,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "restart. Last a proof is written, which does not have the id. Records that are accepted later are new, and "
         "stay. If the command is interrupted, run it again with the same selection: it finishes what is left."
     )
-    parser.epilog = f"Exit codes: 0 if everything is done, 1 if it was not confirmed, {_CODES}"
+    parser.epilog = (
+        f"Exit codes: 0 if everything is done, 1 if somebody has to act first (confirm, restore an object), {_CODES}"
+    )
     _add_selection(parser)
     parser.add_argument("--reason", metavar="TEXT", default="", help="why, for the proof; without the id")
     parser.add_argument("--by", metavar="NAME", help="who erases, for the proof (default: the user's name)")
@@ -176,7 +178,7 @@ def _print_not_searched(keys: Sequence[str]) -> None:
     messages = [key for key in keys if key.startswith(quarantine.FOLDER)]
     objects = [key for key in keys if key not in messages]
     for why, which in (
-        ("objects could not be searched, since they are missing", objects),
+        ("objects could not be searched, since they are missing or damaged", objects),
         ("messages in quarantine have records that cannot be read, so they could not be searched", messages),
     ):
         for number, key in enumerate(which):

@@ -27,7 +27,7 @@ from bronze.protocol.quarantine import CONTENT_TYPE as QUARANTINE_CONTENT_TYPE
 from bronze.protocol.quarantine import QuarantineMetadata
 from bronze.protocol.removal import CONTENT_TYPE as REMOVAL_CONTENT_TYPE
 from bronze.protocol.removal import Removal
-from bronze.servers.bucket import ErasableBucket
+from bronze.servers.bucket import ErasableBucket, Head
 from bronze.servers.catalog import NatsCatalog
 
 #: Objects that are searched and rewritten concurrently; each is in memory as a whole.
@@ -41,8 +41,9 @@ SHA256 = "sha256"
 class Findings:
     """What was found, and removed if it was to be.
 
-    `not_searched` are missing objects, `messages_not_searched` keys in quarantine of which not all can be read. `rows`
-    counts the chosen rows of all objects, `objects` those that have any, or have the classification in their footer.
+    `not_searched` are objects that are missing or damaged, `lost` those that are gone and known to be lost,
+    `messages_not_searched` keys in quarantine of which not all can be read. `rows` counts the chosen rows of all
+    objects, `objects` those that have any, or have the classification in their footer.
     """
 
     objects_searched: int = 0
@@ -53,6 +54,7 @@ class Findings:
     messages: list[str] = field(default_factory=list)
     removals: list[str] = field(default_factory=list)
     not_searched: list[str] = field(default_factory=list)
+    lost: list[str] = field(default_factory=list)
     messages_not_searched: set[str] = field(default_factory=set)
     #: of a run that erases; also what an earlier run of the same erasure has rewritten
     rewritten_objects: list[RewrittenObject] = field(default_factory=list)
@@ -67,7 +69,7 @@ class Findings:
 
     @property
     def all_not_searched(self) -> list[str]:
-        return sorted({*self.not_searched, *self.messages_not_searched})
+        return sorted({*self.not_searched, *self.lost, *self.messages_not_searched})
 
     @property
     def rewritten_keys(self) -> list[str]:
@@ -96,9 +98,13 @@ class BucketErasure:
         self._erasure_id = erasure_id
         self._on_object = on_object
         self._found = Findings()
+        #: the sizes of the objects with a removal record, None if unknown
+        self._removed: Mapping[str, int | None] = {}
 
     async def run(self) -> Findings:
         """Search all objects that the catalog names, and what belongs to them."""
+        removals = read_removals(self._bucket, self._prefix)
+        self._removed = {each.file_path: each.bytes async for each in removals if each.file_path}
         batch: list[CatalogEntry] = []
         async for entry in self._entries():
             self._found.objects_searched += 1
@@ -146,8 +152,26 @@ class BucketErasure:
 
     async def _object(self, entry: CatalogEntry) -> None:
         key = entry.file_path
+        try:
+            await self._erase_from(key, entry)
+        except (Halted, NotABronzeObject) as error:
+            if self._erasure_id is not None:
+                raise Halted(
+                    f"{key} cannot be searched: {error.__cause__ or error}. Restore it; or, if it is lost, delete it "
+                    "and acknowledge its loss (`bronze objects acknowledge`). Then run this command again"
+                ) from error
+            self._found.not_searched.append(key)
+
+    def _is_removed(self, key: str, head: Head | None) -> bool:
+        """Whether the removal record of an object counts: the object is gone, or what is left of it is damaged."""
+        return key in self._removed and (head is None or self._removed[key] not in {None, head.stored_size})
+
+    async def _erase_from(self, key: str, entry: CatalogEntry) -> None:
         for _ in range(ATTEMPTS):
             head = await self._bucket.head(key)
+            if self._is_removed(key, head):
+                (self._found.not_searched if head else self._found.lost).append(key)
+                return
             stored = await read_object(self._bucket, key) if head else None
             if head is None or stored is None:
                 if not await read_removal(self._bucket, self._prefix, key):
@@ -180,10 +204,7 @@ class BucketErasure:
     async def _rows(self, key: str, contents: Contents) -> int:
         if not contents.rows:
             return 0
-        try:
-            return await read_in_thread(self._bucket, key, self._chosen.count) or 0
-        except NotABronzeObject as error:
-            raise Halted(f"{key} cannot be searched: {error}. Restore it, or acknowledge its loss") from error
+        return await read_in_thread(self._bucket, key, self._chosen.count) or 0
 
     def _is_in_footer(self, contents: Contents) -> bool:
         """Whether the footer has the classification, also without a row of it."""
@@ -274,7 +295,8 @@ class BucketErasure:
         self._found.removals_searched += 1
         key = removal.key(self._prefix)
         if removal.entry and self._selection.source in {None, removal.source}:
-            is_gone = not removal.file_path or await self._bucket.head(removal.file_path) is None
+            path = removal.file_path
+            is_gone = not path or self._is_removed(path, await self._bucket.head(path))
             for message in removal.entry.quarantined if is_gone else []:
                 await self._content(message, None)
         cleared = _cleared_removal(removal, self._chosen)

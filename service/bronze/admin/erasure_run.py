@@ -1,6 +1,6 @@
 """`bronze erase`: from the document to the proof, in the order in which a run that is killed can be continued.
 
-1. The document, which has the selection as a hash, is created before anything is changed.
+1. The document, which has the selection as a hash, is created before anything is changed, if no object is missing.
 2. What the queue had at the start is stored by the consumers.
 3. Objects, messages in quarantine and removal records are rewritten (`erasure.py`), then those of the tables.
 4. The catalog is rebuilt: after that none of its messages has the classification.
@@ -13,23 +13,29 @@ import datetime as dt
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from bronze.admin.command_error import CommandError
 from bronze.admin.erasure import BucketErasure, Findings
 from bronze.admin.erasure_queue import QueueErasure
+from bronze.admin.missing_objects import find_missing
 from bronze.errors import Outage, Unavailable
 from bronze.maintenance.task import Task, TooManyConflicts
 from bronze.objects.erasures import find_open, write_document, write_proof
 from bronze.objects.selection import Chosen
+from bronze.plurals import counted
 from bronze.protocol.erasure import Erasure, LaneRest, Proof, Searched, Selection, SelectionHash
 from bronze.protocol.submission_id import new_id
 from bronze.records.sources import CANARY, Source
 from bronze.servers.bucket import ErasableBucket
 from bronze.servers.catalog import REBUILD, NatsCatalog
+from bronze.servers.catalog_feed import Feed
 from bronze.servers.jetstream import JetStream
 from bronze.servers.queue import LaneAdmin
 
 #: What was done to each table, or found in it; None without a catalog of tables.
 TableResults = list[dict[str, str | int | None]] | None
 
+#: Objects that an error names at most.
+NAMED = 10
 #: The copies that no command of Bronze reaches, and how long they stay.
 NOT_REACHED: Mapping[str, str] = {
     "traces": "the spans of submissions and uploads have classification_ids (bronze.classification_id), at most 128 "
@@ -63,6 +69,7 @@ class Stores:
     """
 
     jetstream: JetStream
+    feed: Feed
     queue: LaneAdmin
     bucket: ErasableBucket
     prefix: str
@@ -152,9 +159,14 @@ async def erase(
 ) -> Proof:
     """Erase what was accepted before the statement, or continue an erasure of the same selection. Returns the proof.
 
-    Raises `Unavailable` if a server does not answer, or if the consumers do not store what waits within `wait_s`.
+    Raises `Unavailable` if a server does not answer, or if the consumers do not store what waits within `wait_s`, and
+    `CommandError` before anything is changed if objects are missing or damaged: the catalog could not be rebuilt.
     """
     erasure = await find_open(stores.bucket, stores.prefix, selection)
+    if erasure is not None:
+        await _finish_rebuild(stores)
+    catalog = await stores.open_catalog()
+    await _check_nothing_missing(stores)
     if erasure is None:
         erasure = Erasure(
             erasure_id=new_id(),
@@ -166,10 +178,7 @@ async def erase(
             began_at=statement.began_at,
         )
         await write_document(stores.bucket, stores.prefix, erasure)
-    else:
-        await _finish_rebuild(stores)
     chosen = chosen.before(erasure.began_at)
-    catalog = await stores.open_catalog()
     sources = await stores.sources_of(selection, catalog)
     queue = stores.queue_erasure(catalog, sources, chosen)
     ends = await queue.ends()
@@ -215,6 +224,18 @@ async def _finish_rebuild(stores: Stores) -> None:
         await stores.rebuild()
 
 
+async def _check_nothing_missing(stores: Stores) -> None:
+    found = await find_missing(stores.feed, stores.bucket, stores.prefix, None, lambda: None)
+    missing = [each.file_path for each in found if not each.removed]
+    if missing:
+        more = f", and {len(missing) - NAMED:,} more" if len(missing) > NAMED else ""
+        raise CommandError(
+            f"{counted(len(missing), 'object')} of the catalog are missing in the bucket, or damaged: "
+            f"{', '.join(missing[:NAMED])}{more}. Nothing was erased. `bronze objects missing` lists them. Restore "
+            "them; what is lost, acknowledge with `bronze objects acknowledge`. Then run this command again"
+        )
+
+
 async def _delete_old_versions(bucket: ErasableBucket, keys: Sequence[str]) -> tuple[int, dict[str, str]]:
     """Delete the old versions of rewritten keys; returns how many, and the keys that may still have some, with why."""
     deleted = 0
@@ -256,7 +277,8 @@ class Rest:
     @property
     def is_gone(self) -> bool:
         """Whether nothing is left, and nothing is in question."""
-        return not any(self.by_store.values()) and not self.findings.all_not_searched
+        in_question = self.findings.not_searched or self.findings.messages_not_searched
+        return not any(self.by_store.values()) and not in_question
 
 
 def _has_rows(table: Mapping[str, str | int | None]) -> bool:

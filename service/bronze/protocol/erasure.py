@@ -130,7 +130,7 @@ class Searched(msgspec.Struct, frozen=True, kw_only=True):
 class Proof(msgspec.Struct, frozen=True, kw_only=True):
     """What an erasure has searched and removed, and what it has not.
 
-    `not_searched` are objects that are missing, and keys in quarantine of which not all content can be read.
+    `not_searched` are objects that are missing or damaged, and keys in quarantine of which not all content can be read.
     `old_versions_deleted` counts versions of rewritten keys, if the bucket keeps them; `old_versions_left` are keys
     that still have some, with the reason.
     `tables` is None if no catalog of tables is set. `not_reached` are the copies outside of the bucket and the queue.

@@ -16,6 +16,7 @@ from bronze.objects.selection import Chosen
 from bronze.records import sources
 from bronze.records.columns import object_schema
 from bronze.servers.catalog import NatsCatalog
+from bronze.servers.catalog_feed import Feed
 from bronze.servers.iceberg import has_catalog, open_tables
 from bronze.servers.jetstream import JetStream
 from bronze.servers.key_value import KeyValueStore
@@ -58,6 +59,7 @@ async def run_erase(
 
         stores = Stores(
             jetstream=jetstream,
+            feed=Feed(jetstream),
             queue=NatsQueue(jetstream, KeyValueStore(jetstream, settings.queue_replicas), settings),
             bucket=bucket,
             prefix=settings.prefix,
