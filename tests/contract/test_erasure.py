@@ -30,6 +30,7 @@ from bronze.maintenance.erasure import TableErasure
 from bronze.maintenance.task import Task
 from bronze.objects.erasures import read_proof
 from bronze.objects.preview import first_rows
+from bronze.objects.reader import read_object
 from bronze.objects.selection import Chosen
 from bronze.protocol.chain import Position
 from bronze.protocol.erasure import Proof, Selection
@@ -38,7 +39,9 @@ from bronze.protocol.submission_id import lane_of
 from bronze.records.columns import object_schema
 from bronze.servers.catalog import NatsCatalog, Overtaken
 from bronze.servers.catalog_feed import Feed
+from bronze.servers.catalog_rebuild import CatalogReplacement
 from bronze.servers.iceberg import Tables
+from bronze.servers.key_value import KeyValueStore
 from bronze.servers.lane_lock import NatsLock
 from bronze.servers.s3 import S3Bucket
 from bronze.table.committer import Committer
@@ -653,6 +656,33 @@ async def test_a_consumer_that_was_paused_does_not_bring_back_what_was_erased(pa
         await paused._store(Position(None, 0), messages, messages)
     assert await read_all(parts) == before
     assert await names(parts) == ["o1"]
+
+
+async def test_a_command_beside_a_rebuild_says_that_it_has_to_be_run_again(parts: Parts) -> None:
+    """The other one has replaced the catalog while this one did so, or since it has found it."""
+    lanes = await parts.open(1)
+    async with parts.consuming(lanes):
+        await submit(parts, lanes, of(PERSON, "p1"))
+
+    async def find() -> NatsCatalog | None:
+        found = await NatsCatalog.find(parts.jetstream, parts.settings)
+        await rebuild(parts, lanes)
+        return found
+
+    async def overtaken() -> None:
+        lost = CatalogReplacement(parts.jetstream, KeyValueStore(parts.jetstream, 1), parts.settings)
+        await lost.start()
+        await rebuild(parts, lanes)
+        stored = await read_object(parts.bucket, (await catalog_contents(parts, []))[0][0].file_path)
+        assert stored
+        await lost.append([stored], dt.datetime.now(dt.UTC).timestamp())
+
+    with pytest.raises(Unavailable, match=r"replaced meanwhile.* run this command again"):
+        await run(stores(parts, lanes, rebuild=overtaken), "--yes")
+    for words in ([], ["--dry-run"]):
+        with pytest.raises(Unavailable, match=r"replaced meanwhile.* run this command again"):
+            await run(stores(parts, lanes, find_catalog=find), *words)
+    assert await run(stores(parts, lanes), "--dry-run") == 0
 
 
 @pytest.mark.parametrize(

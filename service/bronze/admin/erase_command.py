@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from bronze.admin.command_error import CommandError
+from bronze.admin.command_error import CommandError, run_again_if_replaced
 from bronze.admin.confirmation import Confirmation, add_yes, unfinished_if_interrupted
 from bronze.admin.erasure_run import Preview, Rest, Statement, Stores, check, erase, preview
 from bronze.admin.progress import Progress
@@ -24,8 +24,8 @@ from bronze.protocol.erasure import LaneRest, Proof, Selection
 WAIT_S = 600.0
 
 _CODES = (
-    "2 if an argument or a setting cannot work, 3 if the queue, the bucket or the tables do not answer or messages "
-    "were not stored in time, 130 if it was interrupted (Ctrl-C)."
+    "2 if an argument or a setting cannot work, 3 if the queue, the bucket or the tables do not answer, messages were "
+    "not stored in time or another command came between, 130 if it was interrupted (Ctrl-C)."
 )
 
 
@@ -93,8 +93,20 @@ async def run(
 ) -> int:
     """Run the command. Returns the exit code."""
     began_at = stores.now().isoformat(timespec="microseconds")
-    if args.command == "verify":
-        return await _verify(args, stores, selected, chosen, confirmation)
+    with run_again_if_replaced():
+        if args.command == "verify":
+            return await _verify(args, stores, selected, chosen, confirmation)
+        return await _erase(args, stores, selected, chosen, confirmation, began_at)
+
+
+async def _erase(
+    args: argparse.Namespace,
+    stores: Stores,
+    selected: Selection,
+    chosen: Chosen,
+    confirmation: Confirmation,
+    began_at: str,
+) -> int:
     statement = Statement(args.reason, args.by or _user(), began_at)
     for text in (args.reason, statement.erased_by):
         if chosen.mentions(text.encode()):

@@ -218,7 +218,8 @@ class NatsCatalog:
             since = messages[-1].sequence + 1
 
     async def is_being_rebuilt(self) -> bool:
-        return stream_metadata.REBUILDING in (await self._js.state(self.stream)).metadata
+        async with self._gone_if_replaced():
+            return stream_metadata.REBUILDING in (await self._js.state(self.stream)).metadata
 
     async def removals(self, file_paths: Sequence[str]) -> Mapping[str, Removal]:
         """The removal records of objects, as they were published; by path, of those that have one."""

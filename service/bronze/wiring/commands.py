@@ -12,6 +12,7 @@ from dataclasses import replace
 from bronze.admin import keys_command, objects_command, sources_command, verify_command
 from bronze.admin.acknowledge import Acknowledgement
 from bronze.admin.change_lanes import LaneChange
+from bronze.admin.command_error import run_again_if_replaced
 from bronze.admin.confirmation import Confirmation, address, unfinished_if_interrupted
 from bronze.admin.copy_queue import QueueCopy
 from bronze.admin.progress import Progress
@@ -255,7 +256,7 @@ async def rebuild_catalog(settings: Settings, *, dry_run: bool, yes: bool) -> in
             confirmation.show_targets()
         else:
             await confirmation.ask("Replace the catalog? API and consumers that use it end and have to be restarted.")
-        with unfinished_if_interrupted("catalog") if not dry_run else nullcontext():
+        with run_again_if_replaced(), unfinished_if_interrupted("catalog") if not dry_run else nullcontext():
             await replace_catalog(settings, jetstream, bucket, found, dry_run=dry_run)
     report_rebuilt(found, dry_run=dry_run)
     return 0
