@@ -80,6 +80,10 @@ def test_a_removed_object_says_why_and_how_many_records_it_had(
             FirstSnapshot("7", "2026-11-28T08:00:09+00:00", is_exact=False, trace_id=None),
             "committed +9.000 s or before: older snapshots have expired",
         ),
+        (  # an erasure wrote the object again
+            FirstSnapshot("7", "2026-11-28T07:59:48.8+00:00", is_exact=False, trace_id=None),
+            "committed 2026-11-28 07:59:48.800 or before: older snapshots have expired",
+        ),
     ],
 )
 def test_an_object_says_since_when_its_table_has_it(

@@ -216,10 +216,11 @@ def _moment(time: str | None) -> str:
 
 
 def _after(start: str | None, time: str | None) -> str:
-    """The time as seconds after `start`, if both are known."""
+    """The time as seconds after `start`, if both are known and it is not before it."""
     if not start or not time:
         return _moment(time)
-    return f"+{(dt.datetime.fromisoformat(time) - dt.datetime.fromisoformat(start)).total_seconds():.3f} s"
+    seconds = (dt.datetime.fromisoformat(time) - dt.datetime.fromisoformat(start)).total_seconds()
+    return _moment(time) if seconds < 0 else f"+{seconds:.3f} s"
 
 
 # --- new objects
