@@ -344,6 +344,27 @@ async def test_a_command_that_is_killed_at_any_change_is_finished_by_the_next(pa
     assert {each.id for each in sent} < {*await parts.stored()}
 
 
+async def test_a_command_that_asks_continues_an_interrupted_rebuild(
+    parts: Parts, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """There is no catalog that could be searched before the question."""
+    lanes = await parts.open(1)
+    async with parts.consuming(lanes):
+        await submit(parts, lanes, of(PERSON, "p1"))
+
+    async def killed_rebuild() -> None:
+        await CatalogReplacement(parts.jetstream, KeyValueStore(parts.jetstream, 1), parts.settings).start()
+        raise Killed
+
+    with pytest.raises(Killed):
+        await run(stores(parts, lanes, rebuild=killed_rebuild), "--yes")
+    with pytest.raises(Unavailable, match="the catalog is not complete"):
+        await run(stores(parts, lanes), "--dry-run")
+    assert await run(stores(parts, lanes)) == 0
+    assert "was interrupted while the catalog was rebuilt" in capsys.readouterr().err
+    assert await names(await reopened(parts)) == []
+
+
 async def nothing_waits(parts: Parts, lane: Lane) -> bool:
     return (await parts.jetstream.state(lane.stream)).last == (await parts.catalog.position(lane))[0].last
 

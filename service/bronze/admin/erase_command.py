@@ -3,6 +3,7 @@
 import argparse
 import getpass
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import msgspec
 
 from bronze.admin.command_error import CommandError, run_again_if_replaced
 from bronze.admin.confirmation import Confirmation, add_yes, unfinished_if_interrupted
-from bronze.admin.erasure_run import Preview, Rest, Statement, Stores, check, erase, preview
+from bronze.admin.erasure_run import Preview, Rest, Statement, Stores, check, erase, preview, was_rebuilding
 from bronze.admin.progress import Progress
 from bronze.errors import Misconfigured
 from bronze.objects.erasures import read_proof
@@ -111,7 +112,12 @@ async def _erase(
     for text in (args.reason, statement.erased_by):
         if chosen.mentions(text.encode()):
             raise Misconfigured("--reason and --by are in the proof, which must not have the id: leave it out there")
-    if not args.yes or args.dry_run:
+    if not (args.yes or args.dry_run) and await was_rebuilding(stores, selected):
+        print(
+            "An erasure of this selection was interrupted while the catalog was rebuilt, and will be continued.",
+            file=sys.stderr,
+        )
+    elif not args.yes or args.dry_run:
         with Progress("objects searched") as progress:
             found = await preview(stores, selected, chosen, began_at, progress.step)
         if args.dry_run or not args.json:

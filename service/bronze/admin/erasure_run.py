@@ -79,10 +79,15 @@ class Stores:
     tables: Callable[[Chosen, str], Task] | None = None
     now: Callable[[], dt.datetime] = field(default=lambda: dt.datetime.now(dt.UTC))
 
+    async def complete_catalog(self) -> NatsCatalog | None:
+        """None if there is none, or if one is being rebuilt."""
+        catalog = await self.find_catalog()
+        return None if catalog is None or await catalog.is_being_rebuilt() else catalog
+
     async def open_catalog(self) -> NatsCatalog:
         """The complete catalog. Raises `Unavailable` if there is none."""
-        catalog = await self.find_catalog()
-        if catalog is None or await catalog.is_being_rebuilt():
+        catalog = await self.complete_catalog()
+        if catalog is None:
             raise Unavailable(
                 Outage.CONFLICT,
                 "the catalog is not complete: it is being rebuilt, or a command that rebuilt it was interrupted. Run "
@@ -132,6 +137,15 @@ class Preview:
     waiting: int
     continued: Erasure | None
     tables: TableResults = None
+
+
+async def was_rebuilding(stores: Stores, selection: Selection) -> bool:
+    """Whether an erasure of the same selection was interrupted while the catalog was rebuilt: nothing can be searched
+    before it is continued.
+    """
+    if await stores.complete_catalog() is not None:
+        return False
+    return await find_open(stores.bucket, stores.prefix, selection) is not None
 
 
 async def preview(
@@ -219,8 +233,7 @@ async def erase(
 
 async def _finish_rebuild(stores: Stores) -> None:
     """An earlier run may have been killed while it rebuilt the catalog, from objects without the erased rows."""
-    catalog = await stores.find_catalog()
-    if catalog is None or await catalog.is_being_rebuilt():
+    if await stores.complete_catalog() is None:
         await stores.rebuild()
 
 
