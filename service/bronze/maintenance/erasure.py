@@ -22,10 +22,10 @@ refused, and the file stays until an expiry deletes it, three days later, or ano
 """
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 from bronze.errors import Halted
-from bronze.maintenance.task import COMMITS_MAX, TooManyConflicts
+from bronze.maintenance.task import COMMITS_MAX, TooManyConflicts, figures
 from bronze.plurals import counted
 from bronze.servers.iceberg import Condition, Conflict, FileGroup, Matches, RewrittenGroup, RowSearch, Tables
 
@@ -59,7 +59,7 @@ class ErasedRows:
     is_planned: bool = False
 
     def as_dict(self) -> dict[str, str | int | None]:
-        return {name: value for name, value in asdict(self).items() if name != "is_planned"}
+        return figures(self)
 
     def __str__(self) -> str:
         if not (self.rows or self.files or self.snapshots):

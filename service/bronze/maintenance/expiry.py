@@ -6,9 +6,9 @@ clock of the storage: a wrong clock here then deletes nothing that a commit is a
 
 import datetime as dt
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
-from bronze.maintenance.task import COMMITS_MAX, TooManyConflicts
+from bronze.maintenance.task import COMMITS_MAX, TooManyConflicts, figures
 from bronze.plurals import counted
 from bronze.servers.iceberg import Conflict, StoredFile, Tables
 
@@ -30,7 +30,7 @@ class Expired:
     is_planned: bool = False
 
     def as_dict(self) -> dict[str, str | int | None]:
-        return {name: value for name, value in asdict(self).items() if name != "is_planned"}
+        return figures(self)
 
     def __str__(self) -> str:
         if not (self.expired_snapshots or self.deleted_files):

@@ -6,10 +6,10 @@ readers see each day before or after. The objects in the bucket stay as they are
 
 import datetime as dt
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 from bronze.errors import Outage, Unavailable
-from bronze.maintenance.task import COMMITS_MAX, TooManyConflicts
+from bronze.maintenance.task import COMMITS_MAX, TooManyConflicts, figures
 from bronze.objects.reprocessing import reprocess
 from bronze.plurals import counted
 from bronze.protocol.snapshot_summary import SCHEMA_VERSION
@@ -42,7 +42,7 @@ class Reprocessed:
     is_planned: bool = False
 
     def as_dict(self) -> dict[str, str | int | None]:
-        return {name: value for name, value in asdict(self).items() if name != "is_planned"}
+        return figures(self)
 
     def __str__(self) -> str:
         if not (self.rows or self.unfit):

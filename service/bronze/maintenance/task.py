@@ -1,7 +1,8 @@
 """A task of the maintenance of tables."""
 
 from collections.abc import Callable
-from typing import Protocol
+from dataclasses import asdict
+from typing import Any, Protocol
 
 #: Commits that are tried. Each takes less time than `bronze table` leaves between two appends, by default.
 COMMITS_MAX = 8
@@ -11,6 +12,11 @@ class Done(Protocol):
     """What a task did to a table, or would do. `str` says it in a sentence."""
 
     def as_dict(self) -> dict[str, str | int | None]: ...
+
+
+def figures(done: Any) -> dict[str, str | int | None]:
+    """The fields of a `Done` that is a dataclass, without whether it was only planned: who asked for it knows that."""
+    return {name: value for name, value in asdict(done).items() if name != "is_planned"}
 
 
 class Task(Protocol):
