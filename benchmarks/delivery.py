@@ -39,12 +39,9 @@ def bucket_quantile(before: Mapping[float, float], after: Mapping[float, float],
     return next((bound for bound, number in grown.items() if total and number >= q * total), 0.0)
 
 
-def paced(bench: System, file: str, rate: float, for_s: float) -> Figures:
-    """Submissions of `RECORDS` records, so many records per second."""
-    scrape = bench.stack.ports.consumer
-    before = upload_buckets(http_get(scrape, "/metrics").decode())
-    mark = bench.feed.mark
-    load = Load(
+def paced_load(bench: System, file: str, rate: float, for_s: float) -> Load:
+    """Submissions of `RECORDS` records of `file`, so many records per second."""
+    return Load(
         ports=[bench.port("api")],
         path="/v1/ingest/status",
         file=file,
@@ -54,8 +51,15 @@ def paced(bench: System, file: str, rate: float, for_s: float) -> Figures:
         rate=rate / RECORDS,
         receipts=True,
     )
+
+
+def paced(bench: System, file: str, rate: float, for_s: float) -> Figures:
+    """Submissions of `RECORDS` records, so many records per second."""
+    scrape = bench.stack.ports.consumer
+    before = upload_buckets(http_get(scrape, "/metrics").decode())
+    mark = bench.feed.mark
     with bench.cpu() as cpu:
-        sent = offer(load)
+        sent = offer(paced_load(bench, file, rate, for_s))
         heard = bench.feed.until(mark, sent.records)
     readable = {submission["submission_id"]: entry.at for entry in heard for submission in entry.entry["submissions"]}
     deliveries = [readable[submission] - answered for submission, _, answered in sent.receipts]

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from http import HTTPStatus
 from http.client import HTTPConnection
 from io import BytesIO
+from typing import Any
 
 import boto3
 import pyarrow.compute as pc
@@ -96,6 +97,15 @@ def command(bench: Bench, *words: str) -> "subprocess.Popen[str]":
     return subprocess.Popen(given, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
+def finished(process: "subprocess.Popen[str]") -> dict[str, Any]:
+    """What a command printed as JSON, at its end. Raises `RuntimeError` with what it said if it failed."""
+    out, error = process.communicate()
+    if process.returncode:
+        raise RuntimeError(error)
+    found: dict[str, Any] = json.loads(out)
+    return found
+
+
 def rows(bench: Bench) -> Iterator[tuple[str, int, int]]:
     """Of each object, in order: a digest of all columns of the rows of others, their number, and that of the person."""
     env = bench.stack.client_env
@@ -135,11 +145,8 @@ def run(options: Options) -> Found:
         fill(bench, SUBMISSIONS // less)
         before = list(rows(bench))
         began = time.monotonic()
-        preview = command(bench, "--dry-run", "--json", "--by", "bench")
-        out, error = preview.communicate()
-        if preview.returncode:
-            raise RuntimeError(error)
-        dry_s, found = time.monotonic() - began, json.loads(out)
+        found = finished(command(bench, "--dry-run", "--json", "--by", "bench"))
+        dry_s = time.monotonic() - began
         say(f"{found['rows']} rows of the person in {len(found['objects'])} of {len(before)} objects, {dry_s:.1f} s")
         began, deaths = time.monotonic(), 0
         for _ in range(KILLS // less):
@@ -147,11 +154,8 @@ def run(options: Options) -> Found:
         killed_s = time.monotonic() - began
         say(f"killed {deaths} times, {killed_s:.1f} s")
         began = time.monotonic()
-        last = command(bench, "--yes", "--json", "--by", "bench")
-        out, error = last.communicate()
-        if last.returncode:
-            raise RuntimeError(error)
-        last_s, proof = time.monotonic() - began, json.loads(out)
+        proof = finished(command(bench, "--yes", "--json", "--by", "bench"))
+        last_s = time.monotonic() - began
         after = list(rows(bench))
     return Found(
         {"erasure": [_figures(before, after, found, proof, dry_s, killed_s, last_s)]},

@@ -11,7 +11,7 @@ from pyiceberg.catalog import Catalog, load_catalog
 from pyiceberg.exceptions import NoSuchTableError
 
 from benchmarks.bulk import LARGE, RATE
-from benchmarks.delivery import BULK_RUNS, CONNECTIONS, FOR_S, FOR_S_QUICK, RECORDS
+from benchmarks.delivery import BULK_RUNS, CONNECTIONS, FOR_S, FOR_S_QUICK, RECORDS, paced_load
 from benchmarks.load import Load
 from benchmarks.rounds import Figures, Found, Target, interleaved, quantile
 from benchmarks.sample import status
@@ -82,17 +82,7 @@ class Watch:
 def paced(bench: System, watch: Watch, file: str, rate: float, for_s: float) -> Figures:
     """Submissions of `RECORDS` records, so many records per second."""
     before = watch.rows
-    load = Load(
-        ports=[bench.port("api")],
-        path="/v1/ingest/status",
-        file=file,
-        records=RECORDS,
-        connections=CONNECTIONS,
-        for_s=for_s,
-        rate=rate / RECORDS,
-        receipts=True,
-    )
-    sent = offer(load)
+    sent = offer(paced_load(bench, file, rate, for_s))
     watch.until(before + sent.records)
     took = [watch.since[submission] - answered for submission, _, answered in sent.receipts]
     return {
