@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from bronze.servers.jetstream import COMMIT_TIMEOUT_S
 from tests.delivery.cluster import faults
 from tests.delivery.cluster.run import Figures, order, run
 from tests.delivery.cluster.system import Cluster
@@ -31,6 +32,8 @@ SHORT = (
     "power loss of all servers",
 )
 CLIENTS = 3
+#: Longer than the API waits for the queue: its deadline, and then a batch that no leader finishes.
+ANSWER_S = 1 + COMMIT_TIMEOUT_S + 20
 
 
 @pytest.mark.timeout(300 + 60 * FAULTS)
@@ -64,7 +67,7 @@ async def test_the_loss_of_the_majority_is_shown(tmp_path: Path) -> None:
     says so, and clients get a 503; when they are back, everything goes on by itself.
     """
     system, stop = Cluster(tmp_path), asyncio.Event()
-    async with system, Clients(system, random.Random(24), timeout_s=10) as clients, asyncio.TaskGroup() as group:
+    async with system, Clients(system, random.Random(24), timeout_s=ANSWER_S) as clients, asyncio.TaskGroup() as group:
         system.start("api", "serve")
         system.start("consumer-1", "consume")
         keep = group.create_task(system.keep())
