@@ -627,7 +627,7 @@ def open_tables(folder: Path) -> Tables:
 
 
 def erasing(tables: Tables) -> Callable[[Chosen, str], Task]:
-    return lambda of, name: TableErasure(tables, of.in_table, name, "bucket/bronze")
+    return lambda of, name: TableErasure(tables, SOURCES, of.in_table, name, "bucket/bronze")
 
 
 async def commit(parts: Parts, tables: Tables) -> None:

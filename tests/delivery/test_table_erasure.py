@@ -15,6 +15,7 @@ import pytest
 from pyiceberg.catalog import Catalog
 from pyiceberg.manifest import ManifestEntryStatus, ManifestFile
 from pyiceberg.table import TableProperties
+from pyiceberg.types import StringType
 
 from bronze.errors import Halted, Unavailable
 from bronze.maintenance.erasure import ERASURE_ID, ErasedRows, TableErasure
@@ -36,6 +37,7 @@ from tests.delivery.test_table import (
     set_retries,
     table,
 )
+from tests.delivery.test_table_columns import set_schema
 from tests.delivery.test_table_compaction import StepTables, compact, files, position, read_meanwhile
 from tests.delivery.test_table_expiry import expire, grow_old, referenced, roll_back, snapshot_ids, stored
 from tests.delivery.test_table_reprocessing import DAY, NEXT_DAY, contents, reprocess
@@ -47,6 +49,7 @@ catalog, lanes = tables_test.catalog, tables_test.lanes
 ROWS, OBJECTS = 4, 3
 ID = "erasure-1"
 RAW_DATA = "bucket/bronze"
+SOURCES = {SOURCE.name: SOURCE}
 
 
 class HookedTables(StepTables):
@@ -85,7 +88,7 @@ def of_vehicle(name: str) -> Condition:
 
 
 def erasure(tables: iceberg.Tables, condition: Condition | None = None) -> TableErasure:
-    return TableErasure(tables, condition or of_vehicle("v1"), ID, RAW_DATA)
+    return TableErasure(tables, SOURCES, condition or of_vehicle("v1"), ID, RAW_DATA)
 
 
 def erase(tables: iceberg.Tables, condition: Condition | None = None) -> ErasedRows:
@@ -233,7 +236,9 @@ async def test_what_older_snapshots_and_their_manifests_have_is_gone(
     await checked(lanes, catalog)
     before = snapshot_ids(catalog)
     assert first not in before  # it had expired
-    again = TableErasure(CutTables(catalog), of_vehicle("v1"), "erasure-2", RAW_DATA).run(SOURCE.name, lambda: None)
+    again = TableErasure(CutTables(catalog), SOURCES, of_vehicle("v1"), "erasure-2", RAW_DATA).run(
+        SOURCE.name, lambda: None
+    )
     assert (again.rows, again.files, again.snapshots) == (0, 0, 0)
     assert set(before) < set(snapshot_ids(catalog))
 
@@ -312,19 +317,41 @@ async def test_a_tag_or_a_branch_with_the_rows_is_in_the_way(
     assert table(catalog).scan(snapshot_id=table(catalog).refs()["harmless"].snapshot_id).to_arrow().num_rows == 1
 
 
+async def test_a_lost_column_halts_an_erasure(lanes: Lanes, catalog: Catalog, tmp_path: Path) -> None:
+    """New files would lack its values, and the files that have them would go."""
+    await fill(lanes, catalog)
+    number = table(catalog).metadata.current_schema_id
+    with table(catalog).update_schema(allow_incompatible_changes=True) as update:
+        update.delete_column("_payload")
+    changed, files_before = table(catalog).metadata, stored(tmp_path)
+    for do in (erase, lambda tables: erasure(tables).plan(SOURCE.name)):
+        with pytest.raises(Halted, match="lacks the column _payload, which it had"):
+            do(CutTables(catalog))
+    assert (table(catalog).metadata, stored(tmp_path)) == (changed, files_before)
+    set_schema(table(catalog), number)
+    erase_objects(lanes)
+    assert erase(CutTables(catalog)).rows == OBJECTS
+    assert table(catalog).scan().to_arrow()["_payload"].null_count == 0
+
+
 async def test_a_renamed_column_is_not_passed_over(lanes: Lanes, catalog: Catalog) -> None:
+    """Also if somebody added one of its old name by hand, which is null in older rows."""
     await fill(lanes, catalog)
     with table(catalog).update_schema() as update:
         update.rename_column("vehicle_id", "vehicle")
-    with pytest.raises(Halted, match="is called vehicle_id in older files"):
-        erase(CutTables(catalog), lambda _: pc.field("vehicle") == "v1")
+    with table(catalog).update_schema() as update:
+        update.add_column("vehicle_id", StringType())
+    with pytest.raises(Halted, match=r"the column vehicle of the table bronze\.vehicles is called vehicle_id in older"):
+        erase(CutTables(catalog))
 
 
 async def test_raw_data_is_left(lanes: Lanes, catalog: Catalog) -> None:
     await fill(lanes, catalog)
     location = table(catalog).location().removeprefix("file://")
     with pytest.raises(Halted, match="raw data"):
-        TableErasure(CutTables(catalog), of_vehicle("v1"), ID, f"{location}/data").run(SOURCE.name, lambda: None)
+        TableErasure(CutTables(catalog), SOURCES, of_vehicle("v1"), ID, f"{location}/data").run(
+            SOURCE.name, lambda: None
+        )
 
 
 async def test_a_table_whose_commits_are_repeated_is_refused(lanes: Lanes, catalog: Catalog) -> None:

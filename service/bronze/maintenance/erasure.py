@@ -21,13 +21,24 @@ A process that has read the rows before the barrier can still write a file with 
 refused, and the file stays until an expiry deletes it, three days later, or another erasure: `plan` finds it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from bronze.errors import Halted
 from bronze.maintenance.task import COMMITS_MAX, TooManyConflicts, figures
 from bronze.plurals import counted
-from bronze.servers.iceberg import Condition, Conflict, FileGroup, Matches, RewrittenGroup, RowSearch, Tables
+from bronze.records.columns import table_schema
+from bronze.records.sources import Source
+from bronze.servers.iceberg import (
+    Condition,
+    Conflict,
+    FileGroup,
+    Matches,
+    RewrittenGroup,
+    RowSearch,
+    Tables,
+    TableState,
+)
 
 #: In a snapshot's summary: the erasure that made it, and what all its runs have erased up to this snapshot, with the
 #: files and snapshots that are still to be deleted.
@@ -78,8 +89,11 @@ class TableErasure:
     prefix of the raw data, where nothing is deleted.
     """
 
-    def __init__(self, tables: Tables, condition: Condition, erasure_id: str, raw_data: str) -> None:
+    def __init__(
+        self, tables: Tables, sources: Mapping[str, Source], condition: Condition, erasure_id: str, raw_data: str
+    ) -> None:
         self._tables = tables
+        self._sources = sources
         self._condition = condition
         self._erasure_id = erasure_id
         self._raw_data = raw_data
@@ -94,7 +108,7 @@ class TableErasure:
         search = RowSearch(self._condition)
         for _ in range(COMMITS_MAX):
             try:
-                found = self._tables.search(self._tables.read(source), search)
+                found = self._tables.search(self._read(source), search)
             except Conflict:
                 continue
             orphans = self._tables.unreferenced_matches(source, self._raw_data, search)
@@ -106,8 +120,9 @@ class TableErasure:
         """Erase the rows from a table. `on_file` is called for each file that was written or deleted. It can be run
         again after each of its ends; the result is then of all runs, unless the barriers of the earlier ones expired.
 
-        Raises `Halted` before anything is changed if a tag or a branch names a snapshot with such rows, or if other
-        programs have made files that cannot be replaced. Raises `TooManyConflicts` and `Unavailable`.
+        Raises `Halted` before anything is changed if a tag or a branch names a snapshot with such rows, if other
+        programs have made files that cannot be replaced, or if the table has lost a column. Raises `TooManyConflicts`
+        and `Unavailable`.
         """
         if not self._tables.exists(source):
             return ErasedRows(source)  # what `bronze table` commits to it later, it reads later
@@ -116,7 +131,7 @@ class TableErasure:
         earlier = self._earlier(source)
         done, files, barrier = ErasedRows(source), set[str](), None
         for _ in range(COMMITS_MAX):
-            state = self._tables.read(source)
+            state = self._read(source)
             try:
                 found = self._tables.search(state, search)
                 files.update(found.files)
@@ -146,6 +161,13 @@ class TableErasure:
         deleted_bytes = sum(file.bytes for file in orphans)
         done = replace(done, files=len(files), deleted_files=len(orphans), deleted_bytes=deleted_bytes)
         return _total(earlier, done)
+
+    def _read(self, source: str) -> TableState:
+        """Raises `Halted` if the table has lost a column: new files would lack its values, and the old ones go."""
+        state = self._tables.read(source)
+        if declared := self._sources.get(source):
+            self._tables.check_columns(state, table_schema(declared))
+        return state
 
     def _earlier(self, source: str) -> ErasedRows:
         """What earlier runs of this erasure have erased, or have found and made unreachable."""

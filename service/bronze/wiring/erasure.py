@@ -2,7 +2,7 @@
 
 import argparse
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from bronze.admin import erase_command
 from bronze.admin.confirmation import Confirmation
@@ -15,6 +15,7 @@ from bronze.maintenance.task import Task
 from bronze.objects.selection import Chosen
 from bronze.records import sources
 from bronze.records.columns import object_schema
+from bronze.records.sources import Source
 from bronze.servers.catalog import NatsCatalog
 from bronze.servers.catalog_feed import Feed
 from bronze.servers.iceberg import has_catalog, open_tables
@@ -66,7 +67,7 @@ async def run_erase(
             sources=declared,
             find_catalog=lambda: NatsCatalog.find(jetstream, settings),
             rebuild=rebuild,
-            tables=await asyncio.to_thread(_tables, settings) if has_catalog(settings) else None,
+            tables=await asyncio.to_thread(_tables, settings, declared) if has_catalog(settings) else None,
         )
         targets = [queue_target(jetstream), bucket_target(bucket, settings.prefix)]
         if stores.tables:
@@ -74,10 +75,10 @@ async def run_erase(
         return await erase_command.run(args, stores, selection, chosen, Confirmation(targets, args.yes))
 
 
-def _tables(settings: Settings) -> Callable[[Chosen, str], Task]:
+def _tables(settings: Settings, declared: Mapping[str, Source]) -> Callable[[Chosen, str], Task]:
     tables = open_tables(settings)
 
     def erasure(chosen: Chosen, erasure_id: str) -> Task:
-        return TableErasure(tables, chosen.in_table, erasure_id, f"{settings.bucket}/{settings.prefix}")
+        return TableErasure(tables, declared, chosen.in_table, erasure_id, f"{settings.bucket}/{settings.prefix}")
 
     return erasure
