@@ -53,6 +53,7 @@ from tests.contract.test_lanes import Parts, parts
 from tests.contract.test_objects_command import acknowledge, damage, delete
 from tests.contract.test_objects_command import run as run_objects
 from tests.contract.test_rebuild import all_stored, catalog_contents, rebuild, reopened
+from tests.contract.test_retention import forget, retain
 
 __all__ = ["parts"]
 
@@ -363,6 +364,50 @@ async def test_a_command_that_asks_continues_an_interrupted_rebuild(
     assert await run(stores(parts, lanes)) == 0
     assert "was interrupted while the catalog was rebuilt" in capsys.readouterr().err
     assert await names(await reopened(parts)) == []
+
+
+async def test_retention_deletes_what_was_erased_and_an_erasure_passes_over_what_has_expired(
+    parts: Parts, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Objects that have no row any more expire as others do. After both there is nothing to report."""
+    lanes = await parts.open(1)
+    async with parts.consuming(lanes):
+        sent = [of(PERSON, "p1"), of("other", "o1"), of(PERSON, "p2"), of("other", "o2")]
+        for each in sent:
+            await submit(parts, lanes, each)
+    ids = [each.id for each in sent]
+    assert await run(stores(parts, lanes), "--json") == 0
+    first = msgspec.json.decode(capsys.readouterr().out, type=Proof)
+    assert first.rows_erased == 2
+    parts = await reopened(parts)
+    entries, _ = await catalog_contents(parts, [])
+    await forget(parts, ids[:1])
+    assert await retain(parts) == 0
+    assert "1 object deleted." in capsys.readouterr().out
+    assert await names(parts) == ["o1", "o2"]
+    await forget(parts, ids[1:3])
+    assert await retain(parts) == 0
+    assert await names(parts) == ["o2"]
+    assert (await catalog_contents(parts, []))[0] == entries
+    assert await faults(parts) == []
+    async with parts.consuming(lanes):
+        await submit(parts, lanes, of(PERSON, "p3"))
+    capsys.readouterr()
+    other = Selection(source="vehicles", where=f"classification_id = '{PERSON}'")
+    assert await run(stores(parts, lanes), "--json", selection=other) == 0
+    second = msgspec.json.decode(capsys.readouterr().out, type=Proof)
+    assert second.rows_erased == 1
+    parts = await reopened(parts)
+    assert await names(parts) == ["o2"]
+    assert await faults(parts) == []
+    for proof, selection in ((first, BY_CLASSIFICATION), (second, other)):
+        await run(stores(parts, lanes), "verify", proof.erasure.erasure_id, "--json", selection=selection)
+        left = json.loads(capsys.readouterr().out)["left"]
+        assert not any(left[store] for store in left.keys() - {"lanes of the queue"}), left
+    async with parts.consuming(lanes):
+        await submit(parts, lanes, of("other", "o3"))
+    assert await names(parts) == ["o2", "o3"]
+    assert await faults(parts) == []
 
 
 async def nothing_waits(parts: Parts, lane: Lane) -> bool:
