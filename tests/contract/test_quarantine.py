@@ -35,6 +35,7 @@ from bronze.settings import Settings
 from bronze.telemetry.signals import Role
 from bronze.wiring.commands import run_quarantine
 from bronze.wiring.consumer import limits
+from local.machine import limit_s
 from local.servers import S3Account
 from tests.contract.making import SOURCES, Heard, app_on, until
 from tests.contract.test_what_commands_act_on import terminal
@@ -87,7 +88,7 @@ class Served:
             yield
         finally:
             stop.set()
-            await asyncio.wait_for(task, 10)
+            await asyncio.wait_for(task, limit_s(10))
 
     async def done(self, accepted: httpx.Response) -> dict[str, Any]:
         """The final status of a submission, after all of it is stored or in quarantine."""
