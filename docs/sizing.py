@@ -11,7 +11,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import pairwise
 from pathlib import Path
 
@@ -185,6 +185,12 @@ class Limit:
         return self.needed / self.most
 
 
+@cache
+def _settings() -> Settings:
+    """Those of the environment. To read them takes 6 ms, and a page asks a thousand times."""
+    return Settings()
+
+
 @dataclass(frozen=True)
 class Plan:
     """What a load needs, by measured costs."""
@@ -208,7 +214,7 @@ class Plan:
 
     def _records_per_object(self, lanes: float) -> float:
         """An object is full, or old enough; it has the submission that begins it."""
-        load, settings = self.load, Settings()
+        load, settings = self.load, _settings()
         lane_rate = load.records_per_s / load.sources / lanes
         return min(
             load.records_per_submission + lane_rate * load.flush_age_s,
@@ -400,7 +406,7 @@ class Plan:
     @property
     def limits(self) -> Sequence[Limit]:
         """What may break, the first one first."""
-        settings, lanes = Settings(), self.lanes * self.load.sources
+        settings, lanes = _settings(), self.lanes * self.load.sources
         found = [
             Limit(
                 "memory of a queue server",
