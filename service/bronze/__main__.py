@@ -315,6 +315,7 @@ def run_role(args: argparse.Namespace, chosen: Settings) -> int:
 
         return uvloop.run(run_canary(chosen))
     if args.role == "table":
+        process.return_large_buffers()  # before Arrow is imported
         from bronze.wiring.table import run_table
 
         return uvloop.run(run_table(chosen))

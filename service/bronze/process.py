@@ -131,6 +131,19 @@ def return_arrow_memory() -> None:
     pa.set_memory_pool(pa.system_memory_pool())
 
 
+def return_large_buffers() -> None:
+    """Make Arrow use the allocator of the system for all that it does, and glibc return each freed buffer of 1 MiB or
+    more at once. Call it before Arrow is imported.
+
+    Arrow fills a buffer of 10 MB for each file that it uploads, from its own allocator, whichever pool Python sets.
+    That one keeps it for the thread that had it, and `release_unused` in another thread does not reach it. glibc by
+    default raises the limit from which it returns a buffer, and the next one does not fit where the last one was.
+    """
+    os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
+    if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
+        mallopt(M_MMAP_THRESHOLD, 2**20)
+
+
 def return_freed_memory() -> None:
     """Return to the system what malloc keeps of freed memory, in all of its arenas."""
     if malloc_trim := getattr(ctypes.CDLL(None), "malloc_trim", None):

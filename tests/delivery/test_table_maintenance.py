@@ -1,12 +1,14 @@
 """`bronze table` maintains its tables beside its commits, and what fails there stops nothing."""
 
 import asyncio
+import ctypes
 import datetime as dt
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 from pyiceberg.catalog import Catalog
 
@@ -94,6 +96,40 @@ async def test_a_failure_stops_neither_the_other_tables_nor_the_next_run() -> No
     assert running.cancelled()
     assert task.runs[:6] == ["one"] * 2 + ["other"] * 2 + ["one"] * 2
     assert runs[:4] == [("one", Fault.INTERNAL), ("other", Outage.CONFLICT), ("one", None), ("other", None)]
+
+
+async def test_a_run_returns_the_memory_that_it_freed() -> None:
+    """By itself, malloc keeps what its thread freed below a block that is still used."""
+    libc, task, resident = ctypes.CDLL(None), FailingTask(), list[int]()
+    libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = (
+        ctypes.c_void_p,
+        [ctypes.c_size_t],
+        [ctypes.c_void_p],
+    )
+
+    def run(source: str, _: Callable[[], None]) -> Done:
+        blocks = [libc.malloc(60_000) for _ in range(1000)]
+        for block in blocks:
+            ctypes.memset(block, 1, 60_000)
+        resident.append(psutil.Process().memory_info().rss)
+        for block in blocks[:-1]:
+            libc.free(block)
+        return Expired(source)
+
+    setattr(task, "run", run)  # noqa: B010
+    ran = asyncio.Event()
+
+    def on_run(*_: object) -> None:
+        resident.append(psutil.Process().memory_info().rss)
+        ran.set()
+
+    running = asyncio.create_task(Maintenance(["one"], lambda _: [task], 60, on_run).run())
+    async with asyncio.timeout(limit_s(60)):
+        await ran.wait()
+    running.cancel()
+    await asyncio.wait({running})
+    peak, after = resident
+    assert peak - after > 50_000_000
 
 
 async def test_an_end_comes_after_the_next_file() -> None:

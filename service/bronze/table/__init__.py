@@ -9,6 +9,6 @@ object_rows      the rows of an object, with the columns of the table
 maintenance      the maintenance of the tables, beside the commits
 table_telemetry  the span and the measurements of a commit
 
-A role. Imports: errors, maintenance, objects, protocol, records, servers, telemetry.
+A role. Imports: errors, maintenance, objects, process, protocol, records, servers, telemetry.
 Libraries: msgspec, opentelemetry, pyarrow.
 """

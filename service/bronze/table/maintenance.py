@@ -6,6 +6,7 @@ import logging
 import threading
 from collections.abc import Callable, Collection, Sequence
 
+from bronze import process
 from bronze.errors import BronzeError, ErrorCode, Outage
 from bronze.maintenance.task import Task, TooManyConflicts
 from bronze.telemetry.signals import error_type
@@ -49,6 +50,8 @@ class Maintenance:
                 for source in self._sources:
                     tasks = self._tasks(dt.datetime.now(dt.UTC))
                     errors = [await self._run(task, source, on_file) for task in tasks]
+                    # a compaction has some 200 MB at its peak, of which malloc keeps a part
+                    await asyncio.to_thread(process.return_freed_memory)
                     self._on_run(source, next(filter(None, errors), None))
                 await asyncio.sleep(self._interval_s)
         finally:
