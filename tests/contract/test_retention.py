@@ -158,6 +158,9 @@ async def test_old_entries_are_folded_and_readers_are_told(parts: Parts) -> None
                 assert (removal.reason, removal.first, removal.last) == (RemovalReason.EXPIRED, 1, before[2].last)
                 assert not (await reader.events(page.cursor, None, 10, lambda page: page)).events
             assert await reader.by_path(paths[1], lambda item: item.sequence) == []
+            for table in ("entries", "documents"):
+                kept = await reader._run(reader._sequences, f"SELECT sequence FROM {table}")
+                assert len(kept) == 2, table
             assert [event.removed for event in await reader.newest(None, 10)] == [False, True]
     finally:
         await index.close()

@@ -112,7 +112,7 @@ def explained(db: sqlite3.Connection, query: str) -> list[str]:
 async def test_the_plan_of_a_scan_shows_it() -> None:
     """So that the test above can fail."""
     async with index_of(Pages()) as index:
-        (step,) = await index._run(explained, index._db, "SELECT * FROM entries WHERE time = ''")
+        (step,) = await index._run(explained, index._db, "SELECT * FROM entries WHERE event = ''")
     assert step == "SCAN entries"
 
 
@@ -293,13 +293,15 @@ async def test_a_replaced_catalog_begins_a_new_file(tmp_path: Path) -> None:
 
 async def test_pages_that_are_committed_together_are_found_before(tmp_path: Path) -> None:
     """What is not committed is lost if the process is killed, and read again: the position is lost with it."""
-    entries = [entry(number) for number in range(1, 200)]
+    entries = [entry(number, "vehicles", {"submission_id": f"s{number}"}) for number in range(1, 200)]
     pages = cast(Feed, Pages(entries, size=3))
     index = await CatalogIndex(tmp_path).open()
     for _ in range(catalog_index.PAGES_PER_COMMIT + 2):
         assert not await index.catch_up(pages)
     assert index._db.in_transaction
     assert await index.by_path("vehicles-54", lambda item: item.entry) == [entries[53]]
+    assert await index.by_id(IdKind.SUBMISSION, "s54", 9, lambda item: item.entry) == [entries[53]]
+    assert index._db.in_transaction
     killed = tmp_path / "killed"
     killed.mkdir()
     for name in ("view.sqlite", "view.sqlite-wal"):
@@ -309,18 +311,23 @@ async def test_pages_that_are_committed_together_are_found_before(tmp_path: Path
     for one in (index, after):
         await read_all(one, pages)
         assert len((await one.events(FeedCursor(), None, 500, lambda page: page)).events) == len(entries)
+        for number in (1, 54, 199):
+            found = await one.by_id(IdKind.SUBMISSION, f"s{number}", 9, lambda item: item.sequence)
+            assert found == [number]
         await one.close()
 
 
 async def test_a_page_that_cannot_be_stored_takes_back_what_was_not_committed(tmp_path: Path) -> None:
     """The position is that of what is left, so nothing is skipped."""
-    entries = [entry(number) for number in range(1, 20)]
+    entries = [entry(number, "vehicles", {"submission_id": f"s{number}"}) for number in range(1, 20)]
     index = await CatalogIndex(tmp_path).open()
     await index.catch_up(cast(Feed, Pages(entries)))
     broken = [*entries[:7], *(msgspec.structs.replace(item, file_path=cast(Any, None)) for item in entries[7:])]
     with pytest.raises(sqlite3.IntegrityError):
         await index.catch_up(cast(Feed, Pages(broken)))
     assert index.position == FeedPosition()
+    assert await index.by_id(IdKind.SUBMISSION, "s1", 9, lambda item: item.sequence) == []
     await read_all(index, Pages(entries))
+    assert await index.by_id(IdKind.SUBMISSION, "s1", 9, lambda item: item.sequence) == [1]
     assert len((await index.events(FeedCursor(), None, 500, lambda page: page)).events) == len(entries)
     await index.close()

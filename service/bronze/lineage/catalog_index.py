@@ -10,8 +10,9 @@ import hashlib
 import heapq
 import logging
 import sqlite3
+import struct
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -60,7 +61,7 @@ ZSTD_LEVEL = 1
 #: After all messages of a lane.
 NO_MESSAGE = 2**63 - 1
 #: The version of the tables below. A file with another version is replaced.
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 SCHEMA = """
 CREATE TABLE place (
     stream TEXT NOT NULL,
@@ -78,11 +79,10 @@ CREATE TABLE lanes (
     expired_records INTEGER NOT NULL DEFAULT 0,
     UNIQUE (source, number, epoch)
 );
-CREATE TABLE entries (
+CREATE TABLE entries (  -- what events and look-ups of many objects read: small, so that few pages have many of them
     sequence INTEGER PRIMARY KEY,
     file_path TEXT NOT NULL,
     source TEXT NOT NULL,
-    time TEXT NOT NULL,
     lane INTEGER NOT NULL,
     last INTEGER NOT NULL,
     bytes_total INTEGER,  -- of the lane, with this object
@@ -90,20 +90,25 @@ CREATE TABLE entries (
     quarantined INTEGER NOT NULL,  -- 1: it lists messages in quarantine
     received_us INTEGER NOT NULL,  -- the last of its submissions; if that is not known, when the entry was stored
     received_us_max INTEGER NOT NULL,  -- of the lane, with this object
-    event BLOB NOT NULL,
-    entry BLOB NOT NULL  -- compressed; the last column, since SQLite reads what is before a column
+    event BLOB NOT NULL
+);
+CREATE TABLE documents (  -- the entries themselves
+    sequence INTEGER PRIMARY KEY,
+    source TEXT NOT NULL,
+    time TEXT NOT NULL,
+    entry BLOB NOT NULL  -- compressed
 );
 CREATE INDEX by_lane ON entries (lane, last, received_us);
 CREATE INDEX by_received ON entries (lane, received_us_max, last);
 CREATE INDEX by_quarantine ON entries (lane, last) WHERE quarantined;
 CREATE INDEX by_path ON entries (file_path);
 CREATE TABLE removals (
-    sequence INTEGER PRIMARY KEY,
     source TEXT NOT NULL,
+    sequence INTEGER NOT NULL,
     file_path TEXT,
-    event BLOB NOT NULL
-);
-CREATE INDEX removals_by_source ON removals (source, sequence);
+    event BLOB NOT NULL,
+    PRIMARY KEY (source, sequence)
+) WITHOUT ROWID;
 CREATE INDEX removals_by_path ON removals (file_path);
 CREATE TABLE removed_ranges (  -- the newest of each lane
     source TEXT NOT NULL,
@@ -159,6 +164,10 @@ class IdKind(IntEnum):
     CLASSIFICATION_IN_COLUMN = 4  # a classification_id of some rows; the object's column shows of which
 
 
+#: What the hash of an id of each kind begins with: a copy takes half as long as a new one.
+_BEGIN = {kind: hashlib.blake2b(digest_size=8, salt=bytes([kind])) for kind in IdKind}
+
+
 @dataclass(frozen=True, slots=True)
 class SourceTotals:
     """What a source has in the bucket: its records and bytes, None if the catalog does not say; and its newest
@@ -179,9 +188,6 @@ class EventPage:
     cursor: FeedCursor
     more: bool
 
-    def with_event(self, event: FeedEvent, cursor: FeedCursor) -> Self:
-        return replace(self, events=[*self.events, event], cursors=[*self.cursors, cursor], cursor=cursor)
-
 
 class CatalogIndex:
     """The catalog by id. A single thread uses the database, so no lock is needed."""
@@ -200,6 +206,9 @@ class CatalogIndex:
         self._removals: RemovalsPage | None = None
         self._removals_read_s = -POLL_REMOVALS_S
         self._uncommitted_pages = 0
+        #: hashes of the ids of uncommitted pages, and the entries' sequences. They are stored at the commit or before a
+        #: look-up, in order, so that many of them change the same part of the file.
+        self._uncommitted_ids: list[tuple[int, int]] = []
         self._ids_stored = 0
         self.position = FeedPosition()
         self.removals_position = FeedPosition()
@@ -293,28 +302,45 @@ class CatalogIndex:
             self._store_position(page.position, self.removals_position.sequence)
             self._uncommitted_pages += 1
             if not page.remaining or self._uncommitted_pages == PAGES_PER_COMMIT:
-                self._db.execute("COMMIT")
+                self._commit()
         except BaseException:
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")
+            self._uncommitted_ids = []
             self._read_position()
             raise
 
+    def _commit(self) -> None:
+        self._store_ids()
+        self._db.execute("COMMIT")
+
+    def _store_ids(self) -> None:
+        """Store the ids that were put off. If it fails, they are kept for the next time."""
+        if not self._uncommitted_ids:
+            return
+        generation = self._ids_stored // IDS_PER_GENERATION
+        first, last = self._uncommitted_ids[0][1], self._uncommitted_ids[-1][1]
+        hashes = sorted(self._uncommitted_ids, key=lambda item: item[0] >> 34)  # small numbers are compared faster
+        self._db.executemany(f"INSERT OR IGNORE INTO ids VALUES ({generation}, ?, ?)", hashes)  # noqa: S608  a number
+        self._db.execute(
+            "INSERT INTO id_generations VALUES (?, ?, ?) ON CONFLICT (generation) DO UPDATE SET last = excluded.last",
+            (generation, first, last),
+        )
+        self._ids_stored += len(hashes)
+        self._db.execute("UPDATE place SET ids = ?", (self._ids_stored,))
+        self._uncommitted_ids = []
+
     def _store_entries(self, entries: Sequence[FeedEntry]) -> None:
         for item in entries:
+            self._db.execute("INSERT OR REPLACE INTO entries VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", self._row(item))
+            document = zstandard.compress(msgspec.json.encode(item.entry), ZSTD_LEVEL)
             self._db.execute(
-                "INSERT OR REPLACE INTO entries VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", self._row(item)
+                "INSERT OR REPLACE INTO documents VALUES (?, ?, ?, ?)",
+                (item.sequence, item.entry.source, item.time, document),
             )
-        generation = self._ids_stored // IDS_PER_GENERATION
-        ids = sorted((generation, _hash(*key), item.sequence) for item in entries for key in _ids(item.entry))
-        self._db.executemany("INSERT OR IGNORE INTO ids VALUES (?, ?, ?)", ids)
-        self._ids_stored += len(ids)
-        if entries:
-            self._db.execute(
-                "INSERT INTO id_generations VALUES (?, ?, ?) "
-                "ON CONFLICT (generation) DO UPDATE SET last = excluded.last",
-                (generation, entries[0].sequence, entries[-1].sequence),
-            )
+            self._uncommitted_ids += [
+                (hashed, item.sequence) for kind, texts in _ids(item.entry) for hashed in _hashes(kind, texts)
+            ]
         searched: dict[str, list[FeedEntry]] = {}
         for item in entries:
             if _has_several_classifications(item.entry) and not _lists_classifications(item.entry):
@@ -378,7 +404,6 @@ class CatalogIndex:
             item.sequence,
             entry.file_path,
             entry.source,
-            item.time,
             lane_id,
             entry.last,
             total,
@@ -387,7 +412,6 @@ class CatalogIndex:
             received_us,
             max(received_us, received_us_before),
             msgspec.json.encode(event),
-            zstandard.compress(msgspec.json.encode(entry), ZSTD_LEVEL),
         )
 
     def _store_removals(self, page: RemovalsPage) -> None:
@@ -398,7 +422,7 @@ class CatalogIndex:
             self._db.executemany(
                 "INSERT OR REPLACE INTO removals VALUES (?, ?, ?, ?)",
                 (
-                    (sequence, removal.source, removal.file_path, msgspec.json.encode(RemovalEvent.of(removal)))
+                    (removal.source, sequence, removal.file_path, msgspec.json.encode(RemovalEvent.of(removal)))
                     for sequence, removal in page.removals
                 ),
             )
@@ -417,11 +441,13 @@ class CatalogIndex:
         )
         if not removal.folded:
             return
-        self._db.execute(
-            "DELETE FROM entries WHERE lane = (SELECT id FROM lanes WHERE source = ? AND number = ? AND epoch = ?) "
-            "AND last <= ?",
-            (*lane, removal.folded),
+        folded = (
+            "FROM entries WHERE lane = (SELECT id FROM lanes WHERE source = ? AND number = ? AND epoch = ?) "
+            "AND last <= ?"
         )
+        values = (*lane, removal.folded)
+        self._db.execute(f"DELETE FROM documents WHERE sequence IN (SELECT sequence {folded})", values)  # noqa: S608  the text above
+        self._db.execute(f"DELETE {folded}", values)
         # ids of an entry are found by the entry only: a generation goes when the last of its entries has gone
         self._db.execute(
             "DELETE FROM ids WHERE generation IN (SELECT generation FROM id_generations known "
@@ -525,9 +551,9 @@ class CatalogIndex:
         events: list[FeedEvent] = []
         cursors: list[FeedCursor] = []
         for _, event, removed in found[:limit]:
-            written = msgspec.json.decode(event, type=ObjectEvent)
+            written = _object_event(event, removed)
             cursor = cursor.after_object(written.of_lane, written.last)
-            events.append(replace(written, removed=True) if removed else written)
+            events.append(written)
             cursors.append(cursor)
         return EventPage(events, cursors, cursor, more=len(found) > limit)
 
@@ -555,25 +581,30 @@ class CatalogIndex:
         return [sequence for (sequence,) in self._db.execute(query, values)]
 
     def _new_removals(self, page: EventPage, sources: Sources, limit: int) -> EventPage:
-        stream = self.position.stream
+        stream, cursor, more = self.position.stream, page.cursor, False
+        events, cursors = [*page.events], [*page.cursors]
         read: dict[str, int] = {}
         for source in sorted(self._sources_with_removals() if sources is None else sources):
             rows = self._db.execute(
                 "SELECT sequence, event FROM removals WHERE source = ? AND sequence > ? ORDER BY sequence LIMIT ?",
-                (source, page.cursor.removals_read(stream, source), REMOVALS_MAX),
+                (source, cursor.removals_read(stream, source), REMOVALS_MAX),
             ).fetchall()
             for sequence, event in rows:
                 removal = msgspec.json.decode(event, type=RemovalEvent)
-                if not page.cursor.removed.get(removal.of_lane, NO_RANGES).cover(removal.first, removal.last):
-                    if len(page.events) == limit:
+                if not cursor.removed.get(removal.of_lane, NO_RANGES).cover(removal.first, removal.last):
+                    if len(events) == limit:
                         break
-                    cursor = page.cursor.after_removal(removal.of_lane, removal.first, removal.last)
-                    page = page.with_event(removal, cursor.with_removals_read(stream, {**read, source: sequence}))
+                    cursor = cursor.after_removal(removal.of_lane, removal.first, removal.last)
+                    cursor = cursor.with_removals_read(stream, {**read, source: sequence})
+                    events.append(removal)
+                    cursors.append(cursor)
                 read[source] = sequence
             if (rows and read.get(source) != rows[-1][0]) or len(rows) == REMOVALS_MAX:
-                page = replace(page, more=True)
+                more = True
                 break
-        return replace(page, cursor=page.cursor.with_removals_read(stream, read)) if read else page
+        if read:
+            cursor = cursor.with_removals_read(stream, read)
+        return EventPage(events, cursors, cursor, more)
 
     def _sources_with_removals(self) -> set[str]:
         """All but the canary's."""
@@ -631,10 +662,7 @@ class CatalogIndex:
                 f"FROM entries WHERE lane = ? {only} ORDER BY last DESC LIMIT ?",
                 (lane_id, limit),
             )
-            found += (
-                (sequence, replace(msgspec.json.decode(event, type=ObjectEvent), removed=bool(removed)))
-                for sequence, event, removed in entries
-            )
+            found += ((sequence, _object_event(event, removed)) for sequence, event, removed in entries)
         # a rebuilt catalog may have the lanes' entries in another order
         found.sort(key=lambda item: (item[1].written_at or "", item[0]), reverse=True)
         return found[:limit]
@@ -642,7 +670,7 @@ class CatalogIndex:
     def _newest_quarantined(self, sources: Sources, limit: int) -> list[str]:
         keys: list[str] = []
         for sequence, _ in self._newest(sources, limit, quarantined=True):
-            (entry,) = self._db.execute("SELECT entry FROM entries WHERE sequence = ?", (sequence,)).fetchone()
+            (entry,) = self._db.execute("SELECT entry FROM documents WHERE sequence = ?", (sequence,)).fetchone()
             keys += reversed(_decoded(entry).quarantined)
         return keys[:limit]
 
@@ -678,11 +706,12 @@ class CatalogIndex:
         self, hashed: int, text: bytes, limit: int, select: Callable[[FeedEntry], T], sources: Sources
     ) -> list[T]:
         """The results of `select` for the first entries with the hash of a text that contain it."""
+        self._store_ids()
         found: list[T] = []
         left = limit
         for generation in range(self._generations):
             rows = self._db.execute(
-                "SELECT sequence, time, entry FROM ids JOIN entries USING (sequence) WHERE generation = ?1 "
+                "SELECT sequence, time, entry FROM ids JOIN documents USING (sequence) WHERE generation = ?1 "
                 "AND hash = ?2 AND (?3 IS NULL OR source IN (SELECT value FROM json_each(?3))) "
                 "ORDER BY sequence LIMIT ?4",
                 (generation, hashed, _encoded(sources), left),
@@ -704,8 +733,8 @@ class CatalogIndex:
 
     def _by_path(self, file_path: str, select: Callable[[FeedEntry], T], sources: Sources) -> list[T]:
         rows = self._db.execute(
-            "SELECT sequence, time, entry FROM entries WHERE file_path = ?1 "
-            "AND (?2 IS NULL OR source IN (SELECT value FROM json_each(?2))) ORDER BY sequence LIMIT 1",
+            "SELECT sequence, time, entry FROM entries JOIN documents USING (sequence) WHERE file_path = ?1 "
+            "AND (?2 IS NULL OR entries.source IN (SELECT value FROM json_each(?2))) ORDER BY sequence LIMIT 1",
             (file_path, _encoded(sources)),
         )
         return _selected(rows, select)
@@ -750,6 +779,7 @@ class CatalogIndex:
 
     def _listed(self, hashed: int, limit: int, sources: Sources) -> list[int]:
         """The newest entries that list a classification of their column."""
+        self._store_ids()
         found: list[int] = []
         for generation in reversed(range(self._generations)):
             found += self._sequences(
@@ -782,12 +812,13 @@ class CatalogIndex:
 
     def _close(self) -> None:
         if self._db.in_transaction:
-            self._db.execute("COMMIT")
+            self._commit()
         self._db.close()
 
     def _replace(self) -> None:
         """Begin with an empty database. To delete the rows would take as long as to read all of them."""
         self._complete = False
+        self._uncommitted_ids = []
         self._db.close()
         if self._path:
             Path(self._path).unlink(missing_ok=True)
@@ -817,6 +848,11 @@ def _sum(one: SourceTotals, other: SourceTotals) -> SourceTotals:
 
     newest = max(one.newest, other.newest, key=lambda event: event.written_at or "")
     return SourceTotals(added(one.records, other.records), added(one.bytes, other.bytes), newest)
+
+
+def _object_event(encoded: bytes, removed: object) -> ObjectEvent:
+    event = msgspec.json.decode(encoded, type=ObjectEvent)
+    return replace(event, removed=True) if removed else event
 
 
 def _numbers(encoded: str) -> tuple[int, ...]:
@@ -859,22 +895,26 @@ def _lists_classifications(entry: CatalogEntry) -> bool:
 
 
 def _hash(text: str, kind: IdKind) -> int:
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8, salt=bytes([kind])).digest(), signed=True)
+    (found,) = _hashes(kind, [text])
+    return found
 
 
-def _ids(entry: CatalogEntry) -> Iterable[tuple[str, IdKind]]:
-    """The ids by which an object is found."""
-    yield from _traces(trace_id_of(entry.traceparent))
-    for submission in entry.submissions:
-        yield submission.submission_id, IdKind.SUBMISSION
-        yield from _traces(submission.trace_id)
-        if submission.classification_id is not None:
-            yield submission.classification_id, IdKind.CLASSIFICATION
+def _hashes(kind: IdKind, texts: Collection[str]) -> Sequence[int]:
+    begin, digests = _BEGIN[kind], []
+    for text in texts:
+        hashed = begin.copy()
+        hashed.update(text.encode())
+        digests.append(hashed.digest())
+    return struct.unpack(f">{len(texts)}q", b"".join(digests))
+
+
+def _ids(entry: CatalogEntry) -> Iterable[tuple[IdKind, Collection[str]]]:
+    """The ids by which an object is found, each once."""
+    submissions = entry.submissions
+    yield IdKind.SUBMISSION, {submission.submission_id for submission in submissions}
+    traces = {trace_id_of(entry.traceparent), *(submission.trace_id for submission in submissions)}
+    yield IdKind.TRACE, {trace_id for trace_id in traces if trace_id.strip("0")}  # all zeros: no trace
+    classifications = (submission.classification_id for submission in submissions)
+    yield IdKind.CLASSIFICATION, {found for found in classifications if found is not None}
     if _has_several_classifications(entry) and _lists_classifications(entry):
-        for classification_id in entry.classifications:
-            yield classification_id, IdKind.CLASSIFICATION_IN_COLUMN
-
-
-def _traces(trace_id: str) -> Iterable[tuple[str, IdKind]]:
-    if trace_id.strip("0"):  # all zeros: no trace
-        yield trace_id, IdKind.TRACE
+        yield IdKind.CLASSIFICATION_IN_COLUMN, set(entry.classifications)
