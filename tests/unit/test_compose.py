@@ -337,6 +337,22 @@ def test_the_exporter_of_the_queue_reads_every_server() -> None:
     assert three == [*single[:-1], *(f"http://{host}:8222" for host in hosts)]
 
 
+def test_the_script_of_an_upgrade_replaces_every_program() -> None:
+    """Servers before the roles that have accounts there, consumers before the API, and no container stays as it is.
+
+    `--no-deps` would leave out `init` and `tables`, and Compose 2.26 then recreates everything at the next `up`.
+    """
+    (script,) = re.findall(r"^set -e\n.*?(?=^```)", (TOP / "docs/operations.md").read_text(), re.MULTILINE | re.DOTALL)
+    programs = re.findall(r"^for program in (.*); do$", script, re.MULTILINE)[0].split()
+    by_default = {name for name, service in SERVICES.items() if "profiles" not in service}
+    assert set(programs) == by_default - ONCE - {"nats-exporter"}
+    order = ("nats", "seaweedfs", "consumer", "table", "api", "canary")
+    assert tuple(program for program in programs if program in order) == order
+    assert "--force-recreate" in script
+    assert "--no-deps" not in script
+    assert script.index("make secrets") < script.index("docker compose build")
+
+
 def test_profiles_are_named() -> None:
     """What does not start by itself is told where one looks for it."""
     example = (TOP / ".env.example").read_text()
