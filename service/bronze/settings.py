@@ -338,7 +338,7 @@ class Settings(BaseSettings):
         "bronze", description="Namespace of the tables in that catalog."
     )
     table_interval_s: PositiveFloat = Field(
-        5, description="Shortest time between two commits to a table, in seconds. Each commit is a snapshot."
+        4, description="Shortest time between two commits to a table, in seconds. Each commit is a snapshot."
     )
     table_commit_bytes_max: PositiveInt = Field(
         256 * MIB,
