@@ -6,9 +6,11 @@ from contextlib import ExitStack, suppress
 from signal import SIGCONT, SIGKILL, SIGSTOP
 
 import pytest
+from nats.errors import NoRespondersError
 
 from bronze.admin.command_error import CommandError
 from bronze.errors import Misconfigured, Unavailable
+from bronze.servers import jetstream as jetstream_module
 from bronze.servers.jetstream import JetStream
 from bronze.servers.key_value import KeyValueStore
 from bronze.servers.lane_lock import NatsLock
@@ -160,6 +162,40 @@ async def test_a_queue_that_changes_is_not_copied(
         with pytest.raises(Misconfigured, match="it is in use, or the copy is complete"):
             await copy_queue(chosen, to, yes=True)
     finally:
+        await target.close()
+
+
+async def test_a_copy_waits_until_the_server_listens(
+    of_cluster: dict[str, Settings], settings: Settings, queue: NatsQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of about 150 copies on a busy machine finds no responders: the subject of a restore is there first."""
+    await initialize(settings, yes=True)
+    (lane,) = await queue.open(["vehicles"])
+    await submit(queue, lane, submission(vehicle("first")))
+    source, target = (await connect(settings), await connect(of_cluster["admin"]))
+    request, unheard = target._client.request, 2
+
+    async def not_heard_at_once(subject: str, *args: object, **kwargs: object) -> object:
+        nonlocal unheard
+        if subject.startswith("$JS.SNAPSHOT.RESTORE") and unheard:
+            unheard -= 1
+            raise NoRespondersError
+        return await request(subject, *args, **kwargs)  # type: ignore[arg-type]
+
+    try:
+        for name in await target.stream_names(">"):
+            await target.delete_stream(name)
+        monkeypatch.setattr(target._client, "request", not_heard_at_once)
+        await source.copy_stream(lane.stream, target, num_replicas=3)
+        assert unheard == 0
+        assert (await target.state(lane.stream)).messages == 1
+        await target.delete_stream(lane.stream)
+        unheard = 1000
+        monkeypatch.setattr(jetstream_module, "RESTORE_HEARD_S_MAX", 0.2)
+        with pytest.raises(Unavailable, match="broke it off"):
+            await source.copy_stream(lane.stream, target, num_replicas=3)
+    finally:
+        await source.close()
         await target.close()
 
 

@@ -41,6 +41,9 @@ COMMIT_TIMEOUT_S = 10
 #: Of a stream that is copied: the size of a piece, and how long one may take; the last one ends the whole copy.
 COPY_CHUNK_BYTES = 512 * 2**10
 COPY_TIMEOUT_S = 120
+#: The server gives up a restore that gets nothing for as long (nats-server, `processStreamRestore`).
+RESTORE_HEARD_S_MAX = 5.0
+RESTORE_RETRY_S = 0.05
 #: Subjects whose last messages one request reads.
 LAST_MAX = 1_000
 #: One of so many messages of a batch requests an answer, which the server sends after it has written them. So the
@@ -482,9 +485,7 @@ class JetStream:
                         raise Unavailable(Outage.QUEUE_AWAY, f"the copy of {stream} was broken off: {status}")
                     ended = not chunk.data and not chunk.reply  # a piece may be empty, too
                     if chunk.data or ended:
-                        reply = await target._request(to, chunk.data, timeout_s=COPY_TIMEOUT_S)  # noqa: SLF001 - as self
-                        if reply.data:
-                            _raise_error(msgspec.json.decode(reply.data))
+                        await target._send_chunk(to, chunk.data)  # noqa: SLF001 - as self
                     if ended:
                         return
                     if chunk.reply:
@@ -493,6 +494,25 @@ class JetStream:
                 await subscription.unsubscribe()
         except (nats.errors.Error, OSError, TimeoutError) as error:
             raise self._no_answer(error, f"$JS.API.STREAM.SNAPSHOT.{stream}") from error
+
+    async def _send_chunk(self, subject: str, chunk: bytes) -> None:
+        """Send a piece of a copy to the server that restores the stream.
+
+        In a cluster, the subject can reach us before the server that we are connected to knows who listens to it
+        (servers have several connections to each other). A piece without responders reached nobody: it is sent again.
+        """
+        until = asyncio.get_running_loop().time() + RESTORE_HEARD_S_MAX
+        while True:
+            try:
+                reply = await self._request(subject, chunk, timeout_s=COPY_TIMEOUT_S)
+            except Missing as error:
+                if asyncio.get_running_loop().time() > until:
+                    raise Unavailable(Outage.QUEUE_AWAY, "the server that restored the stream broke it off") from error
+                await asyncio.sleep(RESTORE_RETRY_S)
+            else:
+                break
+        if reply.data:
+            _raise_error(msgspec.json.decode(reply.data))
 
     async def purge_below(self, stream: str, sequence: int) -> None:
         """Delete the messages below a sequence; the message at the sequence and all later ones stay."""
