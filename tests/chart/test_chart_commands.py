@@ -3,6 +3,7 @@
 import base64
 import json
 import re
+import ssl
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ from typing import Any
 
 import httpx
 import pytest
+import trustme
 import yaml
 
 from local import programs, servers
@@ -86,8 +88,12 @@ class Node:
 
     def _probe(self, container: Mapping[str, Any], probe: Mapping[str, Any], port: int) -> None:
         if "httpGet" in probe:
-            assert probe["httpGet"]["port"] in {declared["name"] for declared in container["ports"]}
-            http_get(port, probe["httpGet"]["path"])
+            asked = probe["httpGet"]
+            assert asked["port"] in {declared["name"] for declared in container["ports"]}
+            if asked.get("scheme") == "HTTPS":
+                _check_encrypted(port, asked["path"])
+            else:
+                http_get(port, asked["path"])
             return
         declared = str(container["ports"][0]["containerPort"])
         python, *arguments = (part.replace(declared, str(port)) for part in probe["exec"]["command"])
@@ -117,7 +123,7 @@ class Node:
                 env[variable["name"]] = self.secrets[key["name"]][key["key"]]
             else:
                 text = re.sub(r"\$\((\w+)\)", lambda found: env[found[1]], variable["value"])
-                text = text.replace("http://bronze-api:8000", f"http://{LOOPBACK}:{self.ports['api']}")
+                text = text.replace("://bronze-api:8000", f"://{LOOPBACK}:{self.ports['api']}")
                 env[variable["name"]] = (
                     str(root) + text if text.startswith(("/etc/bronze", "/var/lib/bronze")) else text
                 )
@@ -195,9 +201,18 @@ def test_the_chart_works_on_the_real_program(node: Node) -> None:
 
 def test_the_roles_that_are_off_by_default_work_too(node: Node) -> None:
     """A stored record is committed to its table and announced to a webhook, as the chart runs both; the CronJob finds
-    nothing that is old enough, after it asked the tables.
+    nothing that is old enough, after it asked the tables. The API has a certificate of a private authority.
     """
+    authority = trustme.CA()
+    issued, authority_file = authority.issue_cert(LOOPBACK), node.state / "authority.pem"
+    authority.cert_pem.write_to_path(authority_file)
+    node.secrets["api-tls"] = {
+        "tls.crt": issued.cert_chain_pems[0].bytes().decode(),
+        "tls.key": issued.private_key_pem.bytes().decode(),
+        "ca.crt": authority_file.read_text(),
+    }
     with open_inbox() as inbox, ExitStack() as running:
+        node.values["api"] = {"tlsSecret": "api-tls", "caSecret": "api-tls"}
         node.values["table"] |= {"enabled": True}
         node.secrets["events"] = {"BRONZE_WEBHOOK_SECRETS": f"whsec_{base64.b64encode(bytes(32)).decode()}"}
         node.install(
@@ -212,7 +227,8 @@ def test_the_roles_that_are_off_by_default_work_too(node: Node) -> None:
         node.secrets["bronze-notify-key"] = {"key": key}
         for role in ("table", "notify"):
             running.enter_context(node.start(role))
-        _store(node, key)
+        assert not (node.state / "notify/etc/bronze/api-ca/tls.key").exists()
+        _store(node, key, authority_file)
         deadline = Deadline(60)
         while {document["type"] for document in inbox.documents()} != {
             "bronze.object.stored",
@@ -223,10 +239,21 @@ def test_the_roles_that_are_off_by_default_work_too(node: Node) -> None:
         assert "0 objects deleted. 0 rows of tables deleted." in node.run_job("retain")
 
 
-def _store(node: Node, key: str) -> None:
-    """Send a record, until it is stored."""
+def _check_encrypted(port: int, path: str) -> None:
+    """As a kubelet, which checks no certificate. Raises `NotReady`."""
+    try:
+        httpx.get(f"https://{LOOPBACK}:{port}{path}", verify=False, trust_env=False).raise_for_status()
+    except httpx.HTTPError as error:
+        raise NotReady(f"GET {path} on port {port}: {error}") from error
+
+
+def _store(node: Node, key: str, authority: Path | None = None) -> None:
+    """Send a record, until it is stored; by HTTPS if the certificate of an authority is given."""
     with httpx.Client(
-        base_url=f"http://{LOOPBACK}:{node.ports['api']}", headers={"Authorization": f"Bearer {key}"}, trust_env=False
+        base_url=f"{'https' if authority else 'http'}://{LOOPBACK}:{node.ports['api']}",
+        headers={"Authorization": f"Bearer {key}"},
+        trust_env=False,
+        verify=ssl.create_default_context(cafile=authority) if authority else True,
     ) as client:
         deadline = Deadline(30)
         while (answer := client.post("/v1/ingest/vehicles", json={"vehicle_id": "a"})).status_code != 202:

@@ -49,6 +49,10 @@ consumer: 9464
 {{- $chosen | default $lanes }}
 {{- end }}
 
+{{- define "bronze.apiScheme" -}}
+{{ ternary "https" "http" (not (empty .Values.api.tlsSecret)) }}
+{{- end }}
+
 {{- define "bronze.apisMax" -}}
 {{- if .Values.api.autoscaling.enabled }}{{ .Values.api.autoscaling.maxReplicas }}{{ else }}{{ .Values.api.replicas }}{{ end }}
 {{- end }}
@@ -65,6 +69,9 @@ consumer: 9464
 {{- if and (contains "@" .url) .secret }}
 {{- fail "queue.url contains a user: remove it, the roles have users of their own (queue.secret)" }}
 {{- end }}
+{{- end }}
+{{- if ne (empty $values.api.tlsSecret) (empty $values.api.caSecret) }}
+{{- fail "api.tlsSecret and api.caSecret belong together: set both, or none of them" }}
 {{- end }}
 {{- if and $values.telemetry.tempoUrl $values.telemetry.zipkinUrl }}
 {{- fail "telemetry.tempoUrl and telemetry.zipkinUrl are both set: set the one that has the traces" }}
@@ -178,7 +185,10 @@ container gets. */}}
 {{- end }}
 {{- end }}
 {{- if has .component (list "canary" "notify" "admin") }}
-- {name: BRONZE_API_URL, value: http://{{ include "bronze.name" .root }}-api:8000}
+- {name: BRONZE_API_URL, value: {{ include "bronze.apiScheme" .root }}://{{ include "bronze.name" .root }}-api:8000}
+{{- if $values.api.caSecret }}
+- {name: SSL_CERT_FILE, value: /etc/bronze/api-ca/ca.crt}
+{{- end }}
 {{- end }}
 {{- range $name, $value := merge dict $values.environment $values.settings }}
 - {name: {{ $name }}, value: {{ $value | quote }}}
@@ -189,6 +199,13 @@ container gets. */}}
 {{- define "bronze.envFrom" -}}
 {{- if and .tables .root.Values.table.catalogSecret }}
 - {prefix: PYICEBERG_CATALOG__BRONZE__, secretRef: {name: {{ .root.Values.table.catalogSecret }}}}
+{{- end }}
+{{- end }}
+
+{{- /* For the API, its certificate; for those that call it, the authority that signed it. */}}
+{{- define "bronze.apiSecret" -}}
+{{- if .root.Values.api.tlsSecret }}
+{{- if eq .component "api" }}api-certificate{{ else if has .component (list "canary" "notify" "admin") }}api-ca{{ end }}
 {{- end }}
 {{- end }}
 
@@ -203,6 +220,9 @@ container gets. */}}
 {{- end }}
 {{- if .root.Values.queue.certificateSecret }}
 - {name: queue-certificate, mountPath: /etc/bronze/queue-certificate, readOnly: true}
+{{- end }}
+{{- with include "bronze.apiSecret" . }}
+- {name: {{ . }}, mountPath: /etc/bronze/{{ . }}, readOnly: true}
 {{- end }}
 {{- end }}
 
@@ -219,11 +239,19 @@ container gets. */}}
 {{- end }}
 {{- with .root.Values.queue.caSecret }}
 - name: queue-ca
-  secret: {secretName: {{ . }}, defaultMode: 0440}
+  secret: {secretName: {{ . }}, defaultMode: 0440, items: [{key: ca.crt, path: ca.crt}]}
 {{- end }}
 {{- with .root.Values.queue.certificateSecret }}
 - name: queue-certificate
   secret: {secretName: {{ . }}, defaultMode: 0440}
+{{- end }}
+{{- $apiSecret := include "bronze.apiSecret" . }}
+{{- if eq $apiSecret "api-certificate" }}
+- name: api-certificate
+  secret: {secretName: {{ .root.Values.api.tlsSecret }}, defaultMode: 0440}
+{{- else if $apiSecret }}
+- name: api-ca
+  secret: {secretName: {{ .root.Values.api.caSecret }}, defaultMode: 0440, items: [{key: ca.crt, path: ca.crt}]}
 {{- end }}
 {{- end }}
 
