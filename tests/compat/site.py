@@ -15,6 +15,7 @@ import boto3
 import httpx
 
 from local import programs, servers
+from local.machine import limit_s
 from local.programs import LOOPBACK, Process, Program, environment, free_ports, http_get
 from local.servers import S3Account
 
@@ -107,7 +108,7 @@ class Site:
             env={**environment(), **self.settings, **env},
             input=given,
             capture_output=True,
-            timeout=60,
+            timeout=limit_s(60),
             check=False,
         )
         said = f"bronze {' '.join(arguments)}: {done.returncode}\n{done.stdout!r}\n{done.stderr!r}"

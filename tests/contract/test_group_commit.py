@@ -17,6 +17,7 @@ from bronze.servers.jetstream import ApiError, JetStream, Missing, Outgoing
 from bronze.servers.key_value import KeyValueStore
 from bronze.servers.queue import NatsQueue, boot_time_s
 from bronze.settings import Settings
+from local.machine import limit_s
 from local.programs import Process
 from tests.contract.making import Submission, submission, until, vehicle, wide
 from tests.contract.test_queue import read_all, submit
@@ -337,7 +338,7 @@ async def test_after_a_lost_reply_a_refusal_is_not_believed(
     connection.before = fails_with(Unavailable(Outage.QUEUE_AWAY, "the reply was lost"))
     await jetstream.seal(lane.stream)
     submissions = several()
-    answers = await submit_all(grouping, lane, submissions, within_s=0.5)
+    answers = await submit_all(grouping, lane, submissions, within_s=limit_s(0.5))
     assert [
         (answer.code, answer.members["submission_id"]) for answer in answers if isinstance(answer, Unavailable)
     ] == [(Outage.OUTCOME_UNKNOWN, submitted.id) for submitted in submissions]
@@ -370,7 +371,7 @@ async def test_a_killed_server_has_all_of_a_group_or_nothing(
     await asyncio.to_thread(nats.restart)
     await until(lambda: jetstream.connected)
     connection.before = lambda: None
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(limit_s(20)):
         for submitted in submissions:
             while True:
                 with suppress(Unavailable):

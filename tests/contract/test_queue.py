@@ -301,7 +301,7 @@ async def test_an_unknown_outcome_names_the_submission_and_a_retry_settles_it(
     nats.signal(signal.SIGSTOP)
     try:
         with pytest.raises(Unavailable) as unknown:
-            await submit(queue, lane, first, within_s=0.5)
+            await submit(queue, lane, first, within_s=limit_s(0.5))
     finally:
         nats.signal(signal.SIGCONT)
     assert unknown.value.code == "outcome-unknown"

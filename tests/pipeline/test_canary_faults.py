@@ -28,6 +28,7 @@ from bronze.telemetry.signals import Check, Outcome, Role
 from bronze.wiring.canary import open_canary_checks
 from local import servers
 from local.builds import Built
+from local.machine import limit_s
 from local.programs import Process, environment
 from tests.contract import making
 from tests.pipeline.whole import stack
@@ -114,7 +115,7 @@ def test_a_rebuilt_catalog_continues_the_ledger(live: Live) -> None:
         env={**environment(), **live.system.role("consumer").env, **live.system.stack.queue_env("admin")},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=limit_s(60),
         check=False,
     )
     assert rebuilt.returncode == 0, rebuilt.stderr

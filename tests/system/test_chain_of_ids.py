@@ -137,7 +137,7 @@ def test_a_classification_is_found_by_each_of_its_ids_also_after_loss_of_index_a
             env={**environment(), **branch.role("consumer").env, **branch.stack.queue_env("admin")},
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=limit_s(60),
             check=False,
         )
         assert rebuilt.returncode == 0, rebuilt.stderr

@@ -71,7 +71,7 @@ class Lake:
             env={**self.system.client_env, "BRONZE_BUCKET": self.bucket},
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=limit_s(60),
             check=False,
         )
 
