@@ -102,6 +102,7 @@ class Lanes:
         rows: int = 2,
         version: int = SOURCE.version,
         source: str = SOURCE.name,
+        padding: str = "",
     ) -> CatalogEntry:
         """The next object of a lane. Its rows were received on two days."""
         key = (source, lane, epoch)
@@ -117,7 +118,7 @@ class Lanes:
             "_received_at": [LATE + dt.timedelta(hours=n) for n in range(rows)],
             "_trace_id": ["0" * 32] * rows,
             "_schema_version": [version] * rows,
-            "_payload": [f'{{"vehicle_id": "v{n}", "{UNDECLARED}": "value {n}"}}' for n in range(rows)],
+            "_payload": [f'{{"vehicle_id": "v{n}", "{UNDECLARED}": "value {n}{padding}"}}' for n in range(rows)],
         }
         schema = object_schema(SOURCE)
         arrays = [pa.array(columns.get(one.name, [None] * rows), one.type) for one in schema]

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,9 +68,9 @@ class HookedTables(StepTables):
         self._call("small_files")
         return super().small_files(state, before, target_bytes)
 
-    def write(self, group: FileGroup, rows: pa.Table) -> RewrittenGroup:
+    def write(self, group: FileGroup, parts: Iterable[pa.Table]) -> RewrittenGroup:
         self._call("write")
-        return super().write(group, rows)
+        return super().write(group, parts)
 
     def replaceable(self, state: TableState, rewritten: Sequence[RewrittenGroup]) -> list[RewrittenGroup]:
         self._call("replaceable")
@@ -119,6 +119,36 @@ async def checked(lanes: Lanes, catalog: Catalog) -> None:
     lanes.write()
     await commit_all(lanes, CutTables(catalog))
     assert rows_of(catalog) == lanes.rows
+
+
+async def test_rows_that_compress_well_are_rewritten_in_parts(
+    lanes: Lanes, catalog: Catalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two MB of rows are a few kB in a file. In memory are a few files and a part, and not all rows of the new file."""
+    objects, padding = 40, "x" * 2**20
+    for _ in range(objects):
+        lanes.write(padding=padding)
+        await commit_all(lanes, CutTables(catalog))
+    before = table(catalog).scan().to_arrow()
+    monkeypatch.setattr(iceberg, "PART_BYTES", 4 * 2**20)
+    default = pa.default_memory_pool()
+    counted = pa.proxy_memory_pool(default)
+    pa.set_memory_pool(counted)
+    try:
+        done = compact(CutTables(catalog))
+    finally:
+        pa.set_memory_pool(default)
+    assert (done.files, done.new_files) == (2 * objects, 2)
+    assert counted.max_memory() < objects * len(padding)
+    keys = [(name, "ascending") for name in ("_submission_id", "_record_index")]
+    assert table(catalog).scan().to_arrow().sort_by(keys).equals(before.sort_by(keys))
+    for path in files(catalog):
+        groups = pq.ParquetFile(path.removeprefix("file://"))
+        assert groups.num_row_groups > 1
+        ids = {one.name: int(one.metadata[b"PARQUET:field_id"]) for one in groups.schema_arrow}
+        assert ids == {one.name: one.field_id for one in table(catalog).schema().fields}
+        times = groups.read(columns=["_received_at"])["_received_at"].to_pylist()
+        assert times == sorted(times)
 
 
 async def test_small_files_become_one_per_day_with_the_same_rows(lanes: Lanes, catalog: Catalog) -> None:

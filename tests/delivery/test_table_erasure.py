@@ -3,7 +3,7 @@
 import asyncio
 import io
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,9 +59,9 @@ class HookedTables(StepTables):
         self._call("search")
         return super().search(state, search)
 
-    def write(self, group: FileGroup, rows: pa.Table) -> RewrittenGroup:
+    def write(self, group: FileGroup, parts: Iterable[pa.Table]) -> RewrittenGroup:
         self._call("write")
-        return super().write(group, rows)
+        return super().write(group, parts)
 
     def erase(self, *args: Any) -> Any:
         self._call("erase")
@@ -253,7 +253,7 @@ async def test_files_that_no_snapshot_has_are_searched(
     tables = StepTables(catalog)
     state = tables.read(SOURCE.name)
     (group,) = tables.small_files(state, tables_test.LATE.replace(year=2100), 2**20)[1:]
-    tables.write(group, tables.rows(group))
+    tables.write(group, tables.parts(group))
     lanes.write(rows=ROWS)
     stale = await follow(lanes, tables)
     commit = catalog.commit_table

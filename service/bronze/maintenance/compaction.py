@@ -69,7 +69,7 @@ class Compaction:
         written: list[RewrittenGroup] = []
         for group in self._groups(source):
             with suppress(Conflict):  # rows were erased from its files meanwhile
-                written.append(self._tables.write(group, self._tables.rows(group)))
+                written.append(self._tables.write(group, self._tables.parts(group)))
             on_file()
         if not written:
             return Compacted(source)

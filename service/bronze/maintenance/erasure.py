@@ -200,7 +200,7 @@ class TableErasure:
                 kept = search.without(rows)
                 if kept.num_rows != rows.num_rows - number:
                     raise Halted(f"{_path(group)} has {number} rows that match, and {kept.num_rows} that do not")
-                written[_path(group)] = self._tables.write(group, kept)
+                written[_path(group)] = self._tables.write(group, [kept])
                 on_file()
         return emptied
 

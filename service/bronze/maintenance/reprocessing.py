@@ -115,6 +115,6 @@ class Reprocessing:
                 files=found.files + (len(group.scans) if done.changed else 0),
             )
             if done.changed and on_file is not None:
-                written.append(self._tables.write(group, done.rows))
+                written.append(self._tables.write(group, [done.rows]))
                 on_file()
         return found, written

@@ -46,11 +46,13 @@ from pyiceberg.exceptions import (
     ValidationError,
 )
 from pyiceberg.expressions import AlwaysTrue
-from pyiceberg.io.pyarrow import ArrowScan, PyArrowFileIO, _pyarrow_to_schema_without_ids, write_file
+from pyiceberg.io.fileformat import FileFormatFactory
+from pyiceberg.io.pyarrow import ArrowScan, PyArrowFileIO, _pyarrow_to_schema_without_ids, _to_requested_schema
 from pyiceberg.manifest import (
     DATA_FILE_TYPE,
     DataFile,
     DataFileContent,
+    FileFormat,
     ManifestEntry,
     ManifestEntryStatus,
     ManifestFile,
@@ -58,7 +60,7 @@ from pyiceberg.manifest import (
 )
 from pyiceberg.partitioning import PartitionFieldValue, PartitionKey
 from pyiceberg.schema import assign_fresh_schema_ids
-from pyiceberg.table import FileScanTask, Table, TableProperties, Transaction, WriteTask
+from pyiceberg.table import FileScanTask, Table, TableProperties, Transaction
 from pyiceberg.table.metadata import TableMetadata
 from pyiceberg.table.refs import MAIN_BRANCH
 from pyiceberg.table.snapshots import Operation, Snapshot, ancestors_of
@@ -103,6 +105,11 @@ DELETABLE: Final = (".parquet", ".avro")
 #: How a REST catalog says that credentials are wrong or do not suffice.
 _REFUSALS: Final = (OAuthError, UnauthorizedError, AuthorizationExpiredError, ForbiddenError)
 _EPOCH: Final = dt.date(1970, 1, 1)
+#: Rows of files that are rewritten are in memory in parts of this size, and a copy of one, sorted.
+PART_BYTES: Final = 64 * 2**20
+#: Data files that are read at a time: of so many bytes, but at least one.
+READ_BYTES: Final = 2**20
+READS: Final = 4
 #: Data files that are searched at a time.
 SEARCHES: Final = 8
 
@@ -451,35 +458,77 @@ class Tables:
         return _grouped(state.table, by_partition.values(), target_bytes)
 
     def rows(self, group: FileGroup) -> pa.Table:
-        """The rows of a group. Raises `Conflict` if its files were deleted meanwhile, `Unavailable`, and `Halted` if
-        they are not as many as the manifests say.
+        """The rows of a group, as `parts` has them."""
+        return pa.concat_tables(self.parts(group), promote_options="permissive")
+
+    def parts(self, group: FileGroup) -> Iterator[pa.Table]:
+        """The rows of a group, in the order of its files, in parts of about `PART_BYTES`: how much memory small files
+        take is not known before. Raises `Conflict` if its files were deleted meanwhile, `Unavailable`, and `Halted` at
+        the end if the rows are not as many as the manifests say.
         """
         table = group.table
+        scan = ArrowScan(table.metadata, table.io, table.schema(), AlwaysTrue())
+        rows, part, part_bytes = 0, list[pa.Table](), 0
         with self._conflicts(table):
-            rows = ArrowScan(table.metadata, table.io, table.schema(), AlwaysTrue()).to_table(group.scans)
-            if rows.num_rows != group.rows:
+            for files in _read_together(group.scans):
+                for batch in scan.to_record_batches(files):
+                    rows += len(batch)
+                    part.append(pa.Table.from_batches([batch]))
+                    part_bytes += batch.nbytes
+                    if part_bytes >= PART_BYTES:
+                        yield pa.concat_tables(part, promote_options="permissive")
+                        part, part_bytes = [], 0
+            if rows != group.rows:
                 raise Halted(
-                    f"the files of the table {'.'.join(table.name())} have {rows.num_rows} rows where its manifests "
+                    f"the files of the table {'.'.join(table.name())} have {rows} rows where its manifests "
                     f"say {group.rows}: nothing was changed"
                 )
-            return rows
+            if part:
+                yield pa.concat_tables(part, promote_options="permissive")
 
-    def write(self, group: FileGroup, rows: pa.Table) -> RewrittenGroup:
-        """Write rows in the place of those of a group to one file, in the table's sort order. Raises `Unavailable`."""
+    def write(self, group: FileGroup, parts: Iterable[pa.Table]) -> RewrittenGroup:
+        """Write rows in the place of those of a group to one file, each part in the table's sort order.
+
+        Raises `Unavailable`, and what `parts` raises; there is no file then.
+        """
         table = group.table
+        schema, spec = table.schema(), table.spec()
+        partition = group.scans[0].file.partition
+        values = [PartitionFieldValue(field, partition[number]) for number, field in enumerate(spec.fields)]
+        path = table.location_provider().new_data_location(
+            f"{uuid.uuid4()}.parquet", PartitionKey(values, spec, schema)
+        )
+        columns: pa.Schema | None = None
         with _failures():
-            schema, spec = table.schema(), table.spec()
-            partition = group.scans[0].file.partition
-            values = [PartitionFieldValue(field, partition[number]) for number, field in enumerate(spec.fields)]
-            task = WriteTask(
-                write_uuid=uuid.uuid4(),
-                task_id=0,
-                schema=schema,
-                record_batches=rows.sort_by(_sort_keys(table)).combine_chunks().to_batches(),
-                partition_key=PartitionKey(values, spec, schema),
+            file, form = table.io.new_output(path), FileFormatFactory.get(FileFormat.PARQUET)
+            try:
+                with form.create_writer(file, schema, table.properties) as writer:
+                    for part in parts:
+                        batches = part.sort_by(_sort_keys(table)).to_batches()
+                        ordered = pa.Table.from_batches(
+                            _to_requested_schema(schema, schema, batch, include_field_ids=True, format_model=form)
+                            for batch in batches
+                        )
+                        # another program's files may have another type for texts
+                        columns = columns or ordered.schema
+                        writer.write(ordered.cast(columns))
+            except BaseException:
+                with suppress(Exception):
+                    table.io.delete(path)
+                raise
+            statistics = writer.result().to_serialized_dict()
+            return RewrittenGroup(
+                group,
+                DataFile.from_args(
+                    content=DataFileContent.DATA,
+                    file_path=path,
+                    file_format=FileFormat.PARQUET,
+                    partition=partition,
+                    file_size_in_bytes=len(file),
+                    spec_id=spec.spec_id,
+                    **statistics,
+                ),
             )
-            (file,) = write_file(table.io, table.metadata, iter([task]))
-            return RewrittenGroup(group, file)
 
     def replaceable(self, state: TableState, rewritten: Sequence[RewrittenGroup]) -> list[RewrittenGroup]:
         """The groups whose old files are all in the table still, with all of their rows. Raises `Conflict` and
@@ -948,6 +997,17 @@ def _grouped(table: Table, partitions: Iterable[list[tuple[int, FileScanTask]]],
             group_bytes += scan.file.file_size_in_bytes
         groups.append(FileGroup(table, group))
     return groups
+
+
+def _read_together(scans: Sequence[FileScanTask]) -> Iterator[list[FileScanTask]]:
+    """Files that are read at the same time, in the given order."""
+    files: list[FileScanTask] = []
+    for scan in scans:
+        if files and (len(files) == READS or sum(one.file.file_size_in_bytes for one in [*files, scan]) > READ_BYTES):
+            yield files
+            files = []
+        files.append(scan)
+    yield files
 
 
 def _sort_keys(table: Table) -> list[tuple[str, str]]:
