@@ -110,6 +110,13 @@ def test_what_is_needed_is_waited_for(name: str) -> None:
         assert how["condition"] == ("service_completed_successfully" if needed in ONCE else "service_healthy")
 
 
+@pytest.mark.parametrize("name", ["nats", "nats-2", "nats-3", "seaweedfs"])
+def test_a_server_in_go_collects_its_garbage_before_its_memory_ends(name: str) -> None:
+    """Reading a catalog that is larger than the memory of nats-server would end it."""
+    service = CLUSTER["services"].get(name, {}) | SERVICES.get(name, {})
+    assert (service["mem_limit"], service["environment"]["GOMEMLIMIT"]) == ("1g", "800MiB")
+
+
 @each_service
 def test_a_container_can_do_little_harm(name: str) -> None:
     """Bounded memory, no capabilities, no way to more, a root that cannot be written, no root user."""
@@ -257,8 +264,9 @@ def test_each_process_is_its_own_user_of_the_queue() -> None:
             assert secrets == set()
     declared = re.findall(r"user: (\w+)\n\s+password: \$(\w+)", (TOP / "nats" / "users.conf").read_text())
     assert declared == [(user, f"BRONZE_NATS_{user.upper()}_PASSWORD") for user in servers.NATS_USERS]
+    passwords = {variable: f'"${{NATS_{user.upper()}_SECRET:?run make secrets}}"' for user, variable in declared}
     given = SERVICES["nats"]["environment"]
-    assert given == {variable: f'"${{NATS_{user.upper()}_SECRET:?run make secrets}}"' for user, variable in declared}
+    assert {name: text for name, text in given.items() if name.startswith("BRONZE_")} == passwords
     assert "include ./users.conf" in COMPOSE["configs"]["nats"]["content"]
 
 
