@@ -37,6 +37,7 @@ from bronze.protocol.erasure import Proof, Selection
 from bronze.protocol.lane import Lane
 from bronze.protocol.submission_id import lane_of
 from bronze.records.columns import object_schema
+from bronze.records.sources import Source
 from bronze.servers.catalog import NatsCatalog, Overtaken
 from bronze.servers.catalog_feed import Feed
 from bronze.servers.catalog_rebuild import CatalogReplacement
@@ -666,13 +667,30 @@ async def test_rows_of_the_tables_go_too(parts: Parts, tmp_path: Path, capsys: p
     assert json.loads(capsys.readouterr().out)["left"]["tables"] == 0
 
 
+async def test_the_table_of_a_source_that_is_no_longer_declared_is_searched(
+    parts: Parts, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its lanes, objects and table stay."""
+    lanes = await parts.open(1)
+    tables = open_tables(tmp_path)
+    without = {name: source for name, source in SOURCES.items() if name != "vehicles"}
+    made = stores(parts, lanes, tables=erasing(tables, without), sources=without)
+    async with parts.consuming(lanes):
+        await submit(parts, lanes, of(PERSON, "p1"), of("other", "o1"))
+    await commit(parts, tables)
+    assert await run(made, "--json") == 0
+    proof = msgspec.json.decode(capsys.readouterr().out, type=Proof)
+    assert [table["rows"] for table in proof.tables or [] if table["source"] == "vehicles"] == [1]
+    assert tables.read("vehicles").table.scan().to_arrow()["vehicle_id"].to_pylist() == ["o1"]
+
+
 def open_tables(folder: Path) -> Tables:
     catalog = load_catalog("test", type="sql", uri=f"sqlite:///{folder}/catalog.db", warehouse=f"file://{folder}")
     return Tables(catalog, "bronze")
 
 
-def erasing(tables: Tables) -> Callable[[Chosen, str], Task]:
-    return lambda of, name: TableErasure(tables, SOURCES, of.in_table, name, "bucket/bronze")
+def erasing(tables: Tables, declared: Mapping[str, Source] = SOURCES) -> Callable[[Chosen, str], Task]:
+    return lambda of, name: TableErasure(tables, declared, of.in_table, name, "bucket/bronze")
 
 
 async def commit(parts: Parts, tables: Tables) -> None:

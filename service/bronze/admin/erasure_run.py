@@ -112,7 +112,7 @@ class Stores:
         found = []
         try:
             for source in sources:
-                if source in self.sources and source != CANARY:
+                if source != CANARY:  # also one that is no longer declared: its table stays
                     if erasure_id is None:
                         done = await asyncio.to_thread(task.plan, source)
                     else:
