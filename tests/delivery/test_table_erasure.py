@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -20,10 +21,13 @@ from pyiceberg.types import StringType
 from bronze.errors import Halted, Unavailable
 from bronze.maintenance.erasure import ERASURE_ID, ErasedRows, TableErasure
 from bronze.maintenance.task import COMMITS_MAX, TooManyConflicts
+from bronze.records.columns import table_schema
+from bronze.records.sources import built_in
 from bronze.servers import iceberg
 from bronze.servers.iceberg import POSITION, Condition, Conflict, FileGroup, Matches, RewrittenGroup, TableState
 from tests.delivery import test_table as tables_test
 from tests.delivery.test_table import (
+    LATE,
     SOURCE,
     Cut,
     CutTables,
@@ -50,6 +54,7 @@ ROWS, OBJECTS = 4, 3
 ID = "erasure-1"
 RAW_DATA = "bucket/bronze"
 SOURCES = {SOURCE.name: SOURCE}
+BUILT_IN = built_in()
 
 
 class HookedTables(StepTables):
@@ -193,6 +198,25 @@ async def test_rows_for_which_the_condition_is_null_stay(lanes: Lanes, catalog: 
     condition = (pc.field("seats") != 3) | (pc.field("vehicle_id") == "v1")
     assert erase(CutTables(catalog), lambda _: condition).rows == OBJECTS
     assert contents(catalog).equals(before.filter(pc.field("vehicle_id") != "v1"))
+
+
+@pytest.mark.parametrize("condition", [pc.field("delay_min") != 5, ~(pc.field("delay_min") <= 5)])
+def test_rows_with_nan_are_found(condition: pc.Expression, catalog: Catalog) -> None:
+    """Statistics leave NaN out: those of this file say that each value is 5."""
+    columns = table_schema(BUILT_IN["status"])
+    delays, rows = [5.0, math.nan, None], 3
+    defaults = {pa.string(): "x", pa.int64(): 1, pa.int32(): 1}
+    values = {field.name: [defaults.get(field.type, LATE)] * rows for field in columns} | {"delay_min": delays}
+    tables = CutTables(catalog)
+    tables.open("status", columns)
+    catalog.load_table("bronze.status").append(
+        pa.table([pa.array(values[field.name], field.type) for field in columns], schema=columns)
+    )
+    search = TableErasure(tables, BUILT_IN, lambda _: condition, ID, RAW_DATA)
+    assert search.plan("status").rows == 1
+    assert search.run("status", lambda: None).rows == 1
+    left = catalog.load_table("bronze.status").scan().to_arrow()
+    assert left["delay_min"].to_pylist() == [5.0, None]
 
 
 async def test_a_plan_says_where_the_rows_are_and_changes_nothing(

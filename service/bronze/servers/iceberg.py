@@ -870,7 +870,23 @@ class RowSearch:
         fragment = form.make_fragment(path, file_system)
         _check_names(table, fragment.physical_schema)
         dataset = ds.FileSystemDataset([fragment], schema, form, file_system)
-        return int(dataset.count_rows(filter=self._condition(schema)))
+        condition = self._condition(schema)
+        used = [field for field in schema if _is_about(condition, schema, field.name)]
+        if not any(pa.types.is_floating(field.type) for field in used):
+            return int(dataset.count_rows(filter=condition))
+        # statistics leave NaN out, so they would exclude parts with rows of it that match
+        batches = dataset.to_batches(columns=[field.name for field in used], use_threads=False)
+        return sum(pa.Table.from_batches([batch]).filter(condition).num_rows for batch in batches)
+
+
+def _is_about(condition: pc.Expression, schema: pa.Schema, column: str) -> bool:
+    """Whether a condition on the columns of a schema is about this one."""
+    others = schema.remove(schema.get_field_index(column))
+    try:
+        ds.dataset(others.empty_table()).scanner(filter=condition)
+    except pa.ArrowInvalid:
+        return True
+    return False
 
 
 def has_catalog(settings: Settings) -> bool:
