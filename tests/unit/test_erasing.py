@@ -24,11 +24,26 @@ from bronze.protocol.documents import Contents, StoredObject, entry_of
 from bronze.protocol.message import HEADER_SUBMISSION, Message, MessageKind, Part
 from bronze.protocol.rejected_records import encode_note, pack, unpack
 from bronze.records.columns import object_schema
+from bronze.records.sources import parse as parse_sources
 from bronze.servers.bucket import STORED_BYTES
 from tests.unit.test_objects import SOURCES, accepted, bodies, columnar, encode, footer, message, table
 
 PERSON = "person-7"
 REJECTED, MESSAGE = "quarantine/source=vehicles/e-0-000000000001.rejected", "quarantine/x.message"
+FIELDS_OF_TYPES = """
+[types]
+description = "A field of each type whose values JSON writes in another form."
+fields = [
+    { name = "count", type = "int64", description = "In no record." },
+    { name = "price", type = "decimal128(9, 2)", description = "It." },
+    { name = "at", type = "timestamp", description = "With an offset." },
+    { name = "local", type = "timestamp", timezone = "Europe/Berlin", description = "Without one." },
+    { name = "epoch", type = "timestamp", unit = "s", description = "A number." },
+    { name = "key", type = "binary", description = "In base64." },
+    { name = "doc", type = "json", description = "Any." },
+    { name = "day", type = "date32", description = "It." },
+]
+"""
 #: What an erasure changes in a footer, if the object has chosen rows.
 OF_ROWS = {
     "classifications",
@@ -229,6 +244,31 @@ def test_rejected_records_are_chosen_by_the_fields_that_fit() -> None:
     assert erase_records(REJECTED, content, None, where("seats = 5")) is None
     with pytest.raises(NotSearchable):
         erase_records(REJECTED, rejected(b"{"), None, where("vehicle_id = 'a'"))
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "condition"),
+    [
+        ("price", "12.50", "price = 12.5"),
+        ("price", '"12.5"', "price = 12.5"),
+        ("at", '"2013-02-03T04:05:06.1234564+02:00"', "at = '2013-02-03T02:05:06.123456Z'"),
+        ("local", '"2013-02-03T04:05:06"', "local = '2013-02-03T03:05:06Z'"),
+        ("epoch", "1359857106", "epoch = '2013-02-03T02:05:06Z'"),
+        ("key", '"dDE="', "key = 't1'"),
+        ("doc", '{"a":  [1]}', """doc = '{"a":  [1]}'"""),
+        ("day", '"2013-02-03"', "day = '2013-02-03'"),
+    ],
+)
+def test_rejected_records_have_the_values_that_their_rows_would_have(field: str, value: str, condition: str) -> None:
+    """Of each type; what does not fit is null."""
+    source = parse_sources(FIELDS_OF_TYPES, "types.toml")["types"]
+    chosen = Chosen.of_source(source, parse(condition, object_schema(source)))
+    content = rejected(
+        f'{{"count": "many", "{field}": {value}}}'.encode(), b'{"count": "many", "%s": []}' % field.encode()
+    )
+    done = erase_records(REJECTED, content, None, chosen)
+    assert done is not None
+    assert done.records == 1
 
 
 @pytest.mark.parametrize("key", [REJECTED, MESSAGE])

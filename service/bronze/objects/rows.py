@@ -236,6 +236,15 @@ def column(field: Field, records: Sequence[Any], versions: Sequence[int]) -> pa.
     return _positive_zeros(pa.array(values, arrow_type(field)))
 
 
+def column_of_value(field: Field, text: bytes) -> pa.Array:
+    """A field's column of one row, from the JSON text of a value; null if the value does not fit."""
+    try:
+        value = _stored(field, msgspec.json.decode(text, type=field.optional_type))
+        return _positive_zeros(pa.array([value], arrow_type(field)))
+    except (pa.ArrowException, OverflowError, RecursionError, TypeError, ValueError):
+        return pa.nulls(1, arrow_type(field))
+
+
 def _positive_zeros(column: pa.Array) -> pa.Array:
     """The column with 0.0 for -0.0: Arrow and msgspec read `-0` as different zeros."""
     return pc.add(column, pa.scalar(0.0, column.type)) if pa.types.is_floating(column.type) else column

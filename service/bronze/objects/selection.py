@@ -11,6 +11,7 @@ import pyarrow.dataset as ds
 
 from bronze.errors import Halted
 from bronze.objects.footer import NotABronzeObject
+from bronze.objects.rows import column_of_value
 from bronze.protocol.documents import EntrySubmission
 from bronze.protocol.message import AcceptedSubmission
 from bronze.records.columns import object_schema
@@ -124,13 +125,16 @@ class Chosen:
         own = values.get(CLASSIFICATION_ID) or _classification_of(accepted)
         if self.classification_id is not None:
             return str(own) == self.classification_id
-        return bool(self.mask(self._row(values, own, record, accepted))[0].as_py())
+        return bool(self.mask(self._row(own, record, accepted))[0].as_py())
 
-    def _row(
-        self, values: dict[str, Any], classification_id: Any, record: bytes, accepted: AcceptedSubmission | None
-    ) -> pa.Table:
-        known = {field.name: values.get(field.name_in_records) for field in self.source.fields} if self.source else {}
-        known |= {CLASSIFICATION_ID: classification_id, "_payload": record.decode(errors="replace")}
+    def _row(self, classification_id: Any, record: bytes, accepted: AcceptedSubmission | None) -> pa.Table:
+        texts = msgspec.json.decode(record, type=dict[str, msgspec.Raw])
+        fields = {
+            field.name: column_of_value(field, bytes(texts[field.name_in_records]))
+            for field in (self.source.fields if self.source else ())
+            if field.name_in_records in texts
+        }
+        known = {CLASSIFICATION_ID: classification_id, "_payload": record.decode(errors="replace")}
         if accepted:
             known |= {
                 "_submission_id": accepted.submission_id,
@@ -139,7 +143,8 @@ class Chosen:
                 "_trace_id": accepted.trace_id,
                 "_schema_version": accepted.schema_version,
             }
-        return pa.table({field.name: _column(known.get(field.name), field.type) for field in self.columns})
+        others = {field.name: _column(known.get(field.name), field.type) for field in self.columns}
+        return pa.table({**others, **fields})
 
     def cleared(self, accepted: AcceptedSubmission, *, all_erased: bool = False) -> AcceptedSubmission:
         """A submission without the classification that was erased; without any, if `all_erased`."""
