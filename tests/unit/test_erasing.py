@@ -227,6 +227,31 @@ def test_rejected_records_are_erased_one_by_one() -> None:
     assert erase_records(REJECTED, done.content, None, of_person()) is None
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        'Jos\\u00E9/\\"\U0001f600\\"',
+        'Jos\\u00e9\\/\\"\\ud83d\\uDE00\\"',
+        'José\\/\\u0022\U0001f600\\"',
+    ],
+)
+def test_a_broken_record_is_searched_for_each_form_of_the_id(text: str) -> None:
+    """JSON has several: programs differ in what they escape, and in which case."""
+    of = Chosen.of_classification('José/"\U0001f600"')
+    content = rejected(f'{{"classification_id": "{text}", '.encode(), b'{"classification_id": "Jos\\\\u00e9\\ud83d')
+    done = erase_records(REJECTED, content, None, of)
+    assert done is not None
+    assert done.records == 1
+
+
+@pytest.mark.parametrize("value", [[PERSON], {"id": PERSON}, [{"id": [f"{PERSON} "]}]])
+def test_a_classification_that_is_no_text_is_searched_for_the_id(value: Any) -> None:
+    content = rejected(json.dumps({"classification_id": value}).encode(), b'{"classification_id": ["a"]}')
+    done = erase_records(REJECTED, content, None, of_person())
+    assert done is not None
+    assert done.records == 1
+
+
 def test_rejected_records_of_the_submission_have_its_classification() -> None:
     content = rejected(b'{"vehicle_id":7}', b"[", classification_id=PERSON, classification_default=PERSON)
     done = erase_records(REJECTED, content, None, of_person())

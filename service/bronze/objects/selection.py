@@ -1,6 +1,7 @@
 """Which rows and records an erasure is about: those of a classification, or those of a source that meet a condition."""
 
 import json
+import re
 from dataclasses import dataclass, replace
 from typing import Any, BinaryIO, Self
 
@@ -19,6 +20,8 @@ from bronze.records.sources import CLASSIFICATION_ID, Source
 
 RECEIVED_AT = "_received_at"
 _TIME = pa.timestamp("us", tz="UTC")
+#: The escapes of JSON; those of one character may be two, as surrogates.
+_ESCAPES = re.compile(rb'(?:\\u[0-9a-fA-F]{4})+|\\["\\/bfnrt]')
 _CLASSIFICATION = pa.schema([(CLASSIFICATION_ID, pa.string()), (RECEIVED_AT, _TIME)])
 
 
@@ -101,11 +104,11 @@ class Chosen:
         return accepted.classification_id == self.classification_id
 
     def mentions(self, text: bytes) -> bool:
-        """Whether the classification occurs in a text, as it is or as JSON."""
+        """Whether the classification occurs in a text, as it is or as any JSON."""
         if self.classification_id is None:
             return False
-        as_json = json.dumps(self.classification_id)[1:-1].encode()
-        return self.classification_id.encode() in text or as_json in text
+        wanted = self.classification_id.encode()
+        return wanted in text or wanted in _ESCAPES.sub(_unescaped, text)
 
     def has_record(self, record: bytes, accepted: AcceptedSubmission | None) -> bool | None:
         """Whether a record, as received, is chosen; None if that cannot be said since it cannot be read.
@@ -124,7 +127,9 @@ class Chosen:
             return self.has_all_of(accepted) or self.mentions(record)
         own = values.get(CLASSIFICATION_ID) or _classification_of(accepted)
         if self.classification_id is not None:
-            return str(own) == self.classification_id
+            # it is a text; in one that was refused for it, it may be anything
+            in_parts = isinstance(own, dict | list) and self.mentions(msgspec.json.encode(own))
+            return in_parts or str(own) == self.classification_id
         return bool(self.mask(self._row(own, record, accepted))[0].as_py())
 
     def _row(self, classification_id: Any, record: bytes, accepted: AcceptedSubmission | None) -> pa.Table:
@@ -159,6 +164,10 @@ class Chosen:
             classification_id=left(accepted.classification_id),
             classification_default=left(accepted.classification_default),
         )
+
+
+def _unescaped(escapes: re.Match[bytes]) -> bytes:
+    return str(json.loads(b'"' + escapes[0] + b'"')).encode(errors="surrogatepass")
 
 
 def _classification_of(accepted: AcceptedSubmission | None) -> str | None:
