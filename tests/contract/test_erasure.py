@@ -788,3 +788,8 @@ async def test_the_id_is_not_written_to_the_proof_by_hand(parts: Parts) -> None:
     lanes = await parts.open(1)
     with pytest.raises(Misconfigured, match="must not have the id"):
         await run(stores(parts, lanes), "--reason", f"{PERSON} asked")
+    selection = Selection(source="vehicles", where="vehicle_id = 'Karl''s car' AND seats < 12")
+    for reason in ("for Karl's car", "the one with 12 seats"):
+        with pytest.raises(Misconfigured, match="must not have the id, or a value of the condition"):
+            await run(stores(parts, lanes), "--reason", reason, selection=selection)
+    assert await run(stores(parts, lanes), "--reason", "request 4712", selection=selection) == 0

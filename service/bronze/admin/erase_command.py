@@ -3,6 +3,7 @@
 import argparse
 import getpass
 import json
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from bronze.admin.command_error import CommandError, run_again_if_replaced
 from bronze.admin.confirmation import Confirmation, add_yes, unfinished_if_interrupted
 from bronze.admin.erasure_run import Preview, Rest, Statement, Stores, check, erase, preview, was_rebuilding
 from bronze.admin.progress import Progress
+from bronze.client.condition import values
 from bronze.errors import Misconfigured
 from bronze.objects.erasures import read_proof
 from bronze.objects.selection import Chosen
@@ -110,8 +112,11 @@ async def _erase(
 ) -> int:
     statement = Statement(args.reason, args.by or _user(), began_at)
     for text in (args.reason, statement.erased_by):
-        if chosen.mentions(text.encode()):
-            raise Misconfigured("--reason and --by are in the proof, which must not have the id: leave it out there")
+        if chosen.mentions(text.encode()) or _has_value(text, selected.where or ""):
+            raise Misconfigured(
+                "--reason and --by are in the proof, which must not have the id, or a value of the condition: leave "
+                "it out there"
+            )
     if not (args.yes or args.dry_run) and await was_rebuilding(stores, selected):
         print(
             "An erasure of this selection was interrupted while the catalog was rebuilt, and will be continued.",
@@ -145,6 +150,11 @@ async def _erase(
     else:
         _print_proof(proof)
     return 0
+
+
+def _has_value(text: str, condition: str) -> bool:
+    """Whether a text has a value of a condition, as words of its own."""
+    return any(re.search(rf"(?<!\w){re.escape(value)}(?!\w)", text) for value in values(condition) if value)
 
 
 def _print_preview(args: argparse.Namespace, found: Preview) -> None:

@@ -49,6 +49,12 @@ def parse(text: str, schema: pa.Schema) -> pc.Expression:
     return found
 
 
+def values(text: str) -> list[str]:
+    """The texts and numbers that a condition names, as they are. Raises `Refused`."""
+    found = [(kind, token) for kind, token in _tokens(text) if kind in {"string", "number"}]
+    return [_text(token) if kind == "string" else token for kind, token in found]
+
+
 class _Parser:
     def __init__(self, text: str, schema: pa.Schema) -> None:
         self._tokens = list(_tokens(text))
@@ -160,7 +166,7 @@ class _Parser:
         value: Any
         match kind:
             case "string":
-                value = text[1:-1].replace("''", "'")
+                value = _text(text)
             case "number":
                 value = text
             case "word" if text.upper() in _CONSTANTS:
@@ -180,6 +186,10 @@ class _Parser:
             return pa.scalar(value).cast(field.type)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
             raise no_value from error
+
+
+def _text(token: str) -> str:
+    return token[1:-1].replace("''", "'")
 
 
 def _is_number(kind: pa.DataType) -> bool:
