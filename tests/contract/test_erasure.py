@@ -93,6 +93,20 @@ class KilledBucket:
         return change
 
 
+class OldVersions:
+    """A bucket that has an old version of each of these keys."""
+
+    def __init__(self, bucket: S3Bucket, keys: Sequence[str]) -> None:
+        self._bucket = bucket
+        self._keys = keys
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._bucket, name)
+
+    async def old_versions(self, key: str) -> Sequence[str]:
+        return ["1"] if key in self._keys else []
+
+
 def stores(parts: Parts, lanes: Sequence[Lane], **replaced: Any) -> Stores:
     async def find() -> NatsCatalog | None:
         return await NatsCatalog.find(parts.jetstream, parts.settings)
@@ -597,8 +611,15 @@ async def test_removal_records_lose_the_classification(parts: Parts, capsys: pyt
     assert await run(stores(parts, lanes), "--dry-run", "--json") == 0
     assert json.loads(capsys.readouterr().out)["not_searched"] == [entries[0].file_path]
     assert await acknowledge(parts, entries[0].file_path) == 0
-    assert await run(stores(parts, lanes)) == 0
+    capsys.readouterr()
+    assert await run(stores(parts, lanes), "--json") == 0
+    proof = msgspec.json.decode(capsys.readouterr().out, type=Proof)
+    assert len(proof.removal_records) == 1
     parts = await reopened(parts)
+    with_versions: Any = OldVersions(parts.bucket, proof.removal_records)
+    verify = ["verify", proof.erasure.erasure_id, "--json"]
+    assert await run(stores(parts, lanes, bucket=with_versions), *verify) == 1
+    assert json.loads(capsys.readouterr().out)["left"]["old versions"] == 1
     assert not [key for key, content in (await read_all(parts)).items() if PERSON.encode() in content]
     assert await messages_with(parts, PERSON) == []
     new_entries, identities = await catalog_contents(parts, [person.id])

@@ -12,6 +12,7 @@ import asyncio
 import datetime as dt
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 
 from bronze.admin.command_error import CommandError
 from bronze.admin.erasure import BucketErasure, Findings
@@ -311,7 +312,8 @@ async def check(
     async for identity in catalog.all_identities():
         in_catalog += chosen.cleared(identity.accepted) != identity.accepted
     versions: dict[str, str] = {}
-    for key in (*(each.file_path for each in proof.objects), *(each.key for each in proof.quarantine)):
+    rewritten = (each.file_path for each in proof.objects), (each.key for each in proof.quarantine)
+    for key in (*chain(*rewritten), *proof.removal_records):
         try:
             if old := await stores.bucket.old_versions(key):
                 versions[key] = ", ".join(old)
