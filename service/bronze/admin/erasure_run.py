@@ -46,6 +46,9 @@ NOT_REACHED: Mapping[str, str] = {
     "retention of the place where the logs go",
     "metrics": "no label and no exemplar has an id of a record; exemplars have trace ids. Nothing to remove",
     "backups": "of the bucket and of the queue: until they are deleted. After a restore, run the erasure again",
+    "files that the catalog does not name": "copies of objects below the prefix, and messages in quarantine that no "
+    "object lists: until they are deleted",
+    "old versions of the files of tables": "if their storage keeps versions: until a rule of the storage deletes them",
     "copies of readers": "what readers of the bucket, of the feed and of the tables have written elsewhere",
     "receivers of events": "webhooks and lineage servers got the classification_ids of objects (bronze notify)",
     "senders": "the files and databases that the records came from; a sender that sends them again stores them again",
