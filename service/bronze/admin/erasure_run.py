@@ -44,7 +44,8 @@ NOT_REACHED: Mapping[str, str] = {
     "and what the collector could not send yet, on its disk",
     "logs": "they have submission_ids and reasons, not classification_ids; reasons may quote a value. For the "
     "retention of the place where the logs go",
-    "metrics": "no label and no exemplar has an id of a record; exemplars have trace ids. Nothing to remove",
+    "metrics": "no label and no exemplar has an id of a record. But bronze.field.min and bronze.field.max are the "
+    "smallest and the greatest of the numbers, times and dates of an object: for the retention of the store of metrics",
     "backups": "of the bucket and of the queue: until they are deleted. After a restore, run the erasure again",
     "files that the catalog does not name": "copies of objects below the prefix, and messages in quarantine that no "
     "object lists: until they are deleted",
