@@ -523,6 +523,26 @@ async def test_rows_are_erased_by_a_condition(parts: Parts, capsys: pytest.Captu
     assert json.loads(capsys.readouterr().out)["left"]["objects"] == 1
 
 
+async def test_a_submission_of_erased_rejected_records_loses_its_classification(parts: Parts) -> None:
+    """As one whose rows were all erased. It stays if other records of it are left."""
+    lanes = await parts.open(1)
+    selection = Selection(source="vehicles", where="vehicle_id = 'v7'")
+    mine, other = (b'{"vehicle_id":"%s","seats":"many"}' % name for name in (b"v7", b"v8"))
+    facts: dict[str, Any] = {"quarantine_rejected": True, "classification_count": 1}
+    facts |= {"classification_id": PERSON, "classification_default": PERSON}
+    alone = submission(mine, mine, **facts)
+    kept = submission(mine, other, **{**facts, "classification_id": "a", "classification_default": "a"})
+    async with parts.consuming(lanes):
+        for each in (alone, kept):
+            await submit(parts, lanes, each)
+    assert await run(stores(parts, lanes), selection=selection) == 0
+    parts = await reopened(parts)
+    assert not [key for key, content in (await read_all(parts)).items() if PERSON.encode() in content]
+    identities = (await catalog_contents(parts, [alone.id, kept.id]))[1]
+    assert [one and one.accepted.classification_id for one in identities.values()] == [None, "a"]
+    assert await messages_with(parts, PERSON) == []
+
+
 async def test_a_line_that_cannot_be_read_hides_no_record_in_quarantine(
     parts: Parts, capsys: pytest.CaptureFixture[str]
 ) -> None:

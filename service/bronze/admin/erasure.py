@@ -246,7 +246,8 @@ class BucketErasure:
             part = None
         erased = await self._content(message.key, part)
         # of a person's message nothing but that it existed is kept: a reason may quote a value
-        cleared = cleared_message(message, self._chosen, all_erased=erased is not None and erased.nothing_left)
+        all_erased = erased is not None and erased.has_no_records(message.key)
+        cleared = cleared_message(message, self._chosen, all_erased=all_erased)
         if erased is None or message.kind is MessageKind.REJECTED:
             return cleared
         return msgspec.structs.replace(cleared, reason=_reason(erased))

@@ -6,8 +6,9 @@ it says of the values in rows is that of the rows that are left.
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from io import BytesIO
 
@@ -49,7 +50,8 @@ def erase_rows(
         left, erased = _split(body, chosen)
     except (pa.ArrowException, OSError) as error:
         raise NotABronzeObject(f"its rows cannot be read: {error}") from error
-    submissions = [_cleared(stored, chosen, left.rows, erased) for stored in contents.submissions]
+    emptied = _emptied(contents.quarantined, quarantined or [])
+    submissions = [_cleared(stored, chosen, left.rows, {*erased, *emptied}) for stored in contents.submissions]
     messages = [cleared_message(message, chosen) for message in quarantined or contents.quarantined]
     if not erased and (submissions, messages) == (contents.submissions, contents.quarantined):
         return None
@@ -125,12 +127,23 @@ def _counts(column: pa.Array) -> Mapping[str, int]:
     return {item["values"]: item["counts"] for item in pc.value_counts(column).to_pylist()}
 
 
+def _emptied(before: Sequence[QuarantinedMessage], after: Sequence[QuarantinedMessage]) -> Iterator[str]:
+    """The submissions of messages in quarantine that have lost their classification: no record is left of them."""
+    for old, new in zip(before, after, strict=False):
+        with suppress(DeadLetter):
+            accepted, left = Part.parse(old.headers).accepted, Part.parse(new.headers).accepted
+            if accepted.classification_id is not None and left.classification_id is None:
+                yield accepted.submission_id
+
+
 def _cleared(
-    stored: StoredSubmission, chosen: Chosen, left: Mapping[str, int], erased: Mapping[str, int]
+    stored: StoredSubmission, chosen: Chosen, left: Mapping[str, int], erased: Container[str]
 ) -> StoredSubmission:
-    """A submission without the classification that was erased: without any, if no row of it is left here."""
+    """A submission without the classification that was erased: without any, if no row of it is left here, and rows or
+    all rejected records of it were erased.
+    """
     submission_id = stored.accepted.submission_id
-    all_erased = erased.get(submission_id, 0) > 0 and not left.get(submission_id, 0)
+    all_erased = submission_id in erased and not left.get(submission_id, 0)
     return msgspec.structs.replace(stored, accepted=chosen.cleared(stored.accepted, all_erased=all_erased))
 
 

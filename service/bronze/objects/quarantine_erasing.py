@@ -33,6 +33,10 @@ class ErasedContent:
     def nothing_left(self) -> bool:
         return not self.content
 
+    def has_no_records(self, key: str) -> bool:
+        """Whether no record is left. Of rejected records, the submission's line stays."""
+        return self.nothing_left or (key.endswith(REJECTED) and not rejected_records.unpack(self.content)[1])
+
 
 def erase_records(key: str, content: bytes, part: Part | None, chosen: Chosen) -> ErasedContent | None:
     """The content of the message under a key in quarantine without the chosen records; None if it has none.
