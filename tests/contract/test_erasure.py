@@ -425,6 +425,30 @@ async def test_retention_deletes_what_was_erased_and_an_erasure_passes_over_what
     assert await faults(parts) == []
 
 
+async def test_the_entries_of_expired_objects_lose_the_classification(
+    parts: Parts, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Retention leaves them in the catalog for a time, also if nothing else of the person is left."""
+    lanes = await parts.open(1)
+    async with parts.consuming(lanes):
+        person, other = of(PERSON, "p1"), of("other", "o1")
+        await submit(parts, lanes, person)
+        await submit(parts, lanes, other)
+    await forget(parts, [person.id])
+    assert await retain(parts) == 0
+    assert await names(parts) == ["o1"]
+    assert await messages_with(parts, PERSON) != []
+    capsys.readouterr()
+    assert await run(stores(parts, lanes), "--json") == 0
+    proof = msgspec.json.decode(capsys.readouterr().out, type=Proof)
+    assert proof.catalog_rebuilt
+    parts = await reopened(parts)
+    assert await messages_with(parts, PERSON) == []
+    assert await faults(parts) == []
+    await run(stores(parts, lanes), "verify", proof.erasure.erasure_id, "--json")
+    assert json.loads(capsys.readouterr().out)["left"]["catalog"] == 0
+
+
 async def nothing_waits(parts: Parts, lane: Lane) -> bool:
     return (await parts.jetstream.state(lane.stream)).last == (await parts.catalog.position(lane))[0].last
 

@@ -61,6 +61,8 @@ class Findings:
     rewritten_messages: dict[str, RewrittenMessage] = field(default_factory=dict)
     #: objects of which the catalog says something else than their footer
     outdated_entries: list[str] = field(default_factory=list)
+    #: objects that have expired, of which the catalog still has an entry with the classification
+    expired_entries: list[str] = field(default_factory=list)
     rewritten_removals: list[str] = field(default_factory=list)
 
     @property
@@ -176,6 +178,8 @@ class BucketErasure:
             if head is None or stored is None:
                 if not await read_removal(self._bucket, self._prefix, key):
                     self._found.not_searched.append(key)  # it is missing, and may come back
+                elif _is_named(entry, self._chosen):
+                    self._found.expired_entries.append(key)
                 return
             contents = stored.contents
             if contents.erasures and entry_of(contents, entry.totals) != entry:
@@ -355,6 +359,15 @@ def _reason(erased: ErasedContent) -> str:
 
 def _records(erasures: list[ErasedRows]) -> int:
     return sum(erased.records for erased in erasures)
+
+
+def _is_named(entry: CatalogEntry, chosen: Chosen) -> bool:
+    """Whether the classification is in an entry."""
+    if chosen.classification_id is None or (entry.submissions and all(map(chosen.is_too_new, entry.submissions))):
+        return False
+    of_rows = {*entry.classifications, entry.classification_least, entry.classification_greatest}
+    named = {each.classification_id for each in entry.submissions if not chosen.is_too_new(each)}
+    return chosen.classification_id in of_rows | named
 
 
 def _cleared_removal(removal: Removal, chosen: Chosen) -> Removal:

@@ -206,7 +206,7 @@ async def erase(
         catalog, stores.bucket, stores.prefix, selection, chosen, erasure.erasure_id, on_object
     ).run()
     tables = await stores.in_tables(sources, chosen, erasure.erasure_id)
-    is_changed = bool(found.rewritten_keys)
+    is_changed = bool(found.rewritten_keys or found.expired_entries)  # a rebuild leaves the entries out
     if is_changed:
         await stores.rebuild()
         catalog = await stores.open_catalog()
@@ -312,7 +312,7 @@ async def check(
     catalog = await stores.open_catalog()
     sources = await stores.sources_of(selection, catalog)
     findings = await BucketErasure(catalog, stores.bucket, stores.prefix, selection, chosen, on_object=on_object).run()
-    in_catalog = len(findings.outdated_entries)
+    in_catalog = len(findings.outdated_entries) + len(findings.expired_entries)
     async for identity in catalog.all_identities():
         in_catalog += chosen.cleared(identity.accepted) != identity.accepted
     versions: dict[str, str] = {}
