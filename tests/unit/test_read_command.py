@@ -65,7 +65,10 @@ DECLARED = object_schema(sources.built_in()["vehicles"])
         ("model IS NULL", [2]),
         ("model IS NOT NULL AND NOT model = 'B'", [0, 1]),
         ("model IN ('A7', 'B')", [0, 3]),
-        ("seats NOT IN (7)", [0, 1, 3]),
+        ("seats NOT IN (7)", [0, 1]),  # one that is null is not known to be another
+        ("NOT seats IN (7)", [0, 1]),
+        ("seats IN (7) OR model = 'B'", [2, 3]),
+        ("load NOT IN (0.5)", [1, 3]),
         ("load = -2", [3]),
         ("load < 1e0", [0, 3]),
         ("price = 1.10", [0]),

@@ -126,9 +126,9 @@ class _Parser:
         if self._take("IS", "NULL"):
             return column.is_null()
         if self._take("NOT", "IN"):
-            return ~column.isin(self._values(field))
+            return ~_is_in(column, self._values(field))
         if self._take("IN"):
-            return column.isin(self._values(field))
+            return _is_in(column, self._values(field))
         if self._take("BETWEEN"):
             low = self._value(field)
             self._expect("AND")
@@ -186,6 +186,11 @@ class _Parser:
             return pa.scalar(value).cast(field.type)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
             raise no_value from error
+
+
+def _is_in(column: pc.Expression, values: pa.Array) -> pc.Expression:
+    """Whether a column has one of these values; null if it is null, as in SQL. Arrow's `isin` is false there."""
+    return column.isin(values) | (column.is_null() & pc.scalar(pa.scalar(None, pa.bool_())))
 
 
 def _text(token: str) -> str:
