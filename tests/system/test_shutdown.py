@@ -1,5 +1,6 @@
 """A stop under load is quick and successful, and no accepted record is lost or doubled."""
 
+import json
 import signal
 import socket
 import subprocess
@@ -151,7 +152,7 @@ def url(listener: socket.socket) -> str:
 
 def test_a_body_without_an_end_does_not_delay_a_stop(branch: System, mark: str, silent: socket.socket) -> None:
     """With a client that never ends its body and a collector that never answers, the API still ends in time, and
-    nothing of that body is stored.
+    nothing of that body is stored. The client gets a 503, after which clients send a request again.
     """
     request = (
         b"POST /v1/ingest/vehicles HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/x-ndjson\r\n"
@@ -166,6 +167,9 @@ def test_a_body_without_an_end_does_not_delay_a_stop(branch: System, mark: str, 
                 lambda: branch.metrics("api").sum("http_server_active_requests", http_request_method="POST"),
             )
             stops(processes["api"])
+            head, _, body = client.makefile("rb").read().partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 503 ")
+        assert json.loads(body)["type"].endswith("/outcome-unknown")
         with branch.running(branch.role("api")):
             branch.fence()
             assert branch.payloads(mark) == []

@@ -8,10 +8,12 @@ import asyncio
 import json
 import ssl
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 
 import httptools
 import uvicorn
-from starlette.types import ASGIApp
+from fastapi.responses import JSONResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from bronze.api.problems import PROBLEM, document
@@ -39,7 +41,7 @@ def create_server(
     """
     return uvicorn.Server(
         uvicorn.Config(
-            app,
+            _StopAnswered(app),
             interface="asgi3",
             http=connection_class(settings, on_refused),
             log_config=None,
@@ -49,6 +51,32 @@ def create_server(
             ssl_context_factory=(lambda _, __: tls) if tls else None,
         )
     )
+
+
+class _StopAnswered:
+    """Answers requests that the stop of the server cancels: with uvicorn's 500, a client would not send them again."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await self._app(scope, receive, send)
+        except asyncio.CancelledError:
+            with suppress(RuntimeError):  # if the answer had begun
+                await _stopped()(scope, receive, send)
+                return
+            raise
+
+
+def _stopped() -> JSONResponse:
+    code = Outage.OUTCOME_UNKNOWN
+    detail = (
+        "The API stopped before the request was done, so it may have been carried out. Send it again, with the same "
+        "Idempotency-Key if it had one."
+    )
+    body = document(code.status, code, detail, {})
+    return JSONResponse(body, code.status, media_type=PROBLEM, headers={"Connection": "close", "Retry-After": "1"})
 
 
 def connection_class(settings: Settings, on_refused: Callable[[ErrorCode], None]) -> type[HttpToolsProtocol]:
