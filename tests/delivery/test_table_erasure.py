@@ -170,6 +170,24 @@ async def test_the_rows_are_gone_and_all_others_are_equal(lanes: Lanes, catalog:
     await checked(lanes, catalog)
 
 
+async def test_rows_are_rewritten_in_parts_of_which_some_have_no_others(
+    lanes: Lanes, catalog: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A compacted file has a row group per part; here each part is a row."""
+    monkeypatch.setattr(iceberg, "PART_BYTES", 1)
+    for _ in range(2):
+        lanes.write(rows=1)
+        lanes.write(1, rows=ROWS)
+        await commit_all(lanes, CutTables(catalog))
+    compact(CutTables(catalog))
+    paths = [scan.file.file_path.removeprefix("file://") for scan in table(catalog).scan().plan_files()]
+    assert max(pq.ParquetFile(path).num_row_groups for path in paths) > 1
+    erase_objects(lanes)
+    assert erase(CutTables(catalog)).rows == 2
+    assert traces(tmp_path, catalog) == []
+    await checked(lanes, catalog)
+
+
 async def test_a_file_without_other_rows_is_removed(lanes: Lanes, catalog: Catalog, tmp_path: Path) -> None:
     await fill(lanes, catalog)
     erase_objects(lanes, "v0")

@@ -136,7 +136,7 @@ class TableErasure:
                 found = self._tables.search(state, search)
                 files.update(found.files)
                 if found.current or barrier is None:
-                    emptied = self._rewrite(found, search, written, on_file)
+                    emptied = self._rewrite(state, found, search, written, on_file)
                     used = [written[_path(group)] for group, _ in found.current if _path(group) in written]
                     rows, new = done.rows + _rows(found), done.new_files + len(used)
                     snapshots = done.snapshots + len(found.snapshots) + bool(found.current)
@@ -188,7 +188,12 @@ class TableErasure:
         }
 
     def _rewrite(
-        self, found: Matches, search: RowSearch, written: dict[str, RewrittenGroup], on_file: Callable[[], None]
+        self,
+        state: TableState,
+        found: Matches,
+        search: RowSearch,
+        written: dict[str, RewrittenGroup],
+        on_file: Callable[[], None],
     ) -> list[FileGroup]:
         """Write the files without the rows that were not written yet. Returns those that have no other rows."""
         emptied: list[FileGroup] = []
@@ -196,11 +201,11 @@ class TableErasure:
             if group.rows == number:
                 emptied.append(group)
             elif _path(group) not in written:
-                rows = self._tables.rows(group)
-                kept = search.without(rows)
-                if kept.num_rows != rows.num_rows - number:
-                    raise Halted(f"{_path(group)} has {number} rows that match, and {kept.num_rows} that do not")
-                written[_path(group)] = self._tables.write(group, [kept])
+                one = self._tables.write(group, search.without(self._tables.parts(group)))
+                if one.rows != group.rows - number:
+                    self._tables.discard(state, [one])
+                    raise Halted(f"{_path(group)} has {number} rows that match, and {one.rows} that do not")
+                written[_path(group)] = one
                 on_file()
         return emptied
 

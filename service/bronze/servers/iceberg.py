@@ -203,6 +203,10 @@ class RewrittenGroup:
     file: DataFile
 
     @property
+    def rows(self) -> int:
+        return int(self.file.record_count)
+
+    @property
     def bytes(self) -> int:
         return self.file.file_size_in_bytes
 
@@ -750,10 +754,12 @@ class RowSearch:
         self._lists: dict[int, Sequence[_Manifest]] = {}
         self._manifests: dict[str, _Manifest] = {}
 
-    def without(self, rows: pa.Table) -> pa.Table:
-        """The rows that do not match."""
-        condition = self._condition(rows.schema)
-        return rows.filter(~condition | condition.is_null())
+    def without(self, parts: Iterable[pa.Table]) -> Iterator[pa.Table]:
+        """The rows of some parts that do not match."""
+        for rows in parts:
+            condition = self._condition(rows.schema)
+            if (left := rows.filter(~condition | condition.is_null())).num_rows:
+                yield left
 
     def matches(self, state: TableState) -> Matches:
         table, current = state.table, state.snapshot.snapshot_id if state.snapshot else None
