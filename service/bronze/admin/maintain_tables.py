@@ -9,14 +9,16 @@ import msgspec
 
 from bronze.admin.confirmation import Confirmation
 from bronze.admin.progress import Progress
-from bronze.errors import Misconfigured
+from bronze.errors import Halted, Misconfigured, NotPermitted, Unavailable
 from bronze.maintenance.task import Task, TooManyConflicts
 
 
 async def run(
     args: argparse.Namespace, task: Task, declared: Collection[str], question: str, confirmation: Confirmation
 ) -> int:
-    """Run the command. The exit code is 1 if the task was not done for a table."""
+    """Run the command. The exit code says whether the task was done for all tables: a table for which it fails does not
+    keep it from the others. Raises `NotPermitted`.
+    """
     sources = list(dict.fromkeys(args.source or sorted(declared)))
     if unknown := set(sources) - set(declared):
         raise Misconfigured(f"--source: {', '.join(sorted(unknown))}: no such source is declared")
@@ -34,7 +36,12 @@ async def run(
                     done = await asyncio.to_thread(task.run, source, progress.step)
             except TooManyConflicts as error:
                 print(f"bronze table: {error}. Run the command again", file=sys.stderr)
-                code = 1
+                code = max(code, 1)
+            except NotPermitted:
+                raise
+            except (Halted, Unavailable) as error:
+                print(f"bronze table: {source}: {error}", file=sys.stderr)
+                code = max(code, 3 if isinstance(error, Unavailable) else 1)
             else:
                 print(msgspec.json.encode(done.as_dict()).decode() if args.json else done)
     return code

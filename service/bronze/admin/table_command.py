@@ -13,9 +13,9 @@ TARGET_BYTES = 128 * 2**20
 TARGET_BYTES_MAX = 2**40
 EXPIRE_DAYS = 7
 _EXIT_CODES = (
-    "Exit codes: 0 if it was done for all tables, 1 if not for one (standard error says why), 2 if an argument or a "
-    "setting cannot work, 3 if the catalog or the storage of the tables does not answer, 130 if it was interrupted "
-    "(Ctrl-C)."
+    "Exit codes: 0 if it was done for all tables, 1 if not for one (standard error says why, and the others are done), "
+    "2 if an argument or a setting cannot work, 3 if the catalog or the storage of the tables does not answer, 130 if "
+    "it was interrupted (Ctrl-C)."
 )
 
 
