@@ -1,4 +1,4 @@
-"""Tables: how far the Iceberg table of each source has come, and what each commit to it took."""
+"""Tables: how far the Iceberg table of each source has come, what each commit took, and what retention deleted."""
 
 from grafana_foundation_sdk.builders.stat import Panel as Stat
 from grafana_foundation_sdk.builders.timeseries import Panel as Timeseries
@@ -20,13 +20,16 @@ from grafana.components import (
     single_value,
     tile,
 )
-from grafana.promql import SOURCE, THRESHOLDS, counted_per_interval, rate, since
+from grafana.promql import RANGE, SOURCE, THRESHOLDS, counted_per_interval, rate, since
 
 _UID = "bronze-tables"
 _TABLE = f'job="bronze/table", {SOURCE}'
 _DURATIONS = f'bronze_table_commit_duration_seconds{{{_TABLE}, bronze_outcome="success"}}'
 _AGES = f"max by (bronze_source) (bronze_table_objects_oldest_age_seconds{{{_TABLE}}})"
 _NOT_RUNNING = "bronze table has not reported yet"
+_RETAIN = 'job="bronze/retain"'
+_RETAINED = f'bronze_retention_last_run_time_seconds{{{_RETAIN}, bronze_outcome="success"}}'
+_NO_RETENTION = "bronze retain --every has not reported yet (docs/operations.md)"
 
 
 def board() -> Board:
@@ -38,6 +41,17 @@ def board() -> Board:
             Row("Are the tables up to date?", [oldest(), newest(), waiting()]),
             Row("Commits", [delivery(), commits(), durations(), records()]),
             Row("Files", [files(), size(), snapshots(), maintenance()]),
+            Row(
+                "Retention",
+                [
+                    retained(),
+                    retention_age(),
+                    retention_runs(),
+                    deleted("Objects deleted", "Objects that `bronze retain` deleted from the bucket", "objects"),
+                    deleted("Entries removed", "Entries of deleted objects that left the catalog", "entries"),
+                    deleted("Rows deleted", "Rows that `bronze retain` deleted from the tables", "rows"),
+                ],
+            ),
         ],
     )
 
@@ -165,3 +179,44 @@ def maintenance() -> Timeseries:
     failed = counted_per_interval(f'{runs}"failure"}}', "error_type")
     queries = [query(succeeded, "success"), query(f"({failed}) > 0", "{{error_type}}")]
     return components.bars(graph(info, COUNT, *queries, width=12))
+
+
+def retained() -> Stat:
+    info = PanelInfo(
+        "Last retention",
+        "Time since the last complete run of `bronze retain --every`.",
+        "no complete run in the range",
+        explained_by=(_UID, "Since the last retention"),
+    )
+    return tile(info, SECONDS, single_value(since(f"max(last_over_time({_RETAINED}[{RANGE}]))")), width=6, height=9)
+
+
+def retention_age() -> Timeseries:
+    info = PanelInfo(
+        "Since the last retention",
+        "Time since the last complete run of `bronze retain --every`. It grows to the interval of the runs, and a run.",
+        _NO_RETENTION,
+    )
+    limit = limit_line(f"2 * max(bronze_retention_interval_seconds{{{_RETAIN}}})", "limit: two intervals")
+    return graph(info, SECONDS, query(since(f"max({_RETAINED})"), "since the last run"), limit, width=6)
+
+
+def retention_runs() -> Timeseries:
+    info = PanelInfo(
+        "Runs of retention",
+        "Runs of `bronze retain --every` in each interval of the graph, and errors. A run that fails is repeated after "
+        "five minutes, and does what is left.",
+        _NO_RETENTION,
+    )
+    runs = f"bronze_retention_runs_total{{{_RETAIN}, bronze_outcome="
+    succeeded = counted_per_interval(f'{runs}"success"}}', "bronze_outcome")
+    failed = counted_per_interval(f'{runs}"failure"}}', "error_type")
+    queries = [query(succeeded, "success"), query(f"({failed}) > 0", "{{error_type}}")]
+    return components.bars(graph(info, COUNT, *queries, width=12))
+
+
+def deleted(title: str, meaning: str, what: str) -> Timeseries:
+    """The graph of a kind of things that retention deletes."""
+    info = PanelInfo(title, f"{meaning}, in each interval of the graph.", _NO_RETENTION)
+    series = counted_per_interval(f"bronze_retention_{what}_total{{{_RETAIN}, {SOURCE}}}", "bronze_source")
+    return components.by_source(components.bars(graph(info, COUNT, query(series, "{{bronze_source}}"), width=8)))

@@ -382,7 +382,7 @@ class Settings(BaseSettings):
     retention_days: Annotated[int, Field(ge=1, le=36_500)] | None = Field(
         None,
         description="Age in days of the objects that `bronze retain` deletes without --days, of sources that declare "
-        "no retention_days. Nothing is deleted by itself: run that command once a day (docs/operations.md).",
+        "no retention_days. `bronze retain --every 1d` deletes them each day; `make up` runs it (docs/operations.md).",
     )
 
     canary_interval_s: Annotated[float, Field(gt=0, le=240)] = Field(
@@ -513,6 +513,7 @@ class Settings(BaseSettings):
         "webhook_secrets",
         "webhook_secrets_file",
         "notify_dir",
+        "retention_days",
         "jwt_issuer",
         "jwt_audience",
         "jwt_keys",

@@ -2,13 +2,15 @@
 
 import argparse
 import datetime as dt
+from collections import Counter
+from collections.abc import Sequence
 
 import pytest
 
 from bronze.__main__ import parser
 from bronze.admin import retain_command
 from bronze.admin.confirmation import Confirmation
-from bronze.admin.retention import HeldBy, HeldObjects, Retention, Statement
+from bronze.admin.retention import Deleted, HeldBy, HeldObjects, Retention, Statement
 from bronze.errors import Misconfigured
 from bronze.lineage.catalog_index import CatalogIndex
 from bronze.objects.expiry import expired_up_to, read_mark
@@ -193,6 +195,33 @@ async def test_without_an_age_nothing_is_deleted(parts: Parts, capsys: pytest.Ca
     shown = capsys.readouterr().out
     assert f"1 object of vehicles accepted before {retain_command.first_kept_day(now, DAYS):%Y-%m-%d} (UTC)." in shown
     assert "0 objects of status accepted before" in shown
+
+
+async def test_what_is_deleted_is_counted(parts: Parts) -> None:
+    """By source, also the entries and what is deleted of the tables."""
+    _, _, ids = await stored(parts, 4)
+    await forget(parts, ids)
+    counts: Counter[tuple[Deleted, str]] = Counter()
+
+    async def delete_rows(sources: Sequence[str], _: dt.datetime) -> int:
+        assert sources == ["vehicles"]
+        return 7
+
+    code = await retain_command.run(
+        parse("--entries-days", str(DAYS), "--days", str(DAYS)),
+        await retention(parts),
+        dt.datetime.now(dt.UTC) + LATER,
+        {"vehicles": None},
+        Confirmation([], yes=True),
+        delete_rows,
+        lambda what, source, number: counts.update({(what, source): number}),
+    )
+    assert code == 0
+    assert counts == {
+        (Deleted.OBJECTS, "vehicles"): 3,
+        (Deleted.ENTRIES, "vehicles"): 2,
+        (Deleted.ROWS, "vehicles"): 7,
+    }
 
 
 async def test_what_is_held_back_is_said(parts: Parts, capsys: pytest.CaptureFixture[str]) -> None:

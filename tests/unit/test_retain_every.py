@@ -2,15 +2,20 @@
 
 import asyncio
 import datetime as dt
+import time
 
 import pytest
 
 from bronze.__main__ import parser
 from bronze.admin.command_error import CommandError
-from bronze.admin.retain_command import run_every
+from bronze.admin.retain_command import RETRY, run_every
+from bronze.admin.retain_telemetry import RetainTelemetry
+from bronze.admin.retention import Deleted
 from bronze.errors import Halted, Misconfigured, NotPermitted, Outage, Unavailable
 from bronze.settings import Settings
+from bronze.telemetry.signals import Role
 from bronze.wiring.retention import run_retain
+from tests.contract.making import Heard
 
 SOON = dt.timedelta(milliseconds=1)
 
@@ -51,6 +56,39 @@ async def test_a_run_that_fails_is_followed_by_the_next_one(capsys: pytest.Captu
     assert await running == 0
     await asyncio.sleep(0)
     assert runs.was_cancelled
+
+
+async def test_a_run_that_fails_is_repeated_before_the_next_one_is_due(capsys: pytest.CaptureFixture[str]) -> None:
+    stop, ended = asyncio.Event(), asyncio.Event()
+    once = Runs(Unavailable(Outage.QUEUE_AWAY, "the queue")).once
+    running = asyncio.create_task(run_every(dt.timedelta(days=1), once, stop, lambda _: ended.set()))
+    await ended.wait()
+    stop.set()
+    assert await running == 0
+    assert f"the next run is in {RETRY}: the queue" in capsys.readouterr().err
+
+
+async def test_each_run_is_counted_with_its_error_and_its_time() -> None:
+    """Also one that ends the role."""
+    heard = Heard(Role.RETAIN)
+    heard.telemetry.export_zeros(["vehicles"])
+    telemetry = RetainTelemetry(heard.telemetry.instruments, SOON)
+    assert {point.value for point in heard.points("bronze.retention.interval")} == {SOON.total_seconds()}
+    assert {point.value for point in heard.points("bronze.retention.runs")} == {0}
+    assert not heard.points("bronze.retention.last_run.time")
+    runs = Runs(Unavailable(Outage.QUEUE_AWAY, "the queue"), None, Halted("a mark"), Misconfigured("no age"))
+    with pytest.raises(Misconfigured):
+        await run_every(SOON, runs.once, asyncio.Event(), telemetry.end)
+    assert heard.count("bronze.retention.runs", bronze_outcome="success") == 1
+    for error in ("queue-away", "halted", "internal"):
+        assert heard.count("bronze.retention.runs", bronze_outcome="failure", error_type=error) == 1
+    succeeded, failed = (
+        heard.count("bronze.retention.last_run.time", bronze_outcome=outcome) for outcome in ("success", "failure")
+    )
+    assert time.time() - 60 < succeeded <= failed <= time.time()
+    telemetry.count(Deleted.ROWS, "vehicles", 7)
+    assert heard.count("bronze.retention.rows", bronze_source="vehicles") == 7
+    assert heard.count("bronze.retention.objects", bronze_source="vehicles") == 0
 
 
 async def test_a_stop_ends_the_wait_for_the_next_run() -> None:

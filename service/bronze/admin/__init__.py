@@ -1,5 +1,5 @@
 """The commands of an operator: lineage, read, quarantine, objects, retain, erase, verify, keys, sources, lanes, the
-queue, the catalog and the maintenance of tables.
+queue, the catalog and the maintenance of tables. One of them runs again and again, as the role `retain`.
 
 lineage_command     `bronze lineage`: prints the lineage of an id or a path, or follows new objects
 read_command        `bronze read`: its command line
@@ -12,6 +12,7 @@ missing_objects     finds the objects that are in the catalog, but missing or da
 acknowledge         writes their removal records
 retain_command      `bronze retain`: its command line
 retention           deletes the oldest objects of each lane
+retain_telemetry    the measurements of `bronze retain --every`
 erase_command       `bronze erase`: its command line
 erasure_run         an erasure from its document to its proof
 erasure             removes a person's records from the bucket
@@ -33,6 +34,7 @@ command_error       the error of a command that an operator has to correct
 time_argument       a time, a day or a number of days in the arguments of a command
 progress, reports   the progress bar, and the final output of lanes and the catalog
 
-A role. Imports: client, errors, maintenance, objects, plurals, printable, protocol, records, servers, settings, verify.
+A role. Imports: client, errors, maintenance, objects, plurals, printable, protocol, records, servers, settings,
+telemetry, verify.
 Libraries: httpx, msgspec, pyarrow, rich, yaml.
 """

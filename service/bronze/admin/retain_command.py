@@ -11,7 +11,7 @@ from functools import partial
 from bronze.admin.command_error import CommandError
 from bronze.admin.confirmation import Confirmation, add_yes, unfinished_if_interrupted
 from bronze.admin.progress import Progress
-from bronze.admin.retention import ExpiredObjects, HeldObjects, Retention, Statement
+from bronze.admin.retention import Deleted, ExpiredObjects, HeldObjects, OnDeleted, Retention, Statement
 from bronze.admin.time_argument import period, whole
 from bronze.errors import Halted, Misconfigured, NotPermitted, Unavailable
 from bronze.plurals import counted
@@ -23,6 +23,8 @@ ENTRIES_DAYS_MORE = 30
 #: What an identity keeps anyway.
 DAYS_MIN = UNKEYED_S // 86_400
 DAYS_MAX = RETENTION_DAYS_MAX + ENTRIES_DAYS_MORE
+#: The time after which a run that failed is repeated, if the next one is not due before.
+RETRY = dt.timedelta(minutes=5)
 
 _CODES = (
     "0 if everything is done, 1 if it was not confirmed, 2 if an argument or a setting cannot work, 3 if the queue, "
@@ -70,14 +72,20 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         type=period,
         metavar="PERIOD",
         help="do it again and again, with this time between two runs (12h, 1d), until a stop signal; needs --yes. A "
-        "run that fails says so on standard error, and the next one does what is left",
+        "run that fails says so on standard error, and is repeated after five minutes. It reports metrics",
     )
     add_yes(parser)
 
 
-async def run_every(every: dt.timedelta, run_once: Callable[[], Awaitable[int]], stop: asyncio.Event) -> int:
+async def run_every(
+    every: dt.timedelta,
+    run_once: Callable[[], Awaitable[int]],
+    stop: asyncio.Event,
+    on_end: Callable[[BaseException | None], None] = lambda _: None,
+) -> int:
     """Run the command now, and again after each period, until `stop` is set. A run that is under way then is cancelled,
-    which the next start of the command makes good. Returns the exit code.
+    which the next start of the command makes good. `on_end` is called after each other run, with its error. Returns
+    the exit code.
 
     Raises `Misconfigured` and `NotPermitted`: a server that does not answer may do so the next time.
     """
@@ -89,13 +97,14 @@ async def run_every(every: dt.timedelta, run_once: Callable[[], Awaitable[int]],
             if not running.done():
                 running.cancel()
                 break
-            try:
-                running.result()
-            except NotPermitted:
-                raise
-            except (Unavailable, Halted, CommandError) as error:
-                print(f"bronze retain: the next run is in {every}: {error}", file=sys.stderr, flush=True)
-            await asyncio.wait({stopped}, timeout=every.total_seconds())
+            error = running.exception()
+            on_end(error)
+            wait = min(every, RETRY) if error else every
+            if error:
+                if isinstance(error, NotPermitted) or not isinstance(error, (Unavailable, Halted, CommandError)):
+                    raise error
+                print(f"bronze retain: the next run is in {wait}: {error}", file=sys.stderr, flush=True)
+            await asyncio.wait({stopped}, timeout=wait.total_seconds())
     finally:
         stopped.cancel()
     return 0
@@ -114,11 +123,13 @@ async def run(
     ages: Mapping[str, int | None],
     confirmation: Confirmation,
     delete_rows: DeleteRows | None = None,
+    on_deleted: OnDeleted = lambda *_: None,
     *,
     notes: Sequence[str] = (),
 ) -> int:
     """Run the command; `now` is the time by the queue's clock. `ages` has the known sources, each with the age in days
-    that holds without --days, or None. `delete_rows`: if there are tables. `notes` are printed first.
+    that holds without --days, or None. `delete_rows`: if there are tables. `on_deleted` is called for
+    all that is deleted. `notes` are printed first.
     """
     for note in notes:
         print(note)
@@ -158,11 +169,21 @@ async def run(
     expired_by = args.by or _user()
     deleted = rows = 0
     with unfinished_if_interrupted("retain"), Progress("objects deleted") as progress:
+
+        def count(what: Deleted, source: str, number: int) -> None:
+            if what is Deleted.OBJECTS:
+                progress.step()
+            on_deleted(what, source, number)
+
         for each, before in expired:
             await retention.expire(each, Statement(f"accepted before {before:%Y-%m-%d}", expired_by))
         for days, sources in chosen.items():
-            deleted += await retention.delete(sources, _entries_before(args, now, days), progress.step)
-            rows += await delete_rows(sources, first_kept_day(now, days)) if delete_rows else 0
+            deleted += await retention.delete(sources, _entries_before(args, now, days), count)
+            if delete_rows:
+                for source in sources:
+                    of_source = await delete_rows([source], first_kept_day(now, days))
+                    count(Deleted.ROWS, source, of_source)
+                    rows += of_source
     of_tables = f" {counted(rows, 'row')} of tables deleted." if delete_rows else ""
     print(f"{counted(deleted, 'object')} deleted.{of_tables}")
     return 0

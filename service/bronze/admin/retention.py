@@ -32,6 +32,18 @@ CLOCKS_DIFFER = dt.timedelta(hours=1)
 InTable = Callable[[CatalogEntry], Awaitable[bool]]
 
 
+class Deleted(StrEnum):
+    """What is deleted."""
+
+    OBJECTS = "objects"
+    ENTRIES = "entries"
+    ROWS = "rows"
+
+
+#: Called with what was deleted, of which source, and how many.
+OnDeleted = Callable[[Deleted, str, int], None]
+
+
 @dataclass(frozen=True, slots=True)
 class ExpiredObjects:
     """The objects of a lane that a run deletes, oldest first; the last of them is that of `entry`.
@@ -206,9 +218,10 @@ class Retention:
         self,
         sources: Collection[str] | None,
         entries_before: dt.datetime,
-        on_deleted: Callable[[], None] = lambda: None,
+        on_deleted: OnDeleted = lambda *_: None,
     ) -> int:
-        """Delete all objects that have expired, of all sources or of these; returns how many.
+        """Delete all objects that have expired, of all sources or of these; returns how many. `on_deleted` is called
+        for each object, and for the entries.
 
         First it is published that they have expired, so that followers of the feed no longer get them. Last, their
         entries are folded, if their records were accepted before a time.
@@ -222,7 +235,8 @@ class Retention:
             await self._delete_rest(source, [mark for mark in marks if mark.of_lane.source == source])
         for mark in marks:
             await self._delete_keys(await outdated_marks(self._bucket, self._prefix, mark.of_lane))
-            await self._catalog.fold(mark.removal(), entries_before.timestamp())
+            entries = await self._catalog.fold(mark.removal(), entries_before.timestamp())
+            on_deleted(Deleted.ENTRIES, mark.of_lane.source, entries)
         return deleted
 
     async def _marks(self, sources: Collection[str] | None) -> list[ExpiryMark]:
@@ -243,16 +257,20 @@ class Retention:
             if lane is not None and first <= last.get(lane, 0):
                 yield key
 
-    async def _delete_objects(self, source: str, marks: Sequence[ExpiryMark], on_deleted: Callable[[], None]) -> int:
+    async def _delete_objects(self, source: str, marks: Sequence[ExpiryMark], on_deleted: OnDeleted) -> int:
         """Delete the objects of a source behind its marks, in the order of their keys; returns how many."""
         keys: list[str] = []
         deleted = 0
+
+        def on_object() -> None:
+            on_deleted(Deleted.OBJECTS, source, 1)
+
         async for key in self._expired_keys(source, marks):
             keys.append(key)
             if len(keys) == DELETED_AT_ONCE:
-                await self._delete_keys(keys, on_deleted)
+                await self._delete_keys(keys, on_object)
                 deleted, keys = deleted + len(keys), []
-        await self._delete_keys(keys, on_deleted)
+        await self._delete_keys(keys, on_object)
         return deleted + len(keys)
 
     async def _delete_rest(self, source: str, marks: Sequence[ExpiryMark]) -> None:

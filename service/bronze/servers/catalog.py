@@ -305,14 +305,14 @@ class NatsCatalog:
                 return subjects
             since = messages[-1].sequence + 1
 
-    async def fold(self, expired: Removal, before_s: float) -> None:
+    async def fold(self, expired: Removal, before_s: float) -> int:
         """Remove the entries of expired objects whose last message is older than a time, but never that of the last of
         these objects: it is the position, or the beginning of what follows. Then the removal that is published says so,
-        and the outdated ones are removed.
+        and the outdated ones are removed. Returns the number of entries.
 
         If the call ends early, call it again.
         """
-        lane, since, folded = expired.of_lane, 1, 0
+        lane, since, folded, removed = expired.of_lane, 1, 0, 0
         while page := await self.entries(lane, since):
             since = page[-1][0] + 1
             old = [
@@ -321,6 +321,7 @@ class NatsCatalog:
                 if entry.last < expired.last and unix_time_s(entry.last_time) < before_s
             ]
             await self._remove([sequence for sequence, _ in old])
+            removed += len(old)
             folded = old[-1][1].last if old else folded
             if len(old) < len(page):
                 break
@@ -331,6 +332,7 @@ class NatsCatalog:
                 self.stream, expired.subject, 1, messages_max=PAGE_ENTRIES, bytes_max=PAGE_BYTES
             )
         await self._remove([message.sequence for message in published[:-1]])
+        return removed
 
     async def _remove(self, sequences: Sequence[int]) -> None:
         for begin in range(0, len(sequences), REMOVED_AT_ONCE):

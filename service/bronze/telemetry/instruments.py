@@ -98,6 +98,12 @@ class Instruments:
     table_snapshot_time: Gauge
     notify_events: Counter
     notify_lag: Gauge
+    retention_runs: Counter
+    retention_objects: Counter
+    retention_entries: Counter
+    retention_rows: Counter
+    retention_last_run_time: Gauge
+    retention_interval: Gauge
     messaging_client_sent_messages: Counter
     messaging_client_consumed_messages: Counter
     messaging_client_operation_duration: Histogram

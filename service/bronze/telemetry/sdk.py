@@ -109,6 +109,7 @@ _METRICS_PORTS: Final = {
     Role.API: 9467,
     Role.TABLE: 9468,
     Role.NOTIFY: 9469,
+    Role.RETAIN: 9486,  # after those of workers in `make up`
 }
 
 _PORT_VARIABLE: Final = "OTEL_EXPORTER_PROMETHEUS_PORT"

@@ -42,6 +42,7 @@ class Role(StrEnum):
     CANARY = "canary"
     TABLE = "table"
     NOTIFY = "notify"
+    RETAIN = "retain"
 
 
 class Outcome(StrEnum):
