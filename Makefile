@@ -18,7 +18,7 @@ help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo "make up SAMPLE=year sends all flights of 2013 (687,074 records) instead of a few days."
 	@echo "BRONZE_{METRICS,TRACES,LOGS}_EXPORTER choose the destinations of telemetry: files of otel-collector/exporters/, separated by commas."
-	@echo "BRONZE_LOCAL_PORT_{NATS,S3,OTLP,PROMETHEUS,ZIPKIN,TEMPO,GRAFANA,API,CONSUMER,PUBLISHER,CANARY,TABLE,NOTIFY,WORKERS} change the ports of \`make up\`; NATS is the first of 6 ports, S3 of 10, OTLP of 6, TEMPO of 3, WORKERS of 16."
+	@echo "BRONZE_LOCAL_PORT_{NATS,S3,OTLP,PROMETHEUS,ZIPKIN,TEMPO,GRAFANA,API,CONSUMER,PUBLISHER,CANARY,TABLE,NOTIFY,WORKERS,RETAIN} change the ports of \`make up\`; NATS is the first of 6 ports, S3 of 10, OTLP of 6, TEMPO of 3, WORKERS of 16."
 
 up: $(READY) ## start everything in the background, send the sample, show the result; if it runs: take changed settings; FLEET=off: without simulated data, WORKERS=N: processes of API and consumer, NATS=3: three queue servers
 	@$(if $(NATS),BRONZE_LOCAL_NATS=$(NATS)) $(if $(FLEET),BRONZE_LOCAL_FLEET=$(FLEET)) $(if $(WORKERS),BRONZE_WORKERS=$(WORKERS)) $(LOCAL) up $(if $(SAMPLE),--sample $(SAMPLE))

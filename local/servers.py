@@ -172,10 +172,15 @@ S3_RIGHTS = {
     "canary": ("Read", "List"),
     "table": ("Read", "List", f"Read:{TABLES_BUCKET}", f"Write:{TABLES_BUCKET}", f"List:{TABLES_BUCKET}"),
     "notify": (),
+    "retain": (
+        *("Read", "Write", "List"),
+        *(f"{right}:{TABLES_BUCKET}" for right in ("Read", "Write", "List")),
+    ),
 }
 #: What each identity may do with the tables and their catalog.
 TABLE_RIGHTS = {
     "table": "s3tables:*",
+    "retain": "s3tables:*",
     "api": ["s3tables:Get*", "s3tables:List*"],
     "notify": ["s3tables:Get*", "s3tables:List*"],
 }

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from dotenv import dotenv_values
 
+from bronze.errors import Misconfigured
+from bronze.records.sources import load
 from bronze.settings import Settings, sends_openlineage
 from local.builds import REPOSITORY
 from local.programs import LocalError
@@ -80,6 +82,16 @@ def notifications(file: Path = FILE) -> dict[str, str]:
     """The settings of `bronze notify`, which no other role gets; none if it has nobody to send events to."""
     found = {name: value for name, value in settings(file).items() if name.startswith(_NOTIFICATIONS)}
     return found if found.get("BRONZE_WEBHOOK_URL") or sends_openlineage(found) else {}
+
+
+def retention(file: Path = FILE) -> bool:
+    """Whether objects expire: a setting, or a source, says after how many days."""
+    if settings(file).get("BRONZE_RETENTION_DAYS"):
+        return True
+    try:
+        return any(source.retention_days for source in load(sources_path(file)).values())
+    except Misconfigured:  # `make up` and the roles say so
+        return False
 
 
 def fleet(file: Path = FILE) -> bool:

@@ -17,7 +17,15 @@ from local.builds import Built
 from local.exporters import SIGNALS, Exporters
 from local.programs import LOOPBACK, PORT_VARIABLE, LocalError, NotReady, Program, environment, free_ports, get_json
 from local.secret_files import SecretFiles
-from local.settings import NATS_VARIABLE, WORKERS_MAX, notifications, service_settings, settings, sources_file
+from local.settings import (
+    NATS_VARIABLE,
+    WORKERS_MAX,
+    notifications,
+    retention,
+    service_settings,
+    settings,
+    sources_file,
+)
 
 FLUSH_AGE_S = 1
 BUCKET = "bronze"
@@ -32,7 +40,7 @@ API_KEY_SCOPES = {
 }
 _REPLICAS = "BRONZE_QUEUE_REPLICAS"
 #: The users of the roles at the queue.
-_QUEUE_USERS = {"api": "api", "consumer": "consumer", "canary": "reader", "table": "reader"}
+_QUEUE_USERS = {"api": "api", "consumer": "consumer", "canary": "reader", "table": "reader", "retain": "admin"}
 
 
 @dataclass(frozen=True)
@@ -54,6 +62,7 @@ class Ports:
     notify: int = 9469
     #: `/metrics` of each worker, first those of the API
     workers: int = 9470
+    retain: int = 9486
 
     @classmethod
     def configured(cls, settings: Mapping[str, str]) -> Self:
@@ -461,6 +470,7 @@ class Stack:
             "scrape-canary": [self.ports.canary],
             "scrape-table": [self.ports.table],
             **({"scrape-notify": [self.ports.notify]} if notifications() else {}),
+            **({"scrape-retain": [self.ports.retain]} if retention() else {}),
             "scrape-collector": [self.collector.ports["metrics"]],
             "scrape-prometheus": [self.ports.prometheus],
             "scrape-seaweedfs": [self.ports.s3 + servers.SEAWEEDFS_PORTS - 1],
@@ -535,6 +545,11 @@ class Stack:
             env |= self._tables_env("notify")
         return self._role("notify", "notify", self.ports.notify, "/livez", env)
 
+    @cached_property
+    def retain(self) -> Program:
+        program = self._role("retain", "retain", self.ports.retain, "/livez", self._tables_env("retain"))
+        return replace(program, command=(*program.command, "--every", "1d", "--yes", "--by", "retain"))
+
     @property
     def programs(self) -> tuple[Program, ...]:
         return (*self.servers, *self.roles, *self.senders)
@@ -545,6 +560,7 @@ class Stack:
         return (
             *(self.canary, self.table),
             *([self.notify] if notifications() else []),
+            *([self.retain] if retention() else []),
             *([self.simulate] if self.fleet else []),
         )
 

@@ -41,6 +41,7 @@ ALLOWED = {
     "canary": {*READS},
     "table": {*READS},
     "notify": set[str](),
+    "retain": {*READS, *WRITES},
     "nobody": set[str](),
 }
 

@@ -73,11 +73,12 @@ def idle(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gra
     with open_inbox() as inbox, pytest.MonkeyPatch.context() as patch:
         patch.setenv("BRONZE_WEBHOOK_URL", inbox.url)  # so Prometheus has a target for `bronze notify`, too
         patch.setenv("BRONZE_WEBHOOK_SECRETS", f"whsec_{'A' * 32}")
+        patch.setenv("BRONZE_RETENTION_DAYS", "365")  # the same for `bronze retain`
         whole = stack(tmp_path_factory.mktemp("panels"), built)
         quicken(whole, QUICK)
         system = System(whole, SOON)
         canary = system.role("canary", BRONZE_CANARY_INTERVAL_S="5")
-        roles = [system.role(name) for name in ("api", "consumer", "table", "notify")]
+        roles = [system.role(name) for name in ("api", "consumer", "table", "notify", "retain")]
         with system.running(*whole.servers), system.running(*roles, canary):
             yield Grafana(system, PERIOD)
 

@@ -68,7 +68,7 @@ class System:
     # --- its processes
 
     def role(self, name: str, **env: str) -> Program:
-        others = (self.stack.canary, self.stack.table, self.stack.notify, self.stack.simulate)
+        others = (self.stack.canary, self.stack.table, self.stack.notify, self.stack.retain, self.stack.simulate)
         program = next(p for p in (*self.stack.roles, *others) if p.name == name)
         return replace(program, env={**program.env, **self.env, **env})
 
@@ -122,6 +122,7 @@ class System:
             canary=free_ports(),
             table=free_ports(),
             notify=free_ports(),
+            retain=free_ports(),
             workers=free_ports(2 * WORKERS_MAX),
         )
         name = f"test-{uuid4().hex[:12]}"

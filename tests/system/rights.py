@@ -36,7 +36,7 @@ ACCOUNTS = (*servers.S3_RIGHTS,)
 #: What every role has: the token of the collector.
 ROLE = "role"
 #: The roles whose port is only for metrics and probes.
-ROLES = ("consumer", "publisher", "canary", "table", "notify")
+ROLES = ("consumer", "publisher", "canary", "table", "notify", "retain")
 #: Every program on this machine, but no web page.
 PROGRAMS = (NOBODY, WRONG_KEY)
 
@@ -202,7 +202,7 @@ RIGHTS = (
         "seaweedfs",
         "s3",
         "read the bucket",
-        ("admin", "api", "consumer", "canary", "table"),
+        ("admin", "api", "consumer", "canary", "table", "retain"),
         _s3(lambda s3, bucket: s3.list_objects_v2(Bucket=bucket)),
         (*STRANGERS, *ACCOUNTS),
     ),
@@ -210,7 +210,7 @@ RIGHTS = (
         "seaweedfs",
         "s3",
         "create and delete objects",
-        ("admin", "consumer"),
+        ("admin", "consumer", "retain"),
         _s3(
             lambda s3, bucket: s3.delete_object(
                 Bucket=bucket, Key=s3.put_object(Bucket=bucket, Key="tried") and "tried"
@@ -238,7 +238,7 @@ RIGHTS = (
         "seaweedfs",
         "iceberg",
         "read the catalog of tables",
-        ("admin", "table", "api", "notify"),
+        ("admin", "table", "api", "notify", "retain"),
         _iceberg(lambda catalog: catalog.list_namespaces()),
         (*STRANGERS, *ACCOUNTS),
     ),
@@ -246,7 +246,7 @@ RIGHTS = (
         "seaweedfs",
         "iceberg",
         "create and change tables",
-        ("admin", "table"),
+        ("admin", "table", "retain"),
         _iceberg(lambda catalog: catalog.create_namespace(f"tried_{uuid4().hex}")),
         (*STRANGERS, *ACCOUNTS),
     ),

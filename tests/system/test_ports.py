@@ -19,9 +19,10 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Stack, d
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("BRONZE_WEBHOOK_URL", f"http://{LOOPBACK}:9")
         patch.setenv("BRONZE_WEBHOOK_SECRETS", f"whsec_{'A' * 32}")
+        patch.setenv("BRONZE_RETENTION_DAYS", "365")
         stack = Stack.create(tmp_path_factory.mktemp("ports"), Ports.free(), build_all())
         system = System(stack, SOON)
-        rest = [system.role(role) for role in ("api", "consumer", "canary", "table", "notify", "publisher")]
+        rest = [system.role(name) for name in ("api", "consumer", "canary", "table", "notify", "retain", "publisher")]
         with system.running(*stack.servers) as servers, system.running(*rest) as roles:
             yield stack, {name: process.pid for name, process in {**servers, **roles}.items()}
 

@@ -39,7 +39,7 @@ CLUSTER_SECRETS = set(re.findall(r"\$\{(\w+):\?run make secrets\}", CLUSTER_FILE
 COMPOSE = yaml.safe_load(FILE.read_text())
 CLUSTER = yaml.safe_load(CLUSTER_FILE.read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
-ROLES = {"api", "consumer", "canary", "table", "notify", "publisher"}
+ROLES = {"api", "consumer", "canary", "table", "notify", "retain", "publisher"}
 #: Runs once and is waited for until it is done.
 ONCE = {"prepare", "init", "tables"}
 #: For `docker compose run`.
@@ -252,6 +252,7 @@ def test_each_process_is_its_own_user_of_the_queue() -> None:
         "table": "reader",
         "admin": "admin",
         "init": "admin",
+        "retain": "admin",
     }
     for name, service in SERVICES.items():
         secrets = {found[0] for text in tree(service) for found in VARIABLE.finditer(text) if "{NATS_" in found[0]}
@@ -268,6 +269,14 @@ def test_each_process_is_its_own_user_of_the_queue() -> None:
     given = SERVICES["nats"]["environment"]
     assert {name: text for name, text in given.items() if name.startswith("BRONZE_")} == passwords
     assert "include ./users.conf" in COMPOSE["configs"]["nats"]["content"]
+
+
+def test_retention_needs_its_profile_and_takes_the_age() -> None:
+    """As the command that an operator runs; the roles do not need it."""
+    retain = SERVICES["retain"]
+    assert (retain["profiles"], retain["command"][:4]) == (["retain"], ["retain", "--every", "1d", "--yes"])
+    with_age = {name for name, service in SERVICES.items() if "BRONZE_RETENTION_DAYS" in service.get("environment", {})}
+    assert with_age == {"retain", "admin"}
 
 
 def test_nats_runs_as_make_up_runs_it(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from supervisor.datatypes import dict_of_key_value_pairs  # type: ignore[import-untyped]
 
+from bronze.records.sources import built_in_file
 from bronze.settings import Settings
 from grafana.traces import LINEAGE, TRACE_PANEL
 from local import __main__ as commands
@@ -159,6 +160,29 @@ def test_only_the_notifier_gets_its_secrets_and_it_runs_if_it_has_a_receiver(
             } == {"notify"}
             assert "scrape-notify" in stack.targets
     assert not secrets & variables_in(tmp_path / "env").keys()
+
+
+def test_retention_runs_if_there_is_an_age(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of all sources or of one. Its account of the bucket is its own."""
+    declaration = tmp_path / "sources.toml"
+    declaration.write_text(built_in_file().read_text())
+    monkeypatch.setenv("BRONZE_SOURCES", str(declaration))
+
+    def programs() -> dict[str, Program]:
+        return {program.name: program for program in Stack.create(tmp_path, Ports(), BUILT).programs}
+
+    assert "retain" not in programs()
+    with monkeypatch.context() as patch:
+        patch.setenv("BRONZE_RETENTION_DAYS", "30")
+        retain = programs()["retain"]
+        assert retain.env["BRONZE_RETENTION_DAYS"] == "30"
+        assert retain.env["AWS_ACCESS_KEY_ID"] == "bronze-retain"
+        assert retain.command[1:5] == ("retain", "--every", "1d", "--yes")
+        assert Stack.create(tmp_path, Ports(), BUILT).targets["scrape-retain"] == [9486]
+    declaration.write_text(declaration.read_text().replace("\n[vehicles]", "\n[vehicles]\nretention_days = 30"))
+    assert "retain" in programs()
+    declaration.write_text("[")
+    assert "retain" not in programs()
 
 
 def test_the_file_for_commands_sets_every_address(tmp_path: Path) -> None:
