@@ -186,6 +186,7 @@ def retained() -> Stat:
         "Last retention",
         "Time since the last complete run of `bronze retain --every`.",
         "no complete run in the range",
+        ["BronzeRetentionFails"],
         explained_by=(_UID, "Since the last retention"),
     )
     return tile(info, SECONDS, single_value(since(f"max(last_over_time({_RETAINED}[{RANGE}]))")), width=6, height=9)
@@ -196,8 +197,11 @@ def retention_age() -> Timeseries:
         "Since the last retention",
         "Time since the last complete run of `bronze retain --every`. It grows to the interval of the runs, and a run.",
         _NO_RETENTION,
+        ["BronzeRetentionFails"],
     )
-    limit = limit_line(f"2 * max(bronze_retention_interval_seconds{{{_RETAIN}}})", "limit: two intervals")
+    intervals = f"{THRESHOLDS.retention_intervals_max:g}"
+    interval = f"max(bronze_retention_interval_seconds{{{_RETAIN}}})"
+    limit = limit_line(f"{intervals} * {interval}", f"limit: {intervals} intervals")
     return graph(info, SECONDS, query(since(f"max({_RETAINED})"), "since the last run"), limit, width=6)
 
 
@@ -207,6 +211,7 @@ def retention_runs() -> Timeseries:
         "Runs of `bronze retain --every` in each interval of the graph, and errors. A run that fails is repeated after "
         "five minutes, and does what is left.",
         _NO_RETENTION,
+        ["BronzeRetentionFails"],
     )
     runs = f"bronze_retention_runs_total{{{_RETAIN}, bronze_outcome="
     succeeded = counted_per_interval(f'{runs}"success"}}', "bronze_outcome")

@@ -98,6 +98,10 @@ class Thresholds:
     maintenance_failures_max: float = 2.5
     #: For how long a receiver of notifications may lack events.
     notify_lag_s_max: float = 300
+    #: So many intervals of retention may pass without a complete run.
+    retention_intervals_max: float = 2
+    #: For how long a retention that is gone is missed.
+    retention_missed_s: int = 7 * 86_400
 
     #: The age of the canary's last run, in addition to the time in which its records have to be stored.
     canary_age_s_max: float = 300
@@ -257,6 +261,7 @@ def groups(thresholds: Thresholds) -> Mapping[str, Sequence[Group]]:
         "data": [_data(thresholds)],
         "tables": [_tables(thresholds)],
         "notify": [_notify(thresholds)],
+        "retention": [_retention(thresholds)],
         "canary": [_canary(thresholds)],
         "telemetry": [_telemetry(thresholds)],
         "verdict": [_verdict(thresholds)],
@@ -735,6 +740,35 @@ def _notify(at: Thresholds) -> Group:
                 f"{lag} > {at.notify_lag_s_max:g}",
                 f"The receiver {{{{ $labels.bronze_receiver }}}} has lacked events for more than "
                 f"{at.notify_lag_s_max / 60:g} minutes",
+            ),
+        ],
+    )
+
+
+# --- retention
+
+
+def _retention(at: Thresholds) -> Group:
+    retain, window = 'job="bronze/retain"', f"[{at.retention_missed_s}s]"
+    succeeded, failed = (
+        f'last_over_time(bronze_retention_last_run_time_seconds{{{retain}, bronze_outcome="{outcome}"}}{window})'
+        for outcome in ("success", "failure")
+    )
+    interval = f"last_over_time(bronze_retention_interval_seconds{{{retain}}}{window})"
+    return Group(
+        "retention",
+        "1m",  # it reads many samples
+        [
+            Alert(
+                "BronzeRetentionFails",
+                "ticket",
+                f"""\
+# the last run failed
+max({failed}) > (max({succeeded}) or vector(0))
+# or none has succeeded for so long, perhaps since the process is gone
+or max({succeeded} + ignoring (bronze_outcome) {at.retention_intervals_max:g} * {interval}) < time()""",
+                "Retention does not delete what is too old: its last run failed, or no run has succeeded for "
+                f"{at.retention_intervals_max:g} intervals",
             ),
         ],
     )
