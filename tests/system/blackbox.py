@@ -244,6 +244,7 @@ class System:
             "consumer": self.stack.ports.consumer,
             "publisher": self.stack.ports.publisher,
             "notify": self.stack.ports.notify,
+            "retain": self.stack.ports.retain,
         }[role]
         return Metrics.parse(self._http.get(f"http://{LOOPBACK}:{port}/metrics").raise_for_status().text)
 

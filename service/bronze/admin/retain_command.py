@@ -99,6 +99,7 @@ async def run_every(
                 break
             error = running.exception()
             on_end(error)
+            sys.stdout.flush()  # what it has printed, else for another day in a buffer
             wait = min(every, RETRY) if error else every
             if error:
                 if isinstance(error, NotPermitted) or not isinstance(error, (Unavailable, Halted, CommandError)):
