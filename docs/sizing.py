@@ -447,7 +447,7 @@ class Plan:
             Limit(
                 "start of an API without a kept index",
                 *(self.index_build_s, START_S_MAX, "s"),
-                "measured with up to 20,000,000 submissions, extrapolated",
+                "measured with up to 100,000,000 submissions, extrapolated",
                 "keep it (`BRONZE_VIEW_DIR`); a shorter retention; a longer flush age",
             ),
             Limit(
