@@ -11,7 +11,7 @@ from bronze.__main__ import parser
 from bronze.admin import retain_command
 from bronze.admin.confirmation import Confirmation
 from bronze.admin.retention import Deleted, HeldBy, HeldObjects, Retention, Statement
-from bronze.errors import Misconfigured
+from bronze.errors import Halted, Misconfigured
 from bronze.lineage.catalog_index import CatalogIndex
 from bronze.objects.expiry import expired_up_to, read_mark
 from bronze.objects.removals import read_removal
@@ -222,6 +222,33 @@ async def test_what_is_deleted_is_counted(parts: Parts) -> None:
         (Deleted.ENTRIES, "vehicles"): 2,
         (Deleted.ROWS, "vehicles"): 7,
     }
+
+
+async def test_a_table_that_must_not_be_changed_does_not_hold_back_others(
+    parts: Parts, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The command says which ones, when the rows of the others are deleted, and all objects."""
+    asked: list[str] = []
+
+    async def delete_rows(sources: Sequence[str], _: dt.datetime) -> int:
+        asked.extend(sources)
+        if sources == ["status"]:
+            return 7
+        raise Halted(f"the table {sources[0]} has lost a column")
+
+    with pytest.raises(Halted, match="the table results has lost a column"):
+        await retain_command.run(
+            parse("--days", str(DAYS)),
+            await retention(parts),
+            dt.datetime.now(dt.UTC) + LATER,
+            dict.fromkeys(("results", "status", "vehicles")),
+            Confirmation([], yes=True),
+            delete_rows,
+        )
+    shown = capsys.readouterr()
+    assert asked == ["results", "status", "vehicles"]
+    assert "0 objects deleted. 7 rows of tables deleted." in shown.out
+    assert "the table vehicles has lost a column" in shown.err
 
 
 async def test_what_is_held_back_is_said(parts: Parts, capsys: pytest.CaptureFixture[str]) -> None:

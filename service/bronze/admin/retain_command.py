@@ -131,6 +131,8 @@ async def run(
     """Run the command; `now` is the time by the queue's clock. `ages` has the known sources, each with the age in days
     that holds without --days, or None. `delete_rows`: if there are tables. `on_deleted` is called for
     all that is deleted. `notes` are printed first.
+
+    Raises `Halted` and `Unavailable`, of a table when everything else is done.
     """
     for note in notes:
         print(note)
@@ -168,6 +170,7 @@ async def run(
     else:
         confirmation.show_targets()
     expired_by = args.by or _user()
+    failures: list[Halted | Unavailable] = []
     deleted = rows = 0
     with unfinished_if_interrupted("retain"), Progress("objects deleted") as progress:
 
@@ -182,11 +185,21 @@ async def run(
             deleted += await retention.delete(sources, _entries_before(args, now, days), count)
             if delete_rows:
                 for source in sources:
-                    of_source = await delete_rows([source], first_kept_day(now, days))
+                    try:
+                        of_source = await delete_rows([source], first_kept_day(now, days))
+                    except NotPermitted:
+                        raise
+                    except (Halted, Unavailable) as error:  # the tables of others are not held back
+                        failures.append(error)
+                        continue
                     count(Deleted.ROWS, source, of_source)
                     rows += of_source
     of_tables = f" {counted(rows, 'row')} of tables deleted." if delete_rows else ""
     print(f"{counted(deleted, 'object')} deleted.{of_tables}")
+    for failure in failures[1:]:
+        print(f"bronze retain: {failure}", file=sys.stderr)
+    if failures:
+        raise failures[0]
     return 0
 
 
