@@ -24,6 +24,8 @@ LARGE_RECORDS, LARGE_BYTES = 20, 100_000
 LARGE_SHARE = 0.01
 #: More submissions than these do not wait for an answer: during an outage the load waits, too.
 UNANSWERED_MAX = 64
+#: The load makes up for so much time in which it sent nothing.
+BEHIND_S_MAX = 0.5
 #: For so long after the end, submissions without an answer are sent again; then nobody knows of them.
 GIVE_UP_S = 60.0
 RETRIABLE = frozenset({429, 503})
@@ -137,11 +139,14 @@ class Load:
             finally:
                 room.release()
 
+        due = time.monotonic()
         async with asyncio.TaskGroup() as tasks:
             while not self._over.is_set():
                 await room.acquire()
                 tasks.create_task(one())
-                await asyncio.sleep(self._random.expovariate(rate))
+                # what this thread does meanwhile must not make the rate lower; an outage is not made up for
+                due = max(due + self._random.expovariate(rate), time.monotonic() - BEHIND_S_MAX)
+                await asyncio.sleep(due - time.monotonic())
 
     async def _deliver(self, client: httpx.AsyncClient) -> None:
         source, records = self._records()
