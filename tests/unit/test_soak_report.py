@@ -53,6 +53,24 @@ def test_the_warm_up_of_each_process_is_left_out() -> None:
     assert of_api.verdict is Verdict.FLAT
 
 
+def test_the_time_in_which_caches_get_full_is_left_out() -> None:
+    """The memory rises for a quarter of the run, and then stays."""
+    long = samples(0.0, 400)
+    for n, one in enumerate(long):
+        one[NAME] = 100 + min(n, 60)
+    (of_api,) = [one for one in judged(long) if one.series.name == NAME]
+    assert of_api.verdict is Verdict.FLAT
+    for n, one in enumerate(long):
+        one[NAME] = 100 + n
+    (of_api,) = [one for one in judged(long) if one.series.name == NAME]
+    assert of_api.verdict is Verdict.GROWS
+
+
+def test_what_each_submission_adds_by_design_is_subtracted() -> None:
+    series = Series("memory", 1, per_submission=0.5)
+    assert series.parts([{"at": 1.0, "memory": 6.0, "submissions": 4}]) == [[(1.0, 4.0)]]
+
+
 def test_what_grows_by_design_is_divided_by_what_it_grows_with() -> None:
     series = Series("disk", 1, per="entries")
     assert series.title == "disk per entries"
