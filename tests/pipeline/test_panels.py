@@ -50,6 +50,7 @@ BEGINS_WITH_A_FAILURE = {
     r'job!="bronze/verify".*"bronze_verify_(share|last_run)': "only a role that verifies all the time has these series",
     r'alertstate="firing", severity="(page|ticket)".*"ALERTS"': "an alert has a series only while it fires",
     r'otel_metric_overflow="true"': "the SDK makes this series of what is too much for it",
+    r'bronze_outcome="failure".+"bronze_retention_last_run': "the role has the time of a failed run once one failed",
     f'"{_OF_A_PAST}': "the past is minutes or days long",
     r"_event_lateness_\w+\"": "no built-in source declares an event time",
     r"_(sla_threshold_seconds|expectation_\w+)\"": "the built-in sources expect nothing",
