@@ -174,11 +174,7 @@ def maintenance() -> Timeseries:
         _NOT_RUNNING,
         ["BronzeTableMaintenanceFails"],
     )
-    runs = f"bronze_table_maintenance_runs_total{{{_TABLE}, bronze_outcome="
-    succeeded = counted_per_interval(f'{runs}"success"}}', "bronze_outcome")
-    failed = counted_per_interval(f'{runs}"failure"}}', "error_type")
-    queries = [query(succeeded, "success"), query(f"({failed}) > 0", "{{error_type}}")]
-    return components.bars(graph(info, COUNT, *queries, width=12))
+    return _runs(info, "bronze_table_maintenance_runs_total", _TABLE)
 
 
 def retained() -> Stat:
@@ -213,11 +209,7 @@ def retention_runs() -> Timeseries:
         _NO_RETENTION,
         ["BronzeRetentionFails"],
     )
-    runs = f"bronze_retention_runs_total{{{_RETAIN}, bronze_outcome="
-    succeeded = counted_per_interval(f'{runs}"success"}}', "bronze_outcome")
-    failed = counted_per_interval(f'{runs}"failure"}}', "error_type")
-    queries = [query(succeeded, "success"), query(f"({failed}) > 0", "{{error_type}}")]
-    return components.bars(graph(info, COUNT, *queries, width=12))
+    return _runs(info, "bronze_retention_runs_total", _RETAIN)
 
 
 def deleted(title: str, meaning: str, what: str) -> Timeseries:
@@ -225,3 +217,12 @@ def deleted(title: str, meaning: str, what: str) -> Timeseries:
     info = PanelInfo(title, f"{meaning}, in each interval of the graph.", _NO_RETENTION)
     series = counted_per_interval(f"bronze_retention_{what}_total{{{_RETAIN}, {SOURCE}}}", "bronze_source")
     return components.by_source(components.bars(graph(info, COUNT, query(series, "{{bronze_source}}"), width=8)))
+
+
+def _runs(info: PanelInfo, counter: str, labels: str) -> Timeseries:
+    """How often something ran, by outcome and error."""
+    runs = f"{counter}{{{labels}, bronze_outcome="
+    succeeded = counted_per_interval(f'{runs}"success"}}', "bronze_outcome")
+    failed = counted_per_interval(f'{runs}"failure"}}', "error_type")
+    queries = [query(succeeded, "success"), query(f"({failed}) > 0", "{{error_type}}")]
+    return components.bars(graph(info, COUNT, *queries, width=12))
