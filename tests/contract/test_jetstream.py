@@ -404,6 +404,20 @@ async def test_a_purge_beyond_the_end_moves_the_end(jetstream: JetStream) -> Non
     assert sequences(await read_all(jetstream)) == [10]
 
 
+async def test_a_purge_that_leaves_nothing_hides_no_later_message(jetstream: JetStream) -> None:
+    """As on a replica that lacks the message which the purge should keep."""
+    await create_stream(jetstream)
+    await fill(jetstream, 4)
+    await jetstream.delete_message("A", 4)
+    await jetstream.purge_below("A", 4)
+    await fill(jetstream, 5)
+    await jetstream.purge_below("A", 7)
+    state = await jetstream.state("A")
+    assert (state.first, state.last, state.messages) == (7, 9, 3)
+    await jetstream.purge_below("A", 9)
+    assert sequences(await read_all(jetstream)) == [9]
+
+
 # --- streams
 
 

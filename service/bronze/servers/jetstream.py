@@ -41,6 +41,9 @@ COMMIT_TIMEOUT_S = 10
 #: Of a stream that is copied: the size of a piece, and how long one may take; the last one ends the whole copy.
 COPY_CHUNK_BYTES = 512 * 2**10
 COPY_TIMEOUT_S = 120
+#: A purge that leaves less than this is made by subject. Several times as much as the server has in a block (8 MiB),
+#: since the size is estimated from the mean of the messages.
+PURGE_BY_SUBJECT_BYTES = 32 * 2**20
 #: The server gives up a restore that gets nothing for as long (nats-server, `processStreamRestore`).
 RESTORE_HEARD_S_MAX = 5.0
 RESTORE_RETRY_S = 0.05
@@ -515,8 +518,19 @@ class JetStream:
             _raise_error(msgspec.json.decode(reply.data))
 
     async def purge_below(self, stream: str, sequence: int) -> None:
-        """Delete the messages below a sequence; the message at the sequence and all later ones stay."""
-        await self._call(f"STREAM.PURGE.{stream}", {"seq": sequence})
+        """Delete the messages below a sequence; the message at the sequence and all later ones stay.
+
+        If a purge leaves no message in the server's last block of messages, nats-server (2.15.3, `compactLocked` in
+        filestore.go) does not move the begin of the block. The next purge subtracts the same messages again, and as
+        many that are there become hidden. This happens on a replica that returns without the message at the sequence.
+        A purge by subject does not have this fault, but reads all messages that stay: it is used if they are few.
+        """
+        state = await self.state(stream)
+        request: dict[str, object] = {"seq": sequence}
+        bytes_left = max(0, state.last - sequence) * state.bytes / max(1, state.messages)
+        if sequence <= state.last and bytes_left < PURGE_BY_SUBJECT_BYTES:
+            (request["filter"],) = state.subjects
+        await self._call(f"STREAM.PURGE.{stream}", request)
 
     async def delete_message(self, stream: str, sequence: int) -> None:
         """Delete one message, if it exists."""

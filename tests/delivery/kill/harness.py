@@ -63,13 +63,13 @@ SETTINGS = {
 }
 
 
-async def attempts(deadline_s: float, missing: str) -> AsyncIterator[None]:
-    """Repeats until the caller breaks out of the loop. Fails the test after the deadline."""
+async def attempts(deadline_s: float, missing: str | Callable[[], str]) -> AsyncIterator[None]:
+    """Repeats until the caller breaks out of the loop. Fails the test after the deadline, and says what is missing."""
     deadline = Deadline(deadline_s)
     while not deadline.passed():
         yield
         await asyncio.sleep(POLL_S)
-    raise AssertionError(f"{missing}, in {deadline_s:g} s")
+    raise AssertionError(f"{missing if isinstance(missing, str) else missing()}, in {deadline_s:g} s")
 
 
 class System:
@@ -296,11 +296,17 @@ class System:
         """The contents of the servers after each lane is stored to its end and purged below its anchor."""
         jetstream = await self.queue()
         try:
-            async for _ in attempts(60, "the lanes were not drained and purged"):
+            left: list[str] = []
+            async for _ in attempts(60, lambda: f"the lanes were not drained and purged: {left}"):  # noqa: B023
                 entries, identities = await checker.read_catalog(jetstream)
                 ends = {Lane(one.source, one.lane, one.epoch).stream: one.last for one in entries}
                 states = [await jetstream.state(name) for name in await checker.streams(jetstream, "bronze.>")]
-                if all(one.last == ends.get(one.name, 0) and one.first >= ends.get(one.name, 0) for one in states):
+                left = [
+                    f"{one.name} has {one.first} to {one.last}, stored to {ends.get(one.name, 0)}"
+                    for one in states
+                    if not one.first >= one.last == ends.get(one.name, 0)
+                ]
+                if not left:
                     break
             logs = [server.log.read_text() for name, server in self._servers.items() if name.startswith("nats")]
             refused = [line for log in logs for line in log.splitlines() if "iolation" in line]
