@@ -36,10 +36,10 @@ def render(*values: Path) -> list[dict[str, Any]]:
 
 
 def pods(documents: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The pods of Deployments, StatefulSets, Jobs and CronJobs, by the name of their container."""
+    """The pods of Deployments, StatefulSets and Jobs, by the name of their container."""
     specs = (
-        document["spec"].get("jobTemplate", document)["spec"]
+        document["spec"]["template"]["spec"]
         for document in documents
-        if document["kind"] in {"Deployment", "StatefulSet", "Job", "CronJob"}
+        if document["kind"] in {"Deployment", "StatefulSet", "Job"}
     )
-    return {spec["template"]["spec"]["containers"][0]["name"]: spec["template"]["spec"] for spec in specs}
+    return {spec["containers"][0]["name"]: spec for spec in specs}

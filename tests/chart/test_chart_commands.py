@@ -28,6 +28,8 @@ from tests.inbox import open_inbox
 
 ENTRYPOINT = str(Path(sys.executable).parent / "bronze")
 COMMAND_S_MAX = 60
+#: Sources, with what they declare of the age of their objects.
+_AGES = {"parts": "retention_days = 90\n", "tools": ""}
 POLL_S = 0.1
 #: The image's variables, without PATH.
 _ENV = (REPOSITORY / "service/Dockerfile").read_text().rpartition("\nENV ")[2].partition("\nARG ")[0]
@@ -39,6 +41,7 @@ PORTS = {
     "canary": "OTEL_EXPORTER_PROMETHEUS_PORT",
     "table": "OTEL_EXPORTER_PROMETHEUS_PORT",
     "notify": "OTEL_EXPORTER_PROMETHEUS_PORT",
+    "retain": "OTEL_EXPORTER_PROMETHEUS_PORT",
 }
 
 
@@ -60,7 +63,7 @@ class Node:
         self.documents = render(file)
 
     def run_job(self, name: str) -> str:
-        """Run a Job, or one of a CronJob, to its end, and return its output."""
+        """Run a Job to its end, and return its output."""
         container, env = self._container(name)
         outcome = subprocess.run(
             [ENTRYPOINT, *container["args"]],
@@ -188,7 +191,8 @@ def test_the_chart_works_on_the_real_program(node: Node) -> None:
         node.secrets["bronze-canary-key"] = {"key": key}
         running.enter_context(node.start("canary"))
         _store(node, key)
-        _until_checked(node)
+        checked = rb'bronze_canary_checks_total\{[^}]*bronze_check="object"[^}]*bronze_outcome="success"[^}]*\} [1-9]'
+        _until_counted(node, "canary", checked)  # its records were found in the bucket
 
         node.install(lanes=2, command=[])
         node.run_job("lanes")
@@ -200,8 +204,9 @@ def test_the_chart_works_on_the_real_program(node: Node) -> None:
 
 
 def test_the_roles_that_are_off_by_default_work_too(node: Node) -> None:
-    """A stored record is committed to its table and announced to a webhook, as the chart runs both; the CronJob finds
-    nothing that is old enough, after it asked the tables. The API has a certificate of a private authority.
+    """A stored record is committed to its table and announced to a webhook, as the chart runs both; retention finds
+    nothing that is old enough, after it asked the tables, and its metrics say that it ran. The API has a certificate of
+    a private authority.
     """
     authority = trustme.CA()
     issued, authority_file = authority.issue_cert(LOOPBACK), node.state / "authority.pem"
@@ -236,7 +241,20 @@ def test_the_roles_that_are_off_by_default_work_too(node: Node) -> None:
         }:
             assert not deadline.passed(), (node.state / "notify.log").read_text()
             time.sleep(POLL_S)
-        assert "0 objects deleted. 0 rows of tables deleted." in node.run_job("retain")
+        running.enter_context(node.start("retain"))
+        _until_counted(node, "retain", rb'bronze_retention_runs_total\{[^}]*bronze_outcome="success"[^}]*\} 1')
+        assert "0 objects deleted. 0 rows of tables deleted." in (node.state / "retain.log").read_text()
+
+
+def test_retention_needs_no_age_but_that_of_a_source(node: Node) -> None:
+    """Nor does it need the other roles."""
+    declared = 'fields = [{ name = "part_id", type = "string", description = "Number of the part." }]'
+    ages = "\n".join(f'[{name}]\ndescription = "A part."\n{more}{declared}\n' for name, more in _AGES.items())
+    node.install(sources=ages, retain={"enabled": True, "every": "1s"})
+    node.run_job("init")
+    with node.start("retain"):
+        _until_counted(node, "retain", rb'bronze_retention_runs_total\{[^}]*bronze_outcome="success"[^}]*\} [2-9]')
+    assert "0 objects accepted before" in (node.state / "retain.log").read_text()
 
 
 def _check_encrypted(port: int, path: str) -> None:
@@ -265,10 +283,9 @@ def _store(node: Node, key: str, authority: Path | None = None) -> None:
             time.sleep(POLL_S)
 
 
-def _until_checked(node: Node) -> None:
-    """Until the canary's records were found in the bucket."""
-    pattern = rb'bronze_canary_checks_total\{[^}]*bronze_check="object"[^}]*bronze_outcome="success"[^}]*\} [1-9]'
+def _until_counted(node: Node, role: str, pattern: bytes) -> None:
+    """Until a line of a role's metrics has the pattern."""
     deadline = Deadline(60)
-    while not re.search(pattern, http_get(node.ports["canary"], "/metrics")):
-        assert not deadline.passed(), (node.state / "canary.log").read_text()
+    while not re.search(pattern, http_get(node.ports[role], "/metrics")):
+        assert not deadline.passed(), (node.state / f"{role}.log").read_text()
         time.sleep(POLL_S)

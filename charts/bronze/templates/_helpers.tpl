@@ -20,7 +20,7 @@ helm.sh/chart: {{ .root.Chart.Name }}-{{ .root.Chart.Version }}
 {{- define "bronze.ports" -}}
 api: 8000
 consumer: 9464
-{{- range $component, $port := dict "canary" 9466 "table" 9468 "notify" 9469 }}
+{{- range $component, $port := dict "canary" 9466 "table" 9468 "notify" 9469 "retain" 9486 }}
 {{- if (index $.Values $component).enabled }}
 {{ $component }}: {{ $port }}
 {{- end }}
@@ -31,13 +31,18 @@ consumer: 9464
 {{ .Values.sources | default (.Files.Get "files/sources.toml") }}
 {{- end }}
 
-{{- /* The most consumers that can work at the same time: lanes × sources. */}}
-{{- define "bronze.lanes" -}}
+{{- /* The same as JSON. */}}
+{{- define "bronze.declared" -}}
 {{- $sources := include "bronze.sources" . | fromToml }}
 {{- with $sources.Error }}
 {{- fail (printf "sources is not TOML: %s" .) }}
 {{- end }}
-{{- mul .Values.lanes (len $sources) }}
+{{- toJson $sources }}
+{{- end }}
+
+{{- /* The most consumers that can work at the same time: lanes × sources. */}}
+{{- define "bronze.lanes" -}}
+{{- mul .Values.lanes (include "bronze.declared" . | fromJson | len) }}
 {{- end }}
 
 {{- define "bronze.consumersMax" -}}
@@ -102,7 +107,13 @@ consumer: 9464
 {{- end }}
 {{- end }}
 {{- if and $values.retain.enabled (not $values.retain.days) }}
-{{- fail "retain.enabled needs an age: set retain.days" }}
+{{- $ages := list }}
+{{- range include "bronze.declared" . | fromJson }}
+{{- $ages = append $ages (get (ternary . dict (kindIs "map" .)) "retention_days") }}
+{{- end }}
+{{- if not (compact $ages) }}
+{{- fail "retain.enabled needs an age: set retain.days, or retention_days of a source in sources" }}
+{{- end }}
 {{- end }}
 {{- if and $values.monitoring.serviceMonitors (eq $values.api.auth "keys") (not $values.monitoring.apiKeySecret) }}
 {{- fail "Prometheus needs an API key for the API's /metrics, since api.auth is keys: set monitoring.apiKeySecret" }}
@@ -177,6 +188,11 @@ container gets. */}}
 {{- with $url }}
 - {name: BRONZE_{{ $name }}_URL, value: {{ . | quote }}}
 {{- end }}
+{{- end }}
+{{- end }}
+{{- if has .component (list "retain" "admin") }}
+{{- with $values.retain.days }}
+- {name: BRONZE_RETENTION_DAYS, value: {{ . | quote }}}
 {{- end }}
 {{- end }}
 {{- if .tables }}
