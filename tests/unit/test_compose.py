@@ -346,6 +346,24 @@ def test_the_secret_of_the_webhook_is_one_that_signs() -> None:
     assert parse_secrets(text.replace("${WEBHOOK_SECRET:?run make secrets}", new_secret()), "BRONZE_WEBHOOK_SECRETS")
 
 
+@pytest.mark.parametrize(
+    ("page", "services", "volume"),
+    [("delivery.md", SERVICES, "nats"), ("operations.md", CLUSTER["services"], "nats-2")],
+)
+def test_the_docs_remove_every_container_that_has_the_volume(
+    page: str, services: dict[str, dict[str, Any]], volume: str
+) -> None:
+    """Docker removes no volume that a container has, also not one that has ended."""
+    with_it = [
+        name
+        for name, service in services.items()
+        if any(mounted.startswith(f"{volume}:") for mounted in service.get("volumes", []))
+    ]
+    text = (TOP / "docs" / page).read_text()
+    assert f"`docker compose rm --stop --force {' '.join(with_it)}`" in text
+    assert f"`docker volume rm {COMPOSE['name']}_{volume}`" in text
+
+
 def test_the_exporter_of_the_queue_reads_every_server() -> None:
     """Of the cluster as of the single one, with the same options."""
     single, three = (services["nats-exporter"]["command"] for services in (SERVICES, CLUSTER["services"]))
