@@ -90,7 +90,7 @@ incidents: $(READY) ## cause incidents in a whole system, and check what the til
 truth: SEED ?= 1
 truth: HOURS ?= 1
 truth: $(READY) ## compare all numbers with bucket and sender, with faults, for HOURS=... or S=... seconds; results are in docs/truth.md
-	@$(BIN)/python -m tests.truth --seed $(SEED) $(if $(S),--seconds $(S),--hours $(HOURS))
+	@$(BIN)/python -m tests.truth --seed $(SEED) $(if $(S),--seconds $(S),--hours $(HOURS)) $(if $(NOTE),--note "$(NOTE)")
 
 restore-test: N ?= 2000
 restore-test: $(READY) ## fill a bucket with N=... objects, throw away everything else, and time each step of the restore

@@ -36,6 +36,7 @@ def main() -> int:
     parser.add_argument("--hours", type=float, default=1, help="the duration of the run, in hours (%(default)s)")
     parser.add_argument("--seconds", type=float, help="the same in seconds, for a shorter run")
     parser.add_argument("--seed", type=int, default=1, help="the seed of load and faults (%(default)s)")
+    parser.add_argument("--note", default="", help="what else the page says of the run")
     args = parser.parse_args()
     seconds = args.seconds or args.hours * 3600
     outage_s = min(OUTAGE_S_MAX, seconds / 6)
@@ -56,6 +57,7 @@ def main() -> int:
         "ended": datetime.now(UTC).isoformat(timespec="seconds"),
         "took_s": round(time.time() - began),
         **of_run,
+        "note": args.note,
     }
     folder = REPOSITORY / "docs" if seconds >= 3600 else LOCAL
     save(results, folder)

@@ -35,10 +35,11 @@ def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 
 def _summary(r: Results) -> str:
     sent, made = r["sent"], r["evaluations"]
+    note = r.get("note")
     outcome = "Everything held." if not r["problems"] else f"{len(r['problems'])} claims did not hold; they are below."
     return f"""\
 Last run: {r["ended"][:10]}, seed {r["seed"]}, {r["seconds"] / 60:.0f} minutes with outages of {r["outage_s"]:.0f} \
-s, service `{r["service"]}` ({r["machine"].partition(":")[0]}). {outcome}
+s, service `{r["service"]}` ({r["machine"].partition(":")[0]}). {outcome}{f" {note}" if note else ""}
 
 {
         _table(
