@@ -519,6 +519,8 @@ class Stack:
             traces = f"{ports.grafana}/d/bronze-lineage?var-trace_id={{trace_id}}&viewPanel=panel-100"
         return {
             "BRONZE_API_PORT": str(ports.api),
+            # a start continues with the catalog index of the one before
+            "BRONZE_VIEW_DIR": settings().get("BRONZE_VIEW_DIR") or str(self.root / "view"),
             **self._tables_env("api"),
             **dict.fromkeys(("BRONZE_TLS_CERT_FILE", "BRONZE_TLS_KEY_FILE"), ""),  # its own clients use HTTP
             "BRONZE_TRACE_URL": settings().get("BRONZE_TRACE_URL") or f"http://{LOOPBACK}:{traces}",

@@ -117,6 +117,21 @@ def test_the_collector_samples_by_the_flush_age_of_the_roles(tmp_path: Path) -> 
     assert Stack.load(tmp_path) == stack
 
 
+def test_the_next_start_continues_with_the_catalog_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is in the state, or where the user wants it. Only an API has one."""
+
+    def folders() -> dict[str, str]:
+        programs = Stack.create(tmp_path, Ports(), BUILT).programs
+        return {
+            program.name: program.env["BRONZE_VIEW_DIR"] for program in programs if "BRONZE_VIEW_DIR" in program.env
+        }
+
+    monkeypatch.delenv("BRONZE_VIEW_DIR", raising=False)
+    assert folders() == {"api": str(tmp_path / "view")}
+    monkeypatch.setenv("BRONZE_VIEW_DIR", "/mine")
+    assert folders()["api"] == "/mine"
+
+
 def test_the_api_does_not_start_anew_for_other_exporters(tmp_path: Path) -> None:
     """Its environment says where its page leads to, which is of the machine and not of the choice."""
     stack = Stack.create(tmp_path, Ports(), BUILT)
