@@ -9,6 +9,8 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 QUIET = $(shell test -t 2 || echo --quiet)  # in a terminal, uv shows a progress bar
 LOCAL := $(BIN)/python -m local
+# settings that `up` and `demo` take as variables of make, too
+CHOSEN = $(if $(NATS),BRONZE_LOCAL_NATS=$(NATS)) $(if $(FLEET),BRONZE_LOCAL_FLEET=$(FLEET)) $(if $(WORKERS),BRONZE_WORKERS=$(WORKERS))
 
 .DEFAULT_GOAL := help
 .PHONY: help up status logs down demo unit test kill-test mixed fuzz fuzz-intake outage-test attack prove truth drill incidents restore-test soak coverage bench first-record secrets check check-types check-configurations generate lock sbom audit pin-images
@@ -21,7 +23,7 @@ help: ## show this list
 	@echo "BRONZE_LOCAL_PORT_{NATS,S3,OTLP,PROMETHEUS,ZIPKIN,TEMPO,GRAFANA,API,CONSUMER,PUBLISHER,CANARY,TABLE,NOTIFY,WORKERS,RETAIN} change the ports of \`make up\`; NATS is the first of 6 ports, S3 of 10, OTLP of 6, TEMPO of 3, WORKERS of 16."
 
 up: $(READY) ## start everything in the background, send the sample, show the result; if it runs: take changed settings; FLEET=off: without simulated data, WORKERS=N: processes of API and consumer, NATS=3: three queue servers
-	@$(if $(NATS),BRONZE_LOCAL_NATS=$(NATS)) $(if $(FLEET),BRONZE_LOCAL_FLEET=$(FLEET)) $(if $(WORKERS),BRONZE_WORKERS=$(WORKERS)) $(LOCAL) up $(if $(SAMPLE),--sample $(SAMPLE))
+	@$(CHOSEN) $(LOCAL) up $(if $(SAMPLE),--sample $(SAMPLE))
 
 status: $(READY) ## show each program and whether it works
 	@$(LOCAL) status || test $$? = 3  # that nothing runs is an answer and not a failure of make
@@ -32,8 +34,8 @@ logs: $(READY) ## follow the logs; P=consumer: of one program only
 down: $(READY) ## stop everything that `up` started; the state is kept
 	@$(LOCAL) down
 
-demo: $(READY) ## run everything once, with fresh state on free ports; writes the evidence to .local/evidence.json
-	@$(LOCAL) demo $(if $(SAMPLE),--sample $(SAMPLE))
+demo: $(READY) ## run everything once, with fresh state on free ports; writes the evidence to .local/evidence.json; FLEET, WORKERS and NATS as for up
+	@$(CHOSEN) $(LOCAL) demo $(if $(SAMPLE),--sample $(SAMPLE))
 
 unit: T ?= --numprocesses 2 tests/unit
 unit: $(READY) ## run the tests that need no server; two minutes

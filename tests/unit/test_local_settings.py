@@ -1,4 +1,5 @@
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -115,6 +116,18 @@ def test_the_queue_has_one_server_or_three(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setenv(NATS_VARIABLE, "2")
     with pytest.raises(LocalError, match="BRONZE_LOCAL_NATS=2: use 1 or 3"):
         nats_servers(tmp_path / "none")
+
+
+@pytest.mark.parametrize("target", ["up", "demo"])
+def test_make_takes_the_same_choices(target: str) -> None:
+    """`-n` prints the command."""
+    chosen = ("NATS=3", "FLEET=off", "WORKERS=2", "SAMPLE=year")
+    command = ["make", "--no-print-directory", "-n", target, "READY=", "BIN=bin", *chosen]
+    printed = subprocess.run(
+        command, cwd=REPOSITORY, env={"PATH": os.environ["PATH"]}, capture_output=True, text=True, check=True
+    ).stdout
+    of_variables = f"{NATS_VARIABLE}=3 {FLEET_VARIABLE}=off BRONZE_WORKERS=2"
+    assert printed == f"{of_variables} bin/python -m local {target} --sample year\n"
 
 
 def test_the_sources_file_is_found_from_the_top(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
