@@ -237,6 +237,19 @@ def test_rows_with_nan_are_found(condition: pc.Expression, catalog: Catalog) -> 
     assert left["delay_min"].to_pylist() == [5.0, None]
 
 
+async def test_a_search_works_out_its_condition_once(lanes: Lanes, catalog: Catalog) -> None:
+    """Not once per file."""
+    await fill(lanes, catalog)
+    schemas: list[pa.Schema] = []
+
+    def condition(schema: pa.Schema) -> pc.Expression:
+        schemas.append(schema)
+        return pc.field("vehicle_id") == "v1"
+
+    assert erasure(CutTables(catalog), condition).plan(SOURCE.name).files == OBJECTS
+    assert len(schemas) == 1
+
+
 async def test_a_plan_says_where_the_rows_are_and_changes_nothing(
     lanes: Lanes, catalog: Catalog, tmp_path: Path
 ) -> None:

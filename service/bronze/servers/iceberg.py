@@ -810,8 +810,11 @@ class RowSearch:
     ) -> list[StoredFile]:
         """Of the files that no snapshot has: lists of manifests, manifests and data files, in this order."""
         data = [file for file in orphans if file.path.endswith(".parquet")]
-        with ThreadPoolExecutor(SEARCHES) as pool:
-            rows = dict(zip(data, pool.map(partial(_unless_unreadable, self._count, table), data), strict=True))
+        rows: dict[StoredFile, int | None] = {}
+        if data:
+            with ThreadPoolExecutor(SEARCHES) as pool:
+                found_rows = pool.map(partial(_unless_unreadable, self._counter(table)), data)
+                rows = dict(zip(data, found_rows, strict=True))
         files = {file.path for file, number in rows.items() if number}
         lists: dict[StoredFile, Collection[str]] = {}
         manifests: list[StoredFile] = []
@@ -819,7 +822,7 @@ class RowSearch:
         for file in orphans:
             if file in rows:
                 continue
-            named = _unless_unreadable(self._named, table, file)
+            named = _unless_unreadable(partial(self._named, table), file)
             if named is None:
                 unreadable.append(file)
             elif isinstance(named, set):
@@ -864,25 +867,30 @@ class RowSearch:
         return self._manifests[manifest.manifest_path]
 
     def _search(self, table: Table, paths: Iterable[str]) -> None:
-        new = [path for path in paths if path not in self._rows]
-        with ThreadPoolExecutor(SEARCHES) as pool:
-            self._rows.update(zip(new, pool.map(partial(self._count, table), new), strict=True))
+        if new := [path for path in paths if path not in self._rows]:
+            with ThreadPoolExecutor(SEARCHES) as pool:
+                self._rows.update(zip(new, pool.map(self._counter(table), new), strict=True))
 
-    def _count(self, table: Table, path: str) -> int:
-        """The rows of a data file that match. Arrow reads only the columns of the condition, and of them only those
-        parts whose statistics do not exclude it.
+    def _counter(self, table: Table) -> Callable[[str], int]:
+        """Counts the rows of a data file that match. Arrow reads only the columns of the condition, and of them only
+        those parts whose statistics do not exclude it.
         """
         file_system, form, schema = _file_system(table), ds.ParquetFileFormat(), table.schema().as_arrow()
-        fragment = form.make_fragment(path, file_system)
-        _check_names(table, fragment.physical_schema)
-        dataset = ds.FileSystemDataset([fragment], schema, form, file_system)
         condition = self._condition(schema)
         used = [field for field in schema if _is_about(condition, schema, field.name)]
-        if not any(pa.types.is_floating(field.type) for field in used):
-            return int(dataset.count_rows(filter=condition))
         # statistics leave NaN out, so they would exclude parts with rows of it that match
-        batches = dataset.to_batches(columns=[field.name for field in used], use_threads=False)
-        return sum(pa.Table.from_batches([batch]).filter(condition).num_rows for batch in batches)
+        may_prune = not any(pa.types.is_floating(field.type) for field in used)
+
+        def count(path: str) -> int:
+            fragment = form.make_fragment(path, file_system)
+            _check_names(table, fragment.physical_schema)
+            dataset = ds.FileSystemDataset([fragment], schema, form, file_system)
+            if may_prune:
+                return int(dataset.count_rows(filter=condition))
+            batches = dataset.to_batches(columns=[field.name for field in used], use_threads=False)
+            return sum(pa.Table.from_batches([batch]).filter(condition).num_rows for batch in batches)
+
+        return count
 
 
 def _is_about(condition: pc.Expression, schema: pa.Schema, column: str) -> bool:
@@ -1147,10 +1155,10 @@ def _check_names(table: Table, columns: pa.Schema) -> None:
             )
 
 
-def _unless_unreadable(read: Callable[[Table, str], _T], table: Table, file: StoredFile) -> _T | None:
+def _unless_unreadable(read: Callable[[str], _T], file: StoredFile) -> _T | None:
     """None if a file is not whole, or gone."""
     try:
-        return read(table, file.path)
+        return read(file.path)
     except (pa.ArrowInvalid, FileNotFoundError, ValueError, EOFError):
         return None
 
