@@ -16,11 +16,13 @@ from bronze.lineage.catalog_index import CatalogIndex
 from bronze.objects.expiry import expired_up_to, read_mark
 from bronze.objects.removals import read_removal
 from bronze.protocol.documents import CatalogEntry
+from bronze.protocol.expiry import marks_of_lane
 from bronze.protocol.feed_cursor import FeedCursor
 from bronze.protocol.feed_event import ObjectEvent, RemovalEvent
 from bronze.protocol.lane import Lane
 from bronze.protocol.removal import RemovalReason
 from bronze.servers.catalog_feed import Feed
+from bronze.servers.jetstream import Outgoing
 from bronze.telemetry.signals import VerifyCheck
 from bronze.verify.results import Period
 from bronze.verify.verification import Verification
@@ -249,6 +251,40 @@ async def test_a_table_that_must_not_be_changed_does_not_hold_back_others(
     assert asked == ["results", "status", "vehicles"]
     assert "0 objects deleted. 7 rows of tables deleted." in shown.out
     assert "the table vehicles has lost a column" in shown.err
+
+
+@pytest.mark.parametrize("unreadable", ["mark", "entry"])
+async def test_a_source_that_cannot_be_read_does_not_hold_back_others(
+    unreadable: str, parts: Parts, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The command names it when the objects and rows of the others are deleted."""
+    _, paths, ids = await stored(parts, 3)
+    await forget(parts, ids)
+    lane = Lane("status", 0, "20260101T000000000")
+    if unreadable == "mark":
+        key = f"{marks_of_lane(parts.settings.prefix, lane)}{7:012}.json"
+        await parts.bucket.create(key, b"{", {}, "application/json")
+    else:
+        await parts.jetstream.publish(Outgoing(lane.entry_subject, b"{", {}))
+    rows_of: list[str] = []
+
+    async def delete_rows(sources: Sequence[str], _: dt.datetime) -> int:
+        rows_of.extend(sources)
+        return 1
+
+    for words in (["--dry-run"], []):
+        with pytest.raises(Halted, match=r"status: .* cannot be read"):
+            await retain_command.run(
+                parse("--days", str(DAYS), *words),
+                await retention(parts),
+                dt.datetime.now(dt.UTC) + LATER,
+                dict.fromkeys(("status", "vehicles")),
+                Confirmation([], yes=True),
+                delete_rows,
+            )
+    assert "2 objects deleted. 2 rows of tables deleted." in capsys.readouterr().out
+    assert await keys(parts) == paths[2:]
+    assert rows_of == ["status", "vehicles"]
 
 
 async def test_what_is_held_back_is_said(parts: Parts, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,7 +5,8 @@ import asyncio
 import datetime as dt
 import getpass
 import sys
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 
 from bronze.admin.command_error import CommandError
@@ -13,7 +14,7 @@ from bronze.admin.confirmation import Confirmation, add_yes, unfinished_if_inter
 from bronze.admin.progress import Progress
 from bronze.admin.retention import Deleted, ExpiredObjects, HeldObjects, OnDeleted, Retention, Statement
 from bronze.admin.time_argument import period, whole
-from bronze.errors import Halted, Misconfigured, NotPermitted, Unavailable
+from bronze.errors import Gone, Halted, Misconfigured, NotPermitted, Unavailable
 from bronze.plurals import counted
 from bronze.records.sources import RETENTION_DAYS_MAX
 from bronze.servers.catalog import UNKEYED_S
@@ -132,28 +133,34 @@ async def run(
     that holds without --days, or None. `delete_rows`: if there are tables. `on_deleted` is called for
     all that is deleted. `notes` are printed first.
 
-    Raises `Halted` and `Unavailable`, of a table when everything else is done.
+    Raises `Halted` and `Unavailable`; of a table, or of a mark or an entry that cannot be read, when everything else is
+    done.
     """
     for note in notes:
         print(note)
     chosen = _chosen(args, ages)
-    expired: list[tuple[ExpiredObjects, dt.datetime]] = []
+    failures: list[Halted | Unavailable] = []
+    expired: dict[str, list[ExpiredObjects]] = {}  # by source; without those that cannot be read
     held: list[HeldObjects] = []
     unfinished = entries = 0
     with Progress("catalog entries read") as progress:
-        for days, sources in chosen.items():
+        for source, days in chosen.items():
             before = first_kept_day(now, days)
-            found = await retention.find(sources, before, progress.step, held.append)
-            expired += [(each, before) for each in found]
-            unfinished += await retention.unfinished(sources)
-            entries += await retention.removable_entries(sources, found, _entries_before(args, now, days))
-    for line in [*_lines([each for each, _ in expired]), *_held_lines(held)]:
+            held_of_source: list[HeldObjects] = []
+            with _collected(failures, source):
+                found = await retention.find([source], before, progress.step, held_of_source.append)
+                unfinished_of_source = await retention.unfinished([source])
+                entries += await retention.removable_entries([source], found, _entries_before(args, now, days))
+                unfinished += unfinished_of_source
+                held += held_of_source
+                expired[source] = found
+    for line in [*_lines([each for found in expired.values() for each in found]), *_held_lines(held)]:
         print(line)
-    for days, sources in chosen.items():
-        before = first_kept_day(now, days)
-        objects = sum(each.objects for each, _ in expired if each.lane.source in sources)
-        of_sources = "" if len(chosen) == 1 else f" of {', '.join(sources)}"
-        print(f"{counted(objects, 'object')}{of_sources} accepted before {before:%Y-%m-%d} (UTC).")
+    by_age = {days: [source for source in chosen if chosen[source] == days] for days in chosen.values()}
+    for days, sources in by_age.items():
+        objects = sum(each.objects for source in sources for each in expired.get(source, ()))
+        of_sources = "" if len(by_age) == 1 else f" of {', '.join(sources)}"
+        print(f"{counted(objects, 'object')}{of_sources} accepted before {first_kept_day(now, days):%Y-%m-%d} (UTC).")
     if unfinished:
         print(f"{counted(unfinished, 'more object')} to delete: an earlier run expired them, and did not finish.")
     if entries:
@@ -161,8 +168,8 @@ async def run(
     if args.dry_run:
         confirmation.show_targets()
         print("Nothing was deleted.")
-        return 0
-    if expired or unfinished or entries or delete_rows:
+        return _end(failures)
+    if any(expired.values()) or unfinished or entries or delete_rows:
         also = ", and the rows of the tables that are as old" if delete_rows else ""
         await confirmation.ask(
             f"Delete these objects, and what they list in quarantine{also}? They cannot be restored."
@@ -170,7 +177,6 @@ async def run(
     else:
         confirmation.show_targets()
     expired_by = args.by or _user()
-    failures: list[Halted | Unavailable] = []
     deleted = rows = 0
     with unfinished_if_interrupted("retain"), Progress("objects deleted") as progress:
 
@@ -179,23 +185,41 @@ async def run(
                 progress.step()
             on_deleted(what, source, number)
 
-        for each, before in expired:
-            await retention.expire(each, Statement(f"accepted before {before:%Y-%m-%d}", expired_by))
-        for days, sources in chosen.items():
-            deleted += await retention.delete(sources, _entries_before(args, now, days), count)
-            if delete_rows:
-                for source in sources:
-                    try:
-                        of_source = await delete_rows([source], first_kept_day(now, days))
-                    except NotPermitted:
-                        raise
-                    except (Halted, Unavailable) as error:  # the tables of others are not held back
-                        failures.append(error)
-                        continue
-                    count(Deleted.ROWS, source, of_source)
-                    rows += of_source
+        for source, found in expired.items():
+            before = first_kept_day(now, chosen[source])
+            with _collected(failures, source):
+                for each in found:
+                    await retention.expire(each, Statement(f"accepted before {before:%Y-%m-%d}", expired_by))
+                deleted += await retention.delete([source], _entries_before(args, now, chosen[source]), count)
+        if delete_rows:
+            for source, days in chosen.items():
+                try:
+                    of_source = await delete_rows([source], first_kept_day(now, days))
+                except NotPermitted:
+                    raise
+                except (Halted, Unavailable) as error:  # the tables of others are not held back
+                    failures.append(error)
+                    continue
+                count(Deleted.ROWS, source, of_source)
+                rows += of_source
     of_tables = f" {counted(rows, 'row')} of tables deleted." if delete_rows else ""
     print(f"{counted(deleted, 'object')} deleted.{of_tables}")
+    return _end(failures)
+
+
+@contextmanager
+def _collected(failures: list[Halted | Unavailable], source: str) -> Iterator[None]:
+    """Keeps what cannot be read of a source for the end, so that it does not hold back the other sources."""
+    try:
+        yield
+    except Gone:
+        raise
+    except Halted as error:
+        failures.append(Halted(f"{source}: {error}"))
+
+
+def _end(failures: Sequence[Halted | Unavailable]) -> int:
+    """The exit code. Raises the first failure, and prints the others."""
     for failure in failures[1:]:
         print(f"bronze retain: {failure}", file=sys.stderr)
     if failures:
@@ -203,16 +227,16 @@ async def run(
     return 0
 
 
-def _chosen(args: argparse.Namespace, ages: Mapping[str, int | None]) -> Mapping[int, Sequence[str]]:
-    """The sources that the command acts on, by their age in days. Raises `Misconfigured`."""
+def _chosen(args: argparse.Namespace, ages: Mapping[str, int | None]) -> Mapping[str, int]:
+    """The sources that the command acts on, each with the age in days. Raises `Misconfigured`."""
     if unknown := sorted(set(args.source or ()) - set(ages)):
         raise Misconfigured(f"--source {unknown[0]}: the catalog has no objects of this source")
-    chosen: dict[int, list[str]] = {}
+    chosen: dict[str, int] = {}
     ageless = []
     for source in sorted(set(args.source or ages)):
         days = args.days or ages[source]
         if days:
-            chosen.setdefault(days, []).append(source)
+            chosen[source] = days
         else:
             ageless.append(source)
     if ageless and not chosen:
@@ -221,10 +245,11 @@ def _chosen(args: argparse.Namespace, ages: Mapping[str, int | None]) -> Mapping
         )
     if ageless:
         print(f"{', '.join(ageless)}: no age, nothing is deleted")
-    if args.entries_days and args.entries_days < max(chosen, default=0):
+    oldest = max(chosen.values(), default=0)
+    if args.entries_days and args.entries_days < oldest:
         raise Misconfigured(
-            f"--entries-days is less than the age of the objects ({max(chosen)} days): entries are kept at least as "
-            "long as their objects"
+            f"--entries-days is less than the age of the objects ({oldest} days): entries are kept at least as long as "
+            "their objects"
         )
     return chosen
 

@@ -124,8 +124,9 @@ class Retention:
         `on_held` for each lane with objects that are as old and stay.
         """
         found = []
-        for lane, position in sorted((await self._catalog.positions()).items(), key=lambda item: item[0].stream):
+        for lane in sorted(await self._catalog.lanes(), key=lambda lane: lane.stream):
             if sources is None or lane.source in sources:
+                position, _ = await self._catalog.position(lane)
                 expired = await self._find(lane, position, before.timestamp(), on_entry, on_held)
                 found += [expired] if expired else []
         return found
@@ -241,8 +242,9 @@ class Retention:
 
     async def _marks(self, sources: Collection[str] | None) -> list[ExpiryMark]:
         lanes = await expired_up_to(self._bucket, self._prefix)
-        found = [await read_mark(self._bucket, self._prefix, lane) for lane in lanes]
-        return [mark for mark in found if mark and (sources is None or mark.of_lane.source in sources)]
+        chosen = [lane for lane in lanes if sources is None or lane.source in sources]
+        found = [await read_mark(self._bucket, self._prefix, lane) for lane in chosen]
+        return [mark for mark in found if mark]
 
     async def _expired_keys(self, source: str, marks: Sequence[ExpiryMark]) -> AsyncIterator[str]:
         """The keys of the objects of a source behind its marks, in order."""

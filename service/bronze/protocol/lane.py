@@ -26,6 +26,12 @@ class Lane:
         return f"catalog.{self.source}.{self.number}.{self.epoch}"
 
 
+def lane_of_entries(subject: str) -> Lane:
+    """The lane of a catalog entry's subject."""
+    _, source, number, epoch = subject.split(".")
+    return Lane(source, int(number), epoch)
+
+
 def stream_prefix(source: str, number: int | str) -> str:
     return f"BRONZE_{source.upper()}_{number}"
 

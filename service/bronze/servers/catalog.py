@@ -18,7 +18,7 @@ from bronze.errors import Halted, Misconfigured, NotPermitted, Outage, Unavailab
 from bronze.protocol.chain import Position
 from bronze.protocol.documents import CatalogEntry, Identity, StoredObject, identities_of
 from bronze.protocol.keys import lane_of_key
-from bronze.protocol.lane import Lane
+from bronze.protocol.lane import Lane, lane_of_entries
 from bronze.protocol.message import Message, unix_time_s
 from bronze.protocol.removal import Removal, RemovalReason, removal_subject
 from bronze.servers import jetstream as js
@@ -163,6 +163,11 @@ class NatsCatalog:
         if message is None:
             return Position(None, 0), ""
         return Position(decode(message, CatalogEntry), message.sequence), message.time
+
+    async def lanes(self) -> list[Lane]:
+        """All lanes that have entries, also those that were replaced, also if their entries cannot be read."""
+        async with self._gone_if_replaced():
+            return [lane_of_entries(subject) for subject in await self._js.subjects(self.stream, ENTRIES)]
 
     async def positions(self) -> Mapping[Lane, Position]:
         """The positions of all lanes that have entries, also of those that were replaced, from a replica."""

@@ -71,7 +71,7 @@ async def _run_once(
         if catalog is None:
             raise CommandError("the queue has no catalog: run `bronze catalog rebuild` first")
         living = await jetstream.stream_names("bronze.>")
-        known = {lane.source for lane in await catalog.positions()}
+        known = {lane.source for lane in await catalog.lanes()}
         declared = sources.without_canary(sources.load(settings.sources))
         with_own_age = {name for name, source in declared.items() if source.retention_days}  # also before its records
         targets = [queue_target(jetstream), bucket_target(bucket, settings.prefix)]
