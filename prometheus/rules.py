@@ -755,6 +755,8 @@ def _retention(at: Thresholds) -> Group:
         for outcome in ("success", "failure")
     )
     interval = f"last_over_time(bronze_retention_interval_seconds{{{retain}}}{window})"
+    # the oldest sign of life of any process, to the hour
+    began = f"min_over_time(timestamp(bronze_retention_interval_seconds{{{retain}}})[{at.retention_missed_s}s:3600s])"
     return Group(
         "retention",
         "1m",  # it reads many samples
@@ -766,7 +768,9 @@ def _retention(at: Thresholds) -> Group:
 # the last run failed
 max({failed}) > (max({succeeded}) or vector(0))
 # or none has succeeded for so long, perhaps since the process is gone
-or max({succeeded} + ignoring (bronze_outcome) {at.retention_intervals_max:g} * {interval}) < time()""",
+or max({succeeded} + ignoring (bronze_outcome) {at.retention_intervals_max:g} * {interval}) < time()
+# or none has ever succeeded, perhaps since the first one does not end
+or min({began}) + {at.retention_intervals_max:g} * max({interval}) < time() unless max({succeeded})""",
                 "Retention does not delete what is too old: its last run failed, or no run has succeeded for "
                 f"{at.retention_intervals_max:g} intervals",
             ),
