@@ -88,6 +88,18 @@ def test_a_condition_selects_rows(text: str, kept: list[int]) -> None:
     assert dataset.to_table(filter=parse(text, ROWS.schema)).equals(ROWS.take(kept))
 
 
+@pytest.mark.parametrize("kind", [pa.float32(), pa.float64()])
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [("x = 0", [0, 1]), ("x IN (0, 7)", [0, 1]), ("x IN (-0.0)", [0, 1]), ("x NOT IN (0)", [2]), ("x IN (5)", [2])],
+)
+def test_both_zeros_are_one_value(text: str, kept: list[int], kind: pa.DataType) -> None:
+    """Rows that came as Arrow or Parquet can have either."""
+    rows = pa.table({"x": pa.array([0.0, -0.0, 5.0, None], kind)})
+    found = ds.dataset(rows).to_table(filter=parse(text, rows.schema))["x"].to_pylist()
+    assert list(map(repr, found)) == [repr(rows["x"][number].as_py()) for number in kept]
+
+
 @pytest.mark.parametrize(
     ("text", "reason"),
     [

@@ -189,7 +189,11 @@ class _Parser:
 
 
 def _is_in(column: pc.Expression, values: pa.Array) -> pc.Expression:
-    """Whether a column has one of these values; null if it is null, as in SQL. Arrow's `isin` is false there."""
+    """Whether a column has one of these values; null if it is null, as in SQL. Arrow's `isin` is false there, and takes
+    0.0 and -0.0 for two values.
+    """
+    if pa.types.is_floating(values.type) and pc.any(pc.equal(values, pa.scalar(0.0, values.type))).as_py():
+        values = pa.concat_arrays([values, pa.array([0.0, -0.0], values.type)])
     return column.isin(values) | (column.is_null() & pc.scalar(pa.scalar(None, pa.bool_())))
 
 
