@@ -258,7 +258,7 @@ def test_a_small_bomb_does_not_hold_up_others(branch: System, mark: str) -> None
             served += branch.get("/livez").status_code == 200
         bombing.join()
         assert answers == [400]
-        assert served > 5  # one or two if the event loop is blocked
+        assert served > 2  # one or two if the event loop is blocked
 
 
 # --- the queue is unavailable or full
