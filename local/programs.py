@@ -17,6 +17,7 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -37,7 +38,9 @@ _PROXIES = frozenset({"http_proxy", "https_proxy"})
 UMASK = 0o077
 
 # Below the range of ports for outgoing connections, so that no connection takes the port of a killed server by chance.
-_PORTS = range(12_000, 32_000)
+# In blocks, each of one process at a time: a server may bind its port long after it was chosen.
+_BLOCK = 1000
+_BLOCKS = tuple(range(first, first + _BLOCK) for first in range(12_000, 32_000, _BLOCK))
 
 
 class LocalError(Exception):
@@ -80,17 +83,46 @@ def environment(program: Program | None = None) -> dict[str, str]:
     return {**inherited, **unproxied, **(program.env if program else {})}
 
 
+class _Block:
+    """Ports that no other process gets from `free_ports` while this one lives."""
+
+    def __init__(self) -> None:
+        # An abstract name ends with its process and belongs to the same network namespace as the ports.
+        claim = socket.socket(socket.AF_UNIX)
+        for ports in random.SystemRandom().sample(_BLOCKS, len(_BLOCKS)):
+            try:
+                claim.bind(f"\0bronze-ports-{ports.start}")
+            except OSError:
+                continue
+            self._ports, self._next = ports, ports.start
+            claim.detach()
+            return
+        raise LocalError(f"{len(_BLOCKS)} other processes use free ports: stop some of them")
+
+    def free(self, count: int) -> int:
+        for _ in self._ports:
+            first = self._next if self._next + count <= self._ports.stop else self._ports.start
+            if all(is_free(port) for port in range(first, first + count)):
+                self._next = first + count
+                return first
+            self._next = first + 1
+        raise LocalError(f"no {count} consecutive free ports between {self._ports.start} and {self._ports.stop}")
+
+
+@cache
+def _own_block() -> _Block:
+    return _Block()
+
+
+os.register_at_fork(after_in_child=_own_block.cache_clear)
+
+
 def free_ports(count: int = 1) -> int:
     """The first of `count` consecutive ports of the loopback address without a listener.
 
-    Ask once for all ports: a second call may return the same ports, as long as nothing listens on them.
+    No other process gets them from here while this one lives, and this one gets them again only after many others.
     """
-    choice = random.SystemRandom()
-    for _ in range(1000):
-        first = choice.randrange(_PORTS.start, _PORTS.stop - count)
-        if all(is_free(port) for port in range(first, first + count)):
-            return first
-    raise LocalError(f"no {count} consecutive free ports between {_PORTS.start} and {_PORTS.stop}")
+    return _own_block().free(count)
 
 
 def is_free(port: int) -> bool:

@@ -1,3 +1,4 @@
+import json
 import os
 import socket
 import subprocess
@@ -107,6 +108,25 @@ def test_ports_lie_together() -> None:
     assert all(is_free(port) for port in range(first, first + 8))
     lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     assert first + 8 <= lowest
+
+
+def test_no_two_processes_get_the_same_port() -> None:
+    """A server may bind its port long after it was chosen, so being free then is not enough."""
+    choose = "from local.programs import free_ports; print([free_ports() for _ in range(500)], flush=True); input()"
+    others = [
+        subprocess.Popen((sys.executable, "-c", choose), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    chosen = {free_ports() for _ in range(500)}
+    for other in others:
+        assert other.stdout
+        theirs = set(json.loads(other.stdout.readline()))
+        assert len(theirs) == 500
+        assert not chosen & theirs
+        chosen |= theirs
+    for other in others:
+        other.communicate("\n")
+        assert other.returncode == 0
 
 
 def test_accounts_stay_out(monkeypatch: pytest.MonkeyPatch) -> None:
