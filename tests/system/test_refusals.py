@@ -19,6 +19,8 @@ import pytest
 from tests.system.blackbox import System, ndjson, until, vehicles
 
 MIB = 2**20
+#: Bodies that are sent one after another, so that a moment in which the machine is busy does not decide.
+BOMBS = 3
 #: Short limits, so that the API soon knows that a publish is lost and not late.
 IMPATIENT = {"BRONZE_DEADLINE_S": "1", "BRONZE_PURGE_GRACE_S": "2"}
 
@@ -249,16 +251,19 @@ def test_a_small_bomb_does_not_hold_up_others(branch: System, mark: str) -> None
     body = gzip.compress(ndjson(vehicles(mark, 80_000)) + b"no JSON", 9)
     with branch.queue(), branch.running(branch.role("api")):
         answers: list[int] = []
-        bombing = threading.Thread(
-            target=lambda: answers.append(branch.post("vehicles", body, Content_Encoding="gzip").status_code)
-        )
+
+        def send() -> None:
+            sent = (branch.post("vehicles", body, Content_Encoding="gzip") for _ in range(BOMBS))
+            answers.extend(answer.status_code for answer in sent)
+
+        bombing = threading.Thread(target=send)
         bombing.start()
         served = 0
         while bombing.is_alive():
             served += branch.get("/livez").status_code == 200
         bombing.join()
-        assert answers == [400]
-        assert served > 2  # one or two if the event loop is blocked
+        assert answers == [400] * BOMBS
+        assert served > 5 * BOMBS  # one or two of each if the event loop is blocked
 
 
 # --- the queue is unavailable or full
