@@ -41,7 +41,7 @@ COMMIT_TIMEOUT_S = 10
 #: Of a stream that is copied: the size of a piece, and how long one may take; the last one ends the whole copy.
 COPY_CHUNK_BYTES = 512 * 2**10
 COPY_TIMEOUT_S = 120
-#: A purge that leaves less than this is made by subject. Several times as much as the server has in a block (8 MiB),
+#: A purge that leaves at most this is made by subject. Several times as much as the server has in a block (8 MiB),
 #: since the size is estimated from the mean of the messages.
 PURGE_BY_SUBJECT_BYTES = 32 * 2**20
 #: The server gives up a restore that gets nothing for as long (nats-server, `processStreamRestore`).
@@ -527,8 +527,8 @@ class JetStream:
         """
         state = await self.state(stream)
         request: dict[str, object] = {"seq": sequence}
-        bytes_left = max(0, state.last - sequence) * state.bytes / max(1, state.messages)
-        if sequence <= state.last and bytes_left < PURGE_BY_SUBJECT_BYTES:
+        few = (state.last - sequence) * state.bytes <= PURGE_BY_SUBJECT_BYTES * state.messages
+        if few and sequence <= state.last:
             (request["filter"],) = state.subjects
         await self._call(f"STREAM.PURGE.{stream}", request)
 
