@@ -3,7 +3,8 @@
 import asyncio
 import tempfile
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from io import BytesIO
 from typing import Any
@@ -217,6 +218,40 @@ async def test_a_rebuild_that_was_killed_at_any_step_is_finished_by_the_next(par
         await rebuild(parts, lanes)
         assert await catalog_contents(parts, ids) == before
     assert refused >= 3
+
+
+class ReplacedInABatch(JetStream):
+    """A connection of a command beside another one, which replaces the catalog between two messages of its batch."""
+
+    replacing: Coroutine[Any, Any, None] | None = None
+
+    async def publish_batch(self, messages: Iterable[Outgoing], count: int, **options: Any) -> int:
+        return await super().publish_batch(self._interrupted(messages), count, **options)
+
+    def _interrupted(self, messages: Iterable[Outgoing]) -> Iterator[Outgoing]:
+        for number, message in enumerate(messages):
+            if number == 1 and self.replacing:
+                with ThreadPoolExecutor() as other_loop:
+                    other_loop.submit(asyncio.run, self.replacing).result()
+            yield message
+
+
+async def test_a_rebuild_that_another_one_overtakes_says_so(parts: Parts) -> None:
+    """Also if its batch was open at that moment: the server says only that the batch is incomplete."""
+    lanes = await parts.open(1)
+    async with parts.consuming(lanes):
+        await store(parts, lanes, range(2))
+
+    async def replace_catalog() -> None:
+        other = await JetStream.connect(parts.settings.queue_servers)
+        await CatalogReplacement(other, KeyValueStore(other, 1), parts.settings).start()
+        await other.close()
+
+    overtaken = await ReplacedInABatch.connect(parts.settings.queue_servers)
+    overtaken.replacing = replace_catalog()
+    with pytest.raises(Gone, match="was replaced"):
+        await rebuild(replace(parts, jetstream=overtaken), lanes)
+    await overtaken.close()
 
 
 @pytest.mark.parametrize("missing", ["first", "middle"])

@@ -115,7 +115,7 @@ class CatalogReplacement:
         try:
             await self._js.publish_batch(batch, len(batch))
         except ApiError as error:
-            if error.err_code == js.WRONG_STREAM:
+            if error.err_code == js.WRONG_STREAM or await self._js.is_replaced(self._stream, SUBJECTS[0]):
                 raise js.replaced_error(self._stream) from error
             raise Unavailable(Outage.QUEUE_AWAY, f"the queue refuses the rebuilt catalog: {error}") from error
 
