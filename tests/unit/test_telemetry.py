@@ -8,6 +8,7 @@ import logging
 import os
 import secrets
 import socket
+import struct
 import threading
 import time
 import urllib.request
@@ -41,6 +42,7 @@ from bronze.telemetry import FASTAPI_TELEMETRY_OFF, Telemetry, logs, losses, sdk
 from bronze.telemetry import start as start_telemetry
 from bronze.telemetry.context import extract, inject, span_context, trace_id_hex, traceparent
 from bronze.telemetry.schema import registry
+from bronze.telemetry.scrape import MetricsServer
 from bronze.telemetry.signals import Outcome, Role, attribute, spans
 from local.machine import Deadline
 from local.otlp import Receiver, attributes
@@ -537,6 +539,41 @@ def test_metrics_and_livez_are_served_to_scrapers(start: Start) -> None:
         connection.close()
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", server.port))
+
+
+def test_a_scraper_that_does_not_wait_is_no_error(
+    caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """What fails in the process itself is one, in its log."""
+    asked, gone = threading.Event(), threading.Event()
+
+    def metrics() -> tuple[bytes, str]:
+        asked.set()
+        assert gone.wait(30)
+        if is_broken:
+            raise ValueError("broken")
+        return b"metrics", "text/plain"
+
+    def scrape(port: int) -> None:
+        asked.clear()
+        gone.clear()
+        with socket.create_connection(("127.0.0.1", port)) as scraper:
+            scraper.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+            scraper.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # closed by a reset
+            assert asked.wait(30)
+        gone.set()
+        deadline = Deadline(30)
+        while any("process_request" in thread.name for thread in threading.enumerate()):
+            assert not deadline.passed()
+
+    with MetricsServer("127.0.0.1", 0, metrics, dict) as server:
+        is_broken = False
+        scrape(server.port)
+        assert not caplog.records
+        is_broken = True
+        scrape(server.port)
+        assert [record.message for record in caplog.records] == ["a request to the port of /metrics failed"]
+    assert capfd.readouterr().err == ""
 
 
 def test_a_port_in_use_is_an_error_that_names_it_and_its_variable(start: Start) -> None:

@@ -2,12 +2,16 @@
 
 import http.server
 import json
+import logging
 import socketserver
+import sys
 import threading
 from collections.abc import Callable, Mapping
 from typing import Any, Self
 
 from bronze.errors import Misconfigured
+
+log = logging.getLogger(__name__)
 
 _REQUEST_S_MAX = 10
 _POLL_S = 0.1  # the longest time that `close` takes
@@ -75,3 +79,8 @@ class _Server(socketserver.ThreadingTCPServer):
     # http.server's own class is not used: it asks the name service for the host name when it binds
     allow_reuse_address = True
     daemon_threads = True
+
+    def handle_error(self, *_: object) -> None:
+        error = sys.exception()
+        if not isinstance(error, ConnectionError | TimeoutError):  # else the client does not wait any more
+            log.error("a request to the port of /metrics failed", exc_info=error)
