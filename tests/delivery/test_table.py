@@ -252,19 +252,19 @@ async def test_an_object_is_held_when_its_rows_are_committed(lanes: Lanes, catal
 
 
 async def test_old_rows_are_deleted_and_the_position_stays(lanes: Lanes, catalog: Catalog) -> None:
-    """Also while others commit. The committer goes on, and no row comes back."""
+    """Also while others commit, and of a source that is not declared. The committer goes on, and no row comes back."""
     tables = CutTables(catalog)
     for _ in range(3):
         lanes.write()  # each has a row of this day and one of the next
     await commit_all(lanes, tables)
     before = table(catalog).current_snapshot()
-    contents = TableContents(tables, [SOURCE.name, "status"])
+    contents = TableContents(tables, [])
     day = dt.datetime(LATE.year, LATE.month, LATE.day, tzinfo=dt.UTC)
-    assert await contents.delete_rows(None, day) == 0
-    assert await contents.delete_rows(["status"], day + dt.timedelta(days=1)) == 0
+    assert await contents.delete_rows(SOURCE.name, day) == 0
+    assert await contents.delete_rows("status", day + dt.timedelta(days=1)) == 0
     assert table(catalog).current_snapshot() == before
     tables.conflicts = 2
-    assert await contents.delete_rows(None, day + dt.timedelta(days=1)) == 3
+    assert await contents.delete_rows(SOURCE.name, day + dt.timedelta(days=1)) == 3
     young = Counter({row: number for row, number in lanes.rows.items() if row[1] == 1})
     assert rows_of(catalog) == young
     await commit_all(lanes, tables)

@@ -118,7 +118,7 @@ async def test_a_reader_sees_the_right_rows_all_the_time(
                 case "retain":
                     reader.removing |= frozenset(row for row in lanes.rows if row[1] == 0)  # of the first day
                     midnight = dt.datetime.combine(NEXT_DAY, dt.time(), dt.UTC)
-                    await TableContents(CutTables(catalog), [SOURCE.name]).delete_rows(None, midnight)
+                    await TableContents(CutTables(catalog), [SOURCE.name]).delete_rows(SOURCE.name, midnight)
                     reader.removed = reader.removing
         reader.look()
     assert reader.wrong == []

@@ -32,8 +32,8 @@ _CODES = (
     "the bucket or the tables do not answer, 130 if it was interrupted (Ctrl-C)."
 )
 
-#: Deletes the rows of the tables of some sources that were received before a day; returns how many.
-DeleteRows = Callable[[Sequence[str], dt.datetime], Awaitable[int]]
+#: Deletes the rows of the table of a source that were received before a day; returns how many.
+DeleteRows = Callable[[str, dt.datetime], Awaitable[int]]
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -194,7 +194,7 @@ async def run(
         if delete_rows:
             for source, days in chosen.items():
                 try:
-                    of_source = await delete_rows([source], first_kept_day(now, days))
+                    of_source = await delete_rows(source, first_kept_day(now, days))
                 except NotPermitted:
                     raise
                 except (Halted, Unavailable) as error:  # the tables of others are not held back

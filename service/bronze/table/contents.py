@@ -16,7 +16,7 @@ COMMITS_MAX = 10
 
 
 class TableContents:
-    """The contents of the tables of some sources, each as it is when it is first asked for."""
+    """The contents of the tables, each as it is when first asked for; `bronze table` commits those of `sources`."""
 
     def __init__(self, tables: Tables, sources: Collection[str]) -> None:
         self._tables = tables
@@ -24,7 +24,7 @@ class TableContents:
         self._positions: dict[str, TablePosition] = {}
 
     async def holds(self, entry: CatalogEntry) -> bool:
-        """Whether the table holds the rows of an object; true for sources without a table.
+        """Whether the table holds the rows of an object; true for sources that `bronze table` does not commit.
 
         Raises `Unavailable`, and `Halted` if the position of the table cannot be read.
         """
@@ -40,14 +40,13 @@ class TableContents:
         position = self._tables.read(source).position
         return TablePosition.decode(position, source) if position is not None else TablePosition()
 
-    async def delete_rows(self, sources: Collection[str] | None, before: dt.datetime) -> int:
-        """Delete the rows that were received before a day, of all sources that have a table or of these; returns how
-        many. What is committed later of such rows, the next call deletes.
+    async def delete_rows(self, source: str, before: dt.datetime) -> int:
+        """Delete the rows of a source that were received before a day, if it has a table; returns how many. What is
+        committed later of such rows, the next call deletes.
 
-        Raises `Unavailable`, and `Halted` if a table must not be changed.
+        Raises `Unavailable`, and `Halted` if the table must not be changed.
         """
-        chosen = [source for source in self._sources if sources is None or source in sources]
-        return sum([await asyncio.to_thread(self._delete_rows, source, before) for source in chosen])
+        return await asyncio.to_thread(self._delete_rows, source, before)
 
     def _delete_rows(self, source: str, before: dt.datetime) -> int:
         if not self._tables.exists(source):
