@@ -8,7 +8,7 @@ import pytest
 
 from bronze.errors import Halted, Misconfigured, Unavailable
 from bronze.objects.reader import read_contents
-from bronze.servers.bucket import STORED_BYTES, Bucket, ErasableBucket
+from bronze.servers.bucket import STORED_BYTES, Bucket, ErasableBucket, NoSuchKey
 from bronze.servers.s3 import PROBE_AGE_S_MAX, PROBES, S3Bucket
 from bronze.settings import Settings
 from local.programs import LOOPBACK, free_ports
@@ -83,7 +83,7 @@ async def test_keys_are_listed_in_order_after_a_key(any_bucket: Bucket, prefix: 
 
 async def test_reading_a_missing_key_is_denied(any_bucket: Bucket, prefix: str) -> None:
     """The reader has seen the object before: to wait does not bring it back."""
-    with pytest.raises(Unavailable) as refused:
+    with pytest.raises(NoSuchKey) as refused:
         await any_bucket.read(f"{prefix}/nothing", 0, 1)
     assert refused.value.code == "denied"
 

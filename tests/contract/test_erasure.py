@@ -2,6 +2,7 @@
 
 import argparse
 import datetime as dt
+import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -105,6 +106,28 @@ class OldVersions:
 
     async def old_versions(self, key: str) -> Sequence[str]:
         return ["1"] if key in self._keys else []
+
+
+class DeletedMeanwhile:
+    """A bucket in which an object is deleted after so many reads of it, before the next one."""
+
+    def __init__(self, bucket: S3Bucket, key: str, reads: int) -> None:
+        self._bucket = bucket
+        self._key = key
+        self._left = reads
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._bucket, name)
+
+    @property
+    def has_deleted(self) -> bool:
+        return self._left < 0
+
+    async def read(self, key: str, start: int, end: int) -> bytes:
+        self._left -= key == self._key
+        if key == self._key and self.has_deleted:
+            await self._bucket.delete(key)
+        return await self._bucket.read(key, start, end)
 
 
 def stores(parts: Parts, lanes: Sequence[Lane], **replaced: Any) -> Stores:
@@ -705,6 +728,33 @@ async def test_objects_that_are_lost_stop_the_command_until_it_is_acknowledged(
     await delete(parts, damaged)
     assert await run(made, *verify) == 0
     assert json.loads(capsys.readouterr().out)["not_searched"] == proof.not_searched
+
+
+async def test_what_is_deleted_during_the_search_is_missing(parts: Parts, capsys: pytest.CaptureFixture[str]) -> None:
+    """As by retention. At whichever read it was, the search goes on."""
+    lanes = await parts.open(1)
+    async with parts.consuming(lanes):
+        rejected = b'{"vehicle_id":"p1","seats":"many"}'
+        await submit(parts, lanes, of(PERSON, "p2"))
+        await submit(
+            parts, lanes, submission(rejected, vehicle("p1"), quarantine_rejected=True, classification_id=PERSON)
+        )
+    entry = (await catalog_contents(parts, []))[0][-1]
+    (message,) = entry.quarantined
+    for key, not_searched in ((entry.file_path, [entry.file_path]), (message, [])):
+        head = await parts.bucket.head(key)
+        assert head
+        body = await parts.bucket.read(key, 0, head.size)
+        for reads in itertools.count():
+            bucket = DeletedMeanwhile(parts.bucket, key, reads)
+            assert await run(stores(parts, lanes, bucket=bucket), "--dry-run", "--json") == 0
+            found = json.loads(capsys.readouterr().out)
+            if not bucket.has_deleted:
+                break
+            assert found["not_searched"] == not_searched
+            await parts.bucket.create(key, body, head.metadata, "application/octet-stream")
+        assert reads
+        assert not found["not_searched"]
 
 
 async def test_rows_of_the_tables_go_too(parts: Parts, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

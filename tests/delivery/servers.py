@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeVar
 from bronze.errors import Outage, Unavailable
 from bronze.protocol.message import Message, unix_time_s
 from bronze.servers import jetstream as js
-from bronze.servers.bucket import Head
+from bronze.servers.bucket import Head, NoSuchKey
 from bronze.servers.jetstream import ApiError, Header, JetStream, Outgoing, StreamState
 
 T = TypeVar("T")
@@ -403,7 +403,7 @@ class ModelBucket:
 
     async def read(self, key: str, start: int, end: int) -> bytes:
         if key not in self._objects:
-            raise Unavailable(Outage.DENIED, f"the bucket answers 404: {key}")
+            raise NoSuchKey(key)
         return self._objects[key].body[start:end]
 
     async def keys(self, prefix: str, start_after: str = "") -> AsyncIterator[str]:

@@ -27,7 +27,7 @@ from bronze.protocol.quarantine import CONTENT_TYPE as QUARANTINE_CONTENT_TYPE
 from bronze.protocol.quarantine import QuarantineMetadata
 from bronze.protocol.removal import CONTENT_TYPE as REMOVAL_CONTENT_TYPE
 from bronze.protocol.removal import Removal
-from bronze.servers.bucket import ErasableBucket, Head
+from bronze.servers.bucket import ErasableBucket, Head, NoSuchKey
 from bronze.servers.catalog import NatsCatalog
 
 #: Objects that are searched and rewritten concurrently; each is in memory as a whole.
@@ -186,13 +186,18 @@ class BucketErasure:
                 self._found.outdated_entries.append(key)
             messages = [await self._message(message) for message in contents.quarantined]
             rows = await self._rows(key, contents)
+            if rows is None:
+                continue  # it was deleted meanwhile
             footer_changes = messages != contents.quarantined or self._is_in_footer(contents)
             if not rows and not footer_changes:
                 self._add_earlier(contents, head.size, head.metadata.get(SHA256))
                 return
             if self._erasure_id is None:
                 break
-            body = await self._bucket.read(key, 0, head.size)
+            try:
+                body = await self._bucket.read(key, 0, head.size)
+            except NoSuchKey:
+                continue
             rewritten = await asyncio.to_thread(erase_rows, body, self._chosen, self._erasure_id, messages)
             if rewritten is None:
                 return
@@ -205,10 +210,8 @@ class BucketErasure:
         self._found.objects.append(key)
         self._found.rows += rows
 
-    async def _rows(self, key: str, contents: Contents) -> int:
-        if not contents.rows:
-            return 0
-        return await read_in_thread(self._bucket, key, self._chosen.count) or 0
+    async def _rows(self, key: str, contents: Contents) -> int | None:
+        return await read_in_thread(self._bucket, key, self._chosen.count) if contents.rows else 0
 
     def _is_in_footer(self, contents: Contents) -> bool:
         """Whether the footer has the classification, also without a row of it."""
@@ -262,9 +265,12 @@ class BucketErasure:
             head = await self._bucket.head(key)
             if head is None:
                 return None
+            try:
+                content = await self._bucket.read(key, 0, head.size) if head.size else b""
+            except NoSuchKey:
+                return None
             self._found.messages_searched += 1
             metadata = QuarantineMetadata.parse(head.metadata)
-            content = await self._bucket.read(key, 0, head.size) if head.size else b""
             note = _MessageNote.parse(metadata.erased)
             try:
                 erased = erase_records(key, content, part, self._chosen)

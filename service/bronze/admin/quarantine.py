@@ -24,7 +24,7 @@ from bronze.protocol.quarantine import (
     source_folder,
     source_of,
 )
-from bronze.servers.bucket import Bucket, Head
+from bronze.servers.bucket import Bucket, Head, NoSuchKey
 
 
 class ReplayMark(msgspec.Struct, frozen=True, kw_only=True):
@@ -109,7 +109,11 @@ async def find(
             continue
         metadata = QuarantineMetadata.parse(head.metadata)
         if metadata.time >= since and submission_id in {None, metadata.submission_id}:
-            yield await _load(bucket, key, head, replayed=key + REPLAYED in marks)
+            try:
+                found = await _load(bucket, key, head, replayed=key + REPLAYED in marks)
+            except NoSuchKey:
+                continue
+            yield found
 
 
 async def load(bucket: Bucket, key: str) -> QuarantinedObject:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from bronze.errors import DeadLetter
 from bronze.protocol import rejected_records
 from bronze.protocol.quarantine import REJECTED, REPLAYED, QuarantineMetadata, source_of
-from bronze.servers.bucket import Bucket
+from bronze.servers.bucket import Bucket, NoSuchKey
 
 #: Records of each message that are shown, and characters of each.
 RECORDS_MAX = 10
@@ -53,6 +53,8 @@ async def read_rejection(bucket: Bucket, key: str, records_max: int = RECORDS_MA
     if key.endswith(REJECTED) and 0 < head.size <= MESSAGE_BYTES_MAX:
         try:
             _, rejected = rejected_records.unpack(await bucket.read(key, 0, head.size))
+        except NoSuchKey:
+            return None
         except DeadLetter:
             rejected = []
         count = len(rejected)

@@ -5,7 +5,7 @@ from typing import TypeVar
 import msgspec
 
 from bronze.errors import Halted
-from bronze.servers.bucket import Bucket
+from bronze.servers.bucket import Bucket, NoSuchKey
 
 _T = TypeVar("_T")
 
@@ -17,5 +17,7 @@ async def read_json_document(bucket: Bucket, key: str, of_type: type[_T], kind: 
         return None
     try:
         return msgspec.json.decode(await bucket.read(key, 0, head.size), type=of_type)
+    except NoSuchKey:
+        return None
     except msgspec.DecodeError as error:
         raise Halted(f"the {kind} {key} cannot be read: {error}. Nothing was changed") from error

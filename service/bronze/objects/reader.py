@@ -8,7 +8,7 @@ from typing import Any, BinaryIO, TypeVar, cast
 from bronze.errors import Halted
 from bronze.objects.footer import TAIL_BYTES, NotABronzeObject, contents_of_footer, footer_start
 from bronze.protocol.documents import Contents, StoredObject
-from bronze.servers.bucket import Bucket
+from bronze.servers.bucket import Bucket, NoSuchKey
 
 T = TypeVar("T")
 
@@ -31,6 +31,8 @@ async def read_object(bucket: Bucket, key: str) -> StoredObject | None:
         tail = await bucket.read(key, max(0, head.size - TAIL_BYTES), head.size)
         footer = await bucket.read(key, footer_start(head.size, tail), head.size)
         return StoredObject(size=head.size, contents=contents_of_footer(footer))
+    except NoSuchKey:
+        return None
     except NotABronzeObject as error:
         raise Halted(
             f"{key} was not written by Bronze, or is damaged: {error}. Nothing was changed. See docs/delivery.md, "
@@ -51,7 +53,10 @@ async def read_in_thread(bucket: Bucket, key: str, read: Callable[[BinaryIO], T]
     def fetch(start: int, end: int) -> bytes:
         return asyncio.run_coroutine_threadsafe(bucket.read(key, start, end), loop).result()
 
-    return await asyncio.to_thread(read, cast(BinaryIO, _RemoteFile(head.size, fetch)))
+    try:
+        return await asyncio.to_thread(read, cast(BinaryIO, _RemoteFile(head.size, fetch)))
+    except NoSuchKey:
+        return None
 
 
 class _RemoteFile(io.RawIOBase):

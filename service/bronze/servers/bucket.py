@@ -4,6 +4,8 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from bronze.errors import Outage, Unavailable
+
 #: The user metadata of a rewritten object that states its size when it was stored first.
 STORED_BYTES = "bronze-stored-bytes"
 
@@ -22,12 +24,19 @@ class Head:
         return int(self.metadata.get(STORED_BYTES, self.size))
 
 
+class NoSuchKey(Unavailable):
+    """There is no object to read: after a HEAD, it was deleted meanwhile."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(Outage.DENIED, f"{key} is not in the bucket any more")
+
+
 class Bucket(Protocol):
     """The calls of a bucket that the roles need.
 
     `create` writes a complete object if its key does not exist, and never replaces one: if several writers create the
     same key, exactly one gets True. Each call raises `Unavailable` (`denied`, `throttled`, `conflict`, `timeout`,
-    `unavailable`); after it, the write may have happened or not.
+    `unavailable`); after it, the write may have happened or not. `read` also raises `NoSuchKey`.
     """
 
     name: str

@@ -23,7 +23,7 @@ from bronze.settings import Settings
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
-from bronze.servers.bucket import Head
+from bronze.servers.bucket import Head, NoSuchKey
 
 T = TypeVar("T")
 
@@ -178,7 +178,10 @@ class S3Bucket:
 
         def get() -> bytes:
             byte_range = f"bytes={start}-{end - 1}"
-            return self._s3.get_object(Bucket=self.name, Key=key, Range=byte_range)["Body"].read()
+            try:
+                return self._s3.get_object(Bucket=self.name, Key=key, Range=byte_range)["Body"].read()
+            except self._s3.exceptions.NoSuchKey as error:
+                raise NoSuchKey(key) from error
 
         return await self._call(get)
 

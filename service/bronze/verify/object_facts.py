@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 
 from bronze.objects.footer import MAGIC, TAIL_BYTES, NotABronzeObject, contents_of_footer, footer_start
 from bronze.protocol.documents import Contents
-from bronze.servers.bucket import Bucket
+from bronze.servers.bucket import Bucket, NoSuchKey
 
 #: The user metadata with the SHA-256 of the whole object, which the bucket's client adds to each PUT.
 SHA256 = "sha256"
@@ -41,8 +41,11 @@ async def read_facts(bucket: Bucket, key: str) -> ObjectFacts | None:
         return None
     if head.size < TAIL_BYTES:
         raise NotABronzeObject("it is not a Parquet file")
-    tail = await bucket.read(key, head.size - TAIL_BYTES, head.size)
-    footer = await bucket.read(key, footer_start(head.size, tail), head.size)
+    try:
+        tail = await bucket.read(key, head.size - TAIL_BYTES, head.size)
+        footer = await bucket.read(key, footer_start(head.size, tail), head.size)
+    except NoSuchKey:
+        return None
     contents = contents_of_footer(footer)
     rows = pq.read_metadata(pa.BufferReader(MAGIC + footer)).num_rows
     return ObjectFacts(head.size, head.metadata.get(SHA256), rows, contents)
@@ -51,7 +54,8 @@ async def read_facts(bucket: Bucket, key: str) -> ObjectFacts | None:
 async def damage(bucket: Bucket, key: str, facts: ObjectFacts) -> str | None:
     """What is wrong with the bytes of an object; None if they are intact.
 
-    Without a SHA-256, all pages are decoded, which finds most damage, but not a changed value.
+    Without a SHA-256, all pages are decoded, which finds most damage, but not a changed value. Raises `NoSuchKey` and
+    `Unavailable`.
     """
     body = await bucket.read(key, 0, facts.size)
     return await asyncio.to_thread(_damage, body, facts)

@@ -19,7 +19,7 @@ from bronze.objects.removed_ranges import RemovedRanges, read_removed_ranges
 from bronze.plurals import counted
 from bronze.protocol.keys import hour_prefix, lane_of_key
 from bronze.protocol.lane import Lane
-from bronze.servers.bucket import Bucket
+from bronze.servers.bucket import Bucket, NoSuchKey
 from bronze.servers.catalog_feed import Feed
 from bronze.servers.prometheus import Exemplar, Prometheus
 from bronze.servers.trace_store import Span, TraceStore
@@ -43,6 +43,7 @@ READS = 16
 OBJECTS_READ = 2
 
 READ_RUNBOOK = "see BronzeVerificationFaulty in the runbook"
+NOT_IN_BUCKET = "it is not in the bucket"
 RESTORE = "restore the object from a backup or an earlier version"
 ACKNOWLEDGE = f"{RESTORE}, or acknowledge its loss: bronze objects acknowledge"
 REBUILD = "if it stays so while consumers run: bronze catalog rebuild"
@@ -191,15 +192,17 @@ class Verification:
             if not isinstance(facts, ObjectFacts):
                 self._add(result, facts)
                 return
-            problem = _difference(entry, facts)
+            problem, advice = _difference(entry, facts), RESTORE
+            size: int | None = facts.stored_size
             if problem is None and deep:
                 unproven += facts.sha256 is None
-                problem = await damage(self._bucket, entry.file_path, facts)
+                try:
+                    problem = await damage(self._bucket, entry.file_path, facts)
+                except NoSuchKey:
+                    problem, advice, size = NOT_IN_BUCKET, ACKNOWLEDGE, None
             outcome: Fault | Correct = Correct.STORED
             if problem:
-                outcome = await self._unless_removed(
-                    Fault(problem, RESTORE, entry.file_path), entry.file_path, facts.stored_size
-                )
+                outcome = await self._unless_removed(Fault(problem, advice, entry.file_path), entry.file_path, size)
             self._add(result, outcome)
 
         stored = [entry for entry in entries.entries if period.contains(entry.stored_at)]
@@ -218,7 +221,7 @@ class Verification:
         else:
             if facts is not None:
                 return facts
-            problem, advice = "it is not in the bucket", ACKNOWLEDGE
+            problem, advice = NOT_IN_BUCKET, ACKNOWLEDGE
         return await self._unless_removed(Fault(problem, advice, key, trace_id), key)
 
     async def _unless_removed(self, fault: Fault, key: str, size: int | None = None) -> Fault | Correct:

@@ -44,7 +44,10 @@ async def run_erase(
     else:
         source = declared.get(selection.source or "")
         if source is None:
-            raise Misconfigured(f"--source {selection.source}: no such source is declared")
+            raise Misconfigured(
+                f"--source {selection.source}: no such source is declared. If it was once, set BRONZE_SOURCES for this "
+                "command to a file that declares it: the condition is about its fields"
+            )
         try:
             chosen = Chosen.of_source(source, parse(selection.where or "", object_schema(source)))
         except Refused as error:
