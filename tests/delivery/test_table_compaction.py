@@ -8,7 +8,8 @@ import subprocess
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +122,18 @@ async def checked(lanes: Lanes, catalog: Catalog) -> None:
     assert rows_of(catalog) == lanes.rows
 
 
+@contextmanager
+def arrow_memory() -> Iterator[pa.MemoryPool]:
+    """Counts what Arrow allocates from now on."""
+    default = pa.default_memory_pool()
+    counted = pa.proxy_memory_pool(default)
+    pa.set_memory_pool(counted)
+    try:
+        yield counted
+    finally:
+        pa.set_memory_pool(default)
+
+
 async def test_rows_that_compress_well_are_rewritten_in_parts(
     lanes: Lanes, catalog: Catalog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -131,13 +144,8 @@ async def test_rows_that_compress_well_are_rewritten_in_parts(
         await commit_all(lanes, CutTables(catalog))
     before = table(catalog).scan().to_arrow()
     monkeypatch.setattr(iceberg, "PART_BYTES", 4 * 2**20)
-    default = pa.default_memory_pool()
-    counted = pa.proxy_memory_pool(default)
-    pa.set_memory_pool(counted)
-    try:
+    with arrow_memory() as counted:
         done = compact(CutTables(catalog))
-    finally:
-        pa.set_memory_pool(default)
     assert (done.files, done.new_files) == (2 * objects, 2)
     assert counted.max_memory() < objects * len(padding)
     keys = [(name, "ascending") for name in ("_submission_id", "_record_index")]

@@ -18,6 +18,7 @@ from bronze.maintenance.reprocessing import REPROCESSED, Reprocessed, Reprocessi
 from bronze.maintenance.task import TooManyConflicts
 from bronze.records.fields import Field, FieldType
 from bronze.records.sources import Source, built_in_file
+from bronze.servers import iceberg
 from bronze.servers.iceberg import Tables
 from local.machine import limit_s
 from tests.delivery import test_table as tables_test
@@ -33,7 +34,16 @@ from tests.delivery.test_table import (
     rows_of,
     table,
 )
-from tests.delivery.test_table_compaction import OBJECTS, HookedTables, compact, files, fill, position, stored
+from tests.delivery.test_table_compaction import (
+    OBJECTS,
+    HookedTables,
+    arrow_memory,
+    compact,
+    files,
+    fill,
+    position,
+    stored,
+)
 
 catalog, lanes = tables_test.catalog, tables_test.lanes
 
@@ -120,6 +130,21 @@ async def test_rows_that_do_not_fit_stay_as_they_are(lanes: Lanes, catalog: Cata
     assert done.reason is not None
     assert UNDECLARED in done.reason
     assert table(catalog).current_snapshot() == before
+
+
+async def test_rows_that_compress_well_are_reprocessed_in_parts(
+    lanes: Lanes, catalog: Catalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a compaction rewrites them."""
+    objects, padding = 40, "x" * 2**20
+    for _ in range(objects):
+        lanes.write(padding=padding)
+        await commit_all(lanes, CutTables(catalog))
+    monkeypatch.setattr(iceberg, "PART_BYTES", 4 * 2**20)
+    with arrow_memory() as counted:
+        reprocess(CutTables(catalog))
+    assert counted.max_memory() < objects * len(padding)
+    assert filled(catalog)[DAY, f"value 0{padding}", TODAY.version] == objects
 
 
 @pytest.mark.parametrize("step", ["write", "replaceable", "replace"])

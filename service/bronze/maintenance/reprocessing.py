@@ -5,8 +5,10 @@ readers see each day before or after. The objects in the bucket stay as they are
 """
 
 import datetime as dt
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+
+import pyarrow as pa
 
 from bronze.errors import Outage, Unavailable
 from bronze.maintenance.task import COMMITS_MAX, TooManyConflicts, figures
@@ -19,7 +21,6 @@ from bronze.servers.iceberg import Conflict, RewrittenGroup, Tables
 
 #: In a snapshot's summary: the rows that were changed.
 REPROCESSED = "bronze.reprocessed-rows"
-#: The rows of a file that is written have to fit in memory.
 TARGET_BYTES = 128 * 2**20
 
 
@@ -102,19 +103,41 @@ class Reprocessing:
         state = self._tables.read(source)
         for group in self._tables.files_of(state, self._days, TARGET_BYTES):
             try:
-                rows = self._tables.rows(group)
+                filled = _FilledRows(self._tables.parts(group), self._sources[source])
+                for _ in filled:
+                    if filled.changed and on_file:
+                        break
+                if filled.changed and on_file:  # else the new file would have the same rows
+                    filled = _FilledRows(self._tables.parts(group), self._sources[source])
+                    written.append(self._tables.write(group, filled))
+                    on_file()
             except Conflict as error:
                 self._tables.discard(state, written)
                 raise Unavailable(Outage.CONFLICT, f"rows of the table {source} were erased meanwhile") from error
-            done = reprocess(rows, self._sources[source])
             found = replace(
                 found,
-                rows=found.rows + done.changed,
-                unfit=found.unfit + done.unfit,
-                reason=found.reason or done.reason,
-                files=found.files + (len(group.scans) if done.changed else 0),
+                rows=found.rows + filled.changed,
+                unfit=found.unfit + filled.unfit,
+                reason=found.reason or filled.reason,
+                files=found.files + (len(group.scans) if filled.changed else 0),
             )
-            if done.changed and on_file is not None:
-                written.append(self._tables.write(group, [done.rows]))
-                on_file()
         return found, written
+
+
+class _FilledRows:
+    """The rows of a group with the columns that were declared since, part by part. Counts those that it has given."""
+
+    def __init__(self, parts: Iterable[pa.Table], source: Source) -> None:
+        self._parts = parts
+        self._source = source
+        self.changed = 0
+        self.unfit = 0
+        self.reason: str | None = None
+
+    def __iter__(self) -> Iterator[pa.Table]:
+        for part in self._parts:
+            done = reprocess(part, self._source)
+            self.changed += done.changed
+            self.unfit += done.unfit
+            self.reason = self.reason or done.reason
+            yield done.rows

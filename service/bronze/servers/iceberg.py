@@ -461,10 +461,6 @@ class Tables:
                 by_partition[scan.file.partition[0]].append((0, scan))
         return _grouped(state.table, by_partition.values(), target_bytes)
 
-    def rows(self, group: FileGroup) -> pa.Table:
-        """The rows of a group, as `parts` has them."""
-        return pa.concat_tables(self.parts(group), promote_options="permissive")
-
     def parts(self, group: FileGroup) -> Iterator[pa.Table]:
         """The rows of a group, in the order of its files, in parts of about `PART_BYTES`: how much memory small files
         take is not known before. Raises `Conflict` if its files were deleted meanwhile, `Unavailable`, and `Halted` at
