@@ -50,6 +50,8 @@ NOT_REACHED: Mapping[str, str] = {
     "files that the catalog does not name": "copies of objects below the prefix, and messages in quarantine that no "
     "object lists: until they are deleted",
     "old versions of the files of tables": "if their storage keeps versions: until a rule of the storage deletes them",
+    "unfinished uploads of files of tables": "a program that was killed leaves the parts that it had sent, which no "
+    "reader sees: until a rule of the storage deletes them (AbortIncompleteMultipartUpload)",
     "copies of readers": "what readers of the bucket, of the feed and of the tables have written elsewhere",
     "receivers of events": "webhooks and lineage servers got the classification_ids of objects (bronze notify)",
     "senders": "the files and databases that the records came from; a sender that sends them again stores them again",
