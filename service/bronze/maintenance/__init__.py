@@ -7,5 +7,5 @@ reprocessing  fills the columns that were declared later
 erasure       removes rows from the files of all snapshots, and from those that no snapshot has
 
 Imports: errors, objects, plurals, protocol, records, servers.
-Libraries: none.
+Libraries: pyarrow.
 """
