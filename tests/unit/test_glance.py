@@ -4,7 +4,7 @@ import asyncio
 import json
 import socket
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
 import httpx
@@ -117,10 +117,17 @@ def silent() -> Iterator[int]:
         yield server.getsockname()[1]
 
 
+def connected(client: httpx.AsyncClient) -> Callable[[], Awaitable[Prometheus]]:
+    async def connect() -> Prometheus:
+        return Prometheus(client)
+
+    return connect
+
+
 @asynccontextmanager
 async def reader_at(port: int) -> AsyncIterator[GlanceReader]:
     async with httpx.AsyncClient(base_url=f"http://{LOOPBACK}:{port}", trust_env=False) as client:
-        yield GlanceReader(Prometheus(client))
+        yield GlanceReader(connected(client))
 
 
 async def test_a_prometheus_that_never_answers_times_out_once_for_all_requests() -> None:
@@ -175,7 +182,7 @@ async def test_verdicts_and_alerts_are_read_by_name() -> None:
         return httpx.Response(200, json={"data": {"result": series}})
 
     async with httpx.AsyncClient(transport=httpx.MockTransport(answer), base_url="http://prometheus") as client:
-        found = await GlanceReader(Prometheus(client)).read()
+        found = await GlanceReader(connected(client)).read()
     assert (found.verdicts, found.source_verdicts) == ({"queue": 222}, {"vehicles": 0})
     assert found.alerts == ["BronzeLaneHalted", "BronzeRoleDown"]
     assert found.found == {("vehicles", "seats", "max"): 149}
@@ -199,7 +206,7 @@ async def test_a_number_that_nobody_can_have_measured_does_not_break_the_page(re
         return httpx.Response(200, json={"data": {"result": [{"metric": {}, "value": [0, reported]}]}})
 
     async with httpx.AsyncClient(transport=httpx.MockTransport(answer), base_url="http://prometheus") as client:
-        found = await GlanceReader(Prometheus(client)).read()
+        found = await GlanceReader(connected(client)).read()
     for tile in tiles(found):
         assert tile.value
     for write in found.slowest:

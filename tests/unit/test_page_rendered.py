@@ -33,11 +33,11 @@ from bronze.protocol.snapshot_summary import FirstSnapshot
 from bronze.records import sources
 from bronze.servers.bucket import Head
 from bronze.servers.catalog_feed import FeedEntry
-from bronze.servers.prometheus import Prometheus
 from local.builds import REPOSITORY
 from local.programs import LOOPBACK, free_ports
 from prometheus import rules
 from tests import factories
+from tests.unit.test_glance import connected
 
 PATH = "bronze/source=vehicles/date=2026-11-27/hour=22/e-0-000000000001.parquet"
 TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
@@ -271,7 +271,7 @@ async def test_without_prometheus_the_page_names_the_setting() -> None:
 async def test_without_an_answer_from_prometheus_only_the_figures_are_missing() -> None:
     port = free_ports()
     async with httpx.AsyncClient(base_url=f"http://{LOOPBACK}:{port}", trust_env=False) as client:
-        new = new_page(glances=GlanceReader(Prometheus(client)))
+        new = new_page(glances=GlanceReader(connected(client)))
         assert "Prometheus does not answer" in (await new.show("")).html
         assert "Found by submission" in (await new.show("x")).html
 

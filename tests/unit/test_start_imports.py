@@ -29,7 +29,7 @@ OF_HTTP_CLIENTS = {"httpx", "click", "pygments", "rich"}
 @pytest.mark.parametrize(
     ("role", "unneeded"),
     [
-        ("serve", OF_COMMANDS | {"bronze.publisher"}),
+        ("serve", OF_COMMANDS | OF_HTTP_CLIENTS - {"click"} | {"bronze.publisher"}),  # uvicorn imports click
         ("consume", OF_COMMANDS | OF_THE_API | OF_HTTP_CLIENTS | {"bronze.publisher"}),
         ("canary", OF_COMMANDS | OF_THE_API),  # it sends by the publisher
     ],

@@ -8,13 +8,13 @@ import asyncio
 import datetime as dt
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from bronze.errors import Outage, Unavailable
 from bronze.records.expectations import Expectation
-from bronze.servers.prometheus import Exemplar, Prometheus, Sample
 from bronze.telemetry.promql import (
     LEDGER,
     NO_CANARY,
@@ -27,6 +27,9 @@ from bronze.telemetry.promql import (
     quantile_counted,
 )
 from bronze.telemetry.signals import OTHER_FIELD
+
+if TYPE_CHECKING:
+    from bronze.servers.prometheus import Exemplar, Prometheus, Sample
 
 WINDOW_S = 3600
 #: The time limit of all queries together, in seconds.
@@ -156,10 +159,12 @@ class Glance:
 
 
 class GlanceReader:
-    """Reads the overview from Prometheus. Concurrent requests share one answer."""
+    """Reads the overview from Prometheus, for which `connect` is awaited. Concurrent requests share one answer."""
 
-    def __init__(self, prometheus: Prometheus, monotonic_s: Callable[[], float] = time.monotonic) -> None:
-        self._prometheus = prometheus
+    def __init__(
+        self, connect: "Callable[[], Awaitable[Prometheus]]", monotonic_s: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._connect = connect
         self._monotonic_s = monotonic_s
         self._lock = asyncio.Lock()
         self._answer: Glance | Unavailable = Unavailable(Outage.UNAVAILABLE, "Prometheus was not asked yet")
@@ -181,12 +186,15 @@ class GlanceReader:
     async def _query_all(self, now_s: float) -> Glance:
         try:
             async with asyncio.timeout(ASK_S_MAX):
+                prometheus = await self._connect()
                 exemplars, fields, values, by_label, (found, broken) = await asyncio.gather(
-                    self._prometheus.exemplars(EXEMPLARS, now_s - WINDOW_S, now_s + 1),
-                    self._prometheus.vector(UNDECLARED, now_s),
-                    asyncio.gather(*(self._prometheus.value(query, now_s) for query in QUERIES.values())),
-                    asyncio.gather(*(self._by_label(*query, now_s) for query in (VERDICTS, SOURCE_VERDICTS, ALERTS))),
-                    asyncio.gather(*(self._by_expectation(query, now_s) for query in (FOUND, BROKEN))),
+                    prometheus.exemplars(EXEMPLARS, now_s - WINDOW_S, now_s + 1),
+                    prometheus.vector(UNDECLARED, now_s),
+                    asyncio.gather(*(prometheus.value(query, now_s) for query in QUERIES.values())),
+                    asyncio.gather(
+                        *(_by_label(prometheus, *query, now_s) for query in (VERDICTS, SOURCE_VERDICTS, ALERTS))
+                    ),
+                    asyncio.gather(*(_by_expectation(prometheus, query, now_s) for query in (FOUND, BROKEN))),
                 )
         except TimeoutError as error:
             raise Unavailable(Outage.TIMEOUT, f"Prometheus does not answer within {ASK_S_MAX:g} s") from error
@@ -202,26 +210,26 @@ class GlanceReader:
             broken=broken.keys(),
         )
 
-    async def _by_label(self, query: str, label: str, now_s: float) -> dict[str, float]:
-        """The values of a query by a label of its series; the greatest of several."""
-        found: dict[str, float] = {}
-        for sample in await self._prometheus.vector(query, now_s):
-            if (name := sample.labels.get(label)) and math.isfinite(sample.value):
-                found[name] = max(sample.value, found.get(name, sample.value))
-        return found
 
-    async def _by_expectation(self, query: str, now_s: float) -> dict[ExpectationKey, float]:
-        def key(labels: Mapping[str, str]) -> ExpectationKey:
-            source, name, expectation = (
-                labels.get(f"bronze_{part}", "") for part in ("source", "field", "expectation")
-            )
-            return source, name, expectation
-
-        samples = await self._prometheus.vector(query, now_s)
-        return {key(sample.labels): sample.value for sample in samples if math.isfinite(sample.value)}
+async def _by_label(prometheus: "Prometheus", query: str, label: str, now_s: float) -> dict[str, float]:
+    """The values of a query by a label of its series; the greatest of several."""
+    found: dict[str, float] = {}
+    for sample in await prometheus.vector(query, now_s):
+        if (name := sample.labels.get(label)) and math.isfinite(sample.value):
+            found[name] = max(sample.value, found.get(name, sample.value))
+    return found
 
 
-def undeclared(fields: Sequence[Sample]) -> Mapping[str, UndeclaredFields]:
+async def _by_expectation(prometheus: "Prometheus", query: str, now_s: float) -> dict[ExpectationKey, float]:
+    def key(labels: Mapping[str, str]) -> ExpectationKey:
+        source, name, expectation = (labels.get(f"bronze_{part}", "") for part in ("source", "field", "expectation"))
+        return source, name, expectation
+
+    samples = await prometheus.vector(query, now_s)
+    return {key(sample.labels): sample.value for sample in samples if math.isfinite(sample.value)}
+
+
+def undeclared(fields: "Sequence[Sample]") -> Mapping[str, UndeclaredFields]:
     """The undeclared fields of each source, of which only some are named."""
     by_source: dict[str, list[str]] = {}
     for sample in sorted(fields, key=lambda sample: (-sample.value, sample.labels.get("bronze_field", ""))):
@@ -233,7 +241,7 @@ def undeclared(fields: Sequence[Sample]) -> Mapping[str, UndeclaredFields]:
     return found
 
 
-def slowest(exemplars: Sequence[Exemplar]) -> tuple[BronzeWrite, ...]:
+def slowest(exemplars: "Sequence[Exemplar]") -> tuple[BronzeWrite, ...]:
     """The slowest writes among exemplars, each once. One trace may contain several writes."""
     writes = {
         (exemplar.trace_id, exemplar.value): BronzeWrite(

@@ -4,8 +4,9 @@ import asyncio
 import logging
 import os
 import socket
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager, nullcontext
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 from bronze import process
@@ -32,7 +33,7 @@ from bronze.api.readiness import Readiness
 from bronze.api.request_context import OwnContext
 from bronze.api.sessions import Sessions
 from bronze.api.undeclared_counts import UndeclaredCounts
-from bronze.errors import ErrorCode, Gone
+from bronze.errors import ErrorCode, Gone, Misconfigured, Outage, Unavailable
 from bronze.ledger.catalog_size import CatalogSizeReport
 from bronze.lineage.catalog_index import CatalogIndex
 from bronze.lineage.lookup import LineageLookup
@@ -45,14 +46,11 @@ from bronze.protocol.snapshot_summary import FirstSnapshot
 from bronze.records import sources
 from bronze.records.sources import Source
 from bronze.servers.catalog_feed import Feed
-from bronze.servers.issuer_keys import IssuerKeys
-from bronze.servers.prometheus import Prometheus
 from bronze.servers.queue import boot_time_s
 from bronze.settings import Auth, Settings
 from bronze.telemetry import sdk
 from bronze.telemetry.sdk import Telemetry
 from bronze.telemetry.signals import Role, attribute
-from bronze.wiring.http_servers import open_issuer_keys, open_prometheus
 from bronze.wiring.listener import bind, check_exposure, of_supervisor
 from bronze.wiring.reload import SourcesReload, start_again
 from bronze.wiring.servers import (
@@ -65,13 +63,40 @@ from bronze.wiring.workers import Worker
 
 if TYPE_CHECKING:
     from bronze.api.tokens import TokenVerifier
+    from bronze.servers.prometheus import Prometheus
 
 log = logging.getLogger(__name__)
 
 
-def token_verifier(settings: Settings, issuer_keys: IssuerKeys) -> "TokenVerifier":
-    """By settings that name an issuer."""
+@asynccontextmanager
+async def _open_prometheus(url: str) -> "AsyncIterator[Callable[[], Awaitable[Prometheus]]]":
+    """What opens Prometheus, with the first question: its client is slow to import."""
+    opened: Prometheus | None = None
+    async with AsyncExitStack() as to_close:
+
+        async def connect() -> Prometheus:
+            nonlocal opened
+            if opened is None:
+                await asyncio.to_thread(import_module, "bronze.wiring.http_servers")
+                from bronze.wiring.http_servers import open_prometheus_at
+
+                try:
+                    opened = await to_close.enter_async_context(open_prometheus_at(url, ASK_S_MAX))
+                except Misconfigured as error:
+                    raise Unavailable(Outage.UNAVAILABLE, str(error)) from error
+            return opened
+
+        yield connect
+
+
+@asynccontextmanager
+async def _open_tokens(settings: Settings) -> "AsyncIterator[TokenVerifier | None]":
+    """The check of the tokens of the issuer in the settings, if there is one."""
+    if settings.jwt_keys is None:
+        yield None
+        return
     from bronze.api.tokens import TokenVerifier, Trust  # slow to import, and most APIs have no issuer
+    from bronze.wiring.http_servers import open_issuer_keys
 
     trust = Trust(
         issuer=settings.jwt_issuer or "",
@@ -79,7 +104,8 @@ def token_verifier(settings: Settings, issuer_keys: IssuerKeys) -> "TokenVerifie
         algorithms=settings.jwt_algorithms.split(","),
         leeway_s=settings.jwt_leeway_s,
     )
-    return TokenVerifier(issuer_keys, trust)
+    async with open_issuer_keys(settings.jwt_keys) as issuer_keys:
+        yield TokenVerifier(issuer_keys, trust)
 
 
 def _table_snapshots(settings: Settings, declared: Mapping[str, Source]) -> TableSnapshots | None:
@@ -100,7 +126,7 @@ def api_parts(
     declared: Mapping[str, Source],
     servers: Servers,
     index: CatalogIndex,
-    prometheus: Prometheus | None,
+    prometheus: "Callable[[], Awaitable[Prometheus]] | None",
     telemetry: Telemetry,
     on_gone: Callable[[Gone], None],
     now_s: Callable[[], float] = boot_time_s,
@@ -191,8 +217,8 @@ async def serve(
     try:
         async with (
             open_servers(settings, declared, telemetry.instance_id, stop) as opened,
-            open_prometheus(settings, ASK_S_MAX) as prometheus,
-            open_issuer_keys(settings) as issuer_keys,
+            _open_prometheus(settings.prometheus_url) if settings.prometheus_url else nullcontext() as prometheus,
+            _open_tokens(settings) as tokens,
         ):
             servers = substitute(opened)
 
@@ -213,7 +239,7 @@ async def serve(
                 telemetry,
                 stop_on_gone,
                 stopping=lambda: server.should_exit,
-                tokens=None if issuer_keys is None else token_verifier(settings, issuer_keys),
+                tokens=tokens,
                 worker=worker,
             )
             if parts.callers:

@@ -21,7 +21,14 @@ async def open_prometheus(settings: Settings, timeout_s: float) -> AsyncIterator
     if settings.prometheus_url is None:
         yield None
         return
-    async with _client("BRONZE_PROMETHEUS_URL", settings.prometheus_url, timeout_s) as client:
+    async with open_prometheus_at(settings.prometheus_url, timeout_s) as prometheus:
+        yield prometheus
+
+
+@asynccontextmanager
+async def open_prometheus_at(url: str, timeout_s: float) -> AsyncIterator[Prometheus]:
+    """The same at a given address."""
+    async with _client("BRONZE_PROMETHEUS_URL", url, timeout_s) as client:
         yield Prometheus(client)
 
 
@@ -39,13 +46,10 @@ async def open_trace_store(settings: Settings, timeout_s: float) -> AsyncIterato
 
 
 @asynccontextmanager
-async def open_issuer_keys(settings: Settings) -> AsyncIterator[IssuerKeys | None]:
-    """The keys of the issuer in the settings, if there is one."""
-    if settings.jwt_keys is None:
-        yield None
-        return
+async def open_issuer_keys(place: str) -> AsyncIterator[IssuerKeys]:
+    """The keys of an issuer, at a URL or in a file."""
     async with httpx.AsyncClient() as client:
-        yield IssuerKeys(client, settings.jwt_keys)
+        yield IssuerKeys(client, place)
 
 
 def _client(variable: str, url: str, timeout_s: float) -> httpx.AsyncClient:
