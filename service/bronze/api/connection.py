@@ -12,11 +12,11 @@ from contextlib import suppress
 
 import httptools
 import uvicorn
-from fastapi.responses import JSONResponse
+from fastapi import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from bronze.api.problems import PROBLEM, document
+from bronze.api.problems import PROBLEM, document, outside_of_app
 from bronze.errors import ErrorCode, Outage, Refusal
 from bronze.settings import Settings
 
@@ -69,14 +69,12 @@ class _StopAnswered:
             raise
 
 
-def _stopped() -> JSONResponse:
-    code = Outage.OUTCOME_UNKNOWN
-    detail = (
+def _stopped() -> Response:
+    return outside_of_app(
+        Outage.OUTCOME_UNKNOWN,
         "The API stopped before the request was done, so it may have been carried out. Send it again, with the same "
-        "Idempotency-Key if it had one."
+        "Idempotency-Key if it had one.",
     )
-    body = document(code.status, code, detail, {})
-    return JSONResponse(body, code.status, media_type=PROBLEM, headers={"Connection": "close", "Retry-After": "1"})
 
 
 def connection_class(settings: Settings, on_refused: Callable[[ErrorCode], None]) -> type[HttpToolsProtocol]:

@@ -6,11 +6,11 @@ import ipaddress
 import re
 from collections.abc import Callable
 
-from fastapi.responses import JSONResponse
+from fastapi import Response
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from bronze.api.problems import PROBLEM, document
+from bronze.api.problems import outside_of_app
 from bronze.errors import ErrorCode, Refusal
 from bronze.settings import Settings
 
@@ -84,13 +84,11 @@ def _policy(html: bytes) -> str:
     )
 
 
-def _refuse(host: str) -> JSONResponse:
+def _refuse(host: str) -> Response:
     detail = (
         f"The API is not called {host[:100]!r}. Use its address, or add the name to the API's setting BRONZE_HOSTS."
     )
-    code = Refusal.UNKNOWN_HOST
-    body = document(code.status, code, detail, {"setting": "BRONZE_HOSTS"})
-    return JSONResponse(body, code.status, media_type=PROBLEM, headers={"Connection": "close"})
+    return outside_of_app(Refusal.UNKNOWN_HOST, detail, setting="BRONZE_HOSTS")
 
 
 def _is_loopback(host: str) -> bool:

@@ -17,7 +17,7 @@ from bronze.api.audit import AuditLog
 from bronze.api.login_page import LoginPage, requested_path, wants_page
 from bronze.api.models import Problem
 from bronze.api.sessions import cookie_of
-from bronze.errors import Fault, Gone, Outage, Refusal, Refused, Unavailable
+from bronze.errors import ErrorCode, Fault, Gone, Outage, Refusal, Refused, Unavailable
 from bronze.telemetry.context import trace_id_hex, traceparent
 
 log = logging.getLogger(__name__)
@@ -48,6 +48,13 @@ def document(status: int, code: str, detail: str, members: Mapping[str, object])
         "detail": detail,
         **members,
     }
+
+
+def outside_of_app(code: ErrorCode, detail: str, **members: object) -> JSONResponse:
+    """The answer to a request that the app does not answer, so that it has no trace. The connection is closed."""
+    retry = {"Retry-After": "1"} if isinstance(code, Outage) else {}
+    body = document(code.status, code, detail, members)
+    return JSONResponse(body, code.status, media_type=PROBLEM, headers={"Connection": "close", **retry})
 
 
 def refusal(error: Refused) -> Response:
