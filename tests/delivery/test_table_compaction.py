@@ -122,6 +122,16 @@ async def checked(lanes: Lanes, catalog: Catalog) -> None:
     assert rows_of(catalog) == lanes.rows
 
 
+async def fill_padded(lanes: Lanes, catalog: Catalog, monkeypatch: pytest.MonkeyPatch) -> tuple[int, str]:
+    """Commit objects, whose rows are rewritten in parts of a few; returns how many, and what makes each row large."""
+    objects, padding = 40, "x" * 2**20
+    for _ in range(objects):
+        lanes.write(padding=padding)
+        await commit_all(lanes, CutTables(catalog))
+    monkeypatch.setattr(iceberg, "PART_BYTES", 4 * 2**20)
+    return objects, padding
+
+
 @contextmanager
 def arrow_memory() -> Iterator[pa.MemoryPool]:
     """Counts what Arrow allocates from now on."""
@@ -138,12 +148,8 @@ async def test_rows_that_compress_well_are_rewritten_in_parts(
     lanes: Lanes, catalog: Catalog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two MB of rows are a few kB in a file. In memory are a few files and a part, and not all rows of the new file."""
-    objects, padding = 40, "x" * 2**20
-    for _ in range(objects):
-        lanes.write(padding=padding)
-        await commit_all(lanes, CutTables(catalog))
+    objects, padding = await fill_padded(lanes, catalog, monkeypatch)
     before = table(catalog).scan().to_arrow()
-    monkeypatch.setattr(iceberg, "PART_BYTES", 4 * 2**20)
     with arrow_memory() as counted:
         done = compact(CutTables(catalog))
     assert (done.files, done.new_files) == (2 * objects, 2)

@@ -18,7 +18,6 @@ from bronze.maintenance.reprocessing import REPROCESSED, Reprocessed, Reprocessi
 from bronze.maintenance.task import TooManyConflicts
 from bronze.records.fields import Field, FieldType
 from bronze.records.sources import Source, built_in_file
-from bronze.servers import iceberg
 from bronze.servers.iceberg import Tables
 from local.machine import limit_s
 from tests.delivery import test_table as tables_test
@@ -41,6 +40,7 @@ from tests.delivery.test_table_compaction import (
     compact,
     files,
     fill,
+    fill_padded,
     position,
     stored,
 )
@@ -136,11 +136,7 @@ async def test_rows_that_compress_well_are_reprocessed_in_parts(
     lanes: Lanes, catalog: Catalog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As a compaction rewrites them."""
-    objects, padding = 40, "x" * 2**20
-    for _ in range(objects):
-        lanes.write(padding=padding)
-        await commit_all(lanes, CutTables(catalog))
-    monkeypatch.setattr(iceberg, "PART_BYTES", 4 * 2**20)
+    objects, padding = await fill_padded(lanes, catalog, monkeypatch)
     with arrow_memory() as counted:
         reprocess(CutTables(catalog))
     assert counted.max_memory() < objects * len(padding)
