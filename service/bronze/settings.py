@@ -353,7 +353,7 @@ class Settings(BaseSettings):
     table_expire_days: Annotated[int, Field(ge=0, le=36_500)] = Field(
         7,
         description="Age from which the maintenance removes snapshots of tables, in days, and then the files that no "
-        "snapshot has. Of each hour before the last one, one snapshot stays. 0: all stay.",
+        "snapshot has. Of each hour, one snapshot stays, and all of the last 15 minutes. 0: all stay.",
     )
     webhook_url: Annotated[str, Field(pattern=_HTTP)] | None = Field(
         None, description="Address of the webhook to which `bronze notify` sends events (docs/events.md)."

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from pyiceberg.catalog import Catalog, load_catalog
 from pyiceberg.table import Table, TableProperties
+from pyiceberg.table.snapshots import Snapshot
 from pyiceberg.table.update import update_table_metadata
 
 from bronze.errors import Halted, Outage, Unavailable
@@ -275,6 +276,33 @@ async def test_old_rows_are_deleted_and_the_position_stays(lanes: Lanes, catalog
 
 
 # --- the ways in which a commit can end
+
+
+async def test_a_commit_does_not_copy_the_snapshots(
+    lanes: Lanes, catalog: Catalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else that is most of its CPU with a thousand snapshots. (A catalog in SQLite makes copies of its own.)"""
+    tables = CutTables(catalog)
+    for _ in range(3):
+        lanes.write()
+        await commit_all(lanes, tables)
+    state = tables.read(SOURCE.name)
+    copied: list[Snapshot] = []
+    commit, copy = catalog.commit_table, Snapshot.__deepcopy__
+
+    def counted(snapshot: Snapshot, memo: dict[int, Any] | None = None) -> Snapshot:
+        copied.append(snapshot)
+        return copy(snapshot, memo)
+
+    def not_counted(*args: Any) -> Any:
+        monkeypatch.undo()
+        return commit(*args)
+
+    monkeypatch.setattr(catalog, "commit_table", not_counted)
+    monkeypatch.setattr(Snapshot, "__deepcopy__", counted)
+    tables.append(state, state.table.scan(limit=1).to_arrow(), "{}", {})
+    assert copied == []
+    assert len(table(catalog).snapshots()) == 4
 
 
 async def test_rows_are_committed_once_with_their_position(lanes: Lanes, catalog: Catalog) -> None:

@@ -156,6 +156,17 @@ async def test_a_table_that_was_idle_keeps_its_last_snapshots(lanes: Lanes, cata
     assert CutTables(catalog).expirable(state, before, before) == [one.snapshot_id for one in long_ago[:-1]]
 
 
+async def test_the_files_can_stay_until_another_run(lanes: Lanes, catalog: Catalog, tmp_path: Path) -> None:
+    await fill_and_compact(lanes, catalog, tmp_path)
+    before, rows = stored(tmp_path), rows_of(catalog)
+    done = Expiry(CutTables(catalog), LATER, AGE, None).run(SOURCE.name, lambda: None)
+    assert done.expired_snapshots > 1
+    assert done.deleted_files == 0
+    assert stored(tmp_path) >= before
+    assert rows_of(catalog) == rows
+    assert expire(CutTables(catalog)).deleted_files > 0
+
+
 async def test_one_snapshot_per_hour_stays(lanes: Lanes, catalog: Catalog) -> None:
     """If what came after the others only appended; and all of the last hour."""
     await fill(lanes, catalog)

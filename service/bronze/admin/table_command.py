@@ -43,15 +43,15 @@ def arguments(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
         type=partial(whole, minimum=1, maximum=TARGET_BYTES_MAX),
         default=TARGET_BYTES,
         metavar="BYTES",
-        help="size of the new files (default: 128 MiB). The rows of a file have to fit in memory",
+        help="size of the new files (default: 128 MiB)",
     )
     _add_common(compact)
     expire = actions.add_parser(
         "expire",
         help="remove old snapshots of tables, and delete the files that no snapshot has",
         description="Remove old snapshots of tables, and delete the files under the tables' locations that no snapshot "
-        "has and that are at least three days old. Of the snapshots that stay, those from before the last hour become "
-        "one per hour. The rows of a table stay as they are. If the command is interrupted, run it again.",
+        "has and that are at least three days old. Of the snapshots that stay, those from before the last 15 minutes "
+        "become one per hour. The rows of a table stay as they are. If the command is interrupted, run it again.",
         epilog=_EXIT_CODES,
     )
     expire.add_argument(

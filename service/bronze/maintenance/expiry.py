@@ -14,7 +14,7 @@ from bronze.servers.iceberg import Conflict, StoredFile, Tables
 
 #: For so long each snapshot stays; then the last one of each hour. The metadata have all snapshots, and each commit
 #: reads and writes the metadata.
-EVERY_SNAPSHOT = dt.timedelta(hours=1)
+EVERY_SNAPSHOT = dt.timedelta(minutes=15)
 #: Age from which a file without a snapshot is deleted: far above the time that a commit or a compaction can take.
 FILE_AGE_MIN = dt.timedelta(days=3)
 
@@ -45,10 +45,10 @@ class Expired:
 class Expiry:
     """The expiry of tables: of snapshots that were last current before a time. All methods block.
 
-    `raw_data`: bucket and prefix of the raw data, where nothing is deleted.
+    `raw_data`: bucket and prefix of the raw data, where nothing is deleted; None if files stay until another run.
     """
 
-    def __init__(self, tables: Tables, now: dt.datetime, age: dt.timedelta, raw_data: str) -> None:
+    def __init__(self, tables: Tables, now: dt.datetime, age: dt.timedelta, raw_data: str | None) -> None:
         self._tables = tables
         self._now = now
         self._age = age
@@ -94,6 +94,8 @@ class Expiry:
         return self._now - self._age, self._now - EVERY_SNAPSHOT
 
     def _old_files(self, source: str, without: list[int] | None = None) -> list[StoredFile]:
+        if self._raw_data is None:
+            return []
         files, newest = self._tables.unreferenced(source, self._raw_data, without or ())
         before = min(self._now, newest) - FILE_AGE_MIN
         return [file for file in files if file.written_at < before]

@@ -25,7 +25,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from typing import Any, Final, TypeVar, cast
+from typing import Any, Final, Self, TypeVar, cast
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -311,6 +311,22 @@ class _Transaction(Transaction):
         return self._known[1]
 
 
+#: What grows with the number of commits.
+_LISTS = ("snapshots", "snapshot_log", "metadata_log")
+
+
+class _Shared(list[_T]):
+    """A list in the metadata of a table that is not copied with them. pyiceberg copies them three times per commit,
+    with all snapshots, and changes no part of a copy.
+    """
+
+    def __add__(self, others: list[_T]) -> "_Shared[_T]":  # type: ignore[override]
+        return _Shared([*self, *others])
+
+    def __deepcopy__(self, _: object) -> Self:
+        return self
+
+
 class Tables:
     """The tables of a namespace. All methods block: call them in a thread."""
 
@@ -348,6 +364,8 @@ class Tables:
         """The state of a table, and the position that its rows have. Raises `Unavailable`."""
         with _failures():
             table = self._catalog.load_table(self._id(name))
+            shared = {name: _Shared(getattr(table.metadata, name)) for name in _LISTS}
+            table.metadata = table.metadata.model_copy(update=shared)
             return TableState(table, _position(table))
 
     def check_columns(self, state: TableState, columns: pa.Schema) -> None:

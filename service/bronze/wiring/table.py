@@ -36,6 +36,8 @@ log = logging.getLogger(__name__)
 
 #: Size of the files that the role compacts to: their rows have to fit in its memory, beside those of a commit.
 TARGET_BYTES = 16 * 2**20
+#: Time between two removals of snapshots, in seconds: each commit takes longer, the more there are.
+SNAPSHOTS_S = 300.0
 
 
 async def run_table(settings: Settings) -> int:
@@ -64,7 +66,7 @@ async def run_table(settings: Settings) -> int:
                     role = TableRole(committers, feed, measuring, settings.table_interval_s)
                     reload.begin(_anything_that_can_be_read, stop.set)
                     maintenance = _maintenance(settings, declared, tables, measuring.count_maintenance)
-                    async with in_background(reload.notice_edits(), *([maintenance.run()] if maintenance else [])):
+                    async with in_background(reload.notice_edits(), *(each.run() for each in maintenance)):
                         await role.run(stop)
                 finally:
                     await jetstream.close()
@@ -83,17 +85,22 @@ def _maintenance(
     declared: Mapping[str, Source],
     tables: Tables,
     on_run: Callable[[str, ErrorCode | None], None],
-) -> Maintenance | None:
-    """The maintenance that the settings ask for."""
+) -> Sequence[Maintenance]:
+    """The maintenance that the settings ask for: all of it, and between its runs the snapshots."""
+    age = dt.timedelta(days=settings.table_expire_days)
     if not settings.table_maintenance_interval_s:
-        return None
+        return []
 
-    def tasks(now: dt.datetime) -> Sequence[Task]:
-        age = dt.timedelta(days=settings.table_expire_days)
+    def everything(now: dt.datetime) -> Sequence[Task]:
         expiry = [Expiry(tables, now, age, _raw_data(settings))] if age else []
         return [Compaction(tables, declared, closed_before(now, 1), TARGET_BYTES), *expiry]
 
-    return Maintenance(declared, tasks, settings.table_maintenance_interval_s, on_run)
+    def snapshots(now: dt.datetime) -> Sequence[Task]:
+        return [Expiry(tables, now, age, None)]
+
+    whole = Maintenance(declared, everything, settings.table_maintenance_interval_s, on_run)
+    # not counted: if everything else fails, nobody may take it for a success
+    return [whole, Maintenance(declared, snapshots, SNAPSHOTS_S, lambda *_: None)] if age else [whole]
 
 
 async def _anything_that_can_be_read(_: Mapping[str, Source], __: str) -> None:
