@@ -18,6 +18,7 @@ import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from signal import SIGINT, default_int_handler, signal
 from typing import Any
 
 from local.builds import REPOSITORY
@@ -115,6 +116,7 @@ def progress(newest: Sample, seconds: float, faults: Faults) -> str:
         ("catalog entries", "{:.0f} objects"),
         ("accept p99, s", "accept p99 {:.3f} s"),
         ("store p99, s", "store p99 {:.1f} s"),
+        ("queryable p95, s", "queryable p95 {:.1f} s"),
     )
     parts = [f"{newest['at'] / seconds:4.0%}", f"{newest['submissions']} submissions"]
     parts += [text.format(newest[name]) for name, text in shown if name in newest]
@@ -166,6 +168,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     fault_s = min(FAULT_S_MAX, seconds / FAULTS_LEAST) if args.fault_s is None else args.fault_s
     given = {"H": args.hours, "RATE": args.rate, "FAULT_S": args.fault_s, "SEED": args.seed}
     command = " ".join(["make soak", *(f"{name}={value:g}" for name, value in given.items() if value is not None)])
+    signal(SIGINT, default_int_handler)  # a shell starts what runs in the background without it
     try:
         with leave_nothing():
             result = {"command": command, "note": args.note, **run(args.folder, seconds, args.seed, args.rate, fault_s)}

@@ -28,7 +28,7 @@ PICTURES = {
         ("Messages in the queue's lanes", ["queue messages"]),
         ("Disk, MB", ["queue disk, MB", "view disk, MB", "queue catalog, MB"]),
         ("Entries of the catalog", ["catalog entries"]),
-        ("Latency, s", ["accept p50, s", "accept p99, s", "store p50, s", "store p99, s"]),
+        ("Latency, s", ["accept p50, s", "accept p99, s", "store p50, s", "store p99, s", "queryable p95, s"]),
     ),
 }
 LOGARITHMIC = {"Latency, s", "Messages in the queue's lanes"}

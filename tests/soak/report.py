@@ -72,6 +72,7 @@ SERIES = (
         for what in ("accept", "store")
         for quantile, bound in (("p50", 0.1), ("p99", 1))
     ),
+    Series("queryable p95, s", 5),
 )
 
 

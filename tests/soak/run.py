@@ -16,6 +16,7 @@ from io import BytesIO
 from pathlib import Path
 from signal import SIGCONT, SIGKILL, SIGSTOP
 from typing import Any, Self
+from urllib.parse import urlencode
 from uuid import uuid4
 
 import httpx
@@ -30,7 +31,7 @@ from local.builds import build_all
 from local.evidence import SOURCES
 from local.exporters import Exporters
 from local.machine import Deadline
-from local.programs import LocalError, NotReady, Process, http_get
+from local.programs import LocalError, NotReady, Process, get_json, http_get
 from local.stack import Ports, Stack
 from tests.background import InThread
 from tests.soak.load import REQUIRED, Account, Load, name_of, number_of
@@ -44,6 +45,11 @@ PAUSE_S = (1.0, 8.0)
 SUPERVISE_S = 0.5
 #: One small submission per so many seconds is followed until it is stored.
 PROBE_S = 1.0
+#: The time from acceptance to the table. Without a commit in the last minute there is no number, and no sample.
+QUERYABLE = (
+    "histogram_quantile(0.95, sum by (le) "
+    '(rate(bronze_table_delivery_duration_seconds_bucket{job="bronze/table"}[1m]))) >= 0'
+)
 PROBE_POLL_S = 0.1
 STORED_S_MAX = 120.0
 TABLES_S_MAX = 120.0
@@ -246,6 +252,10 @@ def sample(running: Running, load: Load, probe: Probe, began: float) -> Sample:
         if len(seconds) > 1:
             cuts = statistics.quantiles(seconds, n=100, method="inclusive")
             took |= {f"{name} p50, s": round(cuts[49], 4), f"{name} p99, s": round(cuts[98], 4)}
+    with suppress(NotReady):
+        asked = get_json(running.stack.ports.prometheus, f"/api/v1/query?{urlencode({'query': QUERYABLE})}")
+        for one in asked["data"]["result"]:
+            took["queryable p95, s"] = round(float(one["value"][1]), 4)
     took["submissions"] = load.account.submissions
     return took
 

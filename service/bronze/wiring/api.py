@@ -74,7 +74,7 @@ async def _open_prometheus(url: str) -> "AsyncIterator[Callable[[], Awaitable[Pr
     opened: Prometheus | None = None
     async with AsyncExitStack() as to_close:
 
-        async def connect() -> Prometheus:
+        async def connect() -> "Prometheus":
             nonlocal opened
             if opened is None:
                 await asyncio.to_thread(import_module, "bronze.wiring.http_servers")
