@@ -14,6 +14,7 @@ import json
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -50,7 +51,7 @@ def run(folder: Path, seconds: float, seed: int, rate: float | None, fault_s: fl
     """Runs and judges it; returns the result. The samples are in the folder."""
     shutil.rmtree(folder, ignore_errors=True)
     samples: list[Sample] = []
-    interrupted = False
+    interrupted = threading.Event()
     say("starting the system")
     with Running(folder / "system", say) as running:
         load = Load(running.url, seed)
@@ -65,16 +66,17 @@ def run(folder: Path, seconds: float, seed: int, rate: float | None, fault_s: fl
             load.running(rate),
             (folder / SAMPLES).open("w") as file,
         ):
-            try:
-                interval_s = min(SAMPLE_S_MAX, seconds / SAMPLES_LEAST)
-                while (now := time.time() - began) < seconds and not faults.problem:
-                    time.sleep(max(0.0, min((len(samples) + 1) * interval_s, seconds) - now))
-                    samples.append(sample(running, load, probe, began))
-                    file.write(json.dumps(samples[-1]) + "\n")
-                    file.flush()
-                    say(progress(samples[-1], seconds, faults))
-            except KeyboardInterrupt:
-                interrupted = True
+            # no exception: libraries that are awaited for a sample may take it for the end of their own waiting
+            handler = signal(SIGINT, lambda *_: interrupted.set())
+            interval_s = min(SAMPLE_S_MAX, seconds / SAMPLES_LEAST)
+            while (now := time.time() - began) < seconds and not (faults.problem or interrupted.is_set()):
+                interrupted.wait(max(0.0, min((len(samples) + 1) * interval_s, seconds) - now))
+                samples.append(sample(running, load, probe, began))
+                file.write(json.dumps(samples[-1]) + "\n")
+                file.flush()
+                say(progress(samples[-1], seconds, faults))
+            signal(SIGINT, handler)
+            if interrupted.is_set():
                 say("interrupted: judging what there is")
         say("waiting until everything is stored")
         settle(running.system, load.account)
@@ -95,7 +97,7 @@ def run(folder: Path, seconds: float, seed: int, rate: float | None, fault_s: fl
         "service": service(),
         "machine": load_of_machine,
         "seconds": round(samples[-1]["at"]) if samples else 0,
-        "interrupted": interrupted,
+        "interrupted": interrupted.is_set(),
         "seed": seed,
         "rate": round(rate, 3),
         "records": records,
