@@ -66,7 +66,7 @@ def run(folder: Path, seconds: float, seed: int, rate: float | None, fault_s: fl
             load.running(rate),
             (folder / SAMPLES).open("w") as file,
         ):
-            # no exception: libraries that are awaited for a sample may take it for the end of their own waiting
+            # a flag, no KeyboardInterrupt: asyncio cancels what is awaited for a sample, and nats-py may ignore that
             handler = signal(SIGINT, lambda *_: interrupted.set())
             interval_s = min(SAMPLE_S_MAX, seconds / SAMPLES_LEAST)
             while (now := time.time() - began) < seconds and not (faults.problem or interrupted.is_set()):

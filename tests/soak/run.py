@@ -45,12 +45,12 @@ PAUSE_S = (1.0, 8.0)
 SUPERVISE_S = 0.5
 #: One small submission per so many seconds is followed until it is stored.
 PROBE_S = 1.0
+PROBE_POLL_S = 0.1
 #: The time from acceptance to the table. Without a commit in the last minute there is no number, and no sample.
 QUERYABLE = (
     "histogram_quantile(0.95, sum by (le) "
     '(rate(bronze_table_delivery_duration_seconds_bucket{job="bronze/table"}[1m]))) >= 0'
 )
-PROBE_POLL_S = 0.1
 STORED_S_MAX = 120.0
 TABLES_S_MAX = 120.0
 READERS = 4
