@@ -70,8 +70,7 @@ class Expiry:
             return Expired(source)
         snapshots = self._expire(source)
         files = self._old_files(source)
-        if files:  # else the table would be loaded once more, with all snapshots
-            self._tables.delete(source, files, on_file)
+        self._tables.delete(source, files, on_file)
         return _expired(source, snapshots, files)
 
     def _expire(self, source: str) -> int:

@@ -710,6 +710,8 @@ class Tables:
 
     def delete(self, name: str, files: Sequence[StoredFile], on_file: Callable[[], None]) -> None:
         """Delete files of a table. `on_file` is called after each. Raises `Unavailable`."""
+        if not files:
+            return  # the table is not loaded, with all its snapshots, for nothing
         with _failures():
             file_system = _file_system(self._catalog.load_table(self._id(name)))
         for file in files:
